@@ -1,0 +1,62 @@
+"""The data contract between the rooms, and the shape legend that every docstring uses.
+
+Shape legend:
+    B   batch (panoramas)
+    V   views of one panorama, the global view first where there is one
+    h,w pixels of a view
+    C   columns of a camera row (see ``panollava.crop.cameras``)
+    N   patches of a view that the vision encoder emits
+    Q   tokens of a view after the resampler
+    T   text tokens, image placeholders included
+    S   fused sequence that the language model sees
+    Dv, Dr, Dl   widths of vision encoder, resampler output and language model
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of a token that takes no part in the language loss (the value PyTorch and transformers use)."""
+
+
+@dataclass
+class Batch:
+    """Samples collated for a stage or for generation.
+
+    Attributes:
+        sample_ids: name of each sample, for messages and predictions.
+        pixel_values: ``(B, V, 3, h, w)`` uint8; encoders normalise inside the model.
+        cameras: ``(B, V, C)`` float32.
+        view_mask: ``(B, V)`` bool, False where a view only pads the batch.
+        input_ids: ``(B, T)`` int64 with image placeholders already expanded, or None for stages without text.
+        attention_mask: ``(B, T)`` int64, 1 on real tokens.
+        labels: ``(B, T)`` int64, ``IGNORE_INDEX`` where a token is not a target.
+    """
+
+    sample_ids: list[str]
+    pixel_values: Tensor
+    cameras: Tensor
+    view_mask: Tensor
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the DataLoader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {key: function(value) if isinstance(value, Tensor) else value for key, value in values.items()}
+        return Batch(**moved)
