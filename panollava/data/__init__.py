@@ -1,0 +1,1 @@
+"""Data sets: records and questions, readers, and the batches made of them."""

@@ -1,0 +1,57 @@
+"""What a data set is made of: training records, evaluation questions, and the protocol of a source of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample for training and for the validation loss."""
+
+    sample_id: str
+    turns: tuple[tuple[str, str], ...]
+    """(question, answer) pairs in the order of the conversation."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question for evaluation, with every reference answer to it."""
+
+    sample_id: str
+    image_id: str
+    history: tuple[tuple[str, str], ...]
+    """(question, answer) pairs that come before the question."""
+    question: str
+    references: tuple[str, ...]
+    kind: str
+    """Question type, by which scores are also reported."""
+
+
+class Source(Protocol):
+    """One split of a data set."""
+
+    name: str
+
+    def __len__(self) -> int:
+        """Number of training records."""
+        ...
+
+    def record(self, index: int, epoch: int) -> Record:
+        """Record `index` as epoch `epoch` sees it: a function of (seed, epoch, index) and nothing else."""
+        ...
+
+    def panorama(self, index: int) -> np.ndarray:
+        """Panorama of record `index`: (H, W, 3) uint8 RGB."""
+        ...
+
+    def questions(self) -> list[Question]:
+        """Each (image, question) once, in a stable order."""
+        ...
+
+    def question_panorama(self, question: Question) -> np.ndarray:
+        """Panorama that `question` asks about: (H, W, 3) uint8 RGB."""
+        ...
