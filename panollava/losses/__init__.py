@@ -1,0 +1,1 @@
+"""Training losses and the diagnostics that tell whether they can be trusted."""

@@ -1,0 +1,85 @@
+"""Measures that tell agreement from collapse: none of them is trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAX_ROWS = 4096
+"""Rows that the effective rank looks at: enough for the widths in use, and the decomposition stays cheap."""
+
+
+@torch.no_grad()
+def effective_rank(tokens: Tensor) -> Tensor:
+    """Number of directions that tokens ``(..., D)`` spread over, a scalar from 0 (one point) to D.
+
+    The exponential of the entropy of the singular values of the centred tokens; of more than ``MAX_ROWS``
+    tokens, evenly spaced ones are used.
+
+    Source: Roy and Vetterli 2007, The effective rank, definition 1.
+    """
+    rows = _rows(tokens)
+    rows = rows[:: max(1, -(-rows.shape[0] // MAX_ROWS))]
+    values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    if values.numel() == 0 or values[0] <= 1e-6 * rows.norm():
+        return tokens.new_zeros((), dtype=torch.float32)
+    shares = values / values.sum()
+    return torch.special.entr(shares).sum().exp()
+
+
+@torch.no_grad()
+def neighbour_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Mean cosine of matched tokens: ``(P, L, D)`` twice -> ``(P,)``."""
+    return functional.cosine_similarity(a.float(), b.float(), dim=-1).mean(dim=-1)
+
+
+@torch.no_grad()
+def retrieval_accuracy(a: Tensor, b: Tensor) -> Tensor:
+    """How often the nearest token of the other view is the matching one; chance is ``1 / L``.
+
+    Both directions are averaged and nearness is the cosine of tokens centred by their view, so that a part
+    common to all tokens neither helps nor hides. A tie counts by the number of tokens that share it: with
+    all tokens alike the result is chance, not 1.
+
+    Args:
+        a: ``(P, L, D)``.
+        b: ``(P, L, D)``, token by token the match of ``a``.
+
+    Returns:
+        ``(P,)``.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        first, second = (functional.normalize(_centred(side), dim=-1) for side in (a, b))
+        similarity = first @ second.mT
+    hits = []
+    for scores in (similarity, similarity.mT):
+        best = scores >= scores.amax(dim=-1, keepdim=True) - 1e-6
+        hits.append((best.diagonal(dim1=-2, dim2=-1) / best.sum(dim=-1)).mean(dim=-1))
+    return (hits[0] + hits[1]) / 2
+
+
+@torch.no_grad()
+def dead_share(tokens: Tensor, *, threshold: float = 0.01) -> Tensor:
+    """Share of the dimensions of tokens ``(..., D)`` that hardly vary, a scalar.
+
+    A dimension is dead where its standard deviation is at most ``threshold`` times the root mean square of
+    all entries: measured against the tokens' own scale, so that a full collapse onto one point shows as 1.
+    """
+    rows = _rows(tokens)
+    return (rows.std(dim=0, correction=0) <= threshold * rows.square().mean().sqrt()).float().mean()
+
+
+@torch.no_grad()
+def is_collapsed(tokens: Tensor, *, min_rank: float = 2.0, max_dead: float = 0.5) -> Tensor:
+    """Whether tokens ``(..., D)`` tell so little apart that their agreement means nothing, a bool scalar."""
+    return (effective_rank(tokens) < min_rank) | (dead_share(tokens) > max_dead)
+
+
+def _rows(tokens: Tensor) -> Tensor:
+    return tokens.detach().float().flatten(0, -2)
+
+
+def _centred(tokens: Tensor) -> Tensor:
+    tokens = tokens.float()
+    return tokens - tokens.mean(dim=-2, keepdim=True)

@@ -1,0 +1,1 @@
+"""Vision encoder, resampler, position code, projector and language model, joined the Hugging Face way."""

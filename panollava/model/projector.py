@@ -1,0 +1,68 @@
+"""Projectors: from the resampler's width to the language model's, token by token."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Interval
+from torch import Tensor, nn
+
+
+class LinearProjector(nn.Module):
+    """One linear map."""
+
+    def __init__(
+        self,
+        *,
+        input_width: Annotated[int, Interval(ge=1)],
+        output_width: Annotated[int, Interval(ge=1)],
+        input_norm: bool = False,
+    ) -> None:
+        """Build the map.
+
+        Args:
+            input_width: ``Dr``.
+            output_width: ``Dl``.
+            input_norm: LayerNorm first, for tokens that do not come at unit scale.
+        """
+        super().__init__()
+        self.norm = nn.LayerNorm(input_width) if input_norm else nn.Identity()
+        self.linear = nn.Linear(input_width, output_width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(..., Dr)`` -> ``(..., Dl)``."""
+        return self.linear(self.norm(tokens))
+
+
+class MlpProjector(nn.Module):
+    """Linear, GELU, Linear.
+
+    Source: Liu et al. 2023, Improved Baselines with Visual Instruction Tuning (LLaVA-1.5), section 3.2.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_width: Annotated[int, Interval(ge=1)],
+        output_width: Annotated[int, Interval(ge=1)],
+        width: Annotated[int, Interval(ge=1, le=65536)] | None = None,
+        input_norm: bool = False,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            input_width: ``Dr``.
+            output_width: ``Dl``.
+            width: width between the two linear maps; None takes ``output_width``.
+            input_norm: LayerNorm first, for tokens that do not come at unit scale.
+        """
+        super().__init__()
+        hidden = output_width if width is None else width
+        self.norm = nn.LayerNorm(input_width) if input_norm else nn.Identity()
+        self.layers = nn.Sequential(
+            nn.Linear(input_width, hidden), nn.GELU(), nn.Linear(hidden, output_width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(..., Dr)`` -> ``(..., Dl)``."""
+        return self.layers(self.norm(tokens))

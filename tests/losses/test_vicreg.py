@@ -1,0 +1,136 @@
+"""VICReg against the formula written out loop by loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from panollava.losses.vicreg import column_pairs, vicreg_pairs
+
+
+def slow_terms(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    """Invariance, variance and covariance of one pair, entry by entry."""
+    length, width = a.shape
+    invariance = sum(float((a[i, d] - b[i, d]) ** 2) for i in range(length) for d in range(width)) / (
+        length * width
+    )
+    variance = covariance = 0.0
+    for side in (a, b):
+        means = [float(side[:, d].mean()) for d in range(width)]
+        for d in range(width):
+            population = sum((float(x) - means[d]) ** 2 for x in side[:, d]) / length
+            variance += max(0.0, 1 - math.sqrt(population + 1e-4)) / width / 2
+            for e in range(width):
+                if e != d:
+                    products = [(float(x[d]) - means[d]) * (float(x[e]) - means[e]) for x in side]
+                    covariance += (sum(products) / (length - 1)) ** 2 / width / 2
+    return invariance, variance, covariance
+
+
+@pytest.mark.parametrize(("length", "width"), [(2, 5), (4, 7), (9, 3), (5, 5), (3, 1)])
+def test_equals_the_formula(length, width):
+    generator = torch.Generator().manual_seed(length * width)
+    a = 0.7 * torch.randn(3, length, width, generator=generator)
+    b = a + 0.5 * torch.randn(3, length, width, generator=generator)
+    terms = vicreg_pairs(a, b)
+    for pair in range(3):
+        invariance, variance, covariance = slow_terms(a[pair], b[pair])
+        assert terms.invariance[pair].item() == pytest.approx(invariance, rel=1e-5)
+        assert terms.variance[pair].item() == pytest.approx(variance, rel=1e-5, abs=1e-6)
+        assert terms.covariance[pair].item() == pytest.approx(covariance, rel=1e-4, abs=1e-6)
+        assert terms.total[pair].item() == pytest.approx(
+            25 * invariance + 25 * variance + covariance, rel=1e-5
+        )
+
+
+def test_weights_scale_the_terms():
+    a, b = torch.randn(2, 6, 4), torch.randn(2, 6, 4)
+    terms = vicreg_pairs(a, b, invariance=2.0, variance=3.0, covariance=5.0)
+    torch.testing.assert_close(terms.total, 2 * terms.invariance + 3 * terms.variance + 5 * terms.covariance)
+
+
+def test_pairs_do_not_touch_each_other():
+    a, b = torch.randn(4, 6, 5), torch.randn(4, 6, 5)
+    torch.testing.assert_close(vicreg_pairs(a, b).total[1:3], vicreg_pairs(a[1:3], b[1:3]).total)
+
+
+@pytest.mark.parametrize(("length", "width"), [(4, 6), (8, 3)])
+def test_gradients_are_those_of_the_formula(length, width):
+    a = (0.3 * torch.randn(2, length, width)).requires_grad_()
+    b = (0.3 * torch.randn(2, length, width)).requires_grad_()
+    vicreg_pairs(a, b).total.sum().backward()
+    reference_a, reference_b = a.detach().double().requires_grad_(), b.detach().double().requires_grad_()
+    total = 25 * (reference_a - reference_b).square().mean(dim=(1, 2)).sum()
+    for side in (reference_a, reference_b):
+        for pair in side:
+            deviation = (pair.var(dim=0, correction=0) + 1e-4).sqrt()
+            covariance = pair.T.cov()
+            off_diagonal = covariance - torch.diag(covariance.diagonal())
+            total = total + 12.5 * (1 - deviation).relu().mean() + 0.5 * off_diagonal.square().sum() / width
+    total.backward()
+    torch.testing.assert_close(a.grad.double(), reference_a.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(b.grad.double(), reference_b.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_is_float32_under_autocast():
+    a, b = torch.randn(2, 12, 9), torch.randn(2, 12, 9)
+    plain = vicreg_pairs(a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = vicreg_pairs(a, b)
+    assert all(term.dtype == torch.float32 for term in terms)
+    torch.testing.assert_close(terms.total, plain.total, rtol=0, atol=0)
+    assert vicreg_pairs(a.bfloat16(), b.bfloat16()).total.dtype == torch.float32
+
+
+def test_collapsed_tokens_have_finite_gradients():
+    a = torch.ones(1, 4, 3, requires_grad=True)
+    terms = vicreg_pairs(a, a.detach())
+    terms.total.sum().backward()
+    assert terms.variance.item() == pytest.approx(1 - 0.01)
+    assert torch.isfinite(a.grad).all()
+
+
+def test_one_token_a_pair_is_refused():
+    with pytest.raises(ValueError, match="at least 2 matched tokens a pair"):
+        vicreg_pairs(torch.randn(3, 1, 8), torch.randn(3, 1, 8))
+
+
+def test_shapes_must_match():
+    with pytest.raises(ValueError, match="one to one"):
+        vicreg_pairs(torch.randn(3, 4, 8), torch.randn(3, 5, 8))
+
+
+def test_columns_are_matched_across_the_common_edge():
+    height, width, views = 2, 5, 3
+    names = torch.arange(views * height * width, dtype=torch.float32).reshape(1, views, height * width, 1)
+    pairs = torch.tensor([[0, 1, 2], [0, 2, 1]])
+    a, b = column_pairs(names, (height, width), pairs, 2)
+    image = names.reshape(views, height, width)
+    assert a.shape == b.shape == (2, 4, 1)
+    assert a[0, :, 0].tolist() == image[1, :, 3:].flatten().tolist()
+    assert b[0, :, 0].tolist() == image[2, :, :2].flatten().tolist()
+    assert a[1, :, 0].tolist() == image[2, :, 3:].flatten().tolist()
+
+
+def test_a_panorama_cut_in_strips_matches_itself():
+    """Strips that share two columns of one picture: matched tokens are equal, so nothing is left to agree on."""
+    picture = torch.randn(3, 12, 4)
+    strips = torch.stack([picture.roll(-3 * view, dims=1)[:, :5] for view in range(4)])
+    pairs = torch.tensor([[0, view, (view + 1) % 4] for view in range(4)])
+    a, b = column_pairs(strips.flatten(1, 2)[None], (3, 5), pairs, 2)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert vicreg_pairs(a, b).invariance.abs().max() == 0
+
+
+@pytest.mark.parametrize("columns", [0, 6])
+def test_columns_out_of_range_are_refused(columns):
+    with pytest.raises(ValueError, match="between 1 and the grid's width, 5"):
+        column_pairs(torch.randn(1, 2, 10, 3), (2, 5), torch.tensor([[0, 0, 1]]), columns)
+
+
+def test_a_wrong_grid_is_refused():
+    with pytest.raises(ValueError, match="do not fill a grid of 3 x 5"):
+        column_pairs(torch.randn(1, 2, 10, 3), (3, 5), torch.tensor([[0, 0, 1]]), 1)
