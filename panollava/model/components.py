@@ -30,14 +30,14 @@ class Resampler(Protocol):
 
 
 class Position(Protocol):
-    """Tells each token which way it looks: ``<Type>Position`` of ``model/position.py``, built with ``width``."""
+    """Tells each token which way it looks: ``<Type>Position`` of ``position.py``, built with ``width``."""
 
     def __call__(self, tokens: Tensor, cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """``(B, V, Q, Dr)`` tokens, ``(B, V, C)`` cameras -> tokens of the same shape and type."""
 
 
 class Projector(Protocol):
-    """Maps tokens to the width of the language model: ``<Type>Projector`` of ``model/projector.py``."""
+    """Maps tokens to the width of the language model: ``<Type>Projector`` of ``projector.py``."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """``(..., Dr)`` -> ``(..., Dl)``."""

@@ -116,7 +116,7 @@ def test_columns_are_matched_across_the_common_edge():
 
 
 def test_a_panorama_cut_in_strips_matches_itself():
-    """Strips that share two columns of one picture: matched tokens are equal, so nothing is left to agree on."""
+    """Strips that share two columns of one picture: matched tokens are equal."""
     picture = torch.randn(3, 12, 4)
     strips = torch.stack([picture.roll(-3 * view, dims=1)[:, :5] for view in range(4)])
     pairs = torch.tensor([[0, view, (view + 1) % 4] for view in range(4)])
