@@ -1,0 +1,217 @@
+"""What can be asked about a scene, with exact answers, and how answers turn with the panorama.
+
+Answers of one kind are spread evenly whatever the wording, so that neither the question nor the
+conversation before it gives them away: without the picture there is nothing better than a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from panollava.data.records import Question
+from panollava.data.scenes.scene import COLOURS, SECTOR_DEG, SECTORS, SHAPES, Scene, Solid
+
+KINDS = ("what", "where", "colour", "shape", "height", "pole", "count", "relation", "turns")
+NOTHING = "nothing"
+CAPTION_REQUEST = "describe the scene."
+RELATIONS = {"opposite": 4, "a quarter turn clockwise from": 2, "a quarter turn anticlockwise from": -2}
+"""Wording -> sectors to go on clockwise."""
+FOLLOW_UP = "where is it?"
+
+_DIRECTION = re.compile(r"\b(ahead|behind)(?: (left|right))?\b|\b(left|right)\b")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about one scene and its answer; ``history`` is what was said before it."""
+
+    kind: str
+    question: str
+    answer: str
+    history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        return (*self.history, (self.question, self.answer))
+
+
+def caption(scene: Scene) -> str:
+    """Everything in the scene, clockwise from straight ahead, then the poles."""
+    parts = [f"{SECTORS[solid.sector]} a {solid.name} {solid.height}" for solid in scene.solids]
+    parts += [f"{disc.pole} a {disc.name}" for disc in scene.discs]
+    return ", ".join(parts) + "."
+
+
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked | None:
+    """A question of a kind, or None where the scene has nothing to ask it about.
+
+    Every draw is made before directions are put into words, and by the solids' order in the scene as it
+    was made, so a turned scene is asked the same questions in turned words.
+    """
+    return _ASKERS[kind](scene, rng)
+
+
+def ask_all(scene: Scene, kinds: tuple[str, ...], rng: np.random.Generator) -> list[Asked]:
+    """One question of each kind that the scene allows, in the order given."""
+    asked = [ask(scene, kind, rng) for kind in kinds]
+    return [question for question in asked if question is not None]
+
+
+def turn_words(text: str, turn_deg: float) -> str:
+    """A text with every direction in it turned clockwise, ``ahead`` by 90° to ``right``, say."""
+    steps = round(turn_deg / SECTOR_DEG)
+
+    def turned(match: re.Match[str]) -> str:
+        return SECTORS[(SECTORS.index(match.group(0)) + steps) % len(SECTORS)]
+
+    return _DIRECTION.sub(turned, text)
+
+
+def names_direction(text: str) -> bool:
+    """Whether a text names one of the eight directions."""
+    return _DIRECTION.search(text) is not None
+
+
+def turn_answer(question: Question, answer: str, turn_deg: float) -> str:
+    """What an answer becomes when the panorama is turned to the right by a multiple of 45°.
+
+    A question that names a direction itself is turned along with the panorama (as ``WorldSource`` does), so
+    it still asks about the same things; its answer is turned only as far as it names directions too.
+    """
+    if question.kind == "caption":
+        raise ValueError("captions list things clockwise from straight ahead: turn the scene, not the words")
+    return turn_words(answer, turn_deg)
+
+
+def _made_order(scene: Scene) -> list[Solid]:
+    """Solids in the order of the scene before it was turned."""
+    steps = round(scene.turn_deg / SECTOR_DEG)
+    return sorted(scene.solids, key=lambda solid: (solid.sector - steps) % len(SECTORS))
+
+
+def _pick_solid(scene: Scene, rng: np.random.Generator) -> Solid:
+    return _made_order(scene)[int(rng.integers(len(scene.solids)))]
+
+
+def _pick(options: list[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _name(solid: Solid | None) -> str:
+    return NOTHING if solid is None else f"a {solid.name}"
+
+
+def _looking(sector: int) -> str:
+    return f"looking {SECTORS[sector]}"
+
+
+def _what(scene: Scene, rng: np.random.Generator) -> Asked:
+    solid = _pick_solid(scene, rng)
+    sector = solid.sector
+    if rng.random() < 0.1:
+        steps = round(scene.turn_deg / SECTOR_DEG)
+        made = [s for s in range(len(SECTORS)) if scene.at(s + steps) is None]
+        sector = (made[int(rng.integers(len(made)))] + steps) % len(SECTORS)
+    ending = _pick(["what is there?", "what do you see?"], rng)
+    return Asked("what", f"{_looking(sector)}, {ending}", _name(scene.at(sector)))
+
+
+def _where(scene: Scene, rng: np.random.Generator) -> Asked:
+    solid = _pick_solid(scene, rng)
+    return Asked("where", f"where is the {solid.name}?", SECTORS[solid.sector])
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
+    solid, by_direction = _pick_only(scene, "shape", rng)
+    if by_direction:
+        return Asked("colour", f"{_looking(solid.sector)}, what colour is the solid?", solid.colour)
+    return Asked("colour", f"what colour is the {solid.shape}?", solid.colour)
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> Asked:
+    solid, by_direction = _pick_only(scene, "colour", rng)
+    if by_direction:
+        return Asked("shape", f"{_looking(solid.sector)}, what shape is the solid?", solid.shape)
+    return Asked("shape", f"what shape is the {solid.colour} solid?", solid.shape)
+
+
+def _pick_only(scene: Scene, trait: str, rng: np.random.Generator) -> tuple[Solid, bool]:
+    """A solid to ask about and whether to name it by direction: by `trait` only where it alone has it."""
+    counts = Counter(getattr(solid, trait) for solid in scene.solids)
+    alone = [solid for solid in _made_order(scene) if counts[getattr(solid, trait)] == 1]
+    by_direction = bool(rng.random() < 0.5) or not alone
+    options = _made_order(scene) if by_direction else alone
+    return options[int(rng.integers(len(options)))], by_direction
+
+
+def _height(scene: Scene, rng: np.random.Generator) -> Asked:
+    solid = _pick_solid(scene, rng)
+    if rng.random() < 0.5:
+        return Asked("height", f"{_looking(solid.sector)}, how high is the solid?", solid.height)
+    return Asked("height", f"how high is the {solid.name}?", solid.height)
+
+
+def _pole(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    if not scene.discs:
+        return None
+    disc = scene.discs[int(rng.integers(len(scene.discs)))]
+    return Asked("pole", f"what colour is the {disc.shape} {disc.pole}?", disc.colour)
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Asked:
+    """Draws the answer first, so that the numbers come about equally often."""
+    by_number: dict[int, list[str]] = {}
+    for trait, words in (("colour", COLOURS), ("shape", SHAPES)):
+        counts = Counter(getattr(solid, trait) for solid in scene.solids)
+        for word in words:
+            named = f"{word} solids" if trait == "colour" else f"{word}s"
+            by_number.setdefault(counts[word], []).append(named)
+    number = sorted(by_number)[int(rng.integers(len(by_number)))]
+    return Asked("count", f"how many {_pick(by_number[number], rng)} are there?", str(number))
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
+    """Leads to a solid four times out of five where the scene has two that stand so."""
+    pairs = [
+        (solid, words)
+        for solid in _made_order(scene)
+        for words, steps in RELATIONS.items()
+        if (scene.at(solid.sector + steps) is not None)
+    ]
+    everything = [(solid, words) for solid in _made_order(scene) for words in RELATIONS]
+    options = pairs if pairs and rng.random() < 0.8 else everything
+    solid, words = options[int(rng.integers(len(options)))]
+    answer = _name(scene.at(solid.sector + RELATIONS[words]))
+    return Asked("relation", f"what is {words} the {solid.name}?", answer)
+
+
+def _turns(scene: Scene, rng: np.random.Generator) -> Asked:
+    """A first question whose answer names a solid, without a direction, then where that solid is."""
+    traits = ("colour", "shape")
+    trait = traits[int(rng.integers(2))]
+    solid, by_direction = _pick_only(scene, trait, rng)
+    if by_direction:
+        solid = _pick_solid(scene, rng)
+        first = (f"how high is the {solid.name}?", solid.height)
+    elif trait == "shape":
+        first = (f"what colour is the {solid.shape}?", solid.colour)
+    else:
+        first = (f"what shape is the {solid.colour} solid?", solid.shape)
+    return Asked("turns", FOLLOW_UP, SECTORS[solid.sector], (first,))
+
+
+_ASKERS = {
+    "what": _what,
+    "where": _where,
+    "colour": _colour,
+    "shape": _shape,
+    "height": _height,
+    "pole": _pole,
+    "count": _count,
+    "relation": _relation,
+    "turns": _turns,
+}

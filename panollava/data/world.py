@@ -1,0 +1,109 @@
+"""The built-in world as a data set: drawn, not downloaded, the same for the same seed on every machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Interval
+
+from panollava.data.records import Question, Record
+from panollava.data.scenes.paint import paint
+from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
+from panollava.data.scenes.scene import SPLIT_CODES, Scene, scene_at
+
+BLANK_GREY = 128
+_TRAINING, _EVALUATION = 0, 1
+
+
+class WorldSource:
+    """One split of the built-in world.
+
+    Args:
+        split: no two splits share a scene, whatever their seeds and sizes.
+        scenes: number of scenes; scene `index` does not depend on it.
+        seed: another seed gives other scenes.
+        height: rows of a panorama; it has twice as many columns.
+        questions_per_record: question kinds drawn for a training conversation, which ends in a caption.
+        questions_per_scene: question kinds asked of a scene in evaluation, each on its own; 9 are all.
+        turn_deg: turns every panorama to the right by a multiple of 45°, and the directions in words with it.
+        blank: hides every picture behind plain grey, to see what can be answered without looking.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "val", "test"],
+        scenes: Annotated[int, Interval(ge=1)],
+        seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0,
+        height: Annotated[int, Interval(ge=64, le=4096)] = 256,
+        questions_per_record: Annotated[int, Interval(ge=1, le=9)] = 5,
+        questions_per_scene: Annotated[int, Interval(ge=1, le=9)] = 9,
+        turn_deg: float = 0.0,
+        blank: bool = False,
+    ) -> None:
+        self.name = f"world-{split}"
+        self.split = split
+        self.scenes = scenes
+        self.seed = seed
+        self.height = height
+        self.questions_per_record = questions_per_record
+        self.questions_per_scene = questions_per_scene
+        self.turn_deg = turn_deg
+        self.blank = blank
+
+    def __len__(self) -> int:
+        return self.scenes
+
+    def scene(self, index: int) -> Scene:
+        """Scene `index`: what stands where, in degrees and in words."""
+        if not 0 <= index < self.scenes:
+            raise IndexError(f"scene {index} of {self.scenes} in {self.name}")
+        scene = scene_at(self.seed, self.split, index)
+        return scene.turned(self.turn_deg) if self.turn_deg else scene
+
+    def record(self, index: int, epoch: int) -> Record:
+        """A conversation about scene `index`; other questions each epoch, then a caption."""
+        scene = self.scene(index)
+        asked = self._ask(scene, index, self.questions_per_record, [_TRAINING, epoch])
+        turns = [turn for question in asked for turn in question.turns]
+        return Record(self._scene_id(index), (*turns, (CAPTION_REQUEST, caption(scene))))
+
+    def panorama(self, index: int) -> np.ndarray:
+        """Panorama of scene `index`, (H, W, 3) uint8 RGB."""
+        if self.blank:
+            return np.full((self.height, 2 * self.height, 3), BLANK_GREY, np.uint8)
+        return paint(self.scene(index), self.height)
+
+    def questions(self) -> list[Question]:
+        """The evaluation questions of all scenes, scene by scene."""
+        questions = []
+        for index in range(self.scenes):
+            scene_id = self._scene_id(index)
+            asked = self._ask(self.scene(index), index, self.questions_per_scene, [_EVALUATION])
+            questions += [
+                Question(
+                    sample_id=f"{scene_id}-{one.kind}",
+                    image_id=scene_id,
+                    history=one.history,
+                    question=one.question,
+                    references=(one.answer,),
+                    kind=one.kind,
+                )
+                for one in asked
+            ]
+        return questions
+
+    def question_panorama(self, question: Question) -> np.ndarray:
+        """Panorama that `question` asks about, (H, W, 3) uint8 RGB."""
+        return self.panorama(int(question.image_id.rsplit("-", 1)[1]))
+
+    def _scene_id(self, index: int) -> str:
+        return f"{self.name}-{self.seed}-{index:06d}"
+
+    def _ask(self, scene: Scene, index: int, count: int, purpose: list[int]) -> list[Asked]:
+        """Questions of `count` kinds in random order; what is drawn depends on (seed, purpose, index) alone."""
+        key = [self.seed, SPLIT_CODES[self.split], index, 1, *purpose]
+        rng = np.random.default_rng(np.random.SeedSequence(key))
+        kinds = tuple(KINDS[kind] for kind in rng.permutation(len(KINDS))[:count])
+        return ask_all(scene, kinds, rng)
