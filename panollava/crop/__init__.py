@@ -1,0 +1,1 @@
+"""Panoramas cut into views, each with the camera that took it."""

@@ -1,0 +1,173 @@
+"""What each view looks at: its camera, the camera's row in a batch tensor, the directions of its patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from panollava.crop.sphere import angles_to_direction, rotation_matrix
+
+PERSPECTIVE = 0
+"""Projection code of a pinhole view: straight lines stay straight."""
+EQUIRECTANGULAR = 1
+"""Projection code of a rectangle of the panorama itself: angles are linear in pixels."""
+
+
+class Column(IntEnum):
+    """Columns of a camera row; angles are radians, boxes fractions of the view."""
+
+    PROJECTION = 0
+    YAW = 1
+    PITCH = 2
+    ROLL = 3
+    H_EXTENT = 4
+    V_EXTENT = 5
+    BOX_X0 = 6
+    BOX_Y0 = 7
+    BOX_X1 = 8
+    BOX_Y1 = 9
+    IS_GLOBAL = 10
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One view of a panorama.
+
+    Attributes:
+        projection: ``PERSPECTIVE`` or ``EQUIRECTANGULAR``.
+        yaw_rad: of the view's centre, like pitch.
+        pitch_rad: the same, up.
+        roll_rad: clockwise; 0 in equirectangular views.
+        h_extent_rad: angle from the left to the right edge of the content, along its middle row.
+        v_extent_rad: the same from top to bottom, along its middle column.
+        box: where in the view the content lies: x0, y0, x1, y1 as fractions; the rest is black padding.
+        is_global: whether the view shows the whole panorama, so that it belongs to no ring of tiles.
+    """
+
+    projection: int
+    yaw_rad: float
+    pitch_rad: float
+    roll_rad: float
+    h_extent_rad: float
+    v_extent_rad: float
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    is_global: bool = False
+
+    def __post_init__(self) -> None:
+        if self.projection == PERSPECTIVE and not 0 < max(self.h_extent_rad, self.v_extent_rad) < math.pi:
+            raise ValueError(
+                f"A perspective camera cannot see {math.degrees(self.h_extent_rad):g} x "
+                f"{math.degrees(self.v_extent_rad):g} degrees: both extents must lie between 0 and 180. "
+                "Use an equirectangular camera for a wider view."
+            )
+        if self.projection == EQUIRECTANGULAR and self.roll_rad != 0:
+            raise ValueError(
+                f"roll_rad={self.roll_rad:g}: an equirectangular view is a rectangle of the panorama and "
+                "cannot roll. Use roll_rad=0, or a perspective camera."
+            )
+
+    def row(self) -> tuple[float, ...]:
+        """The camera as numbers, in the order of ``Column``."""
+        angles = (self.yaw_rad, self.pitch_rad, self.roll_rad, self.h_extent_rad, self.v_extent_rad)
+        return (float(self.projection), *angles, *self.box, float(self.is_global))
+
+
+def camera_tensor(cameras: Sequence[Camera], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Camera rows ``(V, C)``."""
+    return torch.tensor([camera.row() for camera in cameras], dtype=dtype)
+
+
+def view_directions(cameras: Tensor) -> Tensor:
+    """Unit vectors ``(..., 3)`` of the view centres of cameras ``(..., C)``."""
+    return angles_to_direction(cameras[..., Column.YAW], cameras[..., Column.PITCH])
+
+
+def token_directions(cameras: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Unit vectors of the patch centres of each view.
+
+    A patch whose centre lies in the padding of a letterboxed view looks where the nearest content does, a
+    quarter of a patch inside the box: on the edge itself, which may be a pole, the yaw would be undefined.
+
+    Args:
+        cameras: ``(..., C)``, of any mixture of projections.
+        grid: (H', W') patches of a view.
+
+    Returns:
+        ``(..., H', W', 3)``.
+    """
+    height, width = grid
+    x = (torch.arange(width, device=cameras.device, dtype=cameras.dtype) + 0.5) / width
+    y = (torch.arange(height, device=cameras.device, dtype=cameras.dtype) + 0.5) / height
+    x = _into_box(x, cameras[..., Column.BOX_X0, None], cameras[..., Column.BOX_X1, None], 0.25 / width)
+    y = _into_box(y, cameras[..., Column.BOX_Y0, None], cameras[..., Column.BOX_Y1, None], 0.25 / height)
+    return point_directions(cameras, x, y)
+
+
+def point_directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Unit vectors of a lattice of points in each view.
+
+    Args:
+        cameras: ``(..., C)``.
+        x: ``(w)`` or ``(..., w)``, from 0 at the view's left edge to 1 at the right.
+        y: ``(h)`` or ``(..., h)``, from 0 at the top to 1 at the bottom.
+
+    Returns:
+        ``(..., h, w, 3)``.
+    """
+    right = _centred(x, cameras[..., Column.BOX_X0, None], cameras[..., Column.BOX_X1, None])[..., None, :]
+    up = -_centred(y, cameras[..., Column.BOX_Y0, None], cameras[..., Column.BOX_Y1, None])[..., :, None]
+    right, up = torch.broadcast_tensors(right, up)
+    yaw, pitch, roll = (
+        cameras[..., column, None, None] for column in (Column.YAW, Column.PITCH, Column.ROLL)
+    )
+    h_extent, v_extent = cameras[..., Column.H_EXTENT, None, None], cameras[..., Column.V_EXTENT, None, None]
+    is_perspective = cameras[..., Column.PROJECTION, None, None] == PERSPECTIVE
+
+    # A global view has no tangent plane; its extents are replaced so that no infinity meets the where below.
+    half_width = torch.tan(torch.where(is_perspective, h_extent, 1.0) / 2)
+    half_height = torch.tan(torch.where(is_perspective, v_extent, 1.0) / 2)
+    rays = torch.stack((2 * right * half_width, 2 * up * half_height, torch.ones_like(right)), dim=-1)
+    rays = rays / rays.norm(dim=-1, keepdim=True)
+    rays = (rotation_matrix(yaw, pitch, roll) @ rays.unsqueeze(-1)).squeeze(-1)
+
+    linear = angles_to_direction(yaw + right * h_extent, pitch + up * v_extent)
+    return torch.where(is_perspective.unsqueeze(-1), rays, linear)
+
+
+def _into_box(position: Tensor, start: Tensor, end: Tensor, margin: float) -> Tensor:
+    middle = (start + end) / 2
+    return position.clamp(torch.minimum(start + margin, middle), torch.maximum(end - margin, middle))
+
+
+def _centred(position: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Position in the content box: -1/2 at its start, 1/2 at its end."""
+    return (position - start) / (end - start) - 0.5
+
+
+def matching_panorama_size(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the panorama whose pixels are as fine as the view's at its finest place.
+
+    A perspective view of focal length f (pixels) has f pixels a radian in its centre and, at the middle of an
+    edge, the peak f / cos²(extent / 2).
+
+    Args:
+        camera: the view.
+        view_size: (h, w).
+    """
+    x0, y0, x1, y1 = camera.box
+    content_height, content_width = view_size[0] * (y1 - y0), view_size[1] * (x1 - x0)
+    if camera.projection == EQUIRECTANGULAR:
+        across, down = content_width / camera.h_extent_rad, content_height / camera.v_extent_rad
+    else:
+        # f / cos²(a) with f = (side / 2) / tan(a) is side / sin(2a).
+        peaks = (
+            content_width / math.sin(camera.h_extent_rad),
+            content_height / math.sin(camera.v_extent_rad),
+        )
+        across = down = max(peaks)
+    return max(1, math.ceil(math.pi * down - 1e-6)), max(2, 2 * math.ceil(math.pi * across - 1e-6))

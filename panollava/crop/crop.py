@@ -1,0 +1,49 @@
+"""The crop of a run: one strategy at one view size, from a picture file to the views of a sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panollava.crop.cameras import camera_tensor
+from panollava.crop.read import read_panorama
+from panollava.crop.render import Renderer, render_views
+from panollava.crop.strategies import CropStrategy
+
+
+class Crop:
+    """Cuts panoramas; it holds no panorama and no maps, so it is cheap to send to loader workers.
+
+    Attributes:
+        strategy: which views there are.
+        view_size: (h, w).
+        cameras: the V cameras, a global one first where there is one.
+        camera_rows: ``(V, C)`` float32, the same as numbers.
+    """
+
+    def __init__(
+        self,
+        strategy: CropStrategy,
+        *,
+        view_size: tuple[int, int],
+        renderer: Renderer = "cv2",
+        device: str = "cpu",
+    ) -> None:
+        self.strategy = strategy
+        self.view_size = (int(view_size[0]), int(view_size[1]))
+        self.renderer: Renderer = renderer
+        self.device = device
+        self.cameras = tuple(strategy.cameras(self.view_size))
+        self.camera_rows = camera_tensor(self.cameras)
+
+    def views(self, panorama: np.ndarray) -> Tensor:
+        """Views ``(V, 3, h, w)`` uint8 of a panorama ``(H, W, 3)`` uint8."""
+        views = render_views(panorama, self.cameras, self.view_size, self.renderer, self.device)
+        return torch.from_numpy(views).permute(0, 3, 1, 2).contiguous()
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """A picture file as panorama ``(H, W, 3)`` uint8 RGB, no finer than these views need."""
+        return read_panorama(path, self.cameras, self.view_size)

@@ -1,0 +1,74 @@
+"""Which views are neighbours in a ring, and how much of their angle they share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from panollava.crop.cameras import Column
+
+_ANGLE_TOLERANCE_RAD = 1e-4
+"""Angles closer than this are the same: camera rows are float32."""
+
+
+def neighbour_pairs(cameras: Tensor, view_mask: Tensor) -> Tensor:
+    """Every tile with its right neighbour in the same ring.
+
+    A ring is the tiles of one projection and pitch. The right neighbour is the tile at the smallest step of yaw
+    to the right, and it counts if the two touch or overlap. Global views and views that only pad a batch take
+    no part.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        view_mask: ``(B, V)``.
+
+    Returns:
+        ``(P, 3)`` int64 rows (sample, view, its right neighbour), in order of sample and view.
+    """
+    is_tile = view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
+    projection, pitch = cameras[..., Column.PROJECTION], cameras[..., Column.PITCH]
+    h_extent, yaw = cameras[..., Column.H_EXTENT], cameras[..., Column.YAW]
+    step = _step_right(yaw[:, :, None], yaw[:, None, :])
+    reach = (h_extent[:, :, None] + h_extent[:, None, :]) / 2
+    allowed = (
+        (is_tile[:, :, None] & is_tile[:, None, :])
+        & (projection[:, :, None] == projection[:, None, :])
+        & ((pitch[:, :, None] - pitch[:, None, :]).abs() < _ANGLE_TOLERANCE_RAD)
+        & (step <= reach + _ANGLE_TOLERANCE_RAD)
+    )
+    allowed &= ~torch.eye(cameras.shape[1], dtype=torch.bool, device=cameras.device)
+    nearest_step, nearest = step.masked_fill(~allowed, math.inf).min(dim=2)
+    sample, view = torch.nonzero(nearest_step.isfinite(), as_tuple=True)
+    return torch.stack((sample, view, nearest[sample, view]), dim=1)
+
+
+def pair_overlap(cameras: Tensor, pairs: Tensor) -> Tensor:
+    """Share of its angle that a view has in common with its right neighbour: 0 where they only touch.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        pairs: ``(P, 3)`` of ``neighbour_pairs``.
+
+    Returns:
+        ``(P)`` in [0, 1).
+    """
+    sample, view, neighbour = pairs.unbind(1)
+    left, right = cameras[sample, view], cameras[sample, neighbour]
+    step = _step_right(left[:, Column.YAW], right[:, Column.YAW])
+    return (1 - step / left[:, Column.H_EXTENT]).clamp(min=0)
+
+
+def overlap_columns(grid_width: int, overlap: float) -> int:
+    """How many of a grid's columns a view pairs with its neighbour's; the touching edge column at least.
+
+    The tolerance is that of overlaps taken from float32 cameras, so that half of 16 columns is 8 and not 7.
+    """
+    return max(1, math.floor(grid_width * overlap + _ANGLE_TOLERANCE_RAD))
+
+
+def _step_right(from_rad: Tensor, to_rad: Tensor) -> Tensor:
+    """Yaw from one direction to another, turning right: in (0, 2 pi], equal directions a whole turn apart."""
+    step = torch.remainder(to_rad - from_rad, 2 * math.pi)
+    return torch.where(step < _ANGLE_TOLERANCE_RAD, step + 2 * math.pi, step)

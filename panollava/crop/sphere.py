@@ -1,0 +1,78 @@
+"""Directions on the sphere, rotations and panorama pixels: the axis conventions of the whole project.
+
+x is right, y up, z forward. Yaw 0 is the centre of the panorama, +yaw looks right, +pitch looks up, +roll turns
+the camera clockwise, so that the right edge of its view looks down. Angles are radians. Pixel centres: column
+``c`` of ``W`` is longitude ``((c + 1/2) / W - 1/2) * 2 pi``, row ``r`` of ``H`` latitude ``(1/2 - (r + 1/2) / H) * pi``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rotation_matrix(yaw_rad: Tensor, pitch_rad: Tensor, roll_rad: Tensor) -> Tensor:
+    """Camera-to-world rotations: roll about z first, then pitch about x, then yaw about y.
+
+    Args:
+        yaw_rad: ``(...)``, like the other two.
+        pitch_rad: ``(...)``.
+        roll_rad: ``(...)``.
+
+    Returns:
+        ``(..., 3, 3)``, to be multiplied with column vectors.
+    """
+    sin_yaw, cos_yaw = torch.sin(yaw_rad), torch.cos(yaw_rad)
+    sin_pitch, cos_pitch = torch.sin(pitch_rad), torch.cos(pitch_rad)
+    sin_roll, cos_roll = torch.sin(roll_rad), torch.cos(roll_rad)
+    zero, one = torch.zeros_like(yaw_rad), torch.ones_like(yaw_rad)
+    yaw = _matrix(cos_yaw, zero, sin_yaw, zero, one, zero, -sin_yaw, zero, cos_yaw)
+    pitch = _matrix(one, zero, zero, zero, cos_pitch, sin_pitch, zero, -sin_pitch, cos_pitch)
+    roll = _matrix(cos_roll, sin_roll, zero, -sin_roll, cos_roll, zero, zero, zero, one)
+    return yaw @ pitch @ roll
+
+
+def _matrix(*entries: Tensor) -> Tensor:
+    return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
+
+
+def angles_to_direction(longitude_rad: Tensor, latitude_rad: Tensor) -> Tensor:
+    """Unit vectors ``(..., 3)`` of longitudes and latitudes ``(...)``; a latitude past a pole goes on behind it."""
+    ring = torch.cos(latitude_rad)
+    return torch.stack(
+        (ring * torch.sin(longitude_rad), torch.sin(latitude_rad), ring * torch.cos(longitude_rad)), dim=-1
+    )
+
+
+def direction_to_angles(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Longitude in (-pi, pi] and latitude of vectors ``(..., 3)`` of any length."""
+    x, y, z = directions.unbind(-1)
+    # arcsin would lose half of the digits near the poles.
+    return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
+
+
+def direction_to_pixel(directions: Tensor, panorama_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where directions fall in a panorama.
+
+    Args:
+        directions: ``(..., 3)``.
+        panorama_size: (H, W).
+
+    Returns:
+        Column in [-1/2, W - 1/2] and row in [-1/2, H - 1/2], each ``(...)``; whole numbers are pixel centres.
+    """
+    height, width = panorama_size
+    longitude_rad, latitude_rad = direction_to_angles(directions)
+    column = (longitude_rad / (2 * math.pi) + 0.5) * width - 0.5
+    row = (0.5 - latitude_rad / math.pi) * height - 0.5
+    return column, row
+
+
+def pixel_to_direction(column: Tensor, row: Tensor, panorama_size: tuple[int, int]) -> Tensor:
+    """Unit vectors ``(..., 3)`` that columns and rows ``(...)`` of an (H, W) panorama look at."""
+    height, width = panorama_size
+    longitude_rad = ((column + 0.5) / width - 0.5) * 2 * math.pi
+    latitude_rad = (0.5 - (row + 0.5) / height) * math.pi
+    return angles_to_direction(longitude_rad, latitude_rad)
