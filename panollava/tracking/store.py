@@ -1,0 +1,137 @@
+"""Opening the MLflow store: made once under a lock, with the runs of killed processes put right."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import psutil
+from filelock import FileLock
+
+from panollava.tracking.location import BUSY_SECONDS, SQLITE, artifact_location, database_file
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+HOST_TAG, PID_TAG, SINCE_TAG = "panollava.host", "panollava.pid", "panollava.since"
+PARENT_TAG = "mlflow.parentRunId"
+CLOCK_SLACK_S = 5.0
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of the store, which is made if it is missing.
+
+    MLflow makes its tables on first use, and processes that do so side by side crash ("table already
+    exists"), so the first use happens under a file lock.
+
+    Args:
+        uri: from `absolute_uri`.
+    """
+    # A tracker writes where it is told to; MLflow's own usage reports are left to those who ask for them.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    with _lock(uri), _quiet("mlflow.store.db.utils", "alembic"):
+        return MlflowClient(tracking_uri=_patient(uri))
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """Id of an experiment, which is made if it is missing.
+
+    Raises:
+        ValueError: the experiment was deleted in MLflow.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _lock(uri):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return client.create_experiment(name, artifact_location=artifact_location(uri))
+            except MlflowException as error:
+                # A server has no file lock: another process may have been faster.
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+    if experiment.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"tracking.experiment={name!r} was deleted in MLflow. Choose another name, or bring it back: "
+            f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        )
+    return experiment.experiment_id
+
+
+def process_tags() -> dict[str, str]:
+    """Tags that say which process owns a run from now on."""
+    return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), SINCE_TAG: f"{time.time():.3f}"}
+
+
+def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
+    """Ends, as KILLED, the runs still listed as running whose process on this host is gone.
+
+    Args:
+        client: from `open_client`.
+        experiment: id of the experiment to put right.
+
+    Returns:
+        Ids of the runs that were ended.
+    """
+    running = client.search_runs(
+        [experiment],
+        f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{socket.gethostname()}'",
+    )
+    dead = [run.info.run_id for run in running if not _alive(run.data.tags)]
+    for run_id in dead:
+        client.set_terminated(run_id, "KILLED")
+        logger.info("MLflow run %s was left behind by a process that is gone; marked KILLED.", run_id)
+    return dead
+
+
+def _alive(tags: dict[str, str]) -> bool:
+    """Whether the process that opened the run still exists, and its number was not given to a later one."""
+    try:
+        return psutil.Process(int(tags[PID_TAG])).create_time() <= float(tags[SINCE_TAG]) + CLOCK_SLACK_S
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:  # somebody's process: it exists
+        return True
+
+
+@contextlib.contextmanager
+def _lock(uri: str) -> Iterator[None]:
+    """Keeps other processes from changing a store on disk at the same time."""
+    file = database_file(uri)
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        yield
+
+
+def _patient(uri: str) -> str:
+    """The address with a time to wait for other writers; SQLite's own five seconds are short for a sweep."""
+    if not uri.startswith(SQLITE) or "timeout=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}timeout={BUSY_SECONDS}"
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keeps the messages of making the tables out of the run's log."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

@@ -1,0 +1,26 @@
+"""One store for the tests of this folder: making its tables is the slow part."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from panollava.tracking.location import absolute_uri
+from panollava.tracking.store import open_client
+
+
+@pytest.fixture(scope="session")
+def store_uri(tmp_path_factory) -> str:
+    return absolute_uri("sqlite:///mlflow.db", tmp_path_factory.mktemp("store 파노라마"))
+
+
+@pytest.fixture(scope="session")
+def client(store_uri):
+    return open_client(store_uri)
+
+
+@pytest.fixture
+def experiment(request) -> str:
+    """An experiment of the test's own."""
+    return f"{request.node.name}-{os.getpid()}"

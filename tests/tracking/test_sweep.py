@@ -1,0 +1,34 @@
+"""A sweep's parent run, seen as a plain `mlflow ui` in the same folder sees it."""
+
+from __future__ import annotations
+
+from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.tracking.sweep import end_parent, start_parent
+
+
+def test_the_jobs_of_a_sweep_lie_under_its_parent(client, store_uri, experiment) -> None:
+    parent = start_parent(store_uri, experiment, "resampler=mlp,bimamba")
+    for name in ("mlp", "bimamba"):
+        options = {"uri": store_uri, "experiment": experiment, "run_name": name, "parent_run_id": parent}
+        with MlflowTracker(**options):
+            assert client.get_run(parent).info.status == "RUNNING"
+    end_parent(store_uri, parent, "FAILED")
+    run = client.get_run(parent)
+    assert (run.info.status, run.info.run_name) == ("FAILED", "resampler=mlp,bimamba")
+    children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert {child.info.run_name for child in children} == {"mlp", "bimamba"}
+
+
+def test_mlflow_opened_in_the_same_folder_finds_the_runs(tmp_path, monkeypatch) -> None:
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    with MlflowTracker(experiment="demo", run_name="job") as tracker:
+        tracker.text("here", "note.txt")
+    assert mlflow.get_tracking_uri() == before
+    assert {path.name for path in tmp_path.iterdir()} >= {"mlflow.db", "mlruns"}
+    plain = mlflow.MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    experiment = plain.get_experiment_by_name("demo")
+    assert [run.info.run_id for run in plain.search_runs([experiment.experiment_id])] == [tracker.run_id]
+    assert [file.path for file in plain.list_artifacts(tracker.run_id)] == ["note.txt"]
