@@ -1,0 +1,202 @@
+"""What the encoder families differ in: prefix tokens, position interpolation, blocks, and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture family.
+
+    Attributes:
+        blocks: where its transformer blocks lie below the model.
+        prefix_tokens: number of CLS and register tokens before the patches.
+        asks_to_interpolate: its forward takes ``interpolate_pos_encoding`` (else it always interpolates).
+        mean, std: what to normalise with where the checkpoint does not say (its authors' own values).
+        is_timm: a timm model in transformers' wrapper.
+    """
+
+    blocks: str
+    prefix_tokens: Callable[[PreTrainedConfig], int] = lambda config: 0
+    asks_to_interpolate: bool = False
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    is_timm: bool = False
+
+    def encode(self, model: PreTrainedModel, pixels: Tensor, layer: int) -> Tensor:
+        """``(n, 3, h, w)`` normalised pixels -> ``(n, N, Dv)`` features of a layer, patches only."""
+        if self.is_timm:
+            return _encode_timm(model.timm_model, pixels, layer)
+        arguments: dict[str, Any] = {"output_hidden_states": layer != -1}
+        if self.asks_to_interpolate:
+            arguments["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != _native_size(model.config)
+        output = model(pixel_values=pixels, **arguments)
+        features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+        return features[:, self.prefix_tokens(model.config) :]
+
+
+FAMILIES: dict[str, Family] = {
+    "siglip_vision_model": Family("encoder.layers", asks_to_interpolate=True, mean=HALF, std=HALF),
+    "clip_vision_model": Family(
+        "encoder.layers", lambda config: 1, asks_to_interpolate=True, mean=CLIP_MEAN, std=CLIP_STD
+    ),
+    "dinov2": Family("encoder.layer", lambda config: 1),
+    "dinov2_with_registers": Family("encoder.layer", lambda config: 1 + config.num_register_tokens),
+    "timm_wrapper": Family("timm_model.blocks", is_timm=True),
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of an encoder's own configuration.
+
+    Raises:
+        ValueError: not supported; the message lists what is.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"model.vision: {config.model_type!r} is not a supported encoder. Supported are CLIP, SigLIP, SigLIP 2 "
+            "(fixed size, such as google/siglip2-base-patch16-224; the naflex checkpoints are patch-packed), "
+            f"DINOv2 and timm ViTs (model types {', '.join(FAMILIES)})."
+        )
+    return FAMILIES[config.model_type]
+
+
+def vision_config(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
+    """The encoder's part of a checkpoint's configuration, ready to open the encoder alone.
+
+    Raises:
+        ValueError: the family is not supported.
+    """
+    vision = getattr(config, "vision_config", config)
+    family_of(vision)
+    vision.name_or_path = source
+    if vision.model_type == "siglip_vision_model":
+        vision.vision_use_head = False  # the pooling head takes no part in patch features
+    if vision.model_type == "timm_wrapper":
+        arguments = {key: value for key, value in (vision.model_args or {}).items() if key != "num_classes"}
+        vision.model_args = arguments  # the wrapper itself asks for no classes; twice is a TypeError
+        vision.do_pooling = False
+        _check_timm(vision)
+    return vision
+
+
+def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
+    """Prepare a configuration for views of ``size``; transformers families interpolate by themselves.
+
+    Raises:
+        ValueError: a timm architecture that cannot take views of this size.
+    """
+    if config.model_type != "timm_wrapper" or size == _native_size(config):
+        return
+    native = _native_size(config)
+    config.model_args = {**config.model_args, "dynamic_img_size": True}
+    try:
+        patch = _meta_timm(config).patch_embed.patch_size
+    except TypeError as error:
+        raise ValueError(
+            f"model.vision.image_size={size}: timm's {config.architecture} takes views of {native} only (it has no "
+            "dynamic_img_size). Leave image_size out, or choose another encoder."
+        ) from error
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise ValueError(
+            f"model.vision.image_size={size}: timm's {config.architecture} needs multiples of its patch {patch}."
+        )
+
+
+def preprocessing(
+    source: str, config: PreTrainedConfig
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int]]:
+    """Mean, deviation and ``(h, w)`` of the encoder's own processor.
+
+    A checkpoint without ``preprocessor_config.json`` gets its family's published values and its native size.
+    """
+    family = family_of(config)
+    if family.is_timm:
+        data = resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))
+        return tuple(data["mean"]), tuple(data["std"]), _native_size(config)
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
+    except OSError:
+        return family.mean, family.std, _native_size(config)
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    height, width = size["height"], size["width"]
+    if height is None or width is None:
+        height = width = size["shortest_edge"]
+    return tuple(processor.image_mean), tuple(processor.image_std), (int(height), int(width))
+
+
+def patch_size(model: PreTrainedModel) -> tuple[int, int]:
+    """``(h, w)`` of a patch in pixels."""
+    size = (
+        model.timm_model.patch_embed.patch_size if hasattr(model, "timm_model") else model.config.patch_size
+    )
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _encode_timm(model: Any, pixels: Tensor, layer: int) -> Tensor:
+    if layer == -1:
+        return model.forward_features(pixels)[:, model.num_prefix_tokens :]
+    (features,) = model.forward_intermediates(
+        pixels,
+        indices=[len(model.blocks) + layer],
+        intermediates_only=True,
+        output_fmt="NLC",
+        stop_early=True,
+    )
+    return features
+
+
+def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
+    if config.model_type == "timm_wrapper":
+        size = (config.model_args or {}).get("img_size")
+        if size is None:
+            size = tuple(resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))["input_size"][-2:])
+    else:
+        size = config.image_size
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:
+    """What timm knows of the weights: from the checkpoint's config.json, else of the architecture."""
+    stored = getattr(config, "pretrained_cfg", None)
+    if stored is not None:
+        return dict(stored)
+    known = timm.get_pretrained_cfg(config.architecture)
+    return known.to_dict() if known is not None else {}
+
+
+def _check_timm(config: PreTrainedConfig) -> None:
+    """Refuse architectures that give no sequence of patches (ConvNeXt, ResNet, Swin, …) before weights are read."""
+    if config.architecture not in timm.list_models():
+        known = timm.list_models(f"*{config.architecture.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"model.vision: timm {timm.__version__} has no architecture {config.architecture!r}. "
+            f"Similar: {', '.join(known) or 'none'}; see timm.list_models()."
+        )
+    model = _meta_timm(config)
+    if not (
+        hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed")
+    ):
+        raise ValueError(
+            f"model.vision: timm's {config.architecture} is not a ViT: it gives no sequence of patches. Choose a "
+            "vit_*, deit*, eva* or beit* model."
+        )
+
+
+def _meta_timm(config: PreTrainedConfig) -> Any:
+    """The architecture without memory for its weights, to ask it about itself."""
+    with torch.device("meta"):
+        return timm.create_model(config.architecture, pretrained=False, num_classes=0, **config.model_args)

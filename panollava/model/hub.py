@@ -1,0 +1,179 @@
+"""Opens pretrained backbones by hub name or local folder: safetensors only, no remote code, clear refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+def resolve_source(name: str | Path) -> str:
+    """The hub name or folder to open; a safetensors file stands for the folder that holds it and its config.
+
+    Raises:
+        ValueError: the file is a pickle.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path} is not a safetensors file. {_convert_recipe(str(path.parent))}")
+        return str(path.parent)
+    return str(name)
+
+
+def read_config(name: str, key: str) -> PreTrainedConfig:
+    """Configuration of a backbone.
+
+    Args:
+        name: what ``resolve_source`` gave.
+        key: config key to name in messages, such as ``model.vision.name``.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a model that the hub (or its local cache) gives.
+    """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{key}={name!r} is a folder without config.json, so it is no Hugging Face or timm model. Give a "
+            "folder written by save_pretrained (or timm's save_for_hf), or a hub name."
+        )
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the "
+            f"Hugging Face hub ({_first_line(error)}). Check the spelling, the network and, for a gated model, "
+            f"`hf auth login`; or download it elsewhere and give the folder: {key}=/path/to/folder."
+        ) from error
+
+
+def load_pretrained(
+    auto_class: Any,
+    name: str,
+    key: str,
+    *,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    attn_implementation: str,
+) -> PreTrainedModel:
+    """A model of an Auto class with all its weights found in the checkpoint.
+
+    Raises:
+        FileNotFoundError: there are no safetensors weights.
+        ValueError: the checkpoint lacks weights, so that some would have stayed random.
+    """
+    try:
+        with _quiet_transformers():
+            model, info = auto_class.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{key}={name!r}: its configuration opens but no safetensors weights do ({_first_line(error)}). "
+            f"{_convert_recipe(name)}"
+        ) from error
+    check_all_loaded(info, f"{key}={name!r}")
+    return model.eval()
+
+
+def check_all_loaded(info: dict[str, Any], where: str) -> None:
+    """Refuse a load that left weights random.
+
+    Raises:
+        ValueError: keys were missing or of another shape; the message names the first few.
+    """
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
+    lacking = sorted(info["missing_keys"]) + sorted(mismatched)
+    if lacking:
+        raise ValueError(
+            f"{where}: {len(lacking)} weights are missing from the checkpoint or have another shape there "
+            f"({', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''}). transformers would fill them at "
+            "random, so this is refused: the folder is damaged or belongs to another architecture."
+        )
+
+
+def load_language_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: Attention = "sdpa",
+) -> PreTrainedModel:
+    """The causal language model of ``model.language.name``, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such model, or no safetensors weights.
+        ValueError: the model is no causal language model, or its weights are incomplete.
+    """
+    source = resolve_source(name)
+    config = read_config(source, "model.language.name")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(
+            f"model.language.name={source!r} is a {config.model_type!r} model, which transformers does not know as "
+            "a causal language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
+        )
+    return load_pretrained(
+        AutoModelForCausalLM,
+        source,
+        "model.language.name",
+        config=config,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+    )
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of ``model.language.name``.
+
+    Raises:
+        FileNotFoundError: no such model, or it has no tokenizer files.
+    """
+    source = resolve_source(name)
+    read_config(source, "model.language.name")
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model.language.name={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's "
+            "tokenizer files (tokenizer.json, tokenizer_config.json) into the folder."
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hide the load report: a dual encoder's unused half is no news, and missing weights are an error here."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _convert_recipe(name: str) -> str:
+    return (
+        "Pickled weights (.bin, .pt, .pth) are never opened, as opening one runs code from it. If you trust its "
+        'source, convert it once: python -c "from transformers import AutoModel, AutoTokenizer; '
+        f"AutoModel.from_pretrained('{name}', use_safetensors=False).save_pretrained('converted')\" (for a language "
+        "model AutoModelForCausalLM, and save its tokenizer likewise), then give the folder `converted`."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

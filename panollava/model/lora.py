@@ -1,0 +1,135 @@
+"""LoRA on the language model alone: attach, save, load, merge. The only place that knows peft's ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from panollava.model.build import seeded
+from panollava.model.vlm import PanoLlavaForConditionalGeneration
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(
+    model: PanoLlavaForConditionalGeneration,
+    *,
+    rank: Annotated[int, Interval(ge=1)] = 16,
+    alpha: Annotated[float, Interval(gt=0)] = 32,
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1,
+    target_modules: list[str] | Literal["all-linear"] = "all-linear",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    seed: int = 0,
+) -> None:
+    """Wrap the language model, and nothing else, with a fresh adapter in fp32; the base weights freeze.
+
+    Args:
+        model: to change in place.
+        rank: of the adapter.
+        alpha: scale; twice the rank is usual.
+        dropout: before the adapter.
+        target_modules: last names of the linear layers to adapt, or all of them but the output layer.
+        use_rslora: scale by 1/sqrt(rank). Source: Kalajdzievski 2023, arXiv:2312.03732.
+        use_dora: learn magnitudes apart. Source: Liu et al. 2024, arXiv:2402.09353.
+        seed: the adapter draws from its own generator of (seed, "lora").
+
+    Raises:
+        ValueError: LoRA is attached already, or a target is no linear layer of this language model.
+    """
+    _refuse_wrapped(model)
+    if target_modules != "all-linear":
+        _check_targets(model.language_model, target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+    )
+    with seeded(seed, "lora"):
+        model.language_model = get_peft_model(model.language_model, config)
+
+
+def has_lora(model: PanoLlavaForConditionalGeneration) -> bool:
+    """Whether an adapter is attached."""
+    return isinstance(model.language_model, PeftModel)
+
+
+def save_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
+
+    Raises:
+        ValueError: no LoRA is attached.
+    """
+    if not has_lora(model):
+        raise ValueError("There is no LoRA to save: the language model carries none (see add_lora).")
+    model.language_model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's empty model card
+
+
+def load_lora(
+    model: PanoLlavaForConditionalGeneration, folder: str | Path, *, trainable: bool = False
+) -> None:
+    """Attach an adapter that ``save_lora`` or plain peft wrote.
+
+    Args:
+        model: to change in place.
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        trainable: whether the adapter is to be trained on.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter in safetensors.
+        ValueError: LoRA is attached already, or the adapter is not of this language model.
+    """
+    _refuse_wrapped(model)
+    path = Path(folder)
+    lacking = [name for name in ("adapter_config.json", WEIGHTS) if not (path / name).is_file()]
+    if lacking:
+        raise FileNotFoundError(
+            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
+            "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
+        )
+    config = LoraConfig.from_pretrained(str(path))
+    if isinstance(config.target_modules, set | list):
+        _check_targets(model.language_model, sorted(config.target_modules))
+    model.language_model = PeftModel.from_pretrained(
+        model.language_model, str(path), is_trainable=trainable, config=config
+    )
+
+
+def merge_lora(model: PanoLlavaForConditionalGeneration) -> None:
+    """Add the adapter to the base weights and take the wrapping off; nothing to do where there is none."""
+    if has_lora(model):
+        model.language_model = model.language_model.merge_and_unload()
+
+
+def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:
+    if has_lora(model):
+        raise ValueError("The language model carries LoRA already. Call merge_lora(model) first.")
+
+
+def _check_targets(language_model: nn.Module, target_modules: list[str]) -> None:
+    names = [name for name, module in language_model.named_modules() if isinstance(module, nn.Linear)]
+    unknown = [
+        target
+        for target in target_modules
+        if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
+    if unknown:
+        output = language_model.get_output_embeddings()  # type: ignore[operator]
+        available = {
+            name.rsplit(".", 1)[-1]
+            for name, module in language_model.named_modules()
+            if isinstance(module, nn.Linear) and module is not output
+        }
+        raise ValueError(
+            f"lora.target_modules: {', '.join(map(repr, unknown))} not found among the linear layers of the language "
+            f"model. Available: {', '.join(sorted(available))}, or all-linear."
+        )

@@ -1,0 +1,243 @@
+"""Processors of an exported model: pictures and questions in, everything ``generate`` needs out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
+
+from panollava.component import find_component
+from panollava.crop.crop import Crop
+from panollava.model.configuration import PanoLlavaConfig
+from panollava.model.fusion import image_token_count
+from panollava.prompt import ChatPrompt
+
+Picture = str | Path | Image.Image | np.ndarray
+Turns = Sequence[tuple[str, str | None]]
+
+
+class PanoLlavaImageProcessor(BaseImageProcessor):
+    """Cuts panoramas into views, with their cameras."""
+
+    model_input_names = ["pixel_values", "cameras", "view_mask"]
+
+    def __init__(
+        self,
+        crop: Mapping[str, Any] | None = None,
+        view_size: Sequence[int] = (224, 224),
+        renderer: str = "cv2",
+        **kwargs: Any,
+    ) -> None:
+        """Take the settings that an export keeps.
+
+        Args:
+            crop: ``{"type": ..., <keywords>}`` of a strategy of ``panollava.crop.strategies``.
+            view_size: ``(h, w)``.
+            renderer: see ``panollava.crop.render``.
+            **kwargs: what transformers writes into the file beside them.
+        """
+        super().__init__(**kwargs)
+        self.crop = dict(crop or {"type": "anyres_e2p"})
+        self.view_size = [int(side) for side in view_size]
+        self.renderer = renderer
+
+    def build_crop(self) -> Crop:
+        """The crop that the settings name."""
+        keywords = {key: _tuples(value) for key, value in self.crop.items() if key != "type"}
+        strategy = find_component("crop.strategies", self.crop["type"], "Crop")(**keywords)
+        height, width = self.view_size
+        return Crop(strategy, view_size=(height, width), renderer=self.renderer)  # type: ignore[arg-type]
+
+    def preprocess(self, images: Picture | Sequence[Picture], **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """Views of panoramas.
+
+        Args:
+            images: files, PIL pictures or ``(H, W, 3)`` uint8 RGB arrays; one or several.
+            **kwargs: ignored settings of other image processors.
+
+        Returns:
+            ``pixel_values`` ``(B, V, 3, h, w)`` uint8, ``cameras`` ``(B, V, C)``, ``view_mask`` ``(B, V)``.
+        """
+        crop = self.build_crop()
+        views = [crop.views(_panorama(image, crop)) for image in _listed(images)]
+        cameras = crop.camera_rows.expand(len(views), -1, -1).contiguous()
+        mask = torch.ones(cameras.shape[:2], dtype=torch.bool)
+        return BatchFeature({"pixel_values": torch.stack(views), "cameras": cameras, "view_mask": mask})
+
+
+class PanoLlavaProcessor(ProcessorMixin):
+    """Panoramas and questions -> inputs of ``PanoLlavaForConditionalGeneration.generate``."""
+
+    def __init__(
+        self,
+        image_processor: PanoLlavaImageProcessor | None = None,
+        tokenizer: Any = None,
+        tokens_per_view: int = 1,
+        join: str = "concat",
+        system: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """Join an image processor and a tokenizer.
+
+        Args:
+            image_processor: cuts the panoramas.
+            tokenizer: of the language model; the image placeholder is added to it.
+            tokens_per_view: ``Q``.
+            join: how views join.
+            system: text of the system turn.
+            chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
+        """
+        self.tokens_per_view, self.join, self.system = tokens_per_view, join, system
+        self.prompt = ChatPrompt(tokenizer, system=system)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, *, system: str | None = None, renderer: str = "cv2") -> Any:
+        """The processor that belongs to a model.
+
+        Args:
+            model: ``PanoLlavaForConditionalGeneration``.
+            tokenizer: of its language model.
+            system: text of the system turn it was trained with.
+            renderer: of the views.
+        """
+        config: PanoLlavaConfig = model.config
+        images = PanoLlavaImageProcessor(config.crop, config.image_size or (), renderer)
+        return cls(images, tokenizer, model.vision.tokens_per_view, config.join, system)
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture] | None = None,
+        text: str | Sequence[str | Turns] | None = None,
+        return_tensors: str = "pt",
+        padding: bool = True,
+    ) -> BatchFeature:
+        """Prompts to generate answers from.
+
+        Args:
+            images: one panorama, or as many as there are texts.
+            text: a question, or several; each a string or a conversation of ``(question, answer)`` turns whose
+                last answer is None.
+            return_tensors: torch tensors only.
+            padding: on the left, as generation needs it; several texts cannot do without.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` ``(B, T)``, and what the image processor gives.
+
+        Raises:
+            ValueError: pictures and texts differ in number.
+        """
+        if return_tensors != "pt" or not padding:
+            raise ValueError(
+                "PanoLlavaProcessor gives left-padded torch tensors: return_tensors='pt', padding=True."
+            )
+        pictures = {} if images is None else dict(self.image_processor(images))
+        if text is None:
+            return BatchFeature(pictures)
+        questions = [text] if isinstance(text, str) else list(text)
+        if images is not None and len(questions) != len(pictures["pixel_values"]):
+            raise ValueError(
+                f"{len(pictures['pixel_values'])} pictures and {len(questions)} texts: give one text a picture."
+            )
+        conversations = [[(item, None)] if isinstance(item, str) else list(item) for item in questions]
+        count = 0 if images is None else self.image_tokens(pictures["cameras"][0])
+        ids = [self.prompt.encode(turns, image_tokens=count).ids for turns in conversations]
+        return BatchFeature({**_pad_left(ids, self.tokenizer.pad_token_id), **pictures})
+
+    def image_tokens(self, cameras: Tensor) -> int:
+        """Placeholders of one panorama with cameras ``(V, C)``."""
+        return image_token_count(cameras, self.tokens_per_view, self.join)  # type: ignore[arg-type]
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Messages in transformers' form -> inputs, as ``pipeline("image-text-to-text")`` asks for them.
+
+        Args:
+            conversation: a list of ``{"role": ..., "content": ...}`` messages, or several such lists.
+            **kwargs: transformers' options; only ``tokenize=True`` with a generation prompt is possible.
+
+        Raises:
+            ValueError: anything but a conversation that ends in a question.
+        """
+        if not kwargs.get("tokenize", True) or kwargs.get("continue_final_message"):
+            raise ValueError(
+                "PanoLlavaProcessor only encodes conversations that end in a question (tokenize=True, "
+                "add_generation_prompt=True): the prompt is built in tokens, never as one string."
+            )
+        batch = [conversation] if isinstance(conversation[0], Mapping) else list(conversation)
+        parsed = [_parse(messages) for messages in batch]
+        pictures = [picture for _, found in parsed for picture in found]
+        return self(images=pictures or None, text=[turns for turns, _ in parsed])
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What ``__call__`` gives."""
+        return ["input_ids", "attention_mask", *PanoLlavaImageProcessor.model_input_names]
+
+
+def _pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
+    """``(B, T)`` ids and mask; the value of a pad never matters, as the mask hides it."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad_id or 0)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, length - len(row) :] = torch.tensor(row)
+        mask[index, length - len(row) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _panorama(image: Picture, crop: Crop) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return crop.read(image)
+    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ValueError(
+            f"A panorama array must be (H, W, 3) uint8 RGB; this one is {array.shape} {array.dtype}."
+        )
+    return array
+
+
+def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+    return [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else list(images)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str | None]], list[Picture]]:
+    """Messages -> turns and pictures."""
+    turns: list[tuple[str, str | None]] = []
+    pictures: list[Picture] = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        words = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        for part in parts:
+            if part["type"] == "image":
+                pictures.append(next(part[key] for key in ("image", "path", "url") if key in part))
+        if message["role"] == "user":
+            turns.append((words, None))
+        elif message["role"] == "assistant" and turns:
+            turns[-1] = (turns[-1][0], words)
+        else:
+            raise ValueError(
+                f"A {message['role']!r} message cannot stand here: user and assistant take turns, user first. The "
+                "system text belongs to the processor (system=...)."
+            )
+    if not turns or turns[-1][1] is not None:
+        raise ValueError("A conversation must end in a user message, the question to answer.")
+    return turns, pictures
+
+
+AutoImageProcessor.register(
+    PanoLlavaConfig, image_processor_classes={"torchvision": PanoLlavaImageProcessor}, exist_ok=True
+)
+AutoProcessor.register(PanoLlavaConfig, PanoLlavaProcessor, exist_ok=True)

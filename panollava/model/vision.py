@@ -1,0 +1,232 @@
+"""Vision tower: any CLIP, SigLIP, SigLIP 2 (fixed size), DINOv2 or timm ViT encoder as patches of known grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from panollava.model.families import (
+    Family,
+    family_of,
+    patch_size,
+    preprocessing,
+    use_image_size,
+    vision_config,
+)
+from panollava.model.hub import Attention, load_pretrained, read_config, resolve_source
+
+KEY = "model.vision.name"
+
+
+class VisionTower(nn.Module):
+    """Pixels in, patch features out; normalises inside, so that everything outside handles uint8.
+
+    Attributes:
+        model: the encoder, a transformers model (timm models through ``TimmWrapperModel``).
+        width: ``Dv``.
+        grid: ``(H', W')`` patches of a view.
+        image_size: ``(h, w)`` of the views it takes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        image_size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        feature_layer: int = -1,
+    ) -> None:
+        """Wrap an encoder; see ``from_pretrained`` and ``from_config``.
+
+        Args:
+            model: the encoder alone, not a dual encoder.
+            image_size: ``(h, w)`` of the views.
+            mean: of RGB in 0..1, as the encoder was trained.
+            std: likewise.
+            feature_layer: -1 is the encoder's ``last_hidden_state``, -2 the output of the last block but one
+                (without the final norm), and so on.
+
+        Raises:
+            ValueError: the encoder has no such layer.
+        """
+        super().__init__()
+        self.model = model
+        self.family: Family = family_of(model.config)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.feature_layer = feature_layer
+        self._mean, self._std = tuple(mean), tuple(std)
+        self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.empty(1, 3, 1, 1), persistent=False)
+        self.reset_buffers()
+        patch_h, patch_w = patch_size(model)
+        self.grid = (self.image_size[0] // patch_h, self.image_size[1] // patch_w)
+        if not -len(self.blocks) <= feature_layer <= -1:
+            raise ValueError(
+                f"model.vision.feature_layer={feature_layer}: the encoder has {len(self.blocks)} blocks, so "
+                f"-1 (its final output) down to -{len(self.blocks)} are possible."
+            )
+        if min(self.grid) < 1:
+            raise ValueError(
+                f"model.vision.image_size={self.image_size} is smaller than one patch of {(patch_h, patch_w)} pixels."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        feature_layer: int = -1,
+        dtype: torch.dtype = torch.float32,
+        attn_implementation: Attention = "sdpa",
+    ) -> VisionTower:
+        """Open an encoder by hub name (``google/siglip-base-patch16-224``, ``timm/...``) or local folder.
+
+        Args:
+            name_or_path: hub name, folder, or the safetensors file in a folder.
+            image_size: side, or ``(h, w)``, of the views; None takes the encoder's own. Another size than its
+                own interpolates its position embeddings.
+            feature_layer: see ``__init__``.
+            dtype: type of the weights; normalisation is always fp32.
+            attn_implementation: attention kernel of transformers.
+
+        Raises:
+            FileNotFoundError: no such model, or no safetensors weights.
+            ValueError: the family is not supported, or the size is not possible.
+        """
+        source = resolve_source(name_or_path)
+        config = vision_config(read_config(source, KEY), source)
+        mean, std, own_size = preprocessing(source, config)
+        size = own_size if image_size is None else _pair(image_size)
+        use_image_size(config, size)
+        model = load_pretrained(
+            AutoModel, source, KEY, config=config, dtype=dtype, attn_implementation=attn_implementation
+        )
+        return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: PreTrainedConfig,
+        *,
+        image_size: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        feature_layer: int = -1,
+    ) -> VisionTower:
+        """The same tower with random weights, to be filled from an export."""
+        model = AutoModel.from_config(config)
+        size = (image_size[0], image_size[1])
+        return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the encoder."""
+        return self.model.config
+
+    @property
+    def width(self) -> int:
+        """``Dv``."""
+        if self.family.is_timm:
+            return int(self.model.timm_model.num_features)  # type: ignore[union-attr, arg-type]
+        return int(self.config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the encoder's weights and of the features."""
+        return self.model.dtype
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks, first to last."""
+        return self.model.get_submodule(self.family.blocks)  # type: ignore[return-value]
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of RGB in 0..1."""
+        return self._mean, self._std
+
+    def reset_buffers(self) -> None:
+        """Fill the buffers; again after construction on the meta device, which leaves them undefined."""
+        with torch.no_grad():
+            self.mean.copy_(torch.tensor(self._mean).view(1, 3, 1, 1))
+            self.std.copy_(torch.tensor(self._std).view(1, 3, 1, 1))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """``(n, 3, h, w)`` uint8 or float in 0..1 -> normalised, in fp32."""
+        scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        return (scaled - self.mean.float()) / self.std.float()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode views.
+
+        Args:
+            pixels: ``(n, 3, h, w)`` uint8, or float in 0..1.
+
+        Returns:
+            ``(n, N, Dv)`` patch features in rows, ``N = H'·W'``; CLS and register tokens are dropped.
+
+        Raises:
+            ValueError: the views have another size than the tower was opened for.
+        """
+        if tuple(pixels.shape[-2:]) != self.image_size or pixels.shape[1] != 3:
+            raise ValueError(
+                f"Views of shape {tuple(pixels.shape[1:])} do not fit this encoder, which takes "
+                f"{(3, *self.image_size)}. Cut views of that size, or open the encoder with image_size="
+                f"{tuple(pixels.shape[-2:])}."
+            )
+        features = self.family.encode(self.model, self.normalise(pixels).to(self.dtype), self.feature_layer)
+        return features
+
+    def train_only(self, blocks: int | Literal["all"]) -> None:
+        """Freeze everything but the last blocks that the features pass through.
+
+        Args:
+            blocks: 0 freezes the encoder; N trains the last N blocks before ``feature_layer``; ``"all"`` trains
+                every weight that the features depend on (a pooling head or a mask token, say, is not among them).
+
+        Raises:
+            ValueError: there are fewer blocks.
+        """
+        if blocks == "all":
+            reached = self._reached()
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name in reached)
+            return
+        used = list(self.blocks)[: len(self.blocks) + 1 + self.feature_layer]
+        if not 0 <= blocks <= len(used):
+            raise ValueError(
+                f"vision_trainable_blocks={blocks}: features of layer {self.feature_layer} pass through "
+                f'{len(used)} blocks, so 0 to {len(used)} or "all" are possible.'
+            )
+        self.model.requires_grad_(False)
+        for block in used[len(used) - blocks :]:
+            block.requires_grad_(True)
+
+    def _reached(self) -> set[str]:
+        """Names of the weights that the features depend on, found by asking autograd about one grey view."""
+        named = dict(self.model.named_parameters())
+        before = {name: parameter.requires_grad for name, parameter in named.items()}
+        self.model.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                view = torch.full((1, 3, *self.image_size), 0.5, device=self.mean.device)
+                features = self(view)
+            gradients = torch.autograd.grad(features.float().sum(), list(named.values()), allow_unused=True)
+        finally:
+            for name, parameter in named.items():
+                parameter.requires_grad_(before[name])
+        return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
