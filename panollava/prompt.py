@@ -1,0 +1,228 @@
+"""Conversation -> token ids, targets and image placeholders: one function for training and for generation.
+
+Text is tokenised in pieces that begin at the tokenizer's special tokens, where tokenizers split anyway: pieces
+can be remembered, and the check that each prompt is a token prefix of the whole stays linear.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from tokenizers import AddedToken
+
+from panollava.chat_format import ChatFormat, Turns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IMAGE_TOKEN = "<image>"
+
+_REMEMBERED_PIECES = 20_000
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the image placeholder, which is added to the tokenizer where it is absent.
+
+    The id may equal the language model's vocabulary size: it is never embedded nor predicted.
+    """
+    if IMAGE_TOKEN not in tokenizer.get_added_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    return tokenizer.get_added_vocab()[IMAGE_TOKEN]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation in tokens.
+
+    Attributes:
+        ids: token ids, the image placeholder expanded.
+        is_target: True where the token is learnt; as long as `ids`.
+        cut: text tokens that were removed to meet the text limit.
+    """
+
+    ids: list[int]
+    is_target: list[bool]
+    cut: int
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A conversation in tokens with a single placeholder, at `image`, before the limit is applied."""
+
+    ids: list[int]
+    is_target: list[bool]
+    image: int | None
+    ends: list[int]
+    """Text tokens up to the end of each answer."""
+
+    @property
+    def text_length(self) -> int:
+        return len(self.ids) - (self.image is not None)
+
+
+class ChatPrompt:
+    """Writes conversations about one panorama the way a language model expects them.
+
+    Args:
+        tokenizer: of the language model; the image placeholder is added to it.
+        system: text of the system turn; None leaves that to the template. Where a template refuses a system
+            turn, the text opens the first user turn instead.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.image_id = add_image_token(tokenizer)
+        self.format = ChatFormat(tokenizer, system)
+        self._cache: dict[tuple[str, bool], list[int]] = {}
+        # A literal "<image>" in somebody's text is spelt in two parts: it never becomes the placeholder.
+        self._literal_image = [
+            token
+            for part in ("<", "image>")
+            for token in tokenizer(part, add_special_tokens=False)["input_ids"]
+        ]
+        marks = [
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.content != IMAGE_TOKEN and not (token.lstrip or token.single_word or token.normalized)
+        ]
+        alternatives = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
+        self._marks = re.compile(alternatives or r"(?!)")
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: the tokenizer's EOS, and the template's end of turn if it is a token."""
+        ids = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        end = self._token_ids(self.format.end, False)
+        if end and end[0] not in ids and (len(end) == 1 or self._marks.match(self.format.end)):
+            ids.append(end[0])
+        return ids
+
+    def encode(
+        self,
+        turns: Turns,
+        *,
+        image_tokens: int,
+        max_text_length: int | None = None,
+        targets: Literal["text", "assistant"] = "assistant",
+    ) -> Encoded:
+        """Encodes a conversation; surrounding white space of its texts is dropped.
+
+        Args:
+            turns: (question, answer) pairs. The last answer may be None: the result then ends with the
+                generation prompt.
+            image_tokens: tokens of the panorama, placed in the first user turn; 0 for a conversation without.
+            max_text_length: limit for all tokens but those of the panorama. For training, whole trailing
+                turns go first, then the end of the only one left; a generation prompt loses its oldest turns.
+            targets: what is learnt: `assistant`, the answers with their end-of-turn token; `text`, everything
+                after the panorama.
+
+        Raises:
+            ValueError: an answer is missing in mid-conversation, or the last question alone is too long.
+        """
+        if not turns or any(answer is None for _, answer in turns[:-1]):
+            raise ValueError(
+                "A conversation needs at least one turn, and only its last answer may be missing."
+            )
+        draft = self._draft(turns, image_tokens > 0, targets)
+        full_length = draft.text_length
+        if max_text_length is not None and full_length > max_text_length:
+            shorten = self._drop_oldest if turns[-1][1] is None else self._drop_newest
+            draft = shorten(turns, draft, image_tokens > 0, targets, max_text_length)
+        ids, is_target = draft.ids, draft.is_target
+        if draft.image is not None:
+            at = draft.image
+            ids = ids[:at] + [self.image_id] * image_tokens + ids[at + 1 :]
+            is_target = is_target[:at] + [False] * image_tokens + is_target[at + 1 :]
+        return Encoded(ids, is_target, full_length - draft.text_length)
+
+    def _drop_newest(self, turns: Turns, full: _Draft, image: bool, targets: str, limit: int) -> _Draft:
+        fitting = [number for number, end in enumerate(full.ends, start=1) if end <= limit]
+        for kept in range(max(fitting, default=1), 0, -1):
+            # Encoded anew: a template may write the last turn differently from earlier ones.
+            draft = self._draft(turns[:kept], image, targets)
+            if draft.text_length <= limit:
+                return draft
+        kept_positions = [at for at in range(len(draft.ids)) if at != draft.image][:limit]
+        if draft.image is not None:
+            kept_positions = sorted([*kept_positions, draft.image])
+        return _Draft(
+            ids=[draft.ids[at] for at in kept_positions],
+            is_target=[draft.is_target[at] for at in kept_positions],
+            image=None if draft.image is None else kept_positions.index(draft.image),
+            ends=[limit],
+        )
+
+    def _drop_oldest(self, turns: Turns, full: _Draft, image: bool, targets: str, limit: int) -> _Draft:
+        draft = full
+        for dropped in range(1, len(turns)):
+            draft = self._draft(turns[dropped:], image, targets)
+            if draft.text_length <= limit:
+                return draft
+        raise ValueError(
+            f"The last question takes {draft.text_length} text tokens with its chat format and the text "
+            f"limit is {limit}. A prompt is never cut at its end: shorten it or raise max_text_length."
+        )
+
+    def _draft(self, turns: Turns, image: bool, targets: str) -> _Draft:
+        rendered = self.format.render(turns, IMAGE_TOKEN if image else None)
+        text, spans = rendered.text, rendered.answers
+        generating = turns[-1][1] is None
+        if not generating:
+            text = text[: spans[-1][1]]
+        ids, cuts = self._tokenise(text, [edge for span in spans for edge in span], rendered.placeholder)
+        token_spans = list(zip(cuts[::2], cuts[1::2], strict=True))
+        at = None if rendered.placeholder is None else ids.index(self.image_id)
+        if targets == "text":
+            learnt = set(range(0 if at is None else at + 1, len(ids)))
+        else:
+            learnt = {position for start, stop in token_spans for position in range(start, stop)}
+        is_target = [position in learnt for position in range(len(ids))]
+        if not generating and not self.format.end and self.tokenizer.eos_token_id is not None:
+            # The template closes answers with nothing; without an end to learn a model would never stop.
+            ids.append(int(self.tokenizer.eos_token_id))
+            is_target.append(True)
+        return _Draft(ids, is_target, at, [stop - (at is not None) for _, stop in token_spans])
+
+    def _tokenise(self, text: str, cuts: list[int], image_at: int | None) -> tuple[list[int], list[int]]:
+        """Token ids, and the number of tokens before each of the character positions `cuts` (ascending)."""
+        edges = {0, len(text), *(match.start() for match in self._marks.finditer(text))}
+        if image_at is not None:
+            edges.add(image_at)
+        ids: list[int] = []
+        positions: list[int] = []
+        for start, stop in pairwise(sorted(edges)):
+            inside = [cut - start for cut in cuts if start < cut <= stop or cut == start == 0]
+            piece, before = self._piece(text[start:stop], inside, start == image_at)
+            positions += [len(ids) + tokens for tokens in before]
+            ids += piece
+        return ids, positions
+
+    def _piece(self, text: str, cuts: list[int], image: bool) -> tuple[list[int], list[int]]:
+        ids = self._token_ids(text, image)
+        before: list[int] = []
+        for number, cut in enumerate(cuts):
+            head = self._token_ids(text[:cut], image)
+            if ids[: len(head)] != head:
+                # A token would join the prompt's end to the answer, and a generation could not begin there.
+                left, early = self._piece(text[:cut], cuts[:number], image)
+                right, late = self._piece(text[cut:], [later - cut for later in cuts[number + 1 :]], False)
+                return left + right, [*early, len(left), *(len(left) + tokens for tokens in late)]
+            before.append(len(head))
+        return ids, before
+
+    def _token_ids(self, text: str, image: bool) -> list[int]:
+        if not text:
+            return []
+        known = self._cache.get((text, image))
+        if known is None:
+            raw = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            known = [self.image_id] if image else []
+            for token in raw[1:] if image else raw:
+                known += self._literal_image if token == self.image_id else [int(token)]
+            if len(self._cache) >= _REMEMBERED_PIECES:
+                self._cache.clear()
+            self._cache[(text, image)] = known
+        return known
