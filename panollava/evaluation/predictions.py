@@ -1,0 +1,35 @@
+"""One answered question, as scores, tables, files and pictures use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from panollava.data.records import Question
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A question with the model's answer."""
+
+    sample_id: str
+    image_id: str
+    kind: str
+    """Question type, by which scores are also reported."""
+    question: str
+    prediction: str
+    references: tuple[str, ...]
+    latency_s: float
+    """Time of the batch divided by its size: an answer's cost at this batch size, not the wait for it."""
+
+
+def answered(question: Question, prediction: str, latency_s: float) -> Prediction:
+    """The prediction that answers `question`."""
+    return Prediction(
+        sample_id=question.sample_id,
+        image_id=question.image_id,
+        kind=question.kind,
+        question=question.question,
+        prediction=prediction,
+        references=tuple(question.references),
+        latency_s=latency_s,
+    )

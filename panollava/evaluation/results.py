@@ -1,0 +1,156 @@
+"""Predictions and scores on disk: one folder an evaluation, complete or not there at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import TextIO
+
+from panollava.evaluation.answers import AnswerReport, is_correct
+from panollava.evaluation.predictions import Prediction
+
+COLUMNS = (
+    "sample_id",
+    "image_id",
+    "kind",
+    "question",
+    "prediction",
+    "references",
+    "reference",
+    "correct",
+    "latency_s",
+)
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Where an evaluation was written."""
+
+    folder: Path
+    predictions: Path
+    metrics: Path
+
+
+def write_results(
+    root: Path,
+    experiment: str,
+    predictions: Sequence[Prediction],
+    report: AnswerReport,
+    *,
+    settings: Mapping[str, object] | None = None,
+    now: datetime | None = None,
+) -> ResultFiles:
+    """Writes `<root>/eval_results/<experiment>/predictions_<timestamp>/{predictions.csv, metrics.json}`.
+
+    Args:
+        root: the results folder.
+        experiment: experiment name; may hold "/" where jobs of a sweep lie in folders of their own.
+        predictions: what the model answered.
+        report: their scores.
+        settings: what else belongs to the record (checkpoint, data set, crop, seed).
+        now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
+
+    Raises:
+        ValueError: `experiment` is not a path below the results folder.
+    """
+    parts = PurePosixPath(experiment.replace("\\", "/")).parts
+    if not parts or parts[0] == "/" or ".." in parts or Path(experiment).is_absolute():
+        raise ValueError(
+            f"experiment_name={experiment!r} is not a folder name below {root}; use a plain name."
+        )
+    parent = root.joinpath("eval_results", *parts)
+    parent.mkdir(parents=True, exist_ok=True)
+    now = now or datetime.now()
+    temporary = Path(tempfile.mkdtemp(prefix=".writing_", dir=parent))
+    try:
+        os.chmod(temporary, 0o755)  # mkdtemp makes folders that nobody else may read
+        _write_predictions(temporary / "predictions.csv", predictions)
+        _write_metrics(temporary / "metrics.json", experiment, predictions, report, settings or {}, now)
+        folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return ResultFiles(folder, folder / "predictions.csv", folder / "metrics.json")
+
+
+def latency_summary(predictions: Sequence[Prediction]) -> dict[str, float | str]:
+    """Latency per answer in seconds, and how it was measured."""
+    values = sorted(each.latency_s for each in predictions)
+    return {
+        "mean_s": statistics.fmean(values),
+        "median_s": statistics.median(values),
+        "p95_s": values[math.ceil(0.95 * len(values)) - 1],
+        "measured_as": "time of a batch divided by the number of its questions",
+    }
+
+
+def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    # The byte-order mark makes spreadsheets read UTF-8; the csv module quotes line breaks and keeps "" empty.
+    with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        for each in predictions:
+            writer.writerow(
+                (
+                    each.sample_id,
+                    each.image_id,
+                    each.kind,
+                    each.question,
+                    each.prediction,
+                    json.dumps(each.references, ensure_ascii=False),
+                    each.references[0],
+                    "true" if is_correct(each.prediction, each.references) else "false",
+                    f"{each.latency_s:.6f}",
+                )
+            )
+        _to_disk(stream)
+
+
+def _write_metrics(
+    path: Path,
+    experiment: str,
+    predictions: Sequence[Prediction],
+    report: AnswerReport,
+    settings: Mapping[str, object],
+    now: datetime,
+) -> None:
+    # A path or a NaN among the settings must not cost the evaluation: they are written as text.
+    plain = json.loads(json.dumps(dict(settings), default=str), parse_constant=str)
+    content = {
+        "experiment_name": experiment,
+        "created": now.isoformat(timespec="seconds"),
+        **asdict(report),
+        "latency": latency_summary(predictions),
+        "settings": plain,
+    }
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
+        _to_disk(stream)
+
+
+def _to_disk(stream: TextIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _move(temporary: Path, target: Path) -> Path:
+    """Gives the finished folder its name, or the next free one when two end in the same second."""
+    number = 1
+    while True:
+        free = target if number == 1 else target.with_name(f"{target.name}_{number}")
+        if not free.exists():
+            try:
+                return temporary.rename(free)
+            except OSError:
+                if not free.exists():
+                    raise
+        number += 1

@@ -1,0 +1,90 @@
+"""Normalisation and exact match, and what guessing reaches."""
+
+from __future__ import annotations
+
+import pytest
+
+from panollava.evaluation.answers import is_correct, majority_answer, normalise, score_answers
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  The Left. ", "left"),
+        ("An apple!", "apple"),
+        ("A", "a"),
+        ("a.", "a"),
+        ("The", "the"),
+        ("theatre", "theatre"),
+        ("In the back", "in the back"),
+        ("STRASSE", "strasse"),
+        ("Straße", "strasse"),
+        ("ｒｅｄ", "red"),
+        ("two\n\tballs", "two balls"),
+        ("빨강。", "빨강"),
+        ("cafe\u0301", "café"),
+        ("3.5", "3.5"),
+        ("-45°", "-45°"),
+        ("?", "?"),
+        ("", ""),
+    ],
+)
+def test_normalise(text, expected) -> None:
+    assert normalise(text) == expected
+
+
+def test_any_reference_counts_and_nothing_is_never_right() -> None:
+    assert is_correct("The ball.", ["sphere", "ball"])
+    assert not is_correct("ball and cube", ["ball"])
+    assert not is_correct("", ["", "ball"])
+    assert not is_correct("  ", [" "])
+
+
+def test_majority_is_the_best_constant_answer() -> None:
+    answer, share = majority_answer([("Red", "crimson"), ("red.",), ("Red",), ("blue", "blue")])
+    assert (answer, share) == ("Red", 0.75)
+    assert majority_answer([("b",), ("a",)]) == ("a", 0.5)
+
+
+def test_report_per_type_beside_guessing_and_blank_pictures(answer) -> None:
+    predictions = [
+        answer("red", "red"),
+        answer("red", "red"),
+        answer("blue", "red"),
+        answer("green", "green"),
+        answer("left", "left", kind="where"),
+        answer("right", "left", "to the left", kind="where"),
+    ]
+    blank = [
+        answer("red", *each.references, kind=each.kind, sample_id=each.sample_id) for each in predictions
+    ]
+    report = score_answers(predictions, blank)
+    assert report.count == 6
+    assert report.exact_match == pytest.approx(4 / 6)
+    assert report.majority_share == pytest.approx(5 / 6)
+    assert report.blank_exact_match == pytest.approx(3 / 6)
+    color, where = report.kinds["color"], report.kinds["where"]
+    assert (color.count, color.exact_match, color.majority_answer) == (4, 0.75, "red")
+    assert (color.majority_share, color.blank_exact_match) == (0.75, 0.75)
+    assert (where.count, where.exact_match, where.majority_answer) == (2, 0.5, "left")
+    assert (where.majority_share, where.blank_exact_match) == (1.0, 0.0)
+    metrics = report.metrics()
+    assert metrics["exact_match/where"] == 0.5
+    assert metrics["blank/where"] == 0.0
+    assert metrics["majority"] == report.majority_share
+
+
+def test_without_blank_pictures_there_is_no_such_number(answer) -> None:
+    report = score_answers([answer("red", "red")])
+    assert report.blank_exact_match is None
+    assert set(report.metrics()) == {"exact_match", "majority", "exact_match/color", "majority/color"}
+
+
+def test_scores_that_would_not_compare_are_refused(answer) -> None:
+    with pytest.raises(ValueError, match="No question was evaluated"):
+        score_answers([])
+    with pytest.raises(ValueError, match="other questions"):
+        score_answers([answer("red", "red", sample_id="a")], [answer("red", "red", sample_id="b")])
+    twice = [answer("red", "red", sample_id="a"), answer("red", "red", sample_id="a")]
+    with pytest.raises(ValueError, match="2 answers against 1"):
+        score_answers(twice[:1], twice)

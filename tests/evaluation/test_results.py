@@ -1,0 +1,111 @@
+"""Result files: the exact names and columns, any text, and never half a folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panollava.evaluation.answers import score_answers
+from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.results import latency_summary, write_results
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_files_columns_and_contents(tmp_path, answer) -> None:
+    predictions = [
+        answer('빨강,\n\'"red"', "빨강", 'red; "x"', kind="색"),
+        answer("", "nan"),
+        answer("The red.", "red"),
+    ]
+    files = write_results(
+        tmp_path,
+        "demo",
+        predictions,
+        score_answers(predictions),
+        settings={"seed": 7, "path": tmp_path},
+        now=NOW,
+    )
+    assert files.folder == tmp_path / "eval_results" / "demo" / "predictions_20260102_030405"
+    assert {path.name for path in files.folder.iterdir()} == {"predictions.csv", "metrics.json"}
+    assert files.predictions.read_bytes().startswith(b"\xef\xbb\xbfsample_id,")
+    rows = _read(files.predictions)
+    names = "sample_id,image_id,kind,question,prediction,references,reference,correct,latency_s"
+    assert ",".join(rows[0]) == names
+    assert [row["prediction"] for row in rows] == ['빨강,\n\'"red"', "", "The red."]
+    assert json.loads(rows[0]["references"]) == ["빨강", 'red; "x"']
+    assert [row["reference"] for row in rows] == ["빨강", "nan", "red"]
+    assert [row["correct"] for row in rows] == ["false", "false", "true"]
+    assert pd.read_csv(files.predictions)["correct"].tolist() == [False, False, True]
+
+    metrics = json.loads(files.metrics.read_text(encoding="utf-8"))
+    assert metrics["experiment_name"] == "demo"
+    assert metrics["exact_match"] == pytest.approx(1 / 3)
+    assert metrics["kinds"]["색"]["count"] == 1
+    assert metrics["settings"] == {"seed": 7, "path": str(tmp_path)}
+    assert metrics["latency"]["mean_s"] == 0.5
+    assert "batch" in metrics["latency"]["measured_as"]
+
+
+def test_evaluations_of_the_same_second_do_not_overwrite_each_other(tmp_path, answer) -> None:
+    predictions = [answer("red", "red")]
+    report = score_answers(predictions)
+    folders = [write_results(tmp_path, "sweep/job", predictions, report, now=NOW).folder for _ in range(3)]
+    assert [folder.name for folder in folders] == [
+        "predictions_20260102_030405",
+        "predictions_20260102_030405_2",
+        "predictions_20260102_030405_3",
+    ]
+
+
+def test_a_failure_leaves_no_folder_behind(tmp_path, answer, monkeypatch) -> None:
+    def full(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("panollava.evaluation.results.os.fsync", full)
+    predictions = [answer("red", "red")]
+    with pytest.raises(OSError, match="No space"):
+        write_results(tmp_path, "demo", predictions, score_answers(predictions))
+    assert list((tmp_path / "eval_results" / "demo").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "", "/tmp/elsewhere", "a/../../b", "..\\up"])
+def test_an_experiment_stays_below_the_results(tmp_path, answer, name) -> None:
+    predictions = [answer("red", "red")]
+    with pytest.raises(ValueError, match="experiment_name="):
+        write_results(tmp_path, name, predictions, score_answers(predictions))
+
+
+@given(text=st.text(st.characters(codec=None), max_size=20))
+def test_any_text_survives(tmp_path_factory, text) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    predictions = [Prediction("s", "i", "k", text, text, (text,), 0.1)]
+    files = write_results(folder, "any", predictions, score_answers(predictions))
+    expected = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    assert _read(files.predictions)[0]["prediction"] == expected
+    json.loads(files.metrics.read_text(encoding="utf-8"))
+
+
+def test_settings_that_json_cannot_hold_are_written_as_text(tmp_path, answer) -> None:
+    predictions = [answer("red", "red")]
+    files = write_results(
+        tmp_path, "demo", predictions, score_answers(predictions), settings={"loss": float("nan")}
+    )
+    assert json.loads(files.metrics.read_text())["settings"] == {"loss": "NaN"}
+
+
+def test_latency_percentiles(answer) -> None:
+    summary = latency_summary([answer("x", "x", latency_s=float(value)) for value in range(1, 21)])
+    assert (summary["mean_s"], summary["median_s"], summary["p95_s"]) == (10.5, 10.5, 19.0)
