@@ -165,9 +165,13 @@ def matching_panorama_size(camera: Camera, view_size: tuple[int, int]) -> tuple[
         across, down = content_width / camera.h_extent_rad, content_height / camera.v_extent_rad
     else:
         # f / cos²(a) with f = (side / 2) / tan(a) is side / sin(2a).
-        peaks = (
-            content_width / math.sin(camera.h_extent_rad),
-            content_height / math.sin(camera.v_extent_rad),
+        across = down = max(
+            content_width / math.sin(camera.h_extent_rad), content_height / math.sin(camera.v_extent_rad)
         )
-        across = down = max(peaks)
-    return max(1, math.ceil(math.pi * down - 1e-6)), max(2, 2 * math.ceil(math.pi * across - 1e-6))
+    return max(1, math.ceil(math.pi * down - 1e-6)), max(2, math.ceil(2 * math.pi * across - 1e-6))
+
+
+def focal_length(camera: Camera, view_size: tuple[int, int]) -> float:
+    """Pixels a radian in the centre of a perspective view of size (h, w), along the finer way."""
+    height, width = view_size
+    return max(width / math.tan(camera.h_extent_rad / 2), height / math.tan(camera.v_extent_rad / 2)) / 2

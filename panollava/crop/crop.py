@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from panollava.component import find_component
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.read import read_panorama
 from panollava.crop.render import Renderer, render_views
@@ -38,6 +41,19 @@ class Crop:
         self.device = device
         self.cameras = tuple(strategy.cameras(self.view_size))
         self.camera_rows = camera_tensor(self.cameras)
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], *, view_size: tuple[int, int]) -> Crop:
+        """The crop of a ``crop`` config section.
+
+        Args:
+            spec: ``{"type": ..., "renderer": ..., <keywords of the strategy>}``; ``view_size`` in it is for
+                whoever opens the encoder.
+            view_size: (h, w) that the encoder takes.
+        """
+        options = {key: value for key, value in spec.items() if key not in ("type", "renderer", "view_size")}
+        strategy = find_component("crop.strategies", spec["type"], "Crop")(**options)
+        return cls(strategy, view_size=view_size, renderer=spec.get("renderer", "cv2"))
 
     def views(self, panorama: np.ndarray) -> Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama ``(H, W, 3)`` uint8."""

@@ -16,9 +16,9 @@ _ANGLE_TOLERANCE_RAD = 1e-4
 def neighbour_pairs(cameras: Tensor, view_mask: Tensor) -> Tensor:
     """Every tile with its right neighbour in the same ring.
 
-    A ring is the tiles of one projection and pitch. The right neighbour is the tile at the smallest step of yaw
-    to the right, and it counts if the two touch or overlap. Global views and views that only pad a batch take
-    no part.
+    A ring is the tiles of one projection and pitch. The right neighbour is the tile at the smallest step of
+    yaw to the right, and it counts if the two touch or overlap. Global views and views that only pad a batch
+    take no part.
 
     Args:
         cameras: ``(B, V, C)``.

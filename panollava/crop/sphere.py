@@ -1,8 +1,9 @@
 """Directions on the sphere, rotations and panorama pixels: the axis conventions of the whole project.
 
-x is right, y up, z forward. Yaw 0 is the centre of the panorama, +yaw looks right, +pitch looks up, +roll turns
-the camera clockwise, so that the right edge of its view looks down. Angles are radians. Pixel centres: column
-``c`` of ``W`` is longitude ``((c + 1/2) / W - 1/2) * 2 pi``, row ``r`` of ``H`` latitude ``(1/2 - (r + 1/2) / H) * pi``.
+x is right, y up, z forward. Yaw 0 is the centre of the panorama, +yaw looks right, +pitch looks up, +roll
+turns the camera clockwise, so that the right edge of its view looks down. Angles are radians. Pixel centres:
+column ``c`` of ``W`` is longitude ``((c + 1/2) / W - 1/2) * 2 pi``, row ``r`` of ``H`` is latitude
+``(1/2 - (r + 1/2) / H) * pi``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _matrix(*entries: Tensor) -> Tensor:
 
 
 def angles_to_direction(longitude_rad: Tensor, latitude_rad: Tensor) -> Tensor:
-    """Unit vectors ``(..., 3)`` of longitudes and latitudes ``(...)``; a latitude past a pole goes on behind it."""
+    """Unit vectors ``(..., 3)`` of longitudes and latitudes ``(...)``, which may go on past a pole."""
     ring = torch.cos(latitude_rad)
     return torch.stack(
         (ring * torch.sin(longitude_rad), torch.sin(latitude_rad), ring * torch.cos(longitude_rad)), dim=-1

@@ -28,7 +28,7 @@ class CropStrategy(Protocol):
 
 
 class E2pCrop:
-    """Perspective tiles in closed rings around each pitch row, the first at yaw 0 and the others to its right."""
+    """Perspective tiles in one closed ring a pitch row, the first at yaw 0 and the others to its right."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class AnyresE2pCrop:
 
 
 class CubemapCrop:
-    """The faces of a cube: front, right, back and left, and by option up and down, which belong to no ring."""
+    """The faces of a cube: front, right, back, left, and by option up and down, which belong to no ring."""
 
     effective_overlap = 0.0
 
@@ -89,7 +89,7 @@ class CubemapCrop:
         self.poles = poles
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
-        """The faces, always 90 degrees each way, so that they fill the sphere whatever the shape of the view."""
+        """The faces, 90 degrees each way whatever the shape of the view, so that they fill the sphere."""
         angles_deg = [(0.0, 0.0), (90.0, 0.0), (180.0, 0.0), (270.0, 0.0)]
         if self.poles:
             angles_deg += [(0.0, 90.0), (0.0, -90.0)]

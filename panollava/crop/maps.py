@@ -1,0 +1,157 @@
+"""Where the pixels of views fall in a panorama, how far it is shrunk first and how densely it is sampled.
+
+A panorama is halved while it stays as fine as the finest place of a view, and each pixel of a tile is the mean
+of as many samples as panorama pixels fit into the pixel in the tile's centre; so thin structures fade instead
+of flickering.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from panollava.crop.cameras import (
+    EQUIRECTANGULAR,
+    Camera,
+    Column,
+    camera_tensor,
+    focal_length,
+    matching_panorama_size,
+    point_directions,
+)
+from panollava.crop.sphere import direction_to_angles
+
+LONGEST_SIDE = 32_700
+"""cv2.remap refuses sides of 32,767 pixels and more; a little is left for the border."""
+
+MOST_SAMPLES = 4
+"""Samples a pixel, each way: more cost time and change nothing that can be seen."""
+
+OUTSIDE = -16.0
+"""Map coordinate of padding pixels: beyond the one-pixel border of the panorama, where samples are black."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Views that are sampled alike.
+
+    Attributes:
+        views: their places among all views.
+        source_size: (H, W) to which the panorama is shrunk for them.
+        samples: samples of a pixel, each way.
+    """
+
+    views: tuple[int, ...]
+    source_size: tuple[int, int]
+    samples: int
+
+
+@lru_cache(maxsize=64)
+def sheets(
+    panorama_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int]
+) -> tuple[Sheet, ...]:
+    """The views of one panorama by the way they are sampled, those of the largest source first."""
+    views_of: dict[tuple[tuple[int, int], int], list[int]] = {}
+    for view, camera in enumerate(cameras):
+        size = _source_size(panorama_size, camera, view_size)
+        views_of.setdefault((size, _samples(size, camera, view_size)), []).append(view)
+    plan = [Sheet(tuple(views), size, samples) for (size, samples), views in views_of.items()]
+    return tuple(sorted(plan, key=lambda sheet: math.prod(sheet.source_size), reverse=True))
+
+
+def _source_size(
+    panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]
+) -> tuple[int, int]:
+    matching = matching_panorama_size(camera, view_size)
+    height, width = panorama_size
+    while is_twice((height, width), matching) or max(height, width) > LONGEST_SIDE:
+        height, width = half((height, width))
+    if camera.projection == EQUIRECTANGULAR:
+        # Pixels of the same shape on both sides: shrinking to their very size leaves nothing to interpolate.
+        return min(height, matching[0]), min(width, matching[1])
+    return height, width
+
+
+def is_twice(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a picture can be halved and is still no smaller than another."""
+    return size[0] >= 2 * other[0] and size[1] >= 2 * other[1]
+
+
+def half(size: tuple[int, int]) -> tuple[int, int]:
+    """Half of (H, W), rounded up."""
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> int:
+    if camera.projection == EQUIRECTANGULAR:
+        return 1
+    height, width = source_size
+    pixels_per_radian = min(width / (2 * math.pi), height / math.pi)
+    return min(max(1, math.floor(pixels_per_radian / focal_length(camera, view_size))), MOST_SAMPLES)
+
+
+@lru_cache(maxsize=8)
+def float_maps(
+    source_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maps into a panorama that has a border of one pixel.
+
+    Args:
+        source_size: (H, W) of the panorama without its border.
+        cameras: n views.
+        view_size: (h, w).
+        samples: samples of a pixel, each way.
+
+    Returns:
+        Columns and rows, each ``(n, h * samples, w * samples)`` float32.
+    """
+    return _pixel_maps(source_size, cameras, view_size, samples)
+
+
+@lru_cache(maxsize=8)
+def fixed_maps(
+    source_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The maps of ``float_maps`` view by view in the fixed-point form that remaps uint8 pictures fastest."""
+    columns, rows = _pixel_maps(source_size, cameras, view_size, samples)
+    return [cv2.convertMaps(*pair, cv2.CV_16SC2) for pair in zip(columns, rows, strict=True)]
+
+
+def _pixel_maps(
+    source_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    height, width = source_size
+    across, down = _unit_maps(cameras, view_size, samples)
+    is_padding = across < 0
+    columns, rows = across * np.float32(width) + np.float32(0.5), down * np.float32(height) + np.float32(0.5)
+    columns[is_padding], rows[is_padding] = OUTSIDE, OUTSIDE
+    return columns, rows
+
+
+@lru_cache(maxsize=8)
+def _unit_maps(
+    cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As ``float_maps``, in fractions of the panorama, -1 in padding: they serve panoramas of every size."""
+    rows = camera_tensor(cameras, dtype=torch.float64)
+    y, x = (
+        (torch.arange(side * samples, dtype=torch.float64) + 0.5) / (side * samples) for side in view_size
+    )
+    longitude_rad, latitude_rad = direction_to_angles(point_directions(rows, x, y))
+    inside = _inside(x, rows, Column.BOX_X0, Column.BOX_X1)[:, None, :]
+    inside = inside & _inside(y, rows, Column.BOX_Y0, Column.BOX_Y1)[:, :, None]
+    across = torch.where(inside, longitude_rad / (2 * math.pi) + 0.5, -1.0)
+    down = torch.where(inside, 0.5 - latitude_rad / math.pi, -1.0)
+    return across.float().numpy(), down.float().numpy()
+
+
+def _inside(position: Tensor, rows: Tensor, start: Column, end: Column) -> Tensor:
+    """``(n, p)``: which of p positions lie in the content box of each view; a tie belongs to its end."""
+    tolerance = 1e-9
+    return (position > rows[:, start, None] + tolerance) & (position < rows[:, end, None] + tolerance)
