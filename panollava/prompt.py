@@ -1,7 +1,7 @@
 """Conversation -> token ids, targets and image placeholders: one function for training and for generation.
 
-Text is tokenised in pieces that begin at the tokenizer's special tokens, where tokenizers split anyway: pieces
-can be remembered, and the check that each prompt is a token prefix of the whole stays linear.
+Text is tokenised in pieces that begin at special tokens, where tokenizers split anyway: pieces can be kept, and
+the check that each prompt is a token prefix of the whole stays linear.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class ChatPrompt:
         self._cache: dict[tuple[str, bool], list[int]] = {}
         # A literal "<image>" in somebody's text is spelt in two parts: it never becomes the placeholder.
         self._literal_image = [
-            token
-            for part in ("<", "image>")
-            for token in tokenizer(part, add_special_tokens=False)["input_ids"]
+            token for part in ("<", "image>") for token in tokenizer(part, add_special_tokens=False)["input_ids"]
         ]
         marks = [
             token.content
@@ -123,9 +121,7 @@ class ChatPrompt:
             ValueError: an answer is missing in mid-conversation, or the last question alone is too long.
         """
         if not turns or any(answer is None for _, answer in turns[:-1]):
-            raise ValueError(
-                "A conversation needs at least one turn, and only its last answer may be missing."
-            )
+            raise ValueError("A conversation needs at least one turn, and only its last answer may be missing.")
         draft = self._draft(turns, image_tokens > 0, targets)
         full_length = draft.text_length
         if max_text_length is not None and full_length > max_text_length:

@@ -1,0 +1,1 @@
+"""From config to objects: the only room that knows all the others."""

@@ -1,0 +1,225 @@
+"""The strict check of a composed config, section by section, against the components it configures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from panollava.component import find_component
+from panollava.config.check import check_section
+from panollava.crop.crop import Crop
+from panollava.model.fusion import Join
+from panollava.model.hub import load_language_model
+from panollava.model.lora import add_lora
+from panollava.model.vision import VisionTower
+from panollava.prompt import ChatPrompt
+from panollava.stages.overlap import OverlapStage
+from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.training.optim import OptimOptions
+from panollava.training.options import StageOptions, TrainerOptions
+
+STAGES = ("vision", "resampler", "finetune")
+SPLITS = ("train", "val", "test")
+SECTIONS = ("crop", "data", "evaluation", "model", "optim", "stage", "tracking", "trainer")
+
+
+@dataclass(frozen=True)
+class RootOptions:
+    """Plain keys of ``conf/train.yaml``."""
+
+    experiment_name: str | None
+    output_dir: str
+    init_from: str
+    resume: str
+    overwrite: bool
+    dry_run: bool
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Plain keys of ``model``."""
+
+    size: str
+    latent_width: Annotated[int, Interval(ge=1)]
+    join: Join
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What evaluation does (``evaluation.*``).
+
+    Attributes:
+        enabled: evaluate the test split when training ends.
+        batch_size: questions answered at once.
+        max_new_tokens: longest answer.
+        max_samples: questions to ask; None asks all.
+        blank: answer blank pictures too, to see what can be guessed without looking.
+        results_dir: where predictions and metrics go.
+        log_samples, log_interval, log_max_samples: write predictions to the log, of every so many batches, up
+            to so many samples.
+    """
+
+    enabled: bool
+    batch_size: Annotated[int, Interval(ge=1)]
+    max_new_tokens: Annotated[int, Interval(ge=1)]
+    max_samples: Annotated[int, Interval(ge=1)] | None
+    blank: bool
+    results_dir: str
+    log_samples: bool
+    log_interval: Annotated[int, Interval(ge=1)]
+    log_max_samples: Annotated[int, Interval(ge=0)]
+
+
+def checked(cfg: DictConfig) -> DictConfig:
+    """The config, resolved and read-only, if every key, type and range is right.
+
+    Raises:
+        ValueError: one line a problem, each with the full key, the value and what is allowed.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"The config does not resolve: {error}") from error
+    assert isinstance(values, dict)
+    problems = _problems(values)
+    if problems:
+        raise ValueError("the config has " + _count(problems) + "\n  " + "\n  ".join(problems))
+    result = OmegaConf.create(values)
+    OmegaConf.set_readonly(result, True)
+    return result
+
+
+def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
+    """Arguments of a split's source: ``train_scenes`` is ``scenes`` of the training split, other keys are common."""
+    arguments: dict[str, Any] = {}
+    for key, value in data.items():
+        prefix, _, rest = key.partition("_")
+        if prefix not in SPLITS:
+            arguments[key] = value
+        elif prefix == split:
+            arguments[rest] = value
+    return arguments
+
+
+def _problems(values: dict[str, Any]) -> list[str]:
+    plain = {key: value for key, value in values.items() if key not in SECTIONS}
+    problems = check_section(plain, RootOptions, "")
+    missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
+    if missing:
+        return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
+    for find in (_crop, _model, _data, _stage, _rest):
+        problems += find(values)
+    return problems
+
+
+def _crop(values: dict[str, Any]) -> list[str]:
+    crop = dict(values["crop"])
+    view_size = crop.pop("view_size", None)
+    problems = []
+    if view_size is not None and (not isinstance(view_size, int) or isinstance(view_size, bool) or view_size < 1):
+        problems.append(f"crop.view_size={view_size!r}: allowed is a number of pixels of at least 1, or null.")
+    renderer = {key: crop.pop(key) for key in ("renderer",) if key in crop}
+    problems += check_section(renderer, Crop, "crop", given=("strategy", "view_size", "device"))
+    return problems + _component(crop, "crop", "crop.strategies", "Crop")
+
+
+def _model(values: dict[str, Any]) -> list[str]:
+    model = dict(values["model"])
+    problems = []
+    for part, suffix in (("resampler", "Resampler"), ("projector", "Projector"), ("position", "Position")):
+        room = f"model.{part}"
+        given = ("input_width", "output_width") if part != "position" else ("width",)
+        problems += _component(model.pop(part), room, room, suffix, given=given)
+    vision = dict(model.pop("vision"))
+    problems += check_section(
+        _renamed(vision, "name", "name_or_path"),
+        VisionTower.from_pretrained,
+        "model.vision",
+        given=("image_size", "dtype"),
+    )
+    language = dict(model.pop("language"))
+    system = {"system": language.pop("system")} if "system" in language else {}
+    problems += check_section(system, ChatPrompt, "model.language", given=("tokenizer",))
+    problems += check_section(language, load_language_model, "model.language", given=("dtype",))
+    lora = dict(model.pop("lora"))
+    enabled = lora.pop("enabled", None)
+    if not isinstance(enabled, bool):
+        problems.append(f"model.lora.enabled={enabled!r}: allowed is true or false.")
+    problems += check_section(lora, add_lora, "model.lora", given=("model", "seed"))
+    return problems + check_section(model, ModelOptions, "model")
+
+
+def _data(values: dict[str, Any]) -> list[str]:
+    data = dict(values["data"])
+    name = data.pop("name", None)
+    kind = data.pop("type", None)
+    data.pop("dir", None)
+    problems = [] if isinstance(name, str) and name else [f"data.name={name!r}: allowed is a short text."]
+    try:
+        source = find_component("data", str(kind), "Source")
+    except ValueError as error:
+        return [*problems, str(error)]
+    for split in SPLITS:
+        found = check_section(source_arguments(data, split), source, "data", given=("split", "reader", "name"))
+        problems += [line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line for line in found]
+    return list(dict.fromkeys(problems))
+
+
+def _is_split_key(line: str, data: dict[str, Any], split: str) -> bool:
+    name = line.removeprefix("data.").split("=")[0].split(" ")[0]
+    return f"{split}_{name}" in data or (name not in data and any(f"{s}_{name}" in data for s in SPLITS))
+
+
+def _stage(values: dict[str, Any]) -> list[str]:
+    stage = dict(values["stage"])
+    run = stage.pop("run", None)
+    problems = []
+    if not isinstance(run, list) or not run or any(name not in STAGES for name in run) or len(set(run)) != len(run):
+        problems.append(f"stage.run={run!r}: allowed is a list out of {', '.join(STAGES)}.")
+    elif run != [name for name in STAGES if name in run]:
+        problems.append(f"stage.run={run!r}: the order is {', '.join(STAGES)}.")
+    for name in STAGES:
+        options = dict(stage.pop(name, None) or {})
+        if name == "vision":
+            loss = options.pop("loss", None) or {}
+            problems += check_section(loss, OverlapStage, "stage.vision.loss", given=("vision",))
+        problems += check_section(options, StageOptions, f"stage.{name}")
+    problems += [f"stage.{key} is not a key here. Keys of stage: run, {', '.join(STAGES)}." for key in stage]
+    return problems
+
+
+def _rest(values: dict[str, Any]) -> list[str]:
+    tracking = dict(values["tracking"])
+    kind = tracking.pop("type", None)
+    problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
+    own = ("run_id", "parent_run_id", "tags")
+    problems += check_section(tracking, MlflowTracker, "tracking", given=own)
+    problems += check_section(values["optim"], OptimOptions, "optim")
+    problems += check_section(values["trainer"], TrainerOptions, "trainer")
+    return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")
+
+
+def _component(
+    section: dict[str, Any], key: str, room: str, suffix: str, given: Iterable[str] = ()
+) -> list[str]:
+    options = dict(section)
+    try:
+        component = find_component(room, str(options.pop("type", None)), suffix)
+    except ValueError as error:
+        return [str(error)]
+    return check_section(options, component, key, given=given)
+
+
+def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if key == old else key: value for key, value in values.items()}
+
+
+def _count(problems: list[str]) -> str:
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"
+

@@ -1,0 +1,30 @@
+"""A stage's module: the model it needs, with what it trains switched on."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from panollava.assemble.run import Run, plain
+from panollava.model.lora import add_lora
+from panollava.stages.instruct import InstructStage
+from panollava.stages.overlap import OverlapStage
+
+
+def build_stage(run: Run, name: str) -> nn.Module:
+    """The stage ``name`` around the run's backbones, its new components as the seed gives them."""
+    if name == "vision":
+        return OverlapStage(run.backbones.vision(), **plain(run.cfg.stage.vision.loss))
+    model = run.backbones.composite()
+    lora = plain(run.cfg.model.lora)
+    if lora.pop("enabled") and name == "finetune":
+        add_lora(model, **lora, seed=run.cfg.seed)
+    if run.cfg.trainer.checkpoint_activations:
+        model.checkpoint_activations()
+    return InstructStage(model, name=name)
+
+
+def skip_reason(run: Run, name: str) -> str | None:
+    """Why a stage has nothing to learn from this model and crop, or None."""
+    if name != "vision":
+        return None
+    return OverlapStage.obstacle(run.backbones.vision(), run.backbones.crop.camera_rows)

@@ -1,0 +1,1 @@
+"""Configuration: canonical command lines, the strict check, and Hydra's callbacks."""

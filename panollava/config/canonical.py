@@ -1,0 +1,91 @@
+"""Turns what users type into what Hydra reads: one real group, several spellings.
+
+``resampler=bimamba`` becomes ``model/resampler=bimamba`` and ``lora.rank=8`` becomes ``model.lora.rank=8``,
+before Hydra sees the arguments, so that there is one group, one choice and one name in every record.
+Values of text and path keys are quoted, since Hydra's grammar gives commas, quotes, ``=`` and parentheses a
+meaning that a question or ``C:\\my (1)\\pano.jpg`` does not intend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from panollava.config.locate import CONF
+
+TEXT_KEYS = frozenset(
+    {
+        "checkpoint",
+        "data.dir",
+        "data.test_csv",
+        "data.train_csv",
+        "data.val_csv",
+        "experiment_name",
+        "image",
+        "init_from",
+        "model.language.name",
+        "model.vision.name",
+        "output_dir",
+        "question",
+        "resume",
+    }
+)
+"""Keys whose values are free text or paths: taken literally, never parsed."""
+
+_ARGUMENT = re.compile(r"^(?P<op>\+\+|\+|~)?(?P<key>[A-Za-z_][\w/]*)(?P<rest>(?:[=@.].*)?)$", re.DOTALL)
+
+
+def canonical(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra should see them.
+
+    Args:
+        arguments: command line after the program name.
+
+    Returns:
+        The same arguments with short group names written out and text values quoted. ``--cfg`` gains
+        ``--resolve``, so that what it shows are the final numbers.
+    """
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    result = [_canonical_argument(argument, sweep) for argument in arguments]
+    if any(a in ("--cfg", "-c") or a.startswith("--cfg=") for a in result) and "--resolve" not in result:
+        if "hydra" not in result and "all" not in result:
+            result.append("--resolve")
+    return result
+
+
+def short_names() -> dict[str, str]:
+    """Short group name -> real group, read from the folders below ``conf/model``."""
+    return {path.name: f"model/{path.name}" for path in sorted((Path(CONF) / "model").iterdir()) if path.is_dir()}
+
+
+def _canonical_argument(argument: str, sweep: bool) -> str:
+    match = _ARGUMENT.match(argument)
+    if not match:
+        return argument
+    operator, key, rest = match["op"] or "", match["key"], match["rest"]
+    if key in (names := short_names()):
+        target = names[key]
+        key = target.replace("/", ".") if rest.startswith(".") else target
+    return operator + _quote_text(key, rest, sweep)
+
+
+def _quote_text(key: str, rest: str, sweep: bool) -> str:
+    dotted, equals, value = (key + rest).partition("=")
+    if not equals or dotted not in TEXT_KEYS or value in ("", "null"):
+        return key + rest
+    already_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    is_sweep = sweep and "," in value
+    if already_quoted or is_sweep or "${" in value:
+        return key + rest
+    return f"{dotted}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """``value`` as a Hydra single-quoted string that parses back to exactly ``value``.
+
+    Source: Hydra 1.3 override grammar: inside quotes only the quote itself, and backslashes before it, are escaped.
+    """
+    body = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value)
+    trailing = len(body) - len(body.rstrip("\\"))
+    return "'" + body + "\\" * trailing + "'"

@@ -1,0 +1,83 @@
+"""The strict check of a composed config: unknown keys, types and ranges, all reported together.
+
+What a section may hold is read from the signature of the component it configures, so that a new component,
+or a new argument of an old one, needs no second declaration.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+
+def check_section(
+    values: Mapping[str, Any], target: Callable[..., Any], key: str, given: Iterable[str] = ()
+) -> list[str]:
+    """Problems of one config section against the signature it will be passed to.
+
+    Args:
+        values: the section, plain Python values.
+        target: class or function that takes them as keywords.
+        key: full key of the section, such as ``model.resampler``.
+        given: arguments of ``target`` that the program supplies and the config must not.
+
+    Returns:
+        One sentence a problem, with full key, value and what is allowed; empty when all is well.
+    """
+    schema = _schema(target, frozenset(given))
+    try:
+        schema.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        return list(dict.fromkeys(_sentence(problem, values, schema, key) for problem in error.errors()))
+    return []
+
+
+@functools.cache
+def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel]:
+    signature = inspect.signature(target)
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if name in given or name in ("self", "cls"):
+            continue
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise TypeError(f"{target} takes {parameter}: a component names all its arguments.")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    return create_model(
+        getattr(target, "__name__", "Section"),
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),
+        **fields,
+    )
+
+
+def _sentence(problem: Any, values: Mapping[str, Any], schema: type[BaseModel], key: str) -> str:
+    where = ".".join([key, *(str(part) for part in problem["loc"] if not _is_branch(part))]).lstrip(".")
+    if problem["type"] == "extra_forbidden":
+        name = str(problem["loc"][-1])
+        allowed = sorted(schema.model_fields)
+        close = get_close_matches(name, allowed, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"{where} is not a key here.{hint} Keys of {key or 'the config'}: {', '.join(allowed)}."
+    if problem["type"] == "missing":
+        return f"{where} is missing; it has no default."
+    message = problem["msg"].replace("Input should be", "allowed is")
+    return f"{where}={_shown(problem.get('input'))}: {message}."
+
+
+def _is_branch(part: Any) -> bool:
+    """Pydantic names the branch of a union or the length check in ``loc``; a user's key is a plain name or index."""
+    return isinstance(part, str) and not part.isidentifier() or part in ("float", "int", "str", "bool")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

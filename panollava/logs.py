@@ -1,0 +1,58 @@
+"""Console lines and log files: the same text on both, times only in the file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+LOG = logging.getLogger("panollava")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes through tqdm, so that a line never tears a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def configure_console(level: int = logging.INFO) -> None:
+    """Sends panollava's messages to the terminal; safe to call again."""
+    LOG.setLevel(logging.DEBUG)
+    LOG.propagate = False
+    if not any(isinstance(handler, _ConsoleHandler) for handler in LOG.handlers):
+        handler = _ConsoleHandler(level)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        LOG.addHandler(handler)
+    logging.captureWarnings(True)
+
+
+@contextmanager
+def log_file(folder: Path, name: str) -> Iterator[Path]:
+    """Keeps a log file ``<folder>/<name>_<YYYYMMDD_HHMMSS>.log`` while the block runs.
+
+    Args:
+        folder: made if missing.
+        name: what is logged, such as a stage's name.
+
+    Yields:
+        The file's path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
+    handler.setLevel(logging.DEBUG)
+    for logger in (LOG, logging.getLogger("py.warnings")):
+        logger.addHandler(handler)
+    try:
+        yield path
+    finally:
+        for logger in (LOG, logging.getLogger("py.warnings")):
+            logger.removeHandler(handler)
+        handler.close()

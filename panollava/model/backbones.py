@@ -1,0 +1,85 @@
+"""Opens the backbones that a run's settings name, once, and builds models around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from panollava.crop.crop import Crop
+from panollava.model.encoder import PanoVision
+from panollava.model.hub import load_language_model, load_tokenizer
+from panollava.model.vision import VisionTower
+from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.prompt import ChatPrompt
+
+
+class Backbones:
+    """The encoder, the language model and its tokenizer, each opened when first asked for.
+
+    Args:
+        model: the ``model`` section of a config or of a run's metadata.
+        crop: the ``crop`` section.
+        dtype: of the backbones' weights; what is new is fp32.
+        seed: of the new components.
+    """
+
+    def __init__(
+        self, model: Mapping[str, Any], crop: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> None:
+        self.model, self.crop_spec, self.dtype, self.seed = model, crop, dtype, seed
+
+    @cached_property
+    def tower(self) -> VisionTower:
+        """The vision encoder, for views of ``crop.view_size``, or of its own size."""
+        vision = self.model["vision"]
+        return VisionTower.from_pretrained(
+            vision["name"],
+            image_size=self.crop_spec.get("view_size"),
+            feature_layer=vision["feature_layer"],
+            attn_implementation=vision["attn_implementation"],
+            dtype=self.dtype,
+        )
+
+    @cached_property
+    def language(self) -> PreTrainedModel:
+        """The causal language model."""
+        language = self.model["language"]
+        return load_language_model(
+            language["name"], dtype=self.dtype, attn_implementation=language["attn_implementation"]
+        )
+
+    @cached_property
+    def prompt(self) -> ChatPrompt:
+        """The language model's way of writing conversations; reads only its tokenizer."""
+        language = self.model["language"]
+        return ChatPrompt(load_tokenizer(language["name"]), system=language["system"])
+
+    @cached_property
+    def crop(self) -> Crop:
+        """Cuts views of the size the encoder takes."""
+        return Crop.from_spec(self.crop_spec, view_size=self.tower.image_size)
+
+    def vision(self) -> PanoVision:
+        """Encoder and a new resampler: all that stage 1 needs."""
+        return PanoVision.build(
+            self.tower, resampler=self.model["resampler"], latent_width=self.model["latent_width"], seed=self.seed
+        )
+
+    def composite(self) -> PanoLlavaForConditionalGeneration:
+        """The whole model, its new components as the seed gives them."""
+        return PanoLlavaForConditionalGeneration.from_backbones(
+            self.tower,
+            self.language,
+            resampler=self.model["resampler"],
+            position=self.model["position"],
+            projector=self.model["projector"],
+            crop=self.crop_spec,
+            image_token_id=self.prompt.image_id,
+            join=self.model["join"],
+            latent_width=self.model["latent_width"],
+            seed=self.seed,
+        )

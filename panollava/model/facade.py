@@ -1,0 +1,165 @@
+"""PanoLlava: the small friendly face. Opens a run or an export and answers questions about panoramas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from panollava.batch import Batch
+from panollava.checkpoint import TRAINED, find_checkpoint, read_state, read_tensors
+from panollava.crop.crop import Crop
+from panollava.model.backbones import Backbones
+from panollava.model.fusion import image_token_count
+from panollava.model.lora import add_lora
+from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.prompt import ChatPrompt, Encoded
+from panollava.run_folder import find_run_folder, read_metadata
+
+Turns = Sequence[tuple[str, str]]
+Panorama = str | Path | np.ndarray | Image.Image
+
+
+class PanoLlava:
+    """A trained model with what it needs to see and to read.
+
+    Attributes:
+        model: the composite, a transformers model.
+        prompt: how conversations are written for its language model.
+        crop: how panoramas are cut into views.
+        metadata: of the run it was opened from; empty for a model in memory.
+    """
+
+    def __init__(
+        self,
+        model: PanoLlavaForConditionalGeneration,
+        prompt: ChatPrompt,
+        crop: Crop,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.prompt, self.crop = model, prompt, crop
+        self.metadata = dict(metadata or {})
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> PanoLlava:
+        """Opens a run folder, an experiment's folder or a checkpoint in one.
+
+        Args:
+            folder: such as ``runs/<experiment>/finetune/<crop>_<resampler>``.
+            device: where the model goes.
+            dtype: of the frozen backbones.
+
+        Raises:
+            FileNotFoundError: no run there; the message names those nearby.
+            ValueError: a stage-1 run, which has no language part, or weights that do not fit the metadata.
+        """
+        path = Path(folder).expanduser()
+        run = find_run_folder(path)
+        metadata = read_metadata(run)
+        if metadata["stage"] == "vision":
+            raise ValueError(
+                f"{run} is a stage-1 run: it has no language part and cannot answer. Train stage=resampler or "
+                "stage=finetune from it first."
+            )
+        checkpoint = path if path != run and path.suffix == ".ckpt" else find_checkpoint(run)
+        state = read_state(find_checkpoint(checkpoint))
+        backbones = Backbones(metadata["model"], metadata["crop"], dtype=dtype)
+        model = backbones.composite()
+        if state["has_lora"]:
+            lora = {key: value for key, value in metadata["model"]["lora"].items() if key != "enabled"}
+            add_lora(model, **lora)
+        load_trained(model, read_tensors(find_checkpoint(checkpoint) / TRAINED), str(checkpoint))
+        return cls(model.to(device).eval(), backbones.prompt, backbones.crop, metadata)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one panorama takes in the language model."""
+        return image_token_count(
+            self.crop.camera_rows, self.model.vision.tokens_per_view, self.model.config.join  # type: ignore[arg-type]
+        )
+
+    def encode(self, question: str, history: Turns = ()) -> Encoded:
+        """Token ids of a question, ready for generation."""
+        return self.prompt.encode([*history, (question, None)], image_tokens=self.image_tokens)
+
+    def generate(
+        self, image: Panorama, question: str, *, history: Turns = (), max_new_tokens: int = 64
+    ) -> str:
+        """Answers a question about a panorama.
+
+        Args:
+            image: a file, an ``(H, W, 3)`` uint8 RGB array, or a PIL picture, 2:1.
+            question: any text.
+            history: earlier (question, answer) turns about the same panorama.
+            max_new_tokens: longest answer.
+        """
+        encoded = self.encode(question, history)
+        batch = Batch(
+            sample_ids=["question"],
+            pixel_values=self.views(image)[None],
+            cameras=self.crop.camera_rows[None],
+            view_mask=torch.ones(1, len(self.crop.camera_rows), dtype=torch.bool),
+            input_ids=torch.tensor([encoded.ids]),
+            attention_mask=torch.ones(1, len(encoded.ids), dtype=torch.long),
+        )
+        return self.answer(batch, max_new_tokens=max_new_tokens)[0]
+
+    def views(self, image: Panorama) -> torch.Tensor:
+        """Views ``(V, 3, h, w)`` uint8 of a panorama."""
+        if isinstance(image, str | Path):
+            return self.crop.views(self.crop.read(image))
+        array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise ValueError(
+                f"image has shape {array.shape} and type {array.dtype}; a panorama is (H, W, 3) uint8 RGB."
+            )
+        return self.crop.views(array)
+
+    @torch.inference_mode()
+    def answer(self, batch: Batch, *, max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers to a left-padded batch of questions."""
+        on_device = batch.to(self.model.device)
+        tokenizer = self.prompt.tokenizer
+        stop = self.prompt.stop_ids
+        ids = self.model.generate(
+            input_ids=on_device.input_ids,
+            attention_mask=on_device.attention_mask,
+            pixel_values=on_device.pixel_values,
+            cameras=on_device.cameras,
+            view_mask=on_device.view_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=stop,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0],
+        )
+        assert on_device.input_ids is not None
+        new = ids[:, on_device.input_ids.shape[1] :]
+        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def load_trained(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copies a checkpoint's tensors into a model built from the same metadata; every one must find its place.
+
+    Raises:
+        ValueError: a tensor has no place, or another shape.
+    """
+    parameters = dict(model.named_parameters())
+    wrong = [
+        f"{name} {tuple(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name not in parameters or parameters[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source} does not fit the model its metadata describes: {len(wrong)} tensors have no place "
+            f"(first: {', '.join(wrong[:3])}). The folder is damaged or was put together from two runs."
+        )
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)

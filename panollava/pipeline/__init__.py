@@ -1,0 +1,1 @@
+"""What a run does, in order: train its stages, evaluate, report."""

@@ -1,0 +1,122 @@
+"""Answers a split's questions with a model, scores them beside blank pictures, and writes the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from panollava.assemble.check import EvaluationOptions
+from panollava.assemble.data import question_batches
+from panollava.batch import Batch
+from panollava.data.records import Question, Source
+from panollava.evaluation.answers import AnswerReport, score_answers
+from panollava.evaluation.pictures import answers_picture
+from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.results import ResultFiles, write_results
+from panollava.evaluation.runner import evaluate
+from panollava.evaluation.table import markdown_table
+from panollava.model.facade import PanoLlava
+from panollava.tracking.tracker import Tracker
+
+GREY = 128
+SHOWN_ANSWERS = 12
+
+
+@dataclass
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        report: scores.
+        predictions: answers, in the order of the questions.
+        files: where they were written.
+    """
+
+    report: AnswerReport
+    predictions: list[Prediction]
+    files: ResultFiles
+
+
+def evaluate_answers(
+    pano: PanoLlava,
+    source: Source,
+    options: EvaluationOptions,
+    *,
+    experiment: str,
+    tracker: Tracker,
+    num_workers: int = 0,
+    settings: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Evaluates a model on a split and records the result on disk and in the tracker.
+
+    Args:
+        pano: the model.
+        source: the split.
+        options: ``evaluation.*``.
+        experiment: names the folder below ``options.results_dir``.
+        tracker: gets metrics, files, a table of answers and a picture.
+        num_workers: processes that cut panoramas.
+        settings: kept in ``metrics.json``: what was evaluated, on what.
+    """
+    questions = source.questions()[: options.max_samples]
+
+    def answer(batch: Batch) -> list[str]:
+        return pano.answer(batch, max_new_tokens=options.max_new_tokens)
+
+    def run(name: str, *, blank: bool, log_samples: bool) -> list[Prediction]:
+        batches = question_batches(pano, source, questions, options.batch_size, num_workers)
+        return evaluate(
+            answer,
+            _blank(batches) if blank else batches,
+            total=len(questions),
+            log_samples=log_samples,
+            log_interval=options.log_interval,
+            log_max_samples=options.log_max_samples,
+            name=name,
+        )
+
+    predictions = run("test", blank=False, log_samples=options.log_samples)
+    blind = run("test on blank pictures", blank=True, log_samples=False) if options.blank else None
+    report = score_answers(predictions, blind)
+    files = write_results(Path(options.results_dir), experiment, predictions, report, settings=settings)
+    _track(pano, source, questions, predictions, report, files, tracker)
+    return Evaluation(report, predictions, files)
+
+
+def _track(
+    pano: PanoLlava,
+    source: Source,
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    report: AnswerReport,
+    files: ResultFiles,
+    tracker: Tracker,
+) -> None:
+    tracker.metrics({f"test/{name}": value for name, value in report.metrics().items()}, step=0)
+    tracker.folder(files.folder, "evaluation")
+    tracker.text(markdown_table(report), "evaluation/table.md")
+    rows = [
+        {
+            "question": one.question,
+            "prediction": one.prediction,
+            "reference": one.references[0],
+            "kind": one.kind,
+            "image": one.image_id,
+        }
+        for one in predictions[:: max(1, len(predictions) // 50)]
+    ]
+    tracker.table(rows, "sample_answers.json")
+    panorama = source.question_panorama(questions[0])
+    about_it = [one for one in predictions if one.image_id == questions[0].image_id][:SHOWN_ANSWERS]
+    tracker.image(answers_picture(panorama, about_it), "pictures/answers.png")
+
+
+def _blank(batches: Iterator[tuple[Sequence[Question], Batch]]) -> Iterator[tuple[Sequence[Question], Batch]]:
+    """The same questions about nothing: every view is plain grey."""
+    for questions, batch in batches:
+        batch.pixel_values = torch.full_like(batch.pixel_values, GREY)
+        yield questions, batch

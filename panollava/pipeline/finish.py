@@ -1,0 +1,75 @@
+"""The end of a run: the test split's answers, the pictures, and where everything lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from panollava.assemble.check import EvaluationOptions
+from panollava.assemble.run import Run, plain
+from panollava.checkpoint import BEST
+from panollava.evaluation.pictures import views_picture
+from panollava.evaluation.table import text_table
+from panollava.logs import LOG
+from panollava.model.facade import PanoLlava
+from panollava.pipeline.evaluate import Evaluation, evaluate_answers
+from panollava.stages.instruct import InstructStage
+
+
+def evaluate_run(run: Run, trained: nn.Module) -> Evaluation | None:
+    """Evaluates what was trained last, if it can answer; a stage-1 model leaves a picture of its views.
+
+    Args:
+        run: the run.
+        trained: its last stage, with the best weights in it.
+    """
+    if not run.procs.is_main:
+        return None
+    _show_views(run)
+    if not run.cfg.evaluation.enabled or run.data.test is None or not isinstance(trained, InstructStage):
+        return None
+    options = EvaluationOptions(**plain(run.cfg.evaluation))
+    if run.cfg.dry_run:
+        LOG.info("Dry run: the evaluation is left out.")
+        return None
+    pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
+    with run.compute.autocast():
+        result = evaluate_answers(
+            pano,
+            run.data.test,
+            options,
+            experiment=run.experiment.root.name,
+            tracker=run.tracker,
+            num_workers=run.trainer.num_workers,
+            settings={"stage": trained.name, "folder": str(run.experiment.stage_folder(trained.name))},
+        )
+    LOG.info("\nTest split, %d questions:\n\n%s\n", result.report.count, text_table(result.report))
+    LOG.info("Predictions and metrics: %s", result.files.folder)
+    return result
+
+
+def farewell(run: Run) -> None:
+    """Says where everything is."""
+    if not run.procs.is_main:
+        return
+    if run.cfg.dry_run:
+        LOG.info("Dry run: everything was built and one batch went through each stage; nothing was kept.")
+        return
+    for name in run.cfg.stage.run:
+        folder = run.experiment.stage_folder(name)
+        if (folder / BEST).exists():
+            LOG.info("Stage %s: %s", name, folder / BEST)
+    if run.tracker.run_id:
+        LOG.info("Compare runs: `mlflow ui` in %s, then http://127.0.0.1:5000 (run %s).", Path.cwd(), run.tracker.run_id)
+
+
+def _show_views(run: Run) -> None:
+    """Tracks a picture of the views of one panorama, and keeps it in the experiment's folder."""
+    import cv2
+
+    panorama = run.data.train.panorama(0)
+    picture = views_picture(panorama, run.backbones.crop.views(panorama), run.backbones.crop.camera_rows)
+    path = run.experiment.root / "views.png"
+    cv2.imwrite(str(path), picture[..., ::-1])
+    run.tracker.image(path, "views.png")

@@ -1,0 +1,50 @@
+"""Everything that can fail is made to fail before the first step, and the log says what is coming."""
+
+from __future__ import annotations
+
+from panollava.assemble.run import Run
+from panollava.logs import LOG
+from panollava.model.fusion import image_token_count
+from panollava.model.hub import read_config, resolve_source
+from panollava.pipeline.stage import check_start
+
+
+def preflight(run: Run) -> None:
+    """Opens what the pending stages need and checks that their sequences fit the language model.
+
+    Raises:
+        FileNotFoundError: a backbone does not exist.
+        ValueError: a sequence would be longer than the language model's positions, or ``init_from`` fits nothing.
+    """
+    pending = run.pending()
+    needs_language = any(name != "vision" for name in pending)
+    language = _language_positions(run) if needs_language else None
+    vision = run.backbones.vision()
+    crop = run.backbones.crop
+    count = image_token_count(crop.camera_rows, vision.tokens_per_view, run.cfg.model.join)
+    LOG.info(
+        "%d views of %dx%d pixels, effective overlap %.3f, %d image tokens a panorama.",
+        len(crop.cameras), *crop.view_size, crop.strategy.effective_overlap, count,
+    )  # fmt: skip
+    for name in pending:
+        check_start(run, name)
+        if name == "vision" or language is None:
+            continue
+        text = run.stage_options(name).max_text_length
+        new = run.cfg.evaluation.max_new_tokens if run.cfg.evaluation.enabled else 0
+        if count + text + new > language:
+            raise ValueError(
+                f"stage {name}: {count} image tokens, up to {text} text tokens (stage.{name}.max_text_length) and "
+                f"{new} new ones (evaluation.max_new_tokens) are {count + text + new}, but {run.cfg.model.language.name} "
+                f"has {language} positions. Lower stage.{name}.max_text_length or crop.overlap, or choose a resampler "
+                "with fewer tokens or a longer language model."
+            )
+
+
+def _language_positions(run: Run) -> int:
+    """Longest sequence of the language model; its tokenizer is opened too, its weights are not."""
+    name = run.cfg.model.language.name
+    config = read_config(resolve_source(name), "model.language.name")
+    run.backbones.prompt  # noqa: B018  opened here so that a folder without a tokenizer fails before stage 1
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", 2**31))

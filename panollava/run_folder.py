@@ -1,0 +1,241 @@
+"""The record of an experiment on disk: names, folders, owner, stage states and metadata.
+
+::
+
+    runs/<experiment>/<stage>/<crop-with-hyphens>_<resampler>/   one stage's checkpoints, config and logs
+    runs/<experiment>/stage_state.json                           what is finished
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from panollava.checkpoint import FORMAT_VERSION, read_state, write_file, write_json
+
+CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
+
+MAY_DIFFER = (
+    "dry_run",
+    "evaluation",
+    "experiment_name",
+    "init_from",
+    "output_dir",
+    "overwrite",
+    "resume",
+    "stage.run",
+    "tracking",
+    "trainer.log_every_steps",
+    "trainer.max_steps",
+    "trainer.num_workers",
+    "trainer.patience",
+    "trainer.save_every_steps",
+)
+"""Config keys that may change between the starts of a run without making it another run."""
+
+
+class Experiment:
+    """An experiment's folder, owned by one process at a time.
+
+    Use as a context manager; leaving it gives the folder up.
+
+    Args:
+        root: ``runs/<experiment>``.
+        setting: ``<crop-with-hyphens>_<resampler>``, the name of each stage's folder.
+        owner: whether this process writes; other ranks of a distributed run only read.
+    """
+
+    def __init__(self, root: Path, setting: str, *, owner: bool = True) -> None:
+        self.root, self.setting = root, setting
+        self._owner = owner
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Experiment:
+        if self._owner:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock")
+            try:
+                self._exit.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                raise ValueError(
+                    f"{self.root} is in use by another process. Wait for it, stop it, or give this run "
+                    "a name of its own with experiment_name=<name>."
+                ) from None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._exit.close()
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints."""
+        return self.root / stage / self.setting
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """State of each stage that was started, by ``<stage>/<setting>``."""
+        path = self.root / STAGES
+        if not path.is_file():
+            return {}
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            assert document["format_version"] == FORMAT_VERSION
+            return dict(document["stages"])
+        except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{path} is not a stage state of format {FORMAT_VERSION}. Remove the file to look at the checkpoints "
+                "alone, or start anew with overwrite=true."
+            ) from error
+
+    def state(self, stage: str) -> dict[str, Any]:
+        """State of one stage; empty when it was never started."""
+        return self.states().get(f"{stage}/{self.setting}", {})
+
+    def record(self, stage: str, **values: Any) -> None:
+        """Updates one stage's state on disk."""
+        states = self.states()
+        entry = states.setdefault(f"{stage}/{self.setting}", {})
+        entry.update(values, updated=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        write_json(self.root / STAGES, {"format_version": FORMAT_VERSION, "stages": states})
+
+    def clear(self, stage: str) -> None:
+        """Removes a stage's folder and state (``overwrite=true``)."""
+        shutil.rmtree(self.stage_folder(stage), ignore_errors=True)
+        states = self.states()
+        if states.pop(f"{stage}/{self.setting}", None) is not None:
+            write_json(self.root / STAGES, {"format_version": FORMAT_VERSION, "stages": states})
+
+    def check_same_config(self, stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
+        """Refuses to go on in a stage's folder with another config.
+
+        Args:
+            config: resolved config of this start.
+            recorded: the folder's ``config.yaml``, or None where there is none.
+
+        Raises:
+            ValueError: naming the keys that differ and the ways out.
+        """
+        if recorded is None:
+            return
+        different = differing_keys(stage, config, recorded)
+        if different:
+            shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())
+            raise ValueError(
+                f"{self.stage_folder(stage)} holds a run with another config ({shown}). Give this one a name of its "
+                "own (experiment_name=<name>), or replace it (overwrite=true)."
+            )
+
+
+def differing_keys(
+    stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values make ``config`` another run of ``stage`` than ``recorded``: key -> (old, new)."""
+    old, new = flatten(recorded), flatten(config)
+    result = {}
+    for key in sorted({*old, *new}):
+        other_stage = key.startswith("stage.") and not key.startswith(f"stage.{stage}.")
+        free = any(key == name or key.startswith(f"{name}.") for name in (*MAY_DIFFER, f"stage.{stage}.epochs"))
+        if not (other_stage or free) and old.get(key) != new.get(key):
+            result[key] = (old.get(key), new.get(key))
+    return result
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> ``a.b.c`` keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def short_name(name: str) -> str:
+    """A backbone's short name for folders: ``google/siglip2-so400m-patch14-224`` -> ``siglip2-so400m``."""
+    base = name.replace("\\", "/").rstrip("/").split("/")[-1]
+    return base.split("-patch")[0].removesuffix("-hf")
+
+
+def experiment_name(*, vision: str, language: str, resampler: str, crop: str, position: str, overlap: float) -> str:
+    """``{vision}_{language}_{resampler}_{crop}[_PE][_ovNNN]``.
+
+    Args:
+        vision, language: backbone names.
+        resampler, crop, position: component types.
+        overlap: as asked; named, in hundredths, where it is not the default 0.5.
+    """
+    parts = [short_name(vision), short_name(language), resampler, crop.replace("_", "-")]
+    if position != "none":
+        parts.append("PE")
+    if abs(overlap - 0.5) > 1e-9:
+        parts.append(f"ov{round(overlap * 100):03d}")
+    return "_".join(parts)
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any], config_yaml: str) -> None:
+    """Writes what evaluation needs to rebuild the run: ``checkpoint_metadata.json`` and ``config.yaml``."""
+    write_json(folder / METADATA, {"format_version": FORMAT_VERSION, **metadata})
+    write_file(folder / CONFIG, config_yaml)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of a stage's run folder.
+
+    Raises:
+        FileNotFoundError: none there.
+        ValueError: not JSON, or of another format version.
+    """
+    path = folder / METADATA
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist, so {folder} is not a stage's run folder. "
+            f"Expected runs/<experiment>/<stage>/<crop>_<resampler>.{_nearby(folder)}"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path} is not metadata of format {FORMAT_VERSION}, the one this panollava reads.")
+    return document
+
+
+def find_run_folder(path: Path) -> Path:
+    """The stage folder that a user means: the folder itself, a checkpoint in it, or its experiment's latest stage."""
+    if (path / METADATA).is_file():
+        return path
+    if (path.parent / METADATA).is_file():
+        return path.parent
+    for stage in ("finetune", "resampler", "vision"):
+        found = sorted(path.glob(f"{stage}/*/{METADATA}"), key=lambda p: p.stat().st_mtime)
+        if found:
+            return found[-1].parent
+    raise FileNotFoundError(f"{path} is no run: no {METADATA} in it, beside it or below it.{_nearby(path)}")
+
+
+def known_checkpoints(output_dir: Path, stage: str) -> list[Path]:
+    """Folders of a stage below ``output_dir`` that hold a readable checkpoint, newest first."""
+    found: list[Path] = []
+    for metadata in output_dir.glob(f"**/{stage}/*/{METADATA}"):
+        if any(_readable(link) for link in metadata.parent.glob("*.ckpt")):
+            found.append(metadata.parent)
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _readable(checkpoint: Path) -> bool:
+    try:
+        read_state(checkpoint)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _nearby(path: Path) -> str:
+    root = next((parent for parent in (path, *path.parents) if parent.is_dir()), Path("."))
+    runs: Iterable[Path] = sorted({file.parent for file in root.glob(f"**/{METADATA}")})[:5]
+    listed = ", ".join(map(str, runs))
+    return f" Runs found below {root}: {listed}." if listed else ""

@@ -1,0 +1,1 @@
+"""Stages: what trains, what is counted, and what a step costs."""

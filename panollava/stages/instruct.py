@@ -1,0 +1,77 @@
+"""Stages 2 and 3: the next token of the text, given the panorama."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from panollava.batch import IGNORE_INDEX, Batch
+from panollava.losses.lm import token_nll_sum
+from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.stages.protocol import StepOutput
+
+LOSS = "language"
+
+
+class InstructStage(nn.Module):
+    """Next-token loss on the labelled tokens.
+
+    Resampler, position code (if it has weights) and projector train; the encoder is frozen, and so is the
+    language model but for its adapter, where one is attached. Which tokens are labelled (all text after the
+    image, or the assistant's alone) is the data's business.
+
+    Args:
+        model: the composite; with LoRA attached the adapter trains too.
+        name: ``resampler`` or ``finetune``.
+    """
+
+    def __init__(self, model: PanoLlavaForConditionalGeneration, *, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        adapter = {p for n, p in model.language_model.named_parameters() if "lora_" in n}
+        model.requires_grad_(False)
+        for part in (model.vision.resampler, model.position, model.projector):
+            part.requires_grad_(True)
+        for parameter in adapter:
+            parameter.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> InstructStage:
+        """Training mode for what trains; frozen parts stay as they are at inference."""
+        super().train(mode)
+        self.model.vision.tower.eval()
+        if not any(p.requires_grad for p in self.model.language_model.parameters()):
+            self.model.language_model.eval()
+        return self
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Everything that requires a gradient, named as in the composite."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Number of labelled tokens; the first position has nothing before it to be predicted from."""
+        assert batch.labels is not None
+        return {LOSS: float((batch.labels[:, 1:] != IGNORE_INDEX).sum())}
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Summed negative log-likelihood of the labelled tokens.
+
+        Only positions that predict a label somewhere in the batch pay the vocabulary matrix: at 150,000 words
+        and 1,400 image tokens a sample the full logits would be the largest tensor of the run.
+        """
+        assert batch.labels is not None
+        targets = batch.labels[:, 1:]
+        positions = torch.nonzero((targets != IGNORE_INDEX).any(dim=0)).flatten()
+        output = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pixel_values=batch.pixel_values,
+            cameras=batch.cameras,
+            view_mask=batch.view_mask,
+            logits_to_keep=positions,
+            use_cache=False,
+        )
+        kept = targets[:, positions]
+        loss, _ = token_nll_sum(output.logits, kept)
+        right = (output.logits.detach().argmax(dim=-1) == kept) & (kept != IGNORE_INDEX)
+        return StepOutput(losses={LOSS: loss}, metrics={f"{LOSS}/token_accuracy": right.sum().float()})

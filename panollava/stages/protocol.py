@@ -1,0 +1,44 @@
+"""What the training loop asks of a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from panollava.batch import Batch
+
+
+@dataclass
+class StepOutput:
+    """What one micro-batch costs.
+
+    Attributes:
+        losses: name -> weighted *sum* over the micro-batch's targets (scalar, fp32). The loop divides each by
+            its count over the whole accumulation window and all processes, so that cutting a batch
+            differently does not change the objective.
+        metrics: ``<loss>/<term>`` -> detached sum over the same count as the loss, logged only.
+    """
+
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A module that knows what trains and what a step costs; the loop knows no stage by name."""
+
+    name: str
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Denominator of each loss, and of its metrics, without a forward pass."""
+        ...
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Weighted loss sums and metrics of a micro-batch."""
+        ...
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that trains, names as in checkpoints."""
+        ...

@@ -1,0 +1,35 @@
+"""python -m panollava.train: trains the stages of a run, one after the other, and evaluates the result."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from panollava.assemble.check import checked
+from panollava.assemble.run import open_run
+from panollava.config.entrypoint import entrypoint
+from panollava.pipeline.finish import evaluate_run, farewell
+from panollava.pipeline.preflight import preflight
+from panollava.pipeline.stage import run_stage
+from panollava.training.distributed import processes
+
+
+@entrypoint("train")
+def main(cfg: DictConfig) -> None:
+    """Trains what ``stage.run`` lists.
+
+    Args:
+        cfg: composed from ``conf/train.yaml`` and the command line.
+    """
+    cfg = checked(cfg)  # every key, type and range, before anything is opened
+    with processes() as procs, open_run(cfg, procs) as run:  # folder, log, tracker, data, backbones
+        preflight(run)  # whatever can fail fails here, before the first step
+        trained = None
+        for name in run.pending():
+            trained = run_stage(run, name) or trained
+        if trained is not None:
+            evaluate_run(run, trained)
+        farewell(run)
+
+
+if __name__ == "__main__":
+    main()

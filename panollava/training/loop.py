@@ -1,0 +1,256 @@
+"""The training loop: one for every stage, and it knows none of them by name."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from panollava.batch import Batch
+from panollava.logs import LOG
+from panollava.stages.protocol import Stage
+from panollava.tracking.tracker import Tracker
+from panollava.training.distributed import Processes
+from panollava.training.optim import OptimOptions
+from panollava.training.options import StageOptions, TrainerOptions
+from panollava.training.precision import Compute
+from panollava.training.state import Checkpointer, Progress
+from panollava.training.step import OptimiserStep, summarise
+
+
+class TrainData(Protocol):
+    """Training batches, grouped into the windows of optimiser steps."""
+
+    steps_per_epoch: int
+
+    def windows(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """Windows of an epoch from optimiser step ``start`` on; a function of (seed, epoch, start) alone."""
+        ...
+
+    def validation(self) -> Iterator[Batch]:
+        """The validation split in a fixed order."""
+        ...
+
+
+@dataclass
+class FitResult:
+    """How a stage went.
+
+    Attributes:
+        progress: where it ended.
+        seconds: wall-clock time of training, validation included.
+        samples_per_second: training samples over the time spent in training steps.
+        peak_memory_gb: most memory used.
+        metrics: of the last validation.
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    progress: Progress
+    seconds: float
+    samples_per_second: float
+    peak_memory_gb: float
+    metrics: dict[str, float]
+    interrupted: bool = False
+
+
+def fit(
+    stage: Stage,
+    data: TrainData,
+    *,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    optim: OptimOptions,
+    options: StageOptions,
+    trainer: TrainerOptions,
+    compute: Compute,
+    procs: Processes,
+    checkpointer: Checkpointer,
+    tracker: Tracker,
+    progress: Progress,
+) -> FitResult:
+    """Trains ``stage`` from ``progress`` to the end of its last epoch, validating and saving on the way.
+
+    Returns:
+        What happened; ``best.ckpt`` in the checkpointer's folder has the lowest validation loss.
+    """
+    module = _wrap(stage, trainer, compute, procs)
+    step = OptimiserStep(stage, module, optimizer, scaler, compute, procs, trainer.clip_norm)
+    total = options.epochs * data.steps_per_epoch
+    validate_at = _validation_steps(data.steps_per_epoch, trainer.validations_per_epoch)
+    limit = min(total, trainer.max_steps or total)
+    started, seen, metrics, stepping = time.perf_counter(), 0, {}, 0.0
+    bar = tqdm(total=limit, initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs))
+    with bar, _interrupt() as interrupted:
+        while progress.epoch < options.epochs and progress.global_step < limit:
+            stage.train()
+            epoch, stop = progress.epoch, False
+            tick = time.perf_counter()
+            for window in data.windows(epoch, progress.step_in_epoch):
+                lr = optim.learning_rate(options.lr, progress.global_step, total)
+                report = step([batch.to(compute.device, non_blocking=True) for batch in window], lr)
+                progress.global_step += 1
+                progress.step_in_epoch += 1
+                samples = sum(map(len, window)) * procs.world_size
+                now = time.perf_counter()
+                seen, stepping, tick, rate = seen + samples, stepping + now - tick, now, samples / (now - tick)
+                bar.update()
+                _log_step(stage.name, report, lr, rate, compute, progress, trainer, procs, tracker, bar)
+                last = progress.global_step >= limit
+                if progress.step_in_epoch in validate_at or last:
+                    if progress.step_in_epoch == data.steps_per_epoch:
+                        progress.epoch, progress.step_in_epoch = epoch + 1, 0
+                    metrics = validate(stage, module, data, compute, procs)
+                    _after_validation(stage.name, metrics, progress, procs, checkpointer, tracker)
+                    stop = bool(trainer.patience) and progress.validations_since_best >= trainer.patience
+                    stage.train()
+                    tick = time.perf_counter()
+                elif trainer.save_every_steps and progress.global_step % trainer.save_every_steps == 0:
+                    _save(checkpointer, progress, None, False, procs)
+                if interrupted or stop or last:
+                    break
+            if interrupted:
+                _save(checkpointer, progress, None, False, procs)
+                break
+            if stop:
+                LOG.info("%s: no better loss in %d validations, stopped early.", stage.name, trainer.patience)
+                break
+    seconds = time.perf_counter() - started
+    return FitResult(
+        progress, seconds, seen / max(stepping, 1e-9), compute.peak_memory_gb(), metrics, bool(interrupted)
+    )
+
+
+@torch.no_grad()
+def validate(
+    stage: Stage, module: nn.Module, data: TrainData, compute: Compute, procs: Processes
+) -> dict[str, float]:
+    """Loss and metrics over the whole validation split, each divided by its own total.
+
+    Raises:
+        ValueError: the validation split gives no target at all.
+    """
+    stage.eval()  # type: ignore[attr-defined]
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for batch in data.validation():
+        on_device = batch.to(compute.device, non_blocking=True)
+        for name, count in stage.counts(on_device).items():
+            counts[name] = counts.get(name, 0.0) + count
+        with compute.autocast():
+            output = inner(on_device)
+        for name, value in {**output.losses, **output.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    result = summarise(procs.sum(sums), procs.sum(counts))
+    if not result:
+        raise ValueError("The validation split gave no batch: it is empty, or smaller than the number of processes.")
+    return result
+
+
+def _wrap(stage: Stage, trainer: TrainerOptions, compute: Compute, procs: Processes) -> nn.Module:
+    assert isinstance(stage, nn.Module)
+    module: nn.Module = torch.compile(stage) if trainer.compile else stage  # type: ignore[assignment]
+    if procs.world_size > 1:
+        devices = [procs.local_rank] if compute.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    return module
+
+
+def _validation_steps(steps: int, per_epoch: int) -> set[int]:
+    """Steps of an epoch after which to validate, evenly spread; the last one always."""
+    return {max(1, round(steps * (i + 1) / per_epoch)) for i in range(per_epoch)} | {steps}
+
+
+def _after_validation(
+    name: str,
+    metrics: dict[str, float],
+    progress: Progress,
+    procs: Processes,
+    checkpointer: Checkpointer,
+    tracker: Tracker,
+) -> None:
+    loss = metrics["loss"]
+    is_best = loss < progress.best_loss
+    progress.best_loss = min(loss, progress.best_loss)
+    progress.validations_since_best = 0 if is_best else progress.validations_since_best + 1
+    _save(checkpointer, progress, loss, is_best, procs)
+    if procs.is_main:
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+        LOG.info("%s step %d: validation %s%s", name, progress.global_step, shown, "  (best)" if is_best else "")
+        values = {f"{name}/val_{key}": value for key, value in metrics.items()}
+        tracker.metrics({**values, f"{name}/epoch": progress.epoch}, step=progress.global_step)
+
+
+def _save(
+    checkpointer: Checkpointer, progress: Progress, loss: float | None, is_best: bool, procs: Processes
+) -> None:
+    if procs.is_main:
+        checkpointer.save(progress, loss, is_best=is_best)
+    procs.barrier()
+
+
+def _log_step(
+    name: str,
+    report: dict[str, float],
+    lr: float,
+    rate: float,
+    compute: Compute,
+    progress: Progress,
+    trainer: TrainerOptions,
+    procs: Processes,
+    tracker: Tracker,
+    bar: tqdm,
+) -> None:
+    if not procs.is_main or progress.global_step % trainer.log_every_steps:
+        return
+    memory = compute.peak_memory_gb()
+    bar.set_postfix_str(f"loss {report['loss']:.4f} lr {lr:.1e} {rate:.0f} samples/s {memory:.1f} GB")
+    LOG.debug(
+        "%s epoch %d step %d: loss %.6f lr %.3e %.1f samples/s %.2f GB, %s left",
+        name, progress.epoch, progress.global_step, report["loss"], lr, rate, memory, _left(bar),
+    )  # fmt: skip
+    values = {f"{name}/{key}": value for key, value in report.items()}
+    tracker.metrics(
+        {**values, f"{name}/lr": lr, f"{name}/samples_per_second": rate, f"{name}/memory_gb": memory},
+        step=progress.global_step,
+    )
+
+
+def _left(bar: tqdm) -> str:
+    done, elapsed = bar.n - bar.initial, time.time() - bar.start_t if hasattr(bar, "start_t") else 0.0
+    return tqdm.format_interval(elapsed / done * (bar.total - bar.n)) if done and elapsed else "?"
+
+
+def _no_bar(procs: Processes) -> bool | None:
+    """None lets tqdm draw its bar only on a terminal; other ranks never draw."""
+    return None if procs.is_main else True
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[list[int]]:
+    """Collects Ctrl-C until the step in progress is whole; a second one ends the process at once."""
+    received: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        LOG.warning("Ctrl-C: finishing this step, then saving. Press again to stop at once.")
+
+    try:
+        previous = signal.signal(signal.SIGINT, remember)
+    except ValueError:  # not the main thread: whoever runs us handles interrupts
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,187 @@
+"""The place in a run, and the checkpoints that bring a run back to it bit for bit."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from panollava import checkpoint as files
+
+OPTIMIZER, RANDOM, FINAL = "optimizer.safetensors", "random.safetensors", "model_final.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a stage stands.
+
+    Attributes:
+        epoch, step_in_epoch: the next optimiser step to take, as two integers.
+        global_step: optimiser steps taken.
+        best_loss: lowest validation loss so far.
+        validations_since_best: for early stopping.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    global_step: int = 0
+    best_loss: float = math.inf
+    validations_since_best: int = 0
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one stage's folder.
+
+    Args:
+        folder: the stage's run folder.
+        prefix: start of the checkpoints' names: ``<vision>_<resampler>_<crop>_<dataset>``.
+        stage_name: written into the state, so that a checkpoint of another stage is not resumed by mistake.
+        parameters: what trains, named as in the file.
+        optimizer, scaler: whose state makes resuming exact.
+        notes: more for ``state.json``, such as the tracking run's id.
+        on_save: called with (folder, progress, validation loss) after a best checkpoint was written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        prefix: str,
+        stage_name: str,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        notes: Mapping[str, object] | None = None,
+        on_save: Callable[[Path, Progress, float], None] | None = None,
+    ) -> None:
+        self.folder, self.prefix, self.stage_name = folder, prefix, stage_name
+        self.parameters, self.optimizer, self.scaler = dict(parameters), optimizer, scaler
+        self.notes, self.on_save = dict(notes or {}), on_save
+
+    def save(self, progress: Progress, loss: float | None, *, is_best: bool) -> Path:
+        """Writes a checkpoint, moves the links to it, and removes those that no link names.
+
+        Args:
+            progress: the place that resuming returns to.
+            loss: validation loss, or None in mid-epoch.
+            is_best: whether ``best.ckpt`` moves too.
+        """
+        if loss is None:
+            name = f"{self.prefix}_step{progress.global_step:06d}.ckpt"
+        else:
+            name = f"{self.prefix}_epoch{progress.epoch:02d}_loss{loss:.4f}.ckpt"
+        target = self.folder / name
+        files.write_checkpoint(
+            target,
+            {
+                files.TRAINED: dict(self.parameters),
+                OPTIMIZER: optimizer_tensors(self.parameters, self.optimizer),
+                RANDOM: random_tensors(),
+            },
+            {
+                "stage": self.stage_name,
+                "validation_loss": loss,
+                "progress": {**asdict(progress), "best_loss": _finite(progress.best_loss)},
+                "scaler": self.scaler.state_dict(),
+                **self.notes,
+            },
+        )
+        if is_best:
+            files.write_tensors(self.folder / FINAL, self.parameters)
+            files.point(self.folder / files.BEST, target)
+        files.point(self.folder / files.LAST, target)
+        self._remove_unlinked()
+        if is_best and self.on_save is not None and loss is not None:
+            self.on_save(target, progress, loss)
+        return target
+
+    def restore(self, checkpoint: Path) -> Progress:
+        """Puts weights, optimiser, scaler and random state back.
+
+        Raises:
+            ValueError: a checkpoint of another stage, or one whose tensors are not those that train here.
+        """
+        state = files.read_state(checkpoint)
+        if state.get("stage") != self.stage_name:
+            raise ValueError(
+                f"resume={checkpoint} is a checkpoint of stage {state.get('stage')!r}, not {self.stage_name!r}. "
+                f"To start {self.stage_name!r} from its weights use init_from={checkpoint}."
+            )
+        tensors = files.read_tensors(checkpoint / files.TRAINED)
+        wrong = sorted(
+            name
+            for name in {*tensors, *self.parameters}
+            if name not in tensors
+            or name not in self.parameters
+            or tensors[name].shape != self.parameters[name].shape
+        )
+        if wrong:
+            raise ValueError(
+                f"resume={checkpoint} holds other weights than this run trains ({len(wrong)} differ, first: "
+                f"{', '.join(wrong[:3])}). Resume with the config it was made with, or use init_from={checkpoint}."
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+        load_optimizer(self.parameters, self.optimizer, files.read_tensors(checkpoint / OPTIMIZER))
+        self.scaler.load_state_dict(state["scaler"])
+        load_random(files.read_tensors(checkpoint / RANDOM))
+        progress = Progress(**state["progress"])
+        progress.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+        return progress
+
+    def _remove_unlinked(self) -> None:
+        kept = {files.follow(self.folder / name) for name in (files.BEST, files.LAST)}
+        pattern = re.compile(re.escape(self.prefix) + r"_(epoch\d+_loss.+|step\d+)\.ckpt")
+        for path in self.folder.iterdir():
+            leftover = path.name.startswith((".old-", ".tmp-"))
+            if leftover or (pattern.fullmatch(path.name) and path not in kept):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as named tensors ``<parameter>/<entry>``."""
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in parameters.items()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Inverse of ``optimizer_tensors``."""
+    for key, value in tensors.items():
+        name, entry = key.rsplit("/", 1)
+        parameter = parameters[name]
+        device = value.device if entry == "step" else parameter.device
+        optimizer.state[parameter][entry] = value.to(device)
+
+
+def random_tensors() -> dict[str, Tensor]:
+    """State of torch's generators; nothing else is drawn from during training."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def load_random(states: Mapping[str, Tensor]) -> None:
+    """Inverse of ``random_tensors``; GPUs that the state does not name keep theirs."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if f"cuda{index}" in states:
+                torch.cuda.set_rng_state(states[f"cuda{index}"], index)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

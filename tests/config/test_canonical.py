@@ -1,0 +1,77 @@
+"""What users type reaches Hydra as they meant it."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panollava.config.canonical import canonical, quoted, short_names
+from panollava.config.entrypoint import slug, with_sweep_folder
+
+SWEEP_ARGUMENTS = ["-m", "model/resampler=mlp,bimamba", "crop.overlap=0.0,0.5", "seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("resampler=bimamba", "model/resampler=bimamba"),
+        ("model/resampler=bimamba", "model/resampler=bimamba"),
+        ("lora.rank=16", "model.lora.rank=16"),
+        ("+resampler.x=1", "+model.resampler.x=1"),
+        ("resampler=mlp,bimamba", "model/resampler=mlp,bimamba"),
+        ("crop.overlap=0.0", "crop.overlap=0.0"),
+        ("stage=vision", "stage=vision"),
+        ("stage.vision.epochs=2", "stage.vision.epochs=2"),
+        ("-m", "-m"),
+        ("vision.name=some/folder", "model.vision.name='some/folder'"),
+        ("data.train_csv=../a (1)/b,c.csv", "data.train_csv='../a (1)/b,c.csv'"),
+        ("experiment_name=null", "experiment_name=null"),
+        ("init_from='runs/a b'", "init_from='runs/a b'"),
+    ],
+)
+def test_spellings(typed: str, meant: str) -> None:
+    assert canonical([typed]) == [meant]
+
+
+def test_every_group_below_model_has_a_short_name() -> None:
+    assert {"vision", "resampler", "position", "projector", "language", "lora"} == set(short_names())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["무엇이 보입니까, 뒤에?", r"C:\very long (1)\pano.jpg", "http://host/a?b=c&d=e", "it's \"quoted\"", "back\\", "\\'"],
+)
+def test_text_reaches_hydra_unchanged(text: str) -> None:
+    [argument] = canonical([f"question={text}"])
+    assert OverridesParser.create().parse_override(argument).value() == text
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
+def test_any_text_survives_quoting(text: str) -> None:
+    assert OverridesParser.create().parse_override(f"question={quoted(text)}").value() == text
+
+
+def test_cfg_shows_final_numbers() -> None:
+    assert canonical(["--cfg", "job"]) == ["--cfg", "job", "--resolve"]
+
+
+def test_a_sweep_is_named_after_what_it_sweeps() -> None:
+    *same, folder, constant = with_sweep_folder(SWEEP_ARGUMENTS)
+    assert same == SWEEP_ARGUMENTS
+    assert folder == "hydra.sweep.dir='${output_dir}/sweep_resampler_crop.overlap'"
+    assert constant == "hydra.job.config.override_dirname.exclude_keys=['seed']"
+
+
+def test_a_list_is_no_sweep() -> None:
+    folder = with_sweep_folder(["-m", "stage.run=[vision,resampler]", "seed=1,2"])[-2]
+    assert folder.endswith("/sweep_seed'")
+
+
+def test_slugs_need_no_quotes_and_stay_apart() -> None:
+    assert slug("crop.overlap=0.0,model/resampler=mlp") == "crop.overlap-0.0_resampler-mlp"
+    strange = [slug(f"question='{text}'") for text in ("a b", "a/b", "a:b", "뒤", "왼")]
+    assert len(set(strange)) == len(strange)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in strange)
+    assert len(slug("a=" + "x" * 500)) <= 96

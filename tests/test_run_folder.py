@@ -1,0 +1,124 @@
+"""The record of an experiment on disk: names, owner, states, and what counts as another run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from panollava import run_folder
+from panollava.checkpoint import TRAINED, write_checkpoint
+from panollava.run_folder import Experiment, differing_keys, experiment_name, find_run_folder, short_name
+
+CONFIG = {
+    "seed": 0,
+    "crop": {"type": "anyres_e2p", "overlap": 0.5},
+    "trainer": {"num_workers": 2, "clip_norm": 1.0},
+    "tracking": {"type": "mlflow"},
+    "stage": {"run": ["vision"], "vision": {"epochs": 1, "lr": 0.1}, "finetune": {"lr": 0.1}},
+}
+
+
+def changed(key: str, value: object) -> dict:
+    """CONFIG with one value changed."""
+    import copy
+
+    result = copy.deepcopy(CONFIG)
+    *path, last = key.split(".")
+    place: dict = result
+    for part in path:
+        place = place[part]
+    place[last] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("google/siglip2-so400m-patch14-224", "siglip2-so400m"),
+        ("Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("meta-llama/Llama-2-7b-chat-hf", "Llama-2-7b-chat"),
+        ("/data/my models/encoder/", "encoder"),
+        (r"C:\models\encoder", "encoder"),
+    ],
+)
+def test_short_names(name: str, short: str) -> None:
+    assert short_name(name) == short
+
+
+def test_experiment_name() -> None:
+    parts = {
+        "vision": "google/siglip2-so400m-patch14-224",
+        "language": "Qwen/Qwen3-0.6B",
+        "resampler": "bimamba",
+        "crop": "anyres_e2p",
+    }
+    name = experiment_name(**parts, position="yaw_pitch", overlap=0.5)
+    assert name == "siglip2-so400m_Qwen3-0.6B_bimamba_anyres-e2p_PE"
+    assert experiment_name(**parts, position="none", overlap=0.25).endswith("anyres-e2p_ov025")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.num_workers", 0),
+        ("tracking.type", "none"),
+        ("stage.vision.epochs", 9),
+        ("stage.finetune.lr", 9.0),
+        ("stage.run", ["vision", "finetune"]),
+    ],
+)
+def test_what_may_differ(key: str, value: object) -> None:
+    assert differing_keys("vision", changed(key, value), CONFIG) == {}
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 1), ("crop.overlap", 0.0), ("stage.vision.lr", 1.0)])
+def test_what_makes_another_run(tmp_path: Path, key: str, value: object) -> None:
+    assert list(differing_keys("vision", changed(key, value), CONFIG)) == [key]
+    with pytest.raises(ValueError, match=f"{key}.*experiment_name=.*overwrite=true"):
+        Experiment(tmp_path, "x").check_same_config("vision", changed(key, value), CONFIG)
+
+
+def test_states_survive_and_clear(tmp_path: Path) -> None:
+    with Experiment(tmp_path / "e", "crop_mlp") as experiment:
+        experiment.record("vision", status="running")
+        experiment.record("vision", status="finished", epochs=2)
+        experiment.record("finetune", status="running")
+    again = Experiment(tmp_path / "e", "crop_mlp")
+    assert again.state("vision")["status"] == "finished"
+    assert again.state("vision")["epochs"] == 2
+    again.clear("vision")
+    assert again.state("vision") == {}
+    assert again.state("finetune")["status"] == "running"
+
+
+def test_one_process_owns_a_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from panollava.run_folder import Experiment\n"
+        f"with Experiment(Path({str(tmp_path / 'e')!r}), 'x'):\n    print('in')"
+    )
+    with Experiment(tmp_path / "e", "x"):
+        refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "in use by another process" in refused.stderr
+    assert "experiment_name=" in refused.stderr
+    allowed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert allowed.stdout == "in\n"
+
+
+def test_a_damaged_stage_state_says_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / run_folder.STAGES).write_text("{")
+    with pytest.raises(ValueError, match="overwrite=true"):
+        Experiment(tmp_path, "x").states()
+
+
+def test_runs_are_found_from_any_of_their_places(tmp_path: Path) -> None:
+    stage = tmp_path / "runs" / "e" / "finetune" / "crop_mlp"
+    write_checkpoint(stage / "a.ckpt", {TRAINED: {}}, {"stage": "finetune"})
+    run_folder.write_metadata(stage, {"stage": "finetune"}, "seed: 0\n")
+    for place in (stage, stage / "a.ckpt", tmp_path / "runs" / "e"):
+        assert find_run_folder(place) == stage
+    assert run_folder.known_checkpoints(tmp_path / "runs", "finetune") == [stage]
+    with pytest.raises(FileNotFoundError, match="finetune"):
+        find_run_folder(tmp_path / "runs" / "other")
