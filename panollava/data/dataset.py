@@ -1,0 +1,156 @@
+"""Records and questions with their views: what loader workers make, one sample at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from panollava.crop.crop import Crop
+from panollava.data.records import Question, Record, Source
+from panollava.prompt import ChatPrompt, Encoded
+
+_REMEMBERED_PANORAMAS = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One panorama as views, with the conversation about it.
+
+    Attributes:
+        sample_id: for messages and predictions.
+        views: ``(V, 3, h, w)`` uint8.
+        cameras: ``(V, C)`` float32.
+        text: the encoded conversation, None for stages without text.
+    """
+
+    sample_id: str
+    views: Tensor
+    cameras: Tensor
+    text: Encoded | None
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Records and questions in the tokens of one stage; it travels to spawned workers.
+
+    Attributes:
+        prompt: the language model's chat format.
+        image_tokens: tokens of one panorama.
+        max_text_length: limit for the text of a record, None for none; questions have none.
+        targets: see ``ChatPrompt.encode``.
+    """
+
+    prompt: ChatPrompt
+    image_tokens: int
+    max_text_length: int | None = None
+    targets: Literal["text", "assistant"] = "assistant"
+
+    def record(self, record: Record) -> Encoded:
+        """A training conversation."""
+        return self.prompt.encode(
+            record.turns,
+            image_tokens=self.image_tokens,
+            max_text_length=self.max_text_length,
+            targets=self.targets,
+        )
+
+    def question(self, question: Question) -> Encoded:
+        """A generation prompt."""
+        return self.prompt.encode((*question.history, (question.question, None)), image_tokens=self.image_tokens)
+
+
+class PanoDataset(Dataset[Sample]):
+    """Training records, indexed by (epoch, index), so that workers kept over epochs know the epoch.
+
+    Args:
+        source: one split of a data set.
+        crop: cuts the views.
+        encode: makes tokens of a record, such as ``TextEncoder.record``; None for stages without text.
+    """
+
+    def __init__(self, source: Source, crop: Crop, encode: Callable[[Record], Encoded] | None = None) -> None:
+        self.source = source
+        self.crop = crop
+        self.encode = encode
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        record = self.source.record(index, epoch)
+        views = self.crop.views(self.source.panorama(index))
+        text = None if self.encode is None else self.encode(record)
+        return Sample(record.sample_id, views, self.crop.camera_rows, text)
+
+
+class QuestionDataset(Dataset[Sample]):
+    """Evaluation questions, those about one panorama next to each other, so that they share its views.
+
+    Args:
+        source: one split of a data set.
+        crop: cuts the views.
+        encode: makes a generation prompt of a question, such as ``TextEncoder.question``.
+
+    Attributes:
+        questions: in the order of the samples.
+    """
+
+    def __init__(self, source: Source, crop: Crop, encode: Callable[[Question], Encoded]) -> None:
+        self.source = source
+        self.crop = crop
+        self.encode = encode
+        by_image: dict[str, list[Question]] = {}
+        for question in source.questions():
+            by_image.setdefault(question.image_id, []).append(question)
+        self.questions = [question for group in by_image.values() for question in group]
+        self._views: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Sample:
+        question = self.questions[index]
+        return Sample(question.sample_id, self._panorama_views(question), self.crop.camera_rows, self.encode(question))
+
+    def _panorama_views(self, question: Question) -> Tensor:
+        views = self._views.pop(question.image_id, None)
+        if views is None:
+            views = self.crop.views(self.source.question_panorama(question))
+        self._views[question.image_id] = views
+        if len(self._views) > _REMEMBERED_PANORAMAS:
+            self._views.popitem(last=False)
+        return views
+
+
+@dataclass(frozen=True)
+class CutCount:
+    """How much text a limit costs.
+
+    Attributes:
+        samples: how many records were looked at.
+        cut_samples: how many of them lose text.
+        cut_tokens: text tokens lost in all.
+        silent_samples: how many have nothing left to learn.
+    """
+
+    samples: int
+    cut_samples: int
+    cut_tokens: int
+    silent_samples: int
+
+
+def count_cut(source: Source, encode: Callable[[Record], Encoded], *, epoch: int = 0, at_most: int = 2000) -> CutCount:
+    """What the text limit removes from the first `at_most` records, without opening a picture."""
+    texts = [encode(source.record(index, epoch)) for index in range(min(len(source), at_most))]
+    return CutCount(
+        samples=len(texts),
+        cut_samples=sum(text.cut > 0 for text in texts),
+        cut_tokens=sum(text.cut for text in texts),
+        silent_samples=sum(not any(text.is_target) for text in texts),
+    )

@@ -1,0 +1,213 @@
+"""Batches in an order that depends on seed, epoch and step alone, not on workers, ranks or accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from panollava.batch import Batch
+from panollava.data.collate import Collate
+from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
+from panollava.data.records import Question
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class EpochSampler:
+    """Which samples each optimiser step of an epoch sees, and which of them this rank takes.
+
+    The order is a permutation made of (seed, epoch), cut into windows of ``batch_size * accumulate *
+    world_size`` samples, one for each optimiser step: batch 8, batch 4 accumulated twice and two ranks with
+    batch 4 see the same samples in every step. Ranks take a window's samples in turn. The last window may be
+    smaller; it is cut to a multiple of `world_size`, so that fewer than `world_size` samples of an epoch are
+    left out, other ones each epoch.
+
+    Attributes:
+        length: samples of the data set.
+        batch_size: samples of a micro-batch on one rank.
+        accumulate: micro-batches of an optimiser step.
+        seed: of the run's stage.
+        rank, world_size: place among the processes.
+    """
+
+    length: int
+    batch_size: int
+    accumulate: int = 1
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.length < self.world_size:
+            raise ValueError(
+                f"The training split has {self.length} samples for {self.world_size} processes: each needs "
+                "at least one. Use more data or fewer processes."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        usable = self.length - self.length % self.world_size
+        return -(-usable // self._window)
+
+    def windows(self, epoch: int, start: int = 0) -> list[list[list[int]]]:
+        """This rank's indices from optimiser step `start` on: windows of micro-batches of indices."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.length).tolist()
+        order = order[: self.length - self.length % self.world_size]
+        return [
+            _chunks(window[self.rank :: self.world_size], self.batch_size)
+            for window in _chunks(order[start * self._window :], self._window)
+        ]
+
+    @property
+    def _window(self) -> int:
+        return self.batch_size * self.accumulate * self.world_size
+
+
+class StageLoader:
+    """The training windows and validation batches of one stage.
+
+    Args:
+        train: records to learn from.
+        validation: records for the validation loss, taken in a fixed order, unpadded; ranks take them in
+            turn, so that sums and counts added over the ranks are those of the whole split.
+        collate: makes batches.
+        batch_size, accumulate, seed, rank, world_size: see `EpochSampler`.
+        num_workers: processes that prepare training batches, and as many for validation; 0 uses this process.
+        pin_memory: page-locked batches, for a GPU.
+    """
+
+    def __init__(
+        self,
+        train: PanoDataset,
+        validation: PanoDataset,
+        collate: Collate,
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.sampler = EpochSampler(len(train), batch_size, accumulate, seed, rank, world_size)
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        places = [(0, index) for index in range(rank, len(validation), world_size)]
+        self._train = _Batches(train, collate, num_workers, pin_memory)
+        self._validation = _Batches(validation, collate, num_workers, pin_memory)
+        self._validation_plan = _chunks(places, batch_size)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """The micro-batches of each optimiser step of an epoch, from step `start` on."""
+        plan = self.sampler.windows(epoch, start)
+        batches = self._train.run([[(epoch, index) for index in batch] for window in plan for batch in window])
+        for window in plan:
+            yield list(islice(batches, len(window)))
+
+    def validation(self) -> Iterator[Batch]:
+        """The validation split, as its first epoch would see it."""
+        return self._validation.run(self._validation_plan)
+
+
+def eval_loader(
+    dataset: QuestionDataset,
+    collate: Collate,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple[list[Question], Batch]]:
+    """Questions with their batches, in the order of the data set; ranks take batches in turn.
+
+    Args:
+        dataset: the questions.
+        collate: must pad on the left, for generation.
+        batch_size: questions of a batch.
+        rank, world_size: place among the processes.
+        num_workers, pin_memory: see `StageLoader`.
+    """
+    if collate.padding_side != "left":
+        raise ValueError("Generation needs padding_side='left': a model continues the right end of each row.")
+    plan = _chunks(list(range(len(dataset))), batch_size)[rank::world_size]
+    batches = _Batches(dataset, collate, num_workers, pin_memory).run(plan)
+    for places, batch in zip(plan, batches, strict=True):
+        yield [dataset.questions[place] for place in places], batch
+
+
+class _Batches:
+    """A DataLoader that is told its batches each time, keeps its workers and repeats their errors unchanged."""
+
+    def __init__(self, dataset: Dataset[Sample], collate: Collate, num_workers: int, pin_memory: bool) -> None:
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Guarded(dataset, collate),
+            batch_sampler=self._plan,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
+            # Iterators draw a base seed: from here, not from the global generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def run(self, plan: Sequence[list[Any]]) -> Iterator[Batch]:
+        self._plan.batches = plan
+        for batch in self._loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class _Plan(Sampler[list[Any]]):
+    """The batches to come."""
+
+    batches: Sequence[list[Any]] = ()
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Guarded(Dataset[Any]):
+    """Makes whole batches, or hands back the error that kept it from it.
+
+    A DataLoader would wrap an error of a worker in its own text and traceback; an error made for the user is
+    handed over whole instead, and raised where the batch was asked for.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], collate: Callable[[Sequence[Sample]], Batch]) -> None:
+        self.dataset = dataset
+        self.collate = collate
+
+    def __getitems__(self, keys: Iterable[Any]) -> Batch | Exception:
+        try:
+            return self.collate([self.dataset[key] for key in keys])
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _chunks(items: list[_Item], size: int) -> list[list[_Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _as_is(batch: Any) -> Any:  # what `_Guarded` made is a batch already
+    return batch
+
+
+def _one_thread(worker: int) -> None:  # noqa: ARG001
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
