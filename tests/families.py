@@ -1,4 +1,4 @@
-"""Writes small, randomly initialised but true hub folders, so that what real hub names go through runs offline."""
+"""Writes small, random but true hub folders, so that what real hub names go through runs offline."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from panollava.model.hub import load_language_model, load_tokenizer
+from panollava.model.vision import VisionTower
+from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.prompt import add_image_token
+
 SIZE, PATCH, WIDTH = 32, 8, 32
 """Side of a view, of a patch, and the width that the encoders' own processors and configurations name."""
 
@@ -63,7 +68,9 @@ TINY_TEXT: dict[str, Any] = {
     "vocab_size": 64,
 }
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    ""
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MISTRAL_TEMPLATE = (
@@ -154,7 +161,7 @@ def qwen3(folder: Path) -> None:
 
 
 def llama(folder: Path) -> None:
-    """Llama 2 and Vicuna: no chat template, `<s>`/`</s>`, and a vocabulary that ends where the tokenizer's does."""
+    """Llama 2 and Vicuna: no chat template, `<s>`/`</s>`, as many embeddings as the tokenizer has tokens."""
     tokenizer(folder, None, bos="<s>", eos="</s>")
     LlamaForCausalLM(LlamaConfig(**TEXT_SHAPE, **_ids())).save_pretrained(folder)
 
@@ -199,6 +206,34 @@ def write(name: str, folder: Path, seed: int = 0) -> Path:
             torch.manual_seed(seed)
             {**ENCODERS, **LANGUAGE_MODELS}[name](path)
     return path
+
+
+def composite(
+    encoder: Path, language: Path, **settings: Any
+) -> tuple[PanoLlavaForConditionalGeneration, Any]:
+    """A small composite around two families' folders, and its tokenizer.
+
+    Args:
+        encoder: folder of an encoder.
+        language: folder of a language model.
+        **settings: in place of ``from_backbones``'s small ones below.
+    """
+    dtype = settings.pop("dtype", torch.float32)
+    tokens = load_tokenizer(language)
+    defaults: dict[str, Any] = {
+        "resampler": {"type": "mlp", "depth": 2, "width": 24},
+        "position": {"type": "yaw_pitch"},
+        "projector": {"type": "mlp"},
+        "crop": {"type": "anyres_e2p", "overlap": 0.0},
+        "latent_width": 40,
+    }
+    model = PanoLlavaForConditionalGeneration.from_backbones(
+        VisionTower.from_pretrained(encoder, dtype=dtype),
+        load_language_model(language, dtype=dtype),
+        image_token_id=add_image_token(tokens),
+        **(defaults | settings),
+    )
+    return model.eval(), tokens
 
 
 def tokenizer(

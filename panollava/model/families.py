@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +22,14 @@ class Family:
 
     Attributes:
         blocks: where its transformer blocks lie below the model.
-        prefix_tokens: number of CLS and register tokens before the patches.
+        prefix_tokens: CLS tokens before the patches; registers are counted by the checkpoint's configuration.
         asks_to_interpolate: its forward takes ``interpolate_pos_encoding`` (else it always interpolates).
         mean, std: what to normalise with where the checkpoint does not say (its authors' own values).
         is_timm: a timm model in transformers' wrapper.
     """
 
     blocks: str
-    prefix_tokens: Callable[[PreTrainedConfig], int] = lambda config: 0
+    prefix_tokens: int = 0
     asks_to_interpolate: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -45,16 +44,16 @@ class Family:
             arguments["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != _native_size(model.config)
         output = model(pixel_values=pixels, **arguments)
         features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-        return features[:, self.prefix_tokens(model.config) :]
+        return features[:, self.prefix_tokens + getattr(model.config, "num_register_tokens", 0) :]
 
 
 FAMILIES: dict[str, Family] = {
     "siglip_vision_model": Family("encoder.layers", asks_to_interpolate=True, mean=HALF, std=HALF),
     "clip_vision_model": Family(
-        "encoder.layers", lambda config: 1, asks_to_interpolate=True, mean=CLIP_MEAN, std=CLIP_STD
+        "encoder.layers", prefix_tokens=1, asks_to_interpolate=True, mean=CLIP_MEAN, std=CLIP_STD
     ),
-    "dinov2": Family("encoder.layer", lambda config: 1),
-    "dinov2_with_registers": Family("encoder.layer", lambda config: 1 + config.num_register_tokens),
+    "dinov2": Family("encoder.layer", prefix_tokens=1),
+    "dinov2_with_registers": Family("encoder.layer", prefix_tokens=1),
     "timm_wrapper": Family("timm_model.blocks", is_timm=True),
 }
 
@@ -67,7 +66,8 @@ def family_of(config: PreTrainedConfig) -> Family:
     """
     if config.model_type not in FAMILIES:
         raise ValueError(
-            f"model.vision: {config.model_type!r} is not a supported encoder. Supported are CLIP, SigLIP, SigLIP 2 "
+            f"model.vision: {config.model_type!r} is not a supported encoder. Supported are CLIP, SigLIP, "
+            "SigLIP 2 "
             "(fixed size, such as google/siglip2-base-patch16-224; the naflex checkpoints are patch-packed), "
             f"DINOv2 and timm ViTs (model types {', '.join(FAMILIES)})."
         )
@@ -107,12 +107,14 @@ def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
         patch = _meta_timm(config).patch_embed.patch_size
     except TypeError as error:
         raise ValueError(
-            f"model.vision.image_size={size}: timm's {config.architecture} takes views of {native} only (it has no "
+            f"model.vision.image_size={size}: timm's {config.architecture} takes views of {native} only "
+            "(it has no "
             "dynamic_img_size). Leave image_size out, or choose another encoder."
         ) from error
     if size[0] % patch[0] or size[1] % patch[1]:
         raise ValueError(
-            f"model.vision.image_size={size}: timm's {config.architecture} needs multiples of its patch {patch}."
+            f"model.vision.image_size={size}: timm's {config.architecture} needs multiples of its patch "
+            f"{patch}."
         )
 
 
@@ -138,7 +140,7 @@ def preprocessing(
     return tuple(processor.image_mean), tuple(processor.image_std), (int(height), int(width))
 
 
-def patch_size(model: PreTrainedModel) -> tuple[int, int]:
+def patch_size(model: Any) -> tuple[int, int]:
     """``(h, w)`` of a patch in pixels."""
     size = (
         model.timm_model.patch_embed.patch_size if hasattr(model, "timm_model") else model.config.patch_size
@@ -179,7 +181,7 @@ def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _check_timm(config: PreTrainedConfig) -> None:
-    """Refuse architectures that give no sequence of patches (ConvNeXt, ResNet, Swin, …) before weights are read."""
+    """Refuse architectures that give no sequence of patches (ConvNeXt, ResNet, Swin, …)."""
     if config.architecture not in timm.list_models():
         known = timm.list_models(f"*{config.architecture.split('_')[0]}*")[:5]
         raise ValueError(
@@ -191,7 +193,8 @@ def _check_timm(config: PreTrainedConfig) -> None:
         hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed")
     ):
         raise ValueError(
-            f"model.vision: timm's {config.architecture} is not a ViT: it gives no sequence of patches. Choose a "
+            f"model.vision: timm's {config.architecture} is not a ViT: it gives no sequence of patches. "
+            "Choose a "
             "vit_*, deit*, eva* or beit* model."
         )
 

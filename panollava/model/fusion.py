@@ -60,8 +60,10 @@ def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tens
     placeholders = is_image.sum(dim=1)
     if not bool((placeholders == counts).all()):
         raise ValueError(
-            f"The texts have {placeholders.tolist()} image placeholders, their panoramas {counts.tolist()} image "
-            "tokens. Encode the text with the number that image_token_count gives for the same crop and resampler."
+            f"The texts have {placeholders.tolist()} image placeholders, their panoramas {counts.tolist()} "
+            "image "
+            "tokens. Encode the text with the number that image_token_count gives for the same crop and "
+            "resampler."
         )
     return embeddings.masked_scatter(is_image[..., None], image_tokens.to(embeddings.dtype))
 

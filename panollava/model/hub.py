@@ -1,4 +1,4 @@
-"""Opens pretrained backbones by hub name or local folder: safetensors only, no remote code, clear refusals."""
+"""Opens pretrained backbones by hub name or local folder: safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def read_config(name: str, key: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the "
-            f"Hugging Face hub ({_first_line(error)}). Check the spelling, the network and, for a gated model, "
+            f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and "
+            "the "
+            f"Hugging Face hub ({_first_line(error)}). Check the spelling, the network and, for a gated "
+            "model, "
             f"`hf auth login`; or download it elsewhere and give the folder: {key}=/path/to/folder."
         ) from error
 
@@ -80,6 +82,7 @@ def load_pretrained(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # check_all_loaded refuses them by name
             )
     except OSError as error:
         raise FileNotFoundError(
@@ -122,7 +125,8 @@ def load_language_model(
     config = read_config(source, "model.language.name")
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
-            f"model.language.name={source!r} is a {config.model_type!r} model, which transformers does not know as "
+            f"model.language.name={source!r} is a {config.model_type!r} model, which transformers does not "
+            "know as "
             "a causal language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
         )
     return load_pretrained(
@@ -147,14 +151,15 @@ def load_tokenizer(name: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"model.language.name={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's "
+            f"model.language.name={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the "
+            "model's "
             "tokenizer files (tokenizer.json, tokenizer_config.json) into the folder."
         ) from error
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Hide the load report: a dual encoder's unused half is no news, and missing weights are an error here."""
+    """Hide the load report: a dual encoder's unused half is no news, missing weights are an error here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -168,9 +173,11 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _convert_recipe(name: str) -> str:
     return (
-        "Pickled weights (.bin, .pt, .pth) are never opened, as opening one runs code from it. If you trust its "
+        "Pickled weights (.bin, .pt, .pth) are never opened, as opening one runs code from it. If you "
+        "trust its "
         'source, convert it once: python -c "from transformers import AutoModel, AutoTokenizer; '
-        f"AutoModel.from_pretrained('{name}', use_safetensors=False).save_pretrained('converted')\" (for a language "
+        f"AutoModel.from_pretrained('{name}', use_safetensors=False).save_pretrained('converted')\" (for a "
+        "language "
         "model AutoModelForCausalLM, and save its tokenizer likewise), then give the folder `converted`."
     )
 

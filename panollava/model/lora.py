@@ -93,8 +93,10 @@ def load_lora(
     lacking = [name for name in ("adapter_config.json", WEIGHTS) if not (path / name).is_file()]
     if lacking:
         raise FileNotFoundError(
-            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
-            "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
+            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters "
+            "(adapter_model.bin) "
+            "are never opened; load one with peft where you trust it and save it with "
+            "safe_serialization=True."
         )
     config = LoraConfig.from_pretrained(str(path))
     if isinstance(config.target_modules, set | list):
@@ -130,6 +132,7 @@ def _check_targets(language_model: nn.Module, target_modules: list[str]) -> None
             if isinstance(module, nn.Linear) and module is not output
         }
         raise ValueError(
-            f"lora.target_modules: {', '.join(map(repr, unknown))} not found among the linear layers of the language "
+            f"lora.target_modules: {', '.join(map(repr, unknown))} not found among the linear layers of "
+            "the language "
             f"model. Available: {', '.join(sorted(available))}, or all-linear."
         )

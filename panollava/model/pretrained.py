@@ -23,7 +23,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
     config_class = PanoLlavaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -42,8 +42,9 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
             ValueError: the folder lacks weights.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.update(use_safetensors=True, output_loading_info=True)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs.update(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
         check_all_loaded(info, str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
 

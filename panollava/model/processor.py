@@ -14,7 +14,6 @@ from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from panollava.component import find_component
 from panollava.crop.crop import Crop
 from panollava.model.configuration import PanoLlavaConfig
 from panollava.model.fusion import image_token_count
@@ -33,30 +32,24 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         self,
         crop: Mapping[str, Any] | None = None,
         view_size: Sequence[int] = (224, 224),
-        renderer: str = "cv2",
         **kwargs: Any,
     ) -> None:
         """Take the settings that an export keeps.
 
         Args:
-            crop: ``{"type": ..., <keywords>}`` of a strategy of ``panollava.crop.strategies``.
+            crop: see ``Crop.from_spec``.
             view_size: ``(h, w)``.
-            renderer: see ``panollava.crop.render``.
             **kwargs: what transformers writes into the file beside them.
         """
         super().__init__(**kwargs)
         self.crop = dict(crop or {"type": "anyres_e2p"})
         self.view_size = [int(side) for side in view_size]
-        self.renderer = renderer
 
     def build_crop(self) -> Crop:
         """The crop that the settings name."""
-        keywords = {key: _tuples(value) for key, value in self.crop.items() if key != "type"}
-        strategy = find_component("crop.strategies", self.crop["type"], "Crop")(**keywords)
-        height, width = self.view_size
-        return Crop(strategy, view_size=(height, width), renderer=self.renderer)  # type: ignore[arg-type]
+        return Crop.from_spec(self.crop, view_size=(self.view_size[0], self.view_size[1]))
 
-    def preprocess(self, images: Picture | Sequence[Picture], **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+    def preprocess(self, images: Picture | Sequence[Picture], **kwargs: Any) -> BatchFeature:
         """Views of panoramas.
 
         Args:
@@ -100,17 +93,16 @@ class PanoLlavaProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, *, system: str | None = None, renderer: str = "cv2") -> Any:
+    def of(cls, model: Any, tokenizer: Any, *, system: str | None = None) -> PanoLlavaProcessor:
         """The processor that belongs to a model.
 
         Args:
             model: ``PanoLlavaForConditionalGeneration``.
             tokenizer: of its language model.
             system: text of the system turn it was trained with.
-            renderer: of the views.
         """
         config: PanoLlavaConfig = model.config
-        images = PanoLlavaImageProcessor(config.crop, config.image_size or (), renderer)
+        images = PanoLlavaImageProcessor(config.crop, config.image_size or ())
         return cls(images, tokenizer, model.vision.tokens_per_view, config.join, system)
 
     def __call__(
@@ -124,8 +116,8 @@ class PanoLlavaProcessor(ProcessorMixin):
 
         Args:
             images: one panorama, or as many as there are texts.
-            text: a question, or several; each a string or a conversation of ``(question, answer)`` turns whose
-                last answer is None.
+            text: a question, or several; each a string or a conversation of ``(question, answer)`` turns
+                whose last answer is None.
             return_tensors: torch tensors only.
             padding: on the left, as generation needs it; several texts cannot do without.
 
@@ -145,7 +137,8 @@ class PanoLlavaProcessor(ProcessorMixin):
         questions = [text] if isinstance(text, str) else list(text)
         if images is not None and len(questions) != len(pictures["pixel_values"]):
             raise ValueError(
-                f"{len(pictures['pixel_values'])} pictures and {len(questions)} texts: give one text a picture."
+                f"{len(pictures['pixel_values'])} pictures and {len(questions)} texts: give one text a "
+                "picture."
             )
         conversations = [[(item, None)] if isinstance(item, str) else list(item) for item in questions]
         count = 0 if images is None else self.image_tokens(pictures["cameras"][0])
@@ -156,7 +149,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         """Placeholders of one panorama with cameras ``(V, C)``."""
         return image_token_count(cameras, self.tokens_per_view, self.join)  # type: ignore[arg-type]
 
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Messages in transformers' form -> inputs, as ``pipeline("image-text-to-text")`` asks for them.
 
         Args:
@@ -208,10 +201,6 @@ def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
     return [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else list(images)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str | None]], list[Picture]]:
     """Messages -> turns and pictures."""
     turns: list[tuple[str, str | None]] = []
@@ -229,7 +218,8 @@ def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str |
             turns[-1] = (turns[-1][0], words)
         else:
             raise ValueError(
-                f"A {message['role']!r} message cannot stand here: user and assistant take turns, user first. The "
+                f"A {message['role']!r} message cannot stand here: user and assistant take turns, user "
+                "first. The "
                 "system text belongs to the processor (system=...)."
             )
     if not turns or turns[-1][1] is not None:

@@ -1,4 +1,4 @@
-"""Vision tower: any CLIP, SigLIP, SigLIP 2 (fixed size), DINOv2 or timm ViT encoder as patches of known grid."""
+"""Vision tower: any CLIP, SigLIP, SigLIP 2 (fixed size), DINOv2 or timm ViT encoder, as patches in a grid."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class VisionTower(nn.Module):
             )
         if min(self.grid) < 1:
             raise ValueError(
-                f"model.vision.image_size={self.image_size} is smaller than one patch of {(patch_h, patch_w)} pixels."
+                f"model.vision.image_size={self.image_size} is smaller than one patch of "
+                f"{(patch_h, patch_w)} pixels."
             )
 
     @classmethod
@@ -184,15 +185,14 @@ class VisionTower(nn.Module):
                 f"{(3, *self.image_size)}. Cut views of that size, or open the encoder with image_size="
                 f"{tuple(pixels.shape[-2:])}."
             )
-        features = self.family.encode(self.model, self.normalise(pixels).to(self.dtype), self.feature_layer)
-        return features
+        return self.family.encode(self.model, self.normalise(pixels).to(self.dtype), self.feature_layer)
 
     def train_only(self, blocks: int | Literal["all"]) -> None:
         """Freeze everything but the last blocks that the features pass through.
 
         Args:
-            blocks: 0 freezes the encoder; N trains the last N blocks before ``feature_layer``; ``"all"`` trains
-                every weight that the features depend on (a pooling head or a mask token, say, is not among them).
+            blocks: 0 freezes the encoder; N trains the last N blocks before ``feature_layer``; ``"all"``
+                trains every weight that the features depend on (a pooling head or a mask token is not).
 
         Raises:
             ValueError: there are fewer blocks.

@@ -29,7 +29,7 @@ from panollava.model.vision import VisionTower
 
 VISION_INPUTS = ("pixel_values", "vision_features", "cameras", "view_mask")
 EMBEDDED_INSTEAD_OF_IMAGE = 0
-"""Id that is embedded where a placeholder stands, before the image token takes its place: any valid one does."""
+"""Any valid id: its embedding gives way to the image token."""
 
 
 class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixin):
@@ -70,8 +70,10 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         resampler, position, projector = config.resampler, config.position, config.projector
-        assert resampler is not None and position is not None and projector is not None
-        width, text_width = config.latent_width, language_model.get_input_embeddings().embedding_dim
+        assert resampler is not None
+        assert position is not None
+        assert projector is not None
+        width, text_width = config.latent_width, language_model.config.hidden_size
         self.vision = PanoVision.build(vision_tower, resampler=resampler, latent_width=width, seed=seed)
         self.position = build_component("position", position_class, position, seed=seed, width=width)
         self.projector = build_component(
@@ -126,8 +128,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             image_std=list(std),
             feature_layer=vision_tower.feature_layer,
             image_token_id=image_token_id,
-            vision_name=vision_tower.config.name_or_path,
-            language_name=language_model.config.name_or_path,
+            vision_name=vision_tower.config.name_or_path or "",
+            language_name=language_model.config.name_or_path or "",
         )
         model = cls(config, vision_tower=vision_tower, language_model=language_model, seed=seed)
         if language_model.generation_config is not None:
@@ -190,13 +192,13 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             view_mask: ``(B, V)`` bool; None means all views are real.
             labels: ``(B, T)``, ``IGNORE_INDEX`` where a token is no target.
             use_cache: as in transformers.
-            logits_to_keep: the last n positions, or a 1-D tensor of positions, to pay the vocabulary matrix for;
-                0 is all of them.
+            logits_to_keep: the last n positions, or a 1-D tensor of positions, that pay the vocabulary
+                matrix; 0 is all of them.
             **kwargs: passed on to the language model.
 
         Returns:
-            ``logits`` ``(B, kept, vocabulary)`` and ``loss``, the fp32 mean over the targets that are predicted
-            from the kept positions.
+            ``logits`` ``(B, kept, vocabulary)`` and ``loss``, the fp32 mean over the targets that the kept
+            positions predict.
 
         Raises:
             ValueError: placeholders and image tokens differ in number, or an input is missing.
@@ -229,12 +231,15 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         view_mask: Tensor | None,
     ) -> Tensor:
         """``(B, T)`` ids -> ``(B, T, Dl)`` with view tokens in the place of the placeholders."""
-        is_image = input_ids == self.config.image_token_id
+        placeholder = self.config.image_token_id
+        assert placeholder is not None
+        is_image = input_ids.eq(placeholder)
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, EMBEDDED_INSTEAD_OF_IMAGE))
         if pixel_values is None and vision_features is None:
             if bool(is_image.any()):
                 raise ValueError(
-                    f"The texts have {is_image.sum(dim=1).tolist()} image placeholders and no panorama was given. "
+                    f"The texts have {is_image.sum(dim=1).tolist()} image placeholders and no panorama was "
+                    "given. "
                     "Pass pixel_values or vision_features, with cameras."
                 )
             return embeddings
@@ -250,7 +255,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Drop the panorama after the prefill: its tokens are in the cache."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
             for name in VISION_INPUTS:
                 inputs.pop(name, None)
