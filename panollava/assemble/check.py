@@ -103,7 +103,7 @@ def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
         if prefix not in SPLITS:
             arguments[key] = value
         elif prefix == split:
-            arguments[rest] = value
+            arguments["path" if rest == "csv" else rest] = value
     return arguments
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import typing
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -42,8 +42,7 @@ def check_section(
 @functools.cache
 def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel]:
     signature = inspect.signature(target)
-    function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+    names = vars(sys.modules[inspect.unwrap(target).__module__])
     fields: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if name in given or name in ("self", "cls"):
@@ -51,7 +50,9 @@ def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             raise TypeError(f"{target} takes {parameter}: a component names all its arguments.")
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints.get(name, Any), default)
+        hint = parameter.annotation
+        # One by one: a type that only the type checker imports may stand at an argument the program gives.
+        fields[name] = (eval(hint, names) if isinstance(hint, str) else hint, default)
     return create_model(
         getattr(target, "__name__", "Section"),
         __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),

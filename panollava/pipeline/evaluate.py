@@ -62,17 +62,18 @@ def evaluate_answers(
         num_workers: processes that cut panoramas.
         settings: kept in ``metrics.json``: what was evaluated, on what.
     """
-    questions = source.questions()[: options.max_samples]
+    total = len(source.questions())
 
     def answer(batch: Batch) -> list[str]:
         return pano.answer(batch, max_new_tokens=options.max_new_tokens)
 
     def run(name: str, *, blank: bool, log_samples: bool) -> list[Prediction]:
-        batches = question_batches(pano, source, questions, options.batch_size, num_workers)
+        batches = question_batches(pano, source, options.batch_size, num_workers)
         return evaluate(
             answer,
             _blank(batches) if blank else batches,
-            total=len(questions),
+            total=total,
+            max_samples=options.max_samples,
             log_samples=log_samples,
             log_interval=options.log_interval,
             log_max_samples=options.log_max_samples,
@@ -83,14 +84,12 @@ def evaluate_answers(
     blind = run("test on blank pictures", blank=True, log_samples=False) if options.blank else None
     report = score_answers(predictions, blind)
     files = write_results(Path(options.results_dir), experiment, predictions, report, settings=settings)
-    _track(pano, source, questions, predictions, report, files, tracker)
+    _track(source, predictions, report, files, tracker)
     return Evaluation(report, predictions, files)
 
 
 def _track(
-    pano: PanoLlava,
     source: Source,
-    questions: Sequence[Question],
     predictions: Sequence[Prediction],
     report: AnswerReport,
     files: ResultFiles,
@@ -110,8 +109,9 @@ def _track(
         for one in predictions[:: max(1, len(predictions) // 50)]
     ]
     tracker.table(rows, "sample_answers.json")
-    panorama = source.question_panorama(questions[0])
-    about_it = [one for one in predictions if one.image_id == questions[0].image_id][:SHOWN_ANSWERS]
+    first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
+    panorama = source.question_panorama(first)
+    about_it = [one for one in predictions if one.image_id == first.image_id][:SHOWN_ANSWERS]
     tracker.image(answers_picture(panorama, about_it), "pictures/answers.png")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from panollava.batch import Batch
 from panollava.crop.overlap import neighbour_pairs, overlap_columns, pair_overlap
-from panollava.losses.diagnostics import overlap_diagnostics
+from panollava.losses.diagnostics import effective_rank, neighbour_cosine, retrieval_accuracy
 from panollava.losses.vicreg import column_pairs, vicreg_pairs
 from panollava.model.encoder import PanoVision
 from panollava.stages.protocol import StepOutput
@@ -102,8 +102,14 @@ class OverlapStage(nn.Module):
             f"{LOSS}/{term}": getattr(terms, term).detach().sum() for term in ("invariance", "variance", "covariance")
         }
         if not self.training:
-            metrics |= {
-                f"{LOSS}/{name}": value * len(pairs)
-                for name, value in overlap_diagnostics(*column_pairs(tokens, grid, pairs, columns)).items()
-            }
+            metrics |= _diagnostics(*column_pairs(tokens, grid, pairs, columns))
         return StepOutput(losses={LOSS: terms.total.sum()}, metrics=metrics)
+
+
+def _diagnostics(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """How well the resampler's own tokens ``(P, L, D)`` of neighbours agree, summed over pairs."""
+    return {
+        f"{LOSS}/neighbour_cosine": neighbour_cosine(a, b).sum(),
+        f"{LOSS}/retrieval": retrieval_accuracy(a, b).sum(),
+        f"{LOSS}/effective_rank": effective_rank(a) * len(a),
+    }

@@ -1,0 +1,120 @@
+"""The splits of a run's data set, and the batches each stage takes from them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from panollava.assemble.check import source_arguments
+from panollava.batch import Batch
+from panollava.component import find_component
+from panollava.crop.crop import Crop
+from panollava.data.collate import Collate
+from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
+from panollava.data.loader import StageLoader, eval_loader
+from panollava.data.records import Question, Source
+from panollava.logs import LOG
+from panollava.model.backbones import Backbones
+from panollava.model.facade import PanoLlava
+from panollava.model.fusion import image_token_count
+from panollava.training.options import StageOptions
+
+if TYPE_CHECKING:
+    from panollava.assemble.run import Run
+
+
+@dataclass
+class RunData:
+    """The splits of a run.
+
+    Attributes:
+        train, val: for every stage.
+        test: for evaluation; None where it is switched off.
+        backbones: for the crop, the prompt and the number of image tokens.
+    """
+
+    train: Source
+    val: Source
+    test: Source | None
+    backbones: Backbones
+
+    def batches(self, name: str, options: StageOptions, run: Run) -> StageLoader:
+        """Training windows and validation batches of a stage; stage 1 gets no text."""
+        crop = self.backbones.crop
+        encoder = None if name == "vision" else self._text(name, options, run)
+        encode = None if encoder is None else encoder.record
+        pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
+        return StageLoader(
+            PanoDataset(self.train, crop, encode),
+            PanoDataset(self.val, crop, encode),
+            Collate(pad_id=pad),
+            batch_size=options.batch_size,
+            accumulate=options.accumulate,
+            seed=run.cfg.seed,
+            rank=run.procs.rank,
+            world_size=run.procs.world_size,
+            num_workers=run.trainer.num_workers,
+            pin_memory=run.compute.device.type == "cuda",
+        )
+
+    def _text(self, name: str, options: StageOptions, run: Run) -> TextEncoder:
+        tokens = run.backbones.vision().tokens_per_view
+        encoder = TextEncoder(
+            self.backbones.prompt,
+            image_token_count(self.backbones.crop.camera_rows, tokens, run.cfg.model.join),
+            options.max_text_length,
+            "text" if name == "resampler" else "assistant",
+        )
+        cut = count_cut(self.train, encoder.record, at_most=200)
+        if cut.cut_samples:
+            LOG.info(
+                "stage.%s.max_text_length=%d cuts %d of %d texts looked at (%d tokens in all, %d left with nothing).",
+                name, options.max_text_length, cut.cut_samples, cut.samples, cut.cut_tokens, cut.silent_samples,
+            )  # fmt: skip
+        return encoder
+
+
+def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> RunData:
+    """Opens the splits; every file is looked at here.
+
+    Args:
+        data: the ``data`` section.
+        backbones: give the crop, whose reader decodes pictures.
+        evaluate: whether the test split is needed.
+    """
+    test = open_source(data, "test", backbones.crop) if evaluate else None
+    result = RunData(
+        open_source(data, "train", backbones.crop), open_source(data, "val", backbones.crop), test, backbones
+    )
+    LOG.info(
+        "Data %s: %d training and %d validation records%s.",
+        data["name"], len(result.train), len(result.val), f", {len(test)} for the test" if test else "",
+    )  # fmt: skip
+    return result
+
+
+def open_source(data: dict[str, Any], split: str, crop: Crop) -> Source:
+    """One split of a data set.
+
+    Args:
+        data: the ``data`` section.
+        split: ``train``, ``val`` or ``test``.
+        crop: whose reader decodes pictures no finer than its views need.
+    """
+    options = {k: v for k, v in source_arguments(data, split).items() if k not in ("type", "name", "dir")}
+    component = find_component("data", data["type"], "Source")
+    known = inspect.signature(component).parameters
+    given = {"split": split, "reader": crop.read, "name": f"{data['name']}-{split}"}
+    return component(**options, **{key: value for key, value in given.items() if key in known})
+
+
+def question_batches(
+    pano: PanoLlava, source: Source, batch_size: int, num_workers: int
+) -> Iterator[tuple[list[Question], Batch]]:
+    """A split's questions as left-padded batches for a model."""
+    encoder = TextEncoder(pano.prompt, pano.image_tokens)
+    dataset = QuestionDataset(source, pano.crop, encoder.question)
+    pad = pano.prompt.tokenizer.pad_token_id or 0
+    return eval_loader(dataset, Collate(pad_id=pad, padding_side="left"), batch_size=batch_size, num_workers=num_workers)
