@@ -121,9 +121,7 @@ class ChatFormat:
 
     def _form(self, count: int, generating: bool, placeholder: str | None) -> _Form:
         """What all conversations of `count` turns have in common, so that few need the template."""
-        marks = [
-            (f"\ue000question {number}\ue001", f"\ue000answer {number}\ue001") for number in range(count)
-        ]
+        marks = [(f"\ue000question {number}\ue001", f"\ue000answer {number}\ue001") for number in range(count)]
         turns: list[tuple[str, str | None]] = [
             *marks[:-1],
             (marks[-1][0], None if generating else marks[-1][1]),

@@ -52,9 +52,7 @@ def test_training_continues_every_generation_prompt(name: str, system: str | Non
 )
 def test_answers_and_their_ends_are_learnt_and_headers_are_not(name: str, end: str) -> None:
     prompt = ChatPrompt(byte_level(TEMPLATES[name], eos="</s>" if end == "</s>" else "<|im_end|>"))
-    assert learnt(prompt, prompt.encode(TURNS, image_tokens=2)) == "".join(
-        answer + end for _, answer in TURNS
-    )
+    assert learnt(prompt, prompt.encode(TURNS, image_tokens=2)) == "".join(answer + end for _, answer in TURNS)
 
 
 def test_qwen2_keeps_its_default_system_turn_and_a_given_one_replaces_it() -> None:
@@ -115,9 +113,7 @@ def test_a_template_without_end_of_turn_gets_an_eos_to_learn() -> None:
 
 
 def test_a_template_that_denies_its_own_prompt_is_refused() -> None:
-    template = (
-        "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}BOT{% endif %}"
-    )
+    template = "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}BOT{% endif %}"
     with pytest.raises(ValueError, match=r"does not continue its own generation prompt.*BOT'"):
         ChatPrompt(byte_level(template))
 
@@ -173,18 +169,14 @@ def test_texts_filled_into_a_known_form_are_what_the_template_writes(name: str) 
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
     rendered = prompt.format.render(TURNS, None)
-    assert rendered.text == prompt.tokenizer.apply_chat_template(
-        messages, tokenize=False, enable_thinking=False
-    )
+    assert rendered.text == prompt.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
     spans = [rendered.text[start:stop].strip() for start, stop in rendered.answers]
     assert [span.startswith(answer) for span, (_, answer) in zip(spans, TURNS, strict=True)] == [True] * 3
 
 
 def test_surrounding_white_space_changes_nothing() -> None:
     prompt = ChatPrompt(byte_level(QWEN2))
-    assert prompt.encode([(" Hi\n", "\tyes ")], image_tokens=1) == prompt.encode(
-        [("Hi", "yes")], image_tokens=1
-    )
+    assert prompt.encode([(" Hi\n", "\tyes ")], image_tokens=1) == prompt.encode([("Hi", "yes")], image_tokens=1)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
