@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Interval
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 
 from panollava.model.build import seeded
@@ -74,9 +75,7 @@ def save_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path) -> N
     (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
-def load_lora(
-    model: PanoLlavaForConditionalGeneration, folder: str | Path, *, trainable: bool = False
-) -> None:
+def load_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path, *, trainable: bool = False) -> None:
     """Attach an adapter that ``save_lora`` or plain peft wrote.
 
     Args:
@@ -101,9 +100,20 @@ def load_lora(
     config = LoraConfig.from_pretrained(str(path))
     if isinstance(config.target_modules, set | list):
         _check_targets(model.language_model, sorted(config.target_modules))
-    model.language_model = PeftModel.from_pretrained(
-        model.language_model, str(path), is_trainable=trainable, config=config
-    )
+    with safe_open(path / WEIGHTS, "pt") as file:
+        stored = set(file.keys())
+    try:
+        wrapped = PeftModel.from_pretrained(model.language_model, str(path), is_trainable=trainable, config=config)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"The LoRA adapter in {path} does not fit this language model: {reason}") from error
+    differing = stored ^ set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    if differing:
+        raise ValueError(
+            f"The LoRA adapter in {path} does not fit this language model: {len(differing)} weights are in only one "
+            f"of them ({', '.join(sorted(differing)[:3])}). It was trained on another model, or the file is damaged."
+        )
+    model.language_model = wrapped
 
 
 def merge_lora(model: PanoLlavaForConditionalGeneration) -> None:
@@ -120,9 +130,7 @@ def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:
 def _check_targets(language_model: nn.Module, target_modules: list[str]) -> None:
     names = [name for name, module in language_model.named_modules() if isinstance(module, nn.Linear)]
     unknown = [
-        target
-        for target in target_modules
-        if not any(name == target or name.endswith(f".{target}") for name in names)
+        target for target in target_modules if not any(name == target or name.endswith(f".{target}") for name in names)
     ]
     if unknown:
         output = language_model.get_output_embeddings()  # type: ignore[operator]

@@ -29,7 +29,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = ["vision.resampler", "position", "projector"]
+    _keep_in_fp32_modules_strict = [r"^vision\.resampler\.", r"^position\.", r"^projector\."]
 
     vision: PanoVision
     language_model: Any

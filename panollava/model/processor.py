@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
+from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
@@ -128,17 +128,14 @@ class PanoLlavaProcessor(ProcessorMixin):
             ValueError: pictures and texts differ in number.
         """
         if return_tensors != "pt" or not padding:
-            raise ValueError(
-                "PanoLlavaProcessor gives left-padded torch tensors: return_tensors='pt', padding=True."
-            )
+            raise ValueError("PanoLlavaProcessor gives left-padded torch tensors: return_tensors='pt', padding=True.")
         pictures = {} if images is None else dict(self.image_processor(images))
         if text is None:
             return BatchFeature(pictures)
         questions = [text] if isinstance(text, str) else list(text)
         if images is not None and len(questions) != len(pictures["pixel_values"]):
             raise ValueError(
-                f"{len(pictures['pixel_values'])} pictures and {len(questions)} texts: give one text a "
-                "picture."
+                f"{len(pictures['pixel_values'])} pictures and {len(questions)} texts: give one text a picture."
             )
         conversations = [[(item, None)] if isinstance(item, str) else list(item) for item in questions]
         count = 0 if images is None else self.image_tokens(pictures["cameras"][0])
@@ -191,9 +188,7 @@ def _panorama(image: Picture, crop: Crop) -> np.ndarray:
         return crop.read(image)
     array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise ValueError(
-            f"A panorama array must be (H, W, 3) uint8 RGB; this one is {array.shape} {array.dtype}."
-        )
+        raise ValueError(f"A panorama array must be (H, W, 3) uint8 RGB; this one is {array.shape} {array.dtype}.")
     return array
 
 
@@ -225,9 +220,3 @@ def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str |
     if not turns or turns[-1][1] is not None:
         raise ValueError("A conversation must end in a user message, the question to answer.")
     return turns, pictures
-
-
-AutoImageProcessor.register(
-    PanoLlavaConfig, image_processor_classes={"torchvision": PanoLlavaImageProcessor}, exist_ok=True
-)
-AutoProcessor.register(PanoLlavaConfig, PanoLlavaProcessor, exist_ok=True)

@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -270,7 +268,3 @@ def _next_token_loss(logits: Tensor, labels: Tensor, logits_to_keep: int | Tenso
     elif logits_to_keep > 0:
         targets = targets[:, -logits_to_keep:]
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
-
-
-AutoConfig.register("panollava", PanoLlavaConfig, exist_ok=True)
-AutoModelForImageTextToText.register(PanoLlavaConfig, PanoLlavaForConditionalGeneration, exist_ok=True)

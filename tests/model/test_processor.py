@@ -1,0 +1,151 @@
+"""Processors: pictures and conversations in, inputs of generate out; whole exports in a fresh process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import composite
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, AutoProcessor, pipeline
+
+import panollava.model.registration  # noqa: F401
+from panollava.crop.crop import Crop
+from panollava.model.processor import PanoLlavaImageProcessor, PanoLlavaProcessor
+from panollava.prompt import ChatPrompt
+
+Backbone = Callable[[str], Path]
+
+
+def panorama(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+
+
+def pair(backbone: Backbone, language: str = "qwen2", **options: Any) -> tuple[Any, PanoLlavaProcessor]:
+    model, tokenizer = composite(backbone("siglip"), backbone(language))
+    return model, PanoLlavaProcessor.of(model, tokenizer, **options)
+
+
+def test_a_file_a_picture_and_an_array_are_the_same_views(tmp_path: Path) -> None:
+    image = Image.fromarray(panorama())
+    image.save(tmp_path / "pano.png")
+    spec = {"type": "anyres_e2p", "overlap": 0.5, "fov_deg": 90.0, "renderer": "cv2"}
+    processor = PanoLlavaImageProcessor(spec, (32, 48))
+    crop = Crop.from_spec(spec, view_size=(32, 48))
+    for given in (panorama(), image, str(tmp_path / "pano.png"), tmp_path / "pano.png", [panorama()]):
+        output = processor(given)
+        assert torch.equal(output["pixel_values"], crop.views(panorama())[None])
+        assert torch.equal(output["cameras"], crop.camera_rows[None])
+        assert output["view_mask"].all()
+    assert output["pixel_values"].dtype == torch.uint8
+    with pytest.raises(ValueError, match=r"uint8 RGB; this one is \(64, 128, 3\) float32"):
+        processor(panorama().astype(np.float32))
+
+
+def test_prompts_are_those_of_training(backbone: Backbone) -> None:
+    model, processor = pair(backbone, system="Look around.")
+    turns = [("what is there?", "a red cube"), ("where?", None)]
+    inputs = processor(images=[panorama(), panorama(1)], text=["what is it?", turns])
+    prompt = ChatPrompt(processor.tokenizer, system="Look around.")
+    expected = prompt.encode(turns, image_tokens=80).ids
+    assert inputs["input_ids"][1].tolist() == expected
+    short = prompt.encode([("what is it?", None)], image_tokens=80).ids
+    padding = len(expected) - len(short)
+    assert inputs["input_ids"][0, padding:].tolist() == short
+    assert inputs["attention_mask"][0].tolist() == [0] * padding + [1] * len(short)
+    assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [80, 80]
+    assert set(inputs) == set(processor.model_input_names)
+
+
+def test_transformers_messages_are_the_same_conversation(backbone: Backbone) -> None:
+    _, processor = pair(backbone)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": panorama()}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a cube"}]},
+        {"role": "user", "content": "where?"},
+    ]
+    by_messages = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
+    by_turns = processor(images=panorama(), text=[[("what?", "a cube"), ("where?", None)]])
+    assert all(torch.equal(by_messages[name], by_turns[name]) for name in by_turns)
+    with pytest.raises(ValueError, match="must end in a user message"):
+        processor.apply_chat_template(messages[:2])
+    with pytest.raises(ValueError, match="'system' message cannot stand here"):
+        processor.apply_chat_template([{"role": "system", "content": "x"}, *messages])
+    with pytest.raises(ValueError, match="never as one string"):
+        processor.apply_chat_template(messages, tokenize=False)
+
+
+def test_pictures_and_texts_must_agree_in_number(backbone: Backbone) -> None:
+    _, processor = pair(backbone)
+    with pytest.raises(ValueError, match="2 pictures and 1 texts"):
+        processor(images=[panorama(), panorama()], text="what?")
+    text_only = processor(text=["what?", "and where is it?"])
+    assert set(text_only) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("language", ["qwen3", "llama", "mistral"])
+def test_a_saved_processor_is_the_same(language: str, backbone: Backbone, tmp_path: Path) -> None:
+    model, processor = pair(backbone, language, system="Look.")
+    model.config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    reloaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(reloaded) is PanoLlavaProcessor
+    before, after = (one(images=panorama(), text="was ist das? 무엇?") for one in (processor, reloaded))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(AutoImageProcessor.from_pretrained(tmp_path)(panorama())["cameras"], before["cameras"])
+
+
+def test_an_export_opens_in_a_fresh_process_with_equal_outputs(backbone: Backbone, tmp_path: Path) -> None:
+    model, tokenizer = composite(backbone("dinov2"), backbone("qwen3"))
+    processor = PanoLlavaProcessor.of(model, tokenizer)
+    folder = tmp_path / "export"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    Image.fromarray(panorama()).save(tmp_path / "pano.png")
+    inputs = processor(images=tmp_path / "pano.png", text="what is it?")
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        logits = model(**inputs).logits
+    save_file({**inputs, "ids": ids, "logits": logits}, tmp_path / "expected.safetensors")
+    program = """
+import sys, torch
+from safetensors.torch import load_file
+import panollava.model.registration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+root = sys.argv[1]
+expected = load_file(root + "/expected.safetensors")
+ids, logits = expected.pop("ids"), expected.pop("logits")
+model = AutoModelForImageTextToText.from_pretrained(root + "/export")
+processor = AutoProcessor.from_pretrained(root + "/export")
+assert AutoConfig.from_pretrained(root + "/export").model_type == "panollava"
+inputs = processor(images=root + "/pano.png", text="what is it?")
+assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+with torch.no_grad():
+    assert torch.equal(model(**inputs).logits, logits)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), ids)
+"""
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_the_pipeline_answers(backbone: Backbone, tmp_path: Path) -> None:
+    model, processor = pair(backbone)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    ask = pipeline("image-text-to-text", model=str(tmp_path))
+    options: Any = {"generate_kwargs": {"max_new_tokens": 4, "do_sample": False}, "return_full_text": False}
+    image = Image.fromarray(panorama())
+    plain = ask(images=image, text="what is it?", **options)[0]["generated_text"]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "what is it?"}]
+    chat = ask(text=[{"role": "user", "content": content}], **options)[0]["generated_text"]
+    inputs = processor(images=image, text="what is it?")
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    expected = processor.tokenizer.decode(ids, skip_special_tokens=True)
+    assert (plain, chat) == (expected, expected)
