@@ -65,9 +65,7 @@ def sheets(
     return tuple(sorted(plan, key=lambda sheet: math.prod(sheet.source_size), reverse=True))
 
 
-def _source_size(
-    panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]
-) -> tuple[int, int]:
+def _source_size(panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
     matching = matching_panorama_size(camera, view_size)
     height, width = panorama_size
     while is_twice((height, width), matching) or max(height, width) > LONGEST_SIDE:
@@ -135,23 +133,21 @@ def _pixel_maps(
 
 
 @lru_cache(maxsize=8)
-def _unit_maps(
-    cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _unit_maps(cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int) -> tuple[np.ndarray, np.ndarray]:
     """As ``float_maps``, in fractions of the panorama, -1 in padding: they serve panoramas of every size."""
-    rows = camera_tensor(cameras, dtype=torch.float64)
-    y, x = (
-        (torch.arange(side * samples, dtype=torch.float64) + 0.5) / (side * samples) for side in view_size
-    )
-    longitude_rad, latitude_rad = direction_to_angles(point_directions(rows, x, y))
-    inside = _inside(x, rows, Column.BOX_X0, Column.BOX_X1)[:, None, :]
-    inside = inside & _inside(y, rows, Column.BOX_Y0, Column.BOX_Y1)[:, :, None]
-    across = torch.where(inside, longitude_rad / (2 * math.pi) + 0.5, -1.0)
-    down = torch.where(inside, 0.5 - latitude_rad / math.pi, -1.0)
-    return across.float().numpy(), down.float().numpy()
+    y, x = ((torch.arange(side * samples, dtype=torch.float64) + 0.5) / (side * samples) for side in view_size)
+    across, down = (np.empty((len(cameras), len(y), len(x)), dtype=np.float32) for _ in range(2))
+    # View by view: in float64 all of them at once would take gigabytes.
+    for view, row in enumerate(camera_tensor(cameras, dtype=torch.float64)):
+        longitude_rad, latitude_rad = direction_to_angles(point_directions(row, x, y))
+        is_inside = _is_inside(x, row[Column.BOX_X0], row[Column.BOX_X1])
+        is_inside = is_inside & _is_inside(y[:, None], row[Column.BOX_Y0], row[Column.BOX_Y1])
+        across[view] = torch.where(is_inside, longitude_rad / (2 * math.pi) + 0.5, -1.0)
+        down[view] = torch.where(is_inside, 0.5 - latitude_rad / math.pi, -1.0)
+    return across, down
 
 
-def _inside(position: Tensor, rows: Tensor, start: Column, end: Column) -> Tensor:
-    """``(n, p)``: which of p positions lie in the content box of each view; a tie belongs to its end."""
+def _is_inside(position: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Which positions lie in the content box; a tie belongs to its end."""
     tolerance = 1e-9
-    return (position > rows[:, start, None] + tolerance) & (position < rows[:, end, None] + tolerance)
+    return (position > start + tolerance) & (position < end + tolerance)

@@ -46,9 +46,7 @@ def read_panorama(path: str | Path, cameras: Sequence[Camera], view_size: tuple[
     scale = _reduction(header, cameras, view_size) if header.format == "JPEG" else 1
     picture = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _JPEG_FLAGS[scale])
     if picture is None:
-        raise ValueError(
-            f"{path}: the {header.format} cannot be decoded: its data is damaged. Replace the file."
-        )
+        raise ValueError(f"{path}: the {header.format} cannot be decoded: its data is damaged. Replace the file.")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
@@ -69,9 +67,7 @@ def check_panorama(path: str | Path) -> tuple[int, int]:
 
 def _bytes(path: Path) -> bytes:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: there is no such file. Check the path and the folder it is relative to."
-        )
+        raise FileNotFoundError(f"{path}: there is no such file. Check the path and the folder it is relative to.")
     data = path.read_bytes()
     if not data:
         raise ValueError(f"{path}: the file is empty (0 bytes). Fetch or copy it again.")
@@ -83,14 +79,10 @@ def _checked_header(path: Path, data: bytes) -> PictureHeader:
     if header is None:
         raise ValueError(f"{path}: neither a JPEG nor a PNG picture. Convert it to one of them.")
     if not header.is_complete:
-        raise ValueError(
-            f"{path}: the {header.format} is cut short: its end is missing. Fetch or copy it again."
-        )
+        raise ValueError(f"{path}: the {header.format} is cut short: its end is missing. Fetch or copy it again.")
     size = f"{header.width} x {header.height} pixels"
     if header.width * header.height > MAX_PIXELS:
-        raise ValueError(
-            f"{path}: {size} are more than the {MAX_PIXELS:,} that are read. Scale it down first."
-        )
+        raise ValueError(f"{path}: {size} are more than the {MAX_PIXELS:,} that are read. Scale it down first.")
     if header.height == 0 or abs(header.width / header.height / 2 - 1) > ASPECT_TOLERANCE:
         raise ValueError(
             f"{path}: {size} is not a whole panorama, which is twice as wide as high (within "

@@ -46,8 +46,8 @@ def render_views(
             # The largest source comes first, so that each is shrunk from the one before it.
             source = _shrink(source, sheet.source_size)
             padded = bordered(source)
-        pictures: Sequence[np.ndarray]
         some = tuple(cameras[view] for view in sheet.views)
+        pictures: Sequence[np.ndarray] | np.ndarray
         if renderer == "cv2":
             pictures = _sample_cv2(padded, some, view_size, sheet.samples)
         elif renderer == "torch":
@@ -120,8 +120,7 @@ def _sample_cv2(
     else:
         pairs = list(zip(*float_maps(size, cameras, view_size, samples), strict=True))
     return [
-        cv2.remap(padded, first, second, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        for first, second in pairs
+        cv2.remap(padded, first, second, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) for first, second in pairs
     ]
 
 

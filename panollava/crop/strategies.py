@@ -63,9 +63,7 @@ class AnyresE2pCrop:
     ) -> None:
         _check_tiles(fov_deg, overlap, pitch_rows_deg)
         if global_view not in ("letterbox", "resize"):
-            raise ValueError(
-                f"crop.global_view={global_view}: choose letterbox (keeps the shape) or resize (fills)."
-            )
+            raise ValueError(f"crop.global_view={global_view}: choose letterbox (keeps the shape) or resize (fills).")
         self.fov_deg = float(fov_deg)
         self.overlap = float(overlap)
         self.pitch_rows_deg = tuple(float(pitch) for pitch in pitch_rows_deg)
@@ -120,9 +118,7 @@ def ring_overlap(fov_deg: float, overlap: float) -> float:
     return max(0.0, 1 - 360 / (tile_count(fov_deg, overlap) * fov_deg))
 
 
-def _tiles(
-    fov_deg: float, overlap: float, pitch_rows_deg: Sequence[float], view_size: tuple[int, int]
-) -> list[Camera]:
+def _tiles(fov_deg: float, overlap: float, pitch_rows_deg: Sequence[float], view_size: tuple[int, int]) -> list[Camera]:
     count = tile_count(fov_deg, overlap)
     h_extent = math.radians(fov_deg)
     v_extent = 2 * math.atan(math.tan(h_extent / 2) * view_size[0] / view_size[1])
@@ -166,6 +162,4 @@ def _check_tiles(fov_deg: float, overlap: float, pitch_rows_deg: Sequence[float]
         raise ValueError(f"crop.pitch_rows_deg=[{rows}] names a row twice. Name each once.")
     missing = [f"{-pitch:g}" for pitch in pitch_rows_deg if -pitch not in pitch_rows_deg]
     if missing:
-        raise ValueError(
-            f"crop.pitch_rows_deg=[{rows}] is not symmetric about the horizon. Add {', '.join(missing)}."
-        )
+        raise ValueError(f"crop.pitch_rows_deg=[{rows}] is not symmetric about the horizon. Add {', '.join(missing)}.")
