@@ -46,11 +46,7 @@ class EpochSampler:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.length < self.world_size:
-            raise ValueError(
-                f"The training split has {self.length} samples for {self.world_size} processes: each needs "
-                "at least one. Use more data or fewer processes."
-            )
+        _check_share("training", self.length, self.world_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,6 +97,7 @@ class StageLoader:
     ) -> None:
         self.sampler = EpochSampler(len(train), batch_size, accumulate, seed, rank, world_size)
         self.steps_per_epoch = self.sampler.steps_per_epoch
+        _check_share("validation", len(validation), world_size)
         places = [(0, index) for index in range(rank, len(validation), world_size)]
         self._train = _Batches(train, collate, num_workers, pin_memory)
         self._validation = _Batches(validation, collate, num_workers, pin_memory)
@@ -198,6 +195,14 @@ class _Guarded(Dataset[Any]):
             return self.collate([self.dataset[key] for key in keys])
         except (ValueError, OSError) as error:
             return error
+
+
+def _check_share(split: str, length: int, world_size: int) -> None:
+    if length < world_size:
+        raise ValueError(
+            f"The {split} split has {length} samples for {world_size} processes: each needs at least one. "
+            "Use more data or fewer processes."
+        )
 
 
 def _chunks(items: list[_Item], size: int) -> list[list[_Item]]:

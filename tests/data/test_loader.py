@@ -72,8 +72,10 @@ def test_starting_in_mid_epoch_gives_the_rest_of_it(start: int) -> None:
 
 
 def test_fewer_samples_than_processes_is_an_error() -> None:
-    with pytest.raises(ValueError, match="3 samples for 4 processes"):
+    with pytest.raises(ValueError, match="training split has 3 samples for 4 processes"):
         EpochSampler(3, 1, rank=0, world_size=4)
+    with pytest.raises(ValueError, match="validation split has 7 samples for 8 processes"):
+        loader(world_size=8)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
