@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,7 @@ def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
         ) from error
     if size[0] % patch[0] or size[1] % patch[1]:
         raise ValueError(
-            f"model.vision.image_size={size}: timm's {config.architecture} needs multiples of its patch "
-            f"{patch}."
+            f"model.vision.image_size={size}: timm's {config.architecture} needs multiples of its patch {patch}."
         )
 
 
@@ -132,6 +134,13 @@ def preprocessing(
     try:
         processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
     except OSError:
+        logger.warning(
+            "%s has no preprocessor_config.json: normalising with the published values of %s, mean %s and std %s.",
+            source,
+            config.model_type,
+            family.mean,
+            family.std,
+        )
         return family.mean, family.std, _native_size(config)
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     height, width = size["height"], size["width"]
@@ -142,9 +151,7 @@ def preprocessing(
 
 def patch_size(model: Any) -> tuple[int, int]:
     """``(h, w)`` of a patch in pixels."""
-    size = (
-        model.timm_model.patch_embed.patch_size if hasattr(model, "timm_model") else model.config.patch_size
-    )
+    size = model.timm_model.patch_embed.patch_size if hasattr(model, "timm_model") else model.config.patch_size
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
@@ -189,9 +196,7 @@ def _check_timm(config: PreTrainedConfig) -> None:
             f"Similar: {', '.join(known) or 'none'}; see timm.list_models()."
         )
     model = _meta_timm(config)
-    if not (
-        hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed")
-    ):
+    if not (hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed")):
         raise ValueError(
             f"model.vision: timm's {config.architecture} is not a ViT: it gives no sequence of patches. "
             "Choose a "

@@ -12,10 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
+LANGUAGE_KEY = "model.language.name"
 
 
-def resolve_source(name: str | Path) -> str:
+def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
     """The hub name or folder to open; a safetensors file stands for the folder that holds it and its config.
+
+    Args:
+        name: as the user wrote it.
+        key: config key to name in messages, such as ``model.vision.name``.
 
     Raises:
         ValueError: the file is a pickle.
@@ -25,7 +30,7 @@ def resolve_source(name: str | Path) -> str:
         return str(path)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise ValueError(f"{path} is not a safetensors file. {_convert_recipe(str(path.parent))}")
+            raise ValueError(f"{path} is not a safetensors file. {_convert_recipe(str(path.parent), key)}")
         return str(path.parent)
     return str(name)
 
@@ -87,7 +92,7 @@ def load_pretrained(
     except OSError as error:
         raise FileNotFoundError(
             f"{key}={name!r}: its configuration opens but no safetensors weights do ({_first_line(error)}). "
-            f"{_convert_recipe(name)}"
+            f"{_convert_recipe(name, key)}"
         ) from error
     check_all_loaded(info, f"{key}={name!r}")
     return model.eval()
@@ -121,18 +126,18 @@ def load_language_model(
         FileNotFoundError: no such model, or no safetensors weights.
         ValueError: the model is no causal language model, or its weights are incomplete.
     """
-    source = resolve_source(name)
-    config = read_config(source, "model.language.name")
+    source = resolve_source(name, LANGUAGE_KEY)
+    config = read_config(source, LANGUAGE_KEY)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
-            f"model.language.name={source!r} is a {config.model_type!r} model, which transformers does not "
+            f"{LANGUAGE_KEY}={source!r} is a {config.model_type!r} model, which transformers does not "
             "know as "
             "a causal language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
         )
     return load_pretrained(
         AutoModelForCausalLM,
         source,
-        "model.language.name",
+        LANGUAGE_KEY,
         config=config,
         dtype=dtype,
         attn_implementation=attn_implementation,
@@ -145,13 +150,13 @@ def load_tokenizer(name: str | Path) -> Any:
     Raises:
         FileNotFoundError: no such model, or it has no tokenizer files.
     """
-    source = resolve_source(name)
-    read_config(source, "model.language.name")
+    source = resolve_source(name, LANGUAGE_KEY)
+    read_config(source, LANGUAGE_KEY)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"model.language.name={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the "
+            f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the "
             "model's "
             "tokenizer files (tokenizer.json, tokenizer_config.json) into the folder."
         ) from error
@@ -171,14 +176,15 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _convert_recipe(name: str) -> str:
+def _convert_recipe(name: str, key: str) -> str:
+    model, beside = (
+        ("AutoModelForCausalLM", "AutoTokenizer") if key == LANGUAGE_KEY else ("AutoModel", "AutoImageProcessor")
+    )
     return (
-        "Pickled weights (.bin, .pt, .pth) are never opened, as opening one runs code from it. If you "
-        "trust its "
-        'source, convert it once: python -c "from transformers import AutoModel, AutoTokenizer; '
-        f"AutoModel.from_pretrained('{name}', use_safetensors=False).save_pretrained('converted')\" (for a "
-        "language "
-        "model AutoModelForCausalLM, and save its tokenizer likewise), then give the folder `converted`."
+        "Pickled weights (.bin, .pt, .pth) are never opened, as opening one runs code from it. If you trust their "
+        f'source, convert them once: python -c "from transformers import {model}, {beside}; '
+        f"{model}.from_pretrained('{name}', use_safetensors=False).save_pretrained('converted'); "
+        f"{beside}.from_pretrained('{name}').save_pretrained('converted')\" and set {key}=converted."
     )
 
 

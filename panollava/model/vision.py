@@ -76,8 +76,7 @@ class VisionTower(nn.Module):
             )
         if min(self.grid) < 1:
             raise ValueError(
-                f"model.vision.image_size={self.image_size} is smaller than one patch of "
-                f"{(patch_h, patch_w)} pixels."
+                f"model.vision.image_size={self.image_size} is smaller than one patch of {(patch_h, patch_w)} pixels."
             )
 
     @classmethod
@@ -104,7 +103,7 @@ class VisionTower(nn.Module):
             FileNotFoundError: no such model, or no safetensors weights.
             ValueError: the family is not supported, or the size is not possible.
         """
-        source = resolve_source(name_or_path)
+        source = resolve_source(name_or_path, KEY)
         config = vision_config(read_config(source, KEY), source)
         mean, std, own_size = preprocessing(source, config)
         size = own_size if image_size is None else _pair(image_size)

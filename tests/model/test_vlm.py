@@ -15,17 +15,20 @@ from torch import Tensor
 
 from panollava.batch import IGNORE_INDEX
 from panollava.crop.crop import Crop
+from panollava.model.encoder import PanoVision
 from panollava.model.hub import load_language_model
 from panollava.model.vision import VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
 Backbone = Callable[[str], Path]
-PAIRS = [
-    ("siglip", "qwen2"),
-    ("siglip2", "qwen3"),
-    ("clip", "llama"),
-    ("dinov2_registers", "mistral"),
-    ("timm_vit", "qwen2"),
+MLP = {"type": "mlp", "depth": 2, "width": 24}
+BIMAMBA = {"type": "bimamba", "width": 16, "layers": 2, "state": 4, "head_width": 8}
+COMBINATIONS = [
+    ("siglip", "qwen2", MLP),
+    ("siglip2", "qwen3", BIMAMBA),
+    ("clip", "llama", MLP),
+    ("dinov2_registers", "mistral", BIMAMBA),
+    ("timm_vit", "qwen2", BIMAMBA),
 ]
 VIEWS, TOKENS = 5, 16
 
@@ -65,9 +68,11 @@ def labels_of(batch: dict[str, Tensor], last: int = 3) -> Tensor:
     return labels
 
 
-@pytest.mark.parametrize(("encoder", "language"), PAIRS)
-def test_every_trainable_parameter_gets_a_gradient(encoder: str, language: str, backbone: Backbone) -> None:
-    model = small(backbone, encoder, language).train()
+@pytest.mark.parametrize(("encoder", "language", "resampler"), COMBINATIONS)
+def test_every_trainable_parameter_gets_a_gradient(
+    encoder: str, language: str, resampler: dict[str, Any], backbone: Backbone
+) -> None:
+    model = small(backbone, encoder, language, resampler=resampler).train()
     model.vision.tower.train_only("all")
     batch = inputs(model)
     model(**batch, labels=labels_of(batch)).loss.backward()
@@ -197,6 +202,20 @@ def test_components_draw_from_their_own_generators(backbone: Backbone) -> None:
     assert not torch.equal(first.state_dict()[weight], again.state_dict()[weight])
 
 
+@pytest.mark.parametrize("resampler", [MLP, BIMAMBA])
+def test_stage_one_and_the_composite_start_from_the_same_resampler(
+    resampler: dict[str, Any], backbone: Backbone
+) -> None:
+    alone = PanoVision.build(
+        VisionTower.from_pretrained(backbone("siglip")), resampler=resampler, latent_width=40, seed=3
+    )
+    whole = small(backbone, resampler=resampler, seed=3).vision
+    assert (whole.tokens_per_view, whole.token_grid, whole.width) == (16, (4, 4), 40)
+    weights = whole.resampler.state_dict()
+    assert weights.keys() == alone.resampler.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in alone.resampler.state_dict().items())
+
+
 def test_unknown_components_and_keywords_name_what_there_is(backbone: Backbone) -> None:
     with pytest.raises(ValueError, match=r"resampler.*'mlpp'.*mlp"):
         small(backbone, resampler={"type": "mlpp"})
@@ -222,12 +241,12 @@ def test_frozen_backbones_may_be_bf16_while_the_rest_trains_in_fp32(backbone: Ba
         assert torch.equal(reloaded(**batch).logits, model(**batch).logits)
 
 
-@pytest.mark.parametrize(("encoder", "language"), PAIRS)
+@pytest.mark.parametrize(("encoder", "language", "resampler"), COMBINATIONS)
 @torch.no_grad()
 def test_an_export_reloads_with_every_buffer_and_tie(
-    encoder: str, language: str, backbone: Backbone, tmp_path: Path
+    encoder: str, language: str, resampler: dict[str, Any], backbone: Backbone, tmp_path: Path
 ) -> None:
-    model = small(backbone, encoder, language)
+    model = small(backbone, encoder, language, resampler=resampler)
     model.save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     reloaded = PanoLlavaForConditionalGeneration.from_pretrained(tmp_path)
