@@ -29,7 +29,9 @@ def configure_console(level: int = logging.INFO) -> None:
         handler = _ConsoleHandler(level)
         handler.setFormatter(logging.Formatter("%(message)s"))
         LOG.addHandler(handler)
+    # Libraries' warnings go to the log file; between the lines of a terminal they would only hide what matters.
     logging.captureWarnings(True)
+    logging.getLogger("py.warnings").propagate = False
 
 
 @contextmanager

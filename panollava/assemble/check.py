@@ -194,12 +194,16 @@ def _stage(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _rest(values: dict[str, Any]) -> list[str]:
-    tracking = dict(values["tracking"])
+def check_tracking(section: dict[str, Any]) -> list[str]:
+    """Problems of a ``tracking`` section."""
+    tracking = dict(section)
     kind = tracking.pop("type", None)
     problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
-    own = ("run_id", "parent_run_id", "tags")
-    problems += check_section(tracking, MlflowTracker, "tracking", given=own)
+    return problems + check_section(tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags"))
+
+
+def _rest(values: dict[str, Any]) -> list[str]:
+    problems = check_tracking(values["tracking"])
     problems += check_section(values["optim"], OptimOptions, "optim")
     problems += check_section(values["trainer"], TrainerOptions, "trainer")
     return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")

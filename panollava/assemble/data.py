@@ -52,7 +52,7 @@ class RunData:
             Collate(pad_id=pad),
             batch_size=options.batch_size,
             accumulate=options.accumulate,
-            seed=run.cfg.seed,
+            seed=run.seed(name),
             rank=run.procs.rank,
             world_size=run.procs.world_size,
             num_workers=run.trainer.num_workers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,12 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import STAGES
 from panollava.assemble.data import RunData, open_data
+from panollava.assemble.tracking import open_tracker
 from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
-from panollava.config.sweep import PARENT_VARIABLE
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
-from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
 from panollava.training.optim import OptimOptions
@@ -43,6 +42,7 @@ class Run:
         procs, compute: processes, device and number format.
         backbones: encoder and language model, opened once.
         data: the splits.
+        was_done: whether every stage was finished when the run was opened.
     """
 
     cfg: DictConfig
@@ -52,6 +52,7 @@ class Run:
     compute: Compute
     backbones: Backbones
     data: RunData
+    was_done: bool
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -74,6 +75,10 @@ class Run:
         """``optim.*``."""
         options = plain(self.cfg.optim)
         return OptimOptions(**{**options, "betas": tuple(options["betas"])})
+
+    def seed(self, name: str) -> int:
+        """Seed of a stage: a function of (seed, stage)."""
+        return int.from_bytes(hashlib.sha256(f"{self.cfg.seed}/{name}".encode()).digest()[:4], "big")
 
     def pending(self) -> list[str]:
         """Stages to run, in order, without those that are finished.
@@ -120,14 +125,18 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         if procs.is_main:
             stack.enter_context(log_file(root / "logs", "full_pipeline"))
         LOG.info("Experiment %s in %s", root.name, root)
-        for name in cfg.stage.run:  # refuses a folder of another config before anything is opened
-            stage_is_done(cfg, experiment, name)
+        # Refuses a folder of another config before anything is opened.
+        done = [stage_is_done(cfg, experiment, name) for name in cfg.stage.run]
         backbones = Backbones(plain(cfg.model), plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
         data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
-        tracker = stack.enter_context(_tracker(cfg, experiment, procs))
+        tracker = NullTracker() if all(done) else stack.enter_context(_tracker(cfg, experiment, procs))
         tracker.params({key: value for key, value in flatten(plain(cfg)).items() if value is not None})
         tracker.text(OmegaConf.to_yaml(cfg), CONFIG)
-        yield Run(cfg, experiment, tracker, procs, compute, backbones, data)
+        try:
+            yield Run(cfg, experiment, tracker, procs, compute, backbones, data, all(done))
+        except Exception:
+            LOG.debug("The run stopped.", exc_info=True)  # for the log file; the terminal gets the message alone
+            raise
 
 
 def setting(cfg: DictConfig) -> str:
@@ -180,16 +189,13 @@ def default_name(cfg: DictConfig) -> str:
 
 
 def _tracker(cfg: DictConfig, experiment: Experiment, procs: Processes) -> Tracker:
-    if cfg.tracking.type == "none" or cfg.dry_run or not procs.is_main:
+    if cfg.dry_run or not procs.is_main:
         return NullTracker()
     states = [experiment.state(name) for name in STAGES]
     unfinished = [s["tracking_run"] for s in states if s.get("tracking_run") and s.get("status") != FINISHED]
-    return MlflowTracker(
-        uri=cfg.tracking.uri,
-        experiment=cfg.tracking.experiment,
-        run_name=cfg.tracking.run_name or experiment.root.name,
+    return open_tracker(
+        plain(cfg.tracking),
+        run_name=experiment.root.name,
         run_id=unfinished[-1] if unfinished else None,
-        parent_run_id=os.environ.get(PARENT_VARIABLE),
         tags={"panollava.folder": str(experiment.root.resolve()), "panollava.stages": ",".join(cfg.stage.run)},
-        **{key: cfg.tracking[key] for key in ("flush_every", "flush_seconds") if key in cfg.tracking},
     )

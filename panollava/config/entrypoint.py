@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.config.canonical import canonical
@@ -48,8 +51,13 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
         try:
             function(cfg)
         except (ValueError, OSError) as error:
-            _log.debug("stopped", exc_info=True)
-            raise Stopped(f"\n{type(error).__name__}: {error}") from error
+            message = f"\n{type(error).__name__}: {error}"
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise Stopped(message) from error  # Hydra goes on with the next job and fails at the end
+            sys.stderr.write(f"{message}\n(HYDRA_FULL_ERROR=1 shows where it came from.)\n")
+            sys.exit(1)
         except KeyboardInterrupt:
             _log.warning("Interrupted.")
             sys.exit(130)

@@ -56,6 +56,8 @@ def farewell(run: Run) -> None:
     if run.cfg.dry_run:
         LOG.info("Dry run: everything was built and one batch went through each stage; nothing was kept.")
         return
+    if run.was_done:
+        LOG.info("Every stage of this config is finished already; overwrite=true would train it anew.")
     for name in run.cfg.stage.run:
         folder = run.experiment.stage_folder(name)
         if (folder / BEST).exists():

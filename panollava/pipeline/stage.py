@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 import time
@@ -71,7 +70,7 @@ def check_start(run: Run, name: str) -> None:
 
 
 def _train(run: Run, name: str, folder: Path, options: StageOptions) -> nn.Module:
-    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{run.cfg.seed}/{name}".encode()).digest()[:4], "big"))
+    torch.manual_seed(run.seed(name))
     stage = build_stage(run, name).to(run.compute.device)
     trained = stage.trained()
     resume = run.resume_point(name)

@@ -1,0 +1,34 @@
+"""Opens the tracker that a config names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from panollava.config.sweep import PARENT_VARIABLE
+from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.tracking.tracker import NullTracker, Tracker
+
+
+def open_tracker(
+    section: Mapping[str, Any], *, run_name: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
+) -> Tracker:
+    """The tracker of a ``tracking`` section; a job of a sweep becomes a child of the sweep's run.
+
+    Args:
+        section: plain ``tracking`` section.
+        run_name: where the section gives none.
+        run_id: run to go on with.
+        tags: of the run.
+    """
+    if section["type"] == "none":
+        return NullTracker()
+    options = {key: value for key, value in section.items() if key not in ("type", "run_name")}
+    return MlflowTracker(
+        **options,
+        run_name=section["run_name"] or run_name,
+        run_id=run_id,
+        parent_run_id=os.environ.get(PARENT_VARIABLE),
+        tags=tags,
+    )

@@ -1,0 +1,113 @@
+"""python -m panollava.eval checkpoint=<run folder>: answers a split's questions and scores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.assemble.check import EvaluationOptions, check_tracking
+from panollava.assemble.data import open_source
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.evaluation.table import text_table
+from panollava.logs import LOG, configure_console
+from panollava.model.facade import PanoLlava
+from panollava.pipeline.evaluate import evaluate_answers
+from panollava.assemble.tracking import open_tracker
+from panollava.run_folder import CONFIG, find_run_folder
+from panollava.training.precision import choose_compute
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Keys of ``conf/eval.yaml``; see there."""
+
+    checkpoint: str
+    split: Literal["train", "val", "test"]
+    csv_input: str | None
+    world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
+    world_scenes: Annotated[int, Interval(ge=1)] | None
+    turn_deg: float | None
+    max_samples: Annotated[int, Interval(ge=1)] | None
+    blank: bool
+    batch_size: Annotated[int, Interval(ge=1)]
+    max_new_tokens: Annotated[int, Interval(ge=1)] | None
+    results_dir: str
+    log_samples: bool
+    log_interval: Annotated[int, Interval(ge=1)]
+    log_max_samples: Annotated[int, Interval(ge=0)]
+    device: str
+    num_workers: Annotated[int, Interval(ge=0)]
+
+
+@entrypoint("eval")
+def main(cfg: DictConfig) -> None:
+    """Evaluates one run.
+
+    Args:
+        cfg: composed from ``conf/eval.yaml`` and the command line.
+    """
+    configure_console()
+    options, tracking = _checked(cfg)
+    folder = find_run_folder(Path(options.checkpoint).expanduser())
+    pano = PanoLlava.from_pretrained(options.checkpoint, device=choose_compute(options.device, "fp32").device)
+    recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    data = _data(options, recorded["data"])
+    source = open_source(data, options.split, pano.crop)
+    LOG.info("Evaluating %s on %s.", folder, source.name)
+    evaluation = EvaluationOptions(
+        enabled=True,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens or recorded["evaluation"]["max_new_tokens"],
+        max_samples=options.max_samples,
+        blank=options.blank,
+        results_dir=options.results_dir,
+        log_samples=options.log_samples,
+        log_interval=options.log_interval,
+        log_max_samples=options.log_max_samples,
+    )
+    experiment = pano.metadata["experiment_name"]
+    with open_tracker(tracking, run_name=f"eval {experiment}", tags={"panollava.folder": str(folder)}) as tracker:
+        result = evaluate_answers(
+            pano,
+            source,
+            evaluation,
+            experiment=experiment,
+            tracker=tracker,
+            num_workers=options.num_workers,
+            settings={"checkpoint": str(folder), "split": options.split, "data": data},
+        )
+    LOG.info("\n%s: %d questions\n\n%s\n", source.name, result.report.count, text_table(result.report))
+    LOG.info("Predictions and metrics: %s", result.files.folder)
+
+
+def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any]]:
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    tracking = values.pop("tracking")
+    problems = check_section(values, EvalOptions, "") + check_tracking(tracking)
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    return EvalOptions(**values), tracking
+
+
+def _data(options: EvalOptions, recorded: dict[str, Any]) -> dict[str, Any]:
+    """The run's own data section with what the command line changes."""
+    data = dict(recorded)
+    world = {f"{options.split}_scenes": options.world_scenes, "seed": options.world_seed, "turn_deg": options.turn_deg}
+    asked = {key: value for key, value in world.items() if value is not None}
+    if options.csv_input is not None:
+        template = {key: data[key] for key in ("query_template",) if key in data}
+        data = {"type": "csv", "name": "csv", f"{options.split}_csv": options.csv_input, **template}
+    if asked and data["type"] != "world":
+        raise ValueError(f"{', '.join(asked)}: only the built-in world has these, and the data are {data['type']}.")
+    return {**data, **asked}
+
+
+if __name__ == "__main__":
+    main()
