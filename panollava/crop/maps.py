@@ -1,8 +1,8 @@
 """Where the pixels of views fall in a panorama, how far it is shrunk first and how densely it is sampled.
 
-A panorama is halved while it stays as fine as the finest place of a view, and each pixel of a tile is the mean
-of as many samples as panorama pixels fit into the pixel in the tile's centre; so thin structures fade instead
-of flickering.
+A panorama is halved while it stays as fine as the finest place of a view, and each pixel is the mean of as many
+samples as panorama pixels fit into it (in a tile: into the pixel in its centre); so thin structures fade instead of
+flickering.
 """
 
 from __future__ import annotations
@@ -67,18 +67,10 @@ def sheets(
 
 def _source_size(panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
     matching = matching_panorama_size(camera, view_size)
-    height, width = panorama_size
-    while is_twice((height, width), matching) or max(height, width) > LONGEST_SIDE:
-        height, width = half((height, width))
-    if camera.projection == EQUIRECTANGULAR:
-        # Pixels of the same shape on both sides: shrinking to their very size leaves nothing to interpolate.
-        return min(height, matching[0]), min(width, matching[1])
-    return height, width
-
-
-def is_twice(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether a picture can be halved and is still no smaller than another."""
-    return size[0] >= 2 * other[0] and size[1] >= 2 * other[1]
+    size = panorama_size
+    while all(have >= 2 * want for have, want in zip(size, matching, strict=True)) or max(size) > LONGEST_SIDE:
+        size = half(size)
+    return size
 
 
 def half(size: tuple[int, int]) -> tuple[int, int]:
@@ -87,11 +79,14 @@ def half(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> int:
-    if camera.projection == EQUIRECTANGULAR:
-        return 1
     height, width = source_size
-    pixels_per_radian = min(width / (2 * math.pi), height / math.pi)
-    return min(max(1, math.floor(pixels_per_radian / focal_length(camera, view_size))), MOST_SAMPLES)
+    if camera.projection == EQUIRECTANGULAR:
+        matching = matching_panorama_size(camera, view_size)
+        samples = math.ceil(max(height / matching[0], width / matching[1]) - 1e-6)
+    else:
+        pixels_per_radian = min(width / (2 * math.pi), height / math.pi)
+        samples = math.floor(pixels_per_radian / focal_length(camera, view_size))
+    return min(max(1, samples), MOST_SAMPLES)
 
 
 @lru_cache(maxsize=8)
@@ -140,14 +135,17 @@ def _unit_maps(cameras: tuple[Camera, ...], view_size: tuple[int, int], samples:
     # View by view: in float64 all of them at once would take gigabytes.
     for view, row in enumerate(camera_tensor(cameras, dtype=torch.float64)):
         longitude_rad, latitude_rad = direction_to_angles(point_directions(row, x, y))
-        is_inside = _is_inside(x, row[Column.BOX_X0], row[Column.BOX_X1])
-        is_inside = is_inside & _is_inside(y[:, None], row[Column.BOX_Y0], row[Column.BOX_Y1])
+        is_inside = _is_inside(view_size[1], row[Column.BOX_X0], row[Column.BOX_X1]) & _is_inside(
+            view_size[0], row[Column.BOX_Y0], row[Column.BOX_Y1]
+        ).unsqueeze(-1)
+        is_inside = is_inside.repeat_interleave(samples, 0).repeat_interleave(samples, 1)
         across[view] = torch.where(is_inside, longitude_rad / (2 * math.pi) + 0.5, -1.0)
         down[view] = torch.where(is_inside, 0.5 - latitude_rad / math.pi, -1.0)
     return across, down
 
 
-def _is_inside(position: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Which positions lie in the content box; a tie belongs to its end."""
+def _is_inside(pixels: int, start: Tensor, end: Tensor) -> Tensor:
+    """Which of a row of pixels have their centre in the content box; a tie belongs to its end."""
+    centres = (torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels
     tolerance = 1e-9
-    return (position > start + tolerance) & (position < end + tolerance)
+    return (centres > start + tolerance) & (centres < end + tolerance)

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import grid_sample
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
-from panollava.crop.maps import fixed_maps, float_maps, half, is_twice, sheets
+from panollava.crop.maps import fixed_maps, float_maps, half, sheets
 
 Renderer = Literal["cv2", "torch", "equilib"]
 
@@ -74,12 +74,11 @@ def _check(panorama: np.ndarray, view_size: tuple[int, int], renderer: str, devi
 
 
 def _shrink(panorama: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    while is_twice(panorama.shape[:2], size):
-        # At half the size this is the mean of 2 x 2 pixels, and many times faster than INTER_AREA at others.
+    """The panorama halved down to a size that ``half`` leads to."""
+    while panorama.shape[:2] != size:
+        # The mean of 2 x 2 pixels; INTER_AREA would be many times slower on odd sides.
         panorama = cv2.resize(panorama, half(panorama.shape[:2])[::-1], interpolation=cv2.INTER_LINEAR)
-    if panorama.shape[:2] == size:
-        return panorama
-    return cv2.resize(panorama, size[::-1], interpolation=cv2.INTER_AREA)
+    return panorama
 
 
 def bordered(panorama: np.ndarray) -> np.ndarray:
