@@ -26,8 +26,7 @@ def main(cfg: DictConfig) -> None:
         trained = None
         for name in run.pending():
             trained = run_stage(run, name) or trained
-        if trained is not None:
-            evaluate_run(run, trained)
+        evaluate_run(run, trained)
         farewell(run)
 
 

@@ -129,7 +129,8 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         done = [stage_is_done(cfg, experiment, name) for name in cfg.stage.run]
         backbones = Backbones(plain(cfg.model), plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
         data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
-        tracker = NullTracker() if all(done) else stack.enter_context(_tracker(cfg, experiment, procs))
+        is_over = all(done) and not _awaits_evaluation(cfg, experiment)
+        tracker = NullTracker() if is_over else stack.enter_context(_tracker(cfg, experiment, procs))
         tracker.params({key: value for key, value in flatten(plain(cfg)).items() if value is not None})
         tracker.text(OmegaConf.to_yaml(cfg), CONFIG)
         try:
@@ -164,6 +165,12 @@ def stage_is_done(cfg: DictConfig, experiment: Experiment, name: str) -> bool:
             "or start it anew with overwrite=true."
         )
     return False
+
+
+def _awaits_evaluation(cfg: DictConfig, experiment: Experiment) -> bool:
+    """Whether the last stage can answer questions and was not asked any yet."""
+    last = cfg.stage.run[-1]
+    return cfg.evaluation.enabled and last != "vision" and not experiment.state(last).get("evaluated")
 
 
 def _root(cfg: DictConfig, stack: ExitStack) -> Path:

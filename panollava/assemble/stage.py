@@ -18,9 +18,7 @@ def build_stage(run: Run, name: str) -> nn.Module:
     lora = plain(run.cfg.model.lora)
     if lora.pop("enabled") and name == "finetune":
         add_lora(model, **lora, seed=run.cfg.seed)
-    if run.cfg.trainer.checkpoint_activations:
-        model.checkpoint_activations()
-    return InstructStage(model, name=name)
+    return InstructStage(model, name=name, checkpoint_activations=run.cfg.trainer.checkpoint_activations)
 
 
 def skip_reason(run: Run, name: str) -> str | None:

@@ -6,22 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
+import panollava.model.registration  # noqa: F401  an export's processor is opened through the Auto classes
 from panollava.batch import Batch
 from panollava.checkpoint import TRAINED, find_checkpoint, read_state, read_tensors
 from panollava.crop.crop import Crop
 from panollava.model.backbones import Backbones
 from panollava.model.fusion import image_token_count
-from panollava.model.lora import add_lora
+from panollava.model.lora import add_lora, merge_lora
+from panollava.model.processor import Picture, PanoLlavaProcessor, read_picture
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.run_folder import find_run_folder, read_metadata
 
 Turns = Sequence[tuple[str, str]]
-Panorama = str | Path | np.ndarray | Image.Image
 
 
 class PanoLlava:
@@ -48,10 +47,10 @@ class PanoLlava:
     def from_pretrained(
         cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> PanoLlava:
-        """Opens a run folder, an experiment's folder or a checkpoint in one.
+        """Opens a run folder, an experiment's folder, a checkpoint in one, or an export.
 
         Args:
-            folder: such as ``runs/<experiment>/finetune/<crop>_<resampler>``.
+            folder: such as ``runs/<experiment>/finetune/<crop>_<resampler>``, or what ``save_pretrained`` wrote.
             device: where the model goes.
             dtype: of the frozen backbones.
 
@@ -60,6 +59,8 @@ class PanoLlava:
             ValueError: a stage-1 run, which has no language part, or weights that do not fit the metadata.
         """
         path = Path(folder).expanduser()
+        if (path / "config.json").is_file():
+            return cls._from_export(path, device, dtype)
         run = find_run_folder(path)
         metadata = read_metadata(run)
         if metadata["stage"] == "vision":
@@ -75,7 +76,35 @@ class PanoLlava:
             lora = {key: value for key, value in metadata["model"]["lora"].items() if key != "enabled"}
             add_lora(model, **lora)
         load_trained(model, read_tensors(find_checkpoint(checkpoint) / TRAINED), str(checkpoint))
-        return cls(model.to(device).eval(), backbones.prompt, backbones.crop, metadata)
+        model.to(device)  # type: ignore[arg-type]
+        return cls(model.eval(), backbones.prompt, backbones.crop, metadata)
+
+    @classmethod
+    def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
+        model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
+        processor = PanoLlavaProcessor.from_pretrained(path)
+        model.to(device)
+        return cls(model.eval(), processor.prompt, processor.image_processor.build_crop())
+
+    def merge_lora_weights(self) -> None:
+        """Adds the adapter to the language model's weights and takes it off; nothing to do where there is none."""
+        merge_lora(self.model)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a plain Hugging Face folder that the Auto classes open after ``import panollava.model.registration``.
+
+        Raises:
+            ValueError: an adapter is attached; call ``merge_lora_weights`` first.
+        """
+        config: Any = self.model.generation_config
+        config.eos_token_id, config.pad_token_id = self.prompt.stop_ids, self._pad_id
+        self.model.save_pretrained(folder)
+        PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system).save_pretrained(folder)
+
+    @property
+    def _pad_id(self) -> int:
+        tokenizer = self.prompt.tokenizer
+        return self.prompt.stop_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
     @property
     def image_tokens(self) -> int:
@@ -89,7 +118,7 @@ class PanoLlava:
         return self.prompt.encode([*history, (question, None)], image_tokens=self.image_tokens)
 
     def generate(
-        self, image: Panorama, question: str, *, history: Turns = (), max_new_tokens: int = 64
+        self, image: Picture, question: str, *, history: Turns = (), max_new_tokens: int = 64
     ) -> str:
         """Answers a question about a panorama.
 
@@ -110,24 +139,15 @@ class PanoLlava:
         )
         return self.answer(batch, max_new_tokens=max_new_tokens)[0]
 
-    def views(self, image: Panorama) -> torch.Tensor:
+    def views(self, image: Picture) -> torch.Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama."""
-        if isinstance(image, str | Path):
-            return self.crop.views(self.crop.read(image))
-        array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-            raise ValueError(
-                f"image has shape {array.shape} and type {array.dtype}; a panorama is (H, W, 3) uint8 RGB."
-            )
-        return self.crop.views(array)
+        return self.crop.views(read_picture(image, self.crop))
 
     @torch.inference_mode()
     def answer(self, batch: Batch, *, max_new_tokens: int = 64) -> list[str]:
         """Greedy answers to a left-padded batch of questions."""
         on_device = batch.to(self.model.device)
-        tokenizer = self.prompt.tokenizer
-        stop = self.prompt.stop_ids
-        ids = self.model.generate(
+        ids = self.model.generate(  # type: ignore[misc]
             input_ids=on_device.input_ids,
             attention_mask=on_device.attention_mask,
             pixel_values=on_device.pixel_values,
@@ -135,12 +155,12 @@ class PanoLlava:
             view_mask=on_device.view_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=stop,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0],
+            eos_token_id=self.prompt.stop_ids,
+            pad_token_id=self._pad_id,
         )
         assert on_device.input_ids is not None
         new = ids[:, on_device.input_ids.shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 @torch.no_grad()

@@ -13,6 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 LANGUAGE_KEY = "model.language.name"
+_TINY = Path(__file__).parents[1] / "tiny"
+SHIPPED = {"panollava/tiny-siglip": _TINY / "vision", "panollava/tiny-qwen3": _TINY / "language"}
+"""Names of the miniature backbones inside the package, used like hub names."""
 
 
 def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
@@ -25,7 +28,7 @@ def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
     Raises:
         ValueError: the file is a pickle.
     """
-    path = Path(name).expanduser()
+    path = SHIPPED.get(str(name)) or Path(name).expanduser()
     if path.is_dir():
         return str(path)
     if path.is_file():

@@ -60,7 +60,7 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
             ``pixel_values`` ``(B, V, 3, h, w)`` uint8, ``cameras`` ``(B, V, C)``, ``view_mask`` ``(B, V)``.
         """
         crop = self.build_crop()
-        views = [crop.views(_panorama(image, crop)) for image in _listed(images)]
+        views = [crop.views(read_picture(image, crop)) for image in _listed(images)]
         cameras = crop.camera_rows.expand(len(views), -1, -1).contiguous()
         mask = torch.ones(cameras.shape[:2], dtype=torch.bool)
         return BatchFeature({"pixel_values": torch.stack(views), "cameras": cameras, "view_mask": mask})
@@ -183,7 +183,12 @@ def _pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _panorama(image: Picture, crop: Crop) -> np.ndarray:
+def read_picture(image: Picture, crop: Crop) -> np.ndarray:
+    """A panorama, ``(H, W, 3)`` uint8 RGB, of a file, a PIL picture or an array.
+
+    Raises:
+        ValueError: an array of another shape or type.
+    """
     if isinstance(image, str | Path):
         return crop.read(image)
     array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image

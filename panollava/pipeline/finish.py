@@ -17,33 +17,39 @@ from panollava.pipeline.evaluate import Evaluation, evaluate_answers
 from panollava.stages.instruct import InstructStage
 
 
-def evaluate_run(run: Run, trained: nn.Module) -> Evaluation | None:
-    """Evaluates what was trained last, if it can answer; a stage-1 model leaves a picture of its views.
+def evaluate_run(run: Run, trained: nn.Module | None) -> Evaluation | None:
+    """Evaluates the run's last stage, if it can answer and was not evaluated yet; keeps a picture of the views.
 
     Args:
         run: the run.
-        trained: its last stage, with the best weights in it.
+        trained: its last stage with the best weights in it, or None where every stage was finished before.
     """
+    last = run.cfg.stage.run[-1]
     if not run.procs.is_main:
         return None
-    _show_views(run)
-    if not run.cfg.evaluation.enabled or run.data.test is None or not isinstance(trained, InstructStage):
-        return None
-    options = EvaluationOptions(**plain(run.cfg.evaluation))
     if run.cfg.dry_run:
         LOG.info("Dry run: the evaluation is left out.")
         return None
-    pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
+    if trained is not None:
+        _show_views(run)
+    evaluated = trained is None and run.experiment.state(last).get("evaluated")
+    if run.data.test is None or last == "vision" or evaluated:
+        return None
+    if isinstance(trained, InstructStage):
+        pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
+    else:  # finished earlier, but stopped before its evaluation was
+        pano = PanoLlava.from_pretrained(run.experiment.stage_folder(last), device=run.compute.device)
     with run.compute.autocast():
         result = evaluate_answers(
             pano,
             run.data.test,
-            options,
+            EvaluationOptions(**plain(run.cfg.evaluation)),
             experiment=run.experiment.root.name,
             tracker=run.tracker,
             num_workers=run.trainer.num_workers,
-            settings={"stage": trained.name, "folder": str(run.experiment.stage_folder(trained.name))},
+            settings={"stage": last, "folder": str(run.experiment.stage_folder(last))},
         )
+    run.experiment.record(last, evaluated=str(result.files.folder))
     LOG.info("\nTest split, %d questions:\n\n%s\n", result.report.count, text_table(result.report))
     LOG.info("Predictions and metrics: %s", result.files.folder)
     return result

@@ -23,11 +23,15 @@ class InstructStage(nn.Module):
     Args:
         model: the composite; with LoRA attached the adapter trains too.
         name: ``resampler`` or ``finetune``.
+        checkpoint_activations: recompute activations in the backward pass to save memory.
     """
 
-    def __init__(self, model: PanoLlavaForConditionalGeneration, *, name: str) -> None:
+    def __init__(
+        self, model: PanoLlavaForConditionalGeneration, *, name: str, checkpoint_activations: bool = False
+    ) -> None:
         super().__init__()
         self.name = name
+        self._recomputes = checkpoint_activations
         self.model = model
         adapter = {p for n, p in model.language_model.named_parameters() if "lora_" in n}
         model.requires_grad_(False)
@@ -35,12 +39,15 @@ class InstructStage(nn.Module):
             part.requires_grad_(True)
         for parameter in adapter:
             parameter.requires_grad_(True)
+        if checkpoint_activations:
+            model.checkpoint_activations()
 
     def train(self, mode: bool = True) -> InstructStage:
         """Training mode for what trains; frozen parts stay as they are at inference."""
         super().train(mode)
         self.model.vision.tower.eval()
-        if not any(p.requires_grad for p in self.model.language_model.parameters()):
+        frozen = not any(p.requires_grad for p in self.model.language_model.parameters())
+        if frozen and not self._recomputes:  # transformers recomputes activations in training mode only
             self.model.language_model.eval()
         return self
 
