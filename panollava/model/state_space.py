@@ -12,9 +12,7 @@ CHUNK = 64
 """Longest chunk: within one, cost grows with its length; between chunks, with their number."""
 
 
-def chunked_scan(
-    values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *, chunk: int = CHUNK
-) -> Tensor:
+def chunked_scan(values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """Run ``state_t = exp(log_decay_t) state_{t-1} + write_t value_tᵀ`` and read ``state_tᵀ read_t``.
 
     Sequences are cut into equal chunks of ``chunk`` steps at most. Inside a chunk, every step reads every

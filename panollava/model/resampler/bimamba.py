@@ -65,9 +65,7 @@ class BimambaResampler(nn.Module):
         """One token a patch."""
         return grid[0] * grid[1]
 
-    def forward(
-        self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor
-    ) -> Tensor:
+    def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, N, Dr)``, each view by itself, padding or not."""
         # The sum over layers is kept in the type of the weights: float32 under autocast.
         tokens = self.input_projection(features.flatten(0, 1)).to(self.norm.weight.dtype)

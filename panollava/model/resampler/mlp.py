@@ -55,8 +55,6 @@ class MlpResampler(nn.Module):
         """One token a patch."""
         return grid[0] * grid[1]
 
-    def forward(
-        self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor
-    ) -> Tensor:
+    def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, N, Dr)``, each token from its own patch alone."""
         return self.layers(features)

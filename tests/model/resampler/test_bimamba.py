@@ -12,16 +12,13 @@ from panollava.model.resampler.bimamba import BimambaResampler
 def build(**changes: int) -> BimambaResampler:
     torch.manual_seed(0)
     return BimambaResampler(
-        **{"input_width": 6, "output_width": 8, "width": 16, "layers": 1, "state": 4, "head_width": 8}
-        | changes
+        **{"input_width": 6, "output_width": 8, "width": 16, "layers": 1, "state": 4, "head_width": 8} | changes
     )
 
 
 def run(resampler: BimambaResampler, features: Tensor) -> Tensor:
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
-    return resampler(
-        features, grid=(1, features.shape[2]), view_mask=mask, cameras=torch.zeros(*mask.shape, 11)
-    )
+    return resampler(features, grid=(1, features.shape[2]), view_mask=mask, cameras=torch.zeros(*mask.shape, 11))
 
 
 def test_depends_on_the_order_of_tokens():
@@ -60,7 +57,5 @@ def test_views_do_not_see_each_other():
 
 
 def test_heads_must_divide_the_inner_width():
-    with pytest.raises(
-        ValueError, match=r"head_width=12 does not divide the inner width 32 \(expand=2 x width=16\)"
-    ):
+    with pytest.raises(ValueError, match=r"head_width=12 does not divide the inner width 32 \(expand=2 x width=16\)"):
         build(head_width=12)

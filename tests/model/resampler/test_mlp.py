@@ -11,9 +11,7 @@ from panollava.model.resampler.mlp import MlpResampler
 
 def run(resampler: MlpResampler, features: Tensor) -> Tensor:
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
-    return resampler(
-        features, grid=(1, features.shape[2]), view_mask=mask, cameras=torch.zeros(*mask.shape, 11)
-    )
+    return resampler(features, grid=(1, features.shape[2]), view_mask=mask, cameras=torch.zeros(*mask.shape, 11))
 
 
 def test_is_equivariant_to_the_order_of_tokens():
@@ -34,9 +32,7 @@ def test_defaults_are_the_documented_ones():
 
 
 def test_options_choose_the_layers():
-    kinds = [
-        type(m) for m in MlpResampler(input_width=6, output_width=8, norm="rms", activation="silu").layers
-    ]
+    kinds = [type(m) for m in MlpResampler(input_width=6, output_width=8, norm="rms", activation="silu").layers]
     assert kinds == [nn.Linear, nn.RMSNorm, nn.SiLU] * 2 + [nn.Linear, nn.LayerNorm]
     assert [type(m) for m in MlpResampler(input_width=6, output_width=8, depth=1).layers] == [
         nn.Linear,

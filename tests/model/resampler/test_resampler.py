@@ -28,9 +28,7 @@ def build(name: str) -> nn.Module:
     return resampler_class(name)(input_width=6, output_width=10, **SMALL[name])
 
 
-def run(
-    resampler: nn.Module, features: Tensor, *, grid: tuple[int, int] = GRID, masked: int | None = None
-) -> Tensor:
+def run(resampler: nn.Module, features: Tensor, *, grid: tuple[int, int] = GRID, masked: int | None = None) -> Tensor:
     cameras = camera_tensor(AnyresE2pCrop(overlap=0.0).cameras())[: features.shape[1]]
     view_mask = torch.ones(features.shape[:2], dtype=torch.bool)
     if masked is not None:
