@@ -18,7 +18,6 @@ from panollava.data.records import Question, Source
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.model.facade import PanoLlava
-from panollava.model.fusion import image_token_count
 from panollava.training.options import StageOptions
 
 if TYPE_CHECKING:
@@ -60,10 +59,9 @@ class RunData:
         )
 
     def _text(self, name: str, options: StageOptions, run: Run) -> TextEncoder:
-        tokens = run.backbones.vision().tokens_per_view
         encoder = TextEncoder(
             self.backbones.prompt,
-            image_token_count(self.backbones.crop.camera_rows, tokens, run.cfg.model.join),
+            self.backbones.image_tokens,
             options.max_text_length,
             "text" if name == "resampler" else "assistant",
         )

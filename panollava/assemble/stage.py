@@ -25,4 +25,4 @@ def skip_reason(run: Run, name: str) -> str | None:
     """Why a stage has nothing to learn from this model and crop, or None."""
     if name != "vision":
         return None
-    return OverlapStage.obstacle(run.backbones.vision(), run.backbones.crop.camera_rows)
+    return OverlapStage.obstacle(run.backbones.outline, run.backbones.crop.camera_rows)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from panollava.crop.crop import Crop
 from panollava.model.encoder import PanoVision
+from panollava.model.fusion import image_token_count
 from panollava.model.hub import load_language_model, load_tokenizer
 from panollava.model.vision import VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
@@ -62,6 +63,17 @@ class Backbones:
     def crop(self) -> Crop:
         """Cuts views of the size the encoder takes."""
         return Crop.from_spec(self.crop_spec, view_size=self.tower.image_size)
+
+    @cached_property
+    def outline(self) -> PanoVision:
+        """Encoder and resampler without the resampler's weights: enough to ask how many tokens there will be."""
+        with torch.device("meta"):
+            return self.vision()
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one panorama takes in the language model."""
+        return image_token_count(self.crop.camera_rows, self.outline.tokens_per_view, self.model["join"])
 
     def vision(self) -> PanoVision:
         """Encoder and a new resampler: all that stage 1 needs."""

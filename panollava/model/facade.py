@@ -15,7 +15,7 @@ from panollava.crop.crop import Crop
 from panollava.model.backbones import Backbones
 from panollava.model.fusion import image_token_count
 from panollava.model.lora import add_lora, merge_lora
-from panollava.model.processor import Picture, PanoLlavaProcessor, read_picture
+from panollava.model.processor import PanoLlavaProcessor, Picture, read_picture
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.run_folder import find_run_folder, read_metadata

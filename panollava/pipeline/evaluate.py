@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 
 from panollava.assemble.check import EvaluationOptions
@@ -24,6 +25,7 @@ from panollava.tracking.tracker import Tracker
 
 GREY = 128
 SHOWN_ANSWERS = 12
+PICTURE = "answers.png"
 
 
 @dataclass
@@ -84,12 +86,19 @@ def evaluate_answers(
     blind = run("test on blank pictures", blank=True, log_samples=False) if options.blank else None
     report = score_answers(predictions, blind)
     files = write_results(Path(options.results_dir), experiment, predictions, report, settings=settings)
-    _track(source, predictions, report, files, tracker)
+    _draw_answers(source, predictions, files.folder / PICTURE)
+    _track(predictions, report, files, tracker)
     return Evaluation(report, predictions, files)
 
 
+def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path) -> None:
+    """A picture of the first panorama with the answers about it."""
+    first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
+    about_it = [one for one in predictions if one.image_id == first.image_id][:SHOWN_ANSWERS]
+    cv2.imwrite(str(path), answers_picture(source.question_panorama(first), about_it)[..., ::-1])
+
+
 def _track(
-    source: Source,
     predictions: Sequence[Prediction],
     report: AnswerReport,
     files: ResultFiles,
@@ -109,10 +118,6 @@ def _track(
         for one in predictions[:: max(1, len(predictions) // 50)]
     ]
     tracker.table(rows, "sample_answers.json")
-    first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
-    panorama = source.question_panorama(first)
-    about_it = [one for one in predictions if one.image_id == first.image_id][:SHOWN_ANSWERS]
-    tracker.image(answers_picture(panorama, about_it), "pictures/answers.png")
 
 
 def _blank(batches: Iterator[tuple[Sequence[Question], Batch]]) -> Iterator[tuple[Sequence[Question], Batch]]:

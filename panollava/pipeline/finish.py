@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 from torch import nn
 
 from panollava.assemble.check import EvaluationOptions
@@ -13,8 +14,10 @@ from panollava.evaluation.pictures import views_picture
 from panollava.evaluation.table import text_table
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
-from panollava.pipeline.evaluate import Evaluation, evaluate_answers
+from panollava.pipeline.evaluate import PICTURE, Evaluation, evaluate_answers
 from panollava.stages.instruct import InstructStage
+
+VIEWS = "views.png"
 
 
 def evaluate_run(run: Run, trained: nn.Module | None) -> Evaluation | None:
@@ -32,8 +35,7 @@ def evaluate_run(run: Run, trained: nn.Module | None) -> Evaluation | None:
         return None
     if trained is not None:
         _show_views(run)
-    evaluated = trained is None and run.experiment.state(last).get("evaluated")
-    if run.data.test is None or last == "vision" or evaluated:
+    if run.data.test is None or last == "vision" or (trained is None and _evaluated(run)):
         return None
     if isinstance(trained, InstructStage):
         pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
@@ -68,16 +70,20 @@ def farewell(run: Run) -> None:
         folder = run.experiment.stage_folder(name)
         if (folder / BEST).exists():
             LOG.info("Stage %s: %s", name, folder / BEST)
+    pictures = [run.experiment.root / VIEWS, *(Path(f) / PICTURE for f in [_evaluated(run)] if f)]
+    LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
         LOG.info("Compare runs: `mlflow ui` in %s, then http://127.0.0.1:5000 (run %s).", Path.cwd(), run.tracker.run_id)
 
 
+def _evaluated(run: Run) -> str | None:
+    return run.experiment.state(run.cfg.stage.run[-1]).get("evaluated")
+
+
 def _show_views(run: Run) -> None:
     """Tracks a picture of the views of one panorama, and keeps it in the experiment's folder."""
-    import cv2
-
     panorama = run.data.train.panorama(0)
     picture = views_picture(panorama, run.backbones.crop.views(panorama), run.backbones.crop.camera_rows)
-    path = run.experiment.root / "views.png"
+    path = run.experiment.root / VIEWS
     cv2.imwrite(str(path), picture[..., ::-1])
-    run.tracker.image(path, "views.png")
+    run.tracker.image(path, VIEWS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from panollava.assemble.run import Run
 from panollava.logs import LOG
-from panollava.model.fusion import image_token_count
 from panollava.model.hub import read_config, resolve_source
 from panollava.pipeline.stage import check_start
 
@@ -19,9 +18,7 @@ def preflight(run: Run) -> None:
     pending = run.pending()
     needs_language = any(name != "vision" for name in pending)
     language = _language_positions(run) if needs_language else None
-    vision = run.backbones.vision()
-    crop = run.backbones.crop
-    count = image_token_count(crop.camera_rows, vision.tokens_per_view, run.cfg.model.join)
+    crop, count = run.backbones.crop, run.backbones.image_tokens
     LOG.info(
         "%d views of %dx%d pixels, effective overlap %.3f, %d image tokens a panorama.",
         len(crop.cameras), *crop.view_size, crop.strategy.effective_overlap, count,

@@ -18,13 +18,13 @@ from torch import nn
 from panollava.assemble.check import STAGES
 from panollava.assemble.run import FINISHED, Run, plain
 from panollava.assemble.stage import build_stage, skip_reason
-from panollava.checkpoint import BEST, TRAINED, find_checkpoint, follow, read_state, read_tensors, replace_folder
+from panollava.checkpoint import BEST, LAST, TRAINED, find_checkpoint, follow, read_state, read_tensors, replace_folder
 from panollava.logs import LOG, log_file
 from panollava.model.lora import has_lora, save_lora
 from panollava.run_folder import find_run_folder, known_checkpoints, short_name, write_metadata
 from panollava.training.loop import FitResult, fit
-from panollava.training.options import StageOptions
 from panollava.training.optim import make_optimizer
+from panollava.training.options import StageOptions
 from panollava.training.state import Checkpointer, Progress
 from panollava.training.transfer import transfer
 
@@ -118,7 +118,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> nn.Modul
             run.experiment.record(name, status="failed", error=f"{type(error).__name__}: {error}"[:500])
         raise
     if result.interrupted:
-        run.experiment.record(name, status="interrupted")
+        if run.procs.is_main:
+            run.experiment.record(name, status="interrupted")
         LOG.warning("Stage %s is saved at step %d; the same command goes on.", name, result.progress.global_step)
         raise KeyboardInterrupt
     _finish(run, name, folder, result, trained)
@@ -269,7 +270,7 @@ def _git_commit() -> str | None:
 def _smaller(run: Run, name: str, options: StageOptions, error: BaseException) -> StageOptions:
     """Half the batch and twice the accumulation, or the message that says so."""
     half = replace(options, batch_size=options.batch_size // 2, accumulate=options.accumulate * 2)
-    started = follow(run.experiment.stage_folder(name) / "last.ckpt") is not None
+    started = follow(run.experiment.stage_folder(name) / LAST) is not None
     if run.trainer.auto_batch and options.batch_size > 1 and not started:
         torch.cuda.empty_cache()
         LOG.warning("Out of memory at batch size %d: trying %d.", options.batch_size, half.batch_size)
