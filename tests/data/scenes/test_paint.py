@@ -1,0 +1,87 @@
+"""Panoramas: things lie where the scene says, over the seam and the poles too, and turn with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from panollava.data.scenes.paint import BACKGROUND_ID, paint, paint_with_ids, thing_masks
+from panollava.data.scenes.scene import Disc, Scene, Solid, scene_at
+
+HEIGHT = 128
+
+
+def directions(height: int) -> np.ndarray:
+    """Unit rays (H, W, 3), written out anew: x right, y up, z forward."""
+    lon = ((np.arange(2 * height) + 0.5) / (2 * height) - 0.5) * 2 * np.pi
+    lat = (0.5 - (np.arange(height) + 0.5) / height) * np.pi
+    lat, lon = np.meshgrid(lat, lon, indexing="ij")
+    return np.stack([np.cos(lat) * np.sin(lon), np.sin(lat), np.cos(lat) * np.cos(lon)], axis=-1)
+
+
+def axis(thing: Solid | Disc) -> np.ndarray:
+    yaw, pitch = np.radians([thing.yaw_deg, thing.pitch_deg])
+    return np.array([np.cos(pitch) * np.sin(yaw), np.sin(pitch), np.cos(pitch) * np.cos(yaw)])
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_masks_lie_within_the_radius_and_are_centred(index: int) -> None:
+    scene = scene_at(3, "test", index)
+    rays = directions(HEIGHT)
+    weights = np.sqrt(1 - rays[..., 1] ** 2)
+    for thing, mask in zip(scene.things, thing_masks(scene, HEIGHT), strict=True):
+        assert mask.any()
+        angle = np.degrees(np.arccos(np.clip(rays[mask] @ axis(thing), -1, 1)))
+        # A cube's corners reach out of the circle that its radius names.
+        assert angle.max() < 1.25 * thing.radius_deg + 1.5
+        centre = (rays[mask] * weights[mask][:, None]).sum(axis=0)
+        assert np.degrees(np.arccos(centre @ axis(thing) / np.linalg.norm(centre))) < 5.0
+
+
+def test_a_disc_at_the_pole_is_a_cap() -> None:
+    scene = scene_at(0, "test", 0)
+    disc = Disc(colour="red", pole="overhead", yaw_deg=77.0, pitch_deg=90.0, radius_deg=25.0)
+    (mask,) = thing_masks(replace(scene, solids=(), discs=(disc,)), HEIGHT)
+    expected = directions(HEIGHT)[..., 1] > np.cos(np.radians(24.5))
+    assert (mask == expected).mean() > 0.99
+
+
+def test_a_solid_on_the_seam_is_the_same_as_one_ahead() -> None:
+    scene = scene_at(0, "test", 0)
+    ahead = Solid("red", "cube", 0, "level", yaw_deg=3.0, pitch_deg=2.0, radius_deg=14.0)
+    behind = replace(ahead, sector=4, yaw_deg=-177.0)
+    (front,) = thing_masks(Scene((ahead,), (), scene.backdrop), HEIGHT)
+    (back,) = thing_masks(Scene((behind,), (), scene.backdrop), HEIGHT)
+    assert (np.roll(front, HEIGHT, axis=1) == back).all()
+    assert back[:, 0].any()
+    assert back[:, -1].any()
+
+
+def test_ids_are_the_masks() -> None:
+    scene = scene_at(3, "test", 1)
+    _, ids = paint_with_ids(scene, HEIGHT)
+    masks = thing_masks(scene, HEIGHT)
+    for index, mask in enumerate(masks):
+        assert (ids[mask] == index).all()
+    assert (ids[~masks.any(axis=0)] == BACKGROUND_ID).all()
+
+
+@pytest.mark.parametrize("turn_deg", [90.0, 180.0, -45.0])
+def test_turning_rolls_the_picture(turn_deg: float) -> None:
+    scene = scene_at(3, "test", 2)
+    rolled = np.roll(paint(scene, HEIGHT), round(turn_deg / 360 * 2 * HEIGHT), axis=1)
+    difference = np.abs(rolled.astype(int) - paint(scene.turned(turn_deg), HEIGHT))
+    assert difference.max() <= 3
+
+
+def test_colours_can_be_told_from_the_backdrop() -> None:
+    for index in range(10):
+        scene = scene_at(3, "test", index)
+        panorama, ids = paint_with_ids(scene, HEIGHT)
+        for number in range(len(scene.things)):
+            mask = ids == number
+            ring = np.roll(mask, 9, axis=1) & (ids == BACKGROUND_ID)
+            if ring.any():
+                assert np.abs(panorama[mask].mean(axis=0) - panorama[ring].mean(axis=0)).max() > 25
