@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -134,29 +131,3 @@ def test_parameters_can_be_drawn_again():
     assert all(torch.isfinite(parameter).all() for parameter in layer.parameters())
     steps = torch.nn.functional.softplus(layer.step_bias)
     assert 0.0009 < steps.min() <= steps.max() < 0.11
-
-
-@pytest.mark.slow
-def test_is_much_faster_than_a_step_loop():
-    """One direction over 2,048 tokens at default width, forward and backward, in CPU time of one thread.
-
-    A quiet machine shows more than 30; the bar leaves room for a busy one.
-    """
-
-    def seconds(function: Callable[..., Tensor], attempts: int) -> float:
-        times = []
-        for _ in range(attempts):
-            inputs = sequences(2048, n=1, heads=32, head_width=64, state=64)
-            leaves = [x.requires_grad_() for x in inputs]
-            start = time.process_time()
-            function(*leaves).sum().backward()
-            times.append(time.process_time() - start)
-        return min(times)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        chunks, loop = seconds(chunked_scan, 5), seconds(step_by_step, 1)
-    finally:
-        torch.set_num_threads(threads)
-    assert loop >= 15 * chunks, f"loop {loop:.1f} s, chunks {chunks:.2f} s: {loop / chunks:.0f} times faster"
