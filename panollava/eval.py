@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import EvaluationOptions, check_tracking
 from panollava.assemble.data import open_source
+from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint
 from panollava.evaluation.table import text_table
 from panollava.logs import LOG, configure_console
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import evaluate_answers
-from panollava.assemble.tracking import open_tracker
 from panollava.run_folder import CONFIG, find_run_folder
 from panollava.training.precision import choose_compute
 
