@@ -12,7 +12,7 @@ def camel(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
 
 
-def find_component(room: str, type: str, suffix: str) -> type:  # noqa: A002
+def find_component(room: str, type: str, suffix: str) -> type:
     """The class ``Camel(type) + suffix`` of a room.
 
     Args:

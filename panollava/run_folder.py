@@ -131,9 +131,7 @@ class Experiment:
             )
 
 
-def differing_keys(
-    stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
+def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values make ``config`` another run of ``stage`` than ``recorded``: key -> (old, new)."""
     old, new = flatten(recorded), flatten(config)
     result = {}

@@ -87,7 +87,7 @@ def checked(cfg: DictConfig) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ValueError(f"The config does not resolve: {error}") from error
     assert isinstance(values, dict)
-    problems = _problems(values)
+    problems = _problems({str(key): value for key, value in values.items()})
     if problems:
         raise ValueError("the config has " + _count(problems) + "\n  " + "\n  ".join(problems))
     result = OmegaConf.create(values)
@@ -167,7 +167,8 @@ def _data(values: dict[str, Any]) -> list[str]:
         return [*problems, str(error)]
     for split in SPLITS:
         found = check_section(source_arguments(data, split), source, "data", given=("split", "reader", "name"))
-        problems += [line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line for line in found]
+        for line in found:
+            problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
     return list(dict.fromkeys(problems))
 
 
@@ -209,9 +210,7 @@ def _rest(values: dict[str, Any]) -> list[str]:
     return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")
 
 
-def _component(
-    section: dict[str, Any], key: str, room: str, suffix: str, given: Iterable[str] = ()
-) -> list[str]:
+def _component(section: dict[str, Any], key: str, room: str, suffix: str, given: Iterable[str] = ()) -> list[str]:
     options = dict(section)
     try:
         component = find_component(room, str(options.pop("type", None)), suffix)
@@ -226,4 +225,3 @@ def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def _count(problems: list[str]) -> str:
     return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"
-

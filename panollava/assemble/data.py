@@ -115,4 +115,5 @@ def question_batches(
     encoder = TextEncoder(pano.prompt, pano.image_tokens)
     dataset = QuestionDataset(source, pano.crop, encoder.question)
     pad = pano.prompt.tokenizer.pad_token_id or 0
-    return eval_loader(dataset, Collate(pad_id=pad, padding_side="left"), batch_size=batch_size, num_workers=num_workers)
+    collate = Collate(pad_id=pad, padding_side="left")
+    return eval_loader(dataset, collate, batch_size=batch_size, num_workers=num_workers)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from panollava.assemble.run import Run, plain
 from panollava.model.lora import add_lora
 from panollava.stages.instruct import InstructStage
 from panollava.stages.overlap import OverlapStage
 
+AnyStage = OverlapStage | InstructStage
 
-def build_stage(run: Run, name: str) -> nn.Module:
+
+def build_stage(run: Run, name: str) -> AnyStage:
     """The stage ``name`` around the run's backbones, its new components as the seed gives them."""
     if name == "vision":
         return OverlapStage(run.backbones.vision(), **plain(run.cfg.stage.vision.loss))

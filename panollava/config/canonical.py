@@ -48,9 +48,9 @@ def canonical(arguments: Sequence[str]) -> list[str]:
     """
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     result = [_canonical_argument(argument, sweep) for argument in arguments]
-    if any(a in ("--cfg", "-c") or a.startswith("--cfg=") for a in result) and "--resolve" not in result:
-        if "hydra" not in result and "all" not in result:
-            result.append("--resolve")
+    shows_config = any(a in ("--cfg", "-c") or a.startswith("--cfg=") for a in result)
+    if shows_config and not {"--resolve", "hydra", "all"} & set(result):  # Hydra's own section does not resolve
+        result.append("--resolve")
     return result
 
 

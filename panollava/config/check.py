@@ -35,7 +35,7 @@ def check_section(
     try:
         schema.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        return list(dict.fromkeys(_sentence(problem, values, schema, key) for problem in error.errors()))
+        return list(dict.fromkeys(_sentence(problem, schema, key) for problem in error.errors()))
     return []
 
 
@@ -60,7 +60,7 @@ def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel
     )
 
 
-def _sentence(problem: Any, values: Mapping[str, Any], schema: type[BaseModel], key: str) -> str:
+def _sentence(problem: Any, schema: type[BaseModel], key: str) -> str:
     where = ".".join([key, *(str(part) for part in problem["loc"] if not _is_branch(part))]).lstrip(".")
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
@@ -76,7 +76,7 @@ def _sentence(problem: Any, values: Mapping[str, Any], schema: type[BaseModel], 
 
 def _is_branch(part: Any) -> bool:
     """Pydantic names the branch of a union or the length check in ``loc``; a user's key is a plain name or index."""
-    return isinstance(part, str) and not part.isidentifier() or part in ("float", "int", "str", "bool")
+    return isinstance(part, str) and (not part.isidentifier() or part in ("float", "int", "str", "bool"))
 
 
 def _shown(value: Any) -> str:

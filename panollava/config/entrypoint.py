@@ -97,9 +97,11 @@ def with_sweep_folder(arguments: list[str]) -> list[str]:
 
     Only swept keys go into the names of its jobs; the constant ones would only make them long.
     """
-    if not any(a in ("-m", "--multirun") for a in arguments) or any(a.startswith("hydra.sweep.dir=") for a in arguments):
+    is_sweep = any(a in ("-m", "--multirun") for a in arguments)
+    if not is_sweep or any(a.startswith("hydra.sweep.dir=") for a in arguments):
         return arguments
-    swept, constant = [], []
+    swept: list[str] = []
+    constant: list[str] = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if equals and not key.startswith("hydra"):

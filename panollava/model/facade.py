@@ -91,7 +91,7 @@ class PanoLlava:
         merge_lora(self.model)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a plain Hugging Face folder that the Auto classes open after ``import panollava.model.registration``.
+        """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava.model.registration``.
 
         Raises:
             ValueError: an adapter is attached; call ``merge_lora_weights`` first.
@@ -99,7 +99,9 @@ class PanoLlava:
         config: Any = self.model.generation_config
         config.eos_token_id, config.pad_token_id = self.prompt.stop_ids, self._pad_id
         self.model.save_pretrained(folder)
-        PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system).save_pretrained(folder)
+        PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system).save_pretrained(
+            folder
+        )
 
     @property
     def _pad_id(self) -> int:
@@ -110,16 +112,16 @@ class PanoLlava:
     def image_tokens(self) -> int:
         """Tokens that one panorama takes in the language model."""
         return image_token_count(
-            self.crop.camera_rows, self.model.vision.tokens_per_view, self.model.config.join  # type: ignore[arg-type]
+            self.crop.camera_rows,
+            self.model.vision.tokens_per_view,
+            self.model.config.join,  # type: ignore[arg-type]
         )
 
     def encode(self, question: str, history: Turns = ()) -> Encoded:
         """Token ids of a question, ready for generation."""
         return self.prompt.encode([*history, (question, None)], image_tokens=self.image_tokens)
 
-    def generate(
-        self, image: Picture, question: str, *, history: Turns = (), max_new_tokens: int = 64
-    ) -> str:
+    def generate(self, image: Picture, question: str, *, history: Turns = (), max_new_tokens: int = 64) -> str:
         """Answers a question about a panorama.
 
         Args:

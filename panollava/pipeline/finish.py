@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-from torch import nn
 
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.run import Run, plain
+from panollava.assemble.stage import AnyStage
 from panollava.checkpoint import BEST
 from panollava.evaluation.pictures import views_picture
 from panollava.evaluation.table import text_table
@@ -20,7 +20,7 @@ from panollava.stages.instruct import InstructStage
 VIEWS = "views.png"
 
 
-def evaluate_run(run: Run, trained: nn.Module | None) -> Evaluation | None:
+def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
     """Evaluates the run's last stage, if it can answer and was not evaluated yet; keeps a picture of the views.
 
     Args:
@@ -73,7 +73,7 @@ def farewell(run: Run) -> None:
     pictures = [run.experiment.root / VIEWS, *(Path(f) / PICTURE for f in [_evaluated(run)] if f)]
     LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
-        LOG.info("Compare runs: `mlflow ui` in %s, then http://127.0.0.1:5000 (run %s).", Path.cwd(), run.tracker.run_id)
+        LOG.info("Compare runs: `mlflow ui` in %s, then http://127.0.0.1:5000", Path.cwd())
 
 
 def _evaluated(run: Run) -> str | None:

@@ -32,8 +32,9 @@ def preflight(run: Run) -> None:
         if count + text + new > language:
             raise ValueError(
                 f"stage {name}: {count} image tokens, up to {text} text tokens (stage.{name}.max_text_length) and "
-                f"{new} new ones (evaluation.max_new_tokens) are {count + text + new}, but {run.cfg.model.language.name} "
-                f"has {language} positions. Lower stage.{name}.max_text_length or crop.overlap, or choose a resampler "
+                f"{new} new ones (evaluation.max_new_tokens) are {count + text + new}, but "
+                f"{run.cfg.model.language.name} has {language} positions. Lower stage.{name}.max_text_length or "
+                "crop.overlap, or choose a resampler "
                 "with fewer tokens or a longer language model."
             )
 

@@ -17,11 +17,12 @@ from torch import nn
 
 from panollava.assemble.check import STAGES
 from panollava.assemble.run import FINISHED, Run, plain
-from panollava.assemble.stage import build_stage, skip_reason
+from panollava.assemble.stage import AnyStage, build_stage, skip_reason
 from panollava.checkpoint import BEST, LAST, TRAINED, find_checkpoint, follow, read_state, read_tensors, replace_folder
 from panollava.logs import LOG, log_file
 from panollava.model.lora import has_lora, save_lora
 from panollava.run_folder import find_run_folder, known_checkpoints, short_name, write_metadata
+from panollava.stages.instruct import InstructStage
 from panollava.training.loop import FitResult, fit
 from panollava.training.optim import make_optimizer
 from panollava.training.options import StageOptions
@@ -29,7 +30,7 @@ from panollava.training.state import Checkpointer, Progress
 from panollava.training.transfer import transfer
 
 
-def run_stage(run: Run, name: str) -> nn.Module | None:
+def run_stage(run: Run, name: str) -> AnyStage | None:
     """Trains one stage to its end and leaves its best weights in the returned module.
 
     Returns:
@@ -64,12 +65,13 @@ def check_start(run: Run, name: str) -> None:
     """
     if (resume := run.resume_point(name)) is not None:
         read_state(resume)
-    elif not any(earlier in run.cfg.stage.run for earlier in STAGES[: STAGES.index(name)]):
-        if (source := _source(run, name)) is not None:
-            read_state(source)
+        return
+    is_first = not any(earlier in run.cfg.stage.run for earlier in STAGES[: STAGES.index(name)])
+    if is_first and (source := _source(run, name)) is not None:
+        read_state(source)
 
 
-def _train(run: Run, name: str, folder: Path, options: StageOptions) -> nn.Module:
+def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage:
     torch.manual_seed(run.seed(name))
     stage = build_stage(run, name).to(run.compute.device)
     trained = stage.trained()
@@ -165,7 +167,7 @@ def _source(run: Run, name: str) -> Path | None:
             return find_checkpoint(folder)
     if earlier:
         LOG.info(
-            "Stage %s starts fresh: %s has no finished earlier stage (init_from=<folder> would start from another run).",
+            "Stage %s starts fresh: no earlier stage is finished in %s (init_from=<folder> starts from another run).",
             name,
             run.experiment.root,
         )
@@ -206,12 +208,12 @@ def _finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[
     )  # fmt: skip
 
 
-def _recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[Path, Progress, float], None]:
+def _recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[Progress, float], None]:
     """What is written beside each best checkpoint: metadata, and the adapter as plain peft reads it."""
 
-    def record(checkpoint: Path, progress: Progress, loss: float) -> None:
+    def record(progress: Progress, loss: float) -> None:
         write_metadata(folder, _metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
-        if _has_lora(stage):
+        if isinstance(stage, InstructStage) and has_lora(stage.model):
             replace_folder(folder / "lora_weights", lambda target: save_lora(stage.model, target))
         run.tracker.flush()
 
@@ -294,7 +296,7 @@ def _prefix(run: Run) -> str:
 
 
 def _has_lora(stage: nn.Module) -> bool:
-    return hasattr(stage, "model") and has_lora(stage.model)  # type: ignore[arg-type]
+    return isinstance(stage, InstructStage) and has_lora(stage.model)
 
 
 def _now() -> str:

@@ -40,7 +40,7 @@ class OverlapStage(nn.Module):
         self,
         vision: PanoVision,
         *,
-        type: Literal["vicreg"] = "vicreg",  # noqa: A002
+        type: Literal["vicreg"] = "vicreg",
         pairing: Literal["columns"] = "columns",
         invariance: Annotated[float, Ge(0)] = 25.0,
         variance: Annotated[float, Ge(0)] = 25.0,
@@ -48,17 +48,17 @@ class OverlapStage(nn.Module):
         head_width: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__()
-        if vision.token_grid is None:
+        grid = vision.token_grid
+        if grid is None:
             raise ValueError(
                 f"stage.vision.loss.pairing={pairing} needs a resampler that keeps a grid of tokens; "
                 "choose resampler=mlp or resampler=bimamba, or leave the stage out (stage.run=[resampler,finetune])."
             )
         self.vision = vision
+        self.grid = grid
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         width, hidden = vision.width, head_width or vision.width
-        self.head = nn.Sequential(
-            nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, width))
         self.vision.tower.requires_grad_(False)
         self.vision.resampler.requires_grad_(True)
 
@@ -94,15 +94,14 @@ class OverlapStage(nn.Module):
         """Weighted VICReg sum over all pairs of the micro-batch; diagnostics outside training."""
         pairs = neighbour_pairs(batch.cameras, batch.view_mask)
         tokens = self.vision(batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask)
-        grid = self.vision.token_grid
-        columns = overlap_columns(grid[1], float(pair_overlap(batch.cameras, pairs).min()))
-        a, b = column_pairs(self.head(tokens), grid, pairs, columns)
+        columns = overlap_columns(self.grid[1], float(pair_overlap(batch.cameras, pairs).min()))
+        a, b = column_pairs(self.head(tokens), self.grid, pairs, columns)
         terms = vicreg_pairs(a, b, **self.weights)
         metrics = {
             f"{LOSS}/{term}": getattr(terms, term).detach().sum() for term in ("invariance", "variance", "covariance")
         }
         if not self.training:
-            metrics |= _diagnostics(*column_pairs(tokens, grid, pairs, columns))
+            metrics |= _diagnostics(*column_pairs(tokens, self.grid, pairs, columns))
         return StepOutput(losses={LOSS: terms.total.sum()}, metrics=metrics)
 
 

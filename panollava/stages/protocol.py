@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -37,6 +37,14 @@ class Stage(Protocol):
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Weighted loss sums and metrics of a micro-batch."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Training mode for what trains, inference mode for what is frozen."""
+        ...
+
+    def eval(self) -> Any:
+        """Inference mode for everything."""
         ...
 
     def trained(self) -> dict[str, nn.Parameter]:

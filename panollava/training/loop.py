@@ -129,15 +129,13 @@ def fit(
 
 
 @torch.no_grad()
-def validate(
-    stage: Stage, module: nn.Module, data: TrainData, compute: Compute, procs: Processes
-) -> dict[str, float]:
+def validate(stage: Stage, module: nn.Module, data: TrainData, compute: Compute, procs: Processes) -> dict[str, float]:
     """Loss and metrics over the whole validation split, each divided by its own total.
 
     Raises:
         ValueError: the validation split gives no target at all.
     """
-    stage.eval()  # type: ignore[attr-defined]
+    stage.eval()
     inner = module.module if isinstance(module, DistributedDataParallel) else module
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
@@ -189,9 +187,7 @@ def _after_validation(
         tracker.metrics({**values, f"{name}/epoch": progress.epoch}, step=progress.global_step)
 
 
-def _save(
-    checkpointer: Checkpointer, progress: Progress, loss: float | None, is_best: bool, procs: Processes
-) -> None:
+def _save(checkpointer: Checkpointer, progress: Progress, loss: float | None, is_best: bool, procs: Processes) -> None:
     if procs.is_main:
         checkpointer.save(progress, loss, is_best=is_best)
     procs.barrier()
@@ -239,7 +235,7 @@ def _interrupt() -> Iterator[list[int]]:
     """Collects Ctrl-C until the step in progress is whole; a second one ends the process at once."""
     received: list[int] = []
 
-    def remember(number: int, frame: object) -> None:
+    def remember(number: int, _frame: object) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)

@@ -52,4 +52,4 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: OptimOptions
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=tuple(options.betas), eps=options.eps)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=options.betas, eps=options.eps)

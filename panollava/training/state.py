@@ -45,7 +45,7 @@ class Checkpointer:
         parameters: what trains, named as in the file.
         optimizer, scaler: whose state makes resuming exact.
         notes: more for ``state.json``, such as the tracking run's id.
-        on_save: called with (folder, progress, validation loss) after a best checkpoint was written.
+        on_save: called with (progress, validation loss) after a best checkpoint was written.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         notes: Mapping[str, object] | None = None,
-        on_save: Callable[[Path, Progress, float], None] | None = None,
+        on_save: Callable[[Progress, float], None] | None = None,
     ) -> None:
         self.folder, self.prefix, self.stage_name = folder, prefix, stage_name
         self.parameters, self.optimizer, self.scaler = dict(parameters), optimizer, scaler
@@ -98,7 +98,7 @@ class Checkpointer:
         files.point(self.folder / files.LAST, target)
         self._remove_unlinked()
         if is_best and self.on_save is not None and loss is not None:
-            self.on_save(target, progress, loss)
+            self.on_save(progress, loss)
         return target
 
     def restore(self, checkpoint: Path) -> Progress:
@@ -117,9 +117,7 @@ class Checkpointer:
         wrong = sorted(
             name
             for name in {*tensors, *self.parameters}
-            if name not in tensors
-            or name not in self.parameters
-            or tensors[name].shape != self.parameters[name].shape
+            if name not in tensors or name not in self.parameters or tensors[name].shape != self.parameters[name].shape
         )
         if wrong:
             raise ValueError(

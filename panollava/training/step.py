@@ -93,7 +93,7 @@ class OptimiserStep:
         finite_losses = torch.isfinite(torch.stack(per_batch)).tolist()
         overflow = self.scaler.is_enabled() and all(finite_losses) and not math.isfinite(norm)
         self.overflows = self.overflows + 1 if overflow else 0
-        if not overflow and not (all(finite_losses) and math.isfinite(norm)) or self.overflows > MAX_OVERFLOWS:
+        if (not overflow and not (all(finite_losses) and math.isfinite(norm))) or self.overflows > MAX_OVERFLOWS:
             raise ValueError(self._not_finite(window, finite_losses))
         self.scaler.step(self.optimizer)
         self.scaler.update()

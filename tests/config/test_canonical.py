@@ -41,7 +41,14 @@ def test_every_group_below_model_has_a_short_name() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["무엇이 보입니까, 뒤에?", r"C:\very long (1)\pano.jpg", "http://host/a?b=c&d=e", "it's \"quoted\"", "back\\", "\\'"],
+    [
+        "무엇이 보입니까, 뒤에?",
+        r"C:\very long (1)\pano.jpg",
+        "http://host/a?b=c&d=e",
+        'it\'s "quoted"',
+        "back\\",
+        "\\'",
+    ],
 )
 def test_text_reaches_hydra_unchanged(text: str) -> None:
     [argument] = canonical([f"question={text}"])
@@ -73,5 +80,7 @@ def test_slugs_need_no_quotes_and_stay_apart() -> None:
     assert slug("crop.overlap=0.0,model/resampler=mlp") == "crop.overlap-0.0_resampler-mlp"
     strange = [slug(f"question='{text}'") for text in ("a b", "a/b", "a:b", "뒤", "왼")]
     assert len(set(strange)) == len(strange)
-    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in strange)
+    assert all(
+        set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in strange
+    )
     assert len(slug("a=" + "x" * 500)) <= 96

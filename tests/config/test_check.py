@@ -24,7 +24,9 @@ class Component:
 
 
 def test_what_fits_passes() -> None:
-    assert check_section({"width": 4, "overlap": 0, "mode": "b", "rows": [0, 1.5], "name": None}, Component, "crop") == []
+    assert (
+        check_section({"width": 4, "overlap": 0, "mode": "b", "rows": [0, 1.5], "name": None}, Component, "crop") == []
+    )
 
 
 @pytest.mark.parametrize(

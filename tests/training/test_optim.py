@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -12,9 +14,9 @@ from panollava.training.optim import OptimOptions, make_optimizer
 def test_warmup_rises_then_cosine_falls_to_zero() -> None:
     options = OptimOptions(warmup_ratio=0.1)
     rates = [options.learning_rate(1.0, step, 100) for step in range(101)]
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:11]))
     assert rates[10] == pytest.approx(1.0)
-    assert all(a > b for a, b in zip(rates[10:100], rates[11:101], strict=True))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.0, abs=1e-12)
     assert rates[55] == pytest.approx(0.5)
 
