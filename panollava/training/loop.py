@@ -221,7 +221,9 @@ def _log_step(
 
 
 def _left(bar: tqdm) -> str:
-    done, elapsed = bar.n - bar.initial, time.time() - bar.start_t if hasattr(bar, "start_t") else 0.0
+    if bar.disable:  # off a terminal tqdm counts nothing
+        return "?"
+    done, elapsed = bar.n - bar.initial, time.time() - bar.start_t
     return tqdm.format_interval(elapsed / done * (bar.total - bar.n)) if done and elapsed else "?"
 
 
