@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.config.canonical import canonical
+from panollava.config.hint import misspelt_key
 from panollava.config.locate import CONF
 
 _log = logging.getLogger("panollava")
@@ -38,6 +39,8 @@ def entrypoint(config_name: str) -> Callable[[Callable[[DictConfig], None]], Cal
         def run() -> None:
             sys.argv[1:] = with_sweep_folder(canonical(sys.argv[1:]))
             register_resolvers()
+            if (message := misspelt_key(config_name, sys.argv[1:])) is not None:
+                sys.exit(f"\nValueError: {message}")
             hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(_guarded(function))()
 
         return run
