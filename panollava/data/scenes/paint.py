@@ -72,10 +72,12 @@ def paint_with_ids(scene: Scene, height: int = 256) -> tuple[np.ndarray, np.ndar
         rows, columns, alpha, shade = _stamp(thing, height)
         window = np.ix_(rows, columns)
         colour = np.asarray(PAINTS[thing.colour], np.float32) * scene.backdrop.brightness
-        painted = shade[..., None] * colour
-        canvas[window] += alpha[..., None] * (painted - canvas[window])
+        region = canvas[window]
+        region += alpha[..., None] * (shade[..., None] * colour - region)
+        canvas[window] = region
         ids[window] = np.where(alpha > 0.5, np.int8(index), ids[window])
-    return np.clip(canvas, 0.0, 255.0).astype(np.uint8), ids
+    np.minimum(canvas, 255.0, out=canvas)
+    return canvas.astype(np.uint8), ids
 
 
 def thing_masks(scene: Scene, height: int = 256) -> np.ndarray:
@@ -135,7 +137,8 @@ def _stamp(thing: Solid | Disc, height: int) -> tuple[np.ndarray, np.ndarray, np
     """
     rays, lat, lon = _rays(height)
     yaw, pitch, radius = np.deg2rad([thing.yaw_deg, thing.pitch_deg, thing.radius_deg])
-    reach = 1.3 * radius
+    # No form reaches beyond its unit circle but the cube's corners.
+    reach = radius * (1.02 if isinstance(thing, Disc) else 1.25) + np.pi / height
     rows = np.flatnonzero(np.abs(lat - pitch) <= reach)
     over_pole = abs(pitch) + reach >= np.pi / 2
     spread = np.pi if over_pole else np.arcsin(min(1.0, np.sin(reach) / np.cos(pitch)))
@@ -149,7 +152,7 @@ def _stamp(thing: Solid | Disc, height: int) -> tuple[np.ndarray, np.ndarray, np
     distance, shade = _FORMS[thing.shape](x, y)
     pixel = np.pi / height / np.tan(radius)
     alpha = np.clip(0.5 - distance / np.float32(pixel), 0.0, 1.0) * (local[..., 2] > 0)
-    return rows, columns, alpha, shade
+    return rows, columns, alpha.astype(np.float32), shade.astype(np.float32)
 
 
 def _ball(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""The shipped miniature backbones, and the script that trains them on the built-in world."""
