@@ -1,0 +1,104 @@
+"""The rooms of the package import downward only, and each outside library stays where it belongs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import panollava
+
+PACKAGE = Path(panollava.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+LEAVES = {"batch", "checkpoint", "chat_format", "component", "logs", "tracking"}
+ANYTHING = {"assemble", "pipeline", "tiny"}
+ALLOWED: dict[str, set[str]] = {
+    "config": {"tracking"},
+    "crop": {"component"},
+    "data": {"batch", "crop", "prompt"},
+    "evaluation": {"batch", "crop", "data", "losses", "model"},
+    "losses": {"batch", "crop"},
+    # The facade opens run folders.
+    "model": {"batch", "checkpoint", "component", "crop", "prompt", "run_folder"},
+    "prompt": {"chat_format"},
+    "run_folder": {"checkpoint"},
+    "stages": {"batch", "crop", "losses", "model"},
+    "training": {"batch", "checkpoint", "logs", "stages", "tracking"},
+}
+"""Room -> rooms it may import; what is in none of the three tables is an entry point."""
+
+OUTSIDE = {
+    "hydra": {"config", "assemble", "pipeline"},
+    "omegaconf": {"config", "assemble", "pipeline"},
+    "mlflow": {"tracking"},
+    "peft": {"model"},
+    "timm": {"model"},
+}
+"""Library -> rooms that know it; entry points may know Hydra and OmegaConf too."""
+
+
+def room(file: Path) -> str:
+    """First folder or, at the top, the module itself."""
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def entry_points() -> set[str]:
+    """Modules at the top that are started with ``python -m``."""
+    return {room(file) for file in PACKAGE.glob("*.py") if 'if __name__ == "__main__":' in file.read_text("utf-8")}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Full names of what a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_room_is_known() -> None:
+    rooms = {room(file) for file in FILES} - {"__init__"}
+    assert rooms == LEAVES | ANYTHING | set(ALLOWED) | entry_points()
+    assert {"train", "eval"} <= entry_points()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_downward_only(file: Path) -> None:
+    own = room(file)
+    ours = {name.split(".")[1] for name in imported(file) if name.startswith("panollava.")} - {own}
+    if own in entry_points() | ANYTHING:
+        assert not ours & entry_points()
+    else:
+        assert ours <= ALLOWED.get(own, set())
+
+
+@pytest.mark.parametrize("library", OUTSIDE)
+def test_outside_libraries_stay_in_their_rooms(library: str) -> None:
+    allowed = OUTSIDE[library] | (entry_points() if library in ("hydra", "omegaconf") else set())
+    users = {room(file) for file in FILES if any(name.split(".")[0] == library for name in imported(file))}
+    assert users <= allowed
+    assert users & OUTSIDE[library]
+
+
+def test_packages_are_a_docstring_and_nothing_else() -> None:
+    for file in PACKAGE.rglob("__init__.py"):
+        body = [node for node in ast.parse(file.read_text("utf-8")).body if not _is_version(node)]
+        assert len(body) == 1, file
+        assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), file
+
+
+def _is_version(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and all(getattr(target, "id", "") == "__version__" for target in node.targets)
+
+
+@pytest.mark.parametrize("module", ["panollava", "panollava.config.canonical", "panollava.tracking.mlflow_tracker"])
+def test_what_the_command_line_needs_first_is_light(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in ('torch', 'transformers', 'mlflow') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
