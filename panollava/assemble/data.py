@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from panollava.assemble.check import source_arguments
@@ -14,6 +14,7 @@ from panollava.crop.crop import Crop
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
 from panollava.data.loader import StageLoader, eval_loader
+from panollava.data.memory import ViewMemory
 from panollava.data.records import Question, Source
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
@@ -22,6 +23,10 @@ from panollava.training.options import StageOptions
 
 if TYPE_CHECKING:
     from panollava.assemble.run import Run
+
+
+REMEMBERED_GIB = 1.0
+"""Views of a split kept in memory where the training process makes them itself (``trainer.num_workers=0``)."""
 
 
 @dataclass
@@ -38,6 +43,8 @@ class RunData:
     val: Source
     test: Source | None
     backbones: Backbones
+    _train_views: ViewMemory = field(default_factory=lambda: ViewMemory(REMEMBERED_GIB))
+    _val_views: ViewMemory = field(default_factory=lambda: ViewMemory(REMEMBERED_GIB))
 
     def batches(self, name: str, options: StageOptions, run: Run) -> StageLoader:
         """Training windows and validation batches of a stage; stage 1 gets no text."""
@@ -45,9 +52,10 @@ class RunData:
         encoder = None if name == "vision" else self._text(name, options, run)
         encode = None if encoder is None else encoder.record
         pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
+        here = run.trainer.num_workers == 0  # workers would each remember views of their own
         return StageLoader(
-            PanoDataset(self.train, crop, encode),
-            PanoDataset(self.val, crop, encode),
+            PanoDataset(self.train, crop, encode, self._train_views if here else None),
+            PanoDataset(self.val, crop, encode, self._val_views if here else None),
             Collate(pad_id=pad),
             batch_size=options.batch_size,
             accumulate=options.accumulate,

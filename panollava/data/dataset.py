@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panollava.crop.crop import Crop
+from panollava.data.memory import ViewMemory
 from panollava.data.records import Question, Record, Source
 from panollava.prompt import ChatPrompt, Encoded
 
@@ -71,12 +72,20 @@ class PanoDataset(Dataset[Sample]):
         source: one split of a data set.
         crop: cuts the views.
         encode: makes tokens of a record, such as ``TextEncoder.record``; None for stages without text.
+        memory: keeps views between epochs and stages; None makes them anew each time.
     """
 
-    def __init__(self, source: Source, crop: Crop, encode: Callable[[Record], Encoded] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        crop: Crop,
+        encode: Callable[[Record], Encoded] | None = None,
+        memory: ViewMemory | None = None,
+    ) -> None:
         self.source = source
         self.crop = crop
         self.encode = encode
+        self.memory = memory or ViewMemory(0)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -84,7 +93,7 @@ class PanoDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         record = self.source.record(index, epoch)
-        views = self.crop.views(self.source.panorama(index))
+        views = self.memory.get(index, lambda: self.crop.views(self.source.panorama(index)))
         text = None if self.encode is None else self.encode(record)
         return Sample(record.sample_id, views, self.crop.camera_rows, text)
 
