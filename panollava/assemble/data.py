@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from panollava.assemble.check import source_arguments
 from panollava.batch import Batch
@@ -19,11 +19,8 @@ from panollava.data.records import Question, Source
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.model.facade import PanoLlava
+from panollava.training.distributed import Processes
 from panollava.training.options import StageOptions
-
-if TYPE_CHECKING:
-    from panollava.assemble.run import Run
-
 
 REMEMBERED_GIB = 1.0
 """Views of a split kept in memory where the training process makes them itself (``trainer.num_workers=0``)."""
@@ -46,27 +43,38 @@ class RunData:
     _train_views: ViewMemory = field(default_factory=lambda: ViewMemory(REMEMBERED_GIB))
     _val_views: ViewMemory = field(default_factory=lambda: ViewMemory(REMEMBERED_GIB))
 
-    def batches(self, name: str, options: StageOptions, run: Run) -> StageLoader:
-        """Training windows and validation batches of a stage; stage 1 gets no text."""
+    def batches(
+        self, name: str, options: StageOptions, *, seed: int, procs: Processes, num_workers: int, pin_memory: bool
+    ) -> StageLoader:
+        """Training windows and validation batches of a stage; stage 1 gets no text.
+
+        Args:
+            name: the stage.
+            options: its batch size, accumulation and text length.
+            seed: of the stage.
+            procs: which samples this process takes.
+            num_workers: processes that read; 0 reads here and remembers the views.
+            pin_memory: page-locked batches, for a GPU.
+        """
         crop = self.backbones.crop
-        encoder = None if name == "vision" else self._text(name, options, run)
+        encoder = None if name == "vision" else self._text(name, options)
         encode = None if encoder is None else encoder.record
         pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
-        here = run.trainer.num_workers == 0  # workers would each remember views of their own
+        here = num_workers == 0  # workers would each remember views of their own
         return StageLoader(
             PanoDataset(self.train, crop, encode, self._train_views if here else None),
             PanoDataset(self.val, crop, encode, self._val_views if here else None),
             Collate(pad_id=pad),
             batch_size=options.batch_size,
             accumulate=options.accumulate,
-            seed=run.seed(name),
-            rank=run.procs.rank,
-            world_size=run.procs.world_size,
-            num_workers=run.trainer.num_workers,
-            pin_memory=run.compute.device.type == "cuda",
+            seed=seed,
+            rank=procs.rank,
+            world_size=procs.world_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
         )
 
-    def _text(self, name: str, options: StageOptions, run: Run) -> TextEncoder:
+    def _text(self, name: str, options: StageOptions) -> TextEncoder:
         encoder = TextEncoder(
             self.backbones.prompt,
             self.backbones.image_tokens,

@@ -19,6 +19,7 @@ from panollava.assemble.check import STAGES
 from panollava.assemble.data import RunData, open_data
 from panollava.assemble.tracking import open_tracker
 from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
+from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
@@ -79,6 +80,17 @@ class Run:
     def seed(self, name: str) -> int:
         """Seed of a stage: a function of (seed, stage)."""
         return int.from_bytes(hashlib.sha256(f"{self.cfg.seed}/{name}".encode()).digest()[:4], "big")
+
+    def batches(self, name: str, options: StageOptions) -> StageLoader:
+        """Training windows and validation batches of a stage."""
+        return self.data.batches(
+            name,
+            options,
+            seed=self.seed(name),
+            procs=self.procs,
+            num_workers=self.trainer.num_workers,
+            pin_memory=self.compute.device.type == "cuda",
+        )
 
     def pending(self) -> list[str]:
         """Stages to run, in order, without those that are finished.

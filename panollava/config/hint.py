@@ -50,7 +50,7 @@ def _keys(cfg: DictConfig, prefix: str = "") -> set[str]:
     """Every key of a config, sections included."""
     found: set[str] = set()
     for key in cfg:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         found.add(name)
         node = cfg._get_node(key)
         if isinstance(node, DictConfig) and not OmegaConf.is_missing(cfg, key) and not node._is_none():

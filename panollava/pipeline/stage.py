@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from panollava.assemble.check import STAGES
-from panollava.assemble.run import FINISHED, Run, plain
+from panollava.assemble.run import FINISHED, Run
 from panollava.assemble.stage import AnyStage, build_stage, skip_reason
 from panollava.checkpoint import BEST, LAST, TRAINED, find_checkpoint, follow, read_state, read_tensors, replace_folder
 from panollava.logs import LOG, log_file
 from panollava.model.lora import has_lora, save_lora
+from panollava.pipeline.metadata import stage_metadata
 from panollava.run_folder import find_run_folder, known_checkpoints, short_name, write_metadata
 from panollava.stages.instruct import InstructStage
 from panollava.training.loop import FitResult, fit
@@ -97,9 +94,9 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         progress = checkpointer.restore(resume)
         LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
     if run.procs.is_main:
-        write_metadata(folder, _metadata(run, name, progress, None), OmegaConf.to_yaml(run.cfg))
+        write_metadata(folder, stage_metadata(run, name, progress, None), OmegaConf.to_yaml(run.cfg))
         run.experiment.record(name, status="running", tracking_run=run.tracker.run_id, started=_now())
-    data = run.data.batches(name, options, run)
+    data = run.batches(name, options)
     try:
         result = fit(
             stage,
@@ -212,61 +209,12 @@ def _recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[
     """What is written beside each best checkpoint: metadata, and the adapter as plain peft reads it."""
 
     def record(progress: Progress, loss: float) -> None:
-        write_metadata(folder, _metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
+        write_metadata(folder, stage_metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
         if isinstance(stage, InstructStage) and has_lora(stage.model):
             replace_folder(folder / "lora_weights", lambda target: save_lora(stage.model, target))
         run.tracker.flush()
 
     return record
-
-
-def _metadata(run: Run, name: str, progress: Progress, loss: float | None) -> dict[str, Any]:
-    cfg, options = run.cfg, run.stage_options(name)
-    data = plain(cfg.data)
-    return {
-        "experiment_name": run.experiment.root.name,
-        "stage": name,
-        "model_config": {
-            "vision_name": cfg.model.vision.name,
-            "language_model_name": cfg.model.language.name,
-            "resampler_type": cfg.model.resampler.type,
-            "latent_dimension": cfg.model.latent_width,
-            "image_size": list(run.backbones.tower.image_size),
-        },
-        "training_config": {
-            "crop_strategy": cfg.crop.type,
-            "fov_deg": cfg.crop.get("fov_deg"),
-            "overlap_ratio": cfg.crop.get("overlap"),
-            "effective_overlap": run.backbones.crop.strategy.effective_overlap,
-            "learning_rate": options.lr,
-            "batch_size": options.batch_size,
-            "use_vision_processor": True,
-        },
-        "dataset": {
-            "train_csv": data.get("train_csv"),
-            "val_csv": data.get("val_csv"),
-            "dataset_name": data["name"],
-        },
-        "epoch": progress.epoch,
-        "step": progress.global_step,
-        "validation_loss": loss,
-        "model": plain(cfg.model),
-        "crop": plain(cfg.crop),
-        "data": data,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},
-        "git_commit": _git_commit(),
-    }
-
-
-_RECORDED = ("panollava", "torch", "transformers", "peft", "timm", "numpy", "opencv-python")
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).resolve().parents[2]), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None  # not a checkout, or no git here: the versions above still say what ran
 
 
 def _smaller(run: Run, name: str, options: StageOptions, error: BaseException) -> StageOptions:
