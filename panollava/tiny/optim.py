@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 SHARPNESS_SPEED = 8.0
 """Query and key norms set how sharply attention can choose; at the common rate they grow too slowly."""
 

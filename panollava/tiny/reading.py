@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from panollava.batch import IGNORE_INDEX
 from panollava.crop.cameras import Camera, camera_tensor, token_directions
 from panollava.crop.strategies import AnyresE2pCrop, E2pCrop
-from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
+from panollava.data.scenes.questions import CAPTION_REQUEST, Asked, ask_all, caption
 from panollava.data.scenes.scene import SECTORS, Disc, Scene, Solid
 from panollava.tiny.tokenizer import BACKGROUND_WORDS, END_OF_TURN, START_OF_TURN
 
@@ -28,12 +28,12 @@ WORDS_PER_TOKEN = 6
 NO_WORD = -1
 EFFORT = {
     "what": 2,
-    "where": 5,
-    "colour": 3,
-    "shape": 2,
-    "height": 3,
+    "where": 2,
+    "colour": 6,
+    "shape": 1,
+    "height": 2,
     "pole": 1,
-    "count": 4,
+    "count": 6,
     "relation": 5,
     "turns": 3,
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from panollava.data.records import Question
-from panollava.data.scenes.scene import COLOURS, SECTOR_DEG, SECTORS, SHAPES, Scene, Solid
+from panollava.data.scenes.scene import SECTOR_DEG, SECTORS, SHAPES, Scene, Solid
 
 KINDS = ("what", "where", "colour", "shape", "height", "pole", "count", "relation", "turns")
 NOTHING = "nothing"
@@ -126,26 +126,24 @@ def _where(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
-    solid, by_direction = _pick_only(scene, "shape", rng)
-    if by_direction:
-        return Asked("colour", f"{_looking(solid.sector)}, what colour is the solid?", solid.colour)
-    return Asked("colour", f"what colour is the {solid.shape}?", solid.colour)
+    alone = _alone_in_shape(scene)
+    if alone and rng.random() < 0.5:
+        solid = alone[int(rng.integers(len(alone)))]
+        return Asked("colour", f"what colour is the {solid.shape}?", solid.colour)
+    solid = _pick_solid(scene, rng)
+    return Asked("colour", f"{_looking(solid.sector)}, what colour is the solid?", solid.colour)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Asked:
-    solid, by_direction = _pick_only(scene, "colour", rng)
-    if by_direction:
+    solid = _pick_solid(scene, rng)
+    if rng.random() < 0.5:
         return Asked("shape", f"{_looking(solid.sector)}, what shape is the solid?", solid.shape)
     return Asked("shape", f"what shape is the {solid.colour} solid?", solid.shape)
 
 
-def _pick_only(scene: Scene, trait: str, rng: np.random.Generator) -> tuple[Solid, bool]:
-    """A solid to ask about and whether to name it by direction: by `trait` only where it alone has it."""
-    counts = Counter(getattr(solid, trait) for solid in scene.solids)
-    alone = [solid for solid in _made_order(scene) if counts[getattr(solid, trait)] == 1]
-    by_direction = bool(rng.random() < 0.5) or not alone
-    options = _made_order(scene) if by_direction else alone
-    return options[int(rng.integers(len(options)))], by_direction
+def _alone_in_shape(scene: Scene) -> list[Solid]:
+    counts = Counter(solid.shape for solid in scene.solids)
+    return [solid for solid in _made_order(scene) if counts[solid.shape] == 1]
 
 
 def _height(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -164,14 +162,15 @@ def _pole(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 def _count(scene: Scene, rng: np.random.Generator) -> Asked:
     """Draws the answer first, so that the numbers come about equally often."""
+    counts = Counter(solid.shape for solid in scene.solids)
     by_number: dict[int, list[str]] = {}
-    for trait, words in (("colour", COLOURS), ("shape", SHAPES)):
-        counts = Counter(getattr(solid, trait) for solid in scene.solids)
-        for word in words:
-            named = f"{word} solids" if trait == "colour" else f"{word}s"
-            by_number.setdefault(counts[word], []).append(named)
-    number = sorted(by_number)[int(rng.integers(len(by_number)))]
-    return Asked("count", f"how many {_pick(by_number[number], rng)} are there?", str(number))
+    for shape in SHAPES:
+        by_number.setdefault(counts[shape], []).append(shape)
+    numbers = sorted(by_number)
+    # Every scene lacks some shape, few have one thrice: less weight for 0 evens the answers out.
+    weights = np.array([0.7 if number == 0 else 1.0 for number in numbers])
+    number = numbers[int(rng.choice(len(numbers), p=weights / weights.sum()))]
+    return Asked("count", f"how many {_pick(by_number[number], rng)}s are there?", str(number))
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -190,15 +189,15 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _turns(scene: Scene, rng: np.random.Generator) -> Asked:
-    """A first question whose answer names a solid, without a direction, then where that solid is."""
-    traits = ("colour", "shape")
-    trait = traits[int(rng.integers(2))]
-    solid, by_direction = _pick_only(scene, trait, rng)
-    if by_direction:
-        solid = _pick_solid(scene, rng)
-        first = (f"how high is the {solid.name}?", solid.height)
-    elif trait == "shape":
+    """A first question that singles a solid out without a direction, then where that solid is."""
+    solid = _pick_solid(scene, rng)
+    alone = _alone_in_shape(scene)
+    form = int(rng.integers(3))
+    if form == 0 and alone:
+        solid = alone[int(rng.integers(len(alone)))]
         first = (f"what colour is the {solid.shape}?", solid.colour)
+    elif form == 1:
+        first = (f"how high is the {solid.name}?", solid.height)
     else:
         first = (f"what shape is the {solid.colour} solid?", solid.shape)
     return Asked("turns", FOLLOW_UP, SECTORS[solid.sector], (first,))

@@ -92,7 +92,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene. Solids stand in distinct sectors, clockwise from straight ahead, no two alike."""
+    """One scene. Solids stand in distinct sectors, clockwise from straight ahead, no two of one colour."""
 
     solids: tuple[Solid, ...]
     discs: tuple[Disc, ...]
@@ -178,19 +178,13 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def _draw_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Distinct (colour, shape) pairs. Half of them repeat a colour or a shape, so that counting is worth asking."""
-    looks: list[tuple[str, str]] = []
-    while len(looks) < count:
-        colour, shape = str(rng.choice(COLOURS)), str(rng.choice(SHAPES))
-        if looks and rng.random() < 0.6:
-            other_colour, other_shape = looks[int(rng.integers(len(looks)))]
-            if rng.random() < 0.5:
-                colour = other_colour
-            else:
-                shape = other_shape
-        if (colour, shape) not in looks:
-            looks.append((colour, shape))
-    return looks
+    """(colour, shape) pairs: colours differ, so that each solid can be named; shapes repeat, to be counted."""
+    colours = [COLOURS[index] for index in rng.permutation(len(COLOURS))[:count]]
+    shapes: list[str] = []
+    for _ in range(count):
+        repeat = shapes and rng.random() < 0.4
+        shapes.append(str(rng.choice(shapes if repeat else SHAPES)))
+    return list(zip(colours, shapes, strict=True))
 
 
 def _draw_backdrop(rng: np.random.Generator) -> Backdrop:

@@ -23,7 +23,7 @@ def test_solids_stand_where_their_words_say() -> None:
     for index in range(200):
         scene = scene_at(0, "val", index)
         assert 3 <= len(scene.solids) <= 5
-        assert len({solid.name for solid in scene.solids}) == len(scene.solids)
+        assert len({solid.colour for solid in scene.solids}) == len(scene.solids)
         assert [solid.sector for solid in scene.solids] == sorted({solid.sector for solid in scene.solids})
         for solid in scene.solids:
             assert abs(wrap_deg(solid.yaw_deg - solid.sector * SECTOR_DEG)) < SECTOR_DEG / 4
