@@ -181,8 +181,9 @@ def _after_validation(
     progress.validations_since_best = 0 if is_best else progress.validations_since_best + 1
     _save(checkpointer, progress, loss, is_best, procs)
     if procs.is_main:
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-        LOG.info("%s step %d: validation %s%s", name, progress.global_step, shown, "  (best)" if is_best else "")
+        terms = ", ".join(f"{key.split('/')[1]} {value:.4f}" for key, value in metrics.items() if "/" in key)
+        best = ", the best so far" if is_best else ""
+        LOG.info("%s step %d: validation loss %.4f%s (%s)", name, progress.global_step, loss, best, terms)
         values = {f"{name}/val_{key}": value for key, value in metrics.items()}
         tracker.metrics({**values, f"{name}/epoch": progress.epoch}, step=progress.global_step)
 
