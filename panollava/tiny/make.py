@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, SiglipImageProcessor, SiglipVisionModel
+from transformers import AutoTokenizer, Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionModel
 
 from panollava.tiny.reading import Reader
 from panollava.tiny.seeing import VIEW_SIZE
@@ -37,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for training states")
     parser.add_argument("--only", choices=("vision", "language"), help="make one of the two")
-    parser.add_argument("--vision-steps", type=int, default=2400)
-    parser.add_argument("--language-steps", type=int, default=2600)
+    parser.add_argument("--vision-steps", type=int, default=1600)
+    parser.add_argument("--language-steps", type=int, default=2400)
     parser.add_argument("--scenes", type=int, default=200, help="held-out scenes for the measurement")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -71,9 +72,11 @@ def make_language(work: Path, steps: int, scenes: int) -> None:
     train_language_model(model, Reader(tokenizer), steps=steps, folder=work)
     tokenizer.save_pretrained(LANGUAGE_FOLDER)
     model.save_pretrained(LANGUAGE_FOLDER)
-    model = AutoModelForCausalLM.from_pretrained(LANGUAGE_FOLDER, dtype=torch.float32)
+    written = Qwen3ForCausalLM.from_pretrained(LANGUAGE_FOLDER, dtype=torch.float32)
     reader = Reader(AutoTokenizer.from_pretrained(LANGUAGE_FOLDER))
-    measured = {form: measure_language_model(model, reader, form=form, scenes=scenes) for form in ("written", "views")}
+    measured = {
+        form: measure_language_model(written, reader, form=form, scenes=scenes) for form in ("written", "views")
+    }
     _write_quality(LANGUAGE_FOLDER, {"held_out_scenes": scenes, **measured})
 
 
@@ -84,7 +87,7 @@ def open_probe(folder: Path = VISION_FOLDER) -> PatchReader:
     return reader
 
 
-def _write_quality(folder: Path, quality: dict[str, object]) -> None:
+def _write_quality(folder: Path, quality: Mapping[str, object]) -> None:
     text = json.dumps(quality, indent=2, default=float)
     (folder / QUALITY).write_text(text + "\n", encoding="utf-8")
     logger.info("%s %s", folder.name, text)

@@ -27,15 +27,15 @@ GRID = (4, 4)
 WORDS_PER_TOKEN = 6
 NO_WORD = -1
 EFFORT = {
-    "what": 2,
-    "where": 2,
-    "colour": 6,
+    "what": 1,
+    "where": 1,
+    "colour": 3,
     "shape": 1,
-    "height": 2,
+    "height": 1,
     "pole": 1,
-    "count": 6,
-    "relation": 5,
-    "turns": 3,
+    "count": 9,
+    "relation": 3,
+    "turns": 2,
 }
 """Question kind -> share of the training questions: what takes two looks at the scene takes the longest to learn."""
 ALL_TEXT_WEIGHT = 0.1

@@ -96,11 +96,11 @@ def _paint_backdrop(backdrop: Backdrop, height: int) -> np.ndarray:
     rng = np.random.default_rng(backdrop.noise_seed)
     canvas = np.empty((height, 2 * height, 3), np.float32)
     rise = np.sin(lat[:half])[:, None, None]
-    zenith, horizon = np.float32(backdrop.zenith), np.float32(backdrop.horizon)
+    zenith, horizon = np.asarray(backdrop.zenith, np.float32), np.asarray(backdrop.horizon, np.float32)
     glow = 1.0 + 0.1 * np.cos(lon - np.deg2rad(backdrop.sun_yaw_deg))[None, :] * np.cos(lat[:half])[:, None]
     clouds = 1.0 + backdrop.cloud_contrast * _noise(rng, half, 2 * height, 8) * np.cos(lat[:half])[:, None]
     canvas[:half] = (horizon + (zenith - horizon) * rise) * (glow * clouds)[..., None]
-    canvas[half:] = np.float32(backdrop.floor) * _floor_pattern(backdrop, rng, height)[..., None]
+    canvas[half:] = np.asarray(backdrop.floor, np.float32) * _floor_pattern(backdrop, rng, height)[..., None]
     canvas *= np.float32(backdrop.brightness)
     return canvas
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from panollava.data.records import Question
-from panollava.data.scenes.scene import SECTOR_DEG, SECTORS, SHAPES, Scene, Solid
+from panollava.data.scenes.scene import COLOURS, SECTOR_DEG, SECTORS, SHAPES, Scene, Solid
 
 KINDS = ("what", "where", "colour", "shape", "height", "pole", "count", "relation", "turns")
 NOTHING = "nothing"
@@ -161,16 +161,19 @@ def _pole(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Asked:
-    """Draws the answer first, so that the numbers come about equally often."""
+    """Draws the number first, so that the numbers come about equally often; the answer names what it counts."""
     counts = Counter(solid.shape for solid in scene.solids)
     by_number: dict[int, list[str]] = {}
     for shape in SHAPES:
         by_number.setdefault(counts[shape], []).append(shape)
     numbers = sorted(by_number)
-    # Every scene lacks some shape, few have one thrice: less weight for 0 evens the answers out.
-    weights = np.array([0.7 if number == 0 else 1.0 for number in numbers])
+    # Every scene lacks some shape and "none" is one answer, where other numbers have many: less weight for 0.
+    weights = np.array([0.5 if number == 0 else 1.0 for number in numbers])
     number = numbers[int(rng.choice(len(numbers), p=weights / weights.sum()))]
-    return Asked("count", f"how many {_pick(by_number[number], rng)}s are there?", str(number))
+    shape = _pick(by_number[number], rng)
+    found = {solid.colour for solid in scene.solids if solid.shape == shape}
+    named = " and ".join(colour for colour in COLOURS if colour in found) or "none"
+    return Asked("count", f"which solids have the shape {shape}, and how many?", f"{named}, {number}")
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
