@@ -26,6 +26,9 @@ class PlainSource:
     def record(self, index: int, epoch: int) -> Record:
         return Record(f"plain-{index}", ((f"epoch {epoch}", "grey " * (index % 3 + 1)),))
 
+    def image_id(self, index: int) -> str:
+        return str(index)
+
     def panorama(self, index: int) -> np.ndarray:
         self.read.append(index)
         if index == self.broken:

@@ -90,6 +90,10 @@ class CsvSource:
         row = self._rows[index]
         return Record(self._sample_id(row), ((self._question(row), row.annotation),))
 
+    def image_id(self, index: int) -> str:
+        """Path of row `index`'s picture."""
+        return self._rows[index].path
+
     def panorama(self, index: int) -> np.ndarray:
         """Picture of row `index`, (H, W, 3) uint8 RGB."""
         return self._reader(Path(self._rows[index].path))

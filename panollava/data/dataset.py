@@ -93,7 +93,7 @@ class PanoDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         record = self.source.record(index, epoch)
-        views = self.memory.get(index, lambda: self.crop.views(self.source.panorama(index)))
+        views = self.memory.get(self.source.image_id(index), lambda: self.crop.views(self.source.panorama(index)))
         text = None if self.encode is None else self.encode(record)
         return Sample(record.sample_id, views, self.crop.camera_rows, text)
 

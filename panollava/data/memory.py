@@ -21,15 +21,15 @@ class ViewMemory:
     def __init__(self, limit_gib: float) -> None:
         self.limit = int(limit_gib * GIB)
         self.used = 0
-        self._views: dict[int, Tensor] = {}
+        self._views: dict[str, Tensor] = {}
 
-    def get(self, index: int, make: Callable[[], Tensor]) -> Tensor:
-        """Views ``(V, 3, h, w)`` of panorama ``index``: remembered, or made now."""
-        known = self._views.get(index)
+    def get(self, image_id: str, make: Callable[[], Tensor]) -> Tensor:
+        """Views ``(V, 3, h, w)`` of a picture: remembered, or made now."""
+        known = self._views.get(image_id)
         if known is not None:
             return known
         views = make()
         if self.used + views.nbytes <= self.limit:
-            self._views[index] = views
+            self._views[image_id] = views
             self.used += views.nbytes
         return views

@@ -44,6 +44,10 @@ class Source(Protocol):
         """Record `index` as epoch `epoch` sees it: a function of (seed, epoch, index) and nothing else."""
         ...
 
+    def image_id(self, index: int) -> str:
+        """Names the picture of training record `index`; records about one picture share it."""
+        ...
+
     def panorama(self, index: int) -> np.ndarray:
         """Panorama of record `index`: (H, W, 3) uint8 RGB."""
         ...

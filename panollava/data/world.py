@@ -69,6 +69,10 @@ class WorldSource:
         turns = [turn for question in asked for turn in question.turns]
         return Record(self._scene_id(index), (*turns, (CAPTION_REQUEST, caption(scene))))
 
+    def image_id(self, index: int) -> str:
+        """Name of scene `index`."""
+        return self._scene_id(index)
+
     def panorama(self, index: int) -> np.ndarray:
         """Panorama of scene `index`, (H, W, 3) uint8 RGB."""
         if self.blank:
