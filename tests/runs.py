@@ -85,7 +85,10 @@ def command(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: str) -> in
     try:
         module.main()
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):  # the interpreter writes a text and ends with 1
+            sys.stderr.write(error.code)
+            return 1
+        return error.code or 0
     return 0
 
 

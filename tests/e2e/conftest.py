@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from runs import QUICK, backbones, command
+from safetensors.torch import load_file, save_file
 
 from panollava import train
 
 
 @pytest.fixture(scope="session")
-def recorded_arguments(backbone: Callable[[str], Path]) -> list[str]:
+def talkative(backbone: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model whose weights are large enough that what it says depends on what it is asked."""
+    folder = tmp_path_factory.mktemp("language") / "talkative"
+    shutil.copytree(backbone("llama"), folder)
+    file = folder / "model.safetensors"
+    weights = {name: value * 6 if value.ndim == 2 else value for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recorded_arguments(backbone: Callable[[str], Path], talkative: Path) -> list[str]:
     """The command line of ``recorded``."""
     quick = [*QUICK, "data.test_scenes=2", "stage.vision.epochs=2", "evaluation.max_new_tokens=8"]
-    return [*backbones(backbone), *quick, "experiment_name=recorded"]
+    quick += [f"stage.{name}.max_text_length=200" for name in ("resampler", "finetune")]
+    return [*backbones(backbone), f"language.name={talkative}", *quick, "experiment_name=recorded"]
 
 
 @pytest.fixture(scope="session")
