@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +15,12 @@ from panollava.assemble.data import open_source
 from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint
+from panollava.data.scenes.questions import names_direction, turn_words
 from panollava.evaluation.table import text_table
+from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console
 from panollava.model.facade import PanoLlava
-from panollava.pipeline.evaluate import evaluate_answers
+from panollava.pipeline.evaluate import answer_questions, evaluate_answers
 from panollava.run_folder import CONFIG, find_run_folder
 from panollava.training.precision import choose_compute
 
@@ -82,7 +85,17 @@ def main(cfg: DictConfig) -> None:
             settings={"checkpoint": str(folder), "split": options.split, "data": data},
         )
     LOG.info("\n%s: %d questions\n\n%s\n", source.name, result.report.count, text_table(result.report))
+    if options.turn_deg:
+        upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
+        before = answer_questions(pano, upright, evaluation, num_workers=options.num_workers)
+        along = turn_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
+        LOG.info("Of %d answers that name a direction, %.1f %% turned along.", along.count, 100 * along.share)
     LOG.info("Predictions and metrics: %s", result.files.folder)
+
+
+def turned(answer: str, turn_deg: float) -> str | None:
+    """What an answer becomes when the panorama is turned; None where it names no direction."""
+    return turn_words(answer, turn_deg) if names_direction(answer) else None
 
 
 def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any]]:

@@ -64,31 +64,47 @@ def evaluate_answers(
         num_workers: processes that cut panoramas.
         settings: kept in ``metrics.json``: what was evaluated, on what.
     """
-    total = len(source.questions())
-
-    def answer(batch: Batch) -> list[str]:
-        return pano.answer(batch, max_new_tokens=options.max_new_tokens)
-
-    def run(name: str, *, blank: bool, log_samples: bool) -> list[Prediction]:
-        batches = question_batches(pano, source, options.batch_size, num_workers)
-        return evaluate(
-            answer,
-            _blank(batches) if blank else batches,
-            total=total,
-            max_samples=options.max_samples,
-            log_samples=log_samples,
-            log_interval=options.log_interval,
-            log_max_samples=options.log_max_samples,
-            name=name,
-        )
-
-    predictions = run("test", blank=False, log_samples=options.log_samples)
-    blind = run("test on blank pictures", blank=True, log_samples=False) if options.blank else None
+    predictions = answer_questions(pano, source, options, num_workers=num_workers, log_samples=options.log_samples)
+    blind = None
+    if options.blank:
+        blind = answer_questions(pano, source, options, num_workers=num_workers, blank=True)
     report = score_answers(predictions, blind)
     files = write_results(Path(options.results_dir), experiment, predictions, report, settings=settings)
     _draw_answers(source, predictions, files.folder / PICTURE)
     _track(predictions, report, files, tracker)
     return Evaluation(report, predictions, files)
+
+
+def answer_questions(
+    pano: PanoLlava,
+    source: Source,
+    options: EvaluationOptions,
+    *,
+    num_workers: int = 0,
+    blank: bool = False,
+    log_samples: bool = False,
+) -> list[Prediction]:
+    """A model's answers to a split's questions.
+
+    Args:
+        pano: the model.
+        source: the split.
+        options: batch size, answer length, limits.
+        num_workers: processes that cut panoramas.
+        blank: hide every view behind plain grey.
+        log_samples: write answers to the log on the way.
+    """
+    batches = question_batches(pano, source, options.batch_size, num_workers)
+    return evaluate(
+        lambda batch: pano.answer(batch, max_new_tokens=options.max_new_tokens),
+        _blank(batches) if blank else batches,
+        total=len(source.questions()),
+        max_samples=options.max_samples,
+        log_samples=log_samples,
+        log_interval=options.log_interval,
+        log_max_samples=options.log_max_samples,
+        name=f"{source.name}, blank pictures" if blank else source.name,
+    )
 
 
 def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path) -> None:
