@@ -1,0 +1,27 @@
+"""The package's front door: light to import, the facade behind it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import panollava
+from panollava.model.facade import PanoLlava
+
+
+def test_importing_the_package_brings_in_nothing_heavy() -> None:
+    code = "import sys, panollava; print(*sorted({'torch', 'transformers', 'mlflow', 'hydra'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_facade_is_found_when_asked_for() -> None:
+    assert panollava.PanoLlava is PanoLlava
+    assert panollava.__all__ == ["PanoLlava"]
+
+
+def test_other_names_are_missing() -> None:
+    with pytest.raises(AttributeError, match="'panollava' has no attribute 'Panollava'"):
+        _ = panollava.Panollava
