@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -218,6 +219,27 @@ def test_adapters_on_layers_that_do_not_exist(arguments: list[str], refused: Cal
     message = refused(*arguments, "lora.target_modules=[query_key_value]")
     assert "lora.target_modules" in message
     assert "q_proj" in message
+
+
+@pytest.mark.xfail(strict=True, reason="trains on nothing, with a note among others and a loss of 0")
+def test_texts_that_are_cut_to_nothing(arguments: list[str], refused: Callable[..., str], backbone: Backbone) -> None:
+    vicuna = [f"language.name={backbone('llama')}", "stage=resampler", "stage.resampler.max_text_length=8"]
+    assert "stage.resampler.max_text_length=8" in refused(*arguments, *vicuna)
+
+
+@pytest.mark.xfail(strict=True, reason="an ImportError is not one of the errors that become a message")
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="the kernels are installed")
+def test_attention_kernels_that_are_not_installed(arguments: list[str], refused: Callable[..., str]) -> None:
+    message = refused(*arguments, "vision.attn_implementation=flash_attention_2")
+    assert "model.vision.attn_implementation" in message
+
+
+@pytest.mark.xfail(strict=True, reason="an MlflowException is not one of the errors that become a message")
+def test_a_tracking_server_that_does_not_answer(
+    arguments: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert "tracking.uri" in refused(*arguments, "tracking=mlflow", "tracking.uri=http://127.0.0.1:9")
 
 
 def test_checkpoints_of_another_shape(arguments: list[str], refused: Callable[..., str], capsys: Capture) -> None:
