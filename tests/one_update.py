@@ -31,7 +31,7 @@ def one_update(arguments: list[str], procs: Processes | None = None) -> dict[str
             optimizer = make_optimizer(stage.trained(), run.optim, lr=0.1)
             scaler = run.compute.scaler()
             step = OptimiserStep(stage, module, optimizer, scaler, run.compute, procs, clip_norm=1.0)
-            data = run.data.batches(name, options, run)
+            data = run.batches(name, options)
             stage.train()
             report = step(next(iter(data.windows(0, 0))), lr=0.1)
             checked = validate(stage, module, data, run.compute, procs)

@@ -27,6 +27,7 @@ from panollava import train
 from panollava.checkpoint import BEST, follow, read_state
 from panollava.data.world import WorldSource
 from panollava.model.facade import PanoLlava
+from panollava.tracking.location import absolute_uri
 
 Backbone = Callable[[str], Path]
 PAIRS = [
@@ -105,7 +106,7 @@ def test_a_sweep_is_a_folder_a_job_under_one_parent_run(backbone: Backbone, monk
     assert jobs == swept
     for job in jobs:
         assert follow(next((sweep / job / "vision").iterdir()) / BEST) is not None
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(absolute_uri())
     runs = client.search_runs([client.get_experiment_by_name("panollava").experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]

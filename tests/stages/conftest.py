@@ -56,7 +56,7 @@ def built(backbone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.M
     def build(name: str, *arguments: str) -> Built:
         with opened(*backbones(backbone), *QUICK, UNTRACKED, *arguments) as run:
             stage = build_stage(run, name)
-            windows = run.data.batches(name, run.stage_options(name), run).windows(0)
+            windows = run.batches(name, run.stage_options(name)).windows(0)
             return Built(stage, [batch for window in islice(windows, 2) for batch in window], run)
 
     return build

@@ -205,7 +205,7 @@ def test_bf16_trains_fp32_weights_close_to_fp32(arguments: list[str], stage: str
                 run.procs,
                 0.0,
             )
-            window = next(iter(run.data.batches(stage, run.stage_options(stage), run).windows(0)))
+            window = next(iter(run.batches(stage, run.stage_options(stage)).windows(0)))
             losses[precision] = step(window, lr=0.1)["loss"]
             assert {parameter.dtype for parameter in module.trained().values()} == {torch.float32}
             frozen = {p.dtype for p in module.parameters() if not p.requires_grad}
