@@ -104,9 +104,7 @@ def siglip2(folder: Path) -> None:
         vision_config={**VISION_SHAPE, "intermediate_size": 48, "hidden_act": "gelu_pytorch_tanh"},
     )
     SiglipModel(config).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(
-        folder
-    )
+    SiglipImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(folder)
 
 
 def clip(folder: Path) -> None:
@@ -130,9 +128,7 @@ def dinov2(folder: Path) -> None:
 
 def dinov2_registers(folder: Path) -> None:
     """With four register tokens."""
-    config = Dinov2WithRegistersConfig(
-        **{**VISION_SHAPE, "image_size": 48}, mlp_ratio=2, num_register_tokens=4
-    )
+    config = Dinov2WithRegistersConfig(**{**VISION_SHAPE, "image_size": 48}, mlp_ratio=2, num_register_tokens=4)
     Dinov2WithRegistersModel(config).save_pretrained(folder)
     _dinov2_processor(folder)
 
@@ -148,9 +144,7 @@ def timm_vit(folder: Path) -> None:
 def qwen2(folder: Path) -> None:
     """Tied embeddings, padded vocabulary, ChatML."""
     tokenizer(folder, CHATML)
-    Qwen2ForCausalLM(Qwen2Config(**TEXT_SHAPE, **_ids(pad_to=384), tie_word_embeddings=True)).save_pretrained(
-        folder
-    )
+    Qwen2ForCausalLM(Qwen2Config(**TEXT_SHAPE, **_ids(pad_to=384), tie_word_embeddings=True)).save_pretrained(folder)
 
 
 def qwen3(folder: Path) -> None:
@@ -208,9 +202,7 @@ def write(name: str, folder: Path, seed: int = 0) -> Path:
     return path
 
 
-def composite(
-    encoder: Path, language: Path, **settings: Any
-) -> tuple[PanoLlavaForConditionalGeneration, Any]:
+def composite(encoder: Path, language: Path, **settings: Any) -> tuple[PanoLlavaForConditionalGeneration, Any]:
     """A small composite around two families' folders, and its tokenizer.
 
     Args:

@@ -17,18 +17,26 @@ from panollava.config.locate import CONF
 TEXT_KEYS = frozenset(
     {
         "checkpoint",
+        "csv_input",
         "data.dir",
+        "data.query_template",
         "data.test_csv",
         "data.train_csv",
         "data.val_csv",
+        "evaluation.results_dir",
         "experiment_name",
         "image",
         "init_from",
         "model.language.name",
+        "model.language.system",
         "model.vision.name",
         "output_dir",
         "question",
+        "results_dir",
         "resume",
+        "tracking.experiment",
+        "tracking.run_name",
+        "tracking.uri",
     }
 )
 """Keys whose values are free text or paths: taken literally, never parsed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class SweepParent(Callback):
         self._run_id = start_parent(self._uri, config.tracking.experiment, name)
         self._failed = False
         os.environ[PARENT_VARIABLE] = self._run_id
+        # When a job has failed Hydra raises before it says that the sweep is over.
+        atexit.register(self._end, failed=True)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Remembers that a job failed."""
@@ -38,7 +41,10 @@ class SweepParent(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the parent run: failed, if one of its jobs did."""
+        self._end(failed=False)
+
+    def _end(self, *, failed: bool) -> None:
         from panollava.tracking.sweep import end_parent
 
         if os.environ.pop(PARENT_VARIABLE, None):
-            end_parent(self._uri, self._run_id, "FAILED" if self._failed else "FINISHED")
+            end_parent(self._uri, self._run_id, "FAILED" if failed or self._failed else "FINISHED")

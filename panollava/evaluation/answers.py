@@ -70,9 +70,7 @@ class AnswerReport:
         return values
 
 
-def score_answers(
-    predictions: Sequence[Prediction], blank: Sequence[Prediction] | None = None
-) -> AnswerReport:
+def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction] | None = None) -> AnswerReport:
     """Scores predictions.
 
     Args:
@@ -83,16 +81,11 @@ def score_answers(
         ValueError: there are no predictions, or `blank` answers other questions.
     """
     if not predictions:
-        raise ValueError(
-            "No question was evaluated, so there is no score: check the test set and max_samples."
-        )
+        raise ValueError("No question was evaluated, so there is no score: check the test set and max_samples.")
     if blank is not None:
         _check_same_questions(predictions, blank)
     blank_by_kind = _by_kind(blank or [])
-    kinds = {
-        kind: _score_kind(group, blank_by_kind.get(kind))
-        for kind, group in sorted(_by_kind(predictions).items())
-    }
+    kinds = {kind: _score_kind(group, blank_by_kind.get(kind)) for kind, group in sorted(_by_kind(predictions).items())}
     guessed = sum(score.majority_share * score.count for score in kinds.values())
     return AnswerReport(
         count=len(predictions),

@@ -74,9 +74,7 @@ def views_picture(
     return canvas
 
 
-def answers_picture(
-    panorama: np.ndarray, predictions: Sequence[Prediction], *, width: int = 1280
-) -> np.ndarray:
+def answers_picture(panorama: np.ndarray, predictions: Sequence[Prediction], *, width: int = 1280) -> np.ndarray:
     """The panorama with questions about it, the answers given, and the references of wrong ones beside it.
 
     Args:

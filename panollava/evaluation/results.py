@@ -64,9 +64,7 @@ def write_results(
     """
     parts = PurePosixPath(experiment.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts or Path(experiment).is_absolute():
-        raise ValueError(
-            f"experiment_name={experiment!r} is not a folder name below {root}; use a plain name."
-        )
+        raise ValueError(f"experiment_name={experiment!r} is not a folder name below {root}; use a plain name.")
     parent = root.joinpath("eval_results", *parts)
     parent.mkdir(parents=True, exist_ok=True)
     now = now or datetime.now()

@@ -78,9 +78,7 @@ def _answer(
             f"generate gave {len(answers)} answers to {len(questions)} questions "
             f"({questions[0].sample_id if questions else 'an empty batch'} …): one a sample is needed."
         )
-    return [
-        answered(question, answer, latency_s) for question, answer in zip(questions, answers, strict=True)
-    ]
+    return [answered(question, answer, latency_s) for question, answer in zip(questions, answers, strict=True)]
 
 
 def _progress(name: str, done: int, expected: int | None, seconds: float) -> str:

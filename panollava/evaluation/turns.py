@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class TurnConsistency:
     count: int
     """Questions whose references name a direction."""
     share: float
-    """Share of them that turned, in 0..1."""
+    """Share of them that turned, in 0..1; not a number where there are none."""
 
 
 def turn_consistency(
@@ -32,12 +33,12 @@ def turn_consistency(
         turn_answer: what an answer becomes under the turn, None where it names no direction.
 
     Raises:
-        ValueError: a question has no turned answer, or no question is about a direction.
+        ValueError: a question has no turned answer.
     """
     turned = {each.sample_id: each.prediction for each in turned_predictions}
     asked = [each for each in predictions if any(turn_answer(text) is not None for text in each.references)]
     if not asked:
-        raise ValueError("No reference answer names a direction, so a turn of the panorama shows nothing.")
+        return TurnConsistency(count=0, share=math.nan)
     missing = [each.sample_id for each in asked if each.sample_id not in turned]
     if missing:
         raise ValueError(

@@ -23,9 +23,7 @@ class Resampler(Protocol):
     def token_count(self, grid: tuple[int, int]) -> int:
         """``Q`` for a patch grid, known without running."""
 
-    def __call__(
-        self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor
-    ) -> Tensor:
+    def __call__(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` features, ``(B, V)`` mask, ``(B, V, C)`` cameras -> ``(B, V, Q, Dr)`` tokens."""
 
 

@@ -29,9 +29,7 @@ class PanoVision(nn.Module):
         self.width = width
 
     @classmethod
-    def build(
-        cls, tower: VisionTower, *, resampler: Spec, latent_width: int = 768, seed: int = 0
-    ) -> PanoVision:
+    def build(cls, tower: VisionTower, *, resampler: Spec, latent_width: int = 768, seed: int = 0) -> PanoVision:
         """A tower with a new resampler.
 
         Args:

@@ -59,9 +59,7 @@ class MlpProjector(nn.Module):
         super().__init__()
         hidden = output_width if width is None else width
         self.norm = nn.LayerNorm(input_width) if input_norm else nn.Identity()
-        self.layers = nn.Sequential(
-            nn.Linear(input_width, hidden), nn.GELU(), nn.Linear(hidden, output_width)
-        )
+        self.layers = nn.Sequential(nn.Linear(input_width, hidden), nn.GELU(), nn.Linear(hidden, output_width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(..., Dr)`` -> ``(..., Dl)``."""

@@ -100,9 +100,10 @@ def fit(
                 progress.step_in_epoch += 1
                 samples = sum(map(len, window)) * procs.world_size
                 now = time.perf_counter()
-                seen, stepping, tick, rate = seen + samples, stepping + now - tick, now, samples / (now - tick)
+                spent, tick = now - tick, now
+                seen, stepping = seen + samples, stepping + spent
                 bar.update()
-                _log_step(stage.name, report, lr, rate, compute, progress, trainer, procs, tracker, bar)
+                _log_step(stage.name, report, lr, samples, spent, compute, progress, trainer, procs, tracker, bar)
                 last = progress.global_step >= limit
                 if progress.step_in_epoch in validate_at or last:
                     if progress.step_in_epoch == data.steps_per_epoch:
@@ -198,7 +199,8 @@ def _log_step(
     name: str,
     report: dict[str, float],
     lr: float,
-    rate: float,
+    samples: int,
+    spent: float,
     compute: Compute,
     progress: Progress,
     trainer: TrainerOptions,
@@ -209,23 +211,18 @@ def _log_step(
     if not procs.is_main or progress.global_step % trainer.log_every_steps:
         return
     memory = compute.peak_memory_gb()
+    rate = samples / max(spent, 1e-9)
+    left = tqdm.format_interval((bar.total - progress.global_step) * spent)
     bar.set_postfix_str(f"loss {report['loss']:.4f} lr {lr:.1e} {rate:.0f} samples/s {memory:.1f} GB")
     LOG.debug(
         "%s epoch %d step %d: loss %.6f lr %.3e %.1f samples/s %.2f GB, %s left",
-        name, progress.epoch, progress.global_step, report["loss"], lr, rate, memory, _left(bar),
+        name, progress.epoch, progress.global_step, report["loss"], lr, rate, memory, left,
     )  # fmt: skip
     values = {f"{name}/{key}": value for key, value in report.items()}
     tracker.metrics(
         {**values, f"{name}/lr": lr, f"{name}/samples_per_second": rate, f"{name}/memory_gb": memory},
         step=progress.global_step,
     )
-
-
-def _left(bar: tqdm) -> str:
-    if bar.disable:  # off a terminal tqdm counts nothing
-        return "?"
-    done, elapsed = bar.n - bar.initial, time.time() - bar.start_t
-    return tqdm.format_interval(elapsed / done * (bar.total - bar.n)) if done and elapsed else "?"
 
 
 def _no_bar(procs: Processes) -> bool | None:

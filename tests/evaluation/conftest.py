@@ -14,9 +14,7 @@ def answer() -> Callable[..., Prediction]:
     """Makes a prediction; each gets a sample id of its own."""
     made = []
 
-    def make(
-        prediction: str, *references: str, kind: str = "color", sample_id: str = "", **more
-    ) -> Prediction:
+    def make(prediction: str, *references: str, kind: str = "color", sample_id: str = "", **more) -> Prediction:
         made.append(None)
         defaults = {"image_id": "scene", "question": "What color is the ball?", "latency_s": 0.5}
         return Prediction(

@@ -55,9 +55,7 @@ def test_report_per_type_beside_guessing_and_blank_pictures(answer) -> None:
         answer("left", "left", kind="where"),
         answer("right", "left", "to the left", kind="where"),
     ]
-    blank = [
-        answer("red", *each.references, kind=each.kind, sample_id=each.sample_id) for each in predictions
-    ]
+    blank = [answer("red", *each.references, kind=each.kind, sample_id=each.sample_id) for each in predictions]
     report = score_answers(predictions, blank)
     assert report.count == 6
     assert report.exact_match == pytest.approx(4 / 6)

@@ -58,9 +58,7 @@ def test_a_tile_over_the_pole_encloses_it() -> None:
 
 
 def test_the_global_view_has_no_border_and_views_are_shown_in_order() -> None:
-    whole = Camera(
-        EQUIRECTANGULAR, 0.0, 0.0, 0.0, 2 * math.pi, math.pi, (0.0, 0.25, 1.0, 0.75), is_global=True
-    )
+    whole = Camera(EQUIRECTANGULAR, 0.0, 0.0, 0.0, 2 * math.pi, math.pi, (0.0, 0.25, 1.0, 0.75), is_global=True)
     assert not _drawn([whole]).any()
     cameras = [whole, _camera(), _camera(90.0)]
     picture = views_picture(GREY, _views(3), camera_tensor(cameras), width=WIDTH)

@@ -100,9 +100,7 @@ def test_any_text_survives(tmp_path_factory, text) -> None:
 
 def test_settings_that_json_cannot_hold_are_written_as_text(tmp_path, answer) -> None:
     predictions = [answer("red", "red")]
-    files = write_results(
-        tmp_path, "demo", predictions, score_answers(predictions), settings={"loss": float("nan")}
-    )
+    files = write_results(tmp_path, "demo", predictions, score_answers(predictions), settings={"loss": float("nan")})
     assert json.loads(files.metrics.read_text())["settings"] == {"loss": "NaN"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from panollava.evaluation.turns import turn_consistency
@@ -27,8 +29,12 @@ def test_only_answers_to_direction_questions_count(answer) -> None:
     assert (result.count, result.share) == (4, 0.5)
 
 
+def test_without_directions_there_is_nothing_to_turn(answer) -> None:
+    result = turn_consistency([answer("red", "red")], [], TURN.get)
+    assert result.count == 0
+    assert math.isnan(result.share)
+
+
 def test_what_cannot_be_compared_is_refused(answer) -> None:
-    with pytest.raises(ValueError, match="names a direction"):
-        turn_consistency([answer("red", "red")], [], TURN.get)
     with pytest.raises(ValueError, match=r"1 questions were not asked .*\(a "):
         turn_consistency([answer("front", "front", sample_id="a")], [], TURN.get)

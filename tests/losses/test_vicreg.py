@@ -14,9 +14,7 @@ from panollava.losses.vicreg import column_pairs, vicreg_pairs
 def slow_terms(a: Tensor, b: Tensor) -> tuple[float, float, float]:
     """Invariance, variance and covariance of one pair, entry by entry."""
     length, width = a.shape
-    invariance = sum(float((a[i, d] - b[i, d]) ** 2) for i in range(length) for d in range(width)) / (
-        length * width
-    )
+    invariance = sum(float((a[i, d] - b[i, d]) ** 2) for i in range(length) for d in range(width)) / (length * width)
     variance = covariance = 0.0
     for side in (a, b):
         means = [float(side[:, d].mean()) for d in range(width)]
@@ -41,9 +39,7 @@ def test_equals_the_formula(length, width):
         assert terms.invariance[pair].item() == pytest.approx(invariance, rel=1e-5)
         assert terms.variance[pair].item() == pytest.approx(variance, rel=1e-5, abs=1e-6)
         assert terms.covariance[pair].item() == pytest.approx(covariance, rel=1e-4, abs=1e-6)
-        assert terms.total[pair].item() == pytest.approx(
-            25 * invariance + 25 * variance + covariance, rel=1e-5
-        )
+        assert terms.total[pair].item() == pytest.approx(25 * invariance + 25 * variance + covariance, rel=1e-5)
 
 
 def test_weights_scale_the_terms():

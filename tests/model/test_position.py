@@ -25,9 +25,7 @@ def whole() -> Camera:
     return Camera(EQUIRECTANGULAR, 0.0, 0.0, 0.0, 2 * math.pi, math.pi, is_global=True)
 
 
-def codes(
-    cameras: list[Camera], grid: tuple[int, int] | None, position: YawPitchPosition | None = None
-) -> Tensor:
+def codes(cameras: list[Camera], grid: tuple[int, int] | None, position: YawPitchPosition | None = None) -> Tensor:
     """What is added to tokens, ``(V, Q, WIDTH)``, in float64 so that only the code's own error shows."""
     rows = camera_tensor(cameras, dtype=torch.float64)[None]
     count = 1 if grid is None else grid[0] * grid[1]
@@ -120,9 +118,7 @@ def test_every_direction_has_its_own_code():
 
 def test_the_code_fills_any_width():
     tokens = torch.zeros(1, 1, 1, 31)
-    out = YawPitchPosition(width=31, yaw_multiples=3, pitch_multiples=2)(
-        tokens, camera_tensor([tile(50)])[None], None
-    )
+    out = YawPitchPosition(width=31, yaw_multiples=3, pitch_multiples=2)(tokens, camera_tensor([tile(50)])[None], None)
     out = out.flatten()
     torch.testing.assert_close(out[10:20], out[:10])
     torch.testing.assert_close(out[20:30], out[:10])

@@ -45,17 +45,13 @@ def views(height: int = SIZE, width: int = SIZE, count: int = 2) -> Tensor:
 def reference(name: str, folder: Path, pixels: Tensor, layer: int = -1) -> Tensor:
     """Features by the library's own model and processor."""
     if name == "timm_vit":
-        model = timm.create_model(
-            f"local-dir:{folder}", pretrained=True, num_classes=0, dynamic_img_size=True
-        ).eval()
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, dynamic_img_size=True).eval()
         data = timm.data.resolve_model_data_config(model)
-        normal = (pixels / 255 - torch.tensor(data["mean"])[:, None, None]) / torch.tensor(data["std"])[
-            :, None, None
-        ]
+        normal = (pixels / 255 - torch.tensor(data["mean"])[:, None, None]) / torch.tensor(data["std"])[:, None, None]
         if layer != -1:
-            return model.forward_intermediates(
-                normal, indices=[3 + layer], intermediates_only=True, output_fmt="NLC"
-            )[0]
+            return model.forward_intermediates(normal, indices=[3 + layer], intermediates_only=True, output_fmt="NLC")[
+                0
+            ]
         return model.forward_features(normal)[:, model.num_prefix_tokens :]
     cls, prefix = PLAIN[name]
     if name == "clip_vision_only":
@@ -63,9 +59,7 @@ def reference(name: str, folder: Path, pixels: Tensor, layer: int = -1) -> Tenso
         normal = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     else:
         processor = AutoImageProcessor.from_pretrained(folder, backend="torchvision")
-        normal = processor(
-            list(pixels), do_resize=False, do_center_crop=False, return_tensors="pt"
-        ).pixel_values
+        normal = processor(list(pixels), do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
     other_size = "dinov2" not in name and pixels.shape[-2:] != (SIZE, SIZE)
     arguments = {"interpolate_pos_encoding": True} if other_size else {}
     output = cls.from_pretrained(folder).eval()(normal, output_hidden_states=True, **arguments)
@@ -95,9 +89,7 @@ def test_features_of_an_earlier_layer_and_another_size(name: str, backbone: Back
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_all_that_trains_gets_a_gradient_and_blocks_are_counted_from_the_end(
-    name: str, backbone: Backbone
-) -> None:
+def test_all_that_trains_gets_a_gradient_and_blocks_are_counted_from_the_end(name: str, backbone: Backbone) -> None:
     tower = VisionTower.from_pretrained(backbone(name), feature_layer=-2)
     tower.train_only("all")
     tower(views()).square().mean().backward()
@@ -158,9 +150,7 @@ def test_lower_precision_normalises_in_fp32(backbone: Backbone) -> None:
 
 def test_a_name_that_does_not_exist_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        FileNotFoundError, match=r"model\.vision\.name='nobody/nothing' could not be opened.*folder"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"model\.vision\.name='nobody/nothing' could not be opened.*folder"):
         VisionTower.from_pretrained("nobody/nothing")
 
 
@@ -170,9 +160,7 @@ def test_pickled_weights_are_refused_with_the_recipe(backbone: Backbone, tmp_pat
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     for name in (folder, folder / "pytorch_model.bin"):
-        with pytest.raises(
-            (FileNotFoundError, ValueError), match=r"never opened.*save_pretrained\('converted'\)"
-        ):
+        with pytest.raises((FileNotFoundError, ValueError), match=r"never opened.*save_pretrained\('converted'\)"):
             VisionTower.from_pretrained(name)
 
 

@@ -39,8 +39,7 @@ def test_processes_that_start_together_share_a_missing_store_and_their_deaths_ar
     uri = absolute_uri("sqlite:///mlflow.db", tmp_path)
     together = str(time.time() + 4)
     jobs = [
-        subprocess.Popen([sys.executable, "-c", OPEN_AND_DIE, uri, together], stderr=subprocess.PIPE)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", OPEN_AND_DIE, uri, together], stderr=subprocess.PIPE) for _ in range(3)
     ]
     errors = [job.communicate(timeout=120)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], errors
