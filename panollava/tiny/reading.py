@@ -98,23 +98,17 @@ class Reader:
         return Reading(ids, targets, weights, soft)
 
     def written(self, scene: Scene, rng: np.random.Generator) -> list[int]:
-        """The scene described in words, its things in any order and in one of several phrasings."""
-        form = int(rng.integers(4))
+        """The scene described in words, its things in any order and in one of two phrasings."""
+        height_first = rng.random() < 0.5
         parts = []
         for index in rng.permutation(len(scene.things)):
             thing = scene.things[index]
             if isinstance(thing, Disc):
-                parts.append(f"{thing.pole} a {thing.name}" if form < 2 else f"a {thing.name} {thing.pole}")
+                parts.append(f"{thing.pole} a {thing.name}")
+            elif height_first:
+                parts.append(f"{SECTORS[thing.sector]} {thing.height} a {thing.name}")
             else:
-                where = SECTORS[thing.sector]
-                parts.append(
-                    (
-                        f"{where} a {thing.name} {thing.height}",
-                        f"{where} {thing.height} a {thing.name}",
-                        f"a {thing.name} {thing.height} {where}",
-                        f"a {thing.name} {where} {thing.height}",
-                    )[form]
-                )
+                parts.append(f"{SECTORS[thing.sector]} a {thing.name} {thing.height}")
         return self.piece_uncached(", ".join(parts) + ".")
 
     def piece_uncached(self, text: str) -> list[int]:

@@ -54,8 +54,9 @@ def make_language_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
 class Curriculum:
     """Draws batches: short lists of soft tokens first, then tokens patch by patch; written scenes throughout."""
 
-    def __init__(self, reader: Reader, *, seed: int = 0, first_scene: int = 0) -> None:
+    def __init__(self, reader: Reader, *, seed: int = 0, first_scene: int = 0, written_share: float = 0.35) -> None:
         self.reader = reader
+        self.written_share = written_share
         self.rng = np.random.default_rng([seed, first_scene, 7])
         self.scene = first_scene
         self.batches: list[list[Reading]] = []
@@ -75,7 +76,7 @@ class Curriculum:
         self.scene += 1
         turns = conversation(scene, self.rng, 8 if by_view else 5)
         context, soft = [], np.zeros((0, WORDS_PER_TOKEN), np.int64)
-        if self.rng.random() < 0.15:
+        if self.rng.random() < self.written_share:
             context = self.reader.written(scene, self.rng)
         elif by_view and self.rng.random() < 0.9:
             views = crops()[0] if self.rng.random() < 0.7 else crops()[int(self.rng.integers(1, len(crops())))]
