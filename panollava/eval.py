@@ -57,8 +57,9 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options, tracking = _checked(cfg)
     folder = find_run_folder(Path(options.checkpoint).expanduser())
-    pano = PanoLlava.from_pretrained(options.checkpoint, device=choose_compute(options.device, "fp32").device)
     recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    compute = choose_compute(options.device, recorded["trainer"]["precision"])
+    pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
     data = _data(options, recorded["data"])
     source = open_source(data, options.split, pano.crop)
     LOG.info("Evaluating %s on %s.", folder, source.name)
@@ -74,7 +75,8 @@ def main(cfg: DictConfig) -> None:
         log_max_samples=options.log_max_samples,
     )
     experiment = pano.metadata["experiment_name"]
-    with open_tracker(tracking, run_name=f"eval {experiment}", tags={"panollava.folder": str(folder)}) as tracker:
+    tags = {"panollava.folder": str(folder)}
+    with open_tracker(tracking, run_name=f"eval {experiment}", tags=tags) as tracker, compute.autocast():
         result = evaluate_answers(
             pano,
             source,
@@ -87,7 +89,8 @@ def main(cfg: DictConfig) -> None:
     LOG.info("\n%s: %d questions\n\n%s\n", source.name, result.report.count, text_table(result.report))
     if options.turn_deg:
         upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
-        before = answer_questions(pano, upright, evaluation, num_workers=options.num_workers)
+        with compute.autocast():
+            before = answer_questions(pano, upright, evaluation, num_workers=options.num_workers)
         along = turn_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
         LOG.info("Of %d answers that name a direction, %.1f %% turned along.", along.count, 100 * along.share)
     LOG.info("Predictions and metrics: %s", result.files.folder)

@@ -59,7 +59,13 @@ class Experiment:
 
     def __enter__(self) -> Experiment:
         if self._owner:
-            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ValueError(
+                    f"output_dir: {self.root} cannot be made, since a file is in its way ({error}). Choose another "
+                    "output_dir."
+                ) from error
             lock = FileLock(self.root / ".lock")
             try:
                 self._exit.enter_context(lock.acquire(timeout=0))

@@ -82,6 +82,11 @@ class RunData:
             "text" if name == "resampler" else "assistant",
         )
         cut = count_cut(self.train, encoder.record, at_most=200)
+        if cut.silent_samples == cut.samples:
+            raise ValueError(
+                f"stage.{name}.max_text_length={options.max_text_length} cuts every text looked at before its first "
+                "answer, so there is nothing to learn. Raise it."
+            )
         if cut.cut_samples:
             LOG.info(
                 "stage.%s.max_text_length=%d cuts %d of %d texts looked at (%d tokens in all, %d left with nothing).",

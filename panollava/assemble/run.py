@@ -168,7 +168,8 @@ def stage_is_done(cfg: DictConfig, experiment: Experiment, name: str) -> bool:
         return False
     experiment.check_same_config(name, plain(cfg), plain(OmegaConf.load(recorded)))  # type: ignore[arg-type]
     state = experiment.state(name)
-    if state.get("status") == FINISHED and state.get("epochs", 0) >= cfg.stage[name].epochs:
+    is_whole = state.get("epochs", 0) >= cfg.stage[name].epochs and state.get("max_steps") == cfg.trainer.max_steps
+    if state.get("status") == FINISHED and is_whole:
         return True
     has_checkpoint = follow(experiment.stage_folder(name) / LAST) is not None
     if cfg.resume == "none" and has_checkpoint:
@@ -192,7 +193,10 @@ def _root(cfg: DictConfig, stack: ExitStack) -> Path:
         return folder / "dry_run"
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return Path(HydraConfig.get().runtime.output_dir)
-    return Path(cfg.output_dir).expanduser() / (cfg.experiment_name or default_name(cfg))
+    name = cfg.experiment_name or default_name(cfg)
+    if name != Path(name).name or name in (".", ".."):
+        raise ValueError(f"experiment_name={name!r} is not a plain folder name; output_dir= says where it goes.")
+    return Path(cfg.output_dir).expanduser() / name
 
 
 def default_name(cfg: DictConfig) -> str:

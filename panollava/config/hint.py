@@ -29,7 +29,7 @@ def misspelt_key(config_name: str, arguments: Sequence[str]) -> str | None:
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose(config_name, overrides=groups)
-    except HydraException:
+    except (HydraException, ValueError):
         return None  # a group or option that does not exist: Hydra lists those there are
     known = _keys(cfg)
     for argument in values:

@@ -10,9 +10,8 @@ from annotated_types import Interval
 from panollava.data.records import Question, Record
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
-from panollava.data.scenes.scene import SPLIT_CODES, Scene, scene_at
+from panollava.data.scenes.scene import SECTOR_DEG, SPLIT_CODES, Scene, scene_at
 
-BLANK_GREY = 128
 _TRAINING, _EVALUATION = 0, 1
 
 
@@ -27,7 +26,6 @@ class WorldSource:
         questions_per_record: question kinds drawn for a training conversation, which ends in a caption.
         questions_per_scene: question kinds asked of a scene in evaluation, each on its own; 9 are all.
         turn_deg: turns every panorama to the right by a multiple of 45°, and the directions in words with it.
-        blank: hides every picture behind plain grey, to see what can be answered without looking.
     """
 
     def __init__(
@@ -40,8 +38,12 @@ class WorldSource:
         questions_per_record: Annotated[int, Interval(ge=1, le=9)] = 5,
         questions_per_scene: Annotated[int, Interval(ge=1, le=9)] = 9,
         turn_deg: float = 0.0,
-        blank: bool = False,
     ) -> None:
+        if turn_deg % SECTOR_DEG:
+            raise ValueError(
+                f"data.turn_deg={turn_deg:g}: allowed are multiples of {SECTOR_DEG:g}, so that "
+                "directions keep their words."
+            )
         self.name = f"world-{split}"
         self.split = split
         self.scenes = scenes
@@ -50,7 +52,6 @@ class WorldSource:
         self.questions_per_record = questions_per_record
         self.questions_per_scene = questions_per_scene
         self.turn_deg = turn_deg
-        self.blank = blank
 
     def __len__(self) -> int:
         return self.scenes
@@ -75,8 +76,6 @@ class WorldSource:
 
     def panorama(self, index: int) -> np.ndarray:
         """Panorama of scene `index`, (H, W, 3) uint8 RGB."""
-        if self.blank:
-            return np.full((self.height, 2 * self.height, 3), BLANK_GREY, np.uint8)
         return paint(self.scene(index), self.height)
 
     def questions(self) -> list[Question]:

@@ -92,6 +92,12 @@ def load_pretrained(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # check_all_loaded refuses them by name
             )
+    except ImportError as error:
+        part = key.removesuffix(".name")
+        raise ValueError(
+            f"{part}.attn_implementation={attn_implementation} is not installed here ({_first_line(error)}). "
+            f"Use {part}.attn_implementation=sdpa, or install its package."
+        ) from error
     except OSError as error:
         raise FileNotFoundError(
             f"{key}={name!r}: its configuration opens but no safetensors weights do ({_first_line(error)}). "

@@ -44,7 +44,7 @@ def add_lora(
     """
     _refuse_wrapped(model)
     if target_modules != "all-linear":
-        _check_targets(model.language_model, target_modules)
+        check_targets(model.language_model, target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -99,7 +99,7 @@ def load_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path, *, t
         )
     config = LoraConfig.from_pretrained(str(path))
     if isinstance(config.target_modules, set | list):
-        _check_targets(model.language_model, sorted(config.target_modules))
+        check_targets(model.language_model, sorted(config.target_modules))
     with safe_open(path / WEIGHTS, "pt") as file:
         stored = set(file.keys())
     try:
@@ -127,7 +127,12 @@ def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:
         raise ValueError("The language model carries LoRA already. Call merge_lora(model) first.")
 
 
-def _check_targets(language_model: nn.Module, target_modules: list[str]) -> None:
+def check_targets(language_model: nn.Module, target_modules: list[str]) -> None:
+    """Whether each target is the last name of a linear layer.
+
+    Raises:
+        ValueError: one is not; the message lists those there are.
+    """
     names = [name for name, module in language_model.named_modules() if isinstance(module, nn.Linear)]
     unknown = [
         target for target in target_modules if not any(name == target or name.endswith(f".{target}") for name in names)

@@ -76,7 +76,7 @@ class VisionTower(nn.Module):
             )
         if min(self.grid) < 1:
             raise ValueError(
-                f"model.vision.image_size={self.image_size} is smaller than one patch of {(patch_h, patch_w)} pixels."
+                f"crop.view_size={self.image_size} is smaller than one patch of {(patch_h, patch_w)} pixels."
             )
 
     @classmethod

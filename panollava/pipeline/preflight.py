@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from panollava.assemble.run import Run
+from panollava.assemble.run import Run, plain
 from panollava.logs import LOG
-from panollava.model.hub import read_config, resolve_source
+from panollava.model.lora import check_targets
 from panollava.pipeline.stage import check_start
 
 
@@ -17,7 +17,7 @@ def preflight(run: Run) -> None:
     """
     pending = run.pending()
     needs_language = any(name != "vision" for name in pending)
-    language = _language_positions(run) if needs_language else None
+    language = _open_language(run, pending) if needs_language else None
     crop, count = run.backbones.crop, run.backbones.image_tokens
     LOG.info(
         "%d views of %dx%d pixels, effective overlap %.3f, %d image tokens a panorama.",
@@ -39,10 +39,15 @@ def preflight(run: Run) -> None:
             )
 
 
-def _language_positions(run: Run) -> int:
-    """Longest sequence of the language model; its tokenizer is opened too, its weights are not."""
-    name = run.cfg.model.language.name
-    config = read_config(resolve_source(name), "model.language.name")
-    run.backbones.prompt  # noqa: B018  opened here so that a folder without a tokenizer fails before stage 1
-    text = config.get_text_config()
-    return int(getattr(text, "max_position_embeddings", 2**31))
+def _open_language(run: Run, pending: list[str]) -> int:
+    """Opens tokenizer and language model, which a damaged folder would otherwise end after stage 1 has trained.
+
+    Returns:
+        The longest sequence the model takes.
+    """
+    run.backbones.prompt  # noqa: B018  opened for its own errors
+    model = run.backbones.language
+    lora = plain(run.cfg.model.lora)
+    if lora["enabled"] and "finetune" in pending and lora["target_modules"] != "all-linear":
+        check_targets(model, lora["target_modules"])
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))

@@ -186,6 +186,7 @@ def _finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[
         status=FINISHED,
         finished=_now(),
         epochs=run.stage_options(name).epochs,
+        max_steps=run.trainer.max_steps,
         checkpoint=str(best.relative_to(run.experiment.root)),
         validation_loss=loss,
         seconds=round(result.seconds, 2),

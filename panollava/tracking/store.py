@@ -46,12 +46,21 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """Id of an experiment, which is made if it is missing.
 
     Raises:
+        ConnectionError: the server does not answer.
         ValueError: the experiment was deleted in MLflow.
     """
     from mlflow.exceptions import MlflowException
 
     with _lock(uri):
-        experiment = client.get_experiment_by_name(name)
+        try:
+            experiment = client.get_experiment_by_name(name)
+        except MlflowException as error:
+            if error.error_code != "INTERNAL_ERROR" or uri.startswith(SQLITE):
+                raise
+            raise ConnectionError(
+                f"tracking.uri={uri} does not answer ({str(error).splitlines()[0][:200]}). Start the server, correct "
+                "the address, or train with tracking=none."
+            ) from error
         if experiment is None:
             try:
                 return client.create_experiment(name, artifact_location=artifact_location(uri))

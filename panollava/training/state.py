@@ -75,7 +75,9 @@ class Checkpointer:
         if loss is None:
             name = f"{self.prefix}_step{progress.global_step:06d}.ckpt"
         else:
-            name = f"{self.prefix}_epoch{progress.epoch:02d}_loss{loss:.4f}.ckpt"
+            # Two validations of one epoch may agree in four digits; the step keeps their folders apart.
+            step = f"_step{progress.global_step:06d}" if progress.step_in_epoch else ""
+            name = f"{self.prefix}_epoch{progress.epoch:02d}_loss{loss:.4f}{step}.ckpt"
         target = self.folder / name
         files.write_checkpoint(
             target,

@@ -48,12 +48,6 @@ def test_panorama_shape() -> None:
     assert WorldSource(split="val", scenes=1).panorama(0).dtype == np.uint8
 
 
-def test_blank_hides_the_picture_and_keeps_the_questions() -> None:
-    seen, blank = WorldSource(split="test", scenes=3), WorldSource(split="test", scenes=3, blank=True)
-    assert blank.questions() == seen.questions()
-    assert len(np.unique(blank.panorama(1))) == 1
-
-
 def test_a_turned_source_asks_the_same_in_turned_words() -> None:
     source, turned = WorldSource(split="test", scenes=20), WorldSource(split="test", scenes=20, turn_deg=90.0)
     named = 0

@@ -89,7 +89,6 @@ def test_best_and_last_are_kept_and_nothing_else(tmp_path: Path) -> None:
     assert follow(tmp_path / LAST) == tmp_path / "toy_epoch04_loss4.0000.ckpt"
 
 
-@pytest.mark.xfail(strict=True, reason="both checkpoints of the epoch get one name")
 def test_a_worse_checkpoint_never_takes_the_best_ones_place(tmp_path: Path) -> None:
     """Two validations of one epoch whose losses differ in the fifth place."""
     toy = Toy(tmp_path)
