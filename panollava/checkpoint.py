@@ -148,6 +148,8 @@ def point(link: Path, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     try:
+        if os.name == "nt":
+            raise OSError("Windows does not replace a link to a folder in one go")
         temporary.symlink_to(target.name, target_is_directory=True)
     except OSError:
         temporary.write_text(target.name, encoding="utf-8")
@@ -177,6 +179,8 @@ def find_checkpoint(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there is none; the message lists what the folder holds.
     """
+    if folder.is_file():  # a pointer given by itself, where links are not allowed
+        folder = follow(folder) or folder
     if (folder / STATE).is_file():
         return folder
     for name in (BEST, LAST):

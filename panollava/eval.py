@@ -37,7 +37,7 @@ class EvalOptions:
     turn_deg: float | None
     max_samples: Annotated[int, Interval(ge=1)] | None
     blank: bool
-    batch_size: Annotated[int, Interval(ge=1)]
+    batch_size: Annotated[int, Interval(ge=1)] | None
     max_new_tokens: Annotated[int, Interval(ge=1)] | None
     results_dir: str
     log_samples: bool
@@ -58,14 +58,15 @@ def main(cfg: DictConfig) -> None:
     options, tracking = _checked(cfg)
     folder = find_run_folder(Path(options.checkpoint).expanduser())
     recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    compute = choose_compute(options.device, recorded["trainer"]["precision"])
+    precision = recorded["trainer"]["precision"]
+    compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)  # fp16 needs a GPU
     pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
     data = _data(options, recorded["data"])
     source = open_source(data, options.split, pano.crop)
     LOG.info("Evaluating %s on %s.", folder, source.name)
     evaluation = EvaluationOptions(
         enabled=True,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or recorded["evaluation"]["batch_size"],
         max_new_tokens=options.max_new_tokens or recorded["evaluation"]["max_new_tokens"],
         max_samples=options.max_samples,
         blank=options.blank,
@@ -118,7 +119,8 @@ def _data(options: EvalOptions, recorded: dict[str, Any]) -> dict[str, Any]:
     world = {f"{options.split}_scenes": options.world_scenes, "seed": options.world_seed, "turn_deg": options.turn_deg}
     asked = {key: value for key, value in world.items() if value is not None}
     if options.csv_input is not None:
-        template = {key: data[key] for key in ("query_template",) if key in data}
+        read_as = ("query_template", "image_column", "query_column", "annotation_column")
+        template = {key: data[key] for key in read_as if key in data}
         data = {"type": "csv", "name": "csv", f"{options.split}_csv": options.csv_input, **template}
     if asked and data["type"] != "world":
         raise ValueError(f"{', '.join(asked)}: only the built-in world has these, and the data are {data['type']}.")

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from panollava.checkpoint import FORMAT_VERSION, read_state, write_file, write_json
+from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, write_file, write_json
 
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
 
@@ -26,7 +26,6 @@ MAY_DIFFER = (
     "dry_run",
     "evaluation",
     "experiment_name",
-    "init_from",
     "output_dir",
     "overwrite",
     "resume",
@@ -111,7 +110,8 @@ class Experiment:
 
     def clear(self, stage: str) -> None:
         """Removes a stage's folder and state (``overwrite=true``)."""
-        shutil.rmtree(self.stage_folder(stage), ignore_errors=True)
+        if self.stage_folder(stage).exists():
+            shutil.rmtree(self.stage_folder(stage))
         states = self.states()
         if states.pop(f"{stage}/{self.setting}", None) is not None:
             write_json(self.root / STAGES, {"format_version": FORMAT_VERSION, "stages": states})
@@ -215,7 +215,8 @@ def find_run_folder(path: Path) -> Path:
     if (path.parent / METADATA).is_file():
         return path.parent
     for stage in ("finetune", "resampler", "vision"):
-        found = sorted(path.glob(f"{stage}/*/{METADATA}"), key=lambda p: p.stat().st_mtime)
+        folders = [p for p in path.glob(f"{stage}/*/{METADATA}") if follow(p.parent / BEST) or follow(p.parent / LAST)]
+        found = sorted(folders, key=lambda p: p.stat().st_mtime)
         if found:
             return found[-1].parent
     raise FileNotFoundError(f"{path} is no run: no {METADATA} in it, beside it or below it.{_nearby(path)}")
@@ -240,6 +241,9 @@ def _readable(checkpoint: Path) -> bool:
 
 def _nearby(path: Path) -> str:
     root = next((parent for parent in (path, *path.parents) if parent.is_dir()), Path("."))
-    runs: Iterable[Path] = sorted({file.parent for file in root.glob(f"**/{METADATA}")})[:5]
+    if root.resolve() in (Path(root.resolve().anchor), Path.home()):
+        return ""  # a mistyped path is no reason to search the whole disk
+    depths = ("*", "*/*", "*/*/*", "*/*/*/*")
+    runs: Iterable[Path] = sorted({file.parent for depth in depths for file in root.glob(f"{depth}/{METADATA}")})[:5]
     listed = ", ".join(map(str, runs))
     return f" Runs found below {root}: {listed}." if listed else ""

@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     with processes() as procs, open_run(cfg, procs) as run:  # folder, log, tracker, data, backbones
         preflight(run)  # whatever can fail fails here, before the first step
         trained = None
-        for name in run.pending():
+        for name in run.pending:
             trained = run_stage(run, name) or trained
         evaluate_run(run, trained)
         farewell(run)

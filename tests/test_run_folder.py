@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from panollava import run_folder
-from panollava.checkpoint import TRAINED, write_checkpoint
+from panollava.checkpoint import BEST, TRAINED, point, write_checkpoint
 from panollava.run_folder import Experiment, differing_keys, experiment_name, find_run_folder, short_name
 
 CONFIG = {
@@ -117,6 +117,7 @@ def test_runs_are_found_from_any_of_their_places(tmp_path: Path) -> None:
     stage = tmp_path / "runs" / "e" / "finetune" / "crop_mlp"
     write_checkpoint(stage / "a.ckpt", {TRAINED: {}}, {"stage": "finetune"})
     run_folder.write_metadata(stage, {"stage": "finetune"}, "seed: 0\n")
+    point(stage / BEST, stage / "a.ckpt")
     for place in (stage, stage / "a.ckpt", tmp_path / "runs" / "e"):
         assert find_run_folder(place) == stage
     assert run_folder.known_checkpoints(tmp_path / "runs", "finetune") == [stage]

@@ -44,7 +44,15 @@ class RunData:
     _val_views: ViewMemory = field(default_factory=lambda: ViewMemory(REMEMBERED_GIB))
 
     def batches(
-        self, name: str, options: StageOptions, *, seed: int, procs: Processes, num_workers: int, pin_memory: bool
+        self,
+        name: str,
+        options: StageOptions,
+        *,
+        seed: int,
+        procs: Processes,
+        num_workers: int,
+        pin_memory: bool,
+        validation_batches: int | None = None,
     ) -> StageLoader:
         """Training windows and validation batches of a stage; stage 1 gets no text.
 
@@ -55,6 +63,7 @@ class RunData:
             procs: which samples this process takes.
             num_workers: processes that read; 0 reads here and remembers the views.
             pin_memory: page-locked batches, for a GPU.
+            validation_batches: no more than these, in a trial.
         """
         crop = self.backbones.crop
         encoder = None if name == "vision" else self._text(name, options)
@@ -72,15 +81,24 @@ class RunData:
             world_size=procs.world_size,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            validation_batches=validation_batches,
         )
 
     def _text(self, name: str, options: StageOptions) -> TextEncoder:
-        encoder = TextEncoder(
+        return TextEncoder(
             self.backbones.prompt,
             self.backbones.image_tokens,
             options.max_text_length,
             "text" if name == "resampler" else "assistant",
         )
+
+    def check_text(self, name: str, options: StageOptions) -> None:
+        """Says how much text a stage's limit costs, from a look at the first records.
+
+        Raises:
+            ValueError: it leaves nothing to learn.
+        """
+        encoder = self._text(name, options)
         cut = count_cut(self.train, encoder.record, at_most=200)
         if cut.silent_samples == cut.samples:
             raise ValueError(
@@ -92,7 +110,12 @@ class RunData:
                 "stage.%s.max_text_length=%d cuts %d of %d texts looked at (%d tokens in all, %d left with nothing).",
                 name, options.max_text_length, cut.cut_samples, cut.samples, cut.cut_tokens, cut.silent_samples,
             )  # fmt: skip
-        return encoder
+
+    def longest_question(self) -> int:
+        """Tokens of the longest test question with its history, image tokens included; 0 without a test split."""
+        encoder = TextEncoder(self.backbones.prompt, self.backbones.image_tokens)
+        questions = [] if self.test is None else self.test.questions()
+        return max((len(encoder.question(question).ids) for question in questions), default=0)
 
 
 def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> RunData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.check import STAGES
 from panollava.assemble.data import RunData, open_data
+from panollava.assemble.status import awaits_evaluation, pending_stages
 from panollava.assemble.tracking import open_tracker
 from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
 from panollava.data.loader import StageLoader
@@ -28,8 +29,6 @@ from panollava.training.distributed import Processes
 from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
 from panollava.training.precision import Compute, choose_compute
-
-FINISHED = "finished"
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Run:
         procs, compute: processes, device and number format.
         backbones: encoder and language model, opened once.
         data: the splits.
-        was_done: whether every stage was finished when the run was opened.
+        pending: stages to train, in order; the others were finished when the run was opened.
     """
 
     cfg: DictConfig
@@ -53,7 +52,7 @@ class Run:
     compute: Compute
     backbones: Backbones
     data: RunData
-    was_done: bool
+    pending: list[str]
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -90,20 +89,16 @@ class Run:
             procs=self.procs,
             num_workers=self.trainer.num_workers,
             pin_memory=self.compute.device.type == "cuda",
+            validation_batches=1 if self.cfg.dry_run else None,
         )
-
-    def pending(self) -> list[str]:
-        """Stages to run, in order, without those that are finished.
-
-        Raises:
-            ValueError: a stage's folder holds a run of another config, or an unfinished one with resume=none.
-        """
-        return [name for name in self.cfg.stage.run if not stage_is_done(self.cfg, self.experiment, name)]
 
     def resume_point(self, name: str) -> Path | None:
         """Checkpoint to resume a stage from: ``resume=<path>``, else where an unfinished run stopped."""
+        if self.cfg.overwrite:
+            return None
         if self.cfg.resume not in ("auto", "none"):
-            checkpoint = find_checkpoint(Path(self.cfg.resume).expanduser())
+            path = Path(self.cfg.resume).expanduser()
+            checkpoint = follow(path / LAST) or find_checkpoint(path)
             # Of several stages only the one the checkpoint belongs to resumes; alone, a misfit is the loop's error.
             alone = len(self.cfg.stage.run) == 1
             return checkpoint if alone or read_state(checkpoint).get("stage") == name else None
@@ -125,28 +120,23 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         cfg: a checked config.
         procs: this process's place.
     """
-    configure_console()
+    configure_console(logging.INFO if procs.is_main else logging.ERROR)
     compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, procs.local_rank)
     with ExitStack() as stack:
         root = _root(cfg, stack)
         experiment = stack.enter_context(Experiment(root, setting(cfg), owner=procs.is_main))
-        if cfg.overwrite and procs.is_main:
-            for name in cfg.stage.run:
-                experiment.clear(name)
-        procs.barrier()
         if procs.is_main:
             stack.enter_context(log_file(root / "logs", "full_pipeline"))
         LOG.info("Experiment %s in %s", root.name, root)
-        # Refuses a folder of another config before anything is opened.
-        done = [stage_is_done(cfg, experiment, name) for name in cfg.stage.run]
+        pending = pending_stages(plain(cfg), experiment)  # refuses a folder of another config, nothing opened yet
         backbones = Backbones(plain(cfg.model), plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
         data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
-        is_over = all(done) and not _awaits_evaluation(cfg, experiment)
+        is_over = not pending and not awaits_evaluation(plain(cfg), experiment)
         tracker = NullTracker() if is_over else stack.enter_context(_tracker(cfg, experiment, procs))
         tracker.params({key: value for key, value in flatten(plain(cfg)).items() if value is not None})
         tracker.text(OmegaConf.to_yaml(cfg), CONFIG)
         try:
-            yield Run(cfg, experiment, tracker, procs, compute, backbones, data, all(done))
+            yield Run(cfg, experiment, tracker, procs, compute, backbones, data, pending)
         except Exception:
             LOG.debug("The run stopped.", exc_info=True)  # for the log file; the terminal gets the message alone
             raise
@@ -155,35 +145,6 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
 def setting(cfg: DictConfig) -> str:
     """Name of each stage's folder: ``<crop-with-hyphens>_<resampler>``."""
     return f"{cfg.crop.type.replace('_', '-')}_{cfg.model.resampler.type}"
-
-
-def stage_is_done(cfg: DictConfig, experiment: Experiment, name: str) -> bool:
-    """Whether a stage is finished in this experiment with this config.
-
-    Raises:
-        ValueError: its folder holds a run of another config, or an unfinished one with ``resume=none``.
-    """
-    recorded = experiment.stage_folder(name) / CONFIG
-    if not recorded.is_file():
-        return False
-    experiment.check_same_config(name, plain(cfg), plain(OmegaConf.load(recorded)))  # type: ignore[arg-type]
-    state = experiment.state(name)
-    is_whole = state.get("epochs", 0) >= cfg.stage[name].epochs and state.get("max_steps") == cfg.trainer.max_steps
-    if state.get("status") == FINISHED and is_whole:
-        return True
-    has_checkpoint = follow(experiment.stage_folder(name) / LAST) is not None
-    if cfg.resume == "none" and has_checkpoint:
-        raise ValueError(
-            f"{experiment.stage_folder(name)} holds an unfinished run of this config. Go on with resume=auto, "
-            "or start it anew with overwrite=true."
-        )
-    return False
-
-
-def _awaits_evaluation(cfg: DictConfig, experiment: Experiment) -> bool:
-    """Whether the last stage can answer questions and was not asked any yet."""
-    last = cfg.stage.run[-1]
-    return cfg.evaluation.enabled and last != "vision" and not experiment.state(last).get("evaluated")
 
 
 def _root(cfg: DictConfig, stack: ExitStack) -> Path:
@@ -214,11 +175,12 @@ def default_name(cfg: DictConfig) -> str:
 def _tracker(cfg: DictConfig, experiment: Experiment, procs: Processes) -> Tracker:
     if cfg.dry_run or not procs.is_main:
         return NullTracker()
-    states = [experiment.state(name) for name in STAGES]
-    unfinished = [s["tracking_run"] for s in states if s.get("tracking_run") and s.get("status") != FINISHED]
+    # A run that was stopped, in a stage, between two or before its evaluation, goes on in the same record.
+    states = [experiment.state(name) for name in cfg.stage.run] if not cfg.overwrite else []
+    known = [state["tracking_run"] for state in states if state.get("tracking_run")]
     return open_tracker(
         plain(cfg.tracking),
         run_name=experiment.root.name,
-        run_id=unfinished[-1] if unfinished else None,
+        run_id=known[-1] if known else None,
         tags={"panollava.folder": str(experiment.root.resolve()), "panollava.stages": ",".join(cfg.stage.run)},
     )

@@ -18,7 +18,11 @@ TEXT_KEYS = frozenset(
     {
         "checkpoint",
         "csv_input",
+        "data.annotation_column",
         "data.dir",
+        "data.image_column",
+        "data.name",
+        "data.query_column",
         "data.query_template",
         "data.test_csv",
         "data.train_csv",

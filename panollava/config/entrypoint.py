@@ -96,7 +96,7 @@ def slug(text: str, limit: int = 96) -> str:
 
 
 def with_sweep_folder(arguments: list[str]) -> list[str]:
-    """Gives a sweep a folder named after what it sweeps, so that running it again finds it.
+    """Gives a sweep a folder named ``experiment_name``, or after what it sweeps, so that running it again finds it.
 
     Only swept keys go into the names of its jobs; the constant ones would only make them long.
     """
@@ -111,7 +111,8 @@ def with_sweep_folder(arguments: list[str]) -> list[str]:
             key = key.lstrip("+~")
             is_swept = _sweeps(value)
             (swept if is_swept else constant).append(key)
-    name = slug("sweep_" + "_".join(key.removeprefix("model/") for key in swept), 80)
+    named = [a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("experiment_name=")]
+    name = slug(named[-1] if named else "sweep_" + "_".join(key.removeprefix("model/") for key in swept), 80)
     extra = [f"hydra.sweep.dir='${{output_dir}}/{name}'"]
     if constant:
         extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(repr(k) for k in constant)}]")

@@ -26,6 +26,10 @@ def misspelt_key(config_name: str, arguments: Sequence[str]) -> str | None:
     keys = {a: a.partition("=")[0] for a in plain}
     groups = [a for a in plain if _is_group(keys[a].lstrip("+~"))]
     values = [a for a in plain if a not in groups and not a.startswith(("+", "~"))]
+    for argument in groups:
+        if argument.partition("=")[2] == "null":
+            options = sorted(path.stem for path in (Path(CONF) / keys[argument]).glob("*.yaml"))
+            return f"{argument}: a group always has an option. Choose one of {', '.join(options)}."
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose(config_name, overrides=groups)

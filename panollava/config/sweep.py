@@ -19,7 +19,7 @@ class SweepParent(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Makes the store and the parent; a job that came first would race the others for it."""
-        if config.tracking.type != "mlflow":
+        if config.tracking.type != "mlflow" or config.dry_run:
             return
         from panollava.tracking.location import absolute_uri
         from panollava.tracking.sweep import start_parent

@@ -79,6 +79,7 @@ class StageLoader:
         batch_size, accumulate, seed, rank, world_size: see `EpochSampler`.
         num_workers: processes that prepare training batches, and as many for validation; 0 uses this process.
         pin_memory: page-locked batches, for a GPU.
+        validation_batches: look at no more than these, in a trial; None looks at all.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class StageLoader:
         world_size: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
+        validation_batches: int | None = None,
     ) -> None:
         self.sampler = EpochSampler(len(train), batch_size, accumulate, seed, rank, world_size)
         self.steps_per_epoch = self.sampler.steps_per_epoch
@@ -101,7 +103,7 @@ class StageLoader:
         places = [(0, index) for index in range(rank, len(validation), world_size)]
         self._train = _Batches(train, collate, num_workers, pin_memory)
         self._validation = _Batches(validation, collate, num_workers, pin_memory)
-        self._validation_plan = _chunks(places, batch_size)
+        self._validation_plan = _chunks(places, batch_size)[:validation_batches]
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of each optimiser step of an epoch, from step `start` on."""

@@ -14,7 +14,7 @@ from panollava.checkpoint import TRAINED, find_checkpoint, read_state, read_tens
 from panollava.crop.crop import Crop
 from panollava.model.backbones import Backbones
 from panollava.model.fusion import image_token_count
-from panollava.model.lora import add_lora, merge_lora
+from panollava.model.lora import add_lora, load_lora, merge_lora
 from panollava.model.processor import PanoLlavaProcessor, Picture, read_picture
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded
@@ -85,6 +85,14 @@ class PanoLlava:
         processor = PanoLlavaProcessor.from_pretrained(path)
         model.to(device)
         return cls(model.eval(), processor.prompt, processor.image_processor.build_crop())
+
+    def load_lora_weights(self, folder: str | Path) -> None:
+        """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``.
+
+        Raises:
+            ValueError: one is attached already, or it is not of this language model.
+        """
+        load_lora(self.model, folder)
 
     def merge_lora_weights(self) -> None:
         """Adds the adapter to the language model's weights and takes it off; nothing to do where there is none."""

@@ -37,10 +37,12 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
         _show_views(run)
     if run.data.test is None or last == "vision" or (trained is None and _evaluated(run)):
         return None
-    if isinstance(trained, InstructStage):
+    if isinstance(trained, InstructStage) and trained.name == last:
         pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
     else:  # finished earlier, but stopped before its evaluation was
-        pano = PanoLlava.from_pretrained(run.experiment.stage_folder(last), device=run.compute.device)
+        pano = PanoLlava.from_pretrained(
+            run.experiment.stage_folder(last), device=run.compute.device, dtype=run.compute.dtype
+        )
     with run.compute.autocast():
         result = evaluate_answers(
             pano,
@@ -64,7 +66,7 @@ def farewell(run: Run) -> None:
     if run.cfg.dry_run:
         LOG.info("Dry run: everything was built and one batch went through each stage; nothing was kept.")
         return
-    if run.was_done:
+    if not run.pending:
         LOG.info("Every stage of this config is finished already; overwrite=true would train it anew.")
     for name in run.cfg.stage.run:
         folder = run.experiment.stage_folder(name)

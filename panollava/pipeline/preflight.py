@@ -15,7 +15,7 @@ def preflight(run: Run) -> None:
         FileNotFoundError: a backbone does not exist.
         ValueError: a sequence would be longer than the language model's positions, or ``init_from`` fits nothing.
     """
-    pending = run.pending()
+    pending = run.pending
     needs_language = any(name != "vision" for name in pending)
     language = _open_language(run, pending) if needs_language else None
     crop, count = run.backbones.crop, run.backbones.image_tokens
@@ -27,16 +27,21 @@ def preflight(run: Run) -> None:
         check_start(run, name)
         if name == "vision" or language is None:
             continue
-        text = run.stage_options(name).max_text_length
-        new = run.cfg.evaluation.max_new_tokens if run.cfg.evaluation.enabled else 0
-        if count + text + new > language:
+        options = run.stage_options(name)
+        run.data.check_text(name, options)
+        if count + options.max_text_length > language:
             raise ValueError(
-                f"stage {name}: {count} image tokens, up to {text} text tokens (stage.{name}.max_text_length) and "
-                f"{new} new ones (evaluation.max_new_tokens) are {count + text + new}, but "
-                f"{run.cfg.model.language.name} has {language} positions. Lower stage.{name}.max_text_length or "
-                "crop.overlap, or choose a resampler "
-                "with fewer tokens or a longer language model."
+                f"stage {name}: {count} image tokens and up to {options.max_text_length} text tokens are more than the "
+                f"{language} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length or "
+                "crop.overlap, or choose a resampler with fewer tokens or a longer language model."
             )
+    longest, new = run.data.longest_question() if language else 0, run.cfg.evaluation.max_new_tokens
+    if language and longest and longest + new > language:
+        raise ValueError(
+            f"The longest test question has {longest} tokens ({count} of the image) and may get {new} new ones "
+            f"(evaluation.max_new_tokens), but {run.cfg.model.language.name} has {language} positions. Shorten it, "
+            "lower evaluation.max_new_tokens or crop.overlap, or set evaluation.enabled=false."
+        )
 
 
 def _open_language(run: Run, pending: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from panollava.assemble.check import STAGES
-from panollava.assemble.run import FINISHED, Run
+from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage, build_stage, skip_reason
+from panollava.assemble.status import FINISHED, SKIPPED
 from panollava.checkpoint import BEST, LAST, TRAINED, find_checkpoint, follow, read_state, read_tensors, replace_folder
 from panollava.logs import LOG, log_file
 from panollava.model.lora import has_lora, save_lora
@@ -40,11 +42,18 @@ def run_stage(run: Run, name: str) -> AnyStage | None:
     reason = skip_reason(run, name)
     if reason and len(run.cfg.stage.run) > 1:
         LOG.info("Stage %s is left out: %s.", name, reason)
+        if run.procs.is_main:
+            run.experiment.record(name, status=SKIPPED)
         return None
     if reason:
         raise ValueError(f"stage={name} cannot run: {reason}. Choose another crop or resampler, or other stages.")
     folder = run.experiment.stage_folder(name)
-    with log_file(folder / "logs", name):
+    if (
+        run.cfg.overwrite and run.procs.is_main
+    ):  # only now: everything that could be wrong with the new run was looked at
+        run.experiment.clear(name)
+    run.procs.barrier()
+    with log_file(folder / "logs", name) if run.procs.is_main else nullcontext():
         options = run.stage_options(name)
         while True:
             try:
@@ -71,6 +80,7 @@ def check_start(run: Run, name: str) -> None:
 def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage:
     torch.manual_seed(run.seed(name))
     stage = build_stage(run, name).to(run.compute.device)
+    torch.manual_seed(run.seed(name) + run.procs.rank)  # each process drops other units
     trained = stage.trained()
     resume = run.resume_point(name)
     if resume is None:
@@ -94,7 +104,11 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         progress = checkpointer.restore(resume)
         LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
     if run.procs.is_main:
-        write_metadata(folder, stage_metadata(run, name, progress, None), OmegaConf.to_yaml(run.cfg))
+        reached, loss = progress, None
+        if (best := follow(folder / BEST)) is not None:
+            state = read_state(best)
+            reached, loss = Progress(**state["progress"]), state["validation_loss"]
+        write_metadata(folder, stage_metadata(run, name, reached, loss), OmegaConf.to_yaml(run.cfg))
         run.experiment.record(name, status="running", tracking_run=run.tracker.run_id, started=_now())
     data = run.batches(name, options)
     try:
@@ -129,6 +143,12 @@ def _start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
     """Loads what fits of the weights that ``init_from`` names."""
     source = _source(run, name)
     if source is None:
+        if name != STAGES[0]:
+            LOG.info(
+                "Stage %s starts fresh: %s has no finished earlier stage (init_from=<folder> starts from another run).",
+                name,
+                run.experiment.root,
+            )
         return
     tensors = read_tensors(source / TRAINED)
     report = transfer(tensors, trained)
@@ -147,9 +167,10 @@ def _start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
 def _source(run: Run, name: str) -> Path | None:
     """Checkpoint folder to start from: the named one, or the same experiment's previous stage."""
     earlier = STAGES[: STAGES.index(name)]
-    if run.cfg.init_from == "none":
+    is_first = not any(stage in run.cfg.stage.run for stage in earlier)
+    if run.cfg.init_from == "none" and is_first:
         return None
-    if run.cfg.init_from != "auto" and not any(s in run.cfg.stage.run for s in earlier):
+    if run.cfg.init_from not in ("auto", "none") and is_first:
         path = Path(run.cfg.init_from).expanduser()
         if not path.exists():
             known = ", ".join(map(str, known_checkpoints(Path(run.cfg.output_dir), "vision")[:5])) or "none"
@@ -162,12 +183,6 @@ def _source(run: Run, name: str) -> Path | None:
         folder = run.experiment.stage_folder(previous)
         if run.experiment.state(previous).get("status") == FINISHED and follow(folder / BEST):
             return find_checkpoint(folder)
-    if earlier:
-        LOG.info(
-            "Stage %s starts fresh: no earlier stage is finished in %s (init_from=<folder> starts from another run).",
-            name,
-            run.experiment.root,
-        )
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def fit(
     total = options.epochs * data.steps_per_epoch
     validate_at = _validation_steps(data.steps_per_epoch, trainer.validations_per_epoch)
     limit = min(total, trainer.max_steps or total)
+    compute.reset_peak_memory()
     started, seen, metrics, stepping = time.perf_counter(), 0, {}, 0.0
     bar = tqdm(total=limit, initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs))
     with bar, _interrupt() as interrupted:
@@ -177,6 +179,11 @@ def _after_validation(
     tracker: Tracker,
 ) -> None:
     loss = metrics["loss"]
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"The validation loss of stage {name!r} is {loss} after step {progress.global_step}. The checkpoints "
+            f"before it are kept; lower stage.{name}.lr, or use trainer.precision=fp32."
+        )
     is_best = loss < progress.best_loss
     progress.best_loss = min(loss, progress.best_loss)
     progress.validations_since_best = 0 if is_best else progress.validations_since_best + 1

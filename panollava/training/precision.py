@@ -33,8 +33,13 @@ class Compute:
         """A gradient scaler; it only acts in fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
+    def reset_peak_memory(self) -> None:
+        """Begins a new peak, on a GPU; a process's own peak cannot be reset."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def peak_memory_gb(self) -> float:
-        """Most memory used so far: of the GPU, else of this process (GB)."""
+        """Most memory used: of the GPU since the last reset, else of this process since it began (GB)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
         return _process_peak_gb()

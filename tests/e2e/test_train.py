@@ -210,7 +210,9 @@ def test_a_stage_without_anything_to_learn_is_left_out(backbone: Backbone, capsy
     asked = [*backbones(backbone), *whole, UNTRACKED, "crop=resize", "trainer.max_steps=1", "experiment_name=x"]
     run_train(*asked, "stage.run=[vision,resampler]", "evaluation.enabled=false")
     assert "Stage vision is left out: no view of this crop has a neighbour" in capsys.readouterr().err
-    assert states("x") == {"resampler": "finished"}
+    assert states("x") == {"vision": "skipped", "resampler": "finished"}
+    run_train(*asked, "stage.run=[vision,resampler]", "evaluation.enabled=false")
+    assert "Every stage of this config is finished already" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,68 @@
+"""Which stages of a run are still to be trained, from what its folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from panollava.assemble.check import STAGES
+from panollava.checkpoint import LAST, follow
+from panollava.run_folder import CONFIG, Experiment
+
+FINISHED, SKIPPED = "finished", "skipped"
+
+
+def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """Stages of ``stage.run`` that are not finished in this experiment with this config, in order.
+
+    Raises:
+        ValueError: a stage's folder holds a run of another config, an unfinished one with ``resume=none``, or one
+            that started from an earlier stage which has changed since.
+    """
+    listed = list(config["stage"]["run"])
+    if config["overwrite"]:
+        return listed
+    pending = [name for name in listed if not _is_done(config, experiment, name)]
+    for name in listed:
+        stale = [earlier for earlier in STAGES[: STAGES.index(name)] if _is_newer(experiment, earlier, name, pending)]
+        if name not in pending and stale:
+            raise ValueError(
+                f"{experiment.stage_folder(name)} was trained from an earlier {stale[-1]} stage than the one of now. "
+                f"Train it anew with stage={name} overwrite=true, or give this run a name of its own "
+                "(experiment_name=<name>)."
+            )
+    return pending
+
+
+def awaits_evaluation(config: Mapping[str, Any], experiment: Experiment) -> bool:
+    """Whether the last stage can answer questions and was not asked any yet."""
+    last = config["stage"]["run"][-1]
+    return config["evaluation"]["enabled"] and last != "vision" and not experiment.state(last).get("evaluated")
+
+
+def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bool:
+    state = experiment.state(name)
+    if state.get("status") == SKIPPED:
+        return len(config["stage"]["run"]) > 1  # asked for by itself it is an error that says why
+    recorded = experiment.stage_folder(name) / CONFIG
+    if not recorded.is_file():
+        return False
+    old: Any = OmegaConf.to_container(OmegaConf.load(recorded))
+    experiment.check_same_config(name, config, old)
+    epochs, steps = config["stage"][name]["epochs"], config["trainer"]["max_steps"]
+    if state.get("status") == FINISHED and state.get("epochs", 0) >= epochs and state.get("max_steps") == steps:
+        return True
+    if config["resume"] == "none" and follow(experiment.stage_folder(name) / LAST) is not None:
+        raise ValueError(
+            f"{experiment.stage_folder(name)} holds an unfinished run of this config. Go on with resume=auto, "
+            "or start it anew with overwrite=true."
+        )
+    return False
+
+
+def _is_newer(experiment: Experiment, earlier: str, name: str, pending: list[str]) -> bool:
+    """Whether ``earlier`` was, or is about to be, trained after ``name`` had started."""
+    started = experiment.state(name).get("started", "")
+    return earlier in pending or experiment.state(earlier).get("finished", "") > started
