@@ -35,7 +35,7 @@ STAGES = (
     ("resampler", "next token of the text", ("frozen", "trains", "trains", "frozen")),
     ("finetune", "next token of the answer", ("frozen", "trains", "trains", "LoRA")),
 )
-SCENE, QUESTION, ANSWER = 3, "where is the red diamond?", "behind"
+SCENE, QUESTION, ANSWER = 3, "where is the yellow ring?", "left"
 LEFT, STEP, WIDTH = 6.95, 2.45, 1.6
 TOP, ROW = 3.1, 0.5
 
