@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import torch
-from runs import opened
 from safetensors.torch import save_file
+from small_runs import opened
 from torch import Tensor
 
 from panollava.assemble.stage import build_stage

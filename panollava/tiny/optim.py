@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+STATE = "state.pt"
 SHARPNESS_SPEED = 8.0
 """Query and key norms set how sharply attention can choose; at the common rate they grow too slowly."""
 
@@ -38,6 +40,28 @@ def set_rate(optimisers: list[torch.optim.Optimizer], rate: float) -> None:
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = rate * group.get("speed", 1.0)
+
+
+def keep(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int) -> None:
+    """Writes the state that ``resume`` goes on from, into the folder of whoever makes the backbones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = [optimiser.state_dict() for optimiser in optimisers]
+    torch.save({"model": model.state_dict(), "optimisers": saved, "step": step}, folder / STATE)
+
+
+def resume(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> int:
+    """Puts the kept state back.
+
+    Returns:
+        The step to go on with; 0 where nothing was kept.
+    """
+    if not (folder / STATE).is_file():
+        return 0
+    state = torch.load(folder / STATE, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
+    return int(state["step"])
 
 
 def cosine(peak: float, steps: int, warmup: int) -> Callable[[int], float]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 from panollava.batch import IGNORE_INDEX
 from panollava.data.scenes.questions import KINDS, ask_all
 from panollava.data.scenes.scene import Scene, scene_at
-from panollava.tiny.optim import cosine, make_optimisers, set_rate
+from panollava.tiny.optim import cosine, keep, make_optimisers, resume, set_rate
 from panollava.tiny.reading import NO_WORD, WORDS_PER_TOKEN, Reader, Reading, conversation, crops, embed, question_turns
 
 logger = logging.getLogger(__name__)
@@ -150,14 +150,7 @@ def train_language_model(
         short_share: share of the steps that read short lists, before tokens come patch by patch.
     """
     optimisers = make_optimisers(model)
-    state_file = folder / "state.pt"
-    start = 0
-    if state_file.is_file():
-        state = torch.load(state_file)
-        model.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        start = state["step"]
+    start = resume(folder, model, optimisers)
     curriculum = Curriculum(reader, first_scene=start * batch_size)
     schedule = cosine(learning_rate, steps, warmup=100)
     torch.manual_seed(start)
@@ -178,9 +171,7 @@ def train_language_model(
             logger.info("step %d loss %.4f answer tokens %.4f %.0f s", step + 1, loss.item(), right / total, seconds)
             right, total = 0, 0
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            saved = [optimiser.state_dict() for optimiser in optimisers]
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"model": model.state_dict(), "optimisers": saved, "step": step + 1}, state_file)
+            keep(folder, model, optimisers, step + 1)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from panollava.data.scenes.scene import scene_at
-from panollava.tiny.optim import cosine, make_optimisers, set_rate
+from panollava.tiny.optim import cosine, keep, make_optimisers, resume, set_rate
 from panollava.tiny.seeing import (
     COLOUR_CLASSES,
     IGNORED,
@@ -93,14 +93,7 @@ def train_encoder(
         learning_rate: its peak; warmed up, then decayed along a cosine.
     """
     optimisers = make_optimisers(reader)
-    state_file = folder / "state.pt"
-    start = 0
-    if state_file.is_file():
-        state = torch.load(state_file)
-        reader.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        start = state["step"]
+    start = resume(folder, reader, optimisers)
     schedule = cosine(learning_rate, steps, warmup=100)
     source = batches(start * batch_size, batch_size)
     reader.train()
@@ -116,9 +109,7 @@ def train_encoder(
         if (step + 1) % 50 == 0:
             logger.info("step %d loss %.4f %.0f s", step + 1, loss.item(), time.monotonic() - began)
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            saved = [optimiser.state_dict() for optimiser in optimisers]
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"model": reader.state_dict(), "optimisers": saved, "step": step + 1}, state_file)
+            keep(folder, reader, optimisers, step + 1)
 
 
 @torch.no_grad()

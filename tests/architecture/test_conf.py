@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from runs import config
+from small_runs import config
 
 from panollava.assemble.check import check_tracking, checked
 from panollava.component import component_names

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import QUICK, backbones, command
 from safetensors.torch import load_file, save_file
+from small_runs import QUICK, backbones, command
 
 from panollava import train
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from mlflow.tracking import MlflowClient
-from runs import backbones, command
+from small_runs import backbones, command
 from torch.distributed.run import get_args_parser
 from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import QUICK, UNTRACKED, backbones, command, stage_folder
+from small_runs import QUICK, UNTRACKED, backbones, command, stage_folder
 
 from panollava import train
 from panollava.model.facade import PanoLlava

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from runs import assert_same_bits, checkpoint_tensors, command, stage_folder
 from safetensors.torch import load_file
+from small_runs import assert_same_bits, checkpoint_tensors, command, stage_folder
 
 from panollava import eval as evaluation
 from panollava import train

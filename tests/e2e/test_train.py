@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import (
+from safetensors.torch import load_file
+from small_runs import (
     QUICK,
     UNTRACKED,
     assert_same_bits,
@@ -21,7 +22,6 @@ from runs import (
     run_train,
     stage_folder,
 )
-from safetensors.torch import load_file
 
 from panollava import train
 from panollava.checkpoint import BEST, follow, read_state

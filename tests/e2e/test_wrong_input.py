@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from runs import QUICK, UNTRACKED, backbones, command, run_train
 from safetensors.torch import load_file, save_file
+from small_runs import QUICK, UNTRACKED, backbones, command, run_train
 
 from panollava import eval as evaluation
 from panollava import train

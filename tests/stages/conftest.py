@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import QUICK, UNTRACKED, backbones, opened
+from small_runs import QUICK, UNTRACKED, backbones, opened
 from torch import Tensor
 
 from panollava.assemble.stage import build_stage

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import (
+from safetensors.torch import load_file
+from small_runs import (
     QUICK,
     UNTRACKED,
     assert_same_bits,
@@ -23,7 +24,6 @@ from runs import (
     run_train,
     stage_folder,
 )
-from safetensors.torch import load_file
 
 from panollava import train
 from panollava.assemble.stage import build_stage

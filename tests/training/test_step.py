@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from one_update import STAGES, one_update
-from runs import QUICK, UNTRACKED, backbones
 from safetensors.torch import load_file
+from small_runs import QUICK, UNTRACKED, backbones
 from torch import Tensor
 from toy import ALONE, CPU, ToyStage, batch
 
