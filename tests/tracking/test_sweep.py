@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.sweep import end_parent, start_parent
+
+LOOK = """
+import mlflow
+client = mlflow.MlflowClient(tracking_uri="sqlite:///mlflow.db")
+for run in client.search_runs([client.get_experiment_by_name("demo").experiment_id]):
+    print(run.info.run_id, *(file.path for file in client.list_artifacts(run.info.run_id)))
+"""
 
 
 def test_the_jobs_of_a_sweep_lie_under_its_parent(client, store_uri, experiment) -> None:
@@ -28,7 +38,6 @@ def test_mlflow_opened_in_the_same_folder_finds_the_runs(tmp_path, monkeypatch) 
         tracker.text("here", "note.txt")
     assert mlflow.get_tracking_uri() == before
     assert {path.name for path in tmp_path.iterdir()} >= {"mlflow.db", "mlruns"}
-    plain = mlflow.MlflowClient(tracking_uri="sqlite:///mlflow.db")
-    experiment = plain.get_experiment_by_name("demo")
-    assert [run.info.run_id for run in plain.search_runs([experiment.experiment_id])] == [tracker.run_id]
-    assert [file.path for file in plain.list_artifacts(tracker.run_id)] == ["note.txt"]
+    # In a process of its own, as `mlflow ui` is: MLflow remembers which file a relative address meant before.
+    seen = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=True)
+    assert seen.stdout.split() == [tracker.run_id, "note.txt"]
