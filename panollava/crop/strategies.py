@@ -1,17 +1,29 @@
-"""How a panorama is divided into views: each strategy turns a few angles into the cameras of its views."""
+"""How a panorama is divided into views: each strategy turns a few numbers into the cameras of its views."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 from annotated_types import Interval
 
-from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
+from panollava.crop.cameras import PERSPECTIVE, Camera
+from panollava.crop.grid import (
+    GlobalView,
+    check_global_view,
+    grid_tiles,
+    grids_within,
+    largest_grid,
+    least_wasteful_grid,
+    whole_view,
+)
+from panollava.crop.ring import MOST_TILES, check_strips, check_tiles, ring_overlap, strip_ring, tile_rings
 
 SQUARE = (1, 1)
 """View size of a square view where only the shape matters."""
+
+Grid = tuple[Annotated[int, Interval(ge=1)], Annotated[int, Interval(ge=1)]]
+"""Rows and columns of tiles."""
 
 
 class CropStrategy(Protocol):
@@ -19,7 +31,7 @@ class CropStrategy(Protocol):
 
     @property
     def effective_overlap(self) -> float:
-        """Share of its angle that a tile has in common with its neighbour; 0 where there is no neighbour."""
+        """Share of its angle that a tile has in common with its right neighbour; 0 where there is none."""
         ...
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
@@ -37,7 +49,7 @@ class E2pCrop:
         overlap: Annotated[float, Interval(ge=0.0, le=0.9)] = 0.5,
         pitch_rows_deg: tuple[float, ...] = (0.0,),
     ) -> None:
-        _check_tiles(fov_deg, overlap, pitch_rows_deg)
+        check_tiles(fov_deg, overlap, pitch_rows_deg)
         self.fov_deg = float(fov_deg)
         self.overlap = float(overlap)
         self.pitch_rows_deg = tuple(float(pitch) for pitch in pitch_rows_deg)
@@ -47,7 +59,7 @@ class E2pCrop:
         return ring_overlap(self.fov_deg, self.overlap)
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
-        return _tiles(self.fov_deg, self.overlap, self.pitch_rows_deg, view_size)
+        return tile_rings(self.fov_deg, self.overlap, self.pitch_rows_deg, view_size)
 
 
 class AnyresE2pCrop:
@@ -59,23 +71,131 @@ class AnyresE2pCrop:
         fov_deg: Annotated[float, Interval(gt=0.0, lt=180.0)] = 90.0,
         overlap: Annotated[float, Interval(ge=0.0, le=0.9)] = 0.5,
         pitch_rows_deg: tuple[float, ...] = (0.0,),
-        global_view: Literal["letterbox", "resize"] = "letterbox",
+        global_view: GlobalView = "letterbox",
     ) -> None:
-        _check_tiles(fov_deg, overlap, pitch_rows_deg)
-        if global_view not in ("letterbox", "resize"):
-            raise ValueError(f"crop.global_view={global_view}: choose letterbox (keeps the shape) or resize (fills).")
+        check_tiles(fov_deg, overlap, pitch_rows_deg)
+        check_global_view(global_view)
         self.fov_deg = float(fov_deg)
         self.overlap = float(overlap)
         self.pitch_rows_deg = tuple(float(pitch) for pitch in pitch_rows_deg)
-        self.global_view = global_view
+        self.global_view: GlobalView = global_view
 
     @property
     def effective_overlap(self) -> float:
         return ring_overlap(self.fov_deg, self.overlap)
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
-        box = _letterbox(view_size) if self.global_view == "letterbox" else (0.0, 0.0, 1.0, 1.0)
-        return [_whole(box), *_tiles(self.fov_deg, self.overlap, self.pitch_rows_deg, view_size)]
+        tiles = tile_rings(self.fov_deg, self.overlap, self.pitch_rows_deg, view_size)
+        return [whole_view(self.global_view, view_size), *tiles]
+
+
+class SlidingWindowCrop:
+    """Strips of the panorama itself, from pole to pole, in one closed ring that wraps around the seam.
+
+    A strip fills its view whatever the view's shape, so that the columns of neighbours match all the way down;
+    in a square view its pixels are square at 180 degrees. Strips so wide that two of them meet on both sides
+    overlap by the share on the side of the right neighbour.
+    """
+
+    def __init__(
+        self,
+        *,
+        fov_deg: Annotated[float, Interval(gt=0.0, le=360.0)] = 90.0,
+        overlap: Annotated[float, Interval(ge=0.0, le=0.9)] = 0.5,
+    ) -> None:
+        check_strips(fov_deg, overlap)
+        self.fov_deg = float(fov_deg)
+        self.overlap = float(overlap)
+
+    @property
+    def effective_overlap(self) -> float:
+        return ring_overlap(self.fov_deg, self.overlap)
+
+    def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
+        return strip_ring(self.fov_deg, self.overlap)
+
+
+class AnyresCrop:
+    """One global view, then the panorama cut into the grid of tiles that wastes least of a budget.
+
+    Of the grids in the budget the one that shows a 2:1 picture largest is taken, and of those that show it
+    equally large the one with the fewest tiles. Of square views 2, 8 or 18 make a grid of 1x2, 2x4 or 3x6 tiles,
+    whose pixels are square. A grid of another shape is stretched over its views, by a third in 2x3 tiles, and not
+    padded: black patches would take the place of what is seen and stand between neighbours.
+
+    Source: Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024, for AnyRes and its
+    choice of a grid, which is made here for the shape that all panoramas have.
+    """
+
+    effective_overlap = 0.0
+
+    def __init__(
+        self,
+        *,
+        max_tiles: Annotated[int, Interval(ge=1, le=MOST_TILES)] = 8,
+        grids: tuple[Grid, ...] | None = None,
+        global_view: GlobalView = "letterbox",
+    ) -> None:
+        """Choose the tiles.
+
+        Args:
+            max_tiles: the budget: most tiles there may be, the global view not counted.
+            grids: (rows, columns) to choose from, as far as the budget reaches; None takes all that there are.
+            global_view: see ``GlobalView``.
+        """
+        _check_budget(max_tiles)
+        check_global_view(global_view)
+        named = grids_within(max_tiles) if grids is None else [(rows, columns) for rows, columns in grids]
+        listed = ", ".join(f"[{rows}, {columns}]" for rows, columns in named)
+        if not all(min(grid) >= 1 for grid in named):
+            raise ValueError(f"crop.grids=[{listed}]: rows and columns of each grid are at least 1.")
+        self.grids = tuple((rows, columns) for rows, columns in named if rows * columns <= max_tiles)
+        if not self.grids:
+            raise ValueError(
+                f"crop.grids=[{listed}] holds no grid of at most crop.max_tiles={max_tiles} tiles. Raise max_tiles, "
+                "name a smaller grid, or leave the choice open with crop.grids=null."
+            )
+        self.global_view: GlobalView = global_view
+
+    def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
+        rows, columns = least_wasteful_grid(self.grids, view_size)
+        return [whole_view(self.global_view, view_size), *grid_tiles(rows, columns)]
+
+
+class AnyresMaxCrop:
+    """One global view, then the panorama cut into the largest grid of tiles that a budget allows.
+
+    The grid with the most tiles is taken whose pixels are at most twice as long one way as the other, and of
+    several the one whose shape is closest to the panorama's: 3x3 of nine, 2x4 of eight, 3x6 of eighteen tiles in
+    square views. The tiles fill their views.
+
+    Source: Li et al., "LLaVA-OneVision: Easy Visual Task Transfer", 2024 (arXiv:2408.03326), section 3.2, for
+    spending a budget of so many crops (``anyres_max_9``). There a finer grid is cut and its tokens interpolated
+    down to the budget; a crop has views and no tokens, so here the grid itself keeps within it.
+    """
+
+    effective_overlap = 0.0
+
+    def __init__(
+        self,
+        *,
+        max_tiles: Annotated[int, Interval(ge=1, le=MOST_TILES)] = 9,
+        global_view: GlobalView = "letterbox",
+    ) -> None:
+        """Choose the tiles.
+
+        Args:
+            max_tiles: the budget: most tiles there may be, the global view not counted.
+            global_view: see ``GlobalView``.
+        """
+        _check_budget(max_tiles)
+        check_global_view(global_view)
+        self.max_tiles = int(max_tiles)
+        self.global_view: GlobalView = global_view
+
+    def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
+        rows, columns = largest_grid(self.max_tiles, view_size)
+        return [whole_view(self.global_view, view_size), *grid_tiles(rows, columns)]
 
 
 class CubemapCrop:
@@ -104,62 +224,12 @@ class ResizeCrop:
     effective_overlap = 0.0
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
-        return [_whole((0.0, 0.0, 1.0, 1.0))]
+        return [whole_view("resize", view_size)]
 
 
-def tile_count(fov_deg: float, overlap: float) -> int:
-    """Tiles of a closed ring whose neighbours share at least ``overlap`` of their angle."""
-    # Without the tolerance a rounding error makes 21 tiles of the 20 that 90 degrees at 0.8 need.
-    return math.ceil(360 / (fov_deg * (1 - overlap)) - 1e-6)
-
-
-def ring_overlap(fov_deg: float, overlap: float) -> float:
-    """The overlap that a whole number of tiles gives: never less than the one asked for."""
-    return max(0.0, 1 - 360 / (tile_count(fov_deg, overlap) * fov_deg))
-
-
-def _tiles(fov_deg: float, overlap: float, pitch_rows_deg: Sequence[float], view_size: tuple[int, int]) -> list[Camera]:
-    count = tile_count(fov_deg, overlap)
-    h_extent = math.radians(fov_deg)
-    v_extent = 2 * math.atan(math.tan(h_extent / 2) * view_size[0] / view_size[1])
-    return [
-        Camera(PERSPECTIVE, 2 * math.pi * index / count, math.radians(pitch_deg), 0.0, h_extent, v_extent)
-        for pitch_deg in pitch_rows_deg
-        for index in range(count)
-    ]
-
-
-def _whole(box: tuple[float, float, float, float]) -> Camera:
-    return Camera(EQUIRECTANGULAR, 0.0, 0.0, 0.0, 2 * math.pi, math.pi, box=box, is_global=True)
-
-
-def _letterbox(view_size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest 2:1 box in the middle of a view."""
-    height, width = view_size
-    share_x, share_y = min(1.0, 2 * height / width), min(1.0, width / (2 * height))
-    return (1 - share_x) / 2, (1 - share_y) / 2, (1 + share_x) / 2, (1 + share_y) / 2
-
-
-def _check_tiles(fov_deg: float, overlap: float, pitch_rows_deg: Sequence[float]) -> None:
-    if not 0 < fov_deg < 180:
+def _check_budget(max_tiles: int) -> None:
+    if not 1 <= max_tiles <= MOST_TILES:
         raise ValueError(
-            f"crop.fov_deg={fov_deg:g} is not a perspective view: 0 < fov_deg < 180. "
-            "For the whole panorama in one view use crop=resize."
+            f"crop.max_tiles={max_tiles} is out of range: 1 <= max_tiles <= {MOST_TILES}. Each tile is a view of its "
+            "own with its share of image tokens; for the whole panorama alone use crop=resize."
         )
-    if not 0 <= overlap <= 0.9:
-        raise ValueError(
-            f"crop.overlap={overlap:g} is out of range: 0 <= overlap <= 0.9. "
-            "It is the share of its angle that a tile has in common with the next one."
-        )
-    rows = ", ".join(f"{pitch:g}" for pitch in pitch_rows_deg)
-    if not pitch_rows_deg:
-        raise ValueError("crop.pitch_rows_deg=[] leaves no tiles. Use [0] for one ring at the horizon.")
-    if not all(-90 < pitch < 90 for pitch in pitch_rows_deg):
-        raise ValueError(
-            f"crop.pitch_rows_deg=[{rows}]: each row lies between -90 and 90. For the poles use crop=cubemap."
-        )
-    if len(set(pitch_rows_deg)) < len(pitch_rows_deg):
-        raise ValueError(f"crop.pitch_rows_deg=[{rows}] names a row twice. Name each once.")
-    missing = [f"{-pitch:g}" for pitch in pitch_rows_deg if -pitch not in pitch_rows_deg]
-    if missing:
-        raise ValueError(f"crop.pitch_rows_deg=[{rows}] is not symmetric about the horizon. Add {', '.join(missing)}.")

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from panollava.component import component_names, find_component
-from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE
-from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop, E2pCrop, ResizeCrop, tile_count
+from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
+from panollava.crop.strategies import (
+    AnyresCrop,
+    AnyresE2pCrop,
+    AnyresMaxCrop,
+    CubemapCrop,
+    E2pCrop,
+    ResizeCrop,
+    SlidingWindowCrop,
+)
 
 
-def degrees(values):
-    return pytest.approx([math.degrees(value) for value in values])
+def yaws_deg(cameras: list[Camera]) -> list[float]:
+    return [round(math.degrees(camera.yaw_rad), 6) for camera in cameras]
+
+
+def pitches_deg(cameras: list[Camera]) -> list[float]:
+    return [round(math.degrees(camera.pitch_rad), 6) for camera in cameras]
 
 
 @pytest.mark.parametrize(
@@ -31,111 +41,140 @@ def degrees(values):
         (90, 0.9, 40, 0.9),
     ],
 )
-def test_tiles_and_effective_overlap(fov_deg, overlap, tiles, effective):
-    crop = E2pCrop(fov_deg=fov_deg, overlap=overlap)
-    assert len(crop.cameras()) == tiles
-    assert crop.effective_overlap == pytest.approx(effective, abs=1e-12)
-    assert len(AnyresE2pCrop(fov_deg=fov_deg, overlap=overlap).cameras()) == tiles + 1
+def test_tiles_and_effective_overlap(fov_deg: float, overlap: float, tiles: int, effective: float) -> None:
+    for strategy, whole in ((E2pCrop, 0), (AnyresE2pCrop, 1), (SlidingWindowCrop, 0)):
+        crop = strategy(fov_deg=fov_deg, overlap=overlap)
+        assert len(crop.cameras()) == tiles + whole
+        assert crop.effective_overlap == pytest.approx(effective, abs=1e-12)
 
 
-def test_tiles_start_ahead_and_go_right_after_the_global_view():
+def test_tiles_start_ahead_and_go_right_after_the_global_view() -> None:
     whole, *tiles = AnyresE2pCrop().cameras()
     assert whole.is_global
     assert (whole.projection, whole.h_extent_rad, whole.v_extent_rad) == (EQUIRECTANGULAR, 2 * math.pi, math.pi)
-    assert [camera.yaw_rad for camera in tiles] == pytest.approx([math.radians(45 * index) for index in range(8)])
+    assert yaws_deg(tiles) == [45 * index for index in range(8)]
     assert {camera.projection for camera in tiles} == {PERSPECTIVE}
     assert not any(camera.is_global for camera in tiles)
-    assert not any(camera.is_global for camera in E2pCrop().cameras())
+    assert E2pCrop().cameras() == tiles
 
 
-def test_each_pitch_row_is_a_whole_ring():
-    tiles = E2pCrop(overlap=0.0, pitch_rows_deg=(45, 0, -45)).cameras()
-    assert [round(math.degrees(camera.pitch_rad)) for camera in tiles] == [45] * 4 + [0] * 4 + [-45] * 4
-    assert [round(math.degrees(camera.yaw_rad)) for camera in tiles] == [0, 90, 180, 270] * 3
+@pytest.mark.parametrize("strategy", [E2pCrop, AnyresE2pCrop])
+def test_each_pitch_row_is_a_whole_ring(strategy: type[E2pCrop | AnyresE2pCrop]) -> None:
+    cameras = strategy(overlap=0.0, pitch_rows_deg=(45, 0, -45)).cameras()
+    tiles = [camera for camera in cameras if not camera.is_global]
+    assert pitches_deg(tiles) == [45] * 4 + [0] * 4 + [-45] * 4
+    assert yaws_deg(tiles) == [0, 90, 180, 270] * 3
+
+
+@pytest.mark.parametrize("strategy", [AnyresE2pCrop, AnyresCrop, AnyresMaxCrop])
+def test_the_global_view_is_letterboxed_or_resized(
+    strategy: type[AnyresE2pCrop | AnyresCrop | AnyresMaxCrop],
+) -> None:
+    letterboxed, *tiles = strategy().cameras((64, 64))
+    resized, *same = strategy(global_view="resize").cameras((64, 64))
+    assert (letterboxed.box, resized.box) == ((0.0, 0.25, 1.0, 0.75), (0.0, 0.0, 1.0, 1.0))
+    assert letterboxed.is_global
+    assert resized.is_global
+    assert tiles == same
+    with pytest.raises(ValueError, match=r"crop\.global_view=squash: choose letterbox"):
+        strategy(global_view="squash")  # type: ignore[arg-type]
+
+
+def test_strips_reach_from_pole_to_pole_whatever_the_shape_of_a_view() -> None:
+    strips = SlidingWindowCrop(fov_deg=120, overlap=0.25).cameras((64, 16))
+    assert yaws_deg(strips) == [0, 90, 180, 270]
+    assert {(c.projection, c.pitch_rad, c.h_extent_rad, c.v_extent_rad) for c in strips} == {
+        (EQUIRECTANGULAR, 0.0, math.radians(120), math.pi)
+    }
+    assert not any(camera.is_global for camera in strips)
+    assert len({camera.box for camera in strips}) == 1
+
+
+def test_strips_may_be_as_wide_as_the_panorama() -> None:
+    assert yaws_deg(SlidingWindowCrop(fov_deg=360, overlap=0.0).cameras()) == [0]
+    assert SlidingWindowCrop(fov_deg=360, overlap=0.0).effective_overlap == 0
+    assert yaws_deg(SlidingWindowCrop(fov_deg=360, overlap=0.5).cameras()) == [0, 180]
 
 
 @pytest.mark.parametrize(
-    ("view_size", "box"),
+    ("strategy", "rows", "columns"),
     [
-        ((64, 64), (0.0, 0.25, 1.0, 0.75)),
-        ((32, 64), (0.0, 0.0, 1.0, 1.0)),
-        ((64, 32), (0.0, 0.375, 1.0, 0.625)),
-        ((32, 128), (0.25, 0.0, 0.75, 1.0)),
+        (AnyresCrop(), 2, 4),
+        (AnyresCrop(max_tiles=7), 2, 3),
+        (AnyresCrop(max_tiles=2), 1, 2),
+        (AnyresCrop(grids=((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))), 1, 2),
+        (AnyresCrop(max_tiles=18, grids=((2, 4), (3, 6), (4, 8))), 3, 6),
+        (AnyresMaxCrop(), 3, 3),
+        (AnyresMaxCrop(max_tiles=8), 2, 4),
+        (AnyresMaxCrop(max_tiles=1), 1, 1),
     ],
 )
-def test_the_letterbox_keeps_the_panorama_twice_as_wide_as_high(view_size, box):
-    assert AnyresE2pCrop().cameras(view_size)[0].box == pytest.approx(box)
-    assert AnyresE2pCrop(global_view="resize").cameras(view_size)[0].box == (0.0, 0.0, 1.0, 1.0)
+def test_the_grids_of_square_views(strategy: AnyresCrop | AnyresMaxCrop, rows: int, columns: int) -> None:
+    whole, *tiles = strategy.cameras()
+    assert whole.is_global
+    assert yaws_deg(tiles[:columns]) == pytest.approx([(2 * c + 1) * 180 / columns - 180 for c in range(columns)])
+    assert pitches_deg(tiles[::columns]) == pytest.approx([90 - (2 * r + 1) * 90 / rows for r in range(rows)])
+    assert len(tiles) == rows * columns
+    assert strategy.effective_overlap == 0
 
 
-def test_tiles_of_other_shapes_keep_square_pixels():
-    tile = E2pCrop(fov_deg=90).cameras((32, 64))[0]
-    assert math.tan(tile.v_extent_rad / 2) == pytest.approx(0.5)
+def test_the_grid_follows_the_shape_of_a_view() -> None:
+    """Views twice as wide as high fill a panorama two by two; the budget is spent the same way."""
+    assert len(AnyresCrop(max_tiles=8).cameras((32, 64))) == 1 + 4
+    assert len(AnyresMaxCrop(max_tiles=8).cameras((32, 64))) == 1 + 8
+    assert pitches_deg(AnyresMaxCrop(max_tiles=8).cameras((32, 64))[1:]) == [45] * 4 + [-45] * 4
 
 
-def test_cubemap_faces():
+def test_cubemap_faces() -> None:
     crop = CubemapCrop(poles=True)
-    faces = [(round(math.degrees(c.yaw_rad)), round(math.degrees(c.pitch_rad))) for c in crop.cameras()]
+    faces = list(zip(yaws_deg(crop.cameras()), pitches_deg(crop.cameras()), strict=True))
     assert faces == [(0, 0), (90, 0), (180, 0), (270, 0), (0, 90), (0, -90)]
     assert crop.effective_overlap == 0
     assert CubemapCrop().cameras() == crop.cameras()[:4]
     assert {c.h_extent_rad for c in crop.cameras((32, 64))} == {c.v_extent_rad for c in crop.cameras((32, 64))}
 
 
-def test_resize_is_one_global_view():
+def test_resize_is_one_global_view() -> None:
     (whole,) = ResizeCrop().cameras()
     assert whole.is_global
     assert whole.box == (0.0, 0.0, 1.0, 1.0)
 
 
-@given(fov_deg=st.floats(1, 179), overlap=st.floats(0, 0.9), pitch_deg=st.floats(1, 89))
-def test_rings_close_with_at_least_the_overlap_asked_for(fov_deg, overlap, pitch_deg):
-    crop = E2pCrop(fov_deg=fov_deg, overlap=overlap, pitch_rows_deg=(-pitch_deg, pitch_deg))
-    count = tile_count(fov_deg, overlap)
-    cameras = crop.cameras()
-    assert len(cameras) == 2 * count
-    assert crop.effective_overlap >= overlap - 1e-6
-    # One tile fewer would share less than asked.
-    assert 1 - 360 / ((count - 1) * fov_deg) < overlap
-    step = 2 * math.pi / count
-    for ring in (cameras[:count], cameras[count:]):
-        assert [camera.yaw_rad for camera in ring] == pytest.approx([index * step for index in range(count)])
-    assert crop.effective_overlap == pytest.approx(1 - step / cameras[0].h_extent_rad, abs=1e-6)
-
-
-@given(tiles=st.integers(3, 60), tenths=st.integers(0, 9))
-def test_an_exact_division_of_the_circle_needs_no_extra_tile(tiles, tenths):
-    overlap = tenths / 10
-    fov_deg = 360 / (tiles * (1 - overlap))
-    if fov_deg < 180:
-        assert tile_count(fov_deg, overlap) == tiles
-
-
 @pytest.mark.parametrize("strategy", [E2pCrop, AnyresE2pCrop])
+def test_rings_that_cannot_be_are_refused(strategy: type[E2pCrop | AnyresE2pCrop]) -> None:
+    for keywords, message in (
+        ({"fov_deg": 180}, r"crop\.fov_deg=180 is not a perspective view"),
+        ({"overlap": 0.95}, r"crop\.overlap=0\.95 is out of range.* would need 80 views"),
+        ({"pitch_rows_deg": (0, 30)}, r"Add -30"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            strategy(**keywords)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"crop\.fov_deg=361 is not a strip"):
+        SlidingWindowCrop(fov_deg=361)
+
+
+@pytest.mark.parametrize("strategy", [AnyresCrop, AnyresMaxCrop])
+@pytest.mark.parametrize("budget", [0, -1, 1001])
+def test_budgets_out_of_range_are_refused(strategy: type[AnyresCrop | AnyresMaxCrop], budget: int) -> None:
+    with pytest.raises(ValueError, match=rf"crop\.max_tiles={budget} .*1 <= max_tiles <= 1000.*crop=resize"):
+        strategy(max_tiles=budget)
+
+
 @pytest.mark.parametrize(
-    ("keywords", "message"),
+    ("grids", "message"),
     [
-        ({"fov_deg": 200}, r"crop\.fov_deg=200 is not a perspective view: 0 < fov_deg < 180"),
-        ({"fov_deg": 0}, r"crop\.fov_deg=0 .*0 < fov_deg < 180"),
-        ({"fov_deg": math.nan}, r"crop\.fov_deg=nan"),
-        ({"overlap": 0.95}, r"crop\.overlap=0\.95 is out of range: 0 <= overlap <= 0\.9"),
-        ({"overlap": -0.1}, r"crop\.overlap=-0\.1"),
-        ({"pitch_rows_deg": (0, 30)}, r"crop\.pitch_rows_deg=\[0, 30\] is not symmetric.* Add -30"),
-        ({"pitch_rows_deg": ()}, r"crop\.pitch_rows_deg=\[\] leaves no tiles"),
-        ({"pitch_rows_deg": (-90, 90)}, r"between -90 and 90"),
-        ({"pitch_rows_deg": (0, 0)}, r"names a row twice"),
+        (((3, 6), (4, 8)), r"crop\.grids=\[\[3, 6\], \[4, 8\]\] holds no grid of at most crop\.max_tiles=8 tiles"),
+        ((), r"crop\.grids=\[\] holds no grid.*crop\.grids=null"),
+        (((1, 0),), r"crop\.grids=\[\[1, 0\]\]: rows and columns of each grid are at least 1"),
     ],
 )
-def test_values_out_of_range_are_named_with_the_way_out(strategy, keywords, message):
+def test_grids_that_leave_no_choice_are_refused(grids: tuple[tuple[int, int], ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        strategy(**keywords)
+        AnyresCrop(grids=grids)
 
 
-def test_an_unknown_global_view_is_refused():
-    with pytest.raises(ValueError, match=r"crop\.global_view=squash: choose letterbox"):
-        AnyresE2pCrop(global_view="squash")
-
-
-def test_strategies_are_found_by_their_config_names():
-    assert component_names("crop.strategies", "Crop") == ["anyres_e2p", "cubemap", "e2p", "resize"]
+def test_strategies_are_found_by_their_config_names() -> None:
+    names = ["anyres", "anyres_e2p", "anyres_max", "cubemap", "e2p", "resize", "sliding_window"]
+    assert component_names("crop.strategies", "Crop") == names
     assert find_component("crop.strategies", "anyres_e2p", "Crop") is AnyresE2pCrop
+    assert find_component("crop.strategies", "sliding_window", "Crop") is SlidingWindowCrop
