@@ -126,7 +126,20 @@ def _crop(values: dict[str, Any]) -> list[str]:
         problems.append(f"crop.view_size={view_size!r}: allowed is a number of pixels of at least 1, or null.")
     renderer = {key: crop.pop(key) for key in ("renderer",) if key in crop}
     problems += check_section(renderer, Crop, "crop", given=("strategy", "view_size", "device"))
-    return problems + _component(crop, "crop", "crop.strategies", "Crop")
+    return problems + _strategy(crop)
+
+
+def _strategy(crop: dict[str, Any]) -> list[str]:
+    """Problems of a strategy's keys; a value that it refuses itself in its own words, which say what would follow."""
+    problems = _component(crop, "crop", "crop.strategies", "Crop")
+    options = {key: value for key, value in crop.items() if key != "type"}
+    try:
+        find_component("crop.strategies", str(crop.get("type")), "Crop")(**options)
+    except (TypeError, ValueError) as error:
+        key = str(error).partition("=")[0]
+        if not problems or key.startswith("crop."):  # else a wrong key or type, which is told already
+            return [*(line for line in problems if not line.startswith((f"{key}=", f"{key}."))), str(error)]
+    return problems
 
 
 def _model(values: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 
@@ -117,8 +118,7 @@ def _check_rows(pitch_rows_deg: Sequence[float]) -> None:
     missing = [f"{-pitch:g}" for pitch in pitch_rows_deg if -pitch not in pitch_rows_deg]
     if missing:
         raise ValueError(f"crop.pitch_rows_deg=[{rows}] is not symmetric about the horizon. Add {', '.join(missing)}.")
-    ordered = sorted(pitch_rows_deg)
-    if any(upper - lower < _CLOSEST_ROWS_DEG for lower, upper in zip(ordered, ordered[1:], strict=False)):
+    if any(upper - lower < _CLOSEST_ROWS_DEG for lower, upper in pairwise(sorted(pitch_rows_deg))):
         raise ValueError(
             f"crop.pitch_rows_deg=[{rows}] has rows less than {_CLOSEST_ROWS_DEG:g} degrees apart, which see the "
             "same. Leave one out."
