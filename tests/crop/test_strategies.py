@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from panollava.component import component_names, find_component
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
+from panollava.crop.render import Renderer, render_views
 from panollava.crop.strategies import (
     AnyresCrop,
     AnyresE2pCrop,
     AnyresMaxCrop,
+    CropStrategy,
     CubemapCrop,
     E2pCrop,
     ResizeCrop,
@@ -123,6 +127,22 @@ def test_the_grid_follows_the_shape_of_a_view() -> None:
     assert len(AnyresCrop(max_tiles=8).cameras((32, 64))) == 1 + 4
     assert len(AnyresMaxCrop(max_tiles=8).cameras((32, 64))) == 1 + 8
     assert pitches_deg(AnyresMaxCrop(max_tiles=8).cameras((32, 64))[1:]) == [45] * 4 + [-45] * 4
+
+
+@pytest.mark.parametrize("renderer", ["cv2", "torch"])
+@pytest.mark.parametrize(
+    "strategy",
+    [SlidingWindowCrop(overlap=0.25), SlidingWindowCrop(fov_deg=360), AnyresCrop(), AnyresMaxCrop()],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_rectangles_show_what_their_cameras_say(
+    strategy: CropStrategy, renderer: Renderer, panorama: np.ndarray, oracle: Callable[..., np.ndarray]
+) -> None:
+    """Across the seam and up to the poles, to a hundredth of a pixel's angle."""
+    tiles = [camera for camera in strategy.cameras((96, 96)) if not camera.is_global]
+    views = render_views(panorama, tiles, (96, 96), renderer)
+    widest = max(camera.h_extent_rad for camera in tiles) / 96
+    assert np.abs(views - oracle(tiles, (96, 96))).max() < 0.01 * widest
 
 
 def test_cubemap_faces() -> None:
