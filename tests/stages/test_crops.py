@@ -60,8 +60,8 @@ def test_turning_the_panorama_by_a_step_of_the_ring_leaves_the_cost_as_it_is(
 
     before = cost(0)
     assert stage.counts(batch_of(strategy, view_size)) == {"overlap": pairs}
-    assert cost(WIDTH // steps) == pytest.approx(before, rel=1e-3)
-    assert cost(WIDTH // steps // 2) != pytest.approx(before, rel=1e-3)
+    assert cost(WIDTH // steps) == pytest.approx(before, rel=1e-6)
+    assert cost(WIDTH // steps // 2) != pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize(
