@@ -64,8 +64,15 @@ def direction_to_pixel(directions: Tensor, panorama_size: tuple[int, int]) -> tu
     Returns:
         Column in [-1/2, W - 1/2] and row in [-1/2, H - 1/2], each ``(...)``; whole numbers are pixel centres.
     """
-    height, width = panorama_size
     longitude_rad, latitude_rad = direction_to_angles(directions)
+    return angles_to_pixel(longitude_rad, latitude_rad, panorama_size)
+
+
+def angles_to_pixel(
+    longitude_rad: Tensor, latitude_rad: Tensor, panorama_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Column and row, each ``(...)``, of longitudes and latitudes ``(...)`` in an (H, W) panorama."""
+    height, width = panorama_size
     column = (longitude_rad / (2 * math.pi) + 0.5) * width - 0.5
     row = (0.5 - latitude_rad / math.pi) * height - 0.5
     return column, row
