@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,9 +9,9 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from panollava.assemble.sections import check_component, check_crop
 from panollava.component import find_component
 from panollava.config.check import check_section
-from panollava.crop.crop import Crop
 from panollava.model.fusion import Join
 from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora
@@ -113,32 +112,9 @@ def _problems(values: dict[str, Any]) -> list[str]:
     missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
     if missing:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
-    for find in (_crop, _model, _data, _stage, _rest):
+    problems += check_crop(values["crop"])
+    for find in (_model, _data, _stage, _rest):
         problems += find(values)
-    return problems
-
-
-def _crop(values: dict[str, Any]) -> list[str]:
-    crop = dict(values["crop"])
-    view_size = crop.pop("view_size", None)
-    problems = []
-    if view_size is not None and (not isinstance(view_size, int) or isinstance(view_size, bool) or view_size < 1):
-        problems.append(f"crop.view_size={view_size!r}: allowed is a number of pixels of at least 1, or null.")
-    renderer = {key: crop.pop(key) for key in ("renderer",) if key in crop}
-    problems += check_section(renderer, Crop, "crop", given=("strategy", "view_size", "device"))
-    return problems + _strategy(crop)
-
-
-def _strategy(crop: dict[str, Any]) -> list[str]:
-    """Problems of a strategy's keys; a value that it refuses itself in its own words, which say what would follow."""
-    problems = _component(crop, "crop", "crop.strategies", "Crop")
-    options = {key: value for key, value in crop.items() if key != "type"}
-    try:
-        find_component("crop.strategies", str(crop.get("type")), "Crop")(**options)
-    except (TypeError, ValueError) as error:
-        key = str(error).partition("=")[0]
-        if not problems or key.startswith("crop."):  # else a wrong key or type, which is told already
-            return [*(line for line in problems if not line.startswith((f"{key}=", f"{key}."))), str(error)]
     return problems
 
 
@@ -148,7 +124,7 @@ def _model(values: dict[str, Any]) -> list[str]:
     for part, suffix in (("resampler", "Resampler"), ("projector", "Projector"), ("position", "Position")):
         room = f"model.{part}"
         given = ("input_width", "output_width") if part != "position" else ("width",)
-        problems += _component(model.pop(part), room, room, suffix, given=given)
+        problems += check_component(model.pop(part), room, room, suffix, given=given)
     vision = dict(model.pop("vision"))
     problems += check_section(
         _renamed(vision, "name", "name_or_path"),
@@ -221,15 +197,6 @@ def _rest(values: dict[str, Any]) -> list[str]:
     problems += check_section(values["optim"], OptimOptions, "optim")
     problems += check_section(values["trainer"], TrainerOptions, "trainer")
     return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")
-
-
-def _component(section: dict[str, Any], key: str, room: str, suffix: str, given: Iterable[str] = ()) -> list[str]:
-    options = dict(section)
-    try:
-        component = find_component(room, str(options.pop("type", None)), suffix)
-    except ValueError as error:
-        return [str(error)]
-    return check_section(options, component, key, given=given)
 
 
 def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ TEXT_KEYS = frozenset(
         "model.language.name",
         "model.language.system",
         "model.vision.name",
+        "out",
         "output_dir",
         "question",
         "results_dir",

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +22,9 @@ from panollava.config.hint import misspelt_key
 from panollava.config.locate import CONF
 
 _log = logging.getLogger("panollava")
+
+SWEPT = "train"
+"""The application that ``-m`` is for: its jobs have folders of their own."""
 
 
 class Stopped(CompactHydraException):
@@ -37,6 +41,8 @@ def entrypoint(config_name: str) -> Callable[[Callable[[DictConfig], None]], Cal
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(function)
         def run() -> None:
+            if config_name != SWEPT and {"-m", "--multirun"} & set(sys.argv[1:]):
+                sys.exit(f"\nValueError: -m: only panollava.{SWEPT} sweeps. Start this command once a value.")
             sys.argv[1:] = with_sweep_folder(canonical(sys.argv[1:]))
             register_resolvers()
             if (message := misspelt_key(config_name, sys.argv[1:])) is not None:
@@ -69,9 +75,10 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
 
 
 def register_resolvers() -> None:
-    """Makes ``${for_size:{tiny: …, full: …}}`` and ``${slug:…}`` known to OmegaConf; safe to call again."""
+    """Makes ``${for_size:{tiny: …}}``, ``${slug:…}`` and ``${options:…}`` known to OmegaConf; safe to call again."""
     OmegaConf.register_new_resolver("for_size", _for_size, replace=True)
     OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("options", _options, replace=True)
 
 
 def _for_size(values: DictConfig, *, _root_: DictConfig) -> object:
@@ -79,6 +86,11 @@ def _for_size(values: DictConfig, *, _root_: DictConfig) -> object:
     if size not in values:
         raise ValueError(f"model.size={size!r} has no default here; known: {', '.join(map(str, values))}.")
     return values[size]
+
+
+def _options(group: str) -> str:
+    """The options of a config group, for help texts of commands that know few of the groups."""
+    return ", ".join(sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")))
 
 
 def slug(text: str, limit: int = 96) -> str:

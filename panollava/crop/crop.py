@@ -55,6 +55,13 @@ class Crop:
         strategy = find_component("crop.strategies", spec["type"], "Crop")(**options)
         return cls(strategy, view_size=view_size, renderer=spec.get("renderer", "cv2"))
 
+    @property
+    def summary(self) -> str:
+        """Number and size of the views and what they have in common, in words."""
+        count, (height, width) = len(self.cameras), self.view_size
+        views = f"{count} view{'s' if count > 1 else ''} of {height}x{width} pixels"
+        return f"{views}, effective overlap {self.strategy.effective_overlap:.3f}"
+
     def views(self, panorama: np.ndarray) -> Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama ``(H, W, 3)`` uint8."""
         views = render_views(panorama, self.cameras, self.view_size, self.renderer, self.device)

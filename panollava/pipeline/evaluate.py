@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.data import question_batches
 from panollava.batch import Batch
+from panollava.checkpoint import write_file
 from panollava.data.records import Question, Source
 from panollava.evaluation.answers import AnswerReport, score_answers
+from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.pictures import answers_picture
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.results import ResultFiles, write_results
@@ -111,7 +112,7 @@ def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path)
     """A picture of the first panorama with the answers about it."""
     first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
     about_it = [one for one in predictions if one.image_id == first.image_id][:SHOWN_ANSWERS]
-    cv2.imwrite(str(path), answers_picture(source.question_panorama(first), about_it)[..., ::-1])
+    write_file(path, encode_png(answers_picture(source.question_panorama(first), about_it)))
 
 
 def _track(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.run import Run, plain
 from panollava.assemble.stage import AnyStage
-from panollava.checkpoint import BEST
-from panollava.evaluation.pictures import views_picture
+from panollava.checkpoint import BEST, write_file
+from panollava.evaluation.drawing import encode_png
+from panollava.evaluation.gallery import gallery_picture
 from panollava.evaluation.table import text_table
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
@@ -84,8 +83,8 @@ def _evaluated(run: Run) -> str | None:
 
 def _show_views(run: Run) -> None:
     """Tracks a picture of the views of one panorama, and keeps it in the experiment's folder."""
-    panorama = run.data.train.panorama(0)
-    picture = views_picture(panorama, run.backbones.crop.views(panorama), run.backbones.crop.camera_rows)
+    panorama, crop = run.data.train.panorama(0), run.backbones.crop
+    title = f"{run.cfg.crop.type}: {crop.summary}"
     path = run.experiment.root / VIEWS
-    cv2.imwrite(str(path), picture[..., ::-1])
+    write_file(path, encode_png(gallery_picture(panorama, crop.views(panorama), crop.cameras, title=title)))
     run.tracker.image(path, VIEWS)

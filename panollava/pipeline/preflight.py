@@ -19,10 +19,7 @@ def preflight(run: Run) -> None:
     needs_language = any(name != "vision" for name in pending)
     language = _open_language(run, pending) if needs_language else None
     crop, count = run.backbones.crop, run.backbones.image_tokens
-    LOG.info(
-        "%d views of %dx%d pixels, effective overlap %.3f, %d image tokens a panorama.",
-        len(crop.cameras), *crop.view_size, crop.strategy.effective_overlap, count,
-    )  # fmt: skip
+    LOG.info("%s, %d image tokens a panorama.", crop.summary, count)
     for name in pending:
         check_start(run, name)
         if name == "vision" or language is None:

@@ -9,12 +9,13 @@ from omegaconf import OmegaConf
 from small_runs import config
 
 from panollava.assemble.check import check_tracking, checked
+from panollava.assemble.sections import check_crop
 from panollava.component import component_names
 from panollava.config.canonical import short_names
 from panollava.config.locate import CONF
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
-ROOTS = {"train", "eval"}
+ROOTS = {"train", "eval", "gallery"}
 INCLUDED = {"stage/settings"}
 """Groups that only other options of their group include."""
 ADDED = {"debug", "experiment"}
@@ -61,6 +62,14 @@ def test_roots() -> None:
         tracking = OmegaConf.to_container(config("checkpoint=runs/x", f"tracking={option}", root="eval").tracking)
         assert isinstance(tracking, dict)
         assert check_tracking({str(key): value for key, value in tracking.items()}) == []
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "crop"])
+def test_the_gallery_takes_every_crop(option: str) -> None:
+    section = OmegaConf.to_container(config(f"crop={option}", root="gallery").crop)
+    assert isinstance(section, dict)
+    assert section["type"] == option
+    assert check_crop({str(key): value for key, value in section.items()}) == []
 
 
 def test_short_names_are_the_groups_below_model_and_hide_no_key() -> None:

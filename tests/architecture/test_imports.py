@@ -66,7 +66,7 @@ def imported(file: Path) -> Iterator[str]:
 def test_every_room_is_known() -> None:
     rooms = {room(file) for file in FILES}
     assert rooms == LEAVES | ANYTHING | set(ALLOWED) | entry_points()
-    assert {"train", "eval"} <= entry_points()
+    assert {"train", "eval", "gallery"} <= entry_points()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -100,6 +100,15 @@ def _is_version(node: ast.stmt) -> bool:
 
 @pytest.mark.parametrize("module", ["panollava", "panollava.config.canonical", "panollava.tracking.mlflow_tracker"])
 def test_what_the_command_line_needs_first_is_light(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in ('torch', 'transformers', 'mlflow') if name in sys.modules])"
+    assert brought_in(module, "torch", "transformers", "mlflow") == []
+
+
+def test_a_command_without_a_model_brings_in_no_model_library() -> None:
+    assert brought_in("panollava.gallery", "transformers", "timm", "peft", "mlflow", "pandas") == []
+
+
+def brought_in(module: str, *libraries: str) -> list[str]:
+    """Which of some libraries a fresh interpreter has loaded after a module."""
+    code = f"import sys, {module}; print(*[name for name in {libraries} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.split()

@@ -136,6 +136,14 @@ def test_evaluation_command(
     assert ("turned along" in capsys.readouterr().err) == ("turn_deg" in line)
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("python -m panollava.gallery")])
+def test_gallery_command(line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    assert _run(monkeypatch, line) == 0
+    name = next((word.partition("=")[2] for word in shlex.split(line) if word.startswith("out=")), "gallery.png")
+    assert cv2.imread(name) is not None
+
+
 @pytest.mark.slow
 def test_python(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(workspace)
@@ -178,7 +186,7 @@ def test_every_other_command_is_what_it_says() -> None:
                 assert script in scripts
             case ["python3" | "python", "-m", "venv" | "pytest", *_] | [".", ".venv/bin/activate"]:
                 pass
-            case ["python", "-m", "panollava.train" | "panollava.eval", *_]:
+            case ["python", "-m", "panollava.train" | "panollava.eval" | "panollava.gallery", *_]:
                 pass
             case _:
                 pytest.fail(f"the README has a command that no test knows: {line}")

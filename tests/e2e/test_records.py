@@ -113,6 +113,7 @@ def test_mlflow_has_the_run() -> None:
     folder = Path(client.download_artifacts(run.info.run_id, ""))
     for picture in ("views.png", "evaluation/answers.png"):
         assert min(Image.open(folder / picture).size) > 50
+    assert (folder / "views.png").read_bytes() == Path("runs/recorded/views.png").read_bytes()
     table = json.loads((folder / "sample_answers.json").read_text("utf-8"))
     asked = {row["question"] for row in predictions("recorded")}
     assert {dict(zip(table["columns"], row, strict=True))["question"] for row in table["data"]} <= asked

@@ -1,70 +1,28 @@
-"""Pictures: borders lie where the tiles look, and no text is too odd to be drawn."""
+"""Pictures: answers stand beside their panorama, and no text is too odd to be drawn."""
 
 from __future__ import annotations
 
-import math
+from io import BytesIO
 
 import numpy as np
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera, camera_tensor
-from panollava.evaluation.drawing import PAPER, draw_text, palette, text_width, wrap_text
-from panollava.evaluation.pictures import answers_picture, views_picture
+from panollava.evaluation.drawing import (
+    PAPER,
+    draw_tag,
+    draw_text,
+    encode_png,
+    line_height,
+    palette,
+    tag_width,
+    text_width,
+    wrap_text,
+)
+from panollava.evaluation.pictures import answers_picture
 
-WIDTH, HEIGHT = 640, 320
-HALF = math.pi / 4
-GREY = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-
-
-def _camera(yaw: float = 0.0, pitch: float = 0.0, **more) -> Camera:
-    return Camera(PERSPECTIVE, math.radians(yaw), math.radians(pitch), 0.0, 2 * HALF, 2 * HALF, **more)
-
-
-def _views(count: int) -> torch.Tensor:
-    shades = torch.arange(count, dtype=torch.uint8) * 20 + 10
-    return shades[:, None, None, None].expand(count, 3, 8, 8)
-
-
-def _drawn(cameras: list[Camera]) -> np.ndarray:
-    """Mask of what was drawn onto the panorama, but for the numbers at the centres of the views."""
-    picture = views_picture(GREY, _views(len(cameras)), camera_tensor(cameras), width=WIDTH)
-    return (picture[:HEIGHT] != 128).any(-1)
-
-
-def test_the_border_of_a_tile_goes_through_its_edges() -> None:
-    drawn = _drawn([_camera()])
-    rows, columns = np.nonzero(drawn)
-    assert abs(columns.min() - WIDTH * 3 / 8) <= 2  # 45 degrees to the left of the centre
-    assert abs(columns.max() - WIDTH * 5 / 8) <= 2
-    assert abs(rows.min() - HEIGHT / 4) <= 2  # the middle of the upper edge is 45 degrees up
-    corner_row = round((0.5 - math.atan(math.cos(HALF)) / math.pi) * HEIGHT)  # and its corners less
-    assert drawn[corner_row - 2 : corner_row + 3, round(WIDTH * 3 / 8)].any()
-    assert not drawn[round(HEIGHT / 4), round(WIDTH * 3 / 8)]
-
-
-def test_a_tile_across_the_seam_is_drawn_at_both_sides_and_not_between() -> None:
-    drawn = _drawn([_camera(yaw=180.0)])
-    assert drawn[:, : WIDTH // 8 + 2].any(axis=1).sum() > HEIGHT / 3
-    assert drawn[:, -WIDTH // 8 - 2 :].any(axis=1).sum() > HEIGHT / 3
-    assert not drawn[:, WIDTH // 4 : WIDTH * 3 // 4].any()
-
-
-def test_a_tile_over_the_pole_encloses_it() -> None:
-    drawn = _drawn([_camera(pitch=90.0)])
-    assert drawn.any(axis=0).all()
-    assert not drawn[HEIGHT // 2 :].any()
-
-
-def test_the_global_view_has_no_border_and_views_are_shown_in_order() -> None:
-    whole = Camera(EQUIRECTANGULAR, 0.0, 0.0, 0.0, 2 * math.pi, math.pi, (0.0, 0.25, 1.0, 0.75), is_global=True)
-    assert not _drawn([whole]).any()
-    cameras = [whole, _camera(), _camera(90.0)]
-    picture = views_picture(GREY, _views(3), camera_tensor(cameras), width=WIDTH)
-    below = picture[HEIGHT + 100]
-    shades = [below[WIDTH * position // 6].tolist() for position in (1, 3, 5)]
-    assert shades == [[10] * 3, [30] * 3, [50] * 3]
+GREY = np.full((320, 640, 3), 128, np.uint8)
 
 
 def test_answers_stand_beside_the_panorama(answer) -> None:
@@ -95,5 +53,26 @@ def test_long_text_is_cut_with_a_mark() -> None:
     assert wrap_text("", 120, 16, max_lines=3) == [""]
 
 
-def test_colours_differ() -> None:
-    assert len(set(palette(12))) == 12
+def test_a_tag_stays_inside_and_is_as_wide_as_it_says() -> None:
+    for text, middle in (("7", (-50.0, 500.0)), ("123", (30.0, 20.0)), ("40", (1e6, -3.0))):
+        canvas = np.full((60, 120, 3), 255, np.uint8)
+        draw_tag(canvas, text, middle, size=16, colour=(255, 0, 0))
+        rows, columns = np.nonzero((canvas != 255).any(-1))
+        assert columns.max() - columns.min() + 1 == tag_width(text, 16)
+        assert rows.max() - rows.min() + 1 == line_height(16)
+        assert (canvas[rows, columns] == (255, 0, 0)).all(-1).any()
+        assert (canvas.max(-1) < 100).any()  # the letters
+
+
+def test_colours_differ_and_neighbours_most() -> None:
+    colours = palette(40)
+    assert len(set(colours)) == 40
+    assert palette(0) == []
+    steps = np.diff(np.array(colours), axis=0)
+    assert np.abs(steps).max(axis=1).min() > 100
+    assert min(max(colour) for colour in colours) > 120  # dark letters can be read on them
+
+
+def test_a_written_picture_is_the_picture() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    assert (np.asarray(Image.open(BytesIO(encode_png(picture)))) == picture).all()
