@@ -136,6 +136,7 @@ def test_evaluation_command(
     assert ("turned along" in capsys.readouterr().err) == ("turn_deg" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("python -m panollava.gallery")])
 def test_gallery_command(line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
