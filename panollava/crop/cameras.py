@@ -18,6 +18,12 @@ EQUIRECTANGULAR = 1
 """Projection code of a rectangle of the panorama itself: angles are linear in pixels."""
 
 
+CENTRE_MARGIN, FINEST_MARGIN = 2.0, 1.2
+"""Pixels that a panorama has, each way, to a pixel of a view: in the view's centre, and where the view is finest.
+With fewer the views of photographs are blurred: they are further from the mean over each pixel than those that are
+cut from the whole photograph without care for aliasing."""
+
+
 class Column(IntEnum):
     """Columns of a camera row; angles are radians, boxes fractions of the view."""
 
@@ -149,29 +155,41 @@ def _centred(position: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return (position - start) / (end - start) - 0.5
 
 
-def matching_panorama_size(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the panorama whose pixels are as fine as the view's at its finest place.
+def needed_panorama_size(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the coarsest panorama that a view can be cut from without a loss that can be measured.
 
-    A perspective view of focal length f (pixels) has f pixels a radian in its centre and, at the middle of an
-    edge, the peak f / cos²(extent / 2).
+    It has ``CENTRE_MARGIN`` pixels to a pixel of the view's centre and, as perspective views are finer towards
+    their edges, ``FINEST_MARGIN`` to one of its finest place.
+
+    Args:
+        camera: the view.
+        view_size: (h, w).
+    """
+    centre, finest = pixels_per_radian(camera, view_size)
+    down, across = (
+        max(CENTRE_MARGIN * middle, FINEST_MARGIN * edge) for middle, edge in zip(centre, finest, strict=True)
+    )
+    if camera.projection == PERSPECTIVE:
+        down = across = max(down, across)
+    return max(1, math.ceil(math.pi * down - 1e-6)), max(2, math.ceil(2 * math.pi * across - 1e-6))
+
+
+def pixels_per_radian(camera: Camera, view_size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Pixels a radian down and across, in a view's centre and at its finest place.
+
+    A perspective view of focal length f (pixels) has f of them in its centre and, at the middle of an edge,
+    f / cos²(extent / 2); an equirectangular one is alike everywhere.
 
     Args:
         camera: the view.
         view_size: (h, w).
     """
     x0, y0, x1, y1 = camera.box
-    content_height, content_width = view_size[0] * (y1 - y0), view_size[1] * (x1 - x0)
+    sides, extents = (view_size[0] * (y1 - y0), view_size[1] * (x1 - x0)), (camera.v_extent_rad, camera.h_extent_rad)
     if camera.projection == EQUIRECTANGULAR:
-        across, down = content_width / camera.h_extent_rad, content_height / camera.v_extent_rad
-    else:
-        # f / cos²(a) with f = (side / 2) / tan(a) is side / sin(2a).
-        across = down = max(
-            content_width / math.sin(camera.h_extent_rad), content_height / math.sin(camera.v_extent_rad)
-        )
-    return max(1, math.ceil(math.pi * down - 1e-6)), max(2, math.ceil(2 * math.pi * across - 1e-6))
-
-
-def focal_length(camera: Camera, view_size: tuple[int, int]) -> float:
-    """Pixels a radian in the centre of a perspective view of size (h, w), along the finer way."""
-    height, width = view_size
-    return max(width / math.tan(camera.h_extent_rad / 2), height / math.tan(camera.v_extent_rad / 2)) / 2
+        down, across = (side / extent for side, extent in zip(sides, extents, strict=True))
+        return (down, across), (down, across)
+    down, across = (side / 2 / math.tan(extent / 2) for side, extent in zip(sides, extents, strict=True))
+    edges = (focal / math.cos(extent / 2) ** 2 for focal, extent in zip((down, across), extents, strict=True))
+    finest_down, finest_across = edges
+    return (down, across), (finest_down, finest_across)

@@ -58,7 +58,8 @@ def _parse_jpeg(data: bytes) -> PictureHeader:
         elif marker == 0xDA:
             # In scan data 0xFF is always followed by 0x00 or a marker, so this is the picture's own end, not
             # that of a thumbnail, which lies before the scan. Cameras may append data of their own after it.
-            is_complete = data.find(_JPEG_END, position) >= 0
+            # The search begins at the end of the file, which is next to the picture's.
+            is_complete = data.rfind(_JPEG_END, position) >= 0
             break
         position += 2 + length
     return _upright("JPEG", width, height, orientation, is_complete and width > 0)

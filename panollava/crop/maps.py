@@ -1,28 +1,26 @@
 """Where the pixels of views fall in a panorama, how far it is shrunk first and how densely it is sampled.
 
-A panorama is halved while it stays as fine as the finest place of a view, and each pixel is the mean of as many
-samples as panorama pixels fit into it (in a tile: into the pixel in its centre); so thin structures fade instead of
-flickering.
+A panorama is halved while it stays as fine as a view needs, and each pixel is the mean of as many samples as leave
+no pixel of the panorama out; so thin structures fade instead of flickering.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from panollava.crop.cameras import (
     EQUIRECTANGULAR,
+    PERSPECTIVE,
     Camera,
-    Column,
     camera_tensor,
-    focal_length,
-    matching_panorama_size,
+    needed_panorama_size,
+    pixels_per_radian,
     point_directions,
 )
 from panollava.crop.sphere import direction_to_angles
@@ -33,8 +31,9 @@ LONGEST_SIDE = 32_700
 MOST_SAMPLES = 4
 """Samples a pixel, each way: more cost time and change nothing that can be seen."""
 
-OUTSIDE = -16.0
-"""Map coordinate of padding pixels: beyond the one-pixel border of the panorama, where samples are black."""
+MOST_APART = {PERSPECTIVE: 1.55, EQUIRECTANGULAR: 1.4}
+"""Panorama pixels from one sample to the next, at most. A bilinear sample takes in two; in a tile the distance is
+counted between its centre and its edge, where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,19 @@ class Sheet:
         views: their places among all views.
         source_size: (H, W) to which the panorama is shrunk for them.
         samples: samples of a pixel, each way.
+        content: top, left, bottom, right of their pixels that are not padding, the last two exclusive.
     """
 
     views: tuple[int, ...]
     source_size: tuple[int, int]
     samples: int
+    content: tuple[int, int, int, int]
+
+    @property
+    def content_size(self) -> tuple[int, int]:
+        """(h, w) of the pixels that are not padding."""
+        top, left, bottom, right = self.content
+        return bottom - top, right - left
 
 
 @lru_cache(maxsize=64)
@@ -57,20 +64,13 @@ def sheets(
     panorama_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int]
 ) -> tuple[Sheet, ...]:
     """The views of one panorama by the way they are sampled, those of the largest source first."""
-    views_of: dict[tuple[tuple[int, int], int], list[int]] = {}
+    views_of: dict[tuple[tuple[int, int], int, tuple[int, int, int, int]], list[int]] = {}
     for view, camera in enumerate(cameras):
         size = _source_size(panorama_size, camera, view_size)
-        views_of.setdefault((size, _samples(size, camera, view_size)), []).append(view)
-    plan = [Sheet(tuple(views), size, samples) for (size, samples), views in views_of.items()]
+        key = (size, _samples(size, camera, view_size), _content(camera, view_size))
+        views_of.setdefault(key, []).append(view)
+    plan = [Sheet(tuple(views), *key) for key, views in views_of.items()]
     return tuple(sorted(plan, key=lambda sheet: math.prod(sheet.source_size), reverse=True))
-
-
-def _source_size(panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
-    matching = matching_panorama_size(camera, view_size)
-    size = panorama_size
-    while all(have >= 2 * want for have, want in zip(size, matching, strict=True)) or max(size) > LONGEST_SIDE:
-        size = half(size)
-    return size
 
 
 def half(size: tuple[int, int]) -> tuple[int, int]:
@@ -78,74 +78,94 @@ def half(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
+def _source_size(panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
+    needed = needed_panorama_size(camera, view_size)
+    size = panorama_size
+    while all(have >= 2 * want for have, want in zip(size, needed, strict=True)) or max(size) > LONGEST_SIDE:
+        size = half(size)
+    return size
+
+
 def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> int:
-    height, width = source_size
-    if camera.projection == EQUIRECTANGULAR:
-        matching = matching_panorama_size(camera, view_size)
-        samples = math.ceil(max(height / matching[0], width / matching[1]) - 1e-6)
+    centre, finest = pixels_per_radian(camera, view_size)
+    have = (source_size[0] / math.pi, source_size[1] / (2 * math.pi))
+    if camera.projection == PERSPECTIVE:
+        typical = (math.sqrt(min(centre) * max(finest)),) * 2
     else:
-        pixels_per_radian = min(width / (2 * math.pi), height / math.pi)
-        samples = math.floor(pixels_per_radian / focal_length(camera, view_size))
-    return min(max(1, samples), MOST_SAMPLES)
+        typical = finest
+    apart = max(pixels / wanted for pixels, wanted in zip(have, typical, strict=True))
+    return min(max(1, math.ceil(apart / MOST_APART[camera.projection] - 1e-6)), MOST_SAMPLES)
+
+
+def _content(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of the pixels whose centre is in the content box, at least one each way."""
+    x0, y0, x1, y1 = camera.box
+    (top, bottom), (left, right) = _span(y0, y1, view_size[0]), _span(x0, x1, view_size[1])
+    return top, left, bottom, right
+
+
+def _span(start: float, end: float, pixels: int) -> tuple[int, int]:
+    # A centre that lies on an edge of the box belongs to its end.
+    first, beyond = (math.floor(pixels * (edge + 1e-9) - 0.5) + 1 for edge in (start, end))
+    first = min(first, pixels - 1)
+    return first, max(beyond, first + 1)
 
 
 @lru_cache(maxsize=8)
-def float_maps(
-    source_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Maps into a panorama that has a border of one pixel.
+def float_maps(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of a sheet's content into its source, which has a border of one pixel.
 
     Args:
-        source_size: (H, W) of the panorama without its border.
-        cameras: n views.
+        sheet: how its n views are sampled.
+        cameras: all views of the panorama.
         view_size: (h, w).
-        samples: samples of a pixel, each way.
 
     Returns:
-        Columns and rows, each ``(n, h * samples, w * samples)`` float32.
+        Columns and rows, each ``(n, content height * samples, content width * samples)`` float32.
     """
-    return _pixel_maps(source_size, cameras, view_size, samples)
+    return _pixel_maps(sheet, cameras, view_size)
 
 
 @lru_cache(maxsize=8)
 def fixed_maps(
-    source_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
+    sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The maps of ``float_maps`` view by view in the fixed-point form that remaps uint8 pictures fastest."""
-    columns, rows = _pixel_maps(source_size, cameras, view_size, samples)
+    columns, rows = _pixel_maps(sheet, cameras, view_size)
     return [cv2.convertMaps(*pair, cv2.CV_16SC2) for pair in zip(columns, rows, strict=True)]
 
 
-def _pixel_maps(
-    source_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    height, width = source_size
-    across, down = _unit_maps(cameras, view_size, samples)
-    is_padding = across < 0
-    columns, rows = across * np.float32(width) + np.float32(0.5), down * np.float32(height) + np.float32(0.5)
-    columns[is_padding], rows[is_padding] = OUTSIDE, OUTSIDE
-    return columns, rows
+def _pixel_maps(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    height, width = sheet.source_size
+    some = tuple(cameras[view] for view in sheet.views)
+    across, down = _unit_maps(some, view_size, sheet.content, sheet.samples)
+    return across * np.float32(width) + np.float32(0.5), down * np.float32(height) + np.float32(0.5)
 
 
 @lru_cache(maxsize=8)
-def _unit_maps(cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """As ``float_maps``, in fractions of the panorama, -1 in padding: they serve panoramas of every size."""
-    y, x = ((torch.arange(side * samples, dtype=torch.float64) + 0.5) / (side * samples) for side in view_size)
+def _unit_maps(
+    cameras: tuple[Camera, ...], view_size: tuple[int, int], content: tuple[int, int, int, int], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As ``float_maps``, in fractions of the panorama, so that they serve panoramas of every size."""
+    top, left, bottom, right = content
+    y = _positions(top, bottom, view_size[0], samples)
+    x = _positions(left, right, view_size[1], samples)
     across, down = (np.empty((len(cameras), len(y), len(x)), dtype=np.float32) for _ in range(2))
-    # View by view: in float64 all of them at once would take gigabytes.
-    for view, row in enumerate(camera_tensor(cameras, dtype=torch.float64)):
-        longitude_rad, latitude_rad = direction_to_angles(point_directions(row, x, y))
-        is_inside = _is_inside(view_size[1], row[Column.BOX_X0], row[Column.BOX_X1]) & _is_inside(
-            view_size[0], row[Column.BOX_Y0], row[Column.BOX_Y1]
-        ).unsqueeze(-1)
-        is_inside = is_inside.repeat_interleave(samples, 0).repeat_interleave(samples, 1)
-        across[view] = torch.where(is_inside, longitude_rad / (2 * math.pi) + 0.5, -1.0)
-        down[view] = torch.where(is_inside, 0.5 - latitude_rad / math.pi, -1.0)
+    views_of: dict[Camera, list[int]] = {}
+    for view, camera in enumerate(cameras):
+        views_of.setdefault(replace(camera, yaw_rad=0.0), []).append(view)
+    for ahead, views in views_of.items():
+        # Views that differ in yaw alone are the same view turned about the vertical axis.
+        directions = point_directions(camera_tensor([ahead], dtype=torch.float64)[0], x, y)
+        longitude_rad, latitude_rad = (angle.numpy() for angle in direction_to_angles(directions))
+        down[views] = 0.5 - latitude_rad / math.pi
+        turns = longitude_rad / (2 * math.pi) + 0.5
+        for view in views:
+            turned = turns + cameras[view].yaw_rad / (2 * math.pi)
+            across[view] = turned - np.floor(turned)
     return across, down
 
 
-def _is_inside(pixels: int, start: Tensor, end: Tensor) -> Tensor:
-    """Which of a row of pixels have their centre in the content box; a tie belongs to its end."""
-    centres = (torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels
-    tolerance = 1e-9
-    return (centres > start + tolerance) & (centres < end + tolerance)
+def _positions(first: int, beyond: int, pixels: int, samples: int) -> torch.Tensor:
+    """Where the samples of a row of pixels lie, as fractions of the view."""
+    return (first + (torch.arange((beyond - first) * samples, dtype=torch.float64) + 0.5) / samples) / pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from panollava.crop.cameras import Camera, matching_panorama_size
+from panollava.crop.cameras import Camera, needed_panorama_size
 from panollava.crop.header import PictureHeader, parse_header
 
 MAX_PIXELS = 300_000_000
@@ -92,8 +92,8 @@ def _checked_header(path: Path, data: bytes) -> PictureHeader:
 
 
 def _reduction(header: PictureHeader, cameras: Sequence[Camera], view_size: tuple[int, int]) -> int:
-    """The largest divisor whose result still has the finest view's pixels per degree, both ways."""
-    sizes = [matching_panorama_size(camera, view_size) for camera in cameras]
+    """The largest divisor whose result is still as fine as every view needs, both ways."""
+    sizes = [needed_panorama_size(camera, view_size) for camera in cameras]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     return next(
         scale

@@ -9,10 +9,10 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from torch.nn.functional import grid_sample
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
-from panollava.crop.maps import fixed_maps, float_maps, half, sheets
+from panollava.crop.maps import Sheet, fixed_maps, float_maps, half, sheets
+from panollava.crop.render_torch import render_batch
 
 Renderer = Literal["cv2", "torch", "equilib"]
 
@@ -38,24 +38,23 @@ def render_views(
         ``(V, h, w, 3)`` of the panorama's type.
     """
     _check(panorama, view_size, renderer, device)
+    if renderer == "torch":
+        batch = torch.from_numpy(np.ascontiguousarray(panorama)).to(device).permute(2, 0, 1).unsqueeze(0)
+        return render_batch(batch, cameras, view_size)[0].permute(0, 2, 3, 1).contiguous().cpu().numpy()
     cameras = tuple(cameras)
-    views = np.empty((len(cameras), *view_size, 3), dtype=panorama.dtype)
+    views = np.zeros((len(cameras), *view_size, 3), dtype=panorama.dtype)
     source, padded = panorama, None
     for sheet in sheets(panorama.shape[:2], cameras, view_size):
         if padded is None or source.shape[:2] != sheet.source_size:
             # The largest source comes first, so that each is shrunk from the one before it.
             source = _shrink(source, sheet.source_size)
             padded = bordered(source)
-        some = tuple(cameras[view] for view in sheet.views)
-        pictures: Sequence[np.ndarray] | np.ndarray
-        if renderer == "cv2":
-            pictures = _sample_cv2(padded, some, view_size, sheet.samples)
-        elif renderer == "torch":
-            pictures = _sample_torch(padded, some, view_size, sheet.samples, device)
-        else:
-            pictures = _sample_equilib(source, some, view_size, sheet.samples)
+        pictures = _sample_cv2(padded, sheet, cameras, view_size)
+        if renderer == "equilib":
+            pictures = _sample_equilib(source, sheet, cameras, pictures)
+        top, left, bottom, right = sheet.content
         for view, picture in zip(sheet.views, pictures, strict=True):
-            views[view] = _average(picture, view_size)
+            views[view, top:bottom, left:right] = _average(picture, sheet.content_size)
     return views
 
 
@@ -100,76 +99,53 @@ def _turned(row: np.ndarray) -> np.ndarray:
     if len(row) % 2 == 0:
         return turned
     mean = (turned.astype(np.float32) + np.roll(row, middle + 1, axis=0).astype(np.float32)) / 2
-    return mean.astype(row.dtype)
+    return np.floor(mean + 0.5).astype(row.dtype) if row.dtype == np.uint8 else mean
 
 
-def _average(picture: np.ndarray, view_size: tuple[int, int]) -> np.ndarray:
-    if picture.shape[:2] == view_size:
+def _average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if picture.shape[:2] == size:
         return picture
-    return cv2.resize(picture, view_size[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def _sample_cv2(
-    padded: np.ndarray, cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
+    padded: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]
 ) -> list[np.ndarray]:
-    size = (padded.shape[0] - 2, padded.shape[1] - 2)
     pairs: Sequence[tuple[np.ndarray, np.ndarray]]
     if padded.dtype == np.uint8:
-        pairs = fixed_maps(size, cameras, view_size, samples)
+        pairs = fixed_maps(sheet, cameras, view_size)
     else:
-        pairs = list(zip(*float_maps(size, cameras, view_size, samples), strict=True))
-    return [
-        cv2.remap(padded, first, second, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) for first, second in pairs
-    ]
-
-
-def _sample_torch(
-    padded: np.ndarray, cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int, device: str
-) -> np.ndarray:
-    height, width = padded.shape[:2]
-    columns, rows = float_maps((height - 2, width - 2), cameras, view_size, samples)
-    pixels = torch.from_numpy(padded).to(device).permute(2, 0, 1).unsqueeze(0).float()
-    # Fractions of the span between the first and the last pixel centre, from -1 to 1.
-    across = torch.from_numpy(columns).to(device) * (2 / (width - 1)) - 1
-    down = torch.from_numpy(rows).to(device) * (2 / (height - 1)) - 1
-    sampled = grid_sample(
-        pixels.expand(len(cameras), -1, -1, -1),
-        torch.stack((across, down), dim=-1),
-        mode="bilinear",
-        padding_mode="zeros",
-        align_corners=True,
-    )
-    if padded.dtype == np.uint8:
-        sampled = sampled.round().clamp(0, 255).to(torch.uint8)
-    return sampled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        pairs = list(zip(*float_maps(sheet, cameras, view_size), strict=True))
+    return [cv2.remap(padded, first, second, cv2.INTER_LINEAR) for first, second in pairs]
 
 
 def _sample_equilib(
-    source: np.ndarray, cameras: tuple[Camera, ...], view_size: tuple[int, int], samples: int
+    source: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], by_cv2: list[np.ndarray]
 ) -> list[np.ndarray]:
+    """Pictures as those in ``by_cv2``, which stay where the camera is not a perspective one."""
     from equilib import equi2pers
 
     pixels = np.moveaxis(source, 2, 0)
     pictures = []
-    for camera in cameras:
-        if camera.projection != PERSPECTIVE:
-            pictures += _sample_cv2(bordered(source), (camera,), view_size, samples)
-            continue
-        _check_square_pixels(camera, view_size)
-        view = equi2pers(
-            pixels,
-            rots={"yaw": camera.yaw_rad, "pitch": camera.pitch_rad, "roll": camera.roll_rad},
-            height=view_size[0] * samples,
-            width=view_size[1] * samples,
-            fov_x=math.degrees(camera.h_extent_rad),
-            z_down=True,
-        )
-        pictures.append(np.ascontiguousarray(np.moveaxis(view, 0, 2)))
+    for view, picture in zip(sheet.views, by_cv2, strict=True):
+        camera = cameras[view]
+        if camera.projection == PERSPECTIVE:
+            _check_square_pixels(camera, sheet.content_size)
+            cut = equi2pers(
+                pixels,
+                rots={"yaw": camera.yaw_rad, "pitch": camera.pitch_rad, "roll": camera.roll_rad},
+                height=picture.shape[0],
+                width=picture.shape[1],
+                fov_x=math.degrees(camera.h_extent_rad),
+                z_down=True,
+            )
+            picture = np.ascontiguousarray(np.moveaxis(cut, 0, 2))
+        pictures.append(picture)
     return pictures
 
 
-def _check_square_pixels(camera: Camera, view_size: tuple[int, int]) -> None:
-    height, width = view_size
+def _check_square_pixels(camera: Camera, size: tuple[int, int]) -> None:
+    height, width = size
     square_extent = 2 * math.atan(math.tan(camera.h_extent_rad / 2) * height / width)
     if abs(square_extent - camera.v_extent_rad) > 1e-6:
         raise ValueError(

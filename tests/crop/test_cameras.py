@@ -14,7 +14,9 @@ from panollava.crop.cameras import (
     Camera,
     Column,
     camera_tensor,
-    matching_panorama_size,
+    needed_panorama_size,
+    pixels_per_radian,
+    point_directions,
     token_directions,
     view_directions,
 )
@@ -99,8 +101,31 @@ def test_a_rectangle_of_the_panorama_refuses_to_roll():
         Camera(EQUIRECTANGULAR, 0.0, 0.0, 0.1, 1.0, 1.0)
 
 
-def test_the_matching_panorama_has_the_peak_resolution_of_a_view():
-    """A 90-degree tile of 256 pixels has 128 pixels a radian in its centre and 256 at its edges."""
-    tile = Camera(PERSPECTIVE, 0.0, 0.0, 0.0, math.pi / 2, math.pi / 2)
-    assert matching_panorama_size(tile, (256, 256)) == (math.ceil(256 * math.pi), math.ceil(512 * math.pi))
-    assert matching_panorama_size(LETTERBOXED, (256, 256)) == (128, 256)
+def tile(fov_deg: float) -> Camera:
+    return Camera(PERSPECTIVE, 0.0, 0.0, 0.0, math.radians(fov_deg), math.radians(fov_deg))
+
+
+def test_pixels_per_radian_in_the_centre_and_at_the_edge_of_a_tile():
+    """A 90-degree tile of 256 pixels has a focal length of 128, and twice as many pixels a radian at its edges."""
+    centre, finest = pixels_per_radian(tile(90), (256, 256))
+    assert centre == pytest.approx((128, 128))
+    assert finest == pytest.approx((256, 256))
+    step = 1e-4
+    edge = point_directions(
+        camera_tensor([tile(90)], torch.float64), torch.tensor([1 - step, 1.0]), torch.tensor([0.5])
+    )
+    (angle,) = torch.diff(direction_to_angles(edge)[0][0, 0])
+    assert step * 256 / float(angle) == pytest.approx(256, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("camera", "view_size", "across"),
+    [
+        (tile(90), (256, 256), 1.2 * 256),
+        (tile(30), (64, 64), 2 * 32 / math.tan(math.radians(15))),
+        (LETTERBOXED, (256, 256), 2 * 256 / (2 * math.pi)),
+    ],
+)
+def test_a_view_needs_two_pixels_for_one_in_its_centre_and_more_than_one_at_its_edges(camera, view_size, across):
+    height, width = needed_panorama_size(camera, view_size)
+    assert (height, width) == (math.ceil(math.pi * across - 1e-6), math.ceil(2 * math.pi * across - 1e-6))

@@ -1,0 +1,119 @@
+"""Views sampled from batches of panoramas with torch: on any device, and differentiable.
+
+Legend: ``B`` panoramas, ``V`` views of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+
+from panollava.crop.cameras import Camera
+from panollava.crop.maps import Sheet, float_maps, half, sheets
+
+_FIXED_STEPS = 32
+"""Steps from one pixel to the next in the fixed-point maps that cv2 samples uint8 pictures with."""
+
+_CUT_OFF = 1 / 8
+"""Grey levels that cv2 loses on average where it halves a uint8 picture of odd sides."""
+
+
+def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: tuple[int, int]) -> Tensor:
+    """The views that cameras have of each panorama, as ``render_views`` cuts them, on the device of the panoramas.
+
+    The sampling of floating-point panoramas is differentiable with respect to them.
+
+    Args:
+        panoramas: ``(B, 3, H, W)`` uint8 or floating point, each the whole sphere.
+        cameras: V cameras.
+        view_size: (h, w).
+
+    Returns:
+        ``(B, V, 3, h, w)`` of the panoramas' type.
+    """
+    if panoramas.ndim != 4 or panoramas.shape[1] != 3 or not _is_supported(panoramas.dtype):
+        raise ValueError(
+            "Panoramas are a tensor (panoramas, 3, height, width) of uint8 or floating point, not "
+            f"{tuple(panoramas.shape)} of {panoramas.dtype}."
+        )
+    if min(view_size) < 1:
+        raise ValueError(f"crop.view_size={list(view_size)}: height and width are at least 1 pixel.")
+    cameras, is_bytes = tuple(cameras), panoramas.dtype == torch.uint8
+    # Half precision would lose the fractions of a pixel.
+    source = panoramas if panoramas.dtype == torch.float64 else panoramas.float()
+    views = source.new_zeros(len(panoramas), len(cameras), 3, *view_size)
+    for sheet in sheets((panoramas.shape[2], panoramas.shape[3]), cameras, view_size):
+        # The largest source comes first, so that each is shrunk from the one before it.
+        source = _shrink(source, sheet.source_size, is_bytes)
+        top, left, bottom, right = sheet.content
+        views[:, list(sheet.views), :, top:bottom, left:right] = _sample(source, sheet, cameras, view_size, is_bytes)
+    return views.to(panoramas.dtype)
+
+
+def _is_supported(dtype: torch.dtype) -> bool:
+    return dtype == torch.uint8 or dtype.is_floating_point
+
+
+def _shrink(source: Tensor, size: tuple[int, int], is_bytes: bool) -> Tensor:
+    """Panoramas ``(B, 3, H, W)`` halved down to a size that ``half`` leads to."""
+    while (have := (source.shape[2], source.shape[3])) != size:
+        source = interpolate(source, size=half(have), mode="bilinear", align_corners=False)
+        if is_bytes:
+            source = _half_up(source - _CUT_OFF if have[0] % 2 or have[1] % 2 else source)
+    return source
+
+
+def _sample(
+    source: Tensor, sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool
+) -> Tensor:
+    """The content ``(B, n, 3, h', w')`` of a sheet's n views."""
+    grid = _grid(sheet, cameras, view_size, is_bytes, source.device).to(source.dtype)
+    # All views below one another, so that the panoramas need not be repeated.
+    stacked = grid.flatten(0, 1).expand(len(source), -1, -1, -1)
+    sampled = grid_sample(_bordered(source, is_bytes), stacked, mode="bilinear", align_corners=True)
+    sampled = _half_up(sampled) if is_bytes else sampled
+    if sheet.samples > 1:
+        sampled = avg_pool2d(sampled, sheet.samples)
+        if is_bytes:
+            # cv2 rounds the mean of 2 x 2 pixels up and that of more to the even side.
+            sampled = _half_up(sampled) if sheet.samples == 2 else sampled.round()
+    return sampled.unflatten(2, (len(sheet.views), -1)).transpose(1, 2)
+
+
+@lru_cache(maxsize=8)
+def _grid(
+    sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool, device: torch.device
+) -> Tensor:
+    """The maps of a sheet as ``(n, h', w', 2)`` from -1, the first pixel centre with the border, to 1, the last."""
+    height, width = sheet.source_size
+    columns, rows = (torch.from_numpy(positions).double() for positions in float_maps(sheet, cameras, view_size))
+    if is_bytes:
+        columns, rows = ((positions * _FIXED_STEPS).round() / _FIXED_STEPS for positions in (columns, rows))
+    grid = torch.stack((columns * (2 / (width + 1)) - 1, rows * (2 / (height + 1)) - 1), dim=-1)
+    return grid.float().to(device)
+
+
+def _bordered(source: Tensor, is_bytes: bool) -> Tensor:
+    """``(B, 3, H + 2, W + 2)``: around the seam and over the poles, where the outermost row lies turned by 180."""
+    top, bottom = (_turned(source[:, :, edge : edge + 1], is_bytes) for edge in (0, source.shape[2] - 1))
+    whole = torch.cat((top, source, bottom), dim=2)
+    return torch.cat((whole[..., -1:], whole, whole[..., :1]), dim=3)
+
+
+def _turned(row: Tensor, is_bytes: bool) -> Tensor:
+    """A row ``(B, 3, 1, W)`` as seen from across the pole; of an odd width, halfway between two pixels."""
+    middle = row.shape[3] // 2
+    turned = row.roll(middle, dims=3)
+    if row.shape[3] % 2 == 0:
+        return turned
+    mean = (turned + row.roll(middle + 1, dims=3)) / 2
+    return _half_up(mean) if is_bytes else mean
+
+
+def _half_up(values: Tensor) -> Tensor:
+    """Rounded to whole numbers as cv2 does."""
+    return torch.floor(values + 0.5)
