@@ -1,8 +1,9 @@
-"""Views against the panorama whose pixels are their own direction."""
+"""Views as arrays: random sizes against the oracle, the border, pyequilib as a second opinion, wrong input."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,17 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
+from panollava.crop.cameras import PERSPECTIVE, Camera
+from panollava.crop.maps import sheets
+from panollava.crop.read import read_panorama
 from panollava.crop.render import bordered, render_views
 from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop, E2pCrop, ResizeCrop
 
-STRATEGIES = {
-    "anyres_e2p": AnyresE2pCrop(),
-    "anyres_e2p resize": AnyresE2pCrop(global_view="resize", fov_deg=110, overlap=0.1),
-    "e2p pitched": E2pCrop(pitch_rows_deg=(-70, 0, 70)),
-    "cubemap": CubemapCrop(poles=True),
-    "resize": ResizeCrop(),
-}
+PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "quic360_mini" / "images"
 
 
 def random_cameras(seed: int, count: int = 4) -> list[Camera]:
@@ -32,36 +29,12 @@ def random_cameras(seed: int, count: int = 4) -> list[Camera]:
     return cameras
 
 
-def worst(views: np.ndarray, expected: np.ndarray) -> float:
-    """Largest error outside padding, which is exactly black and no direction."""
-    error = np.abs(views - expected).max(-1)
-    return float(error[(views != 0).any(-1)].max())
-
-
-@pytest.mark.parametrize("renderer", ["cv2", "torch"])
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_every_pixel_of_every_strategy_holds_its_direction(name, renderer, panorama, oracle):
-    cameras = STRATEGIES[name].cameras()
-    views = render_views(panorama, cameras, (96, 96), renderer)
-    assert views.dtype == np.float32
-    assert worst(views, oracle(cameras, (96, 96))) < 1e-3
-
-
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([(48, 48), (90, 90), (200, 200)]))
 def test_random_cameras_across_seam_and_poles(seed, size, panorama, oracle):
     cameras = random_cameras(seed, 2)
     views = render_views(panorama, cameras, size)
     assert np.abs(views - oracle(cameras, size)).max() < 1e-3
-
-
-@pytest.mark.parametrize("pitch_deg", [90, -90])
-def test_a_view_of_a_pole_is_whole(pitch_deg, panorama, oracle):
-    """Pixels closer to the pole than the centre of the outermost row are sampled across it."""
-    camera = Camera(PERSPECTIVE, 0.4, math.radians(pitch_deg), 0.2, math.radians(1.5), math.radians(1.5))
-    views = render_views(panorama, [camera], (65, 65))
-    # Plain wrapping of the border would be off by the width of a row, 3e-3.
-    assert np.abs(views - oracle([camera], (65, 65))).max() < 1e-4
 
 
 @pytest.mark.parametrize("width", [8, 7])
@@ -77,39 +50,37 @@ def test_the_border_goes_on_around_the_seam_and_over_the_poles(width):
     assert (result[0, 0], result[0, -1]) == (result[0, -2], result[0, 1])
 
 
-def test_renderers_agree_on_uint8_pictures(panorama):
-    picture = np.round((panorama + 1) * 127.5).astype(np.uint8)
-    cameras = [*random_cameras(7), *AnyresE2pCrop().cameras()]
-    by_cv2, by_torch, by_equilib = (
-        render_views(picture, cameras, (96, 96), renderer).astype(int) for renderer in ("cv2", "torch", "equilib")
-    )
-    assert by_cv2.dtype == by_torch.dtype
-    assert np.abs(by_cv2 - by_torch).max() <= 2
-    # pyequilib's pixel centres are half a pixel off: 96 pixels over 90 degrees are about 2 levels a pixel.
-    assert np.abs(by_cv2 - by_equilib).mean() < 0.7
-    assert np.abs(by_cv2 - by_equilib).max() <= 4
-
-
 def test_equilib_has_the_same_sense_of_yaw_pitch_and_roll(panorama, oracle):
+    """Its directions are off by half a pixel of the panorama and half a pixel of the view, each way."""
     cameras = random_cameras(3)
     views = render_views(panorama, cameras, (128, 128), "equilib")
-    assert np.abs(views - oracle(cameras, (128, 128))).max() < 0.03
+    expected = oracle(cameras, (128, 128))
+    angles = np.arccos(np.clip((views * expected).sum(-1) / np.linalg.norm(views, axis=-1), -1, 1))
+    for sheet in sheets(panorama.shape[:2], tuple(cameras), (128, 128)):
+        for view in sheet.views:
+            view_step = 2 * math.tan(cameras[view].h_extent_rad / 2) / 128 / sheet.samples
+            assert angles[view].max() < 0.75 * (2 * math.pi / sheet.source_size[1] + view_step)
 
 
-def test_the_padding_of_a_letterbox_is_black_and_the_rest_is_not():
-    white = np.full((64, 128, 3), 255, dtype=np.uint8)
-    (view,) = render_views(white, AnyresE2pCrop().cameras()[:1], (32, 32))
-    assert (view[:8] == 0).all()
-    assert (view[8:24] == 255).all()
-    assert (view[24:] == 0).all()
+def test_equilib_agrees_on_a_smooth_picture(panorama):
+    picture = np.round((panorama + 1) * 127.5).astype(np.uint8)
+    cameras = [*random_cameras(7), *AnyresE2pCrop().cameras()]
+    by_cv2, by_equilib = (render_views(picture, cameras, (96, 96), name).astype(int) for name in ("cv2", "equilib"))
+    # 96 pixels over 90 degrees are about 2 levels a pixel.
+    assert np.abs(by_cv2 - by_equilib).mean() < 0.7
+    assert np.abs(by_cv2 - by_equilib).max() <= 4
+    assert (by_cv2[4] == by_equilib[4]).all()  # the letterboxed panorama, which is no perspective view
 
 
-def test_a_picture_finer_than_the_view_fades_instead_of_flickering():
-    """Stripes of one pixel are grey in every view, not black or white."""
-    stripes = np.zeros((1024, 2048, 3), dtype=np.uint8)
-    stripes[:, ::2] = 255
-    tiles = render_views(stripes, AnyresE2pCrop().cameras(), (64, 64))[1:]
-    assert np.abs(tiles.astype(float) - 127.5).max() < 8
+def test_equilib_agrees_on_photographs_within_a_fraction_of_a_pixel():
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip(f"{PHOTOGRAPHS} is not there")
+    cameras = [*E2pCrop().cameras(), *CubemapCrop(poles=True).cameras()]
+    for path in sorted(PHOTOGRAPHS.glob("*.jpg")):
+        panorama = read_panorama(path, cameras, (128, 128))
+        views, others = (render_views(panorama, cameras, (128, 128), name).astype(float) for name in ("cv2", "equilib"))
+        moved_by_a_pixel = [np.abs(np.diff(views, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)]
+        assert (np.abs(views - others).mean((1, 2, 3)) < 0.5 * sum(moved_by_a_pixel)).all()
 
 
 def test_a_small_panorama_is_enlarged():
@@ -117,18 +88,6 @@ def test_a_small_panorama_is_enlarged():
     small[:, :, 1] = 0.5
     views = render_views(small, AnyresE2pCrop().cameras(), (64, 64))
     assert views[1:, :, :, 1].min() == pytest.approx(0.5)
-
-
-def test_sizes_a_little_off_two_to_one_keep_directions(odd_panorama, oracle):
-    cameras = CubemapCrop(poles=True).cameras()
-    assert worst(render_views(odd_panorama, cameras, (64, 64)), oracle(cameras, (64, 64))) < 1e-3
-
-
-def test_sides_that_cv2_cannot_remap_are_shrunk_first():
-    wide = np.full((4, 33_000, 3), 7, dtype=np.uint8)
-    strip = Camera(EQUIRECTANGULAR, 0.0, 0.0, 0.0, 2 * math.pi, math.pi, is_global=True)
-    tile = Camera(PERSPECTIVE, 3.1, 0.0, 0.0, 0.01, 0.01)
-    assert (render_views(wide, [strip, tile], (32, 32)) == 7).all()
 
 
 def test_maps_are_kept_between_panoramas(monkeypatch):
