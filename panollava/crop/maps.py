@@ -135,6 +135,17 @@ def fixed_maps(
     return [cv2.convertMaps(*pair, cv2.CV_16SC2) for pair in zip(columns, rows, strict=True)]
 
 
+@lru_cache(maxsize=64)
+def row_span(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[int, int]:
+    """First and last, exclusive, of the rows that those maps reach in the source with its border."""
+    some = tuple(cameras[view] for view in sheet.views)
+    _, down = _unit_maps(some, view_size, sheet.content, sheet.samples)
+    height = sheet.source_size[0]
+    # A sample lies between two rows, and the maps are rounded.
+    first, last = math.floor(float(down.min()) * height), math.ceil(float(down.max()) * height) + 1
+    return max(first - 1, 0), min(last + 2, height + 2)
+
+
 def _pixel_maps(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     height, width = sheet.source_size
     some = tuple(cameras[view] for view in sheet.views)

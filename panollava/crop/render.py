@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import cv2
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
-from panollava.crop.maps import Sheet, fixed_maps, float_maps, half, sheets
+from panollava.crop.maps import Sheet, fixed_maps, float_maps, half, row_span, sheets
 from panollava.crop.render_torch import render_batch
 
 Renderer = Literal["cv2", "torch", "equilib"]
@@ -43,13 +43,11 @@ def render_views(
         return render_batch(batch, cameras, view_size)[0].permute(0, 2, 3, 1).contiguous().cpu().numpy()
     cameras = tuple(cameras)
     views = np.zeros((len(cameras), *view_size, 3), dtype=panorama.dtype)
-    source, padded = panorama, None
+    source = panorama
     for sheet in sheets(panorama.shape[:2], cameras, view_size):
-        if padded is None or source.shape[:2] != sheet.source_size:
-            # The largest source comes first, so that each is shrunk from the one before it.
-            source = _shrink(source, sheet.source_size)
-            padded = bordered(source)
-        pictures = _sample_cv2(padded, sheet, cameras, view_size)
+        # The largest source comes first, so that each is shrunk from the one before it.
+        source = _shrink(source, sheet.source_size)
+        pictures = _sample_cv2(source, sheet, cameras, view_size)
         if renderer == "equilib":
             pictures = _sample_equilib(source, sheet, cameras, pictures)
         top, left, bottom, right = sheet.content
@@ -80,15 +78,25 @@ def _shrink(panorama: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return panorama
 
 
-def bordered(panorama: np.ndarray) -> np.ndarray:
+def bordered(panorama: np.ndarray, rows: tuple[int, int] | None = None) -> np.ndarray:
     """The panorama with a border of one pixel that goes on around the seam and over the poles.
 
     Above the top row lies the top row again, turned by 180 degrees.
+
+    Args:
+        panorama: ``(H, W, 3)``.
+        rows: first and last, exclusive, of the rows of the result that are filled; None fills all.
     """
-    result = cv2.copyMakeBorder(panorama, 1, 1, 1, 1, cv2.BORDER_WRAP)
-    for edge in (0, -1):
-        result[edge, 1:-1] = _turned(panorama[edge])
-        result[edge, 0], result[edge, -1] = result[edge, -2], result[edge, 1]
+    height, width = panorama.shape[:2]
+    result = np.empty((height + 2, width + 2, 3), dtype=panorama.dtype)
+    first, beyond = (0, height + 2) if rows is None else rows
+    inner = slice(max(first, 1), min(beyond, height + 1))
+    result[inner, 1:-1] = panorama[inner.start - 1 : inner.stop - 1]
+    for edge, row in ((0, 0), (height + 1, height - 1)):
+        if first <= edge < beyond:
+            result[edge, 1:-1] = _turned(panorama[row])
+    filled = result[first:beyond]
+    filled[:, 0], filled[:, -1] = filled[:, -2], filled[:, 1]
     return result
 
 
@@ -109,39 +117,44 @@ def _average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _sample_cv2(
-    padded: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]
-) -> list[np.ndarray]:
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]]
-    if padded.dtype == np.uint8:
+    source: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """The content of a sheet's views, not averaged yet; each picture is gone when the next one is asked for."""
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]]
+    if source.dtype == np.uint8:
         pairs = fixed_maps(sheet, cameras, view_size)
     else:
-        pairs = list(zip(*float_maps(sheet, cameras, view_size), strict=True))
-    return [cv2.remap(padded, first, second, cv2.INTER_LINEAR) for first, second in pairs]
+        pairs = zip(*float_maps(sheet, cameras, view_size), strict=True)
+    # Tiles at the horizon need half of the rows.
+    padded = bordered(source, row_span(sheet, cameras, view_size))
+    picture = None
+    for first, second in pairs:
+        picture = cv2.remap(padded, first, second, cv2.INTER_LINEAR, dst=picture)
+        yield picture
 
 
 def _sample_equilib(
-    source: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], by_cv2: list[np.ndarray]
-) -> list[np.ndarray]:
+    source: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], by_cv2: Iterator[np.ndarray]
+) -> Iterator[np.ndarray]:
     """Pictures as those in ``by_cv2``, which stay where the camera is not a perspective one."""
     from equilib import equi2pers
 
     pixels = np.moveaxis(source, 2, 0)
-    pictures = []
     for view, picture in zip(sheet.views, by_cv2, strict=True):
         camera = cameras[view]
-        if camera.projection == PERSPECTIVE:
-            _check_square_pixels(camera, sheet.content_size)
-            cut = equi2pers(
-                pixels,
-                rots={"yaw": camera.yaw_rad, "pitch": camera.pitch_rad, "roll": camera.roll_rad},
-                height=picture.shape[0],
-                width=picture.shape[1],
-                fov_x=math.degrees(camera.h_extent_rad),
-                z_down=True,
-            )
-            picture = np.ascontiguousarray(np.moveaxis(cut, 0, 2))
-        pictures.append(picture)
-    return pictures
+        if camera.projection != PERSPECTIVE:
+            yield picture
+            continue
+        _check_square_pixels(camera, sheet.content_size)
+        cut = equi2pers(
+            pixels,
+            rots={"yaw": camera.yaw_rad, "pitch": camera.pitch_rad, "roll": camera.roll_rad},
+            height=picture.shape[0],
+            width=picture.shape[1],
+            fov_x=math.degrees(camera.h_extent_rad),
+            z_down=True,
+        )
+        yield np.ascontiguousarray(np.moveaxis(cut, 0, 2))
 
 
 def _check_square_pixels(camera: Camera, size: tuple[int, int]) -> None:
