@@ -26,7 +26,6 @@ import ways
 from picture import write_picture
 
 from panollava.crop.header import parse_header
-from panollava.crop.read import read_panorama
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def _measured(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one picture."""
     header = parse_header(path.read_bytes())
     assert header is not None
-    panorama = read_panorama(path, ways.CAMERAS, ways.VIEW_SIZE)
+    panorama = ways.CROP.read(path)
     divisor = round(header.width / panorama.shape[1])
     facts = {"picture": path.name, "size": [header.height, header.width], "kilobytes": path.stat().st_size // 1024}
     logger.info("\n## %s: %d x %d, %d kB\n", path.name, header.width, header.height, facts["kilobytes"])

@@ -19,8 +19,8 @@ import torch
 from equilib import equi2pers
 from PIL import Image
 
+from panollava.crop.crop import Crop
 from panollava.crop.maps import Sheet, fixed_maps, float_maps, row_span
-from panollava.crop.read import read_panorama
 from panollava.crop.render import bordered, render_views
 from panollava.crop.strategies import AnyresE2pCrop
 
@@ -31,7 +31,8 @@ REFERENCE_SAMPLES = 8
 """Samples of a pixel of the reference, each way."""
 
 VIEW_SIZE = (SIDE, SIDE)
-CAMERAS = tuple(AnyresE2pCrop(fov_deg=90, overlap=0.5).cameras(VIEW_SIZE))
+CROP = Crop(AnyresE2pCrop(fov_deg=90, overlap=0.5), view_size=VIEW_SIZE)
+CAMERAS = CROP.cameras
 YAWS_DEG = [math.degrees(camera.yaw_rad) for camera in CAMERAS[1:]]
 CONTENT = slice(SIDE // 4, SIDE - SIDE // 4)
 """Rows of the letterboxed panorama."""
@@ -41,7 +42,7 @@ Shrink = Callable[[np.ndarray], np.ndarray]
 
 
 def ours(path: Path) -> list[np.ndarray]:
-    return list(render_views(read_panorama(path, CAMERAS, VIEW_SIZE), CAMERAS, VIEW_SIZE))
+    return list(CROP.views(CROP.read(path)).permute(0, 2, 3, 1).numpy())
 
 
 def decode_alone(path: Path, divisor: int) -> np.ndarray:
@@ -107,8 +108,8 @@ def our_tiles(panorama: np.ndarray) -> list[np.ndarray]:
 
 def remap_tiles(panorama: np.ndarray) -> list[np.ndarray]:
     height, width = panorama.shape[:2]
-    plain = Sheet(tuple(range(1, len(CAMERAS))), (height, width), 1, (0, 0, SIDE, SIDE))
-    padded = bordered(panorama, row_span(plain, CAMERAS, VIEW_SIZE))
+    plain = Sheet(tuple(range(1, len(CAMERAS))), (height, width), (height, width), 1, (0, 0, SIDE, SIDE))
+    padded = bordered(panorama, plain.extent, row_span(plain, CAMERAS, VIEW_SIZE))
     return [cv2.remap(padded, *maps, cv2.INTER_LINEAR) for maps in fixed_maps(plain, CAMERAS, VIEW_SIZE)]
 
 
@@ -131,8 +132,9 @@ def equilib_torch_tiles(panorama: np.ndarray) -> list[np.ndarray]:
 
 def reference(path: Path) -> list[np.ndarray]:
     """Every pixel the mean of 8 x 8 samples of the whole picture: float64, not rounded."""
-    panorama = bordered(_decoded(path).astype(np.float32))
-    size, views = (panorama.shape[0] - 2, panorama.shape[1] - 2), []
+    picture = _decoded(path)
+    size, views = picture.shape[:2], []
+    panorama = bordered(picture.astype(np.float32), size)
     for view in range(len(CAMERAS)):
         dense = Sheet(
             (view,),

@@ -18,7 +18,7 @@ EQUIRECTANGULAR = 1
 """Projection code of a rectangle of the panorama itself: angles are linear in pixels."""
 
 
-CENTRE_MARGIN, FINEST_MARGIN = 2.0, 1.2
+CENTRE_MARGIN, FINEST_MARGIN = 2.0, 1.24
 """Pixels that a panorama has, each way, to a pixel of a view: in the view's centre, and where the view is finest.
 With fewer the views of photographs are blurred: they are further from the mean over each pixel than those that are
 cut from the whole photograph without care for aliasing."""

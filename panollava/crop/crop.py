@@ -12,7 +12,8 @@ from torch import Tensor
 
 from panollava.component import find_component
 from panollava.crop.cameras import camera_tensor
-from panollava.crop.read import read_panorama
+from panollava.crop.extent import spanning
+from panollava.crop.read import check_panorama, read_panorama
 from panollava.crop.render import Renderer, render_views
 from panollava.crop.strategies import CropStrategy
 
@@ -69,4 +70,4 @@ class Crop:
 
     def read(self, path: str | Path) -> np.ndarray:
         """A picture file as panorama ``(H, W, 3)`` uint8 RGB, no finer than these views need."""
-        return read_panorama(path, self.cameras, self.view_size)
+        return spanning(read_panorama(path, self.cameras, self.view_size), check_panorama(path))

@@ -23,6 +23,7 @@ from panollava.crop.cameras import (
     pixels_per_radian,
     point_directions,
 )
+from panollava.crop.extent import Extent
 from panollava.crop.sphere import direction_to_angles
 
 LONGEST_SIDE = 32_700
@@ -35,6 +36,9 @@ MOST_APART = {PERSPECTIVE: 1.55, EQUIRECTANGULAR: 1.4}
 """Panorama pixels from one sample to the next, at most. A bilinear sample takes in two; in a tile the distance is
 counted between its centre and its edge, where there are fewer."""
 
+ENLARGED = 0.6
+"""Panorama pixels from one pixel of a view to the next up to which a single sample will do: they are enlarged."""
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -43,12 +47,14 @@ class Sheet:
     Attributes:
         views: their places among all views.
         source_size: (H, W) to which the panorama is shrunk for them.
+        extent: how many of its rows and columns the sphere takes.
         samples: samples of a pixel, each way.
         content: top, left, bottom, right of their pixels that are not padding, the last two exclusive.
     """
 
     views: tuple[int, ...]
     source_size: tuple[int, int]
+    extent: Extent
     samples: int
     content: tuple[int, int, int, int]
 
@@ -61,13 +67,24 @@ class Sheet:
 
 @lru_cache(maxsize=64)
 def sheets(
-    panorama_size: tuple[int, int], cameras: tuple[Camera, ...], view_size: tuple[int, int]
+    panorama_size: tuple[int, int],
+    cameras: tuple[Camera, ...],
+    view_size: tuple[int, int],
+    extent: Extent | None = None,
 ) -> tuple[Sheet, ...]:
-    """The views of one panorama by the way they are sampled, those of the largest source first."""
-    views_of: dict[tuple[tuple[int, int], int, tuple[int, int, int, int]], list[int]] = {}
+    """The views of one panorama by the way they are sampled, those of the largest source first.
+
+    Args:
+        panorama_size: (H, W).
+        cameras: all views.
+        view_size: (h, w).
+        extent: how many rows and columns the sphere takes; None for all.
+    """
+    rows, columns = extent or panorama_size
+    views_of: dict[tuple[tuple[int, int], Extent, int, tuple[int, int, int, int]], list[int]] = {}
     for view, camera in enumerate(cameras):
-        size = _source_size(panorama_size, camera, view_size)
-        key = (size, _samples(size, camera, view_size), _content(camera, view_size))
+        size, share = _source_size(panorama_size, camera, view_size)
+        key = (size, (rows * share, columns * share), _samples(size, camera, view_size), _content(camera, view_size))
         views_of.setdefault(key, []).append(view)
     plan = [Sheet(tuple(views), *key) for key, views in views_of.items()]
     return tuple(sorted(plan, key=lambda sheet: math.prod(sheet.source_size), reverse=True))
@@ -78,12 +95,15 @@ def half(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
-def _source_size(panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
+def _source_size(
+    panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]
+) -> tuple[tuple[int, int], float]:
+    """(H, W) to which the panorama is shrunk for a view, and what share of its own size that is."""
     needed = needed_panorama_size(camera, view_size)
-    size = panorama_size
+    size, share = panorama_size, 1.0
     while all(have >= 2 * want for have, want in zip(size, needed, strict=True)) or max(size) > LONGEST_SIDE:
-        size = half(size)
-    return size
+        size, share = half(size), share / 2
+    return size, share
 
 
 def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> int:
@@ -94,7 +114,9 @@ def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int,
     else:
         typical = finest
     apart = max(pixels / wanted for pixels, wanted in zip(have, typical, strict=True))
-    return min(max(1, math.ceil(apart / MOST_APART[camera.projection] - 1e-6)), MOST_SAMPLES)
+    if apart <= ENLARGED:
+        return 1
+    return min(max(2, math.ceil(apart / MOST_APART[camera.projection] - 1e-6)), MOST_SAMPLES)
 
 
 def _content(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -140,17 +162,17 @@ def row_span(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, in
     """First and last, exclusive, of the rows that those maps reach in the source with its border."""
     some = tuple(cameras[view] for view in sheet.views)
     _, down = _unit_maps(some, view_size, sheet.content, sheet.samples)
-    height = sheet.source_size[0]
+    rows = sheet.extent[0]
     # A sample lies between two rows, and the maps are rounded.
-    first, last = math.floor(float(down.min()) * height), math.ceil(float(down.max()) * height) + 1
-    return max(first - 1, 0), min(last + 2, height + 2)
+    first, last = math.floor(float(down.min()) * rows), math.ceil(float(down.max()) * rows) + 1
+    return max(first - 1, 0), min(last + 2, sheet.source_size[0] + 2)
 
 
 def _pixel_maps(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    height, width = sheet.source_size
+    rows, columns = sheet.extent
     some = tuple(cameras[view] for view in sheet.views)
     across, down = _unit_maps(some, view_size, sheet.content, sheet.samples)
-    return across * np.float32(width) + np.float32(0.5), down * np.float32(height) + np.float32(0.5)
+    return across * np.float32(columns) + np.float32(0.5), down * np.float32(rows) + np.float32(0.5)
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
+from panollava.crop.extent import Extent, extent_of
 from panollava.crop.maps import Sheet, fixed_maps, float_maps, half, row_span, sheets
 from panollava.crop.render_torch import render_batch
 
@@ -27,7 +28,7 @@ def render_views(
     """The views that cameras have of a panorama.
 
     Args:
-        panorama: ``(H, W, 3)`` uint8 or float32, the whole sphere.
+        panorama: ``(H, W, 3)`` uint8 or float32, the whole sphere, with an ``extent`` or without.
         cameras: V cameras.
         view_size: (h, w).
         renderer: ``cv2``; ``torch``, the same on ``device``; ``equilib``, a second opinion whose pixel
@@ -40,13 +41,19 @@ def render_views(
     _check(panorama, view_size, renderer, device)
     if renderer == "torch":
         batch = torch.from_numpy(np.ascontiguousarray(panorama)).to(device).permute(2, 0, 1).unsqueeze(0)
-        return render_batch(batch, cameras, view_size)[0].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return (
+            render_batch(batch, cameras, view_size, extent_of(panorama))[0]
+            .permute(0, 2, 3, 1)
+            .contiguous()
+            .cpu()
+            .numpy()
+        )
     cameras = tuple(cameras)
     views = np.zeros((len(cameras), *view_size, 3), dtype=panorama.dtype)
-    source = panorama
-    for sheet in sheets(panorama.shape[:2], cameras, view_size):
+    source, extent = np.asarray(panorama), extent_of(panorama)
+    for sheet in sheets(panorama.shape[:2], cameras, view_size, extent):
         # The largest source comes first, so that each is shrunk from the one before it.
-        source = _shrink(source, sheet.source_size)
+        source, extent = _shrink(source, extent, sheet.source_size)
         pictures = _sample_cv2(source, sheet, cameras, view_size)
         if renderer == "equilib":
             pictures = _sample_equilib(source, sheet, cameras, pictures)
@@ -70,44 +77,59 @@ def _check(panorama: np.ndarray, view_size: tuple[int, int], renderer: str, devi
         raise ValueError(f"crop.device={device} needs crop.renderer=torch: {renderer} runs on the CPU only.")
 
 
-def _shrink(panorama: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The panorama halved down to a size that ``half`` leads to."""
-    while panorama.shape[:2] != size:
-        # The mean of 2 x 2 pixels; INTER_AREA would be many times slower on odd sides.
-        panorama = cv2.resize(panorama, half(panorama.shape[:2])[::-1], interpolation=cv2.INTER_LINEAR)
-    return panorama
+def _shrink(panorama: np.ndarray, extent: Extent, size: tuple[int, int]) -> tuple[np.ndarray, Extent]:
+    """The panorama and its extent, halved until it has a size that ``half`` leads to."""
+    while (have := panorama.shape[:2]) != size:
+        even = panorama
+        if have[0] % 2 or have[1] % 2:
+            even = bordered(panorama, extent)[1:, 1:][: have[0] + have[0] % 2, : have[1] + have[1] % 2]
+        # The mean of 2 x 2 pixels.
+        panorama = cv2.resize(even, half(have)[::-1], interpolation=cv2.INTER_LINEAR)
+        extent = extent[0] / 2, extent[1] / 2
+    return panorama, extent
 
 
-def bordered(panorama: np.ndarray, rows: tuple[int, int] | None = None) -> np.ndarray:
+def bordered(panorama: np.ndarray, extent: Extent, filled: tuple[int, int] | None = None) -> np.ndarray:
     """The panorama with a border of one pixel that goes on around the seam and over the poles.
 
     Above the top row lies the top row again, turned by 180 degrees.
 
     Args:
         panorama: ``(H, W, 3)``.
-        rows: first and last, exclusive, of the rows of the result that are filled; None fills all.
+        extent: how many of its rows and columns the sphere takes.
+        filled: first and last, exclusive, of the rows of the result that are needed; None for all.
     """
     height, width = panorama.shape[:2]
+    rows, columns = extent
     result = np.empty((height + 2, width + 2, 3), dtype=panorama.dtype)
-    first, beyond = (0, height + 2) if rows is None else rows
+    first, beyond = filled or (0, height + 2)
     inner = slice(max(first, 1), min(beyond, height + 1))
     result[inner, 1:-1] = panorama[inner.start - 1 : inner.stop - 1]
-    for edge, row in ((0, 0), (height + 1, height - 1)):
+    for edge, position in ((0, 0.0), (height + 1, 2 * rows - 1 - height)):
         if first <= edge < beyond:
-            result[edge, 1:-1] = _turned(panorama[row])
-    filled = result[first:beyond]
-    filled[:, 0], filled[:, -1] = filled[:, -2], filled[:, 1]
+            result[edge, 1:-1] = _turned(_between(panorama, position), columns / 2)
+    needed = result[first:beyond].swapaxes(0, 1)
+    needed[0], needed[-1] = (_between(needed[1:-1], position) for position in (columns - 1, width - columns))
     return result
 
 
-def _turned(row: np.ndarray) -> np.ndarray:
-    """A row ``(W, 3)`` as seen from across the pole; of an odd width, halfway between two pixels."""
-    middle = len(row) // 2
-    turned = np.roll(row, middle, axis=0)
-    if len(row) % 2 == 0:
-        return turned
-    mean = (turned.astype(np.float32) + np.roll(row, middle + 1, axis=0).astype(np.float32)) / 2
-    return np.floor(mean + 0.5).astype(row.dtype) if row.dtype == np.uint8 else mean
+def _turned(row: np.ndarray, by: float) -> np.ndarray:
+    """A row ``(W, 3)`` as seen from a number of columns away."""
+    first = math.floor(by)
+    return _mixed(np.roll(row, -first, axis=0), np.roll(row, -first - 1, axis=0), by - first)
+
+
+def _between(lines: np.ndarray, position: float) -> np.ndarray:
+    """The row (of a transposed panorama the column) at a place that may lie between two of them."""
+    first = math.floor(position)
+    return _mixed(lines[first % len(lines)], lines[(first + 1) % len(lines)], position - first)
+
+
+def _mixed(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    if share == 0:
+        return one
+    mean = one.astype(np.float32) * (1 - share) + other.astype(np.float32) * share
+    return np.floor(mean + 0.5).astype(one.dtype) if one.dtype == np.uint8 else mean
 
 
 def _average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -126,7 +148,7 @@ def _sample_cv2(
     else:
         pairs = zip(*float_maps(sheet, cameras, view_size), strict=True)
     # Tiles at the horizon need half of the rows.
-    padded = bordered(source, row_span(sheet, cameras, view_size))
+    padded = bordered(source, sheet.extent, row_span(sheet, cameras, view_size))
     picture = None
     for first, second in pairs:
         picture = cv2.remap(padded, first, second, cv2.INTER_LINEAR, dst=picture)

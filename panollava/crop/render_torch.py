@@ -5,24 +5,25 @@ Legend: ``B`` panoramas, ``V`` views of each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import avg_pool2d, grid_sample
 
 from panollava.crop.cameras import Camera
-from panollava.crop.maps import Sheet, float_maps, half, sheets
+from panollava.crop.extent import Extent
+from panollava.crop.maps import Sheet, float_maps, sheets
 
 _FIXED_STEPS = 32
 """Steps from one pixel to the next in the fixed-point maps that cv2 samples uint8 pictures with."""
 
-_CUT_OFF = 1 / 8
-"""Grey levels that cv2 loses on average where it halves a uint8 picture of odd sides."""
 
-
-def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: tuple[int, int]) -> Tensor:
+def render_batch(
+    panoramas: Tensor, cameras: Sequence[Camera], view_size: tuple[int, int], extent: Extent | None = None
+) -> Tensor:
     """The views that cameras have of each panorama, as ``render_views`` cuts them, on the device of the panoramas.
 
     The sampling of floating-point panoramas is differentiable with respect to them.
@@ -31,6 +32,7 @@ def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: tuple[
         panoramas: ``(B, 3, H, W)`` uint8 or floating point, each the whole sphere.
         cameras: V cameras.
         view_size: (h, w).
+        extent: how many rows and columns the sphere takes; None for all.
 
     Returns:
         ``(B, V, 3, h, w)`` of the panoramas' type.
@@ -45,10 +47,12 @@ def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: tuple[
     cameras, is_bytes = tuple(cameras), panoramas.dtype == torch.uint8
     # Half precision would lose the fractions of a pixel.
     source = panoramas if panoramas.dtype == torch.float64 else panoramas.float()
+    size = panoramas.shape[2], panoramas.shape[3]
+    extent = extent or (float(size[0]), float(size[1]))
     views = source.new_zeros(len(panoramas), len(cameras), 3, *view_size)
-    for sheet in sheets((panoramas.shape[2], panoramas.shape[3]), cameras, view_size):
+    for sheet in sheets(size, cameras, view_size, extent):
         # The largest source comes first, so that each is shrunk from the one before it.
-        source = _shrink(source, sheet.source_size, is_bytes)
+        source, extent = _shrink(source, extent, sheet.source_size, is_bytes)
         top, left, bottom, right = sheet.content
         views[:, list(sheet.views), :, top:bottom, left:right] = _sample(source, sheet, cameras, view_size, is_bytes)
     return views.to(panoramas.dtype)
@@ -58,13 +62,17 @@ def _is_supported(dtype: torch.dtype) -> bool:
     return dtype == torch.uint8 or dtype.is_floating_point
 
 
-def _shrink(source: Tensor, size: tuple[int, int], is_bytes: bool) -> Tensor:
-    """Panoramas ``(B, 3, H, W)`` halved down to a size that ``half`` leads to."""
+def _shrink(source: Tensor, extent: Extent, size: tuple[int, int], is_bytes: bool) -> tuple[Tensor, Extent]:
+    """Panoramas ``(B, 3, H, W)`` and their extent, halved until they have a size that ``half`` leads to."""
     while (have := (source.shape[2], source.shape[3])) != size:
-        source = interpolate(source, size=half(have), mode="bilinear", align_corners=False)
-        if is_bytes:
-            source = _half_up(source - _CUT_OFF if have[0] % 2 or have[1] % 2 else source)
-    return source
+        even = source
+        if have[0] % 2 or have[1] % 2:
+            even = _bordered(source, extent, is_bytes)[..., 1:, 1:]
+            even = even[..., : have[0] + have[0] % 2, : have[1] + have[1] % 2]
+        source = avg_pool2d(even, 2)
+        source = _half_up(source) if is_bytes else source
+        extent = extent[0] / 2, extent[1] / 2
+    return source, extent
 
 
 def _sample(
@@ -74,7 +82,7 @@ def _sample(
     grid = _grid(sheet, cameras, view_size, is_bytes, source.device).to(source.dtype)
     # All views below one another, so that the panoramas need not be repeated.
     stacked = grid.flatten(0, 1).expand(len(source), -1, -1, -1)
-    sampled = grid_sample(_bordered(source, is_bytes), stacked, mode="bilinear", align_corners=True)
+    sampled = grid_sample(_bordered(source, sheet.extent, is_bytes), stacked, mode="bilinear", align_corners=True)
     sampled = _half_up(sampled) if is_bytes else sampled
     if sheet.samples > 1:
         sampled = avg_pool2d(sampled, sheet.samples)
@@ -97,20 +105,39 @@ def _grid(
     return grid.float().to(device)
 
 
-def _bordered(source: Tensor, is_bytes: bool) -> Tensor:
+def _bordered(source: Tensor, extent: Extent, is_bytes: bool) -> Tensor:
     """``(B, 3, H + 2, W + 2)``: around the seam and over the poles, where the outermost row lies turned by 180."""
-    top, bottom = (_turned(source[:, :, edge : edge + 1], is_bytes) for edge in (0, source.shape[2] - 1))
-    whole = torch.cat((top, source, bottom), dim=2)
-    return torch.cat((whole[..., -1:], whole, whole[..., :1]), dim=3)
+    height, width = source.shape[2:]
+    rows, columns = extent
+    whole = torch.cat(
+        (
+            _turned(source[:, :, :1], columns / 2, is_bytes),
+            source,
+            _turned(_between(source, 2 * rows - 1 - height, 2, is_bytes), columns / 2, is_bytes),
+        ),
+        dim=2,
+    )
+    left, right = (_between(whole, position, 3, is_bytes) for position in (columns - 1, width - columns))
+    return torch.cat((left, whole, right), dim=3)
 
 
-def _turned(row: Tensor, is_bytes: bool) -> Tensor:
-    """A row ``(B, 3, 1, W)`` as seen from across the pole; of an odd width, halfway between two pixels."""
-    middle = row.shape[3] // 2
-    turned = row.roll(middle, dims=3)
-    if row.shape[3] % 2 == 0:
-        return turned
-    mean = (turned + row.roll(middle + 1, dims=3)) / 2
+def _turned(row: Tensor, by: float, is_bytes: bool) -> Tensor:
+    """A row ``(B, 3, 1, W)`` as seen from a number of columns away."""
+    first = math.floor(by)
+    return _mixed(row.roll(-first, dims=3), row.roll(-first - 1, dims=3), by - first, is_bytes)
+
+
+def _between(source: Tensor, position: float, dim: int, is_bytes: bool) -> Tensor:
+    """The row or column, kept as a dimension, at a place that may lie between two of them."""
+    first, count = math.floor(position), source.shape[dim]
+    one, other = (source.narrow(dim, place % count, 1) for place in (first, first + 1))
+    return _mixed(one, other, position - first, is_bytes)
+
+
+def _mixed(one: Tensor, other: Tensor, share: float, is_bytes: bool) -> Tensor:
+    if share == 0:
+        return one
+    mean = one * (1 - share) + other * share
     return _half_up(mean) if is_bytes else mean
 
 

@@ -121,7 +121,7 @@ def test_pixels_per_radian_in_the_centre_and_at_the_edge_of_a_tile():
 @pytest.mark.parametrize(
     ("camera", "view_size", "across"),
     [
-        (tile(90), (256, 256), 1.2 * 256),
+        (tile(90), (256, 256), 1.24 * 256),
         (tile(30), (64, 64), 2 * 32 / math.tan(math.radians(15))),
         (LETTERBOXED, (256, 256), 2 * 256 / (2 * math.pi)),
     ],

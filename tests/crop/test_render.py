@@ -40,7 +40,7 @@ def test_random_cameras_across_seam_and_poles(seed, size, panorama, oracle):
 @pytest.mark.parametrize("width", [8, 7])
 def test_the_border_goes_on_around_the_seam_and_over_the_poles(width):
     rows = np.stack([np.arange(width), 10 + np.arange(width), 20 + np.arange(width)])
-    result = bordered(np.repeat(rows[..., None], 3, axis=2).astype(np.float32))[..., 0]
+    result = bordered(np.repeat(rows[..., None], 3, axis=2).astype(np.float32), (3.0, width))[..., 0]
     assert result[1:-1, 0].tolist() == rows[:, -1].tolist()
     assert result[1:-1, -1].tolist() == rows[:, 0].tolist()
     across = (np.arange(width) + width / 2) % width
