@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from panollava.crop.sphere import angles_to_direction, rotation_matrix
+from panollava.crop.sphere import angles_to_direction, direction_to_angles, rotation_matrix
 
 PERSPECTIVE = 0
 """Projection code of a pinhole view: straight lines stay straight."""
@@ -143,6 +143,36 @@ def point_directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
     linear = angles_to_direction(yaw[..., None, None] + right * h_extent, pitch[..., None, None] + up * v_extent)
     return torch.where(is_perspective.unsqueeze(-1), rays, linear)
+
+
+def locate(cameras: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where directions fall in views: the inverse of ``point_directions``.
+
+    Args:
+        cameras: ``(..., C)``.
+        directions: ``(..., N, 3)``, unit vectors.
+
+    Returns:
+        x and y ``(..., N)``, from 0 at the view's left and top edge to 1 at the opposite one, and whether the
+        direction is in front of the camera; of one that is not, x and y are finite and mean nothing.
+    """
+    yaw, pitch, roll = (cameras[..., column, None] for column in (Column.YAW, Column.PITCH, Column.ROLL))
+    h_extent, v_extent = cameras[..., Column.H_EXTENT, None], cameras[..., Column.V_EXTENT, None]
+    is_perspective = cameras[..., Column.PROJECTION, None] == PERSPECTIVE
+
+    # Rows times the rotation are columns times its inverse.
+    right, up, forward = (directions @ rotation_matrix(yaw[..., 0], pitch[..., 0], roll[..., 0])).unbind(-1)
+    is_ahead = forward > 1e-6
+    forward = torch.where(is_ahead, forward, 1.0)
+    half_width = torch.tan(torch.where(is_perspective, h_extent, 1.0) / 2)
+    half_height = torch.tan(torch.where(is_perspective, v_extent, 1.0) / 2)
+
+    longitude, latitude = direction_to_angles(directions)
+    turn = torch.remainder(longitude - yaw + math.pi, 2 * math.pi) - math.pi
+    across = torch.where(is_perspective, right / forward / half_width / 2, turn / h_extent)
+    down = -torch.where(is_perspective, up / forward / half_height / 2, (latitude - pitch) / v_extent)
+    x0, y0, x1, y1 = cameras[..., Column.BOX_X0 : Column.BOX_Y1 + 1, None].unbind(-2)
+    return (across + 0.5) * (x1 - x0) + x0, (down + 0.5) * (y1 - y0) + y0, is_ahead | ~is_perspective
 
 
 def _into_box(position: Tensor, start: Tensor, end: Tensor, margin: float) -> Tensor:

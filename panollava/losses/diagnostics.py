@@ -29,14 +29,16 @@ def effective_rank(tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def neighbour_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Mean cosine of matched tokens: ``(P, L, D)`` twice -> ``(P,)``."""
-    return functional.cosine_similarity(a.float(), b.float(), dim=-1).mean(dim=-1)
+def neighbour_cosine(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean cosine of matched tokens: ``(P, L, D)`` twice and a mask ``(P, L)``, or None for all, -> ``(P,)``."""
+    mask = _every(a) if mask is None else mask
+    cosine = functional.cosine_similarity(a.float(), b.float(), dim=-1)
+    return (cosine * mask).sum(dim=-1) / mask.sum(dim=-1)
 
 
 @torch.no_grad()
-def retrieval_accuracy(a: Tensor, b: Tensor) -> Tensor:
-    """How often the nearest token of the other view is the matching one; chance is ``1 / L``.
+def retrieval_accuracy(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How often the nearest token of the other view is the matching one; chance is 1 in the pair's tokens.
 
     Both directions are averaged and nearness is the cosine of tokens centred by their view, so that a part
     common to all tokens neither helps nor hides. A tie counts by the number of tokens that share it: with
@@ -45,17 +47,21 @@ def retrieval_accuracy(a: Tensor, b: Tensor) -> Tensor:
     Args:
         a: ``(P, L, D)``.
         b: ``(P, L, D)``, token by token the match of ``a``.
+        mask: ``(P, L)`` bool, which of them are there; None for all.
 
     Returns:
         ``(P,)``.
     """
+    mask = _every(a) if mask is None else mask
     with torch.autocast(a.device.type, enabled=False):
-        first, second = (functional.normalize(_centred(side), dim=-1) for side in (a, b))
+        first, second = (functional.normalize(_centred(side, mask), dim=-1) for side in (a, b))
         similarity = first @ second.mT
     hits = []
     for scores in (similarity, similarity.mT):
+        scores = scores.masked_fill(~mask[:, None, :], -torch.inf)
         best = scores >= scores.amax(dim=-1, keepdim=True) - 1e-6
-        hits.append((best.diagonal(dim1=-2, dim2=-1) / best.sum(dim=-1)).mean(dim=-1))
+        share = best.diagonal(dim1=-2, dim2=-1) / best.sum(dim=-1)
+        hits.append((share * mask).sum(dim=-1) / mask.sum(dim=-1))
     return (hits[0] + hits[1]) / 2
 
 
@@ -76,10 +82,15 @@ def is_collapsed(tokens: Tensor, *, min_rank: float = 2.0, max_dead: float = 0.5
     return (effective_rank(tokens) < min_rank) | (dead_share(tokens) > max_dead)
 
 
+def _every(tokens: Tensor) -> Tensor:
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
 def _rows(tokens: Tensor) -> Tensor:
     return tokens.detach().float().flatten(0, -2)
 
 
-def _centred(tokens: Tensor) -> Tensor:
-    tokens = tokens.float()
-    return tokens - tokens.mean(dim=-2, keepdim=True)
+def _centred(tokens: Tensor, mask: Tensor) -> Tensor:
+    """``(P, L, D)`` less the mean over the tokens of each pair."""
+    tokens = tokens.float() * mask[..., None]
+    return tokens - tokens.sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]

@@ -20,13 +20,20 @@ class VicregTerms(NamedTuple):
 
 
 def vicreg_pairs(
-    a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+    a: Tensor,
+    b: Tensor,
+    mask: Tensor | None = None,
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
 ) -> VicregTerms:
     """VICReg of each pair by itself, in float32 also under autocast.
 
     Args:
         a: ``(P, L, D)``, tokens of the first view of each pair.
         b: ``(P, L, D)``, the tokens they are matched with.
+        mask: ``(P, L)`` bool, False where a pair has fewer tokens than ``L``; None where it has not.
         invariance: weight of the mean squared difference.
         variance: weight of the hinge that keeps each dimension's standard deviation at 1 or more.
         covariance: weight of the squared covariances between dimensions.
@@ -42,52 +49,36 @@ def vicreg_pairs(
             f"VICReg matches tokens one to one: it takes two tensors (pairs, tokens, width) of one shape, "
             f"not {tuple(a.shape)} and {tuple(b.shape)}."
         )
-    if a.shape[1] < 2:
+    mask = a.new_ones(a.shape[:2], dtype=torch.bool) if mask is None else mask
+    count = mask.sum(dim=1)
+    if bool((count < 2).any()):
         raise ValueError(
-            f"VICReg needs at least 2 matched tokens a pair to speak of their variance, got {a.shape[1]}: "
+            f"VICReg needs at least 2 matched tokens a pair to speak of their variance, got {int(count.min())}: "
             "use a larger view, a larger crop.overlap, or a resampler that keeps more tokens."
         )
     with torch.autocast(a.device.type, enabled=False):
-        a, b = a.float(), b.float()
-        difference = (a - b).square().mean(dim=(1, 2))
-        a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-        hinge = (_variance_hinge(a) + _variance_hinge(b)) / 2
-        redundancy = (_squared_covariance(a) + _squared_covariance(b)) / 2
+        is_token, count = mask[..., None].float(), count.float()
+        a, b = a.float() * is_token, b.float() * is_token
+        difference = (a - b).square().sum(dim=(1, 2)) / (count * a.shape[2])
+        a, b = (_centred(side, is_token, count) for side in (a, b))
+        hinge = (_variance_hinge(a, count) + _variance_hinge(b, count)) / 2
+        redundancy = (_squared_covariance(a, count) + _squared_covariance(b, count)) / 2
         total = invariance * difference + variance * hinge + covariance * redundancy
     return VicregTerms(difference, hinge, redundancy, total)
 
 
-def column_pairs(tokens: Tensor, grid: tuple[int, int], pairs: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Match the last columns of each view with the first columns of its right neighbour.
-
-    Args:
-        tokens: ``(B, V, Q, D)`` that keep a grid.
-        grid: their ``(H', W')``.
-        pairs: ``(P, 3)`` rows (sample, view, its right neighbour).
-        columns: how many columns two neighbours share, 1 to ``W'``.
-
-    Returns:
-        ``(P, H' * columns, D)`` of the views and of their neighbours, in the same order.
-    """
-    height, width = grid
-    if tokens.shape[2] != height * width:
-        raise ValueError(f"{tokens.shape[2]} tokens a view do not fill a grid of {height} x {width}.")
-    if not 1 <= columns <= width:
-        raise ValueError(f"columns={columns} must lie between 1 and the grid's width, {width}.")
-    images = tokens.unflatten(2, (height, width))
-    sample, view, neighbour = pairs.to(tokens.device).unbind(-1)
-    right = images[:, :, :, width - columns :][sample, view]
-    left = images[:, :, :, :columns][sample, neighbour]
-    return right.flatten(1, 2), left.flatten(1, 2)
+def _centred(tokens: Tensor, is_token: Tensor, count: Tensor) -> Tensor:
+    """Tokens less their mean; what is no token stays 0 and adds to no sum."""
+    return (tokens - tokens.sum(dim=1, keepdim=True) / count[:, None, None]) * is_token
 
 
-def _variance_hinge(centred: Tensor) -> Tensor:
+def _variance_hinge(centred: Tensor, count: Tensor) -> Tensor:
     """``(P, L, D)`` -> ``(P,)``: how far standard deviations fall short of 1, averaged over dimensions."""
-    deviation = (centred.square().mean(dim=1) + VARIANCE_EPSILON).sqrt()
+    deviation = (centred.square().sum(dim=1) / count[:, None] + VARIANCE_EPSILON).sqrt()
     return (1 - deviation).relu().mean(dim=-1)
 
 
-def _squared_covariance(centred: Tensor) -> Tensor:
+def _squared_covariance(centred: Tensor, count: Tensor) -> Tensor:
     """``(P, L, D)`` -> ``(P,)``: sum of squared off-diagonal covariances over D.
 
     XᵀX and XXᵀ have the same Frobenius norm, so the smaller of the two is formed: pairs have some hundred
@@ -97,4 +88,4 @@ def _squared_covariance(centred: Tensor) -> Tensor:
     product = centred @ centred.mT if length < width else centred.mT @ centred
     everything = product.square().sum(dim=(1, 2))
     diagonal = centred.square().sum(dim=1).square().sum(dim=-1)
-    return (everything - diagonal) / ((length - 1) ** 2 * width)
+    return (everything - diagonal) / ((count - 1) ** 2 * width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -9,17 +10,19 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from panollava.batch import Batch
-from panollava.crop.overlap import neighbour_pairs, overlap_columns, pair_overlap
+from panollava.crop.matches import Matches, column_matches, ray_matches
+from panollava.crop.overlap import neighbour_pairs
 from panollava.losses.diagnostics import effective_rank, neighbour_cosine, retrieval_accuracy
-from panollava.losses.vicreg import column_pairs, vicreg_pairs
+from panollava.losses.vicreg import vicreg_pairs
 from panollava.model.encoder import PanoVision
 from panollava.stages.protocol import StepOutput
 
 LOSS = "overlap"
+PAIRINGS = {"columns": column_matches, "rays": ray_matches}
 
 
 class OverlapStage(nn.Module):
-    """VICReg between the overlapping columns of each view and its right neighbour.
+    """VICReg between the tokens that neighbouring views have in common.
 
     The encoder is frozen; the resampler and a token-wise head train. The global view is never in a pair.
 
@@ -29,7 +32,8 @@ class OverlapStage(nn.Module):
     Args:
         vision: encoder and resampler.
         type: objective.
-        pairing: ``columns`` pairs the last k columns of a view with the first k of its right neighbour.
+        pairing: ``columns`` pairs the last k columns of a view with the first k of its right neighbour; ``rays``
+            pairs what truly looks the same way, in all views that overlap.
         invariance, variance, covariance: weights of the three terms.
         head_width: hidden width of the head; None takes the resampler's width.
     """
@@ -41,7 +45,7 @@ class OverlapStage(nn.Module):
         vision: PanoVision,
         *,
         type: Literal["vicreg"] = "vicreg",
-        pairing: Literal["columns"] = "columns",
+        pairing: Literal["columns", "rays"] = "columns",
         invariance: Annotated[float, Ge(0)] = 25.0,
         variance: Annotated[float, Ge(0)] = 25.0,
         covariance: Annotated[float, Ge(0)] = 1.0,
@@ -56,7 +60,8 @@ class OverlapStage(nn.Module):
             )
         self.vision = vision
         self.grid = grid
-        self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        self.pairing = pairing
+        self.loss = partial(vicreg_pairs, invariance=invariance, variance=variance, covariance=covariance)
         width, hidden = vision.width, head_width or vision.width
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, width))
         self.vision.tower.requires_grad_(False)
@@ -87,28 +92,35 @@ class OverlapStage(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Number of neighbouring pairs."""
-        return {LOSS: float(len(neighbour_pairs(batch.cameras, batch.view_mask)))}
+        """Number of pairs of views."""
+        return {LOSS: float(len(self._matches(batch).pairs))}
 
     def forward(self, batch: Batch) -> StepOutput:
         """Weighted VICReg sum over all pairs of the micro-batch; diagnostics outside training."""
-        pairs = neighbour_pairs(batch.cameras, batch.view_mask)
+        matches = self._matches(batch)
         tokens = self.vision(batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask)
-        columns = overlap_columns(self.grid[1], float(pair_overlap(batch.cameras, pairs).min()))
-        a, b = column_pairs(self.head(tokens), self.grid, pairs, columns)
-        terms = vicreg_pairs(a, b, **self.weights)
+        terms = self.loss(*matches.take(self.head(tokens)), matches.mask)
         metrics = {
             f"{LOSS}/{term}": getattr(terms, term).detach().sum() for term in ("invariance", "variance", "covariance")
         }
         if not self.training:
-            metrics |= _diagnostics(*column_pairs(tokens, self.grid, pairs, columns))
+            metrics |= _diagnostics(*matches.take(tokens), matches.mask)
         return StepOutput(losses={LOSS: terms.total.sum()}, metrics=metrics)
 
+    def _matches(self, batch: Batch) -> Matches:
+        matches = PAIRINGS[self.pairing](batch.cameras, batch.view_mask, self.grid)
+        if len(matches.pairs) == 0:
+            raise ValueError(
+                f"stage.vision.loss.pairing={self.pairing}: no two views share 2 of their {self.grid[0]} x "
+                f"{self.grid[1]} tokens. Use a larger crop.overlap, views with more tokens, or pairing=columns."
+            )
+        return matches
 
-def _diagnostics(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+
+def _diagnostics(a: Tensor, b: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """How well the resampler's own tokens ``(P, L, D)`` of neighbours agree, summed over pairs."""
     return {
-        f"{LOSS}/neighbour_cosine": neighbour_cosine(a, b).sum(),
-        f"{LOSS}/retrieval": retrieval_accuracy(a, b).sum(),
-        f"{LOSS}/effective_rank": effective_rank(a) * len(a),
+        f"{LOSS}/neighbour_cosine": neighbour_cosine(a, b, mask).sum(),
+        f"{LOSS}/retrieval": retrieval_accuracy(a, b, mask).sum(),
+        f"{LOSS}/effective_rank": effective_rank(a[mask]) * len(a),
     }

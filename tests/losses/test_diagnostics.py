@@ -60,6 +60,14 @@ def test_retrieval_among_equal_tokens_is_chance():
     assert retrieval_accuracy(a, a).item() == pytest.approx(0.1)
 
 
+def test_masked_tokens_are_as_if_they_were_not_there():
+    a, b = torch.randn(1, 9, 6), torch.randn(1, 9, 6)
+    b[:, 6:] = a[:, :3]
+    mask = torch.arange(9)[None] < 6
+    assert neighbour_cosine(a, b, mask).item() == pytest.approx(neighbour_cosine(a[:, :6], b[:, :6]).item(), abs=1e-6)
+    assert retrieval_accuracy(a, b, mask).item() == pytest.approx(retrieval_accuracy(a[:, :6], b[:, :6]).item())
+
+
 def test_dead_share():
     tokens = torch.randn(2, 50, 8)
     tokens[..., :2] = 1.5

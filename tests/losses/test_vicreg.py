@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panollava.losses.vicreg import column_pairs, vicreg_pairs
+from panollava.losses.vicreg import vicreg_pairs
 
 
 def slow_terms(a: Tensor, b: Tensor) -> tuple[float, float, float]:
@@ -99,34 +99,17 @@ def test_shapes_must_match():
         vicreg_pairs(torch.randn(3, 4, 8), torch.randn(3, 5, 8))
 
 
-def test_columns_are_matched_across_the_common_edge():
-    height, width, views = 2, 5, 3
-    names = torch.arange(views * height * width, dtype=torch.float32).reshape(1, views, height * width, 1)
-    pairs = torch.tensor([[0, 1, 2], [0, 2, 1]])
-    a, b = column_pairs(names, (height, width), pairs, 2)
-    image = names.reshape(views, height, width)
-    assert a.shape == b.shape == (2, 4, 1)
-    assert a[0, :, 0].tolist() == image[1, :, 3:].flatten().tolist()
-    assert b[0, :, 0].tolist() == image[2, :, :2].flatten().tolist()
-    assert a[1, :, 0].tolist() == image[2, :, 3:].flatten().tolist()
+def test_tokens_that_only_fill_up_count_for_nothing():
+    a, b = torch.randn(2, 7, 5), torch.randn(2, 7, 5)
+    mask = torch.tensor([[True] * 7, [True, False, True, True, False, False, True]])
+    terms = vicreg_pairs(a, b, mask)
+    for pair in range(2):
+        alone = vicreg_pairs(a[pair, mask[pair]][None], b[pair, mask[pair]][None])
+        for term, expected in zip(terms, alone, strict=True):
+            torch.testing.assert_close(term[pair : pair + 1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_panorama_cut_in_strips_matches_itself():
-    """Strips that share two columns of one picture: matched tokens are equal."""
-    picture = torch.randn(3, 12, 4)
-    strips = torch.stack([picture.roll(-3 * view, dims=1)[:, :5] for view in range(4)])
-    pairs = torch.tensor([[0, view, (view + 1) % 4] for view in range(4)])
-    a, b = column_pairs(strips.flatten(1, 2)[None], (3, 5), pairs, 2)
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert vicreg_pairs(a, b).invariance.abs().max() == 0
-
-
-@pytest.mark.parametrize("columns", [0, 6])
-def test_columns_out_of_range_are_refused(columns):
-    with pytest.raises(ValueError, match="between 1 and the grid's width, 5"):
-        column_pairs(torch.randn(1, 2, 10, 3), (2, 5), torch.tensor([[0, 0, 1]]), columns)
-
-
-def test_a_wrong_grid_is_refused():
-    with pytest.raises(ValueError, match="do not fill a grid of 3 x 5"):
-        column_pairs(torch.randn(1, 2, 10, 3), (3, 5), torch.tensor([[0, 0, 1]]), 1)
+def test_a_pair_of_one_token_among_others_is_refused():
+    mask = torch.tensor([[True, True, True], [False, True, False]])
+    with pytest.raises(ValueError, match=r"at least 2 matched tokens a pair .* got 1"):
+        vicreg_pairs(torch.randn(2, 3, 4), torch.randn(2, 3, 4), mask)

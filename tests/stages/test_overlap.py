@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from panollava.batch import Batch
 from panollava.crop.cameras import Column
+from panollava.crop.matches import ray_matches
 from panollava.stages.overlap import OverlapStage
 
 Build = Callable[..., Any]
@@ -88,8 +89,24 @@ def test_loss_and_count_are_those_of_a_slow_loop(
     assert cost(case.stage, case.batch) == pytest.approx(total, rel=1e-5)
 
 
-def test_metrics_are_sums_over_pairs(built: Build) -> None:
-    case = built("vision", "crop.overlap=0.5")
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_rays_cost_the_formula_of_each_pair_by_itself(built: Build, overlap: float) -> None:
+    case = built("vision", f"crop.overlap={overlap}", "stage.vision.loss.pairing=rays")
+    stage, batch = case.stage.eval(), case.batch
+    matches = ray_matches(batch.cameras, batch.view_mask, stage.vision.token_grid)
+    with torch.no_grad():
+        sides = matches.take(stage.head(stage.vision(batch.pixel_values, cameras=batch.cameras)))
+    total = 0.0
+    for pair, mask in enumerate(matches.mask):
+        a, b = (side[pair, mask].double() for side in sides)
+        total += float(25 * (a - b).square().mean() + _half(a) + _half(b))
+    assert stage.counts(batch) == {"overlap": len(matches.pairs)}
+    assert cost(stage, batch) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("pairing", ["columns", "rays"])
+def test_metrics_are_sums_over_pairs(built: Build, pairing: str) -> None:
+    case = built("vision", "crop.overlap=0.5", f"stage.vision.loss.pairing={pairing}")
     case.stage.eval()
     together = case.stage(case.batch).metrics
     halves = [case.stage(rows(case.batch, part)).metrics for part in (slice(0, 2), slice(2, 4))]

@@ -1,0 +1,219 @@
+"""Which tokens of two views look the same way: as the published objective takes it, and as the cameras have it.
+
+Legend: ``P`` pairs of views, ``M`` matched places of a pair, ``K`` tokens that a place is made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panollava.crop.cameras import Column, locate, point_directions
+from panollava.crop.overlap import neighbour_pairs, overlap_columns, pair_overlap
+
+LEAST_MATCHES = 2
+"""Matched places below which a pair of views says nothing: one token has no variance."""
+
+_EDGE_TOLERANCE = 1e-4
+"""How far beyond a view's edge, as a share of its side, a direction still counts as on it: cameras are float32."""
+
+_PLACE_TOLERANCE = 5e-3
+"""How far from its centre, in patches, a place may be where a single patch has no other to interpolate with."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Places of views that look the same way, each a weighted sum of tokens.
+
+    Attributes:
+        pairs: ``(P, 3)`` int64 rows (sample, first view, second view).
+        index_a: ``(P, M, K)`` int64, tokens of the first view, counted row by row; ``K`` may differ from that of b.
+        weight_a: ``(P, M, K)`` float32; they sum to 1 over K.
+        index_b: as ``index_a``, of the second view.
+        weight_b: as ``weight_a``.
+        mask: ``(P, M)`` bool; False where a pair has fewer places than ``M``.
+    """
+
+    pairs: Tensor
+    index_a: Tensor
+    weight_a: Tensor
+    index_b: Tensor
+    weight_b: Tensor
+    mask: Tensor
+
+    def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The matched places of tokens ``(B, V, Q, D)``: ``(P, M, D)`` of the first views and of the second."""
+        sample, first, second = self.pairs.unbind(1)
+        return (
+            _combined(tokens, sample, first, self.index_a, self.weight_a),
+            _combined(tokens, sample, second, self.index_b, self.weight_b),
+        )
+
+
+def column_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
+    """The last columns of each tile with the first of its right neighbour, as many as the overlap takes of a row.
+
+    Overlap is a share of angle and tiles are flat, so matched tokens look up to some patches past each other:
+    this is the published form, and exact only for touching columns of equirectangular views.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        view_mask: ``(B, V)``.
+        grid: (H', W') of the tokens.
+    """
+    height, width = grid
+    pairs = neighbour_pairs(cameras, view_mask)
+    share = float(pair_overlap(cameras, pairs).min()) if len(pairs) else 0.0
+    columns = overlap_columns(width, share)
+    tokens = torch.arange(height * width, device=cameras.device).view(height, width)
+    first, second = tokens[:, width - columns :], tokens[:, :columns]
+    index_a, index_b = (side.reshape(1, -1, 1).expand(len(pairs), -1, -1) for side in (first, second))
+    ones = cameras.new_ones(index_a.shape)
+    return Matches(pairs, index_a, ones, index_b, ones, ones[..., 0] > 0)
+
+
+def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
+    """Patches of one view with the exact places in another that look the same way.
+
+    Pairs are the neighbours of a ring and all other tiles of which ``LEAST_MATCHES`` patches are seen by both.
+    Each patch centre of the first view is projected into the second and interpolated between the four nearest
+    patches there; within half a patch of the edge, beyond the last centres, it is extrapolated, so that the
+    weighted place is always the true one. Neighbours that share no patch centres, as at overlap 0, are matched
+    along their common edge, to which both are extrapolated.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        view_mask: ``(B, V)``.
+        grid: (H', W') of the tokens.
+
+    Returns:
+        Pairs with at least ``LEAST_MATCHES`` places, by sample and view.
+    """
+    # Most batches are cut alike: one set of cameras stands for all samples.
+    rows = torch.cat((cameras, view_mask[..., None].to(cameras.dtype)), dim=2)
+    sets, sample_set = torch.unique(rows, dim=0, return_inverse=True)
+    matches = _of_sets(sets[..., :-1], sets[..., -1] > 0, grid)
+    sample, row = torch.nonzero(sample_set[:, None] == matches.pairs[None, :, 0], as_tuple=True)
+    pairs = torch.cat((sample[:, None], matches.pairs[row, 1:]), dim=1)
+    sides = (matches.index_a[row], matches.weight_a[row], matches.index_b[row], matches.weight_b[row])
+    return Matches(pairs, *sides, matches.mask[row])
+
+
+def _of_sets(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
+    pairs, is_ring = _candidates(cameras, view_mask)
+    sample, view, other = pairs.unbind(1)
+    first, second = cameras[sample, view], cameras[sample, other]
+    x, y = (torch.cat(parts, dim=1) for parts in zip(_centres(first, grid), _edges(first, grid), strict=True))
+    index_a, weight_a, is_exact_a = _interpolation(x, y, first, grid)
+    x, y, is_seen = locate(second, _directions(first, x, y))
+    index_b, weight_b, is_exact_b = _interpolation(x, y, second, grid)
+
+    mask = is_seen & is_exact_a & is_exact_b
+    is_edge = torch.arange(x.shape[1], device=x.device) >= grid[0] * grid[1]
+    shares_centres = (mask & ~is_edge).sum(dim=1) >= LEAST_MATCHES
+    mask = mask & torch.where(shares_centres[:, None], ~is_edge, is_edge & is_ring[:, None])
+    everything = Matches(pairs, index_a, weight_a, index_b, weight_b, mask)
+    return _compact(everything, mask.sum(dim=1) >= LEAST_MATCHES)
+
+
+def _candidates(cameras: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``(P, 3)`` pairs of tiles, each once, ordered by sample and view, and whether they are neighbours of a ring."""
+    ring = neighbour_pairs(cameras, view_mask)
+    sets, views = view_mask.shape
+    is_tile = view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
+    is_ring = torch.zeros(sets, views, views, dtype=torch.bool, device=cameras.device)
+    is_ring[tuple(ring.unbind(1))] = True
+    above = torch.ones(views, views, dtype=torch.bool, device=cameras.device).triu(1)
+    is_other = is_tile[:, :, None] & is_tile[:, None, :] & above & ~is_ring & ~is_ring.mT
+    pairs = torch.nonzero(is_ring | is_other)
+    return pairs, is_ring[tuple(pairs.unbind(1))]
+
+
+def _centres(cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """x and y ``(P, N)`` of patch centres; those in a view's padding are found out by ``_interpolation``."""
+    height, width = grid
+    x = (torch.arange(width, device=cameras.device, dtype=cameras.dtype) + 0.5) / width
+    y = (torch.arange(height, device=cameras.device, dtype=cameras.dtype) + 0.5) / height
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return x.reshape(1, -1).expand(len(cameras), -1), y.reshape(1, -1).expand(len(cameras), -1)
+
+
+def _edges(cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """x and y ``(P, 2 (H' + W'))`` of the places on a view's edges that are level with patch centres."""
+    height, width = grid
+    x0, y0, x1, y1 = cameras[:, Column.BOX_X0 : Column.BOX_Y1 + 1, None].unbind(1)
+    across = x0 + (x1 - x0) * (torch.arange(width, device=cameras.device, dtype=cameras.dtype) + 0.5) / width
+    down = y0 + (y1 - y0) * (torch.arange(height, device=cameras.device, dtype=cameras.dtype) + 0.5) / height
+    x = (across, across, x0.expand_as(down), x1.expand_as(down))
+    y = (y0.expand_as(across), y1.expand_as(across), down, down)
+    return torch.cat(x, dim=1), torch.cat(y, dim=1)
+
+
+def _directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Unit vectors ``(P, N, 3)`` of places x and y ``(P, N)`` of each view."""
+    return point_directions(cameras[:, None], x[..., None], y[..., None]).flatten(2, 3).squeeze(2)
+
+
+def _interpolation(x: Tensor, y: Tensor, cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and weights ``(P, N, 4)`` of places x and y ``(P, N)``, and whether they lie in the view exactly."""
+    height, width = grid
+    x0, y0, x1, y1 = cameras[:, Column.BOX_X0 : Column.BOX_Y1 + 1, None].unbind(1)
+    left, right, to_right, is_across = _between(x, x0, x1, width)
+    top, bottom, to_bottom, is_down = _between(y, y0, y1, height)
+    index = torch.stack((top * width + left, top * width + right, bottom * width + left, bottom * width + right), -1)
+    across, down = torch.stack((1 - to_right, to_right), -1), torch.stack((1 - to_bottom, to_bottom), -1)
+    return index, (down[..., :, None] * across[..., None, :]).flatten(-2), is_across & is_down
+
+
+def _between(position: Tensor, start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Between which of ``count`` patches in a row a position lies, and how far on from the first to the second."""
+    inside = (position >= start - _EDGE_TOLERANCE) & (position <= end + _EDGE_TOLERANCE)
+    place = position * count - 0.5
+    # Patches whose centre lies in the content; the others are padding and say nothing.
+    first, last = torch.ceil(start * count - 0.5 - 1e-4), torch.floor(end * count - 0.5 + 1e-4)
+    low = torch.minimum(torch.maximum(place.floor(), first), torch.maximum(last - 1, first))
+    high = torch.minimum(low + 1, torch.maximum(last, first))
+    exact = (high > low) | ((place - low).abs() <= _PLACE_TOLERANCE)
+    low, high, share = low.clamp(0, count - 1), high.clamp(0, count - 1), place - low
+    # What lies elsewhere is masked; its weights only have to be finite.
+    return low.long(), high.long(), torch.where(inside, share, 0.0), inside & exact & (last >= first)
+
+
+def _compact(matches: Matches, keep: Tensor) -> Matches:
+    """The kept pairs with their matched places in front, and no place, weight or pair that nothing needs."""
+    mask = matches.mask[keep]
+    most = int(mask.sum(dim=1).max()) if len(mask) else 0
+    order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)[:, :most]
+    mask = mask.gather(1, order)
+    places = order[..., None].expand(-1, -1, matches.index_a.shape[2])
+
+    def side(index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return _without_zeros(index[keep].gather(1, places), weight[keep].gather(1, places), mask)
+
+    index_a, weight_a = side(matches.index_a, matches.weight_a)
+    index_b, weight_b = side(matches.index_b, matches.weight_b)
+    return Matches(matches.pairs[keep], index_a, weight_a, index_b, weight_b, mask)
+
+
+def _without_zeros(index: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of 0 dropped as far as all places have them: a patch centre is one token, not four."""
+    weight = torch.where(weight.abs() < 1e-5, 0.0, weight)
+    order = weight.abs().argsort(dim=2, descending=True, stable=True)
+    index, weight = index.gather(2, order), weight.gather(2, order)
+    needed = ((weight != 0) & mask[..., None]).flatten(0, 1).any(dim=0)
+    count = max(1, int(needed.sum()))
+    return index[..., :count], weight[..., :count]
+
+
+def _combined(tokens: Tensor, sample: Tensor, view: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """``(P, M, D)``: gathers, which unlike interpolation kernels have deterministic gradients on a GPU."""
+    total = None
+    for one in range(index.shape[2]):
+        part = tokens[sample[:, None], view[:, None], index[..., one]]
+        if index.shape[2] > 1:
+            part = part * weight[..., one, None]
+        total = part if total is None else total + part
+    assert total is not None
+    return total
