@@ -127,8 +127,8 @@ def comparisons(groups: dict[tuple[str, ...], list[Job]]) -> list[str]:
         half, least = seed_spread(groups[first], groups[second])
         middle, low, high = (100 * x for x in (found.difference.value, found.difference.low, found.difference.high))
         lines.append(
-            f"| {' '.join(second)} − {' '.join(first)} | {middle:+.1f} | {low:+.1f} to {high:+.1f} | {found.p_value:.4f} "
-            f"| {middle - half:+.1f} to {middle + half:+.1f} | {least:.1f} |"
+            f"| {' '.join(second)} − {' '.join(first)} | {middle:+.1f} | {low:+.1f} to {high:+.1f} "
+            f"| {found.p_value:.4f} | {middle - half:+.1f} to {middle + half:+.1f} | {least:.1f} |"
         )
     return lines
 
