@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from panollava.assemble.sections import check_component, check_crop
 from panollava.component import find_component
 from panollava.config.check import check_section
-from panollava.model.fusion import Join
+from panollava.crop.crop import Crop
+from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora
 from panollava.model.vision import VisionTower
@@ -112,10 +113,24 @@ def _problems(values: dict[str, Any]) -> list[str]:
     missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
     if missing:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
-    problems += check_crop(values["crop"])
+    crop_problems = check_crop(values["crop"])
+    problems += crop_problems or _join(values)
     for find in (_model, _data, _stage, _rest):
         problems += find(values)
     return problems
+
+
+def _join(values: dict[str, Any]) -> list[str]:
+    """Whether views of this crop can be joined as asked; of the encoder's view size only the shape would matter."""
+    join = values["model"].get("join")
+    if join not in get_args(Join):
+        return []  # told with the model's other keys
+    side = values["crop"].get("view_size") or 1
+    try:
+        check_join(Crop.from_spec(values["crop"], view_size=(side, side)).camera_rows, join)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _model(values: dict[str, Any]) -> list[str]:

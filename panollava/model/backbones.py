@@ -73,7 +73,8 @@ class Backbones:
     @property
     def image_tokens(self) -> int:
         """Tokens that one panorama takes in the language model."""
-        return image_token_count(self.crop.camera_rows, self.outline.tokens_per_view, self.model["join"])
+        vision = self.outline
+        return image_token_count(self.crop.camera_rows, vision.tokens_per_view, self.model["join"], vision.token_grid)
 
     def vision(self) -> PanoVision:
         """Encoder and a new resampler: all that stage 1 needs."""

@@ -122,7 +122,8 @@ class PanoLlava:
         return image_token_count(
             self.crop.camera_rows,
             self.model.vision.tokens_per_view,
-            self.model.config.join,  # type: ignore[arg-type]
+            self.model.config.join,
+            self.model.vision.token_grid,
         )
 
     def encode(self, question: str, history: Turns = ()) -> Encoded:

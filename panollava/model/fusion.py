@@ -2,44 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
-Join = Literal["concat"]
+from panollava.model.stitch import check_ring, kept_columns
+
+Join = Literal["concat", "stitch"]
+"""``concat`` lays all tokens one after the other; ``stitch`` leaves out those columns of a ring's tiles that a
+neighbour shows nearer to its centre. Both go view after view, a global one first, and row by row in each."""
+
+Grid = tuple[int, int]
 
 
-def image_token_count(cameras: Tensor, tokens_per_view: int, join: Join = "concat") -> int:
+def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Grid | None) -> int:
     """Placeholders that a panorama takes in the text; the one place that knows.
 
     Args:
         cameras: ``(V, C)`` of its real views.
         tokens_per_view: ``Q``.
-        join: how views join; ``concat`` lays them one after the other.
+        join: how views join (see ``Join``).
+        grid: ``(H', W')`` of a view's tokens, row by row, or None where they keep none.
 
     Raises:
-        ValueError: there is no such join.
+        ValueError: there is no such join, or the crop or the resampler has no use for it.
     """
-    _check(join)
-    return cameras.shape[0] * tokens_per_view
+    every = torch.ones(1, len(cameras), dtype=torch.bool)
+    return int(_kept(cameras[None], every, tokens_per_view, join, grid).sum())
 
 
-def fuse(tokens: Tensor, view_mask: Tensor, join: Join = "concat") -> tuple[Tensor, Tensor]:
+def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
     """Join the view tokens of each panorama.
 
     Args:
         tokens: ``(B, V, Q, Dl)``.
         view_mask: ``(B, V)`` bool.
-        join: see ``image_token_count``.
+        join: see ``image_token_count``, like the grid.
+        cameras: ``(B, V, C)``.
+        grid: ``(H', W')`` or None.
 
     Returns:
         All image tokens ``(sum of counts, Dl)``, panorama after panorama, and the counts ``(B,)``.
 
     Raises:
-        ValueError: there is no such join.
+        ValueError: as ``image_token_count``.
     """
-    _check(join)
-    return tokens[view_mask].flatten(0, 1), view_mask.sum(dim=1) * tokens.shape[2]
+    kept = _kept(cameras, view_mask, tokens.shape[2], join, grid).to(tokens.device)
+    return tokens[kept], kept.sum(dim=(1, 2))
+
+
+def check_join(cameras: Tensor, join: str) -> None:
+    """Refuses a crop that cannot be joined so, of which no more is known than the cameras ``(V, C)`` of its views.
+
+    Raises:
+        ValueError: there is no such join, or the crop has no use for it.
+    """
+    _check_exists(join)
+    if join == "stitch":
+        check_ring(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
+
+
+def _kept(cameras: Tensor, view_mask: Tensor, tokens_per_view: int, join: str, grid: Grid | None) -> Tensor:
+    """Which tokens ``(B, V, Q)`` of views the language model gets to see."""
+    _check_exists(join)
+    if join == "concat":
+        return view_mask[..., None].expand(-1, -1, tokens_per_view)
+    if grid is None:
+        raise ValueError(
+            "model.join=stitch drops columns of tokens, and the tokens of this resampler stand in no grid. Use "
+            "model.join=concat, which keeps every token, or a resampler that keeps a grid, such as resampler=mlp."
+        )
+    columns = kept_columns(cameras, view_mask, grid[1])  # (B, V, W')
+    return columns[:, :, None, :].expand(-1, -1, grid[0], -1).flatten(2)
 
 
 def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tensor, counts: Tensor) -> Tensor:
@@ -60,14 +95,13 @@ def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tens
     placeholders = is_image.sum(dim=1)
     if not bool((placeholders == counts).all()):
         raise ValueError(
-            f"The texts have {placeholders.tolist()} image placeholders, their panoramas {counts.tolist()} "
-            "image "
-            "tokens. Encode the text with the number that image_token_count gives for the same crop and "
-            "resampler."
+            f"The texts have {placeholders.tolist()} image placeholders, their panoramas {counts.tolist()} image "
+            "tokens. Encode the text with the number that image_token_count gives for the same crop, resampler and "
+            "join."
         )
     return embeddings.masked_scatter(is_image[..., None], image_tokens.to(embeddings.dtype))
 
 
-def _check(join: str) -> None:
-    if join != "concat":
-        raise ValueError(f"model.join={join!r} does not exist. Available: concat.")
+def _check_exists(join: str) -> None:
+    if join not in get_args(Join):
+        raise ValueError(f"model.join={join!r} does not exist. Available: {', '.join(get_args(Join))}.")

@@ -75,6 +75,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         tokenizer: Any = None,
         tokens_per_view: int = 1,
         join: str = "concat",
+        token_grid: Sequence[int] | None = None,
         system: str | None = None,
         chat_template: str | None = None,
     ) -> None:
@@ -84,11 +85,13 @@ class PanoLlavaProcessor(ProcessorMixin):
             image_processor: cuts the panoramas.
             tokenizer: of the language model; the image placeholder is added to it.
             tokens_per_view: ``Q``.
-            join: how views join.
+            join: how views join (see ``panollava.model.fusion``).
+            token_grid: ``(H', W')`` of a view's tokens, None where they stand in none.
             system: text of the system turn.
             chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
         """
         self.tokens_per_view, self.join, self.system = tokens_per_view, join, system
+        self.token_grid = None if token_grid is None else [int(side) for side in token_grid]
         self.prompt = ChatPrompt(tokenizer, system=system)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -103,7 +106,8 @@ class PanoLlavaProcessor(ProcessorMixin):
         """
         config: PanoLlavaConfig = model.config
         images = PanoLlavaImageProcessor(config.crop, config.image_size or ())
-        return cls(images, tokenizer, model.vision.tokens_per_view, config.join, system)
+        vision = model.vision
+        return cls(images, tokenizer, vision.tokens_per_view, config.join, vision.token_grid, system)
 
     def __call__(
         self,
@@ -144,7 +148,8 @@ class PanoLlavaProcessor(ProcessorMixin):
 
     def image_tokens(self, cameras: Tensor) -> int:
         """Placeholders of one panorama with cameras ``(V, C)``."""
-        return image_token_count(cameras, self.tokens_per_view, self.join)  # type: ignore[arg-type]
+        grid = None if self.token_grid is None else (self.token_grid[0], self.token_grid[1])
+        return image_token_count(cameras, self.tokens_per_view, self.join, grid)
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Messages in transformers' form -> inputs, as ``pipeline("image-text-to-text")`` asks for them.

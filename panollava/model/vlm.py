@@ -248,7 +248,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         tokens = self.encode_views(
             pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
         )  # (B, V, Q, Dl)
-        image_tokens, counts = fuse(tokens, view_mask, self.config.join)  # type: ignore[arg-type]
+        image_tokens, counts = fuse(tokens, view_mask, self.config.join, cameras, self.vision.token_grid)
         return insert_image_tokens(embeddings, is_image, image_tokens, counts)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -102,14 +102,19 @@ def test_a_saved_processor_is_the_same(language: str, backbone: Backbone, tmp_pa
     assert torch.equal(AutoImageProcessor.from_pretrained(tmp_path)(panorama())["cameras"], before["cameras"])
 
 
-def test_an_export_opens_in_a_fresh_process_with_equal_outputs(backbone: Backbone, tmp_path: Path) -> None:
-    model, tokenizer = composite(backbone("dinov2"), backbone("qwen3"))
+@pytest.mark.parametrize(("join", "overlap", "count"), [("concat", 0.0, 80), ("stitch", 0.5, 80), ("stitch", 0.3, 64)])
+def test_an_export_opens_in_a_fresh_process_with_equal_outputs(
+    backbone: Backbone, tmp_path: Path, join: str, overlap: float, count: int
+) -> None:
+    crop = {"type": "anyres_e2p", "overlap": overlap}
+    model, tokenizer = composite(backbone("dinov2"), backbone("qwen3"), join=join, crop=crop)
     processor = PanoLlavaProcessor.of(model, tokenizer)
     folder = tmp_path / "export"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     Image.fromarray(panorama()).save(tmp_path / "pano.png")
     inputs = processor(images=tmp_path / "pano.png", text="what is it?")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == count
     with torch.no_grad():
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         logits = model(**inputs).logits
