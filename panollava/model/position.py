@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -67,17 +68,10 @@ class YawPitchPosition(nn.Module):
             cameras: ``(B, V, C)``.
             grid: ``(H', W')`` of the tokens, row by row, or None: then each token takes its view's centre.
         """
-        if grid is None:
-            directions = view_directions(cameras)[..., None, :]
-        else:
-            directions = token_directions(cameras, grid).flatten(-3, -2)
-        return tokens + self.code(directions).to(tokens.dtype)
+        return tokens + self.code(_directions(cameras, grid)).to(tokens.dtype)
 
     def code(self, directions: Tensor) -> Tensor:
         """Code of unit vectors ``(..., 3)`` -> ``(..., Dr)``.
-
-        The pairs (sine, cosine) fill the width again and again, the last time as far as they fit: a linear
-        projector can then average the content of the tokens out.
 
         Yaw jumps by up to half a turn where a view looks over a pole. Its terms are therefore scaled by
         cos(pitch), which is 0 there: the code is continuous on the whole sphere, and a difference in yaw
@@ -97,8 +91,72 @@ class YawPitchPosition(nn.Module):
             ],
             dim=-1,
         )
-        repeats = -(-self.width // terms.shape[-1])
-        return terms.repeat(*[1] * (terms.dim() - 1), repeats)[..., : self.width]
+        return _filled(terms, self.width)
+
+
+class FourierPosition(nn.Module):
+    """Adds each token's unit direction vector with sines and cosines of its components; has no weights.
+
+    The waves alone would give straight ahead and straight behind one code, as -1 and 1 of a component lie whole
+    periods apart; so the vector itself is part of it.
+
+    Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", 2020
+    (arXiv:2003.08934), section 5.1, equation 4, whose four bands for directions are the default, with the vector
+    beside its waves as in the code published with it; Tancik et al., "Fourier Features Let Networks Learn High
+    Frequency Functions in Low Dimensional Domains", 2020 (arXiv:2006.10739), for why.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: Annotated[int, Interval(ge=1)],
+        bands: Annotated[int, Interval(ge=1, le=10)] = 4,
+    ) -> None:
+        """Choose the code.
+
+        Args:
+            width: ``Dr``.
+            bands: each component is coded at the angular frequencies ``2^k pi`` for ``k < bands``.
+
+        Raises:
+            ValueError: the code does not fit into ``width``.
+        """
+        super().__init__()
+        needed = 3 + 6 * bands
+        if needed > width:
+            way_out = f"lower it to {(width - 3) // 6}, or choose" if width >= 9 else "choose"
+            raise ValueError(
+                f"position.bands={bands} needs tokens of width {needed} or more (the three components of a direction "
+                f"and six numbers a band), these have {width}: {way_out} a larger latent width."
+            )
+        self.width = width
+        self.bands = bands
+
+    def forward(self, tokens: Tensor, cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """Add the code, as ``YawPitchPosition`` does."""
+        return tokens + self.code(_directions(cameras, grid)).to(tokens.dtype)
+
+    def code(self, directions: Tensor) -> Tensor:
+        """Code of unit vectors ``(..., 3)`` -> ``(..., Dr)``."""
+        frequencies = math.pi * 2.0 ** torch.arange(self.bands, device=directions.device, dtype=directions.dtype)
+        phases = (directions[..., None, :] * frequencies[:, None]).flatten(-2)
+        return _filled(torch.cat([directions, phases.sin(), phases.cos()], dim=-1), self.width)
+
+
+def _directions(cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """Unit vectors of the tokens of each view, ``(B, V, Q, 3)``; without a grid its centre, ``(B, V, 1, 3)``."""
+    if grid is None:
+        return view_directions(cameras)[..., None, :]
+    return token_directions(cameras, grid).flatten(-3, -2)
+
+
+def _filled(terms: Tensor, width: int) -> Tensor:
+    """Terms ``(..., n)`` again and again, the last time as far as they fit, ``(..., width)``.
+
+    A linear projector can then average the content of the tokens out.
+    """
+    repeats = -(-width // terms.shape[-1])
+    return terms.repeat(*[1] * (terms.dim() - 1), repeats)[..., :width]
 
 
 def _multiples(count: int, like: Tensor) -> Tensor:
