@@ -35,6 +35,7 @@ TEXT_KEYS = frozenset(
         "model.language.system",
         "model.vision.name",
         "out",
+        "predictions",
         "output_dir",
         "question",
         "results_dir",
@@ -46,24 +47,38 @@ TEXT_KEYS = frozenset(
 )
 """Keys whose values are free text or paths: taken literally, never parsed."""
 
+_OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-name", "-cn", "--config-dir", "-cd")
+
 _ARGUMENT = re.compile(r"^(?P<op>\+\+|\+|~)?(?P<key>[A-Za-z_][\w/]*)(?P<rest>(?:[=@.].*)?)$", re.DOTALL)
 
 
-def canonical(arguments: Sequence[str]) -> list[str]:
+def canonical(arguments: Sequence[str], *, bare: str | None = None) -> list[str]:
     """The arguments as Hydra should see them.
 
     Args:
         arguments: command line after the program name.
+        bare: key that an argument without a key is the value of, as in ``score predictions.csv``.
 
     Returns:
         The same arguments with short group names written out and text values quoted. ``--cfg`` gains
         ``--resolve``, so that what it shows are the final numbers.
     """
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    result = [_canonical_argument(argument, sweep) for argument in arguments]
+    named = arguments if bare is None else _named(arguments, bare)
+    result = [_canonical_argument(argument, sweep) for argument in named]
     shows_config = any(a in ("--cfg", "-c") or a.startswith("--cfg=") for a in result)
     if shows_config and not {"--resolve", "hydra", "all"} & set(result):  # Hydra's own section does not resolve
         result.append("--resolve")
+    return result
+
+
+def _named(arguments: Sequence[str], key: str) -> list[str]:
+    """The arguments with a key before each that has none."""
+    result: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_option = argument.startswith(("-", "+", "~")) or before in _OPTIONS_WITH_VALUE
+        is_bare = not is_option and ("=" not in argument or Path(argument).exists())
+        result.append(f"{key}={argument}" if is_bare else argument)
     return result
 
 

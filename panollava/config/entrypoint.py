@@ -31,11 +31,14 @@ class Stopped(CompactHydraException):
     """A failure the user can mend: Hydra prints the message alone, and the traceback on HYDRA_FULL_ERROR=1."""
 
 
-def entrypoint(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def entrypoint(
+    config_name: str, *, bare: str | None = None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorates ``function(cfg)`` as the application of ``conf/<config_name>.yaml``.
 
     Args:
         config_name: root config in ``conf/``.
+        bare: key of arguments that have none (see ``canonical``).
     """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -43,7 +46,7 @@ def entrypoint(config_name: str) -> Callable[[Callable[[DictConfig], None]], Cal
         def run() -> None:
             if config_name != SWEPT and {"-m", "--multirun"} & set(sys.argv[1:]):
                 sys.exit(f"\nValueError: -m: only panollava.{SWEPT} sweeps. Start this command once a value.")
-            sys.argv[1:] = with_sweep_folder(canonical(sys.argv[1:]))
+            sys.argv[1:] = with_sweep_folder(canonical(sys.argv[1:], bare=bare))
             register_resolvers()
             if (message := misspelt_key(config_name, sys.argv[1:])) is not None:
                 sys.exit(f"\nValueError: {message}")

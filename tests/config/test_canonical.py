@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
@@ -85,3 +87,24 @@ def test_slugs_need_no_quotes_and_stay_apart() -> None:
         set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in strange
     )
     assert len(slug("a=" + "x" * 500)) <= 96
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["predictions.csv"], ["predictions='predictions.csv'"]),
+        (["form=single", "/a/my (1), b.csv"], ["form=single", "predictions='/a/my (1), b.csv'"]),
+        (["--cfg", "job", "a.csv"], ["--cfg", "job", "predictions='a.csv'", "--resolve"]),
+        (["predictions=a.csv", "--help"], ["predictions='a.csv'", "--help"]),
+        (["+x=1"], ["+x=1"]),
+    ],
+)
+def test_an_argument_without_a_key_is_given_one(typed: list[str], meant: list[str]) -> None:
+    assert canonical(typed, bare="predictions") == meant
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed=1.csv").touch()
+    assert canonical(["seed=1.csv"], bare="predictions") == ["predictions='seed=1.csv'"]
+    assert canonical(["seed=2.csv"], bare="predictions") == ["seed=2.csv"]

@@ -1,0 +1,89 @@
+"""All scores of a set of predictions with their intervals: what ``score`` prints and evaluations record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from panollava.evaluation.answers import is_correct
+from panollava.evaluation.captions import Answer, score_captions
+from panollava.evaluation.read_predictions import Form, Scored
+from panollava.evaluation.statistics import Interval, mean_interval
+from panollava.evaluation.words import Words, split_words
+
+EXACT = "exact match"
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Scores and what they are made of.
+
+    Attributes:
+        form: which references an answer is scored against.
+        words: how texts were split.
+        answers: scored answers.
+        pairs: distinct questions about distinct pictures.
+        images: distinct pictures, over which the intervals are.
+        scores: by name.
+        kinds: exact match of each question type.
+        unavailable: scores that are not there, and why.
+    """
+
+    form: Form
+    words: Words
+    answers: int
+    pairs: int
+    images: int
+    scores: dict[str, Interval]
+    kinds: dict[str, Interval]
+    unavailable: dict[str, str]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Markdown: a line a score."""
+        rows = [(name, str(interval)) for name, interval in self.scores.items()]
+        rows += [(f"{EXACT}, {kind}", str(interval)) for kind, interval in self.kinds.items() if len(self.kinds) > 1]
+        rows += [(name, f"unavailable: {why}") for name, why in sorted(self.unavailable.items())]
+        lines = ["| score | value in percent (95 % interval over pictures) |", "|---|---|"]
+        return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def score(scored: Sequence[Scored], *, form: Form, words: Words, meteor: bool = True) -> ScoreReport:
+    """All scores of predictions.
+
+    Args:
+        scored: of ``read_predictions``.
+        form: recorded; ``scored`` has it in its references.
+        words: how texts are split for the caption scores.
+        meteor: METEOR too where there is Java.
+
+    Raises:
+        ValueError: there are no predictions.
+    """
+    images = [one.image_id for one in scored]
+    # A text that is a reference of many answers is split once.
+    texts = list(dict.fromkeys(text for one in scored for text in (one.prediction, *one.references)))
+    split = dict(zip(texts, split_words(texts, words), strict=True))
+    answers = [
+        Answer(split[one.prediction], tuple(split[text] for text in one.references), one.image_id) for one in scored
+    ]
+    captions = score_captions(answers, meteor=meteor)
+    right = [float(is_correct(one.prediction, one.references)) for one in scored]
+    kinds = {}
+    for kind in sorted({one.kind for one in scored}):
+        own = [place for place, one in enumerate(scored) if one.kind == kind]
+        kinds[kind] = mean_interval([right[place] for place in own], [images[place] for place in own])
+    return ScoreReport(
+        form=form,
+        words=words,
+        answers=len(scored),
+        pairs=len({(one.image_id, one.question) for one in scored}),
+        images=len(set(images)),
+        scores={EXACT: mean_interval(right, images), **captions.scores},
+        kinds=kinds,
+        unavailable=captions.unavailable,
+    )

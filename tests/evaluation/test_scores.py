@@ -1,0 +1,110 @@
+"""Files of predictions: how they are read, grouped and scored, and the command that does it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from panollava.evaluation.read_predictions import read_predictions
+from panollava.evaluation.scores import score
+
+TABLE = """image,query,prediction,reference
+a.jpg,what?,a ring,a ring
+a.jpg,what?,a ball,the ball
+a.jpg,where?,left,left
+b.jpg,what?,"sky, blue",blue
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "predictions.csv"
+    path.write_text("\ufeff" + TABLE, encoding="utf-8")
+    return path
+
+
+def test_grouped_rows_share_the_references_of_their_question(table: Path) -> None:
+    rows = read_predictions(table, "grouped")
+    assert [row.references for row in rows] == [("a ring", "the ball")] * 2 + [("left",), ("blue",)]
+    assert [row.prediction for row in rows] == ["a ring", "a ball", "left", "sky, blue"]
+
+
+def test_single_rows_have_their_own(table: Path) -> None:
+    assert [row.references for row in read_predictions(table, "single")] == [
+        ("a ring",),
+        ("the ball",),
+        ("left",),
+        ("blue",),
+    ]
+
+
+def test_lists_of_references_are_read_as_evaluations_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "ours.csv"
+    path.write_text(
+        "sample_id,image_id,kind,question,prediction,references,reference\n"
+        '1,a,what,what?,ring,"[""ring"", ""circle""]",ring\n'
+    )
+    (grouped,) = read_predictions(path, "grouped")
+    assert grouped.references == ("ring", "circle")
+    assert grouped.kind == "what"
+    assert [row.references for row in read_predictions(path, "single")] == [("ring",), ("circle",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no rows"),
+        ("image,prediction,reference\n", "no rows"),
+        ("image,reference\na,b\n", "no column for prediction"),
+        ("picture,prediction,reference\na,b,c\n", "no column for image in picture"),
+        ("image,image,prediction,reference\na,b,c,d\n", "is there 2 times"),
+        ("image,prediction,reference\na,b,\n", "line 2: there is no reference"),
+        ("image,prediction,reference\n,b,c\n", "line 2: no picture"),
+        ("image,prediction,references\na,b,{not json\n", "not a JSON list"),
+        ('image,prediction,reference\na,"b,c\n', "not a CSV file"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_predictions(path, "grouped")
+
+
+def test_other_bytes_and_no_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00\x00")
+    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
+        read_predictions(tmp_path / "bytes.csv", "grouped")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_predictions(tmp_path / "none.csv", "grouped")
+
+
+def test_report_counts_and_scores_by_kind(table: Path) -> None:
+    report = score(read_predictions(table, "grouped"), form="grouped", words="unicode", meteor=False)
+    assert (report.answers, report.pairs, report.images) == (4, 3, 2)
+    assert report.scores["exact match"].value == pytest.approx(3 / 4)
+    assert report.scores["BLEU-1"].value > 0.5
+    assert "unavailable: was not asked for" in report.table()
+    assert json.loads(json.dumps(report.record()))["form"] == "grouped"
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_keeps_the_scores(table: Path) -> None:
+    command = [sys.executable, "-m", "panollava.score", str(table), "words=unicode", "meteor=false", "form=single"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=table.parent)
+    assert "| BLEU-1 |" in done.stdout + done.stderr
+    kept = json.loads((table.parent / "predictions_scores.json").read_text())
+    assert kept["words"] == "unicode"
+    assert kept["scores"]["exact match"]["value"] == pytest.approx(0.75)
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "panollava.score"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "predictions is missing" in done.stderr
