@@ -13,6 +13,7 @@ from panollava.assemble.sections import check_component, check_crop
 from panollava.component import find_component
 from panollava.config.check import check_section
 from panollava.crop.crop import Crop
+from panollava.model.components import position_class
 from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora
@@ -135,7 +136,7 @@ def _join(values: dict[str, Any]) -> list[str]:
 
 def _model(values: dict[str, Any]) -> list[str]:
     model = dict(values["model"])
-    problems = []
+    problems = _position_width(model)
     for part, suffix in (("resampler", "Resampler"), ("projector", "Projector"), ("position", "Position")):
         room = f"model.{part}"
         given = ("input_width", "output_width") if part != "position" else ("width",)
@@ -157,6 +158,20 @@ def _model(values: dict[str, Any]) -> list[str]:
         problems.append(f"model.lora.enabled={enabled!r}: allowed is true or false.")
     problems += check_section(lora, add_lora, "model.lora", given=("model", "seed"))
     return problems + check_section(model, ModelOptions, "model")
+
+
+def _position_width(model: dict[str, Any]) -> list[str]:
+    """Whether the position code fits into the tokens, which would otherwise show when stage 1 has trained."""
+    spec, width = dict(model["position"]), model.get("latent_width")
+    if check_component(spec, "model.position", "model.position", "Position", given=("width",)):
+        return []  # told in its turn
+    if not isinstance(width, int) or width < 1:
+        return []
+    try:
+        position_class(str(spec.pop("type")))(**spec, width=width)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _data(values: dict[str, Any]) -> list[str]:

@@ -76,6 +76,7 @@ CONFIG = [
     pytest.param(["stage=vision", "resume=runs/none"], ["runs/none", "No checkpoint"], id="resume"),
     pytest.param(["vision.feature_layer=-9"], ["model.vision.feature_layer=-9", "-3"], id="layer"),
     pytest.param(["stage.finetune.max_text_length=500"], ["stage.finetune.max_text_length", "512 pos"], id="too-long"),
+    pytest.param(["position=fourier", "model.latent_width=20"], ["position.bands=4", "lower it to 2"], id="narrow"),
     pytest.param(["crop.view_size=4"], ["smaller than one patch of (8, 8)"], id="view-size"),
 ]
 """What the command line alone can get wrong, and what the message must say."""
