@@ -9,9 +9,10 @@ from torch import Tensor
 
 from panollava.model.stitch import check_ring, kept_columns
 
-Join = Literal["concat", "stitch"]
+Join = Literal["concat", "mean", "stitch"]
 """``concat`` lays all tokens one after the other; ``stitch`` leaves out those columns of a ring's tiles that a
-neighbour shows nearer to its centre. Both go view after view, a global one first, and row by row in each."""
+neighbour shows nearer to its centre. Both go view after view, a global one first, and row by row in each. ``mean``
+averages the views token by token, which costs as many tokens as one view and tells no longer which view said what."""
 
 Grid = tuple[int, int]
 
@@ -28,6 +29,8 @@ def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Gr
     Raises:
         ValueError: there is no such join, or the crop or the resampler has no use for it.
     """
+    if join == "mean":
+        return tokens_per_view
     every = torch.ones(1, len(cameras), dtype=torch.bool)
     return int(_kept(cameras[None], every, tokens_per_view, join, grid).sum())
 
@@ -48,6 +51,12 @@ def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Gr
     Raises:
         ValueError: as ``image_token_count``.
     """
+    if join == "mean":
+        share = view_mask / view_mask.sum(dim=1, keepdim=True)
+        # Views that only pad a batch may hold anything, so they are replaced before they are weighted.
+        real = tokens.masked_fill(~view_mask[..., None, None], 0.0)
+        mean = (real * share[..., None, None].to(tokens.dtype)).sum(dim=1)
+        return mean.flatten(0, 1), torch.full_like(view_mask[:, 0], tokens.shape[2], dtype=torch.int64)
     kept = _kept(cameras, view_mask, tokens.shape[2], join, grid).to(tokens.device)
     return tokens[kept], kept.sum(dim=(1, 2))
 

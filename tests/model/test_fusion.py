@@ -226,5 +226,21 @@ def test_what_else_cannot_be_stitched() -> None:
         image_token_count(cameras, 64, "stitch", None)
     assert image_token_count(cameras, 64, "concat", None) == 41 * 64
     for call in (lambda: image_token_count(cameras, 64, "knit", (8, 8)), lambda: check_join(cameras, "knit")):
-        with pytest.raises(ValueError, match=r"model\.join='knit' does not exist\. Available: concat, stitch"):
+        with pytest.raises(ValueError, match=r"model\.join='knit' does not exist\. Available: concat, mean, stitch"):
             call()
+
+
+def test_mean_is_that_of_the_real_views_alone() -> None:
+    tokens = torch.randn(2, 3, 4, 5, requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    with torch.no_grad():
+        tokens[1, 1] = torch.nan
+    cameras = rows_of(E2pCrop(fov_deg=120, overlap=0.0)).expand(2, -1, -1)
+    found, counts = fuse(tokens, mask, "mean", cameras, None)
+    expected = torch.cat([tokens[0].mean(dim=0), (tokens[1, 0] + tokens[1, 2]) / 2])
+    assert counts.tolist() == [4, 4]
+    assert image_token_count(cameras[0], 4, "mean", None) == 4
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert tokens.grad is not None
+    torch.testing.assert_close(tokens.grad[1, 1], torch.zeros(4, 5))
