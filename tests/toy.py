@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ class ToyStage(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights."""
         return {"weight": self.weight}
+
+    caveat = ""
+
+    def concern(self, metrics: Mapping[str, float]) -> str | None:
+        """None."""
+        return None
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Samples."""

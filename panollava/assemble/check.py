@@ -9,6 +9,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from panollava.assemble.objective import check_objective
 from panollava.assemble.sections import check_component, check_crop
 from panollava.component import find_component
 from panollava.config.check import check_section
@@ -19,7 +20,6 @@ from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
-from panollava.stages.overlap import OverlapStage
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
@@ -207,8 +207,7 @@ def _stage(values: dict[str, Any]) -> list[str]:
     for name in STAGES:
         options = dict(stage.pop(name, None) or {})
         if name == "vision":
-            loss = options.pop("loss", None) or {}
-            problems += check_section(loss, OverlapStage, "stage.vision.loss", given=("vision",))
+            problems += check_objective(options.pop("loss", None) or {})
         problems += check_section(options, StageOptions, f"stage.{name}")
     problems += [f"stage.{key} is not a key here. Keys of stage: run, {', '.join(STAGES)}." for key in stage]
     return problems

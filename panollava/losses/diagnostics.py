@@ -78,8 +78,40 @@ def dead_share(tokens: Tensor, *, threshold: float = 0.01) -> Tensor:
 
 @torch.no_grad()
 def is_collapsed(tokens: Tensor, *, min_rank: float = 2.0, max_dead: float = 0.5) -> Tensor:
-    """Whether tokens ``(..., D)`` tell so little apart that their agreement means nothing, a bool scalar."""
-    return (effective_rank(tokens) < min_rank) | (dead_share(tokens) > max_dead)
+    """Whether tokens ``(..., D)`` tell so little apart that their agreement means nothing, a bool scalar.
+
+    So few tokens, or so narrow ones, that they could hardly spread further are not judged by their rank.
+    """
+    rows = _rows(tokens)
+    is_flat = effective_rank(rows) < min_rank if min(len(rows) - 1, rows.shape[1]) >= 2 * min_rank else False
+    return (dead_share(rows) > max_dead) | is_flat
+
+
+def spread(tokens: Tensor) -> dict[str, Tensor]:
+    """What tells agreement from collapse, of tokens ``(..., D)``, by name: scalars in float32."""
+    return {
+        "effective_rank": effective_rank(tokens),
+        "dead_share": dead_share(tokens),
+        "collapsed": is_collapsed(tokens).float(),
+    }
+
+
+@torch.no_grad()
+def view_retrieval(views: Tensor, is_neighbour: Tensor) -> Tensor:
+    """How often the nearest other view is a neighbour, a scalar; ties count by their share.
+
+    Nearness is the cosine of centred views, as in ``retrieval_accuracy``. Chance is the number of a view's
+    neighbours in the number of other views.
+
+    Args:
+        views: ``(n, D)``.
+        is_neighbour: ``(n, n)`` bool.
+    """
+    with torch.autocast(views.device.type, enabled=False):
+        unit = functional.normalize(views.float() - views.float().mean(dim=0), dim=-1)
+        scores = (unit @ unit.mT).fill_diagonal_(-torch.inf)
+    best = scores >= scores.amax(dim=1, keepdim=True) - 1e-6
+    return ((best & is_neighbour).sum(dim=1) / best.sum(dim=1)).mean()
 
 
 def _every(tokens: Tensor) -> Tensor:

@@ -219,6 +219,8 @@ def _finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[
         "Stage %s: %.1f s, %.1f samples/s, peak %.2f GB, best validation loss %.4f in %s",
         name, result.seconds, result.samples_per_second, result.peak_memory_gb, loss, folder / BEST,
     )  # fmt: skip
+    for concern in result.concerns:
+        LOG.warning("Stage %s ended with a concern: %s", name, concern)
 
 
 def _recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[Progress, float], None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -26,6 +28,8 @@ class InstructStage(nn.Module):
         checkpoint_activations: recompute activations in the backward pass to save memory.
     """
 
+    caveat = ""
+
     def __init__(
         self, model: PanoLlavaForConditionalGeneration, *, name: str, checkpoint_activations: bool = False
     ) -> None:
@@ -41,6 +45,10 @@ class InstructStage(nn.Module):
             parameter.requires_grad_(True)
         if checkpoint_activations:
             model.checkpoint_activations()
+
+    def concern(self, metrics: Mapping[str, float]) -> str | None:
+        """Nothing: what a language loss is worth shows in answers."""
+        return None
 
     def train(self, mode: bool = True) -> InstructStage:
         """Training mode for what trains; frozen parts stay as they are at inference."""

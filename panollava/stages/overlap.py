@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from panollava.batch import Batch
-from panollava.crop.matches import Matches, column_matches, ray_matches
+from panollava.crop.matches import Matches
 from panollava.crop.overlap import neighbour_pairs
-from panollava.losses.diagnostics import effective_rank, neighbour_cosine, retrieval_accuracy
-from panollava.losses.vicreg import vicreg_pairs
+from panollava.losses.collapse import collapse
+from panollava.losses.protocol import Objective
 from panollava.model.encoder import PanoVision
 from panollava.stages.protocol import StepOutput
 
 LOSS = "overlap"
-PAIRINGS = {"columns": column_matches, "rays": ray_matches}
 
 
 class OverlapStage(nn.Module):
-    """VICReg between the tokens that neighbouring views have in common.
+    """An objective between what neighbouring views have in common.
 
-    The encoder is frozen; the resampler and a token-wise head train. The global view is never in a pair.
-
-    Source: Bardes, Ponce, LeCun, "VICReg", ICLR 2022 (arXiv:2105.04906), in the pair-wise form of
-    ``panollava.losses.vicreg``.
+    The encoder is frozen; the resampler and a head train. The global view is never in a pair.
 
     Args:
         vision: encoder and resampler.
-        type: objective.
-        pairing: ``columns`` pairs the last k columns of a view with the first k of its right neighbour; ``rays``
-            pairs what truly looks the same way, in all views that overlap.
-        invariance, variance, covariance: weights of the three terms.
+        objective: what is compared, and what a difference costs.
         head_width: hidden width of the head; None takes the resampler's width.
     """
 
     name = "vision"
 
     def __init__(
-        self,
-        vision: PanoVision,
-        *,
-        type: Literal["vicreg"] = "vicreg",
-        pairing: Literal["columns", "rays"] = "columns",
-        invariance: Annotated[float, Ge(0)] = 25.0,
-        variance: Annotated[float, Ge(0)] = 25.0,
-        covariance: Annotated[float, Ge(0)] = 1.0,
-        head_width: Annotated[int, Ge(1)] | None = None,
+        self, vision: PanoVision, *, objective: Objective, head_width: Annotated[int, Ge(1)] | None = None
     ) -> None:
         super().__init__()
-        grid = vision.token_grid
-        if grid is None:
-            raise ValueError(
-                f"stage.vision.loss.pairing={pairing} needs a resampler that keeps a grid of tokens; "
-                "choose resampler=mlp or resampler=bimamba, or leave the stage out (stage.run=[resampler,finetune])."
-            )
+        assert vision.token_grid is not None or not objective.places.needs_grid
         self.vision = vision
-        self.grid = grid
-        self.pairing = pairing
-        self.loss = partial(vicreg_pairs, invariance=invariance, variance=variance, covariance=covariance)
+        self.objective = objective
+        self.grid = vision.token_grid
         width, hidden = vision.width, head_width or vision.width
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, width))
         self.vision.tower.requires_grad_(False)
@@ -81,6 +60,21 @@ class OverlapStage(nn.Module):
             return "no view of this crop has a neighbour, so nothing overlaps"
         return None
 
+    @property
+    def caveat(self) -> str:
+        """Tokens that see other views agree with them without having learnt anything."""
+        if not getattr(self.vision.resampler, "mixes_views", False):
+            return ""
+        return "this resampler's tokens see other views, so their agreement is built in and evidence of nothing"
+
+    def concern(self, metrics: Mapping[str, float]) -> str | None:
+        """Whether features have collapsed."""
+        own = {name.removeprefix(f"{LOSS}/"): value for name, value in metrics.items()}
+        found = collapse(own, width=self.vision.width)
+        if found is None:
+            return None
+        return f"{found}. Start again (overwrite=true) and {self.objective.remedy}; a lower stage.vision.lr helps too."
+
     def train(self, mode: bool = True) -> OverlapStage:
         """Training mode for what trains; the frozen encoder stays as it is at inference."""
         super().train(mode)
@@ -96,31 +90,17 @@ class OverlapStage(nn.Module):
         return {LOSS: float(len(self._matches(batch).pairs))}
 
     def forward(self, batch: Batch) -> StepOutput:
-        """Weighted VICReg sum over all pairs of the micro-batch; diagnostics outside training."""
-        matches = self._matches(batch)
-        tokens = self.vision(batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask)
-        terms = self.loss(*matches.take(self.head(tokens)), matches.mask)
-        metrics = {
-            f"{LOSS}/{term}": getattr(terms, term).detach().sum() for term in ("invariance", "variance", "covariance")
-        }
+        """The objective over all pairs of the micro-batch; diagnostics of the resampler's own tokens outside training.
+
+        Processes validate batches of their own, and not equally many: outside training none waits for another.
+        """
+        matches, places = self._matches(batch), self.objective.places
+        tokens = places.tokens(self.vision(batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask))
+        sides = matches.take(self.head(tokens).float())
+        total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training)
         if not self.training:
-            metrics |= _diagnostics(*matches.take(tokens), matches.mask)
-        return StepOutput(losses={LOSS: terms.total.sum()}, metrics=metrics)
+            metrics |= places.diagnostics(tokens, matches)
+        return StepOutput(losses={LOSS: total}, metrics={f"{LOSS}/{name}": value for name, value in metrics.items()})
 
     def _matches(self, batch: Batch) -> Matches:
-        matches = PAIRINGS[self.pairing](batch.cameras, batch.view_mask, self.grid)
-        if len(matches.pairs) == 0:
-            raise ValueError(
-                f"stage.vision.loss.pairing={self.pairing}: no two views share 2 of their {self.grid[0]} x "
-                f"{self.grid[1]} tokens. Use a larger crop.overlap, views with more tokens, or pairing=columns."
-            )
-        return matches
-
-
-def _diagnostics(a: Tensor, b: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How well the resampler's own tokens ``(P, L, D)`` of neighbours agree, summed over pairs."""
-    return {
-        f"{LOSS}/neighbour_cosine": neighbour_cosine(a, b, mask).sum(),
-        f"{LOSS}/retrieval": retrieval_accuracy(a, b, mask).sum(),
-        f"{LOSS}/effective_rank": effective_rank(a[mask]) * len(a),
-    }
+        return self.objective.places.match(batch.cameras, batch.view_mask, self.grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,12 +32,25 @@ class Stage(Protocol):
 
     name: str
 
+    @property
+    def caveat(self) -> str:
+        """What its numbers must be read with, printed beside them; empty where there is nothing to say."""
+        ...
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Denominator of each loss, and of its metrics, without a forward pass."""
         ...
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Weighted loss sums and metrics of a micro-batch."""
+        ...
+
+    def concern(self, metrics: Mapping[str, float]) -> str | None:
+        """What in a validation's means, by name, says that nothing worth having is learnt, and what to do about it.
+
+        Returns:
+            What was measured, what it means and what to change, for the user; None where nothing is wrong.
+        """
         ...
 
     def train(self, mode: bool = True) -> Any:

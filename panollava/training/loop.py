@@ -25,6 +25,7 @@ from panollava.training.options import StageOptions, TrainerOptions
 from panollava.training.precision import Compute
 from panollava.training.state import Checkpointer, Progress
 from panollava.training.step import OptimiserStep, summarise
+from panollava.training.watch import Watch
 
 
 class TrainData(Protocol):
@@ -51,6 +52,7 @@ class FitResult:
         samples_per_second: training samples over the time spent in training steps.
         peak_memory_gb: most memory used.
         metrics: of the last validation.
+        concerns: what was wrong with it to the end, in words.
         interrupted: whether Ctrl-C ended it.
     """
 
@@ -59,6 +61,7 @@ class FitResult:
     samples_per_second: float
     peak_memory_gb: float
     metrics: dict[str, float]
+    concerns: list[str]
     interrupted: bool = False
 
 
@@ -83,6 +86,7 @@ def fit(
         What happened; ``best.ckpt`` in the checkpointer's folder has the lowest validation loss.
     """
     module = _wrap(stage, trainer, compute, procs)
+    watch = Watch(stage)
     step = OptimiserStep(stage, module, optimizer, scaler, compute, procs, trainer.clip_norm)
     total = options.epochs * data.steps_per_epoch
     validate_at = _validation_steps(data.steps_per_epoch, trainer.validations_per_epoch)
@@ -98,6 +102,7 @@ def fit(
             for window in data.windows(epoch, progress.step_in_epoch):
                 lr = optim.learning_rate(options.lr, progress.global_step, total)
                 report = step([batch.to(compute.device, non_blocking=True) for batch in window], lr)
+                watch.step(report["loss"], report["grad_norm"], lr)
                 progress.global_step += 1
                 progress.step_in_epoch += 1
                 samples = sum(map(len, window)) * procs.world_size
@@ -111,7 +116,8 @@ def fit(
                     if progress.step_in_epoch == data.steps_per_epoch:
                         progress.epoch, progress.step_in_epoch = epoch + 1, 0
                     metrics = validate(stage, module, data, compute, procs)
-                    _after_validation(stage.name, metrics, progress, procs, checkpointer, tracker)
+                    _after_validation(stage, metrics, progress, procs, checkpointer, tracker)
+                    watch.validation(metrics)
                     stop = bool(trainer.patience) and progress.validations_since_best >= trainer.patience
                     stage.train()
                     tick = time.perf_counter()
@@ -126,9 +132,8 @@ def fit(
                 LOG.info("%s: no better loss in %d validations, stopped early.", stage.name, trainer.patience)
                 break
     seconds = time.perf_counter() - started
-    return FitResult(
-        progress, seconds, seen / max(stepping, 1e-9), compute.peak_memory_gb(), metrics, bool(interrupted)
-    )
+    rate, memory = seen / max(stepping, 1e-9), compute.peak_memory_gb()
+    return FitResult(progress, seconds, rate, memory, metrics, watch.concerns, bool(interrupted))
 
 
 @torch.no_grad()
@@ -171,14 +176,14 @@ def _validation_steps(steps: int, per_epoch: int) -> set[int]:
 
 
 def _after_validation(
-    name: str,
+    stage: Stage,
     metrics: dict[str, float],
     progress: Progress,
     procs: Processes,
     checkpointer: Checkpointer,
     tracker: Tracker,
 ) -> None:
-    loss = metrics["loss"]
+    name, loss = stage.name, metrics["loss"]
     if not math.isfinite(loss):
         raise ValueError(
             f"The validation loss of stage {name!r} is {loss} after step {progress.global_step}. The checkpoints "
@@ -191,7 +196,8 @@ def _after_validation(
     if procs.is_main:
         terms = ", ".join(f"{key.split('/')[1]} {value:.4f}" for key, value in metrics.items() if "/" in key)
         best = ", the best so far" if is_best else ""
-        LOG.info("%s step %d: validation loss %.4f%s (%s)", name, progress.global_step, loss, best, terms)
+        caveat = f"; {stage.caveat}" if stage.caveat else ""
+        LOG.info("%s step %d: validation loss %.4f%s (%s)%s", name, progress.global_step, loss, best, terms, caveat)
         values = {f"{name}/val_{key}": value for key, value in metrics.items()}
         tracker.metrics({**values, f"{name}/epoch": progress.epoch}, step=progress.global_step)
 

@@ -177,5 +177,3 @@ def test_obstacles_say_what_is_in_the_way(built: Build) -> None:
     no_parameters = OverlapStage.obstacle(stage.vision, cameras)
     assert no_parameters is not None
     assert "no parameters" in no_parameters
-    with pytest.raises(ValueError, match=r"grid.*resampler=mlp.*stage.run=\[resampler,finetune\]"):
-        OverlapStage(stage.vision)

@@ -1,0 +1,84 @@
+"""Stage 1's objective: the checks of ``stage.vision.loss``, and the object it names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from panollava.component import component_names, find_component
+from panollava.config.check import check_section
+from panollava.losses.protocol import Objective
+from panollava.stages.overlap import OverlapStage
+
+KEY = "stage.vision.loss"
+AUTO = "auto"
+WITH_GRID, WITHOUT_GRID = "vicreg", "vicreg_pooled"
+"""What ``auto`` is, by whether the resampler's tokens keep a grid."""
+
+_ROOM = "losses.objective"
+
+
+def check_objective(section: Mapping[str, Any]) -> list[str]:
+    """Problems of ``stage.vision.loss``: an objective has its own keys, null standing for its own default."""
+    kind = section.get("type")
+    allowed = [AUTO, *component_names(_ROOM, "Objective")]
+    if kind not in allowed:
+        close = get_close_matches(str(kind), allowed, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return [f"{KEY}.type={kind}: there is no such objective.{hint} Available: {', '.join(allowed)}."]
+    name = WITH_GRID if kind == AUTO else str(kind)
+    head = {key: value for key, value in section.items() if key == "head_width"}
+    problems = check_section(head, OverlapStage, KEY, given=("vision", "objective"))
+    known = {key for name in allowed[1:] for key in _keys(name)}
+    rest = {key: value for key, value in section.items() if key not in ("type", "head_width")}
+    strange = {key: value for key, value in rest.items() if key in known - _keys(name) and value is not None}
+    problems += [_not_its_key(key, value, name, str(kind)) for key, value in strange.items()]
+    own = {key: value for key, value in rest.items() if key not in known or (value is not None and key not in strange)}
+    return problems + check_section(own, find_component(_ROOM, name, "Objective"), KEY)
+
+
+def build_objective(section: Mapping[str, Any], *, has_grid: bool, resampler: str) -> tuple[Objective, dict[str, Any]]:
+    """The objective of a checked ``stage.vision.loss``.
+
+    Args:
+        section: of the config.
+        has_grid: whether the resampler's tokens keep a grid.
+        resampler: its name, for messages.
+
+    Returns:
+        The objective, and its type and keys with the values they have.
+
+    Raises:
+        ValueError: the objective needs a grid and there is none, or has not all the keys that were given.
+    """
+    kind = str(section["type"])
+    name = (WITH_GRID if has_grid else WITHOUT_GRID) if kind == AUTO else kind
+    given = {k: v for k, v in section.items() if k not in ("type", "head_width") and v is not None}
+    for key in given.keys() - _keys(name):
+        raise ValueError(_not_its_key(key, given[key], name, kind, f" resampler={resampler} keeps no grid of tokens."))
+    component = find_component(_ROOM, name, "Objective")
+    objective: Objective = component(**given)
+    if objective.places.needs_grid and not has_grid:
+        raise ValueError(
+            f"{KEY}.type={kind} compares views place by place, but resampler={resampler} keeps no grid of tokens. "
+            f"Take {KEY}.type={AUTO} or {WITHOUT_GRID}, which compare views as wholes, or a resampler that keeps a "
+            "grid, such as mlp or bimamba."
+        )
+    defaults = {key: parameter.default for key, parameter in inspect.signature(component).parameters.items()}
+    return objective, {"type": name, **defaults, **given}
+
+
+def _keys(name: str) -> set[str]:
+    """Config keys of an objective."""
+    return set(inspect.signature(find_component(_ROOM, name, "Objective")).parameters)
+
+
+def _not_its_key(key: str, value: object, name: str, kind: str, why: str = "") -> str:
+    owners = [other for other in component_names(_ROOM, "Objective") if key in _keys(other)]
+    taken = f", which is {name} here" if kind == AUTO else ""
+    return (
+        f"{KEY}.{key}={value} is a key of {', '.join(owners)}, not of {KEY}.type={kind}{taken}.{why} Keys of {name}: "
+        f"{', '.join(sorted(_keys(name)))}. Choose another type, or leave {key}=null."
+    )
