@@ -16,7 +16,6 @@ from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint
 from panollava.data.scenes.questions import names_direction, turn_words
-from panollava.evaluation.table import text_table
 from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console
 from panollava.model.facade import PanoLlava
@@ -37,6 +36,8 @@ class EvalOptions:
     turn_deg: float | None
     max_samples: Annotated[int, Interval(ge=1)] | None
     blank: bool
+    words: Literal["auto", "ptb", "unicode"]
+    meteor: bool
     batch_size: Annotated[int, Interval(ge=1)] | None
     max_new_tokens: Annotated[int, Interval(ge=1)] | None
     results_dir: str
@@ -70,6 +71,8 @@ def main(cfg: DictConfig) -> None:
         max_new_tokens=options.max_new_tokens or recorded["evaluation"]["max_new_tokens"],
         max_samples=options.max_samples,
         blank=options.blank,
+        words=options.words,
+        meteor=options.meteor,
         results_dir=options.results_dir,
         log_samples=options.log_samples,
         log_interval=options.log_interval,
@@ -87,7 +90,7 @@ def main(cfg: DictConfig) -> None:
             num_workers=options.num_workers,
             settings={"checkpoint": str(folder), "split": options.split, "data": data},
         )
-    LOG.info("\n%s: %d questions\n\n%s\n", source.name, result.report.count, text_table(result.report))
+    LOG.info("%s", result.summary(source.name))
     if options.turn_deg:
         upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
         with compute.autocast():

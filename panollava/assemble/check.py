@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
@@ -61,6 +61,7 @@ class EvaluationOptions:
         max_new_tokens: longest answer.
         max_samples: questions to ask; None asks all.
         blank: answer blank pictures too, to see what can be guessed without looking.
+        words, meteor: how caption scores split texts, and whether METEOR is among them where there is Java.
         results_dir: where predictions and metrics go.
         log_samples, log_interval, log_max_samples: write predictions to the log, of every so many batches, up
             to so many samples.
@@ -71,6 +72,8 @@ class EvaluationOptions:
     max_new_tokens: Annotated[int, Interval(ge=1)]
     max_samples: Annotated[int, Interval(ge=1)] | None
     blank: bool
+    words: Literal["auto", "ptb", "unicode"]
+    meteor: bool
     results_dir: str
     log_samples: bool
     log_interval: Annotated[int, Interval(ge=1)]

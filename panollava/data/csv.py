@@ -12,7 +12,7 @@ from typing import NoReturn
 import numpy as np
 
 from panollava.crop.read import check_panorama
-from panollava.data.records import Question, Record
+from panollava.data.records import FREE_TEXT, Question, Record
 
 ALIASES = {
     "image": (
@@ -110,7 +110,7 @@ class CsvSource:
                 history=(),
                 question=self._question(rows[0]),
                 references=tuple(row.annotation for row in rows),
-                kind="text",
+                kind=FREE_TEXT,
             )
             for queries in groups.values()
             for rows in queries.values()

@@ -7,6 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
+FREE_TEXT = "text"
+"""Kind of questions whose answers are whole sentences: a match to the letter says little of them."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.statistics import mean_interval
 
 FINAL_PUNCTUATION = ".,!?;:。、।؟۔،؛…"
 LEADING_ARTICLE = re.compile(r"^(?:a|an|the) ")
@@ -42,8 +43,11 @@ class KindScore:
     """The one answer that is right most often among the evaluated references of this type."""
     majority_share: float
     """How often it is right: what always guessing it would score."""
+    interval: tuple[float, float]
+    """95 % interval of the exact match, over pictures."""
     blank_exact_match: float | None = None
     """Exact match on the same questions with blank pictures, where that was measured."""
+    blank_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,19 @@ class AnswerReport:
 
     count: int
     exact_match: float
+    interval: tuple[float, float]
+    """95 % interval of the exact match, over pictures."""
     majority_share: float
     """What guessing the majority answer of each type would score over all questions."""
     blank_exact_match: float | None
+    blank_interval: tuple[float, float] | None
     kinds: dict[str, KindScore]
 
     def metrics(self) -> dict[str, float]:
         """Flat `name -> number`: `exact_match`, `exact_match/<type>`, and likewise `majority` and `blank`."""
+        low, high = self.interval
         values = {"exact_match": self.exact_match, "majority": self.majority_share}
+        values |= {"exact_match_low": low, "exact_match_high": high}
         if self.blank_exact_match is not None:
             values["blank"] = self.blank_exact_match
         for kind, score in self.kinds.items():
@@ -90,8 +99,10 @@ def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction]
     return AnswerReport(
         count=len(predictions),
         exact_match=exact_match(predictions),
+        interval=exact_match_interval(predictions),
         majority_share=guessed / len(predictions),
         blank_exact_match=exact_match(blank) if blank else None,
+        blank_interval=exact_match_interval(blank) if blank else None,
         kinds=kinds,
     )
 
@@ -99,6 +110,13 @@ def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction]
 def exact_match(predictions: Sequence[Prediction]) -> float:
     """Share of predictions that match a reference."""
     return sum(is_correct(each.prediction, each.references) for each in predictions) / len(predictions)
+
+
+def exact_match_interval(predictions: Sequence[Prediction]) -> tuple[float, float]:
+    """95 % interval of the share of predictions that match, over pictures."""
+    right = [float(is_correct(each.prediction, each.references)) for each in predictions]
+    found = mean_interval(right, [each.image_id for each in predictions])
+    return found.low, found.high
 
 
 def majority_answer(references: Sequence[Sequence[str]]) -> tuple[str, float]:
@@ -124,7 +142,9 @@ def _score_kind(predictions: list[Prediction], blank: list[Prediction] | None) -
         exact_match=exact_match(predictions),
         majority_answer=answer,
         majority_share=share,
+        interval=exact_match_interval(predictions),
         blank_exact_match=exact_match(blank) if blank else None,
+        blank_interval=exact_match_interval(blank) if blank else None,
     )
 
 

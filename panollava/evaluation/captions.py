@@ -45,6 +45,11 @@ class CaptionScores:
     scores: dict[str, Interval]
     unavailable: dict[str, str]
 
+    def lines(self) -> list[str]:
+        """A line a score, with its interval or the reason why it is not there."""
+        there = [f"{name}: {interval}" for name, interval in self.scores.items()]
+        return [*there, *(f"{name}: unavailable, {why}" for name, why in sorted(self.unavailable.items()))]
+
 
 def score_captions(answers: Sequence[Answer], *, meteor: bool = True) -> CaptionScores:
     """All caption scores of a set of answers.

@@ -46,6 +46,7 @@ def write_results(
     predictions: Sequence[Prediction],
     report: AnswerReport,
     *,
+    captions: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
     now: datetime | None = None,
 ) -> ResultFiles:
@@ -56,6 +57,7 @@ def write_results(
         experiment: experiment name; may hold "/" where jobs of a sweep lie in folders of their own.
         predictions: what the model answered.
         report: their scores.
+        captions: caption scores, and how they were made.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
 
@@ -72,7 +74,8 @@ def write_results(
     try:
         os.chmod(temporary, 0o755)  # mkdtemp makes folders that nobody else may read
         _write_predictions(temporary / "predictions.csv", predictions)
-        _write_metrics(temporary / "metrics.json", experiment, predictions, report, settings or {}, now)
+        record = {"captions": dict(captions or {}), "settings": dict(settings or {})}
+        _write_metrics(temporary / "metrics.json", experiment, predictions, report, record, now)
         folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -118,17 +121,17 @@ def _write_metrics(
     experiment: str,
     predictions: Sequence[Prediction],
     report: AnswerReport,
-    settings: Mapping[str, object],
+    record: Mapping[str, object],
     now: datetime,
 ) -> None:
     # A path or a NaN among the settings must not cost the evaluation: they are written as text.
-    plain = json.loads(json.dumps(dict(settings), default=str), parse_constant=str)
+    plain = json.loads(json.dumps(dict(record), default=str), parse_constant=str)
     content = {
         "experiment_name": experiment,
         "created": now.isoformat(timespec="seconds"),
         **asdict(report),
         "latency": latency_summary(predictions),
-        "settings": plain,
+        **plain,
     }
     with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)

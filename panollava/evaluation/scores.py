@@ -7,12 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from panollava.evaluation.answers import is_correct
-from panollava.evaluation.captions import Answer, score_captions
+from panollava.evaluation.captions import Answer, CaptionScores, score_captions
+from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.read_predictions import Form, Scored
 from panollava.evaluation.statistics import Interval, mean_interval
 from panollava.evaluation.words import Words, split_words
 
 EXACT = "exact match"
+
+
+def as_scored(predictions: Sequence[Prediction]) -> list[Scored]:
+    """An evaluation's answers, each with all references of its question."""
+    return [Scored(one.image_id, one.question, one.kind, one.prediction, one.references) for one in predictions]
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,17 @@ class ScoreReport:
         return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows)])
 
 
+def caption_scores(scored: Sequence[Scored], words: Words, *, meteor: bool = True) -> CaptionScores:
+    """Caption scores of texts as they were written (see ``score`` for the arguments)."""
+    # A text that is a reference of many answers is split once.
+    texts = list(dict.fromkeys(text for one in scored for text in (one.prediction, *one.references)))
+    split = dict(zip(texts, split_words(texts, words), strict=True))
+    answers = [
+        Answer(split[one.prediction], tuple(split[text] for text in one.references), one.image_id) for one in scored
+    ]
+    return score_captions(answers, meteor=meteor)
+
+
 def score(scored: Sequence[Scored], *, form: Form, words: Words, meteor: bool = True) -> ScoreReport:
     """All scores of predictions.
 
@@ -65,13 +82,7 @@ def score(scored: Sequence[Scored], *, form: Form, words: Words, meteor: bool = 
         ValueError: there are no predictions.
     """
     images = [one.image_id for one in scored]
-    # A text that is a reference of many answers is split once.
-    texts = list(dict.fromkeys(text for one in scored for text in (one.prediction, *one.references)))
-    split = dict(zip(texts, split_words(texts, words), strict=True))
-    answers = [
-        Answer(split[one.prediction], tuple(split[text] for text in one.references), one.image_id) for one in scored
-    ]
-    captions = score_captions(answers, meteor=meteor)
+    captions = caption_scores(scored, words, meteor=meteor)
     right = [float(is_correct(one.prediction, one.references)) for one in scored]
     kinds = {}
     for kind in sorted({one.kind for one in scored}):

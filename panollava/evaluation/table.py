@@ -33,19 +33,24 @@ def _rows(report: AnswerReport) -> list[Sequence[str]]:
         (
             _one_line(kind),
             str(score.count),
-            _percent(score.exact_match),
-            _percent(score.blank_exact_match),
+            _percent(score.exact_match, score.interval),
+            _percent(score.blank_exact_match, score.blank_interval),
             _one_line(score.majority_answer),
             _percent(score.majority_share),
         )
         for kind, score in report.kinds.items()
     ]
-    overall = (_percent(report.exact_match), _percent(report.blank_exact_match))
+    overall = (
+        _percent(report.exact_match, report.interval),
+        _percent(report.blank_exact_match, report.blank_interval),
+    )
     return [*rows, ("all", str(report.count), *overall, "", _percent(report.majority_share))]
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+def _percent(share: float | None, interval: tuple[float, float] | None = None) -> str:
+    if share is None:
+        return "–"
+    return f"{100 * share:.1f} %" + (f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else "")
 
 
 def _one_line(text: str, limit: int = 40) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.data import question_batches
 from panollava.batch import Batch
 from panollava.checkpoint import write_file
-from panollava.data.records import Question, Source
+from panollava.data.records import FREE_TEXT, Question, Source
 from panollava.evaluation.answers import AnswerReport, score_answers
+from panollava.evaluation.captions import CaptionScores
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.pictures import answers_picture
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.results import ResultFiles, write_results
 from panollava.evaluation.runner import evaluate
-from panollava.evaluation.table import markdown_table
+from panollava.evaluation.scores import as_scored, caption_scores
+from panollava.evaluation.table import markdown_table, text_table
+from panollava.evaluation.words import choose_words
 from panollava.model.facade import PanoLlava
 from panollava.tracking.tracker import Tracker
 
@@ -34,14 +37,23 @@ class Evaluation:
     """What came of an evaluation.
 
     Attributes:
-        report: scores.
+        report: exact match, by question type.
+        captions: BLEU, ROUGE-L, CIDEr and METEOR.
         predictions: answers, in the order of the questions.
         files: where they were written.
     """
 
     report: AnswerReport
+    captions: CaptionScores
     predictions: list[Prediction]
     files: ResultFiles
+
+    def summary(self, title: str) -> str:
+        """What a user is shown: the table, and for free text the caption scores."""
+        parts = [f"\n{title}, {self.report.count} questions:\n", text_table(self.report)]
+        if set(self.report.kinds) == {FREE_TEXT}:
+            parts += ["", *self.captions.lines()]
+        return "\n".join([*parts, ""])
 
 
 def evaluate_answers(
@@ -70,10 +82,15 @@ def evaluate_answers(
     if options.blank:
         blind = answer_questions(pano, source, options, num_workers=num_workers, blank=True)
     report = score_answers(predictions, blind)
-    files = write_results(Path(options.results_dir), experiment, predictions, report, settings=settings)
+    words = choose_words(options.words)
+    captions = caption_scores(as_scored(predictions), words, meteor=options.meteor)
+    record = {"form": "grouped", "words": words, **asdict(captions)}
+    files = write_results(
+        Path(options.results_dir), experiment, predictions, report, captions=record, settings=settings
+    )
     _draw_answers(source, predictions, files.folder / PICTURE)
-    _track(predictions, report, files, tracker)
-    return Evaluation(report, predictions, files)
+    _track(predictions, report, captions, files, tracker)
+    return Evaluation(report, captions, predictions, files)
 
 
 def answer_questions(
@@ -118,10 +135,12 @@ def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path)
 def _track(
     predictions: Sequence[Prediction],
     report: AnswerReport,
+    captions: CaptionScores,
     files: ResultFiles,
     tracker: Tracker,
 ) -> None:
-    tracker.metrics({f"test/{name}": value for name, value in report.metrics().items()}, step=0)
+    values = report.metrics() | {name: interval.value for name, interval in captions.scores.items()}
+    tracker.metrics({f"test/{name}": value for name, value in values.items()}, step=0)
     tracker.folder(files.folder, "evaluation")
     tracker.text(markdown_table(report), "evaluation/table.md")
     rows = [

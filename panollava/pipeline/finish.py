@@ -10,7 +10,6 @@ from panollava.assemble.stage import AnyStage
 from panollava.checkpoint import BEST, write_file
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import gallery_picture
-from panollava.evaluation.table import text_table
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import PICTURE, Evaluation, evaluate_answers
@@ -53,7 +52,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
             settings={"stage": last, "folder": str(run.experiment.stage_folder(last))},
         )
     run.experiment.record(last, evaluated=str(result.files.folder))
-    LOG.info("\nTest split, %d questions:\n\n%s\n", result.report.count, text_table(result.report))
+    LOG.info("%s", result.summary("Test split"))
     LOG.info("Predictions and metrics: %s", result.files.folder)
     return result
 

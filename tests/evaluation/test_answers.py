@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from panollava.evaluation.answers import is_correct, majority_answer, normalise, score_answers
+from panollava.evaluation.statistics import mean_interval
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,23 @@ def test_report_per_type_beside_guessing_and_blank_pictures(answer) -> None:
 def test_without_blank_pictures_there_is_no_such_number(answer) -> None:
     report = score_answers([answer("red", "red")])
     assert report.blank_exact_match is None
-    assert set(report.metrics()) == {"exact_match", "majority", "exact_match/color", "majority/color"}
+    assert report.blank_interval is None
+    overall = {"exact_match", "exact_match_low", "exact_match_high", "majority"}
+    assert set(report.metrics()) == {*overall, "exact_match/color", "majority/color"}
+
+
+def test_intervals_are_over_pictures(answer) -> None:
+    predictions = [
+        answer("red" if number % 4 else "blue", "red", sample_id=f"{number}-{again}", image_id=f"{number}")
+        for number in range(40)
+        for again in range(5)
+    ]
+    report = score_answers(predictions)
+    expected = mean_interval([float(number % 4 != 0) for number in range(40)], [f"{number}" for number in range(40)])
+    assert report.interval == pytest.approx((expected.low, expected.high))
+    assert report.kinds["color"].interval == report.interval
+    metrics = report.metrics()
+    assert (metrics["exact_match_low"], metrics["exact_match_high"]) == report.interval
 
 
 def test_scores_that_would_not_compare_are_refused(answer) -> None:
