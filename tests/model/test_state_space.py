@@ -1,125 +1,83 @@
-"""The chunked scan against the recurrence itself, step by step in float64."""
+"""The bidirectional layer against its definition, written out one direction at a time, and around rings."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from recurrence import ROUNDS, step_by_step
 from torch import Tensor
+from torch.nn import functional
 
-from panollava.model.state_space import BidirectionalStateSpace, chunked_scan
-
-
-def step_by_step(values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor) -> Tensor:
-    state = values.new_zeros(*values[:, 0].shape, write.shape[-1])
-    outputs = []
-    for step in range(values.shape[1]):
-        written = values[:, step, :, :, None] * write[:, step, None, None, :]
-        state = state * log_decay[:, step].exp()[..., None, None] + written
-        outputs.append((state * read[:, step, None, None, :]).sum(-1))
-    return torch.stack(outputs, dim=1)
-
-
-def sequences(length: int, *, n: int = 2, heads: int = 3, head_width: int = 5, state: int = 4) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(length)
-    log_decay = -torch.rand(n, length, heads, generator=generator)
-    values = torch.randn(n, length, heads, head_width, generator=generator)
-    write, read = (torch.randn(n, length, state, generator=generator) for _ in range(2))
-    return [values, log_decay, write, read]
-
-
-def compare(inputs: list[Tensor], *, chunk: int = 64, tolerance: float = 1e-5) -> None:
-    """Outputs and all gradients, relative to the largest entry of each."""
-    results = []
-    for function, dtype in (
-        (lambda *x: chunked_scan(*x, chunk=chunk), torch.float32),
-        (step_by_step, torch.float64),
-    ):
-        leaves = [x.detach().clone().to(dtype).requires_grad_() for x in inputs]
-        output = function(*leaves)
-        weights = torch.linspace(-1, 1, output.numel(), dtype=dtype).view_as(output).sin()
-        (output * weights).sum().backward()
-        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
-    for ours, reference in zip(*results, strict=True):
-        assert torch.isfinite(ours).all()
-        assert (ours.double() - reference).abs().max() <= tolerance * reference.abs().max()
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 64])
-@pytest.mark.parametrize("length", [1, 2, 16, 37])
-def test_equals_the_recurrence(length, chunk):
-    compare(sequences(length), chunk=chunk)
-
-
-@pytest.mark.parametrize("length", [64, 65, 196, 256])
-def test_equals_the_recurrence_over_several_chunks(length):
-    compare(sequences(length))
-
-
-def test_digits_survive_behind_a_strong_decay():
-    """One step forgets everything; the slow decays around it must keep their own precision."""
-    inputs = sequences(150)
-    inputs[1] *= 0.01
-    inputs[1][:, ::20] = -3e4
-    compare(inputs)
-
-
-def test_a_long_memory_neither_grows_nor_fades():
-    inputs = sequences(3000, n=1, heads=1, head_width=2, state=2)
-    inputs[1] *= 1e-4
-    compare(inputs, tolerance=1e-4)
-
-
-@pytest.mark.parametrize("rate", [0.0, 1.0, 1e4, 1e30])
-def test_extreme_decays_stay_finite(rate):
-    inputs = sequences(100)
-    inputs[1] = torch.full_like(inputs[1], -rate)
-    compare(inputs)
-
-
-def test_is_float32_under_autocast():
-    inputs = sequences(70)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = chunked_scan(*inputs)
-    assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, chunked_scan(*inputs), rtol=0, atol=0)
-    assert chunked_scan(*(x.bfloat16() for x in inputs)).dtype == torch.float32
+from panollava.model.state_space import BidirectionalStateSpace
 
 
 def small_layer() -> BidirectionalStateSpace:
-    return BidirectionalStateSpace(width=8, state=4, conv=3, expand=2, head_width=4)
-
-
-def test_layer_equals_its_definition():
-    """x + ½(forward + backward) written out for one direction at a time, with torch's own convolution."""
     torch.manual_seed(0)
-    layer, tokens = small_layer().double(), torch.randn(2, 11, 8, dtype=torch.float64)
-    torch.nn.init.normal_(layer.conv_bias)
-    torch.nn.init.normal_(layer.gate_norm)
-    torch.nn.init.normal_(layer.skip)
-    expected = tokens.clone()
-    projections = layer.in_projection.weight.chunk(2)
+    layer = BidirectionalStateSpace(width=8, state=4, conv=3, expand=2, head_width=4)
+    for vector in (layer.conv_bias, layer.gate_norm, layer.skip, layer.step_bias):
+        torch.nn.init.normal_(vector)
+    return layer
+
+
+def by_definition(layer: BidirectionalStateSpace, tokens: Tensor, *, periodic: bool) -> Tensor:
+    """x + ½(forward + backward), with torch's own convolution; of a ring, what it settles to round after round."""
+    result = tokens.clone()
+    rounds = ROUNDS if periodic else 1
     for direction in range(2):
-        part = [vector.chunk(2)[direction] for vector in (layer.conv_bias, layer.step_bias, layer.log_rate)]
-        skip, gain = layer.skip.chunk(2)[direction], layer.gate_norm.chunk(2)[direction]
+        gate_map, mixed_map, step_map, out_map, conv_bias, step_bias, log_rate, skip, gain = (
+            parameter.chunk(2)[direction]
+            for parameter in (
+                layer.gate_projection.weight, layer.mixed_projection.weight, layer.step_projection.weight,
+                layer.out_projection.weight, layer.conv_bias, layer.step_bias, layer.log_rate, layer.skip,
+                layer.gate_norm,
+            )
+        )  # fmt: skip
         x = layer.norm(tokens).flip(1) if direction else layer.norm(tokens)
-        gate, mixed, step = (x @ projections[direction].T).split([16, 24, 4], dim=-1)
-        kernel = layer.conv_weight[direction].T[:, None]
-        mixed = torch.nn.functional.conv1d(mixed.mT, kernel, part[0], padding=2, groups=24)[..., :11].mT
-        values, write, read = torch.nn.functional.silu(mixed).split([16, 4, 4], dim=-1)
-        step = torch.nn.functional.softplus(step + part[1])
-        values = values.unflatten(-1, (4, 4))
-        scanned = step_by_step(values * step[..., None], -step * part[2].exp(), write, read)
-        scanned = (scanned + values * skip[:, None]).flatten(2) * torch.nn.functional.silu(gate)
+        mixed = (x @ mixed_map.T).mT
+        mixed = functional.pad(mixed, (2, 0), mode="circular" if periodic else "constant")
+        mixed = functional.conv1d(mixed, layer.conv_weight[direction].T[:, None], conv_bias, groups=24).mT
+        values, write, read = functional.silu(mixed).split([16, 4, 4], dim=-1)
+        step = functional.softplus(x @ step_map.T + step_bias)
+        scanned = step_by_step(
+            values.unflatten(-1, (4, 4)), step, -step * log_rate.exp(), write, read, skip.expand(2, 4), rounds=rounds
+        )
+        scanned = scanned.flatten(2) * functional.silu(x @ gate_map.T)
         scanned = scanned / (scanned.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain
-        scanned = scanned @ layer.out_projection.weight.chunk(2, dim=1)[direction].T
-        expected = expected + 0.5 * (scanned.flip(1) if direction else scanned)
-    torch.testing.assert_close(layer(tokens), expected, rtol=1e-4, atol=1e-5)
+        scanned = scanned @ out_map.T
+        result = result + 0.5 * (scanned.flip(1) if direction else scanned)
+    return result
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_layer_equals_its_definition(periodic):
+    layer, tokens = small_layer().double(), torch.randn(2, 70, 8, dtype=torch.float64)
+    expected = by_definition(layer, tokens, periodic=periodic)
+    torch.testing.assert_close(layer(tokens, periodic=periodic), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_where_a_ring_starts_does_not_matter(dtype, tolerance):
+    layer, tokens = small_layer().to(dtype), torch.randn(2, 150, 8, dtype=dtype)
+    expected = layer(tokens, periodic=True).roll(37, dims=1)
+    torch.testing.assert_close(layer(tokens.roll(37, dims=1), periodic=True), expected, rtol=0, atol=tolerance)
+
+
+def test_gradients_against_finite_differences():
+    layer, tokens = small_layer().double(), torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def run(tokens: Tensor, *parameters: Tensor) -> Tensor:
+        named = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(layer, named, (tokens,), {"periodic": True})
+
+    assert torch.autograd.gradcheck(run, (tokens, *layer.parameters()), fast_mode=True)
 
 
 def test_only_matrices_and_convolutions_have_two_dimensions_or_more():
     """Weight decay goes by that: rates, steps and norms must not be drawn to zero."""
     decayed = {name for name, parameter in small_layer().named_parameters() if parameter.dim() > 1}
-    assert decayed == {"conv_weight", "in_projection.weight", "out_projection.weight"}
+    linear = {f"{name}_projection.weight" for name in ("gate", "mixed", "step", "out")}
+    assert decayed == linear | {"conv_weight"}
 
 
 def test_parameters_can_be_drawn_again():
@@ -129,5 +87,5 @@ def test_parameters_can_be_drawn_again():
             parameter.fill_(torch.nan)
     layer.reset_parameters()
     assert all(torch.isfinite(parameter).all() for parameter in layer.parameters())
-    steps = torch.nn.functional.softplus(layer.step_bias)
+    steps = functional.softplus(layer.step_bias)
     assert 0.0009 < steps.min() <= steps.max() < 0.11

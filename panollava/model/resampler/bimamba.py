@@ -1,17 +1,32 @@
-"""Bidirectional state-space layers over the patches of each view: every patch becomes one token."""
+"""Bidirectional state-space layers over the patches of views: every patch becomes one token."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
+from panollava.crop.closed_rings import closed_rings
+from panollava.model.mamba_kernel import check_mamba_ssm
 from panollava.model.state_space import BidirectionalStateSpace
 
 
 class BimambaResampler(nn.Module):
-    """Reads the patches of a view row by row, in both directions, so that each token knows its whole view."""
+    """Reads patches one after the other, in both directions, so that each token knows all that is read with it.
+
+    With ``scan=view`` that is its own view, row by row. With ``scan=ring`` the tiles of a closed ring are read
+    together, around the ring column by column and each column downward, as a periodic sequence: it has no start, so
+    turning the panorama by a tile turns the tokens and changes none. Tiles that overlap are read in full, one after
+    the other, and each keeps its own tokens. The global view, and views that close no ring, are read as with
+    ``scan=view``.
+
+    Attributes:
+        mixes_views: whether tokens of one view know of others. Then views that agree where they overlap are no
+            evidence that their tokens hold what is there: they may have it from each other.
+    """
 
     def __init__(
         self,
@@ -24,7 +39,8 @@ class BimambaResampler(nn.Module):
         conv: Annotated[int, Interval(ge=1, le=16)] = 4,
         expand: Annotated[int, Interval(ge=1, le=8)] = 2,
         head_width: Annotated[int, Interval(ge=1, le=1024)] = 64,
-        scan: Literal["view"] = "view",
+        scan: Literal["view", "ring"] = "view",
+        kernel: Literal["torch", "mamba_ssm"] = "torch",
     ) -> None:
         """Build the layers.
 
@@ -37,10 +53,11 @@ class BimambaResampler(nn.Module):
             conv: taps of the causal convolution before the scan.
             expand: inner width over ``width``.
             head_width: channels that share one decay.
-            scan: what one sequence is; ``view``: the patches of one view.
+            scan: what one sequence is: the patches of one ``view``, or of all the tiles of one ``ring``.
+            kernel: what computes the scan: ``torch``, anywhere, or ``mamba_ssm``, that package's CUDA kernels.
 
         Raises:
-            ValueError: the inner width does not divide into heads.
+            ValueError: the inner width does not divide into heads, or the kernel cannot run here.
         """
         super().__init__()
         if expand * width % head_width:
@@ -48,10 +65,14 @@ class BimambaResampler(nn.Module):
                 f"model.resampler.head_width={head_width} does not divide the inner width {expand * width} "
                 f"(expand={expand} x width={width}): choose a divisor of it."
             )
-        self.scan = scan
+        if kernel == "mamba_ssm":
+            check_mamba_ssm()
+        self.mixes_views = scan == "ring"
         self.input_projection = nn.Linear(input_width, width)
         self.layers = nn.ModuleList(
-            BidirectionalStateSpace(width=width, state=state, conv=conv, expand=expand, head_width=head_width)
+            BidirectionalStateSpace(
+                width=width, state=state, conv=conv, expand=expand, head_width=head_width, kernel=kernel
+            )
             for _ in range(layers)
         )
         self.norm = nn.RMSNorm(width)
@@ -66,9 +87,39 @@ class BimambaResampler(nn.Module):
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
-        """``(B, V, N, Dv)`` -> ``(B, V, N, Dr)``, each view by itself, padding or not."""
+        """``(B, V, N, Dv)`` -> ``(B, V, N, Dr)``; views that only pad are in no ring."""
         # The sum over layers is kept in the type of the weights: float32 under autocast.
         tokens = self.input_projection(features.flatten(0, 1)).to(self.norm.weight.dtype)
-        for layer in self.layers:
-            tokens = layer(tokens)
+        if self.mixes_views:
+            tokens = self._around_rings(tokens, grid, _rings_by_length(cameras, view_mask))
+        else:
+            tokens = self._through_layers(tokens)
         return self.output_projection(self.norm(tokens)).unflatten(0, features.shape[:2])
+
+    def _around_rings(self, tokens: Tensor, grid: tuple[int, int], rings: list[Tensor]) -> Tensor:
+        """Views ``(B * V, N, D)`` through the layers, ring by ring, and those in no ring by themselves."""
+        in_ring = torch.zeros(len(tokens), dtype=torch.bool)
+        done = []
+        for views in rings:
+            in_ring[views] = True
+            around = tokens[views.to(tokens.device)].unflatten(2, grid).transpose(2, 3)
+            walked = self._through_layers(around.flatten(1, 3), periodic=True).view(around.shape)
+            done.append(walked.transpose(2, 3).flatten(2, 3).flatten(0, 1))
+        alone = torch.nonzero(~in_ring).squeeze(1)
+        if len(alone):
+            done.append(self._through_layers(tokens[alone.to(tokens.device)]))
+        order = torch.cat([*(views.flatten() for views in rings), alone])
+        return torch.cat(done)[order.argsort().to(tokens.device)]
+
+    def _through_layers(self, tokens: Tensor, *, periodic: bool = False) -> Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens, periodic=periodic)
+        return tokens
+
+
+def _rings_by_length(cameras: Tensor, view_mask: Tensor) -> list[Tensor]:
+    """Rings of equally many tiles ``(rings, tiles)`` together, as places among all the views of a batch."""
+    by_length: dict[int, list[list[int]]] = defaultdict(list)
+    for sample, views in closed_rings(cameras, view_mask):
+        by_length[len(views)].append([sample * cameras.shape[1] + view for view in views])
+    return [torch.tensor(rings) for rings in by_length.values()]
