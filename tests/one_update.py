@@ -23,7 +23,7 @@ def one_update(arguments: list[str], procs: Processes | None = None) -> dict[str
     result: dict[str, Tensor] = {}
     procs = procs or Processes()
     with opened(*arguments, procs=procs) as run:
-        for name in STAGES:
+        for name in run.cfg.stage.run:
             options = run.stage_options(name)
             torch.manual_seed(run.seed(name))
             stage = build_stage(run, name)

@@ -12,6 +12,8 @@ from panollava.losses.diagnostics import (
     is_collapsed,
     neighbour_cosine,
     retrieval_accuracy,
+    spread,
+    view_retrieval,
 )
 
 
@@ -82,6 +84,24 @@ def test_collapse_is_flagged():
     assert not is_collapsed(torch.randn(200, 8))
 
 
+def test_few_or_narrow_tokens_are_not_judged_by_their_rank():
+    assert not is_collapsed(torch.randn(2, 64))  # two points are a line, whatever they are
+    assert not is_collapsed(torch.randn(50, 1))
+    assert is_collapsed(torch.ones(2, 64))
+    assert spread(torch.ones(30, 8)) == {"effective_rank": 0, "dead_share": 1, "collapsed": 1}
+
+
+def test_the_nearest_other_view_is_a_neighbour():
+    angle = torch.arange(8) / 8 * 2 * torch.pi
+    ring = 5 + torch.stack((angle.cos(), angle.sin()), dim=1)
+    step = (torch.arange(8)[:, None] - torch.arange(8)).abs()
+    beside, opposite = (step == 1) | (step == 7), step == 4
+    assert view_retrieval(ring, beside).item() == 1
+    assert view_retrieval(ring, opposite).item() == 0
+    assert view_retrieval(ring, step == 1).item() == pytest.approx(7 / 8)  # half for the first and the last
+    assert view_retrieval(torch.ones(8, 4), beside).item() == pytest.approx(2 / 7)
+
+
 def test_nothing_is_kept_for_a_backward_pass():
     a = torch.randn(2, 6, 4, requires_grad=True)
     results = [
@@ -90,5 +110,7 @@ def test_nothing_is_kept_for_a_backward_pass():
         retrieval_accuracy(a, a),
         dead_share(a),
         is_collapsed(a),
+        view_retrieval(a[0], torch.eye(6) > 0),
+        *spread(a).values(),
     ]
     assert not any(result.requires_grad for result in results)

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from panollava.losses.vicreg import vicreg_pairs
+from panollava.losses.vicreg import vicreg_batch, vicreg_pairs
 
 
 def slow_terms(a: Tensor, b: Tensor) -> tuple[float, float, float]:
@@ -113,3 +115,67 @@ def test_a_pair_of_one_token_among_others_is_refused():
     mask = torch.tensor([[True, True, True], [False, True, False]])
     with pytest.raises(ValueError, match=r"at least 2 matched tokens a pair .* got 1"):
         vicreg_pairs(torch.randn(2, 3, 4), torch.randn(2, 3, 4), mask)
+
+
+MASK = torch.tensor([[True] * 6, [True, False, True, True, False, False]])
+
+
+@pytest.mark.parametrize("width", [3, 14])
+def test_a_batch_equals_the_formula_over_all_its_tokens(width):
+    a = (0.6 * torch.randn(2, 6, width)).requires_grad_()
+    b = (0.6 * torch.randn(2, 6, width)).requires_grad_()
+    terms = vicreg_batch(a, b, MASK)
+    invariance, variance, covariance = slow_terms(a.detach()[MASK], b.detach()[MASK])
+    assert terms.invariance.item() == pytest.approx(invariance, rel=1e-5)
+    assert terms.variance.item() == pytest.approx(variance, rel=1e-5, abs=1e-6)
+    assert terms.covariance.item() == pytest.approx(covariance, rel=1e-4, abs=1e-6)
+    assert terms.total.item() == pytest.approx(25 * invariance + 25 * variance + covariance, rel=1e-5)
+    terms.total.backward()
+    reference_a, reference_b = a.detach().double().requires_grad_(), b.detach().double().requires_grad_()
+    total = 25 * (reference_a[MASK] - reference_b[MASK]).square().mean()
+    for side in (reference_a, reference_b):
+        deviation = (side[MASK].var(dim=0, correction=0) + 1e-4).sqrt()
+        covariance = side[MASK].T.cov()
+        off_diagonal = covariance - torch.diag(covariance.diagonal())
+        total = total + 12.5 * (1 - deviation).relu().mean() + 0.5 * off_diagonal.square().sum() / width
+    total.backward()
+    torch.testing.assert_close(a.grad.double(), reference_a.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(b.grad.double(), reference_b.grad, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 9), st.integers(1, 9), st.integers(0, 2**16))
+def test_one_pair_is_its_own_batch_and_tokens_may_move_between_pairs(length, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(1, 2 * length, width, generator=generator) for _ in range(2))
+    batch = vicreg_batch(a, b)
+    for term, expected in zip(batch, vicreg_pairs(a, b), strict=True):
+        torch.testing.assert_close(term, expected[0], rtol=1e-4, atol=1e-5)
+    order = torch.randperm(2 * length, generator=generator)
+    cut = vicreg_batch(*(side[:, order].reshape(2, length, width) for side in (a, b)))
+    torch.testing.assert_close(cut.total, batch.total, rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_that_are_each_a_point_are_no_collapse_of_a_batch():
+    levels = torch.linspace(-3, 3, 8)[:, None, None] * torch.tensor([1.0, -1.0])
+    a = levels.expand(8, 4, 2)
+    assert vicreg_pairs(a, a).variance.min() > 0.98
+    assert vicreg_batch(a, a).variance == 0
+
+
+def test_a_batch_is_float32_under_autocast_and_finite_when_collapsed():
+    a, b = torch.randn(2, 12, 9), torch.randn(2, 12, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = vicreg_batch(a, b)
+    torch.testing.assert_close(inside.total, vicreg_batch(a, b).total, rtol=0, atol=0)
+    assert vicreg_batch(a.bfloat16(), b.bfloat16()).total.dtype == torch.float32
+    point = torch.ones(2, 4, 3, requires_grad=True)
+    vicreg_batch(point, point.detach()).total.backward()
+    assert torch.isfinite(point.grad).all()
+
+
+def test_a_batch_of_one_token_is_refused():
+    with pytest.raises(ValueError, match="at least 2 matched tokens a batch"):
+        vicreg_batch(torch.randn(1, 1, 8), torch.randn(1, 1, 8))
+    with pytest.raises(ValueError, match="one to one"):
+        vicreg_batch(torch.randn(3, 4, 8), torch.randn(3, 5, 8))

@@ -54,17 +54,67 @@ def test_accumulating_does_not_change_the_objective(backbone: Backbone, whole: d
     assert float((other["vision:loss"] - whole["vision:loss"]).abs()) > 1e-3  # four samples are not eight
 
 
+VISION = ("stage=vision", "crop.overlap=0.5")
+PAIRS = [("pairing=rays",), ("type=densecl",), ("type=densecl", "pairing=rays")]
+COUPLED = [("type=vicreg_batch",), ("type=vicreg_pooled",), ("type=densecl", "negatives=batch")]
+"""Objectives of single pairs of views, and of batches."""
+
+
+def objective(options: tuple[str, ...]) -> list[str]:
+    """The arguments that choose it."""
+    return [*VISION, *(f"stage.vision.loss.{option}" for option in options)]
+
+
+@pytest.mark.parametrize("options", PAIRS, ids="-".join)
+def test_accumulating_changes_no_objective_of_pairs(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = one_update([*arguments(backbone, 8, 1), *objective(options)])
+    assert_same_update(one_update([*arguments(backbone, 4, 2), *objective(options), "experiment_name=two"]), whole)
+
+
+@pytest.mark.parametrize("options", COUPLED, ids="-".join)
+def test_accumulating_changes_an_objective_of_batches(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """As documented: each micro-batch is an objective of its own, and they are averaged."""
+    monkeypatch.chdir(tmp_path)
+    whole, cut = (
+        one_update([*arguments(backbone, size, accumulate), *objective(options), f"experiment_name=by{size}"])
+        for size, accumulate in ((8, 1), (4, 2))
+    )
+    assert float((cut["vision:loss"] - whole["vision:loss"]).abs()) > 1e-3
+
+
+def two_processes(output: Path, *typed: str) -> dict[str, Tensor]:
+    """One update, as two processes take it."""
+    script = Path(__file__).parents[1] / "one_update.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launcher, str(script), str(output), *typed], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(output)
+
+
 @pytest.mark.slow
 def test_two_processes_do_not_change_the_objective(
     backbone: Backbone, whole: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    script, output = Path(__file__).parents[1] / "one_update.py", tmp_path / "update.safetensors"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, str(script), str(output), *arguments(backbone, 4, 1)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_update(load_file(output), whole)
+    assert_same_update(two_processes(tmp_path / "update.safetensors", *arguments(backbone, 4, 1)), whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_objective_of_batches(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training; each process validates batches of its own, of which the first has two here and the second one."""
+    monkeypatch.chdir(tmp_path)
+    common = [*objective(("type=vicreg_batch",)), "data.val_scenes=9"]
+    whole = one_update([*arguments(backbone, 8, 1), *common])
+    parts = two_processes(tmp_path / "parts", *arguments(backbone, 4, 1), *common, "experiment_name=two")
+    for result in (whole, parts):
+        del result["vision:validation"]
+    assert_same_update(parts, whole)
 
 
 def make_step(stage: ToyStage, *, clip_norm: float = 0.0, compute: Compute = CPU, scale: float = 0.0) -> OptimiserStep:

@@ -1,0 +1,68 @@
+"""Two processes that share a batch, against one that has it whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from part_of_batch import cost_of, objectives
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from panollava.losses.ranks import alone, gather_rows, sum_over_ranks
+
+PAIRS, CUT = 5, 2
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, Tensor]:
+    """Pairs with unlike numbers of places; two go to one process and three to the other."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = (0.8 * torch.randn(PAIRS, 6, 7, generator=generator) for _ in range(2))
+    mask = torch.arange(6) < torch.tensor([6, 3, 5, 2, 6])[:, None]
+    return {"a": a, "b": b, "mask": mask.float()}
+
+
+@pytest.fixture(scope="module")
+def ranks(batch: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save_file(batch, folder / "batch")
+    script = Path(__file__).parents[1] / "part_of_batch.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(script), str(folder / "batch"), str(folder / "result"), str(CUT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [load_file(f"{folder / 'result'}.{rank}") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", objectives())
+def test_values_and_gradients_are_those_of_the_whole_batch(
+    name: str, batch: dict[str, Tensor], ranks: list[dict[str, Tensor]]
+) -> None:
+    whole = cost_of(name, batch["a"], batch["b"], batch["mask"] > 0)
+    for key, value in whole.items():
+        parts = [rank[key] for rank in ranks]
+        together = torch.cat(parts) if value.dim() else parts[0]
+        torch.testing.assert_close(together, value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_parts_that_do_not_know_of_each_other_differ(batch: dict[str, Tensor]) -> None:
+    """Else the test above would prove nothing about objectives that couple a batch."""
+    mask = batch["mask"] > 0
+    for name, objective in objectives().items():
+        whole, *parts = (
+            float(cost_of(name, batch["a"][part], batch["b"][part], mask[part])[f"{name}:total"])
+            for part in (slice(None), slice(0, CUT), slice(CUT, None))
+        )
+        assert (sum(parts) == pytest.approx(whole, rel=1e-4)) is not bool(objective.coupled), name
+
+
+def test_a_process_by_itself_has_all_there_is() -> None:
+    rows = torch.randn(3, 2)
+    assert sum_over_ranks(rows) is rows
+    assert gather_rows(rows) is rows
+    assert alone(rows) is rows
