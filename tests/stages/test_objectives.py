@@ -114,10 +114,11 @@ def _with_type(run: Any, name: str) -> Any:
 
 
 def test_tokens_that_see_other_views_bring_a_caveat(built: Build) -> None:
-    stage = built("vision").stage
-    assert stage.caveat == ""
-    stage.vision.resampler.mixes_views = True
-    assert "evidence of nothing" in stage.caveat
+    sizes = ("resampler.width=16", "resampler.state=4", "resampler.head_width=8")
+    for scan in ("view", "ring"):
+        stage = built("vision", "resampler=bimamba", *sizes, f"resampler.scan={scan}").stage
+        assert ("evidence of nothing" in stage.caveat) is (scan == "ring")
+    assert built("vision").stage.caveat == ""
 
 
 class Data:
@@ -191,6 +192,21 @@ def test_a_healthy_run_warns_of_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_vision(backbone)
+    assert told() == []
+
+
+def test_all_stages_run_without_a_grid(
+    backbone: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gridless: None,
+    told: Callable[[], list[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_train(*backbones(backbone), *QUICK, UNTRACKED, "trainer.max_steps=1", "experiment_name=x")
+    assert "objective vicreg_pooled (invariance 25.0" in caplog.text
+    assert all((Path("runs/x") / stage).is_dir() for stage in ("vision", "resampler", "finetune"))
     assert told() == []
 
 
