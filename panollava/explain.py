@@ -1,0 +1,112 @@
+"""python -m panollava.explain checkpoint=<run folder>: draws what a model sees and reads over a panorama."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.assemble.check import check_tracking
+from panollava.assemble.tracking import open_tracker
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.crop.crop import Crop
+from panollava.data.scenes.questions import CAPTION_REQUEST
+from panollava.evaluation.explain_picture import explain_picture
+from panollava.logs import LOG, configure_console
+from panollava.model.facade import PanoLlava
+from panollava.model.sight import Sight
+from panollava.pipeline.picture_file import checked_out, read_twice, world_scene, write_picture
+from panollava.training.precision import choose_compute
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """Plain keys of ``conf/explain.yaml``; see there."""
+
+    checkpoint: str
+    image: str | None
+    question: str | None
+    answer: str | None
+    yaw: float
+    pitch: Annotated[float, Interval(ge=-90.0, le=90.0)]
+    layers: list[Annotated[int, Interval(ge=1)]] | None
+    max_new_tokens: Annotated[int, Interval(ge=1)]
+    device: str
+    out: str
+
+
+@entrypoint("explain")
+def main(cfg: DictConfig) -> None:
+    """Draws one picture.
+
+    Args:
+        cfg: composed from ``conf/explain.yaml`` and the command line.
+    """
+    configure_console()
+    options, tracking = _checked(cfg)
+    image = None if options.image is None else Path(options.image).expanduser()
+    out = checked_out(Path(options.out).expanduser(), image, "explain.png")
+    compute = choose_compute(options.device, "auto")
+    sight = Sight.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    panorama, seen, question = _subject(image, sight.crop)
+    with compute.autocast():
+        asked = _asked(sight.pano, seen, options.question or question, options)
+        picture, notes = explain_picture(
+            sight,
+            panorama,
+            sight.crop.views(seen),
+            asked=asked,
+            layers=options.layers,
+            yaw_deg=options.yaw,
+            pitch_deg=options.pitch,
+        )
+    write_picture(out, picture)
+    for note in notes:
+        LOG.info("%s", note)
+    tags = {"panollava.folder": options.checkpoint}
+    with open_tracker(tracking, run_name=f"explain {sight.name}", tags=tags) as tracker:
+        tracker.image(picture, "explain.png")
+    LOG.info("Picture: %s", out)
+
+
+def _subject(image: Path | None, crop: Crop) -> tuple[np.ndarray, np.ndarray, str]:
+    """The panorama as fine as the picture shows it, as the crop reads it, and what is asked about it by default."""
+    if image is not None:
+        return *read_twice(image, crop), CAPTION_REQUEST
+    scene = world_scene("test")
+    panorama = scene.panorama(0)
+    return panorama, panorama, next(one.question for one in scene.questions() if not one.history)
+
+
+def _asked(
+    pano: PanoLlava | None, panorama: np.ndarray, question: str, options: ExplainOptions
+) -> tuple[str, str] | None:
+    """The question and its answer; None where there is no language model to answer."""
+    if pano is None:
+        return None
+    answer = options.answer
+    if answer is None:
+        answer = pano.generate(panorama, question, max_new_tokens=options.max_new_tokens)
+    LOG.info("Question: %s", question)
+    LOG.info("Answer: %s", answer)
+    return question, answer
+
+
+def _checked(cfg: DictConfig) -> tuple[ExplainOptions, dict[str, Any]]:
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    tracking = values.pop("tracking")
+    problems = check_section(values, ExplainOptions, "") + check_tracking(tracking)
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    return ExplainOptions(**values), tracking
+
+
+if __name__ == "__main__":
+    main()
