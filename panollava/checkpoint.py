@@ -8,6 +8,7 @@ There is no ``config.json`` on purpose: transformers would open the folder and f
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -137,6 +138,15 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         found = state.get("format_version") if isinstance(state, dict) else None
         raise ValueError(f"{path} has format version {found!r}; this panollava reads {FORMAT_VERSION}.")
     return state
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """A short digest of the weights in a checkpoint: the same for the same weights, wherever they lie."""
+    digest = hashlib.sha256()
+    with (checkpoint / TRAINED).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def point(link: Path, target: Path) -> None:

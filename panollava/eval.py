@@ -16,28 +16,33 @@ from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint
 from panollava.data.scenes.questions import names_direction, turn_words
+from panollava.evaluation.results import write_measures
 from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import answer_questions, evaluate_answers
-from panollava.run_folder import CONFIG, find_run_folder
-from panollava.training.precision import choose_compute
+from panollava.pipeline.measure import measure
+from panollava.pipeline.restore import Restored, restore
+from panollava.tracking.tracker import Tracker
+from panollava.training.precision import Compute, choose_compute
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """Keys of ``conf/eval.yaml``; see there."""
 
-    checkpoint: str
+    checkpoint: str | None
+    config: str | None
     split: Literal["train", "val", "test"]
     csv_input: str | None
     world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
     world_scenes: Annotated[int, Interval(ge=1)] | None
     turn_deg: float | None
     max_samples: Annotated[int, Interval(ge=1)] | None
-    blank: bool
-    words: Literal["auto", "ptb", "unicode"]
-    meteor: bool
+    blank: bool | None
+    loss: bool
+    words: Literal["auto", "ptb", "unicode"] | None
+    meteor: bool | None
     batch_size: Annotated[int, Interval(ge=1)] | None
     max_new_tokens: Annotated[int, Interval(ge=1)] | None
     results_dir: str
@@ -48,7 +53,7 @@ class EvalOptions:
     num_workers: Annotated[int, Interval(ge=0)]
 
 
-@entrypoint("eval")
+@entrypoint("eval", bare="checkpoint", loose=("crop",))
 def main(cfg: DictConfig) -> None:
     """Evaluates one run.
 
@@ -56,39 +61,41 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/eval.yaml`` and the command line.
     """
     configure_console()
-    options, tracking = _checked(cfg)
-    folder = find_run_folder(Path(options.checkpoint).expanduser())
-    recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    precision = recorded["trainer"]["precision"]
+    options, tracking, crop = _checked(cfg)
+    run = restore(options.checkpoint, config=options.config, crop=crop)
+    for line in run.lines():
+        LOG.info("%s", line)
+    precision = run.settings["precision"]
     compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)  # fp16 needs a GPU
-    pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
-    data = _data(options, recorded["data"])
+    data = _data(options, run.settings["data"])
+    tags = {"panollava.folder": str(run.folder)}
+    with open_tracker(tracking, run_name=f"eval {run.settings['experiment_name']}", tags=tags) as tracker:
+        if run.stage == "vision":
+            _measure(run, None, data, options.split, options, compute, tracker)
+            return
+        pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
+        if options.loss:
+            recorded = run.settings.get("validation_loss")
+            LOG.info("Validation loss in training: %s", "not recorded" if recorded is None else f"{recorded:.6f}")
+            _measure(run, pano, data, "val", options, compute, tracker)
+        _answer(run, pano, data, options, compute, tracker)
+
+
+def _answer(
+    run: Restored, pano: PanoLlava, data: dict[str, Any], options: EvalOptions, compute: Compute, tracker: Tracker
+) -> None:
+    """Answers, scores and records a split's questions."""
     source = open_source(data, options.split, pano.crop)
-    LOG.info("Evaluating %s on %s.", folder, source.name)
-    evaluation = EvaluationOptions(
-        enabled=True,
-        batch_size=options.batch_size or recorded["evaluation"]["batch_size"],
-        max_new_tokens=options.max_new_tokens or recorded["evaluation"]["max_new_tokens"],
-        max_samples=options.max_samples,
-        blank=options.blank,
-        words=options.words,
-        meteor=options.meteor,
-        results_dir=options.results_dir,
-        log_samples=options.log_samples,
-        log_interval=options.log_interval,
-        log_max_samples=options.log_max_samples,
-    )
-    experiment = pano.metadata["experiment_name"]
-    tags = {"panollava.folder": str(folder)}
-    with open_tracker(tracking, run_name=f"eval {experiment}", tags=tags) as tracker, compute.autocast():
+    evaluation = _evaluation(options, run.settings["evaluation"])
+    with compute.autocast():
         result = evaluate_answers(
             pano,
             source,
             evaluation,
-            experiment=experiment,
+            experiment=run.settings["experiment_name"],
             tracker=tracker,
             num_workers=options.num_workers,
-            settings={"checkpoint": str(folder), "split": options.split, "data": data},
+            settings={**run.subject(), "split": options.split, "data": data},
         )
     LOG.info("%s", result.summary(source.name))
     if options.turn_deg:
@@ -100,20 +107,55 @@ def main(cfg: DictConfig) -> None:
     LOG.info("Predictions and metrics: %s", result.files.folder)
 
 
+def _measure(
+    run: Restored,
+    pano: PanoLlava | None,
+    data: dict[str, Any],
+    split: str,
+    options: EvalOptions,
+    compute: Compute,
+    tracker: Tracker,
+) -> None:
+    """Takes and records the loss and the stage's own measures on a split."""
+    found = measure(run, pano, data, split, compute, num_workers=options.num_workers)
+    LOG.info("Stage %s on %s: %s", run.stage, split, ", ".join(f"{name} {value:.6f}" for name, value in found.items()))
+    tracker.metrics({f"{split}/{name}": value for name, value in found.items()}, step=0)
+    path = write_measures(
+        Path(options.results_dir),
+        run.settings["experiment_name"],
+        found,
+        {**run.subject(), "split": split, "data": data},
+    )
+    LOG.info("Measures: %s", path)
+
+
 def turned(answer: str, turn_deg: float) -> str | None:
     """What an answer becomes when the panorama is turned; None where it names no direction."""
     return turn_words(answer, turn_deg) if names_direction(answer) else None
 
 
-def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any]]:
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
+def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking = values.pop("tracking")
+    tracking, crop = values.pop("tracking"), values.pop("crop")
     problems = check_section(values, EvalOptions, "") + check_tracking(tracking)
     if problems:
         raise ValueError("\n  ".join(["the config is not right:", *problems]))
-    return EvalOptions(**values), tracking
+    return EvalOptions(**values), tracking, crop
+
+
+def _evaluation(options: EvalOptions, recorded: dict[str, Any]) -> EvaluationOptions:
+    """The run's own evaluation settings with what the command line changes."""
+    keys = ("batch_size", "max_new_tokens", "blank", "words", "meteor")
+    asked = {key: value for key in keys if (value := getattr(options, key)) is not None}
+    return EvaluationOptions(
+        **{key: recorded[key] for key in keys} | asked,
+        enabled=True,
+        max_samples=options.max_samples,
+        results_dir=options.results_dir,
+        log_samples=options.log_samples,
+        log_interval=options.log_interval,
+        log_max_samples=options.log_max_samples,
+    )
 
 
 def _data(options: EvalOptions, recorded: dict[str, Any]) -> dict[str, Any]:

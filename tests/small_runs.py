@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,3 +131,16 @@ def assert_same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> 
     """Equal names, and tensors equal to the last bit."""
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def predictions(experiment: str, results: str = "results") -> list[dict[str, str]]:
+    """Rows of the newest evaluation of an experiment, without the time each answer took."""
+    newest = max(Path(results, "eval_results", experiment).glob("predictions_*/predictions.csv"))
+    with newest.open(encoding="utf-8-sig", newline="") as file:
+        return [{key: value for key, value in row.items() if key != "latency_s"} for row in csv.DictReader(file)]
+
+
+def metrics(experiment: str, results: str = "results") -> dict[str, Any]:
+    """The newest evaluation's ``metrics.json``."""
+    newest = max(Path(results, "eval_results", experiment).glob("predictions_*/metrics.json"))
+    return dict(json.loads(newest.read_text("utf-8")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,11 +153,11 @@ def open_source(data: dict[str, Any], split: str, crop: Crop) -> Source:
 
 
 def question_batches(
-    pano: PanoLlava, source: Source, batch_size: int, num_workers: int
+    pano: PanoLlava, source: Source, batch_size: int, num_workers: int, skip: Container[str] = ()
 ) -> Iterator[tuple[list[Question], Batch]]:
-    """A split's questions as left-padded batches for a model."""
+    """A split's questions as left-padded batches for a model, without those whose sample ids are to be skipped."""
     encoder = TextEncoder(pano.prompt, pano.image_tokens)
-    dataset = QuestionDataset(source, pano.crop, encoder.question)
+    dataset = QuestionDataset(source, pano.crop, encoder.question, skip)
     pad = pano.prompt.tokenizer.pad_token_id or 0
     collate = Collate(pad_id=pad, padding_side="left")
     return eval_loader(dataset, collate, batch_size=batch_size, num_workers=num_workers)

@@ -17,6 +17,7 @@ from panollava.config.locate import CONF
 TEXT_KEYS = frozenset(
     {
         "checkpoint",
+        "config",
         "csv_input",
         "data.annotation_column",
         "data.dir",
@@ -52,12 +53,13 @@ _OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--conf
 _ARGUMENT = re.compile(r"^(?P<op>\+\+|\+|~)?(?P<key>[A-Za-z_][\w/]*)(?P<rest>(?:[=@.].*)?)$", re.DOTALL)
 
 
-def canonical(arguments: Sequence[str], *, bare: str | None = None) -> list[str]:
+def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Sequence[str] = ()) -> list[str]:
     """The arguments as Hydra should see them.
 
     Args:
         arguments: command line after the program name.
         bare: key that an argument without a key is the value of, as in ``score predictions.csv``.
+        loose: sections whose keys are not known beforehand, such as those of a recorded crop.
 
     Returns:
         The same arguments with short group names written out and text values quoted. ``--cfg`` gains
@@ -65,7 +67,7 @@ def canonical(arguments: Sequence[str], *, bare: str | None = None) -> list[str]
     """
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     named = arguments if bare is None else _named(arguments, bare)
-    result = [_canonical_argument(argument, sweep) for argument in named]
+    result = [_canonical_argument(_opened(argument, loose), sweep) for argument in named]
     shows_config = any(a in ("--cfg", "-c") or a.startswith("--cfg=") for a in result)
     if shows_config and not {"--resolve", "hydra", "all"} & set(result):  # Hydra's own section does not resolve
         result.append("--resolve")
@@ -80,6 +82,16 @@ def _named(arguments: Sequence[str], key: str) -> list[str]:
         is_bare = not is_option and ("=" not in argument or Path(argument).exists())
         result.append(f"{key}={argument}" if is_bare else argument)
     return result
+
+
+def _opened(argument: str, loose: Sequence[str]) -> str:
+    """A key of a loose section as one that may be added; ``crop=cubemap`` is its type."""
+    for section in loose:
+        if argument.startswith(f"{section}."):
+            return f"++{argument}"
+        if argument.startswith(f"{section}="):
+            return f"++{section}.type{argument.removeprefix(section)}"
+    return argument
 
 
 def short_names() -> dict[str, str]:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
@@ -32,13 +32,14 @@ class Stopped(CompactHydraException):
 
 
 def entrypoint(
-    config_name: str, *, bare: str | None = None
+    config_name: str, *, bare: str | None = None, loose: Sequence[str] = ()
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorates ``function(cfg)`` as the application of ``conf/<config_name>.yaml``.
 
     Args:
         config_name: root config in ``conf/``.
         bare: key of arguments that have none (see ``canonical``).
+        loose: sections whose keys are checked by the application alone.
     """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -46,7 +47,7 @@ def entrypoint(
         def run() -> None:
             if config_name != SWEPT and {"-m", "--multirun"} & set(sys.argv[1:]):
                 sys.exit(f"\nValueError: -m: only panollava.{SWEPT} sweeps. Start this command once a value.")
-            sys.argv[1:] = with_sweep_folder(canonical(sys.argv[1:], bare=bare))
+            sys.argv[1:] = with_sweep_folder(canonical(sys.argv[1:], bare=bare, loose=loose))
             register_resolvers()
             if (message := misspelt_key(config_name, sys.argv[1:])) is not None:
                 sys.exit(f"\nValueError: {message}")

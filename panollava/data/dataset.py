@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,18 +105,26 @@ class QuestionDataset(Dataset[Sample]):
         source: one split of a data set.
         crop: cuts the views.
         encode: makes a generation prompt of a question, such as ``TextEncoder.question``.
+        skip: sample ids of questions that are not asked.
 
     Attributes:
         questions: in the order of the samples.
     """
 
-    def __init__(self, source: Source, crop: Crop, encode: Callable[[Question], Encoded]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        crop: Crop,
+        encode: Callable[[Question], Encoded],
+        skip: Container[str] = (),
+    ) -> None:
         self.source = source
         self.crop = crop
         self.encode = encode
         by_image: dict[str, list[Question]] = {}
         for question in source.questions():
-            by_image.setdefault(question.image_id, []).append(question)
+            if question.sample_id not in skip:
+                by_image.setdefault(question.image_id, []).append(question)
         self.questions = [question for group in by_image.values() for question in group]
         self._views: OrderedDict[str, Tensor] = OrderedDict()
 

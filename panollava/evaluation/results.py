@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
+from panollava.checkpoint import write_json
 from panollava.evaluation.answers import AnswerReport, is_correct
 from panollava.evaluation.predictions import Prediction
 
@@ -64,10 +65,7 @@ def write_results(
     Raises:
         ValueError: `experiment` is not a path below the results folder.
     """
-    parts = PurePosixPath(experiment.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or Path(experiment).is_absolute():
-        raise ValueError(f"experiment_name={experiment!r} is not a folder name below {root}; use a plain name.")
-    parent = root.joinpath("eval_results", *parts)
+    parent = result_folder(root, experiment)
     parent.mkdir(parents=True, exist_ok=True)
     now = now or datetime.now()
     temporary = Path(tempfile.mkdtemp(prefix=".writing_", dir=parent))
@@ -81,6 +79,35 @@ def write_results(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return ResultFiles(folder, folder / "predictions.csv", folder / "metrics.json")
+
+
+def write_measures(root: Path, experiment: str, measures: Mapping[str, float], settings: Mapping[str, object]) -> Path:
+    """Writes `<root>/eval_results/<experiment>/measures_<timestamp>.json`: what a stage is measured by without answers.
+
+    Args:
+        root: the results folder.
+        experiment: experiment name.
+        measures: by name.
+        settings: what was measured, on what.
+    """
+    folder = result_folder(root, experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"measures_{datetime.now():%Y%m%d_%H%M%S}.json"
+    document = {"experiment_name": experiment, "measures": dict(measures), "settings": dict(settings)}
+    write_json(path, json.loads(json.dumps(document, default=str), parse_constant=str))
+    return path
+
+
+def result_folder(root: Path, experiment: str) -> Path:
+    """Where the evaluations of an experiment are written.
+
+    Raises:
+        ValueError: `experiment` is not a path below the results folder.
+    """
+    parts = PurePosixPath(experiment.replace("\\", "/")).parts
+    if not parts or parts[0] == "/" or ".." in parts or Path(experiment).is_absolute():
+        raise ValueError(f"experiment_name={experiment!r} is not a folder name below {root}; use a plain name.")
+    return root.joinpath("eval_results", *parts)
 
 
 def latency_summary(predictions: Sequence[Prediction]) -> dict[str, float | str]:

@@ -27,6 +27,7 @@ def evaluate(
     log_interval: Annotated[int, Interval(ge=1)] = 10,
     log_max_samples: Annotated[int, Interval(ge=0)] = 20,
     name: str = "evaluation",
+    keep: Callable[[Sequence[Prediction]], None] | None = None,
 ) -> list[Prediction]:
     """Answers of a model to questions, in the order of the batches.
 
@@ -39,6 +40,7 @@ def evaluate(
         log_interval: batches between two lines of progress, and two looks at the answers.
         log_max_samples: answers written to the log in all.
         name: what the progress is called.
+        keep: is given the answers of each batch as soon as they are there.
 
     Raises:
         ValueError: `generate` gave another number of answers than there were questions.
@@ -55,6 +57,8 @@ def evaluate(
             if max_samples is not None:
                 new = new[: max_samples - len(predictions)]
             predictions += new
+            if keep is not None:
+                keep(new)
             bar.update(len(new))
             if number % log_interval == 0:
                 logger.info("%s", _progress(name, len(predictions), expected, time.perf_counter() - started))

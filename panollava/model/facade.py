@@ -62,22 +62,42 @@ class PanoLlava:
         if (path / "config.json").is_file():
             return cls._from_export(path, device, dtype)
         run = find_run_folder(path)
-        metadata = read_metadata(run)
-        if metadata["stage"] == "vision":
+        checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
+        return cls.from_checkpoint(checkpoint, read_metadata(run), device=device, dtype=dtype)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Path,
+        settings: Mapping[str, Any],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> PanoLlava:
+        """Opens a checkpoint with settings that may differ from its run's, such as another crop.
+
+        Args:
+            checkpoint: a ``*.ckpt`` folder.
+            settings: the run's metadata; of it ``stage``, ``model`` and ``crop`` are read.
+            device: where the model goes.
+            dtype: of the frozen backbones.
+
+        Raises:
+            ValueError: a stage-1 run, which has no language part, or weights that do not fit the settings.
+        """
+        if settings["stage"] == "vision":
             raise ValueError(
-                f"{run} is a stage-1 run: it has no language part and cannot answer. Train stage=resampler or "
-                "stage=finetune from it first."
+                f"{checkpoint} is of a stage-1 run: it has no language part and cannot answer. Train stage=resampler "
+                "or stage=finetune from it first."
             )
-        checkpoint = path if path != run and path.suffix == ".ckpt" else find_checkpoint(run)
-        state = read_state(find_checkpoint(checkpoint))
-        backbones = Backbones(metadata["model"], metadata["crop"], dtype=dtype)
+        backbones = Backbones(settings["model"], settings["crop"], dtype=dtype)
         model = backbones.composite()
-        if state["has_lora"]:
-            lora = {key: value for key, value in metadata["model"]["lora"].items() if key != "enabled"}
+        if read_state(checkpoint)["has_lora"]:
+            lora = {key: value for key, value in settings["model"]["lora"].items() if key != "enabled"}
             add_lora(model, **lora)
-        load_trained(model, read_tensors(find_checkpoint(checkpoint) / TRAINED), str(checkpoint))
+        load_trained(model, read_tensors(checkpoint / TRAINED), str(checkpoint))
         model.to(device)  # type: ignore[arg-type]
-        return cls(model.eval(), backbones.prompt, backbones.crop, metadata)
+        return cls(model.eval(), backbones.prompt, backbones.crop, settings)
 
     @classmethod
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:

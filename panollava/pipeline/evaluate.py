@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from panollava.assemble.data import question_batches
 from panollava.batch import Batch
 from panollava.checkpoint import write_file
 from panollava.data.records import FREE_TEXT, Question, Source
+from panollava.evaluation.answer_log import AnswerLog
 from panollava.evaluation.answers import AnswerReport, score_answers
 from panollava.evaluation.captions import CaptionScores
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.pictures import answers_picture
 from panollava.evaluation.predictions import Prediction
-from panollava.evaluation.results import ResultFiles, write_results
+from panollava.evaluation.results import ResultFiles, result_folder, write_results
 from panollava.evaluation.runner import evaluate
 from panollava.evaluation.scores import as_scored, caption_scores
 from panollava.evaluation.table import markdown_table, text_table
 from panollava.evaluation.words import choose_words
+from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
 from panollava.tracking.tracker import Tracker
 
@@ -77,10 +80,12 @@ def evaluate_answers(
         num_workers: processes that cut panoramas.
         settings: kept in ``metrics.json``: what was evaluated, on what.
     """
-    predictions = answer_questions(pano, source, options, num_workers=num_workers, log_samples=options.log_samples)
-    blind = None
-    if options.blank:
-        blind = answer_questions(pano, source, options, num_workers=num_workers, blank=True)
+    ask = partial(answer_questions, pano, source, options, num_workers=num_workers)
+    folder = result_folder(Path(options.results_dir), experiment)
+    asked = {"source": source.name, "max_new_tokens": options.max_new_tokens, **(settings or {})}
+    logs = [AnswerLog(folder, {**asked, "blank": blank}) for blank in (False, True)]
+    predictions = ask(log=logs[0], log_samples=options.log_samples)
+    blind = ask(log=logs[1], blank=True) if options.blank else None
     report = score_answers(predictions, blind)
     words = choose_words(options.words)
     captions = caption_scores(as_scored(predictions), words, meteor=options.meteor)
@@ -88,6 +93,8 @@ def evaluate_answers(
     files = write_results(
         Path(options.results_dir), experiment, predictions, report, captions=record, settings=settings
     )
+    for log in logs:
+        log.discard()
     _draw_answers(source, predictions, files.folder / PICTURE)
     _track(predictions, report, captions, files, tracker)
     return Evaluation(report, captions, predictions, files)
@@ -101,6 +108,7 @@ def answer_questions(
     num_workers: int = 0,
     blank: bool = False,
     log_samples: bool = False,
+    log: AnswerLog | None = None,
 ) -> list[Prediction]:
     """A model's answers to a split's questions.
 
@@ -111,18 +119,29 @@ def answer_questions(
         num_workers: processes that cut panoramas.
         blank: hide every view behind plain grey.
         log_samples: write answers to the log on the way.
+        log: keeps the answers until all are given; those it has are not asked for again.
     """
-    batches = question_batches(pano, source, options.batch_size, num_workers)
-    return evaluate(
+    known = {} if log is None else dict(log.answers)
+    name = f"{source.name}, blank pictures" if blank else source.name
+    if known:
+        LOG.info("%s: %d answers are there from an evaluation that was stopped.", name, len(known))
+    everything = source.questions()
+    left = None if options.max_samples is None else options.max_samples - len(known)
+    if left is not None and left <= 0:
+        return list(known.values())[: options.max_samples]
+    batches = question_batches(pano, source, options.batch_size, num_workers, known)
+    given = evaluate(
         lambda batch: pano.answer(batch, max_new_tokens=options.max_new_tokens),
         _blank(batches) if blank else batches,
-        total=len(source.questions()),
-        max_samples=options.max_samples,
+        total=len(everything) - len(known),
+        max_samples=left,
         log_samples=log_samples,
         log_interval=options.log_interval,
         log_max_samples=options.log_max_samples,
-        name=f"{source.name}, blank pictures" if blank else source.name,
+        name=name,
+        keep=None if log is None else log.add,
     )
+    return [*known.values(), *given]
 
 
 def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.run import Run, plain
 from panollava.assemble.stage import AnyStage
-from panollava.checkpoint import BEST, write_file
+from panollava.checkpoint import BEST, find_checkpoint, write_file
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import PICTURE, Evaluation, evaluate_answers
+from panollava.pipeline.restore import Restored
 from panollava.stages.instruct import InstructStage
 
 VIEWS = "views.png"
@@ -49,7 +51,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
             experiment=run.experiment.root.name,
             tracker=run.tracker,
             num_workers=run.trainer.num_workers,
-            settings={"stage": last, "folder": str(run.experiment.stage_folder(last))},
+            settings={**_subject(run, last), "split": "test", "data": plain(run.cfg.data)},
         )
     run.experiment.record(last, evaluated=str(result.files.folder))
     LOG.info("%s", result.summary("Test split"))
@@ -74,6 +76,12 @@ def farewell(run: Run) -> None:
     LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
         LOG.info("Compare runs: `mlflow ui` in %s, then http://127.0.0.1:5000", Path.cwd())
+
+
+def _subject(run: Run, stage: str) -> dict[str, Any]:
+    """What the record says of the model, as evaluations of the checkpoint do."""
+    checkpoint = find_checkpoint(run.experiment.stage_folder(stage))
+    return Restored(checkpoint, {"stage": stage, "crop": plain(run.cfg.crop)}).subject()
 
 
 def _evaluated(run: Run) -> str | None:

@@ -29,7 +29,7 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
             "vision_name": cfg.model.vision.name,
             "language_model_name": cfg.model.language.name,
             "resampler_type": cfg.model.resampler.type,
-            "latent_dimension": cfg.model.latent_width,
+            "latent_dimension": run.backbones.outline.width,
             "image_size": list(run.backbones.tower.image_size),
         },
         "training_config": {
@@ -52,6 +52,9 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "model": plain(cfg.model),
         "crop": plain(cfg.crop),
         "data": data,
+        "evaluation": plain(cfg.evaluation),
+        "stage_settings": plain(cfg.stage[name]),
+        "precision": cfg.trainer.precision,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},
         "git_commit": _git_commit(),
     }

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"tracking"},
     "crop": {"component"},
     "data": {"batch", "crop", "prompt"},
-    "evaluation": {"batch", "crop", "data", "losses", "model"},
+    "evaluation": {"batch", "checkpoint", "crop", "data", "losses", "model"},
     "losses": {"batch", "crop"},
     # The facade opens run folders.
     "model": {"batch", "checkpoint", "component", "crop", "prompt", "run_folder"},

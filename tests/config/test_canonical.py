@@ -108,3 +108,9 @@ def test_a_file_with_an_equals_sign_in_its_name_is_a_file(tmp_path: Path, monkey
     (tmp_path / "seed=1.csv").touch()
     assert canonical(["seed=1.csv"], bare="predictions") == ["predictions='seed=1.csv'"]
     assert canonical(["seed=2.csv"], bare="predictions") == ["seed=2.csv"]
+
+
+def test_keys_of_a_loose_section_may_be_new() -> None:
+    typed = ["crop.overlap=0.5", "crop=cubemap", "cropped=1", "seed=1"]
+    meant = ["++crop.overlap=0.5", "++crop.type=cubemap", "cropped=1", "seed=1"]
+    assert canonical(typed, loose=("crop",)) == meant

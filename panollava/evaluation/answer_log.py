@@ -1,0 +1,56 @@
+"""Answers on disk while they are given, so that an evaluation that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from panollava.evaluation.predictions import Prediction
+
+FOLDER = ".unfinished"
+
+
+class AnswerLog:
+    """A file of answers, one a line, named after all that they depend on.
+
+    Args:
+        folder: where unfinished evaluations are kept.
+        settings: what the answers depend on; those of other settings are another file.
+
+    Attributes:
+        answers: sample id -> answer, those found on disk first.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.path = folder / FOLDER / f"{key}.jsonl"
+        self.answers = {one.sample_id: one for one in self._read()}
+
+    def add(self, answers: Sequence[Prediction]) -> None:
+        """Writes answers behind the others."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(asdict(one), ensure_ascii=True) + "\n" for one in answers)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.answers |= {one.sample_id: one for one in answers}
+
+    def discard(self) -> None:
+        """Removes the file: its answers are in the result."""
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+    def _read(self) -> list[Prediction]:
+        if not self.path.is_file():
+            return []
+        # The last line may be cut short: the process died while it wrote.
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        whole = [json.loads(line) for line in lines[:-1]]
+        if lines[-1]:
+            os.truncate(self.path, self.path.stat().st_size - len(lines[-1].encode()))
+        return [Prediction(**{**one, "references": tuple(one["references"])}) for one in whole]

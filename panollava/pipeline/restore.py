@@ -1,0 +1,195 @@
+"""What a run was, put together again: from its metadata, a config file and the command line, in a fixed precedence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from panollava.assemble.run import default_name, setting
+from panollava.assemble.sections import check_crop
+from panollava.checkpoint import find_checkpoint, fingerprint, read_state
+from panollava.config.entrypoint import register_resolvers
+from panollava.config.locate import CONF
+from panollava.logs import LOG
+from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata
+
+IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
+"""Keys that say which model it is: a config that names another one belongs to another run."""
+
+_SECTIONS = ("model", "crop", "data", "evaluation", "stage_settings", "precision")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint and the settings it is opened with.
+
+    Attributes:
+        checkpoint: the ``*.ckpt`` folder.
+        settings: as in ``checkpoint_metadata.json``, crop overrides applied.
+    """
+
+    checkpoint: Path
+    settings: dict[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """The stage it was trained in."""
+        return str(self.settings["stage"])
+
+    @property
+    def folder(self) -> Path:
+        """The stage's run folder."""
+        return self.checkpoint.parent
+
+    def subject(self) -> dict[str, Any]:
+        """What an evaluation records of the model."""
+        return {
+            "stage": self.stage,
+            "folder": str(self.folder.resolve()),
+            "checkpoint": self.checkpoint.name,
+            "fingerprint": fingerprint(self.checkpoint),
+            "crop": self.settings["crop"],
+        }
+
+    def lines(self) -> list[str]:
+        """What was restored, for the log."""
+        model, crop = self.settings["model"], self.settings["crop"]
+        adapter = "with its LoRA adapter" if read_state(self.checkpoint)["has_lora"] else "no adapter"
+        keys = ", ".join(f"{key} {value}" for key, value in crop.items() if key != "type" and value is not None)
+        return [
+            f"Checkpoint: {self.checkpoint} (stage {self.stage}, {adapter})",
+            f"Model: {model['vision']['name']}, {model['resampler']['type']}, {model['language']['name']}",
+            f"Crop: {crop['type']} ({keys})",
+            f"Data: {self.settings['data']['name']}",
+        ]
+
+
+def restore(checkpoint: str | None, *, config: str | None = None, crop: Mapping[str, Any] | None = None) -> Restored:
+    """Finds a checkpoint and its settings.
+
+    Settings come from the run's ``checkpoint_metadata.json``. A config file (``config``, else the run's own
+    ``config.yaml``) stands in where there is none, and names the run where no checkpoint is given. Crop settings may
+    be overridden.
+
+    Args:
+        checkpoint: a run folder, an experiment's folder or a checkpoint; None to find it by the config.
+        config: a YAML file such as a run's ``config.yaml``.
+        crop: keys of the crop section that shall differ from the run's.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or neither metadata nor config.
+        ValueError: neither is given, the config is of another model, or the crop is none.
+    """
+    given = None if config is None else _read_config(Path(config).expanduser())
+    if checkpoint is None and given is None:
+        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo, or a config=<yaml>.")
+    folder, found = _find(Path(checkpoint).expanduser() if checkpoint else _folder_of(given or {}))
+    has_metadata = (folder / METADATA).is_file()
+    if given is None and (folder / CONFIG).is_file():
+        given = _read_config(folder / CONFIG)
+    if not has_metadata and given is None:
+        raise FileNotFoundError(
+            f"{folder} has neither {METADATA} nor {CONFIG}, so nothing says what its checkpoint is. Give a config file "
+            "(config=<yaml>) of the run."
+        )
+    settings = read_metadata(folder) if has_metadata else _from_config(given or {}, folder)
+    if has_metadata and given is not None:
+        settings = _reconciled(settings, _from_config(given, folder), config or str(folder / CONFIG))
+    elif not has_metadata:
+        LOG.warning("%s has no %s: its settings are those of %s.", folder, METADATA, config or folder / CONFIG)
+    return Restored(found, {**settings, "crop": _with_overrides(settings["crop"], dict(crop or {}))})
+
+
+def _find(path: Path) -> tuple[Path, Path]:
+    """The stage's run folder and the checkpoint in it."""
+    if path.suffix == ".ckpt" or any(path.glob("*.ckpt")):
+        found = find_checkpoint(path)
+        return found.parent, found
+    folder = find_run_folder(path)
+    return folder, find_checkpoint(folder)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"config={path}: there is no such file. Name a YAML file, such as a run's {CONFIG}.")
+    try:
+        loaded = OmegaConf.load(path)
+        register_resolvers()
+        values: Any = OmegaConf.to_container(loaded, resolve=True)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"config={path} is not a run's config ({error}).") from error
+    missing = [section for section in ("model", "crop", "data", "stage") if section not in (values or {})]
+    if missing:
+        raise ValueError(f"config={path} has no section {', '.join(missing)}: give the {CONFIG} of a run.")
+    return dict(values)
+
+
+def _folder_of(config: Mapping[str, Any]) -> Path:
+    """Where the run of a config keeps its last stage."""
+    cfg = OmegaConf.create(dict(config))
+    root = Path(cfg.output_dir) / (cfg.experiment_name or default_name(cfg))
+    for stage in reversed(cfg.stage.run):
+        folder = root / stage / setting(cfg)
+        if any(folder.glob("*.ckpt")):
+            return folder
+    raise FileNotFoundError(f"No checkpoint of this config in {root}. Train it first, or name one with checkpoint=.")
+
+
+def _from_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A config in the form of the metadata of a stage."""
+    stage = folder.parent.name
+    if stage not in config["stage"]:
+        stage = config["stage"]["run"][-1]
+    return {
+        "experiment_name": config.get("experiment_name") or folder.parent.parent.name,
+        "stage": stage,
+        "model": config["model"],
+        "crop": config["crop"],
+        "data": config["data"],
+        "evaluation": config["evaluation"],
+        "stage_settings": config["stage"][stage],
+        "precision": config["trainer"]["precision"],
+    }
+
+
+def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The metadata, with what only the config has; told where the two differ.
+
+    Raises:
+        ValueError: the config is of another model.
+    """
+    recorded, other = ({"model": each["model"], "crop": each["crop"]} for each in (metadata, config))
+    old, new = flatten(recorded), flatten(other)
+    for key in sorted(old.keys() & new.keys()):
+        if old[key] == new[key]:
+            continue
+        if key in IDENTITY:
+            raise ValueError(
+                f"{name} says {key}={new[key]}, the checkpoint's metadata {old[key]}: they are of two runs. Leave "
+                "config= out, or give that of the checkpoint's run."
+            )
+        LOG.warning("%s: %s is %r in %s and %r in the metadata, which counts.", key, key, new[key], name, old[key])
+    return {**{key: config[key] for key in _SECTIONS}, **metadata}
+
+
+def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The crop section with keys of the command line; another type starts from its own defaults."""
+    if not changes:
+        return crop
+    base = crop
+    if changes.get("type", crop["type"]) != crop["type"]:
+        path = Path(CONF) / "crop" / f"{changes['type']}.yaml"
+        own: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {"type": changes["type"]}
+        base = {key: crop.get(key, value) if key == "view_size" else value for key, value in own.items()}
+    result = {**base, **changes}
+    if problems := check_crop(result):
+        raise ValueError("\n  ".join(["the crop is not right:", *problems]))
+    for key in result.keys() | crop.keys():
+        if result.get(key) != crop.get(key):
+            LOG.warning("crop.%s: %r in training, %r in this evaluation.", key, crop.get(key), result.get(key))
+    return result
