@@ -22,7 +22,8 @@ from panollava.evaluation.painting import TokenMap
 from panollava.evaluation.panels import HEAT, LIKENESS, PANEL, Panel, colours, fitted, heat, marked, page
 from panollava.model.sight import Sight
 
-Grid = tuple[int, int]
+WHOLE = (1, 1)
+"""Grid of views whose tokens stand in none."""
 
 CAVEAT = (
     "Attention is not an explanation of cause: it shows from which directions the language model took something while "
@@ -50,13 +51,13 @@ class Layer:
 
     Attributes:
         name: in titles, such as ``encoder features``.
-        vectors: ``(V, n, D)``.
-        grid: (H', W') in which each view's vectors stand, None where they stand in none.
+        vectors: ``(V, Q, D)``.
+        lie: where they lie.
     """
 
     name: str
     vectors: Tensor
-    grid: Grid | None
+    lie: TokenMap
 
 
 def explain_picture(
@@ -86,24 +87,28 @@ def explain_picture(
     Raises:
         ValueError: no view looks in the direction, or there is no such layer.
     """
-    cameras, grid = sight.crop.camera_rows, sight.vision.token_grid
+    cameras, patches, grid = sight.crop.camera_rows, sight.vision.tower.grid, sight.vision.token_grid
+    # A map is dear to make: features and tokens often share one.
+    lie = {one: TokenMap(cameras, one, PANEL) for one in {patches, grid or WHOLE}}
     features, tokens = see(sight.vision, views, cameras)
-    encoder = Layer("encoder features", features, sight.vision.tower.grid)
-    shown = [encoder] if grid is None else [encoder, Layer("resampler tokens", tokens, grid)]
-    _, direction = token_towards(cameras, sight.vision.tower.grid, yaw_deg, pitch_deg)
-    panels, notes = [scene_panel(panorama, direction)], [NEAREST]
+    shown = [Layer("encoder features", features, lie[patches])]
+    notes = [NEAREST]
     if grid is None:
         notes.append(GRIDLESS)
+    else:
+        shown.append(Layer("resampler tokens", tokens, lie[grid]))
+    _, direction = token_towards(cameras, patches, yaw_deg, pitch_deg)
+    panels = [scene_panel(panorama, direction)]
     if asked is None or sight.pano is None:
         notes.append(SPEECHLESS)
     elif sight.pano.model.config.join == "mean":
         notes.append(MEAN)
     else:
         attention = answer_attention(sight.pano, views, *asked, layers=layers)
-        panels.append(attention_panel(panorama, attention, cameras, grid))
+        panels.append(attention_panel(panorama, attention, lie[grid or WHOLE]))
         notes.append(CAVEAT)
-    panels += [component_panel(layer, cameras) for layer in shown]
-    panels += [similarity_panel(panorama, layer, cameras, yaw_deg, pitch_deg) for layer in shown]
+    panels += [component_panel(layer) for layer in shown]
+    panels += [similarity_panel(panorama, layer, yaw_deg, pitch_deg) for layer in shown]
     text = [] if asked is None else [f"Question: {asked[0]}", f"Answer: {asked[1] or '(none)'}"]
     return page(f"{sight.name}: {sight.crop.summary}", text, panels, notes), notes
 
@@ -113,29 +118,27 @@ def scene_panel(panorama: np.ndarray, direction: Tensor) -> Panel:
     return Panel(f"the panorama, with a mark at {_degrees(direction)}", marked(fitted(panorama), direction))
 
 
-def component_panel(layer: Layer, cameras: Tensor) -> Panel:
+def component_panel(layer: Layer) -> Panel:
     """Main directions of a layer's vectors as colours: places of like colour are alike to the model."""
-    assert layer.grid is not None
-    lie = TokenMap(cameras, layer.grid, PANEL)
-    rows, shown = layer.vectors.flatten(0, 1), lie.is_painted
+    rows, painted = layer.vectors.flatten(0, 1), layer.lie.is_painted
     values = torch.full((len(rows), 3), torch.nan, dtype=torch.float64)
-    values[shown], share = principal_colours(rows[shown])
+    values[painted], share = principal_colours(rows[painted])
+    height, width = layer.lie.grid
     return Panel(
         f"{layer.name}: three principal components as red, green, blue",
-        colours(lie.paint(values)),
-        f"they hold {share:.0%} of the variance; {layer.grid[0]} x {layer.grid[1]} of width {rows.shape[1]} a view",
+        colours(layer.lie.paint(values)),
+        f"they hold {share:.0%} of the variance; {height} x {width} of width {rows.shape[1]} a view",
     )
 
 
-def similarity_panel(panorama: np.ndarray, layer: Layer, cameras: Tensor, yaw_deg: float, pitch_deg: float) -> Panel:
+def similarity_panel(panorama: np.ndarray, layer: Layer, yaw_deg: float, pitch_deg: float) -> Panel:
     """Cosine of every vector of a layer with the one in a direction.
 
     Raises:
         ValueError: no view looks there.
     """
-    assert layer.grid is not None
-    index, direction = token_towards(cameras, layer.grid, yaw_deg, pitch_deg)
-    values = TokenMap(cameras, layer.grid, PANEL).paint(similarity(layer.vectors.flatten(0, 1), index))
+    index, direction = token_towards(layer.lie.cameras, layer.lie.grid, yaw_deg, pitch_deg)
+    values = layer.lie.paint(similarity(layer.vectors.flatten(0, 1), index))
     low = float(values.nan_to_num(nan=1.0).min())
     return Panel(
         f"{layer.name}: similarity to the marked direction",
@@ -145,19 +148,19 @@ def similarity_panel(panorama: np.ndarray, layer: Layer, cameras: Tensor, yaw_de
     )
 
 
-def attention_panel(panorama: np.ndarray, attention: AnswerAttention, cameras: Tensor, grid: Grid | None) -> Panel:
+def attention_panel(panorama: np.ndarray, attention: AnswerAttention, lie: TokenMap) -> Panel:
     """Attention of the answer to directions, as a multiple of what even attention to all image tokens would give.
 
-    Tokens without a grid have no place but their view's: each view is painted with its sum.
+    Where the map has no grid but whole views, each view is painted with the sum of its tokens.
     """
     weights, even = attention.weights, attention.is_seen / attention.is_seen.sum()
-    if grid is None:
+    if lie.grid == WHOLE:
         weights, even = (each.sum(dim=1, keepdim=True) for each in (weights, even))
-    values = times_even(weights, even, TokenMap(cameras, grid or (1, 1), PANEL))
+    values = times_even(weights, even, lie)
     high = max(float(values.nan_to_num().max()), 1.0)
     layers = attention.layers
     those = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
-    what = "" if grid is not None else ", whole views"
+    what = ", whole views" if lie.grid == WHOLE else ""
     return Panel(
         f"attention of the answer{what}: mean over heads and {those} of {attention.of_layers}",
         heat(fitted(panorama), values, HEAT, 0.0, high),

@@ -63,15 +63,17 @@ class TokenMap:
         size: (H, W) of the panorama that is painted.
 
     Attributes:
+        cameras: the same.
+        grid: the same.
         nearest: ``(H, W)`` int64, see ``nearest_tokens``.
     """
 
     def __init__(self, cameras: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> None:
-        self._cameras, self._grid, self._size = cameras.cpu(), grid, size
+        self.cameras, self.grid, self._size = cameras.cpu(), grid, size
         rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in size), indexing="ij")
         directions = pixel_to_direction(columns, rows, size).flatten(0, 1)
-        self._showing = showing_tokens(self._cameras, grid, directions)  # (V, H·W)
-        self.nearest = _nearest(self._showing, self._cameras, grid, directions).view(size)
+        self._showing = showing_tokens(self.cameras, grid, directions)  # (V, H·W)
+        self.nearest = _nearest(self._showing, self.cameras, grid, directions).view(size)
         latitude = (0.5 - (rows + 0.5) / size[0]) * math.pi
         # Between two rows' edges, so that all pixels together are the whole sphere and not nearly.
         strip = 2 * torch.cos(latitude) * math.sin(math.pi / size[0] / 2)
@@ -80,7 +82,7 @@ class TokenMap:
     @property
     def is_painted(self) -> Tensor:
         """Tokens ``(V·Q)`` bool that stand for some pixel."""
-        painted = torch.zeros(len(self._cameras) * math.prod(self._grid) + 1, dtype=torch.bool)
+        painted = torch.zeros(len(self.cameras) * math.prod(self.grid) + 1, dtype=torch.bool)
         painted[self.nearest.flatten()] = True  # -1 marks the last, which is cut off
         return painted[:-1]
 
