@@ -16,6 +16,7 @@ from panollava.config.locate import CONF
 
 TEXT_KEYS = frozenset(
     {
+        "answer",
         "checkpoint",
         "config",
         "csv_input",
