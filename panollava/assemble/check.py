@@ -11,10 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panollava.assemble.objective import check_objective
 from panollava.assemble.sections import check_component, check_crop
-from panollava.component import find_component
+from panollava.component import component_names, find_component
 from panollava.config.check import check_section
 from panollava.crop.crop import Crop
-from panollava.model.components import position_class
+from panollava.model.components import keeps_width, position_class, resampler_class
 from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora
@@ -168,6 +168,9 @@ def _position_width(model: dict[str, Any]) -> list[str]:
     spec, width = dict(model["position"]), model.get("latent_width")
     if check_component(spec, "model.position", "model.position", "Position", given=("width",)):
         return []  # told in its turn
+    resampler = model["resampler"].get("type")
+    if resampler in component_names("model.resampler", "Resampler") and keeps_width(resampler_class(resampler)):
+        return []  # they have the width of the encoder, which is not opened yet
     if not isinstance(width, int) or width < 1:
         return []
     try:

@@ -15,6 +15,9 @@ class Resampler(Protocol):
     Every resampler is an ``nn.Module`` named ``<Type>Resampler`` in ``model/resampler/<type>.py``, built
     with ``input_width`` (``Dv``), ``output_width`` (``Dr``) and its own typed keywords. Padding views (False
     in ``view_mask``) hold anything finite, come out as anything finite, and never touch another view.
+
+    A class that has no weights to change the width with says ``keeps_width = True`` and is built with both widths
+    the encoder's, whatever the settings say.
     """
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
@@ -44,6 +47,11 @@ class Projector(Protocol):
 def resampler_class(type: str) -> type:
     """The class of ``model.resampler=<type>``."""
     return find_component("model.resampler", type, "Resampler")
+
+
+def keeps_width(resampler: type) -> bool:
+    """Whether tokens of a resampler's class are as wide as the encoder's features."""
+    return bool(getattr(resampler, "keeps_width", False))
 
 
 def position_class(type: str) -> type:

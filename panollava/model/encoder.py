@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from panollava.model.build import Spec, build_component, float_dtype
-from panollava.model.components import resampler_class
+from panollava.model.components import keeps_width, resampler_class
 from panollava.model.vision import VisionTower
 
 
@@ -35,18 +35,19 @@ class PanoVision(nn.Module):
         Args:
             tower: encoder of single views.
             resampler: its type and keywords.
-            latent_width: ``Dr``.
+            latent_width: ``Dr``; a resampler that keeps the width of the features does so all the same.
             seed: of the run; the resampler draws from its own generator.
         """
+        width = tower.width if keeps_width(resampler_class(resampler["type"])) else latent_width
         module = build_component(
             "resampler",
             resampler_class,
             resampler,
             seed=seed,
             input_width=tower.width,
-            output_width=latent_width,
+            output_width=width,
         )
-        return cls(tower, module, width=latent_width)
+        return cls(tower, module, width=width)
 
     @property
     def tokens_per_view(self) -> int:

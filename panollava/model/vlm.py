@@ -71,8 +71,9 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         assert resampler is not None
         assert position is not None
         assert projector is not None
-        width, text_width = config.latent_width, language_model.config.hidden_size
-        self.vision = PanoVision.build(vision_tower, resampler=resampler, latent_width=width, seed=seed)
+        self.vision = PanoVision.build(vision_tower, resampler=resampler, latent_width=config.latent_width, seed=seed)
+        width, text_width = self.vision.width, language_model.config.hidden_size
+        config.latent_width = width  # which is the encoder's where the resampler has no weights
         self.position = build_component("position", position_class, position, seed=seed, width=width)
         self.projector = build_component(
             "projector", projector_class, projector, seed=seed, input_width=width, output_width=text_width

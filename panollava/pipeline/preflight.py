@@ -20,6 +20,10 @@ def preflight(run: Run) -> None:
     language = _open_language(run, pending) if needs_language else None
     crop, count = run.backbones.crop, run.backbones.image_tokens
     LOG.info("%s, %d image tokens a panorama.", crop.summary, count)
+    width, asked = run.backbones.outline.width, run.cfg.model.latent_width
+    if width != asked:
+        name = run.cfg.model.resampler.type
+        LOG.info("resampler=%s keeps the encoder's width of %d: model.latent_width=%d is not used.", name, width, asked)
     for name in pending:
         check_start(run, name)
         if name == "vision" or language is None:

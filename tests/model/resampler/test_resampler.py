@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from panollava.component import component_names
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.model.components import resampler_class
+from panollava.model.components import keeps_width, resampler_class
 
 SMALL: dict[str, dict[str, int]] = {
     "bimamba": {"width": 16, "layers": 2, "state": 4, "head_width": 8},
+    "c_abstractor": {"width": 16, "depth": 2, "tokens_per_side": 3},
+    "identity": {},
     "mlp": {"depth": 3, "width": 16},
+    "perceiver": {"latents": 5, "depth": 2, "width": 16, "heads": 2},
+    "pool": {"tokens_per_side": 2},
+    "qformer": {"queries": 5, "layers": 2, "width": 16, "heads": 2},
 }
 NAMES = component_names("model.resampler", "Resampler")
 GRID = (3, 4)
@@ -25,7 +30,11 @@ VIEWS = 5
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return resampler_class(name)(input_width=6, output_width=10, **SMALL[name])
+    return resampler_class(name)(input_width=6, output_width=output_width(name), **SMALL[name])
+
+
+def output_width(name: str) -> int:
+    return 6 if keeps_width(resampler_class(name)) else 10
 
 
 def run(resampler: nn.Module, features: Tensor, *, grid: tuple[int, int] = GRID, masked: int | None = None) -> Tensor:
@@ -54,7 +63,7 @@ def test_arguments_are_typed_keywords(name):
 def test_token_count_and_grid_are_known_beforehand(name, grid):
     resampler = build(name)
     count, kept = resampler.token_count(grid), resampler.token_grid(grid)
-    assert run(resampler, features(grid), grid=grid).shape == (2, VIEWS, count, 10)
+    assert run(resampler, features(grid), grid=grid).shape == (2, VIEWS, count, output_width(name))
     assert kept is None or kept[0] * kept[1] == count
 
 
@@ -89,16 +98,53 @@ def test_samples_do_not_touch_each_other(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_stays_near_float32(name):
-    resampler, inputs = build(name), features()
+    resampler, inputs = build(name), features().requires_grad_()
     full = run(resampler, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = run(resampler, inputs)
         mixed.float().square().sum().backward()
     assert (mixed.float() - full).norm() < 0.03 * full.norm()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in resampler.parameters())
+    assert all(torch.isfinite(leaf.grad).all() for leaf in (inputs, *resampler.parameters()))
     low = run(resampler.bfloat16(), inputs.bfloat16())
     assert low.dtype == torch.bfloat16
     assert (low.float() - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_is_the_same_to_more_places(name):
+    resampler, inputs = build(name), features()
+    full = run(resampler, inputs)
+    more = run(resampler.double(), inputs.double())
+    assert more.dtype == torch.float64
+    torch.testing.assert_close(full.double(), more, rtol=0, atol=1e-4)
+    assert not torch.equal(more.float().double(), more) or name == "identity"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smallest_input(name):
+    """One view of one patch of one panorama."""
+    resampler = build(name)
+    tokens = run(resampler, features((1, 1))[:1, :1], grid=(1, 1))
+    assert tokens.shape == (1, 1, resampler.token_count((1, 1)), output_width(name))
+    assert torch.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_memory_it_still_knows_its_tokens(name):
+    """As a run asks before any weight is made."""
+    with torch.device("meta"):
+        outline = build(name)
+    assert (outline.token_count(GRID), outline.token_grid(GRID)) == (
+        build(name).token_count(GRID),
+        build(name).token_grid(GRID),
+    )
+    assert all(parameter.is_meta for parameter in outline.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_it_knows_is_in_its_weights(name):
+    """A buffer would come out of a construction on the meta device as noise."""
+    assert list(build(name).buffers()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,111 @@
+"""C-Abstractor: convolutions around a pooling, so that fewer tokens still know what lies where."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+from torch.nn import functional
+
+from panollava.model.area_pool import area_pool
+
+
+class CAbstractorResampler(nn.Module):
+    """Convolution blocks, pooling to ``tokens_per_side`` rows and columns, as many blocks again, and two linear layers.
+
+    A token knows the patches around its place; of the rest of its view it knows the mean, through the gates of the
+    blocks. LayerNorm stands where convolutional networks often have BatchNorm, which would make the tokens of one
+    panorama depend on those it is batched with. The norm at the end gives unit scale whatever the encoder.
+
+    Source: Cha et al., "Honeybee: Locality-enhanced Projector for Multimodal LLM", 2024 (arXiv:2312.06742), section
+    3.2, with its code's choices: 3 blocks on each side, channels 1024, SiLU.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_width: Annotated[int, Interval(ge=1)],
+        output_width: Annotated[int, Interval(ge=1)],
+        width: Annotated[int, Interval(ge=1, le=65536)] = 1024,
+        depth: Annotated[int, Interval(ge=1, le=32)] = 3,
+        tokens_per_side: Annotated[int, Interval(ge=1, le=64)] = 12,
+    ) -> None:
+        """Build the blocks.
+
+        Args:
+            input_width: ``Dv``.
+            output_width: ``Dr``.
+            width: channels of the blocks.
+            depth: blocks before the pooling, and after it.
+            tokens_per_side: rows, and columns, of tokens.
+        """
+        super().__init__()
+        self.tokens_per_side = tokens_per_side
+        self.before = nn.Sequential(*(_Block(width if index else input_width, width) for index in range(depth)))
+        self.after = nn.Sequential(*(_Block(width, width) for _ in range(depth)))
+        self.readout = nn.Sequential(
+            nn.Linear(width, output_width), nn.SiLU(), nn.Linear(output_width, output_width), nn.LayerNorm(output_width)
+        )
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """As many rows as columns, whatever the grid."""
+        return self.tokens_per_side, self.tokens_per_side
+
+    def token_count(self, grid: tuple[int, int]) -> int:
+        """The square of ``tokens_per_side``, whatever the grid."""
+        return self.tokens_per_side**2
+
+    def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
+        """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
+        pooled = (self.tokens_per_side, self.tokens_per_side)
+        patches = self.before(features.flatten(0, 1).unflatten(1, grid))
+        tokens = self.after(area_pool(patches.flatten(1, 2), grid, pooled).unflatten(1, pooled))
+        return self.readout(tokens.flatten(1, 2)).unflatten(0, features.shape[:2])
+
+
+class _Block(nn.Module):
+    """A bottleneck block with squeeze-and-excitation, over rows and columns ``(n, H, W, C)``.
+
+    Source: Radosavovic et al., "Designing Network Design Spaces", 2020 (arXiv:2003.13678), the Y block of section 5,
+    with no narrowing inside and one channel a group, as Honeybee has it.
+    """
+
+    def __init__(self, incoming: int, width: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(incoming, width)
+        self.into_norm = nn.LayerNorm(width)
+        self.around = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.around_norm = nn.LayerNorm(width)
+        self.gate = SqueezeExcitation(width, squeezed=max(1, incoming // 4))
+        self.out = nn.Linear(width, width)
+        self.out_norm = nn.LayerNorm(width)
+        self.shortcut = (
+            nn.Identity() if incoming == width else nn.Sequential(nn.Linear(incoming, width), nn.LayerNorm(width))
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """``(n, H, W, incoming)`` -> ``(n, H, W, width)``."""
+        inner = functional.silu(self.into_norm(self.into(patches)))
+        inner = self.around(inner.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        inner = self.gate(functional.silu(self.around_norm(inner)))
+        return functional.silu(self.shortcut(patches) + self.out_norm(self.out(inner)))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a gate that is computed from the channels' means over the view.
+
+    Source: Hu et al., "Squeeze-and-Excitation Networks", 2018 (arXiv:1709.01507), section 3.
+    """
+
+    def __init__(self, width: int, *, squeezed: int) -> None:
+        """Build the two layers; ``squeezed`` is the width between them."""
+        super().__init__()
+        self.squeeze = nn.Linear(width, squeezed)
+        self.excite = nn.Linear(squeezed, width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """``(n, H, W, C)`` -> the same shape."""
+        means = patches.mean(dim=(1, 2), keepdim=True)
+        return patches * torch.sigmoid(self.excite(functional.relu(self.squeeze(means))))

@@ -1,0 +1,93 @@
+"""Perceiver resampler: learnt latents read the features of their view, and themselves, again and again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+
+from panollava.model.attention import Attention, FeedForward, check_heads
+
+
+class PerceiverResampler(nn.Module):
+    """Latents through layers of one attention, to features and latents together, and a feed-forward network.
+
+    The order of the patches is not seen: where they are is told by what the encoder's own position code left in them.
+    (The paper adds a code of time to the frames of a film, none of place.) Tokens keep no grid. They have unit scale
+    whatever the encoder, through the norm at the end; each layer norms the features, for the same reason.
+
+    Source: Alayrac et al., "Flamingo", 2022 (arXiv:2204.14198), section 3.1 and appendix A.1.1; with a GELU, as
+    Jaegle et al., "Perceiver", 2021 (arXiv:2103.03206), where it has a squared ReLU.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_width: Annotated[int, Interval(ge=1)],
+        output_width: Annotated[int, Interval(ge=1)],
+        latents: Annotated[int, Interval(ge=1, le=4096)] = 64,
+        depth: Annotated[int, Interval(ge=1, le=64)] = 6,
+        width: Annotated[int, Interval(ge=1, le=65536)] = 1024,
+        heads: Annotated[int, Interval(ge=1, le=1024)] = 16,
+        dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            input_width: ``Dv``.
+            output_width: ``Dr``.
+            latents: tokens out, for each view.
+            depth: number of layers.
+            width: of the latents, and of the features as they are read.
+            heads: of attention.
+            dropout: share of each branch's outputs that is dropped in training.
+
+        Raises:
+            ValueError: the width does not divide into heads.
+        """
+        super().__init__()
+        check_heads(width, heads)
+        self.latents = nn.Parameter(torch.empty(latents, width))
+        nn.init.normal_(self.latents, std=0.02)
+        self.input_projection = nn.Linear(input_width, width, bias=False)
+        self.layers = nn.ModuleList(
+            _Layer(width=width, heads=heads, residuals=2 * depth, dropout=dropout) for _ in range(depth)
+        )
+        self.output_projection = nn.Linear(width, output_width)
+        self.norm = nn.LayerNorm(output_width)
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """None: a latent may read anything anywhere."""
+        return None
+
+    def token_count(self, grid: tuple[int, int]) -> int:
+        """One token a latent, whatever the grid."""
+        return len(self.latents)
+
+    def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
+        """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
+        context = self.input_projection(features.flatten(0, 1))
+        tokens = self.latents.expand(len(context), -1, -1)
+        for layer in self.layers:
+            tokens = layer(tokens, context)
+        return self.norm(self.output_projection(tokens)).unflatten(0, features.shape[:2])
+
+
+class _Layer(nn.Module):
+    """One layer; both branches are added to the latents."""
+
+    def __init__(self, *, width: int, heads: int, residuals: int, dropout: float) -> None:
+        super().__init__()
+        self.feature_norm, self.latent_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = Attention(width=width, context_width=width, heads=heads, residuals=residuals)
+        self.feed_forward = FeedForward(width=width, residuals=residuals)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:
+        """``(n, Q, D)`` latents and ``(n, N, D)`` features -> ``(n, Q, D)``."""
+        normed = self.latent_norm(latents)
+        context = torch.cat([self.feature_norm(features), normed], dim=1)
+        latents = latents + self.dropout(self.attention(normed, context))
+        return latents + self.dropout(self.feed_forward(self.feed_norm(latents)))

@@ -1,0 +1,98 @@
+"""Querying transformer: learnt queries talk among themselves and read the features of their view."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+
+from panollava.model.attention import Attention, FeedForward, check_heads
+
+
+class QformerResampler(nn.Module):
+    """Queries through layers of self-attention, cross-attention to the features and a feed-forward network.
+
+    Self-attention is bidirectional. The order of the patches is not seen: where they are is told by what the encoder's
+    own position code left in them. Tokens keep no grid. They have unit scale whatever the encoder, through the norm
+    at the end; the features are normed before they are read, for the same reason.
+
+    The norms come before each branch, not after each sum as in the paper: its layers start from BERT's weights, these
+    from random ones, which that arrangement trains without a long warmup (Xiong et al., "On Layer Normalization in the
+    Transformer Architecture", 2020, arXiv:2002.04745).
+
+    Source: Li et al., "BLIP-2", 2023 (arXiv:2301.12597), section 3.1; there cross-attention is in every other layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_width: Annotated[int, Interval(ge=1)],
+        output_width: Annotated[int, Interval(ge=1)],
+        queries: Annotated[int, Interval(ge=1, le=4096)] = 64,
+        layers: Annotated[int, Interval(ge=1, le=64)] = 6,
+        width: Annotated[int, Interval(ge=1, le=65536)] = 768,
+        heads: Annotated[int, Interval(ge=1, le=1024)] = 12,
+        dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            input_width: ``Dv``.
+            output_width: ``Dr``.
+            queries: tokens out, for each view.
+            layers: how many.
+            width: of the queries.
+            heads: of attention.
+            dropout: share of each branch's outputs that is dropped in training.
+
+        Raises:
+            ValueError: the width does not divide into heads.
+        """
+        super().__init__()
+        check_heads(width, heads)
+        self.queries = nn.Parameter(torch.empty(queries, width))
+        nn.init.normal_(self.queries, std=0.02)
+        self.feature_norm = nn.LayerNorm(input_width)
+        self.layers = nn.ModuleList(
+            _Layer(width=width, context_width=input_width, heads=heads, residuals=3 * layers, dropout=dropout)
+            for _ in range(layers)
+        )
+        self.output_projection = nn.Linear(width, output_width)
+        self.norm = nn.LayerNorm(output_width)
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """None: a query may read anything anywhere."""
+        return None
+
+    def token_count(self, grid: tuple[int, int]) -> int:
+        """One token a query, whatever the grid."""
+        return len(self.queries)
+
+    def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
+        """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
+        context = self.feature_norm(features.flatten(0, 1))
+        tokens = self.queries.expand(len(context), -1, -1)
+        for layer in self.layers:
+            tokens = layer(tokens, context)
+        return self.norm(self.output_projection(tokens)).unflatten(0, features.shape[:2])
+
+
+class _Layer(nn.Module):
+    """One layer; its three branches are each added to the tokens."""
+
+    def __init__(self, *, width: int, context_width: int, heads: int, residuals: int, dropout: float) -> None:
+        super().__init__()
+        self.self_norm, self.cross_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.self_attention = Attention(width=width, context_width=width, heads=heads, residuals=residuals)
+        self.cross_attention = Attention(width=width, context_width=context_width, heads=heads, residuals=residuals)
+        self.feed_forward = FeedForward(width=width, residuals=residuals)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """``(n, Q, D)`` tokens and ``(n, N, Dv)`` features -> ``(n, Q, D)``."""
+        normed = self.self_norm(tokens)
+        tokens = tokens + self.dropout(self.self_attention(normed, normed))
+        tokens = tokens + self.dropout(self.cross_attention(self.cross_norm(tokens), context))
+        return tokens + self.dropout(self.feed_forward(self.feed_norm(tokens)))
