@@ -105,7 +105,7 @@ def heat(panorama: np.ndarray, values: Tensor, colour_map: int, low: float, high
 
 def marked(picture: np.ndarray, direction: Tensor) -> np.ndarray:
     """The picture of a panorama with a ring and a dot at a direction ``(3)``; over the seam it goes on behind."""
-    result = np.ascontiguousarray(picture)
+    result = picture.copy()
     column, row = (round(float(at)) for at in direction_to_pixel(direction, picture.shape[:2]))
     for turn in (-picture.shape[1], 0, picture.shape[1]):
         for radius, thickness, shade in ((10, 4, 0), (10, 2, 255), (3, -1, 0), (2, -1, 255)):
