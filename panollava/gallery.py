@@ -53,6 +53,8 @@ def _checked(cfg: DictConfig) -> tuple[GalleryOptions, dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     spec = values.pop("crop")
     problems = check_section(values, GalleryOptions, "") + check_crop(spec)
+    if spec.get("panorama_fov_deg") is not None and values["image"] is None:
+        problems.append("crop.panorama_fov_deg needs image=<file>: the panorama of the built-in world is a whole one.")
     if problems:
         raise ValueError("\n  ".join(["the config is not right:", *problems]))
     return GalleryOptions(**values), spec

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from panollava.component import find_component
 from panollava.config.check import check_section
-from panollava.crop.crop import Crop
+from panollava.crop.crop import COMMON_KEYS, Crop
+from panollava.crop.device import check_device
+from panollava.crop.partial import check_covered
 
 LARGEST_VIEW = 4096
 """Largest side of a view in pixels: no encoder takes more, and a slip of the keyboard would fill the memory."""
@@ -21,9 +23,8 @@ def check_crop(section: Mapping[str, Any]) -> list[str]:
     is_number = isinstance(view_size, int) and not isinstance(view_size, bool)
     if view_size is not None and not (is_number and 1 <= view_size <= LARGEST_VIEW):
         problems.append(f"crop.view_size={view_size!r}: allowed are 1 to {LARGEST_VIEW} pixels, or null.")
-    renderer = {key: crop.pop(key) for key in ("renderer",) if key in crop}
-    problems += check_section(renderer, Crop, "crop", given=("strategy", "view_size", "device"))
-    return problems + _strategy(crop)
+    common = {key: crop.pop(key) for key in COMMON_KEYS if key in crop}
+    return [*problems, *_common(common), *_strategy(crop)]
 
 
 def check_component(
@@ -44,6 +45,26 @@ def check_component(
     except ValueError as error:
         return [str(error)]
     return check_section(options, component, key, given=given)
+
+
+def _common(values: dict[str, Any]) -> list[str]:
+    """Problems of the keys that every crop has; what is out of range in words that say what would follow."""
+    problems = check_section(values, Crop, "crop", given=("strategy", "view_size"))
+    covered = values.get("panorama_fov_deg")
+    if isinstance(covered, list) and len(covered) == 2 and all(type(each) in (int, float) for each in covered):
+        problems = [line for line in problems if not line.startswith("crop.panorama_fov_deg")]
+        problems += _refused(check_covered, (covered[0], covered[1]))
+    if not problems:
+        problems += _refused(check_device, values.get("device", "cpu"), values.get("renderer", "cv2"))
+    return problems
+
+
+def _refused(check: Callable[..., None], *values: Any) -> list[str]:
+    try:
+        check(*values)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _strategy(crop: dict[str, Any]) -> list[str]:

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from panollava.component import find_component
 from panollava.crop.cameras import camera_tensor
-from panollava.crop.extent import spanning
-from panollava.crop.read import check_panorama, read_panorama
+from panollava.crop.device import device_here
+from panollava.crop.extent import Spanned
+from panollava.crop.partial import Covered, check_covered, check_shape, made_whole
+from panollava.crop.read import check_panorama, needed_size, read_panorama
 from panollava.crop.render import Renderer, render_views
 from panollava.crop.strategies import CropStrategy
+
+COMMON_KEYS = ("renderer", "device", "panorama_fov_deg")
+"""Keys of a ``crop`` section that every strategy has beside its own, ``type`` and ``view_size``."""
 
 
 class Crop:
@@ -24,6 +29,9 @@ class Crop:
     Attributes:
         strategy: which views there are.
         view_size: (h, w).
+        renderer: what cuts them.
+        device: where the torch renderer runs.
+        panorama_fov_deg: degrees that the pictures cover, horizontally and vertically; None for the whole sphere.
         cameras: the V cameras, a global one first where there is one.
         camera_rows: ``(V, C)`` float32, the same as numbers.
     """
@@ -35,11 +43,16 @@ class Crop:
         view_size: tuple[int, int],
         renderer: Renderer = "cv2",
         device: str = "cpu",
+        panorama_fov_deg: Covered | None = None,
     ) -> None:
+        check_covered(panorama_fov_deg)
         self.strategy = strategy
         self.view_size = (int(view_size[0]), int(view_size[1]))
         self.renderer: Renderer = renderer
         self.device = device
+        self.panorama_fov_deg: Covered | None = None
+        if panorama_fov_deg is not None:
+            self.panorama_fov_deg = (float(panorama_fov_deg[0]), float(panorama_fov_deg[1]))
         self.cameras = tuple(strategy.cameras(self.view_size))
         self.camera_rows = camera_tensor(self.cameras)
 
@@ -48,13 +61,18 @@ class Crop:
         """The crop of a ``crop`` config section.
 
         Args:
-            spec: ``{"type": ..., "renderer": ..., <keywords of the strategy>}``; ``view_size`` in it is for
-                whoever opens the encoder.
+            spec: ``{"type": ..., <COMMON_KEYS>, <keywords of the strategy>}``; ``view_size`` in it is for whoever
+                opens the encoder.
             view_size: (h, w) that the encoder takes.
+
+        Runs and exports travel: where this machine lacks their device, the CPU takes its place.
         """
-        options = {key: value for key, value in spec.items() if key not in ("type", "renderer", "view_size")}
+        common = {key: spec[key] for key in COMMON_KEYS if key in spec}
+        if "device" in common:
+            common["device"] = device_here(common["device"])
+        options = {key: value for key, value in spec.items() if key not in ("type", "view_size", *common)}
         strategy = find_component("crop.strategies", spec["type"], "Crop")(**options)
-        return cls(strategy, view_size=view_size, renderer=spec.get("renderer", "cv2"))
+        return cls(strategy, view_size=view_size, **common)
 
     @property
     def summary(self) -> str:
@@ -64,10 +82,25 @@ class Crop:
         return f"{views}, effective overlap {self.strategy.effective_overlap:.3f}"
 
     def views(self, panorama: np.ndarray) -> Tensor:
-        """Views ``(V, 3, h, w)`` uint8 of a panorama ``(H, W, 3)`` uint8."""
+        """Views ``(V, 3, h, w)`` uint8 of a panorama ``(H, W, 3)`` uint8 of the whole sphere."""
         views = render_views(panorama, self.cameras, self.view_size, self.renderer, self.device)
         return torch.from_numpy(views).permute(0, 3, 1, 2).contiguous()
 
     def read(self, path: str | Path) -> np.ndarray:
-        """A picture file as panorama ``(H, W, 3)`` uint8 RGB, no finer than these views need."""
-        return spanning(read_panorama(path, self.cameras, self.view_size), check_panorama(path))
+        """A picture file as panorama ``(H, W, 3)`` uint8 RGB of the whole sphere, no finer than these views need."""
+        return read_panorama(path, self.cameras, self.view_size, self.panorama_fov_deg)
+
+    def whole(self, picture: np.ndarray) -> np.ndarray:
+        """A picture ``(H, W, 3)`` that is no file, as panorama of the whole sphere; one that was read is whole already.
+
+        Raises:
+            ValueError: it has not the shape of what it covers.
+        """
+        if isinstance(picture, Spanned):
+            return picture
+        check_shape("The picture", (picture.shape[0], picture.shape[1]), self.panorama_fov_deg)
+        return made_whole(picture, self.panorama_fov_deg, needed_size(self.cameras, self.view_size))
+
+    def check(self, path: str | Path) -> None:
+        """Check a picture file without decoding it; raises what ``check_panorama`` does."""
+        check_panorama(path, self.panorama_fov_deg)

@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-import cv2
 import numpy as np
 
 from panollava.crop.cameras import Camera, needed_panorama_size
+from panollava.crop.decode import DIVISORS, decode
+from panollava.crop.extent import spanning
 from panollava.crop.header import PictureHeader, parse_header
-
-MAX_PIXELS = 300_000_000
-"""A larger picture (24,500 x 12,250) is refused before it is decoded: it may be a decompression bomb."""
-
-ASPECT_TOLERANCE = 0.02
-"""How far from 2:1 a panorama may be: stitchers leave a row too many or too few."""
-
-_JPEG_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+from panollava.crop.partial import MAX_PIXELS, Covered, check_shape, made_whole, whole_size
 
 
-def read_panorama(path: str | Path, cameras: Sequence[Camera], view_size: tuple[int, int]) -> np.ndarray:
+def read_panorama(
+    path: str | Path, cameras: Sequence[Camera], view_size: tuple[int, int], covered: Covered | None = None
+) -> np.ndarray:
     """A panorama, upright, 8 bits a channel, alpha dropped; JPEGs no finer than the views need.
 
     Args:
         path: a JPEG or PNG file.
         cameras: the views that will be cut from it.
         view_size: their (h, w).
+        covered: degrees that the picture covers, horizontally and vertically; None for the whole sphere.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB.
+        ``(H, W, 3)`` uint8 RGB of the whole sphere, black where the picture does not reach, with an ``extent`` where
+        the sphere may end within the last row or column.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, cut short, not a picture, too large or not a whole panorama.
+        ValueError: the file is empty, cut short, damaged, not a picture, too large or of another shape.
     """
-    path = Path(path)
-    data = _bytes(path)
-    header = _checked_header(path, data)
-    scale = _reduction(header, cameras, view_size) if header.format == "JPEG" else 1
-    picture = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _JPEG_FLAGS[scale])
+    path = _found(path)
+    with path.open("rb", buffering=0) as file:
+        header = _checked_header(path, file, covered)
+        file.seek(0)
+        data = file.read()
+    needed = needed_size(cameras, view_size)
+    divisor = _divisor(header, needed, covered) if header.format == "JPEG" else 1
+    picture = decode(data, header, divisor)
     if picture is None:
         raise ValueError(f"{path}: the {header.format} cannot be decoded: its data is damaged. Replace the file.")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    if divisor > 1:
+        picture = spanning(picture, (header.height / divisor, header.width / divisor))
+    return made_whole(picture, covered, needed)
 
 
-def check_panorama(path: str | Path) -> tuple[int, int]:
-    """Check a file without decoding it: kind, end marker, size and shape.
+def check_panorama(path: str | Path, covered: Covered | None = None) -> tuple[int, int]:
+    """Check a file without decoding it: kind, end marker, size and shape. No more of it is read than that takes.
 
     Returns:
         (H, W) of the picture, upright.
@@ -60,43 +60,59 @@ def check_panorama(path: str | Path) -> tuple[int, int]:
         FileNotFoundError: there is no such file.
         ValueError: as for ``read_panorama``, damage inside the data excepted.
     """
-    path = Path(path)
-    header = _checked_header(path, _bytes(path))
+    path = _found(path)
+    with path.open("rb", buffering=0) as file:
+        header = _checked_header(path, file, covered)
     return header.height, header.width
 
 
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():
+def needed_size(cameras: Sequence[Camera], view_size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the coarsest panorama that is as fine as every view needs, both ways."""
+    sizes = [needed_panorama_size(camera, view_size) for camera in cameras]
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _found(path: str | Path) -> Path:
+    if os.path.isdir(path):
+        raise FileNotFoundError(f"{path}: there is no such file, only a folder. Name a picture in it.")
+    if not os.path.isfile(path):  # unlike that of a Path, it takes names that are too long
         raise FileNotFoundError(f"{path}: there is no such file. Check the path and the folder it is relative to.")
-    data = path.read_bytes()
-    if not data:
+    return Path(path)
+
+
+def _checked_header(path: Path, file: BinaryIO, covered: Covered | None) -> PictureHeader:
+    header = parse_header(file)
+    if file.seek(0, 2) == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes). Fetch or copy it again.")
-    return data
-
-
-def _checked_header(path: Path, data: bytes) -> PictureHeader:
-    header = parse_header(data)
     if header is None:
         raise ValueError(f"{path}: neither a JPEG nor a PNG picture. Convert it to one of them.")
     if not header.is_complete:
         raise ValueError(f"{path}: the {header.format} is cut short: its end is missing. Fetch or copy it again.")
-    size = f"{header.width} x {header.height} pixels"
     if header.width * header.height > MAX_PIXELS:
+        size = f"{header.width} x {header.height} pixels"
         raise ValueError(f"{path}: {size} are more than the {MAX_PIXELS:,} that are read. Scale it down first.")
-    if header.height == 0 or abs(header.width / header.height / 2 - 1) > ASPECT_TOLERANCE:
+    if header.channels not in (0, 1, 3):
         raise ValueError(
-            f"{path}: {size} is not a whole panorama, which is twice as wide as high (within "
-            f"{ASPECT_TOLERANCE:.0%}). Pad or cut it to 2:1, or leave it out."
+            f"{path}: a JPEG of {header.channels} colours, such as the inks of a printer (CMYK), which look different "
+            "on each. Convert it to RGB."
         )
+    check_shape(str(path), (header.height, header.width), covered)
     return header
 
 
-def _reduction(header: PictureHeader, cameras: Sequence[Camera], view_size: tuple[int, int]) -> int:
-    """The largest divisor whose result is still as fine as every view needs, both ways."""
-    sizes = [needed_panorama_size(camera, view_size) for camera in cameras]
-    height, width = (max(side) for side in zip(*sizes, strict=True))
+def _divisor(header: PictureHeader, needed: tuple[int, int], covered: Covered | None) -> int:
+    """The largest divisor whose result is still as fine as needed.
+
+    The last row and column of a side that it does not divide lie in part beyond the picture, and turned upright they
+    might be the first, which an extent cannot say.
+    """
+    whole = whole_size((header.height, header.width), covered)
     return next(
-        scale
-        for scale in (8, 4, 2, 1)
-        if scale == 1 or (header.height >= height * scale and header.width >= width * scale)
+        divisor
+        for divisor in DIVISORS
+        if divisor == 1
+        or (
+            all(have >= want * divisor for have, want in zip(whole, needed, strict=True))
+            and (header.orientation == 1 or header.height % divisor == header.width % divisor == 0)
+        )
     )

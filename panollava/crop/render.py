@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
+from panollava.crop.device import check_device
 from panollava.crop.extent import Extent, extent_of
 from panollava.crop.maps import Sheet, fixed_maps, float_maps, half, row_span, sheets
 from panollava.crop.render_torch import render_batch
@@ -73,8 +74,7 @@ def _check(panorama: np.ndarray, view_size: tuple[int, int], renderer: str, devi
         raise ValueError(f"crop.view_size={list(view_size)}: height and width are at least 1 pixel.")
     if renderer not in ("cv2", "torch", "equilib"):
         raise ValueError(f"crop.renderer={renderer}: choose cv2, torch or equilib.")
-    if device != "cpu" and renderer != "torch":
-        raise ValueError(f"crop.device={device} needs crop.renderer=torch: {renderer} runs on the CPU only.")
+    check_device(device, renderer)
 
 
 def _shrink(panorama: np.ndarray, extent: Extent, size: tuple[int, int]) -> tuple[np.ndarray, Extent]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class CsvSource:
     Args:
         path: UTF-8 file, with or without byte order mark; pictures are found relative to its folder.
         reader: decodes a picture file to (H, W, 3) uint8 RGB, such as ``Crop.read``.
+        check: refuses a picture file that the reader could not use, without decoding it, such as ``Crop.check``.
         name: name of the split in sample ids; the folder and stem of `path` where empty.
         image_column, query_column, annotation_column: names of the columns where they are not among
             `ALIASES` or where several could be meant.
@@ -67,6 +69,7 @@ class CsvSource:
         *,
         path: str,
         reader: Callable[[Path], np.ndarray],
+        check: Callable[[str], object] = check_panorama,
         name: str = "",
         image_column: str | None = None,
         query_column: str | None = None,
@@ -78,6 +81,7 @@ class CsvSource:
         self.path = Path(path)
         self.name = name or f"{self.path.resolve().parent.name}-{self.path.stem}"
         self._reader = reader
+        self._check = check
         self._template = query_template
         named = {"image": image_column, "query": query_column, "annotation": annotation_column}
         self._rows = self._read_rows(named)
@@ -209,12 +213,19 @@ class CsvSource:
     def _picture_problems(self, rows: list[_Row], column: str) -> list[tuple[int, str, str]]:
         paths = list(dict.fromkeys(row.path for row in rows))
         with ThreadPoolExecutor(max_workers=8) as pool:
-            reasons = dict(zip(paths, pool.map(_picture_problem, paths), strict=True))
+            reasons = dict(zip(paths, pool.map(self._picture_problem, paths), strict=True))
         return [(row.number, column, reason) for row in rows if (reason := reasons[row.path])]
+
+    def _picture_problem(self, path: str) -> str | None:
+        try:
+            self._check(path)
+        except (OSError, ValueError) as error:  # collected, so that all bad rows are named at once
+            return str(error)
+        return None
 
     def _picture(self, image: str) -> Path:
         path = self.path.parent / image
-        if "\\" in image and not path.is_file():
+        if "\\" in image and not os.path.isfile(path):  # unlike that of a Path, it takes names that are too long
             # Written on Windows, read elsewhere.
             path = self.path.parent / image.replace("\\", "/")
         return path
@@ -228,11 +239,3 @@ class CsvSource:
             f"{self.path}: {bad} of {row_count} rows are bad (the header is row 1). Mend or delete them:\n"
             + "\n".join(shown)
         )
-
-
-def _picture_problem(path: str) -> str | None:
-    try:
-        check_panorama(path)
-    except (FileNotFoundError, ValueError) as error:  # collected, so that all bad rows are named at once
-        return str(error)
-    return None

@@ -40,7 +40,8 @@ def checked_out(out: Path, image: Path | None, example: str) -> Path:
 
 def read_twice(image: Path, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
     """A panorama file as fine as a picture shows it, and as the crop reads it for its views."""
-    return read_panorama(image, [whole_view("resize", PANORAMA_SIZE)], PANORAMA_SIZE), crop.read(image)
+    whole = [whole_view("resize", PANORAMA_SIZE)]
+    return read_panorama(image, whole, PANORAMA_SIZE, crop.panorama_fov_deg), crop.read(image)
 
 
 def world_scene(split: Literal["train", "test"]) -> WorldSource:
