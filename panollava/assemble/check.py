@@ -14,6 +14,7 @@ from panollava.assemble.sections import check_component, check_crop
 from panollava.component import component_names, find_component
 from panollava.config.check import check_section
 from panollava.crop.crop import Crop
+from panollava.crop.device import check_workers
 from panollava.model.components import keeps_width, position_class, resampler_class
 from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
@@ -118,7 +119,7 @@ def _problems(values: dict[str, Any]) -> list[str]:
     if missing:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
     crop_problems = check_crop(values["crop"])
-    problems += crop_problems or _join(values)
+    problems += crop_problems or _join(values) + _panoramas(values)
     for find in (_model, _data, _stage, _rest):
         problems += find(values)
     return problems
@@ -135,6 +136,25 @@ def _join(values: dict[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def _panoramas(values: dict[str, Any]) -> list[str]:
+    """Whether the loader can cut views where it shall, and whether the pictures can be partial."""
+    crop, problems = values["crop"], []
+    try:
+        check_workers(crop.get("device", "cpu"), _number(values["trainer"].get("num_workers")))
+    except ValueError as error:
+        problems.append(str(error).replace("num_workers", "trainer.num_workers"))
+    if crop.get("panorama_fov_deg") is not None and values["data"].get("type") == "world":
+        problems.append(
+            "crop.panorama_fov_deg is for pictures that cover a part of the sphere, and those of data=world are drawn "
+            "whole. Leave it at null, or choose data=csv."
+        )
+    return problems
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0  # another type is told in its turn
 
 
 def _model(values: dict[str, Any]) -> list[str]:
@@ -191,7 +211,7 @@ def _data(values: dict[str, Any]) -> list[str]:
     except ValueError as error:
         return [*problems, str(error)]
     for split in SPLITS:
-        found = check_section(source_arguments(data, split), source, "data", given=("split", "reader", "name"))
+        found = check_section(source_arguments(data, split), source, "data", given=("split", "reader", "check", "name"))
         for line in found:
             problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
     return list(dict.fromkeys(problems))

@@ -11,6 +11,7 @@ from panollava.assemble.check import source_arguments
 from panollava.batch import Batch
 from panollava.component import find_component
 from panollava.crop.crop import Crop
+from panollava.crop.device import check_workers
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
 from panollava.data.loader import StageLoader, eval_loader
@@ -66,6 +67,7 @@ class RunData:
             validation_batches: no more than these, in a trial.
         """
         crop = self.backbones.crop
+        check_workers(crop.device, num_workers)
         encoder = None if name == "vision" else self._text(name, options)
         encode = None if encoder is None else encoder.record
         pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
@@ -148,7 +150,7 @@ def open_source(data: dict[str, Any], split: str, crop: Crop) -> Source:
     options = {k: v for k, v in source_arguments(data, split).items() if k not in ("type", "name", "dir")}
     component = find_component("data", data["type"], "Source")
     known = inspect.signature(component).parameters
-    given = {"split": split, "reader": crop.read, "name": f"{data['name']}-{split}"}
+    given = {"split": split, "reader": crop.read, "check": crop.check, "name": f"{data['name']}-{split}"}
     return component(**options, **{key: value for key, value in given.items() if key in known})
 
 
@@ -156,6 +158,7 @@ def question_batches(
     pano: PanoLlava, source: Source, batch_size: int, num_workers: int, skip: Container[str] = ()
 ) -> Iterator[tuple[list[Question], Batch]]:
     """A split's questions as left-padded batches for a model, without those whose sample ids are to be skipped."""
+    check_workers(pano.crop.device, num_workers)
     encoder = TextEncoder(pano.prompt, pano.image_tokens)
     dataset = QuestionDataset(source, pano.crop, encoder.question, skip)
     pad = pano.prompt.tokenizer.pad_token_id or 0

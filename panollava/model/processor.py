@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -144,7 +144,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         conversations = [[(item, None)] if isinstance(item, str) else list(item) for item in questions]
         count = 0 if images is None else self.image_tokens(pictures["cameras"][0])
         ids = [self.prompt.encode(turns, image_tokens=count).ids for turns in conversations]
-        return BatchFeature({**_pad_left(ids, self.tokenizer.pad_token_id), **pictures})
+        return BatchFeature({**pad_left(ids, self.tokenizer.pad_token_id), **pictures})
 
     def image_tokens(self, cameras: Tensor) -> int:
         """Placeholders of one panorama with cameras ``(V, C)``."""
@@ -177,7 +177,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", *PanoLlavaImageProcessor.model_input_names]
 
 
-def _pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
+def pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
     """``(B, T)`` ids and mask; the value of a pad never matters, as the mask hides it."""
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad_id or 0)
@@ -189,17 +189,26 @@ def _pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
 
 
 def read_picture(image: Picture, crop: Crop) -> np.ndarray:
-    """A panorama, ``(H, W, 3)`` uint8 RGB, of a file, a PIL picture or an array.
+    """A whole panorama, ``(H, W, 3)`` uint8 RGB, of a file, a PIL picture or an array.
 
     Raises:
-        ValueError: an array of another shape or type.
+        ValueError: a file that is none, an array of another type, or a picture that has not the crop's shape.
     """
     if isinstance(image, str | Path):
         return crop.read(image)
-    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    array = _rgb(image) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ValueError(f"A panorama array must be (H, W, 3) uint8 RGB; this one is {array.shape} {array.dtype}.")
-    return array
+    return crop.whole(array)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """A PIL picture as it would be read from its file."""
+    upright = ImageOps.exif_transpose(image)
+    if not upright.mode.startswith("I"):
+        return np.asarray(upright.convert("RGB"))
+    grey = np.round(np.asarray(upright) / 257).clip(0, 255).astype(np.uint8)  # 16 bits, which PIL would cut off at 255
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
