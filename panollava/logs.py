@@ -34,6 +34,16 @@ def configure_console(level: int = logging.INFO) -> None:
     logging.getLogger("py.warnings").propagate = False
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Writes what a command was asked for to standard output; log lines go to standard error.
+
+    Characters that the terminal's encoding lacks become question marks.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write((text + end).encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
 @contextmanager
 def log_file(folder: Path, name: str) -> Iterator[Path]:
     """Keeps a log file ``<folder>/<name>_<YYYYMMDD_HHMMSS>.log`` while the block runs.

@@ -17,6 +17,25 @@ def test_importing_the_package_brings_in_nothing_heavy() -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "import importlib.util, panollava; importlib.util.find_spec('transformers'); import transformers",
+        "import transformers, panollava",
+    ],
+    ids=["after", "before"],
+)
+def test_transformers_knows_the_model_in_whatever_order_they_are_imported(begin: str) -> None:
+    program = f"""
+{begin}
+import transformers
+assert transformers.AutoConfig.for_model("panollava").model_type == "panollava"
+assert transformers.__spec__.name == "transformers"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_the_facade_is_found_when_asked_for() -> None:
     assert panollava.PanoLlava is PanoLlava
     assert panollava.__all__ == ["PanoLlava"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from panollava.batch import Batch
 from panollava.checkpoint import TRAINED, find_checkpoint, read_state, read_tensors
 from panollava.crop.crop import Crop
 from panollava.model.backbones import Backbones
+from panollava.model.conversation import Conversation
 from panollava.model.fusion import image_token_count
-from panollava.model.lora import add_lora, load_lora, merge_lora
-from panollava.model.processor import PanoLlavaProcessor, Picture, read_picture
+from panollava.model.hub import quiet_transformers
+from panollava.model.lora import LORA, add_lora, drop_lora, has_lora, load_lora, merge_lora, save_lora
+from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
+from panollava.model.streaming import AnswerStream
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.run_folder import find_run_folder, read_metadata
@@ -101,7 +105,8 @@ class PanoLlava:
 
     @classmethod
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
-        model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
+        with quiet_transformers():
+            model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
         processor = PanoLlavaProcessor.from_pretrained(path)
         model.to(device)
         return cls(model.eval(), processor.prompt, processor.image_processor.build_crop())
@@ -118,15 +123,32 @@ class PanoLlava:
         """Adds the adapter to the language model's weights and takes it off; nothing to do where there is none."""
         merge_lora(self.model)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava.model.registration``.
+    def save_pretrained(self, folder: str | Path, *, keep_lora: bool = False) -> None:
+        """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava``.
+
+        Args:
+            folder: made if missing.
+            keep_lora: write an attached adapter beside the model, as ``lora_weights``, from where all that opens the
+                folder attaches it again.
 
         Raises:
-            ValueError: an adapter is attached; call ``merge_lora_weights`` first.
+            ValueError: an adapter is attached and not to be kept (``merge_lora_weights`` adds it to the weights), or
+                the folder holds one of an earlier save.
         """
+        if keep_lora and has_lora(self.model):
+            with tempfile.TemporaryDirectory() as aside:
+                save_lora(self.model, aside)
+                drop_lora(self.model)
+                try:
+                    self.save_pretrained(folder)
+                finally:
+                    load_lora(self.model, aside)
+            save_lora(self.model, Path(folder) / LORA)
+            return
         config: Any = self.model.generation_config
         config.eos_token_id, config.pad_token_id = self.prompt.stop_ids, self._pad_id
-        self.model.save_pretrained(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
         PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system).save_pretrained(
             folder
         )
@@ -146,37 +168,89 @@ class PanoLlava:
             self.model.vision.token_grid,
         )
 
-    def encode(self, question: str, history: Turns = ()) -> Encoded:
-        """Token ids of a question, ready for generation."""
-        return self.prompt.encode([*history, (question, None)], image_tokens=self.image_tokens)
+    def encode(self, question: str, history: Turns = (), *, max_new_tokens: int = 64) -> Encoded:
+        """Token ids of a question, ready for generation; the oldest turns go where all would be too long.
 
-    def generate(self, image: Picture, question: str, *, history: Turns = (), max_new_tokens: int = 64) -> str:
+        Raises:
+            ValueError: the panorama, the question alone and the answer are more than the language model can take.
+        """
+        positions = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
+        try:
+            return self.prompt.encode(
+                [*history, (question, None)],
+                image_tokens=self.image_tokens,
+                max_text_length=positions - self.image_tokens - max_new_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"The language model takes {positions} tokens. The panorama has {self.image_tokens} of them, "
+                f"max_new_tokens={max_new_tokens} are for the answer, and the question does not fit into the rest. "
+                "Shorten it, or lower max_new_tokens."
+            ) from error
+
+    def chat(self, image: Picture) -> Conversation:
+        """A conversation of several turns about a panorama: ``.ask(question)`` answers and remembers.
+
+        Args:
+            image: as for ``generate``.
+        """
+        return Conversation(self, image)
+
+    def generate(
+        self,
+        image: Picture,
+        question: str,
+        *,
+        history: Turns = (),
+        max_new_tokens: int = 64,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
         """Answers a question about a panorama.
 
         Args:
             image: a file, an ``(H, W, 3)`` uint8 RGB array, or a PIL picture, 2:1.
             question: any text.
-            history: earlier (question, answer) turns about the same panorama.
+            history: earlier (question, answer) turns about the same panorama; the oldest are left out where all do
+                not fit into the language model.
             max_new_tokens: longest answer.
+            on_text: is given the answer piece by piece, while it is made.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no panorama, or the question is too long.
         """
-        encoded = self.encode(question, history)
-        batch = Batch(
-            sample_ids=["question"],
-            pixel_values=self.views(image)[None],
-            cameras=self.crop.camera_rows[None],
-            view_mask=torch.ones(1, len(self.crop.camera_rows), dtype=torch.bool),
-            input_ids=torch.tensor([encoded.ids]),
-            attention_mask=torch.ones(1, len(encoded.ids), dtype=torch.long),
-        )
-        return self.answer(batch, max_new_tokens=max_new_tokens)[0]
+        encoded = self.encode(question, history, max_new_tokens=max_new_tokens)
+        batch = self.batch([self.views(image)], [encoded])
+        return self.answer(batch, max_new_tokens=max_new_tokens, on_text=on_text)[0]
+
+    def generate_batch(
+        self, images: Sequence[Picture], questions: Sequence[str], *, max_new_tokens: int = 64
+    ) -> list[str]:
+        """Answers several questions at once, each about its own panorama; see ``generate``."""
+        encoded = [self.encode(question, max_new_tokens=max_new_tokens) for question in questions]
+        batch = self.batch([self.views(image) for image in images], encoded)
+        return self.answer(batch, max_new_tokens=max_new_tokens)
 
     def views(self, image: Picture) -> torch.Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama."""
         return self.crop.views(read_picture(image, self.crop))
 
+    def batch(self, views: Sequence[torch.Tensor], texts: Sequence[Encoded]) -> Batch:
+        """A left-padded batch for ``answer``, of what ``views`` and ``encode`` gave."""
+        cameras = self.crop.camera_rows.expand(len(views), -1, -1).contiguous()
+        return Batch(
+            sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
+            pixel_values=torch.stack(list(views)),
+            cameras=cameras,
+            view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
+            **pad_left([text.ids for text in texts], self._pad_id),
+        )
+
     @torch.inference_mode()
-    def answer(self, batch: Batch, *, max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers to a left-padded batch of questions."""
+    def answer(
+        self, batch: Batch, *, max_new_tokens: int = 64, on_text: Callable[[str], None] | None = None
+    ) -> list[str]:
+        """Greedy answers to a left-padded batch of questions; a single one can be listened to."""
         on_device = batch.to(self.model.device)
         ids = self.model.generate(  # type: ignore[misc]
             input_ids=on_device.input_ids,
@@ -188,6 +262,7 @@ class PanoLlava:
             do_sample=False,
             eos_token_id=self.prompt.stop_ids,
             pad_token_id=self._pad_id,
+            streamer=None if on_text is None else AnswerStream(self.prompt.tokenizer, on_text),
         )
         assert on_device.input_ids is not None
         new = ids[:, on_device.input_ids.shape[1] :]

@@ -81,7 +81,7 @@ def load_pretrained(
         ValueError: the checkpoint lacks weights, so that some would have stayed random.
     """
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = auto_class.from_pretrained(
                 name,
                 config=config,
@@ -172,8 +172,8 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hide the load report: a dual encoder's unused half is no news, missing weights are an error here."""
+def quiet_transformers() -> Iterator[None]:
+    """Hide bars and the load report: a dual encoder's unused half is no news, missing weights are an error here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

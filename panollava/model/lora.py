@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -11,9 +11,13 @@ from safetensors import safe_open
 from torch import nn
 
 from panollava.model.build import seeded
-from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
-WEIGHTS = "adapter_model.safetensors"
+if TYPE_CHECKING:
+    from panollava.model.vlm import PanoLlavaForConditionalGeneration
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LORA = "lora_weights"
+"""Folder of an adapter, beside the model it belongs to."""
 
 
 def add_lora(
@@ -89,7 +93,7 @@ def load_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path, *, t
     """
     _refuse_wrapped(model)
     path = Path(folder)
-    lacking = [name for name in ("adapter_config.json", WEIGHTS) if not (path / name).is_file()]
+    lacking = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if lacking:
         raise FileNotFoundError(
             f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters "
@@ -120,6 +124,12 @@ def merge_lora(model: PanoLlavaForConditionalGeneration) -> None:
     """Add the adapter to the base weights and take the wrapping off; nothing to do where there is none."""
     if has_lora(model):
         model.language_model = model.language_model.merge_and_unload()
+
+
+def drop_lora(model: PanoLlavaForConditionalGeneration) -> None:
+    """Take the adapter off and leave the base weights as they were; nothing to do where there is none."""
+    if has_lora(model):
+        model.language_model = model.language_model.unload()
 
 
 def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from panollava.model.build import float_dtype
 from panollava.model.configuration import PanoLlavaConfig
 from panollava.model.encoder import PanoVision
 from panollava.model.hub import check_all_loaded
+from panollava.model.lora import CONFIG, LORA, WEIGHTS, load_lora
 from panollava.model.vision import VisionTower
 
 
@@ -36,28 +39,38 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, from safetensors only and never with weights left at random.
+        """As in transformers, from safetensors only, never with weights left at random, with the adapter beside them.
 
         Raises:
-            ValueError: the folder lacks weights.
+            ValueError: the folder lacks weights, or its adapter is of another model.
         """
+        adapter = _adapter(pretrained_model_name_or_path, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.update(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
         check_all_loaded(info, str(pretrained_model_name_or_path))
+        if adapter is not None:
+            load_lora(model, adapter)
+            model.eval()
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """As in transformers: a folder that the Auto classes open.
 
         Raises:
-            ValueError: LoRA is attached; the folder would reload without it and without the weights under it.
+            ValueError: LoRA is attached, without which the folder would reload and without the weights under it; or
+                the folder holds an adapter, which would be attached to these weights.
         """
         if hasattr(self.language_model, "peft_config"):
             raise ValueError(
                 "The language model carries LoRA, which a plain Hugging Face folder cannot hold. Call "
                 "merge_lora(model) first (or on a copy), or keep the adapter by save_lora(model, folder)."
+            )
+        if (Path(save_directory) / LORA).exists():
+            raise ValueError(
+                f"{save_directory} holds {LORA} of another model, which would be attached to this one when the folder "
+                "is opened. Save into another folder, or remove it."
             )
         super().save_pretrained(save_directory, **kwargs)
 
@@ -92,3 +105,17 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         """
         if isinstance(module, VisionTower):
             module.reset_buffers()
+
+
+def _adapter(source: Any, options: Mapping[str, Any]) -> Path | None:
+    """Folder of the adapter that lies beside a model, in a local folder or on the hub; None where there is none."""
+    if source is None:
+        return None
+    known = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    place = {key: options[key] for key in known if key in options}
+    subfolder = f"{options.get('subfolder', '')}/{LORA}".strip("/")
+    found = [
+        cached_file(source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **place)
+        for name in (CONFIG, WEIGHTS)
+    ]
+    return None if found[0] is None else Path(found[0]).parent

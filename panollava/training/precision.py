@@ -45,13 +45,14 @@ class Compute:
         return _process_peak_gb()
 
 
-def choose_compute(device: str, precision: Precision, local_rank: int = 0) -> Compute:
+def choose_compute(device: str, precision: Precision, local_rank: int = 0, *, section: str = "trainer.") -> Compute:
     """Resolves ``trainer.device`` and ``trainer.precision``.
 
     Args:
         device: ``auto`` (CUDA, else Apple's MPS, else the CPU) or a torch device name.
         precision: ``auto`` is bf16 on a GPU that has it, else fp32.
         local_rank: which GPU of the machine.
+        section: what precedes the keys in messages.
 
     Raises:
         ValueError: a device this machine does not have, or fp16 on the CPU.
@@ -60,15 +61,15 @@ def choose_compute(device: str, precision: Precision, local_rank: int = 0) -> Co
         has_mps = torch.backends.mps.is_available()
         device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.device={device}, but PyTorch sees no CUDA GPU. Use trainer.device=cpu or auto.")
+        raise ValueError(f"{section}device={device}, but PyTorch sees no CUDA GPU. Use {section}device=cpu or auto.")
     try:
         place = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
     except RuntimeError as error:
-        raise ValueError(f"trainer.device={device} is not a torch device: auto, cpu, cuda, cuda:1, mps.") from error
+        raise ValueError(f"{section}device={device} is not a torch device: auto, cpu, cuda, cuda:1, mps.") from error
     if precision == "auto":
         precision = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and place.type == "cpu":
-        raise ValueError("trainer.precision=fp16 needs a GPU; on the CPU use fp32 or bf16.")
+        raise ValueError(f"{section}precision=fp16 needs a GPU; on the CPU use fp32 or bf16.")
     return Compute(place, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 

@@ -1,0 +1,58 @@
+"""python -m panollava.chat: several turns about a panorama, in the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.logs import configure_console
+from panollava.model.facade import PanoLlava
+from panollava.pipeline.chat import Chat
+from panollava.training.precision import choose_compute
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Keys of ``conf/chat.yaml``; see there."""
+
+    checkpoint: str
+    image: str | None
+    max_new_tokens: Annotated[int, Interval(ge=1)]
+    device: str
+
+
+@entrypoint("chat")
+def main(cfg: DictConfig) -> None:
+    """Opens a model and talks.
+
+    Args:
+        cfg: composed from ``conf/chat.yaml`` and the command line.
+    """
+    configure_console()
+    options = _checked(cfg)
+    compute = choose_compute(options.device, "auto", section="")
+    pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    chat = Chat(pano, max_new_tokens=options.max_new_tokens)
+    with compute.autocast():
+        if options.image is not None:
+            chat.open(options.image)
+        chat.run()
+
+
+def _checked(cfg: DictConfig) -> ChatOptions:
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    problems = check_section(values, ChatOptions, "")
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    return ChatOptions(**values)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""python -m panollava.export: writes a run as a Hugging Face folder that transformers opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.checkpoint import replace_folder
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.logs import LOG, configure_console
+from panollava.model.configuration import PanoLlavaConfig
+from panollava.model.facade import PanoLlava
+from panollava.model.lora import LORA, has_lora
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Keys of ``conf/export.yaml``; see there."""
+
+    checkpoint: str
+    out: str
+    merge: bool
+    precision: Literal["fp32", "bf16", "fp16"]
+    overwrite: bool
+
+
+@entrypoint("export")
+def main(cfg: DictConfig) -> None:
+    """Exports one model.
+
+    Args:
+        cfg: composed from ``conf/export.yaml`` and the command line.
+    """
+    configure_console()
+    options = _checked(cfg)
+    out = _checked_out(Path(options.out).expanduser(), options.overwrite)
+    pano = PanoLlava.from_pretrained(options.checkpoint, dtype=DTYPES[options.precision])
+    adapted = has_lora(pano.model)
+    if options.merge:
+        pano.merge_lora_weights()
+    try:
+        replace_folder(out, lambda folder: _fill(folder, pano, keep_lora=not options.merge))
+    except OSError as error:
+        raise OSError(f"out={out} cannot be written ({error.strerror or error}). Choose another folder.") from error
+    told = "without an adapter"
+    if adapted:
+        told = "its adapter merged" if options.merge else f"its adapter beside it in {LORA}"
+    LOG.info("%s, %s, %s: %s", options.checkpoint, options.precision, told, out)
+    LOG.info(
+        'Open it by import panollava and PanoLlava, AutoModelForImageTextToText or pipeline("image-text-to-text").'
+    )
+
+
+def _fill(folder: Path, pano: PanoLlava, *, keep_lora: bool) -> None:
+    pano.save_pretrained(folder, keep_lora=keep_lora)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
+
+
+def _checked(cfg: DictConfig) -> ExportOptions:
+    missing = [key for key in ("checkpoint", "out") if OmegaConf.is_missing(cfg, key)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing: export such as checkpoint=runs/demo out=export.")
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    problems = check_section(values, ExportOptions, "")
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    return ExportOptions(**values)
+
+
+def _checked_out(out: Path, overwrite: bool) -> Path:
+    """The folder to write, before the model is opened; only an earlier export is ever replaced."""
+    out = out.absolute()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file. Name a folder.")
+    if not out.exists() or not any(out.iterdir()):
+        return out
+    if not _is_export(out):
+        raise ValueError(f"out={out} is a folder with other things in it, which stay. Choose another name.")
+    if not overwrite:
+        raise ValueError(f"out={out} holds an export. Choose another name, or replace it with overwrite=true.")
+    return out
+
+
+def _is_export(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and f'"model_type": "{PanoLlavaConfig.model_type}"' in config.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

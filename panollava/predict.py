@@ -1,0 +1,136 @@
+"""python -m panollava.predict: answers a question about a panorama, or about every panorama of a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from panollava.checkpoint import write_file
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.logs import LOG, configure_console, say
+from panollava.model.facade import PanoLlava
+from panollava.pipeline.panoramas import find_panoramas, named_panorama
+from panollava.training.precision import choose_compute
+
+Answered = tuple[Path, str]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Keys of ``conf/predict.yaml``; see there."""
+
+    checkpoint: str
+    image: str
+    question: str
+    out: str | None
+    max_new_tokens: Annotated[int, Interval(ge=1)]
+    batch_size: Annotated[int, Interval(ge=1)]
+    device: str
+
+
+@entrypoint("predict")
+def main(cfg: DictConfig) -> None:
+    """Asks one question.
+
+    Args:
+        cfg: composed from ``conf/predict.yaml`` and the command line.
+    """
+    configure_console()
+    options = _checked(cfg)
+    paths = find_panoramas(options.image)
+    out = None if options.out is None else _checked_out(Path(options.out).expanduser())
+    compute = choose_compute(options.device, "auto", section="")
+    pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    is_folder = named_panorama(options.image).is_dir()
+    answered: list[Answered] = []
+    try:
+        with compute.autocast():
+            for path, answer in _answers(pano, paths, options, skips=is_folder):
+                answered.append((path, answer))
+                say(f"{path.name}\t{' '.join(answer.split())}" if is_folder else answer)
+    finally:  # a folder may have taken hours
+        if out is not None and answered:
+            _write(out, answered, options.question, by_name=is_folder)
+    bad = len(paths) - len(answered)
+    if bad:
+        raise ValueError(f"{bad} of {len(paths)} pictures in {options.image} could not be read. They are named above.")
+
+
+def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *, skips: bool) -> Iterator[Answered]:
+    """Answers in the order of the paths; where ``skips``, a bad picture is named and passed over."""
+    question = pano.encode(options.question, max_new_tokens=options.max_new_tokens)
+    for group in _groups(_views(pano, paths, skips), options.batch_size):
+        batch = pano.batch([views for _, views in group], [question] * len(group))
+        answers = pano.answer(batch, max_new_tokens=options.max_new_tokens)
+        yield from zip([path for path, _ in group], answers, strict=True)
+
+
+def _views(pano: PanoLlava, paths: Iterable[Path], skips: bool) -> Iterator[tuple[Path, Tensor]]:
+    for path in paths:
+        try:
+            yield path, pano.views(path)
+        except (ValueError, OSError) as error:
+            if not skips:
+                raise
+            LOG.warning("Left out: %s", error)
+
+
+def _groups(items: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[list[tuple[Path, Tensor]]]:
+    group: list[tuple[Path, Tensor]] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _checked(cfg: DictConfig) -> PredictOptions:
+    missing = [key for key in ("checkpoint", "image", "question") if OmegaConf.is_missing(cfg, key)]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} missing: ask such as checkpoint=runs/demo image=panorama.jpg "
+            'question="what is behind me?".'
+        )
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    problems = check_section(values, PredictOptions, "")
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    if not str(values["question"]).strip():
+        raise ValueError("question= is empty: write what you want to know.")
+    return PredictOptions(**values)
+
+
+def _checked_out(out: Path) -> Path:
+    if out.suffix.lower() != ".csv":
+        raise ValueError(f"out={out}: the answers are a CSV file. Give it a name that ends in .csv.")
+    if out.is_dir():
+        raise ValueError(f"out={out} is a folder. Name a file in it, such as out={out / 'answers.csv'}.")
+    return out
+
+
+def _write(out: Path, answered: Sequence[Answered], question: str, *, by_name: bool) -> None:
+    """The answers under the column names that ``panollava.score`` reads."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("image", "query", "prediction"))
+    writer.writerows((path.name if by_name else path.as_posix(), question, answer) for path, answer in answered)
+    try:
+        write_file(out, table.getvalue())
+    except OSError as error:
+        raise OSError(f"out={out} cannot be written ({error.strerror}). Choose another folder.") from error
+    LOG.info("%d answers: %s", len(answered), out)
+
+
+if __name__ == "__main__":
+    main()
