@@ -147,6 +147,21 @@ def test_weights_are_those_of_the_layers(language: str, join: str, lora: bool, b
     assert not found.weights[~found.is_seen].any()
 
 
+def test_a_window_of_the_language_model_is_kept(backbone: Backbone) -> None:
+    """Tokens out of the window get nothing; the cache no longer holds them when the answer is read."""
+    pano = opened(backbone, "mistral")
+    pano.model.language_model.config.sliding_window = 60
+    views = views_of(pano)
+    found = answer_attention(pano, views, QUESTION, ANSWER, history=HISTORY, layers=[1, 2])
+    ids, layers = of_one_pass(pano, views)
+    begin = len(pano.prompt.encode([*HISTORY, (QUESTION, None)], image_tokens=pano.image_tokens).ids)
+    rows = layers[:, begin - 1 : len(ids) - 2].mean(dim=(0, 1))
+    assert ids[-1] in pano.prompt.stop_ids
+    assert torch.allclose(found.weights.flatten(), rows[torch.tensor(ids) == pano.prompt.image_id], atol=1e-6)
+    assert (found.weights[:5] == 0).all()
+    assert (found.weights[-1] > 0).any()
+
+
 def test_layers_differ_and_the_last_third_is_the_default(backbone: Backbone) -> None:
     pano = opened(backbone)
     views = views_of(pano)
