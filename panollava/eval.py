@@ -20,9 +20,11 @@ from panollava.evaluation.results import write_measures
 from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console
 from panollava.model.facade import PanoLlava
-from panollava.pipeline.evaluate import answer_questions, evaluate_answers
+from panollava.pipeline.asked_data import asked_data
+from panollava.pipeline.evaluate import answer_questions
 from panollava.pipeline.measure import measure
 from panollava.pipeline.restore import Restored, restore
+from panollava.pipeline.results_of import answer_split
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, choose_compute
 
@@ -67,7 +69,7 @@ def main(cfg: DictConfig) -> None:
         LOG.info("%s", line)
     precision = run.settings["precision"]
     compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)  # fp16 needs a GPU
-    data = _data(options, run.settings["data"])
+    data = asked_data(options, run.settings["data"], turn_deg=options.turn_deg)
     tags = {"panollava.folder": str(run.folder)}
     with open_tracker(tracking, run_name=f"eval {run.settings['experiment_name']}", tags=tags) as tracker:
         if run.stage == "vision":
@@ -85,23 +87,14 @@ def _answer(
     run: Restored, pano: PanoLlava, data: dict[str, Any], options: EvalOptions, compute: Compute, tracker: Tracker
 ) -> None:
     """Answers, scores and records a split's questions."""
-    source = open_source(data, options.split, pano.crop)
     evaluation = _evaluation(options, run.settings["evaluation"])
-    with compute.autocast():
-        result = evaluate_answers(
-            pano,
-            source,
-            evaluation,
-            experiment=run.settings["experiment_name"],
-            tracker=tracker,
-            num_workers=options.num_workers,
-            settings={**run.subject(), "split": options.split, "data": data},
-        )
-    LOG.info("%s", result.summary(source.name))
+    workers = options.num_workers
+    result = answer_split(run, data, options.split, evaluation, compute, tracker, pano=pano, num_workers=workers)
+    LOG.info("%s", result.summary(f"{data['name']}-{options.split}"))
     if options.turn_deg:
         upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
         with compute.autocast():
-            before = answer_questions(pano, upright, evaluation, num_workers=options.num_workers)
+            before = answer_questions(pano, upright, evaluation, num_workers=workers)
         along = turn_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
         LOG.info("Of %d answers that name a direction, %.1f %% turned along.", along.count, 100 * along.share)
     LOG.info("Predictions and metrics: %s", result.files.folder)
@@ -156,20 +149,6 @@ def _evaluation(options: EvalOptions, recorded: dict[str, Any]) -> EvaluationOpt
         log_interval=options.log_interval,
         log_max_samples=options.log_max_samples,
     )
-
-
-def _data(options: EvalOptions, recorded: dict[str, Any]) -> dict[str, Any]:
-    """The run's own data section with what the command line changes."""
-    data = dict(recorded)
-    world = {f"{options.split}_scenes": options.world_scenes, "seed": options.world_seed, "turn_deg": options.turn_deg}
-    asked = {key: value for key, value in world.items() if value is not None}
-    if options.csv_input is not None:
-        read_as = ("query_template", "image_column", "query_column", "annotation_column")
-        template = {key: data[key] for key in read_as if key in data}
-        data = {"type": "csv", "name": "csv", f"{options.split}_csv": options.csv_input, **template}
-    if asked and data["type"] != "world":
-        raise ValueError(f"{', '.join(asked)}: only the built-in world has these, and the data are {data['type']}.")
-    return {**data, **asked}
 
 
 if __name__ == "__main__":

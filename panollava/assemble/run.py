@@ -24,6 +24,7 @@ from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
+from panollava.tracking.store import FOLDER_TAG, STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
 from panollava.training.optim import OptimOptions
@@ -182,5 +183,5 @@ def _tracker(cfg: DictConfig, experiment: Experiment, procs: Processes) -> Track
         plain(cfg.tracking),
         run_name=experiment.root.name,
         run_id=known[-1] if known else None,
-        tags={"panollava.folder": str(experiment.root.resolve()), "panollava.stages": ",".join(cfg.stage.run)},
+        tags={FOLDER_TAG: str(experiment.root.resolve()), STAGES_TAG: ",".join(cfg.stage.run)},
     )

@@ -33,6 +33,8 @@ TEXT_KEYS = frozenset(
         "experiment_name",
         "image",
         "init_from",
+        "measure",
+        "mlflow_experiment",
         "model.language.name",
         "model.language.system",
         "model.vision.name",
@@ -49,6 +51,9 @@ TEXT_KEYS = frozenset(
 )
 """Keys whose values are free text or paths: taken literally, never parsed."""
 
+_SENTENCES = frozenset({"question"})
+"""Text keys whose values nobody quotes for Hydra, sweeps or interpolates: quotes and ``${`` are part of the text."""
+
 _OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-name", "-cn", "--config-dir", "-cd")
 
 _ARGUMENT = re.compile(r"^(?P<op>\+\+|\+|~)?(?P<key>[A-Za-z_][\w/]*)(?P<rest>(?:[=@.].*)?)$", re.DOTALL)
@@ -59,7 +64,8 @@ def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Seque
 
     Args:
         arguments: command line after the program name.
-        bare: key that an argument without a key is the value of, as in ``score predictions.csv``.
+        bare: key that an argument without a key is the value of, as in ``score predictions.csv``; one that ends in
+            ``[]`` takes all of them as a list, as in ``compare runs/a runs/b``.
         loose: sections whose keys are not known beforehand, such as those of a recorded crop.
 
     Returns:
@@ -78,11 +84,14 @@ def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Seque
 def _named(arguments: Sequence[str], key: str) -> list[str]:
     """The arguments with a key before each that has none."""
     result: list[str] = []
+    values: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         is_option = argument.startswith(("-", "+", "~")) or before in _OPTIONS_WITH_VALUE
         is_bare = not is_option and ("=" not in argument or Path(argument).exists())
-        result.append(f"{key}={argument}" if is_bare else argument)
-    return result
+        (values if is_bare else result).append(argument)
+    if key.endswith("[]") and values:
+        return [*result, f"{key[:-2]}=[{','.join(map(quoted, values))}]"]
+    return [*result, *(f"{key}={value}" for value in values)]
 
 
 def _opened(argument: str, loose: Sequence[str]) -> str:
@@ -115,11 +124,21 @@ def _quote_text(key: str, rest: str, sweep: bool) -> str:
     dotted, equals, value = (key + rest).partition("=")
     if not equals or dotted not in TEXT_KEYS or value in ("", "null"):
         return key + rest
+    if dotted in _SENTENCES:
+        return f"{dotted}={quoted(_without_interpolation(value))}"
     already_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     is_sweep = sweep and "," in value
     if already_quoted or is_sweep or "${" in value:
         return key + rest
     return f"{dotted}={quoted(value)}"
+
+
+def _without_interpolation(value: str) -> str:
+    """``value`` as OmegaConf text that resolves to exactly ``value``.
+
+    Source: OmegaConf 2.3 grammar: a backslash escapes ``${``, and backslashes before it.
+    """
+    return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
 
 
 def quoted(value: str) -> str:

@@ -80,15 +80,23 @@ def score_captions(answers: Sequence[Answer], *, meteor: bool = True) -> Caption
         # Java does its work on another core.
         from_java = None if "METEOR" in unavailable else elsewhere.submit(_meteor, references, predictions)
         scores = _bleu(answers, images)
-        scores["ROUGE-L"] = mean_interval(Rouge().compute_score(references, predictions)[1], images)
+        scores["ROUGE-L"] = mean_interval(answer_scores(answers, "ROUGE-L"), images)
         if len(answers) > 1:
-            scores["CIDEr"] = mean_interval(Cider().compute_score(references, predictions)[1], images)
+            scores["CIDEr"] = mean_interval(answer_scores(answers, "CIDEr"), images)
         else:
             unavailable["CIDEr"] = "is 0 for a single answer, since each of its words is in every document"
         if from_java is not None:
             value, segments = from_java.result()
             scores["METEOR"] = _shifted(mean_interval(segments, images), value)
     return CaptionScores(scores, unavailable)
+
+
+def answer_scores(answers: Sequence[Answer], name: str) -> np.ndarray:
+    """``(Q,)``: ROUGE-L or CIDEr of each answer."""
+    predictions = {place: [answer.prediction] for place, answer in enumerate(answers)}
+    references = {place: list(answer.references) for place, answer in enumerate(answers)}
+    scorer = {"ROUGE-L": Rouge, "CIDEr": Cider}[name]()
+    return np.asarray(scorer.compute_score(references, predictions)[1], dtype=np.float64)
 
 
 def _meteor(references: dict[int, list[str]], predictions: dict[int, list[str]]) -> tuple[float, list[float]]:

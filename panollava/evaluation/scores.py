@@ -60,13 +60,17 @@ class ScoreReport:
 
 def caption_scores(scored: Sequence[Scored], words: Words, *, meteor: bool = True) -> CaptionScores:
     """Caption scores of texts as they were written (see ``score`` for the arguments)."""
+    return score_captions(split_answers(scored, words), meteor=meteor)
+
+
+def split_answers(scored: Sequence[Scored], words: Words) -> list[Answer]:
+    """The texts as words."""
     # A text that is a reference of many answers is split once.
     texts = list(dict.fromkeys(text for one in scored for text in (one.prediction, *one.references)))
     split = dict(zip(texts, split_words(texts, words), strict=True))
-    answers = [
+    return [
         Answer(split[one.prediction], tuple(split[text] for text in one.references), one.image_id) for one in scored
     ]
-    return score_captions(answers, meteor=meteor)
 
 
 def score(scored: Sequence[Scored], *, form: Form, words: Words, meteor: bool = True) -> ScoreReport:

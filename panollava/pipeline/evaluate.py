@@ -44,12 +44,14 @@ class Evaluation:
         captions: BLEU, ROUGE-L, CIDEr and METEOR.
         predictions: answers, in the order of the questions.
         files: where they were written.
+        image_tokens: tokens that a panorama takes in the language model.
     """
 
     report: AnswerReport
     captions: CaptionScores
     predictions: list[Prediction]
     files: ResultFiles
+    image_tokens: int
 
     def summary(self, title: str) -> str:
         """What a user is shown: the table, and for free text the caption scores."""
@@ -90,14 +92,13 @@ def evaluate_answers(
     words = choose_words(options.words)
     captions = caption_scores(as_scored(predictions), words, meteor=options.meteor)
     record = {"form": "grouped", "words": words, **asdict(captions)}
-    files = write_results(
-        Path(options.results_dir), experiment, predictions, report, captions=record, settings=settings
-    )
+    kept = {**(settings or {}), "max_samples": options.max_samples, "image_tokens": pano.image_tokens}
+    files = write_results(Path(options.results_dir), experiment, predictions, report, captions=record, settings=kept)
     for log in logs:
         log.discard()
     _draw_answers(source, predictions, files.folder / PICTURE)
     _track(predictions, report, captions, files, tracker)
-    return Evaluation(report, captions, predictions, files)
+    return Evaluation(report, captions, predictions, files, pano.image_tokens)
 
 
 def answer_questions(

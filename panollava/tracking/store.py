@@ -8,17 +8,21 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock
 
-from panollava.tracking.location import BUSY_SECONDS, SQLITE, artifact_location, database_file
+from panollava.tracking.location import BUSY_SECONDS, SQLITE, absolute_uri, artifact_location, database_file
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
+
+FOLDER_TAG, STAGES_TAG = "panollava.folder", "panollava.stages"
+"""Tags of training runs: the experiment's folder, and what was trained in it."""
 
 HOST_TAG, PID_TAG, SINCE_TAG = "panollava.host", "panollava.pid", "panollava.since"
 PARENT_TAG = "mlflow.parentRunId"
@@ -144,3 +148,30 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+
+
+def folders_of(experiment: str, uri: str) -> list[str]:
+    """Folders of the finished training runs of an experiment that are still there, the oldest first.
+
+    Args:
+        experiment: its name in MLflow.
+        uri: of the store.
+
+    Raises:
+        ValueError: there is no such experiment.
+    """
+    address = absolute_uri(uri)
+    client = open_client(address)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = ", ".join(sorted(one.name for one in client.search_experiments()))
+        raise ValueError(
+            f"mlflow_experiment={experiment}: MLflow has none of that name at {address}. There are: {names}."
+        )
+    runs = client.search_runs(
+        [found.experiment_id],
+        f"attributes.status = 'FINISHED' and tags.`{STAGES_TAG}` != ''",
+        order_by=["attributes.start_time ASC"],
+        max_results=5000,
+    )
+    return [folder for run in runs if Path(folder := run.data.tags.get(FOLDER_TAG, "")).is_dir() and folder]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
 from panollava.config.canonical import canonical, quoted, short_names
 from panollava.config.entrypoint import slug, with_sweep_folder
+from panollava.config.locate import CONF
 
 SWEEP_ARGUMENTS = ["-m", "model/resampler=mlp,bimamba", "crop.overlap=0.0,0.5", "seed=3"]
 
@@ -58,6 +60,13 @@ def test_text_reaches_hydra_unchanged(text: str) -> None:
     assert OverridesParser.create().parse_override(argument).value() == text
 
 
+@pytest.mark.parametrize("text", ["'who' or 'what'?", '"a", "b"', "what does ${HOME} mean?", r"a\${b} \\${c}", "a,b"])
+def test_a_question_is_taken_as_it_is(text: str) -> None:
+    arguments = canonical([f"question={text}"]) + canonical(["checkpoint=x", "image=y"])
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert compose("predict", overrides=arguments).question == text
+
+
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
 def test_any_text_survives_quoting(text: str) -> None:
     assert OverridesParser.create().parse_override(f"question={quoted(text)}").value() == text
@@ -93,7 +102,7 @@ def test_slugs_need_no_quotes_and_stay_apart() -> None:
     ("typed", "meant"),
     [
         (["predictions.csv"], ["predictions='predictions.csv'"]),
-        (["form=single", "/a/my (1), b.csv"], ["form=single", "predictions='/a/my (1), b.csv'"]),
+        (["/a/my (1), b.csv", "form=single"], ["form=single", "predictions='/a/my (1), b.csv'"]),
         (["--cfg", "job", "a.csv"], ["--cfg", "job", "predictions='a.csv'", "--resolve"]),
         (["predictions=a.csv", "--help"], ["predictions='a.csv'", "--help"]),
         (["+x=1"], ["+x=1"]),
@@ -114,3 +123,9 @@ def test_keys_of_a_loose_section_may_be_new() -> None:
     typed = ["crop.overlap=0.5", "crop=cubemap", "cropped=1", "seed=1"]
     meant = ["++crop.overlap=0.5", "++crop.type=cubemap", "cropped=1", "seed=1"]
     assert canonical(typed, loose=("crop",)) == meant
+
+
+def test_several_arguments_without_a_key_are_a_list() -> None:
+    meant = ["split=val", "runs=['runs/a','runs/b, c']"]
+    assert canonical(["runs/a", "split=val", "runs/b, c"], bare="runs[]") == meant
+    assert canonical(["runs=[a,b]"], bare="runs[]") == ["runs=[a,b]"]

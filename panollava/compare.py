@@ -1,0 +1,161 @@
+"""python -m panollava.compare <run> <run> …: which is better on the same questions, and is the difference real?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.assemble.check import EvaluationOptions, check_tracking
+from panollava.assemble.tracking import open_tracker
+from panollava.checkpoint import write_file
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.evaluation.comparison import Contender, standings, verdicts
+from panollava.evaluation.comparison_report import (
+    markdown,
+    scores_picture,
+    standings_csv,
+    trade_off_picture,
+    verdicts_csv,
+)
+from panollava.evaluation.words import choose_words
+from panollava.logs import LOG, configure_console
+from panollava.pipeline.asked_data import asked_data
+from panollava.pipeline.restore import Restored, restore
+from panollava.pipeline.results_of import answer_split, find_answers
+from panollava.tracking.store import folders_of
+from panollava.tracking.tracker import NullTracker
+from panollava.training.precision import choose_compute
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Keys of ``conf/compare.yaml``; see there."""
+
+    runs: list[str]
+    mlflow_experiment: str | None
+    split: Literal["train", "val", "test"]
+    csv_input: str | None
+    world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
+    world_scenes: Annotated[int, Interval(ge=1)] | None
+    max_samples: Annotated[int, Interval(ge=1)] | None
+    measure: Literal["exact match", "ROUGE-L", "CIDEr"]
+    words: Literal["auto", "ptb", "unicode"]
+    batch_size: Annotated[int, Interval(ge=1)] | None
+    results_dir: str
+    out: str
+    device: str
+    num_workers: Annotated[int, Interval(ge=0)]
+
+
+@entrypoint("compare", bare="runs[]")
+def main(cfg: DictConfig) -> None:
+    """Compares runs.
+
+    Args:
+        cfg: composed from ``conf/compare.yaml`` and the command line.
+    """
+    configure_console()
+    options, tracking = _checked(cfg)
+    runs = [restore(folder) for folder in _folders(options, tracking)]
+    without_answers = [str(run.folder) for run in runs if run.stage == "vision"]
+    if without_answers:
+        raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
+    data = asked_data(options, runs[0].settings["data"])
+    names = _names(runs)
+    contenders = [_contender(name, run, data, options) for name, run in zip(names, runs, strict=True)]
+    words = choose_words(options.words)
+    found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
+    text = markdown(places, found, f"{len(runs)} runs on {data['name']}-{options.split}, by {options.measure}")
+    LOG.info("\n%s", text)
+    out = Path(options.out).expanduser()
+    files: dict[str, str | bytes] = {
+        "comparison.md": text,
+        "scores.csv": standings_csv(places),
+        "pairs.csv": verdicts_csv(found),
+        "scores.png": scores_picture(places),
+        "trade_off.png": trade_off_picture(places),
+    }
+    for name, content in files.items():
+        write_file(out / name, content)
+    tags = {"panollava.compared": ", ".join(names)}
+    with open_tracker(tracking, run_name="compare " + " ".join(names)[:200], tags=tags) as tracker:
+        tracker.folder(out, "comparison")
+    LOG.info("Tables and pictures: %s", out)
+
+
+def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
+    """The runs that are named, and those of an MLflow experiment."""
+    tracked = folders_of(options.mlflow_experiment, tracking["uri"]) if options.mlflow_experiment else []
+    folders = [*options.runs, *(folder for folder in tracked if folder not in options.runs)]
+    if len(folders) < 2:
+        raise ValueError(
+            f"{len(folders)} runs: it takes two to compare. Name them, python -m panollava.compare runs/a runs/b, or "
+            "an MLflow experiment of several, mlflow_experiment=<name>."
+        )
+    return folders
+
+
+def _contender(name: str, run: Restored, data: dict[str, Any], options: CompareOptions) -> Contender:
+    """A run's answers to the asked questions."""
+    found = find_answers(run, data, options.split, Path(options.results_dir), options.max_samples)
+    if found is None:
+        LOG.info("%s has no answers to these questions yet: they are asked now.", name)
+        precision = run.settings["precision"]
+        recorded = run.settings["evaluation"]
+        evaluation = EvaluationOptions(
+            enabled=True,
+            batch_size=options.batch_size or recorded["batch_size"],
+            max_new_tokens=recorded["max_new_tokens"],
+            max_samples=options.max_samples,
+            blank=False,
+            words=options.words,
+            meteor=False,
+            results_dir=options.results_dir,
+            log_samples=False,
+            log_interval=25,
+            log_max_samples=0,
+        )
+        compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)
+        result = answer_split(
+            run, data, options.split, evaluation, compute, NullTracker(), num_workers=options.num_workers
+        )
+        found = result.predictions, result.image_tokens
+    return Contender(name, tuple(found[0]), found[1])
+
+
+def _names(runs: list[Restored]) -> list[str]:
+    """Short names that tell the runs apart."""
+    for parts in (1, 2, 3, 4, 5):
+        names = [_name(run, parts) for run in runs]
+        if len(set(names)) == len({run.checkpoint.resolve() for run in runs}):
+            break
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(names):
+        seen[name] += 1
+        names[place] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
+
+
+def _name(run: Restored, parts: int) -> str:
+    """The experiment's name, with the stage, the setting and the checkpoint as far as needed."""
+    whole = [run.folder.parent.parent.name, run.stage, run.folder.name, run.checkpoint.name, str(run.folder.resolve())]
+    return "/".join(whole[:parts])
+
+
+def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any]]:
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    tracking = values.pop("tracking")
+    problems = check_section(values, CompareOptions, "") + check_tracking(tracking)
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    return CompareOptions(**values), tracking
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""A comparison as tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from panollava.evaluation.comparison import Standing, Verdict
+from panollava.evaluation.scores import EXACT
+from panollava.evaluation.statistics import Interval
+
+INK, PAPER = "#1f4e79", "white"
+
+
+def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str) -> str:
+    """Both tables and the verdicts in words."""
+    rows = table(standings)
+    lines = [f"# {title}", "", _row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:])]
+    lines += ["", "95 % intervals over pictures; p-values of a paired permutation test, after Holm's correction.", ""]
+    lines += [f"- {verdict}" for verdict in verdicts]
+    return "\n".join(lines) + "\n"
+
+
+def table(standings: Sequence[Standing]) -> list[list[str]]:
+    """Header and a row a model, the best exact match first."""
+    names = list(dict.fromkeys(name for one in standings for name in one.captions.scores))
+    header = ["run", EXACT, *names, "image tokens", "ms an answer"]
+    ordered = sorted(standings, key=lambda one: -one.exact.value)
+    return [
+        header,
+        *(
+            [
+                one.name,
+                str(one.exact),
+                *(str(one.captions.scores[name]) if name in one.captions.scores else "–" for name in names),
+                str(one.image_tokens),
+                f"{1000 * one.latency_s:.1f}",
+            ]
+            for one in ordered
+        ),
+    ]
+
+
+def standings_csv(standings: Sequence[Standing]) -> str:
+    """A line a model: each score with its ends."""
+    names = list(dict.fromkeys(name for one in standings for name in one.captions.scores))
+    header = ["run", *(f"{name}{end}" for name in (EXACT, *names) for end in ("", " low", " high"))]
+    rows = []
+    for one in standings:
+        scores = {EXACT: one.exact, **one.captions.scores}
+        ends = [end for name in (EXACT, *names) for end in _ends(scores.get(name))]
+        rows.append([one.name, *ends, one.image_tokens, one.latency_s])
+    return _csv([[*header, "image tokens", "latency s"], *rows])
+
+
+def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
+    """A line a pair of models."""
+    header = ["first", "second", "difference", "low", "high", "p", "adjusted p", "detectable", "distinguishable"]
+    rows = [
+        [
+            one.first,
+            one.second,
+            *_ends(one.found.difference),
+            one.found.p_value,
+            one.adjusted_p,
+            one.found.detectable,
+            one.is_distinguishable,
+        ]
+        for one in verdicts
+    ]
+    return _csv([header, *rows])
+
+
+def scores_picture(standings: Sequence[Standing]) -> bytes:
+    """PNG: exact match with intervals, a line a model."""
+    ordered = sorted(standings, key=lambda one: one.exact.value)
+    figure = Figure(figsize=(8, 1.4 + 0.4 * len(ordered)), dpi=120, facecolor=PAPER, layout="constrained")
+    axes = figure.add_subplot()
+    values = [100 * one.exact.value for one in ordered]
+    axes.errorbar(
+        values, range(len(ordered)), xerr=_bars([one.exact for one in ordered]), fmt="o", color=INK, capsize=4
+    )
+    axes.set_yticks(range(len(ordered)), [one.name for one in ordered])
+    axes.set_xlabel("exact match, % (95 % interval over pictures)")
+    return _png(figure, axes)
+
+
+def trade_off_picture(standings: Sequence[Standing]) -> bytes:
+    """PNG: exact match against image tokens, and against the time of an answer."""
+    figure = Figure(figsize=(11, 4.5), dpi=120, facecolor=PAPER, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    values = [100 * one.exact.value for one in standings]
+    bars = _bars([one.exact for one in standings])
+    for axes, x, label in (
+        (left, [float(one.image_tokens) for one in standings], "image tokens a panorama"),
+        (right, [1000 * one.latency_s for one in standings], "ms an answer"),
+    ):
+        axes.errorbar(x, values, yerr=bars, fmt="o", color=INK, capsize=4)
+        for one, place, value in zip(standings, x, values, strict=True):
+            axes.annotate(one.name, (place, value), xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(label)
+        axes.margins(0.15)
+    left.set_ylabel("exact match, %")
+    return _png(figure, left, right)
+
+
+def _png(figure: Figure, *axes: Axes) -> bytes:
+    for one in axes:
+        one.grid(alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        # Names may be of any script; a letter that the font has not is a box, which needs no warning a letter.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def _bars(intervals: Sequence[Interval]) -> list[list[float]]:
+    below = [100 * max(0.0, one.value - one.low) for one in intervals]
+    return [below, [100 * max(0.0, one.high - one.value) for one in intervals]]
+
+
+def _ends(interval: Interval | None) -> list[float | str]:
+    return ["", "", ""] if interval is None else [interval.value, interval.low, interval.high]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()

@@ -1,0 +1,89 @@
+"""python -m panollava.compare on recorded runs: answers are reused or asked for, and the verdict is kept."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from small_runs import command
+
+from panollava import compare
+
+Capture = pytest.CaptureFixture[str]
+QUIET = ("tracking=none", "num_workers=0", "device=cpu", "words=unicode")
+
+
+@pytest.fixture
+def runs(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with copies of the recorded run and its results."""
+    for folder in ("runs", "results"):
+        shutil.copytree(recorded / folder, tmp_path / folder, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, capsys: Capture, *arguments: str) -> str:
+    capsys.readouterr()
+    assert command(monkeypatch, compare, *QUIET, *arguments) == 0
+    return capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
+def test_stages_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    stages = ("runs/recorded/finetune/anyres-e2p_mlp", "runs/recorded/resampler/anyres-e2p_mlp")
+    said = compared(monkeypatch, capsys, *stages)
+    assert "recorded/resampler has no answers to these questions yet" in said
+    assert "recorded/finetune has no answers" not in said  # training left them
+    assert "recorded/finetune and recorded/resampler are not distinguishable" in said
+    written = {path.name for path in Path("results/comparison").iterdir()}
+    assert written == {"comparison.md", "scores.csv", "pairs.csv", "scores.png", "trade_off.png"}
+    assert Path("results/comparison/comparison.md").read_text() in said
+    assert "has no answers" not in compared(monkeypatch, capsys, *stages)
+    with Path("results/comparison/pairs.csv").open() as stream:
+        (pair,) = csv.DictReader(stream)
+    assert (pair["first"], pair["second"]) == ("recorded/finetune", "recorded/resampler")
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_run_and_itself(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    said = compared(monkeypatch, capsys, "runs/recorded", "runs/recorded")
+    assert "recorded and recorded (2) are not distinguishable: +0.0 points" in said
+
+
+@pytest.mark.usefixtures("runs")
+def test_another_test_set_is_asked_of_all(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    said = compared(monkeypatch, capsys, "runs/recorded", "runs/recorded/resampler/anyres-e2p_mlp", "world_seed=7")
+    assert said.count("has no answers to these questions yet") == 2
+
+
+@pytest.mark.usefixtures("in_recorded")
+def test_the_runs_of_an_mlflow_experiment(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    options = [one for one in QUIET if one != "tracking=none"]
+    stage = "runs/recorded/resampler/anyres-e2p_mlp"
+    assert command(monkeypatch, compare, *options, stage, "mlflow_experiment=panollava", f"out={tmp_path}/out") == 0
+    assert "are not distinguishable" in capsys.readouterr().err
+    assert command(monkeypatch, compare, *options, "mlflow_experiment=none") == 1
+    assert "There are: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "it takes two to compare"),
+        (["runs/recorded"], "it takes two to compare"),
+        (["runs/recorded", "runs/none"], "no run"),
+        (["runs/recorded", "runs/recorded/vision/anyres-e2p_mlp"], "stage-1 runs give no answers"),
+        (["runs/recorded", "runs/recorded", "measure=BLEU-4"], "measure"),
+        (["mlflow_experiment=panollava"], "MLflow has none of that name"),
+    ],
+)
+def test_what_cannot_be_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str], message: str
+) -> None:
+    assert command(monkeypatch, compare, *QUIET, *arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
