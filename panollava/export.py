@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from panollava.checkpoint import replace_folder
 from panollava.config.check import check_section
@@ -47,15 +48,14 @@ def main(cfg: DictConfig) -> None:
         pano.merge_lora_weights()
     try:
         replace_folder(out, lambda folder: _fill(folder, pano, keep_lora=not options.merge))
-    except OSError as error:
-        raise OSError(f"out={out} cannot be written ({error.strerror or error}). Choose another folder.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"out={options.out} cannot be written ({reason}). Choose another folder.") from error
     told = "without an adapter"
     if adapted:
         told = "its adapter merged" if options.merge else f"its adapter beside it in {LORA}"
-    LOG.info("%s, %s, %s: %s", options.checkpoint, options.precision, told, out)
-    LOG.info(
-        'Open it by import panollava and PanoLlava, AutoModelForImageTextToText or pipeline("image-text-to-text").'
-    )
+    LOG.info("%s, in %s, %s: %s", options.checkpoint, options.precision, told, options.out)
+    LOG.info("After import panollava, PanoLlava, the Auto classes and pipeline('image-text-to-text') open it.")
 
 
 def _fill(folder: Path, pano: PanoLlava, *, keep_lora: bool) -> None:

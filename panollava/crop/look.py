@@ -8,18 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
-from panollava.crop.extent import spanning
-from panollava.crop.read import check_panorama, read_panorama
+from panollava.crop.partial import Covered
+from panollava.crop.read import read_panorama
 from panollava.crop.render import render_views
 
 
-def look(path: Path, yaw_deg: float, pitch_deg: float, *, fov_deg: float = 90.0, side: int = 512) -> np.ndarray:
+def look(
+    path: Path,
+    yaw_deg: float,
+    pitch_deg: float,
+    *,
+    covered: Covered | None = None,
+    fov_deg: float = 90.0,
+    side: int = 512,
+) -> np.ndarray:
     """What lies in a direction.
 
     Args:
         path: a panorama, JPEG or PNG.
         yaw_deg: degrees to the right of the panorama's centre.
         pitch_deg: degrees up.
+        covered: degrees that the picture covers, horizontally and vertically; None for the whole sphere.
         fov_deg: extent of the view, each way.
         side: pixels, each way.
 
@@ -36,5 +45,4 @@ def look(path: Path, yaw_deg: float, pitch_deg: float, *, fov_deg: float = 90.0,
         )
     extent = math.radians(fov_deg)
     camera = Camera(PERSPECTIVE, math.radians(yaw_deg), math.radians(pitch_deg), 0.0, extent, extent)
-    panorama = spanning(read_panorama(path, [camera], (side, side)), check_panorama(path))
-    return render_views(panorama, [camera], (side, side))[0]
+    return render_views(read_panorama(path, [camera], (side, side), covered), [camera], (side, side))[0]

@@ -111,7 +111,7 @@ class Chat:
             yaw, pitch = map(float, direction.replace(",", " ").split())
         except ValueError:
             raise ValueError(f"/view {direction}: two numbers are needed, such as /view 90 -30.") from None
-        picture = look(self.image, yaw, pitch)
+        picture = look(self.image, yaw, pitch, covered=self._pano.crop.panorama_fov_deg)
         out = Path(f"view_{yaw:g}_{pitch:g}.png")
         write_picture(out, picture)
         LOG.info("%s shows 90 degrees around yaw %g, pitch %g.", out, yaw, pitch)
