@@ -9,8 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
-SECTIONS = re.split(r"^## `([\w/]+)`", (CONF / "README.md").read_text(encoding="utf-8"), flags=re.M)
-GROUPS = dict(zip(SECTIONS[1::2], SECTIONS[2::2], strict=True))
+SECTIONS = re.split(r"^## (.+)$", (CONF / "README.md").read_text(encoding="utf-8"), flags=re.M)
+GROUPS = {
+    title.split("`")[1]: text
+    for title, text in zip(SECTIONS[1::2], SECTIONS[2::2], strict=True)
+    if title.startswith("`")
+}
 
 
 def rows(text: str) -> dict[str, set[str]]:

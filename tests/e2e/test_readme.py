@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import shlex
 import shutil
@@ -41,6 +42,7 @@ SMALL = (
 KEPT = ("experiment_name=demo", "init_from=", "stage=vision")
 """Commands that run whole; others only try their path (``dry_run=true``)."""
 INNER_GROUPS = {"stage/settings"}
+OTHER = re.compile(r"python -m panollava\.(predict|chat|compare|score|explain|export) ")
 
 
 def blocks(language: str) -> list[str]:
@@ -54,10 +56,10 @@ def commands() -> list[str]:
     return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def table(name: str) -> list[list[str]]:
+def table(name: str, text: str = README) -> list[list[str]]:
     """Rows of the table between ``<!-- name -->`` marks, without its head."""
-    text = README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in text.strip().splitlines()[2:]]
+    rows = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip().splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,27 @@ def test_gallery_command(line: str, workspace: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in commands() if OTHER.match(line)])
+def test_command_on_a_finished_run(
+    line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace)
+    if "compare" in line:  # a second run, which the README trains under this name
+        shutil.copytree("runs/demo", "runs/rank32", symlinks=True, dirs_exist_ok=True)
+    if "score" in line:
+        shutil.copy(next(Path("results").rglob("predictions.csv")), "predictions.csv")
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is there?\n/quit\n"))
+    known = {"predict": ["max_new_tokens=4", "device=cpu"], "chat": ["max_new_tokens=4", "device=cpu"]}
+    known |= {
+        "compare": ["max_samples=4", "num_workers=0", "device=cpu"],
+        "explain": ["max_new_tokens=4", "device=cpu"],
+    }
+    assert _run(monkeypatch, line, *known.get(line.split()[2].removeprefix("panollava."), [])) == 0
+    said = capsys.readouterr()
+    assert said.out + said.err
+
+
+@pytest.mark.slow
 def test_python(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(workspace)
     (code,) = blocks("python")
@@ -189,6 +212,8 @@ def test_every_other_command_is_what_it_says() -> None:
                 pass
             case ["python", "-m", "panollava.train" | "panollava.eval" | "panollava.gallery", *_]:
                 pass
+            case ["python", "-m", _, *_] if OTHER.match(line):
+                pass
             case _:
                 pytest.fail(f"the README has a command that no test knows: {line}")
 
@@ -209,7 +234,8 @@ def test_groups_are_those_of_conf() -> None:
 
 
 def test_columns_are_those_of_the_reader() -> None:
-    shown = [tuple(re.findall(r"`([^`]+)`", column + others)) for column, others in table("columns")]
+    options = (ROOT / "conf" / "README.md").read_text(encoding="utf-8")
+    shown = [tuple(re.findall(r"`([^`]+)`", column + others)) for column, others in table("columns", options)]
     assert shown == list(ALIASES.values())
 
 
