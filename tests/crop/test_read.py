@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from picture_files import gradient, png_of_size
 
-from panollava.crop.read import MAX_PIXELS, check_panorama, read_panorama
+from panollava.crop.extent import extent_of
+from panollava.crop.partial import MAX_PIXELS
+from panollava.crop.read import check_panorama, read_panorama
 from panollava.crop.render import render_views
 from panollava.crop.strategies import AnyresE2pCrop, E2pCrop
 
 CAMERAS = E2pCrop().cameras()
 
 
-def gradient(height: int = 64, width: int = 128) -> np.ndarray:
-    """RGB, red growing to the right, green downwards, blue full."""
-    picture = np.full((height, width, 3), 255, dtype=np.uint8)
-    picture[..., 0] = np.linspace(0, 255, width, dtype=np.uint8)
-    picture[..., 1] = np.linspace(0, 255, height, dtype=np.uint8)[:, None]
-    return picture
-
-
 def write(path: Path, picture: np.ndarray) -> Path:
     stored = picture if picture.ndim == 2 else picture[..., [2, 1, 0, 3][: picture.shape[2]]]
     path.write_bytes(cv2.imencode(path.suffix, stored)[1].tobytes())
     return path
-
-
-def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
-    exif = b"Exif\0\0" + mark + struct.pack(order + "IH", 8, 1) + entry + b"\0\0\0\0"
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 def read(path: Path, size: int = 64) -> np.ndarray:
@@ -76,30 +55,6 @@ def test_the_reduced_panorama_gives_the_same_views(tmp_path):
     cameras = AnyresE2pCrop().cameras()
     views = render_views(read_panorama(path, cameras, (64, 64)), cameras, (64, 64)).astype(int)
     assert np.abs(views - render_views(picture, cameras, (64, 64))).mean() < 2
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(
-    ("orientation", "stored"),
-    [(3, lambda p: p[::-1, ::-1]), (6, lambda p: np.rot90(p, 1)), (8, lambda p: np.rot90(p, -1))],
-)
-def test_exif_rotation_is_undone(tmp_path, orientation, stored, order):
-    path = write(tmp_path / "a.jpg", np.ascontiguousarray(stored(gradient())))
-    path.write_bytes(with_orientation(path.read_bytes(), orientation, order))
-    assert check_panorama(path) == (64, 128)
-    assert np.abs(read(path).astype(int) - gradient()).mean() < 3
-
-
-def test_grey_transparent_and_16_bit_pictures_become_8_bit_rgb(tmp_path):
-    grey = gradient()[..., 0]
-    assert (read(write(tmp_path / "grey.png", grey)) == grey[..., None]).all()
-    clear = np.dstack([gradient(), np.zeros((64, 128), np.uint8)])
-    assert (read(write(tmp_path / "clear.png", clear)) == gradient()).all()
-    deep = read(write(tmp_path / "deep.png", gradient().astype(np.uint16) * 257))
-    assert deep.dtype == np.uint8
-    assert np.abs(deep.astype(int) - gradient()).max() <= 1
-    deep_grey = read(write(tmp_path / "deep_grey.png", grey.astype(np.uint16) * 257))
-    assert np.abs(deep_grey.astype(int) - grey[..., None]).max() <= 1
 
 
 def test_data_after_the_end_of_a_jpeg_is_ignored(tmp_path):
@@ -144,13 +99,95 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, kept):
 
 def test_an_empty_a_missing_and_a_foreign_file_are_refused(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(ValueError, match=r"empty\.jpg: the file is empty \(0 bytes\)"):
-        read(tmp_path / "empty.jpg")
-    with pytest.raises(FileNotFoundError, match=r"missing\.jpg: there is no such file"):
-        read(tmp_path / "missing.jpg")
     (tmp_path / "page.jpg").write_text("<html>404</html>")
-    with pytest.raises(ValueError, match=r"page\.jpg: neither a JPEG nor a PNG"):
-        read(tmp_path / "page.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for action in (read, check_panorama):
+        with pytest.raises(ValueError, match=r"empty\.jpg: the file is empty \(0 bytes\)"):
+            action(tmp_path / "empty.jpg")
+        with pytest.raises(ValueError, match=r"page\.jpg: neither a JPEG nor a PNG"):
+            action(tmp_path / "page.jpg")
+        with pytest.raises(FileNotFoundError, match=r"missing\.jpg: there is no such file"):
+            action(tmp_path / "missing.jpg")
+        with pytest.raises(FileNotFoundError, match=r"folder\.jpg: there is no such file, only a folder"):
+            action(tmp_path / "folder.jpg")
+        for name in ("x" * 5000, "nul\0byte.jpg"):
+            with pytest.raises(FileNotFoundError, match="there is no such file"):
+                action(name)
+
+
+def test_any_name_will_do(tmp_path):
+    folder = tmp_path / "파노라마 사진 (1)"
+    folder.mkdir()
+    path = write(folder / "서울 하늘 #1.png", gradient())
+    assert check_panorama(path) == (64, 128)
+    assert (read(path) == gradient()).all()
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"서울 하늘 #1\.png: the PNG is cut short"):
+        read(path)
+
+
+def test_a_picture_of_two_pixels_is_a_panorama(tmp_path):
+    path = write(tmp_path / "a.png", gradient(1, 2))
+    assert (render_views(read(path), CAMERAS, (8, 8))[..., 2] == 255).all()
+    with pytest.raises(ValueError, match="1 x 2 pixels is not a whole panorama"):
+        read(write(tmp_path / "b.png", gradient(2, 1)))
+
+
+class CountingReads:
+    """Counts the bytes that are read of files."""
+
+    def __init__(self, monkeypatch):
+        self.bytes = self.files = 0
+        plain = Path.open
+
+        def opened(path, *args, **options):
+            self.files += 1
+            file = plain(path, *args, **options)
+            return Counted(file, self)
+
+        monkeypatch.setattr(Path, "open", opened)
+
+
+class Counted:
+    """A file, its reads counted."""
+
+    def __init__(self, file, counts):
+        self.file, self.counts = file, counts
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.file.close()
+
+    def seek(self, *args):
+        return self.file.seek(*args)
+
+    def read(self, *args):
+        data = self.file.read(*args)
+        self.counts.bytes += len(data)
+        return data
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_file_is_read_once_and_checked_without_reading_it_all(tmp_path, monkeypatch, suffix):
+    picture = np.random.default_rng(0).integers(0, 256, (512, 1024, 3), dtype=np.uint8)
+    path = write(tmp_path / f"a{suffix}", picture)
+    size = path.stat().st_size
+    counts = CountingReads(monkeypatch)
+    check_panorama(path)
+    assert 0 < counts.bytes < 70_000 < size / 3
+    counts.bytes = counts.files = 0
+    read(path)
+    assert counts.files == 1
+    assert size <= counts.bytes < size + 70_000
+
+
+@pytest.mark.parametrize(("height", "width", "divisor"), [(1001, 2003, 4), (1000, 2000, 4), (333, 666, 1)])
+def test_a_panorama_knows_where_its_sphere_ends(tmp_path, height, width, divisor):
+    panorama = read(write(tmp_path / "a.jpg", gradient(height, width)))
+    assert panorama.shape[:2] == (-(-height // divisor), -(-width // divisor))
+    assert extent_of(panorama) == (height / divisor, width / divisor)
 
 
 def test_a_complete_file_with_damaged_data_is_refused(tmp_path):

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from panollava.crop.crop import Crop
+from panollava.crop.strategies import ResizeCrop
 from panollava.data.csv import LISTED_PROBLEMS, CsvSource
 
 REAL = Path(__file__).parents[3] / "shared/data/quic360_mini/data.csv"
@@ -134,6 +136,29 @@ def test_a_cut_or_flat_picture_is_a_bad_row(write: Write) -> None:
     cv2.imwrite(str(path.parent / "flat.jpg"), np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match=r"(?s)row 2, column url: .*cut short.*row 3, column url: .*2:1"):
         source(path)
+
+
+def test_pictures_are_checked_as_the_crop_reads_them(write: Write) -> None:
+    """A panorama of 180 x 60 degrees and one of the whole sphere, each right for one of two crops."""
+    path = write("url,query,annotation\na.jpg,q,a\npart.jpg,q,a\n")
+    cv2.imwrite(str(path.parent / "part.jpg"), np.full((40, 120, 3), 200, np.uint8))
+    whole = Crop(ResizeCrop(), view_size=(64, 64))
+    with pytest.raises(ValueError, match=r"1 of 2 rows(?s:.*)row 3, column url: .*part\.jpg.*panorama_fov_deg=\["):
+        CsvSource(path=str(path), reader=whole.read, check=whole.check)
+    part = Crop(ResizeCrop(), view_size=(64, 64), panorama_fov_deg=(180, 60))
+    with pytest.raises(
+        ValueError, match=r"1 of 2 rows(?s:.*)row 2, column url: .*a\.jpg.*panorama_fov_deg=\[180, 60\]"
+    ):
+        CsvSource(path=str(path), reader=part.read, check=part.check)
+    path.write_text("url,query,annotation\npart.jpg,q,a\n")
+    data = CsvSource(path=str(path), reader=part.read, check=part.check)
+    assert data.panorama(0).shape == (120, 240, 3)
+
+
+def test_a_text_in_place_of_a_picture_is_a_bad_row(write: Write) -> None:
+    text = "A wide view over the bay, with boats. " * 200
+    with pytest.raises(ValueError, match=r"2 of 2 rows are bad(?s:.*)there is no such file"):
+        source(write(f'url,query,annotation\n"{text}",q,a\n"{text}\\b.png",q,a\n'))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from small_runs import QUICK, Recorder, backbones, command, run_train
 
 from panollava import gallery
 from panollava.crop.crop import Crop
-from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop
+from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop, ResizeCrop
 from panollava.data.world import WorldSource
 from panollava.evaluation.gallery import gallery_picture
 
@@ -69,6 +69,21 @@ def test_a_picture_of_ones_own(photo: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert (picture == expected).all()
 
 
+def test_a_picture_of_a_part_of_the_sphere(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = cv2.imread(str(photo))[128:384, 256:768]
+    cv2.imwrite("part.png", cut)
+    typed = ["crop=resize", "crop.view_size=64", "crop.panorama_fov_deg=[180,90]"]
+    assert command(monkeypatch, gallery, *typed, "image=part.png") == 0
+    picture = opened("gallery.png")
+    whole = np.zeros((512, 1024, 3), np.uint8)
+    whole[128:384, 256:768] = cut[..., ::-1]
+    crop = Crop(ResizeCrop(), view_size=(64, 64))
+    expected = gallery_picture(whole, crop.views(whole), crop.cameras, title=f"resize: {crop.summary}")
+    assert np.abs(picture.astype(int) - expected).mean() < 0.2
+    assert command(monkeypatch, gallery, *typed, "out=world.png") == 1
+    assert not Path("world.png").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -115,6 +130,10 @@ WRONG = [
     pytest.param(["crop.view_size=0"], ["crop.view_size=0", "1 to 4096"], id="view-size"),
     pytest.param(["crop.view_size=100000"], ["crop.view_size=100000", "1 to 4096"], id="huge-views"),
     pytest.param(["crop.renderer=opengl"], ['crop.renderer="opengl"', "'cv2'"], id="renderer"),
+    pytest.param(["image=square.png", "crop.panorama_fov_deg=[90,60]"], ["square.png", "=[90, 60]"], id="part"),
+    pytest.param(["crop.panorama_fov_deg=[90,60]"], ["panorama_fov_deg", "image=<file>"], id="part-of-world"),
+    pytest.param(["crop.panorama_fov_deg=[400,60]"], ["[400, 60]", "<= 360", "twice"], id="round-twice"),
+    pytest.param(["crop.device=cuda"], ["crop.device=cuda", "crop.renderer=torch"], id="renderer-device"),
     pytest.param(["crop=cubmap"], ["cubmap", "cubemap", "sliding_window"], id="option"),
     pytest.param(["-m", "crop=cubemap,resize"], ["-m: only panollava.train sweeps"], id="sweep"),
 ]

@@ -6,18 +6,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from families import composite
+from picture_files import png, stored_as, with_orientation
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoProcessor, pipeline
 
 import panollava.model.registration  # noqa: F401
 from panollava.crop.crop import Crop
+from panollava.model.facade import PanoLlava
 from panollava.model.processor import PanoLlavaImageProcessor, PanoLlavaProcessor
 from panollava.prompt import ChatPrompt
 
@@ -47,6 +50,36 @@ def test_a_file_a_picture_and_an_array_are_the_same_views(tmp_path: Path) -> Non
     assert output["pixel_values"].dtype == torch.uint8
     with pytest.raises(ValueError, match=r"uint8 RGB; this one is \(64, 128, 3\) float32"):
         processor(panorama().astype(np.float32))
+
+
+def test_pictures_are_read_as_their_files_would_be(tmp_path: Path) -> None:
+    """Lying, of 16 bits, clear, of a palette; as a file and as PIL opens it."""
+    processor = PanoLlavaImageProcessor({"type": "resize"}, (16, 16))
+    files = [tmp_path / f"{name}.png" for name in ("lying", "deep", "clear", "palette")]
+    files[0].write_bytes(with_orientation(png(stored_as(panorama(), 6)), 6))
+    files[1].write_bytes(png(panorama()[..., 0].astype(np.uint16) * 200))
+    files[2].write_bytes(png(np.dstack([panorama(), panorama()[..., 0]])))
+    Image.fromarray(panorama()).quantize(16).save(files[3])
+    for file in files:
+        with Image.open(file) as image:
+            assert torch.equal(processor(image)["pixel_values"], processor(file)["pixel_values"]), file
+
+
+def test_pictures_of_a_part_of_the_sphere(tmp_path: Path) -> None:
+    """The processor and the facade read them alike: as files, PIL pictures and arrays."""
+    spec = {"type": "resize", "panorama_fov_deg": [180, 90]}
+    processor = PanoLlavaImageProcessor(spec, (64, 64))
+    Image.fromarray(panorama()).save(tmp_path / "pano.png")
+    whole = np.zeros((128, 256, 3), np.uint8)
+    whole[32:96, 64:192] = panorama()
+    expected = PanoLlavaImageProcessor({"type": "resize"}, (64, 64))(whole)["pixel_values"]
+    for given in (panorama(), Image.fromarray(panorama()), tmp_path / "pano.png"):
+        assert torch.equal(processor(given)["pixel_values"], expected)
+        assert torch.equal(PanoLlava.views(SimpleNamespace(crop=processor.build_crop()), given)[None], expected)
+    with pytest.raises(ValueError, match=r"128 x 60 pixels do not cover crop\.panorama_fov_deg=\[180, 90\]"):
+        processor(panorama()[:60])
+    with pytest.raises(ValueError, match="128 x 60 pixels is not a whole panorama"):
+        PanoLlavaImageProcessor({"type": "resize"}, (64, 64))(panorama()[:60])
 
 
 def test_prompts_are_those_of_training(backbone: Backbone) -> None:
