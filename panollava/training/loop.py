@@ -18,7 +18,7 @@ from tqdm import tqdm
 from panollava.batch import Batch
 from panollava.logs import LOG
 from panollava.stages.protocol import Stage
-from panollava.tracking.tracker import Tracker
+from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
 from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
@@ -73,18 +73,32 @@ def fit(
     scaler: torch.amp.GradScaler,
     optim: OptimOptions,
     options: StageOptions,
-    trainer: TrainerOptions,
     compute: Compute,
-    procs: Processes,
     checkpointer: Checkpointer,
-    tracker: Tracker,
-    progress: Progress,
+    trainer: TrainerOptions | None = None,
+    procs: Processes | None = None,
+    tracker: Tracker | None = None,
+    progress: Progress | None = None,
 ) -> FitResult:
     """Trains ``stage`` from ``progress`` to the end of its last epoch, validating and saving on the way.
+
+    Args:
+        stage: what trains.
+        data: what it learns from.
+        optimizer, scaler: of its weights; the checkpointer knows the same ones.
+        optim, options: learning rate and length.
+        compute: where and in which format.
+        checkpointer: keeps the result.
+        trainer: limits and intervals; None for the defaults.
+        procs: None for a single process.
+        tracker: None tracks nothing.
+        progress: where to go on; None for the beginning.
 
     Returns:
         What happened; ``best.ckpt`` in the checkpointer's folder has the lowest validation loss.
     """
+    trainer, procs, tracker = trainer or TrainerOptions(), procs or Processes(), tracker or NullTracker()
+    progress = progress or Progress()
     module = _wrap(stage, trainer, compute, procs)
     watch = Watch(stage)
     step = OptimiserStep(stage, module, optimizer, scaler, compute, procs, trainer.clip_norm)
