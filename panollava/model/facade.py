@@ -208,7 +208,8 @@ class PanoLlava:
         """Answers a question about a panorama.
 
         Args:
-            image: a file, an ``(H, W, 3)`` uint8 RGB array, or a PIL picture, 2:1.
+            image: a file, an ``(H, W, 3)`` uint8 RGB array, or a PIL picture: of the whole sphere, 2:1, or of the part
+                that the run's ``crop.panorama_fov_deg`` names.
             question: any text.
             history: earlier (question, answer) turns about the same panorama; the oldest are left out where all do
                 not fit into the language model.

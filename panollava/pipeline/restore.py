@@ -15,6 +15,7 @@ from panollava.assemble.sections import check_crop
 from panollava.checkpoint import find_checkpoint, fingerprint, read_state
 from panollava.config.entrypoint import register_resolvers
 from panollava.config.locate import CONF
+from panollava.crop.crop import COMMON_KEYS
 from panollava.logs import LOG
 from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata
 
@@ -178,14 +179,15 @@ def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> 
 
 
 def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The crop section with keys of the command line; another type starts from its own defaults."""
+    """The crop section with keys of the command line; the keys that another type has for itself are its defaults."""
     if not changes:
         return crop
     base = crop
     if changes.get("type", crop["type"]) != crop["type"]:
         path = Path(CONF) / "crop" / f"{changes['type']}.yaml"
         own: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {"type": changes["type"]}
-        base = {key: crop.get(key, value) if key == "view_size" else value for key, value in own.items()}
+        kept = ("view_size", *COMMON_KEYS)
+        base = {key: crop.get(key, value) if key in kept else value for key, value in own.items()}
     result = {**base, **changes}
     if problems := check_crop(result):
         raise ValueError("\n  ".join(["the crop is not right:", *problems]))
