@@ -1,6 +1,6 @@
 """The chunked state-space scan against a loop over steps and against transformers' Mamba-2 in torch, in one run.
 
-python experiments/benchmarks/scan.py [--rounds 7] [--threads 2 1] [--longest-loop 8192] [--output scan.json]
+python experiments/benchmarks/scan.py [--rounds 7] [--threads 2 1] [--output scan.json]
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ LAYERS = ((8, 256, 256), (1, 2048, 256), (8, 256, WIDTH), (1, 2048, WIDTH))
 THEIR_CHUNK = 256
 """Default of transformers; it is measured with our chunk too."""
 
-OURS, LOOP, LINEAR = "panollava", "loop over steps", "the linear maps alone"
+OURS, LINEAR = "panollava", "the linear maps alone"
+LOOP, UNBOUND_LOOP = "loop over steps", "loop over steps, unbound first"
+LONGEST_LOOP = 2048
+"""The plain loop's gradient is quadratic in the length: that of each step it takes out is as large as all of them."""
+
 TRANSFORMERS = {f"transformers, chunk {chunk}": chunk for chunk in (THEIR_CHUNK, CHUNK)}
 
 Actions = Mapping[str, Callable[[], Tensor]]
@@ -47,9 +51,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="how often each way is taken, in turn with the others")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({os.cpu_count() or 1, 1}, reverse=True))
-    parser.add_argument(
-        "--longest-loop", type=int, default=max(LENGTHS), help="tokens; 8192 keep 4 GB and take 10 s a round or more"
-    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -58,7 +59,7 @@ def main() -> None:
     for threads in options.threads:
         torch.set_num_threads(threads)
         for length in LENGTHS:
-            ways = _scans(length, with_loop=length <= options.longest_loop)
+            ways = _scans(length)
             measured = _measured(f"scan of {length} tokens, {threads} threads", ways, options.rounds)
             results["scans"].append({"tokens": length, "threads": threads, **measured})
         for count, length, width in LAYERS:
@@ -70,7 +71,7 @@ def main() -> None:
     logger.info("%s\nWritten to %s.", _growth(results["scans"]), options.output)
 
 
-def _scans(length: int, *, with_loop: bool) -> Actions:
+def _scans(length: int) -> Actions:
     """Ways through one sequence, forward and backward: each returns the output."""
     torch.manual_seed(0)
     heads = EXPAND * WIDTH // HEAD_WIDTH
@@ -90,18 +91,28 @@ def _scans(length: int, *, with_loop: bool) -> Actions:
         )
 
     ways = {OURS: ours, **{name: theirs(chunk) for name, chunk in TRANSFORMERS.items()}}
-    if with_loop:
-        ways[LOOP] = lambda: _loop(*leaves)
+    ways[UNBOUND_LOOP] = lambda: _loop(*leaves, unbound=True)
+    if length <= LONGEST_LOOP:
+        ways[LOOP] = lambda: _loop(*leaves, unbound=False)
     return {name: _with_backward(way, leaves) for name, way in ways.items()}
 
 
-def _loop(values: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, skip: Tensor) -> Tensor:
-    """The recurrence as it is written down; unbound once, so that its gradient is linear in the length too."""
+def _loop(
+    values: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, skip: Tensor, *, unbound: bool
+) -> Tensor:
+    """The recurrence as it is written down.
+
+    Args:
+        values, step, rate, write, read, skip: as ``state_space_scan`` takes them for one set of rates.
+        unbound: whether the steps are taken apart at once, for a gradient that is linear in the length.
+    """
     weighted, decay = values * step.unsqueeze(-1), torch.exp(-step * rate)[..., None, None]
     state = values.new_zeros(*values[:, 0].shape, write.shape[-1])
     outputs = []
-    steps = (weighted.unsqueeze(-1), decay, write[:, :, None, None], read[:, :, None, :, None])
-    for value, factor, to_write, to_read in zip(*(x.unbind(1) for x in steps), strict=True):
+    by_step = (weighted.unsqueeze(-1), decay, write[:, :, None, None], read[:, :, None, :, None])
+    apart = [x.unbind(1) for x in by_step] if unbound else None
+    for t in range(values.shape[1]):
+        value, factor, to_write, to_read = (x[t] for x in apart) if apart else (x[:, t] for x in by_step)
         state = state * factor + value * to_write
         outputs.append((state @ to_read).squeeze(-1))
     return torch.stack(outputs, dim=1) + values * skip.unsqueeze(-1)
