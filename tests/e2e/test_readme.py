@@ -112,7 +112,7 @@ def test_training_command(
 
 def _check_sweep() -> None:
     """Four finished jobs under one finished parent, in the store that a plain ``mlflow ui`` opens here."""
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # a relative one is remembered within a process
     experiment = client.get_experiment_by_name("panollava")
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if run.info.run_name.startswith("sweep")]
