@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,9 @@ def recorded(recorded_arguments: list[str], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def in_recorded(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, as the working directory."""
+def in_recorded(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same, as the working directory; its results, which every test reads, must stay as training left them."""
     monkeypatch.chdir(recorded)
-    return recorded
+    before = sorted(recorded.glob("results/**"))
+    yield recorded
+    assert sorted(recorded.glob("results/**")) == before, "write elsewhere: results_dir=…"

@@ -61,6 +61,7 @@ def test_another_test_set_is_asked_of_all(monkeypatch: pytest.MonkeyPatch, capsy
 @pytest.mark.usefixtures("in_recorded")
 def test_the_runs_of_an_mlflow_experiment(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     options = [one for one in QUIET if one != "tracking=none"]
+    options += [f"results_dir={tmp_path}/results"]  # the recorded run's own are left to the other tests
     stage = "runs/recorded/resampler/anyres-e2p_mlp"
     assert command(monkeypatch, compare, *options, stage, "mlflow_experiment=panollava", f"out={tmp_path}/out") == 0
     assert "are not distinguishable" in capsys.readouterr().err
