@@ -27,6 +27,8 @@ from panollava.training.options import StageOptions, TrainerOptions
 
 STAGES = ("vision", "resampler", "finetune")
 SPLITS = ("train", "val", "test")
+GIVEN = ("split", "dir", "reader", "check", "name")
+"""Arguments of a source that are no keys of ``data``, or keys that every data set has."""
 SECTIONS = ("crop", "data", "evaluation", "model", "optim", "stage", "tracking", "trainer")
 
 
@@ -211,7 +213,7 @@ def _data(values: dict[str, Any]) -> list[str]:
     except ValueError as error:
         return [*problems, str(error)]
     for split in SPLITS:
-        found = check_section(source_arguments(data, split), source, "data", given=("split", "reader", "check", "name"))
+        found = check_section(source_arguments(data, split), source, "data", given=GIVEN)
         for line in found:
             problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
     return list(dict.fromkeys(problems))

@@ -147,10 +147,16 @@ def open_source(data: dict[str, Any], split: str, crop: Crop) -> Source:
         split: ``train``, ``val`` or ``test``.
         crop: whose reader decodes pictures no finer than its views need.
     """
-    options = {k: v for k, v in source_arguments(data, split).items() if k not in ("type", "name", "dir")}
     component = find_component("data", data["type"], "Source")
     known = inspect.signature(component).parameters
-    given = {"split": split, "reader": crop.read, "check": crop.check, "name": f"{data['name']}-{split}"}
+    options = {k: v for k, v in source_arguments(data, split).items() if k not in ("type", "name", "dir")}
+    given = {
+        "split": split,
+        "reader": crop.read,
+        "check": crop.check,
+        "name": f"{data['name']}-{split}",
+        "dir": data.get("dir"),
+    }
     return component(**options, **{key: value for key, value in given.items() if key in known})
 
 

@@ -23,6 +23,7 @@ TEXT_KEYS = frozenset(
         "data.annotation_column",
         "data.dir",
         "data.image_column",
+        "data.image_dir",
         "data.name",
         "data.query_column",
         "data.query_template",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import NoReturn
 import numpy as np
 
 from panollava.crop.read import check_panorama
+from panollava.data.pictures import Pictures
 from panollava.data.records import FREE_TEXT, Question, Record
 
 ALIASES = {
@@ -42,7 +42,6 @@ class _Row:
 
     number: int
     image: str
-    path: str
     query: str
     annotation: str
 
@@ -51,9 +50,11 @@ class CsvSource:
     """One CSV file as a split of a data set: a row is a picture, a question about it and one answer.
 
     Args:
-        path: UTF-8 file, with or without byte order mark; pictures are found relative to its folder.
+        path: UTF-8 file, with or without byte order mark.
         reader: decodes a picture file to (H, W, 3) uint8 RGB, such as ``Crop.read``.
         check: refuses a picture file that the reader could not use, without decoding it, such as ``Crop.check``.
+        image_dir: folder that picture names are relative to; None for that of `path`.
+        dir: folder of the data set; pictures lie in it, in `image_dir` or beside `path`.
         name: name of the split in sample ids; the folder and stem of `path` where empty.
         image_column, query_column, annotation_column: names of the columns where they are not among
             `ALIASES` or where several could be meant.
@@ -70,6 +71,8 @@ class CsvSource:
         path: str,
         reader: Callable[[Path], np.ndarray],
         check: Callable[[str], object] = check_panorama,
+        image_dir: str | None = None,
+        dir: str | None = None,
         name: str = "",
         image_column: str | None = None,
         query_column: str | None = None,
@@ -83,6 +86,9 @@ class CsvSource:
         self._reader = reader
         self._check = check
         self._template = query_template
+        beside = self.path.parent
+        folder = beside if image_dir is None else Path(image_dir).expanduser()
+        self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir)])])
         named = {"image": image_column, "query": query_column, "annotation": annotation_column}
         self._rows = self._read_rows(named)
 
@@ -96,17 +102,17 @@ class CsvSource:
 
     def image_id(self, index: int) -> str:
         """Path of row `index`'s picture."""
-        return self._rows[index].path
+        return self._paths[self._rows[index].image]
 
     def panorama(self, index: int) -> np.ndarray:
         """Picture of row `index`, (H, W, 3) uint8 RGB."""
-        return self._reader(Path(self._rows[index].path))
+        return self._reader(Path(self.image_id(index)))
 
     def questions(self) -> list[Question]:
         """Each (picture, query) once with all its references, pictures and queries in order of appearance."""
         groups: dict[str, dict[str, list[_Row]]] = {}
         for row in self._rows:
-            groups.setdefault(row.path, {}).setdefault(row.query, []).append(row)
+            groups.setdefault(self._paths[row.image], {}).setdefault(row.query, []).append(row)
         return [
             Question(
                 sample_id=self._sample_id(rows[0]),
@@ -122,7 +128,7 @@ class CsvSource:
 
     def question_panorama(self, question: Question) -> np.ndarray:
         """Picture that `question` asks about, (H, W, 3) uint8 RGB."""
-        return self._reader(self._picture(question.image_id))
+        return self._reader(Path(self._paths[question.image_id]))
 
     def _sample_id(self, row: _Row) -> str:
         return f"{self.name}-row{row.number}"
@@ -146,7 +152,7 @@ class CsvSource:
                 problems += [(number, column, reason) for column, reason in reasons]
                 continue
             image, query, annotation = (cells[at].strip() for at in columns.values())
-            rows.append(_Row(number, image, str(self._picture(image)), query, annotation))
+            rows.append(_Row(number, image, query, annotation))
         problems += self._picture_problems(rows, header[columns["image"]])
         if problems:
             self._refuse(sorted(problems), len(table) - 1)
@@ -197,38 +203,28 @@ class CsvSource:
             counts = f"{len(cells)} cells where the header has {len(header)}"
             return [(header[-1], f"{counts}: put texts with commas in double quotes")]
         problems = []
-        for role, at in columns.items():
+        for at in columns.values():
             text = cells[at].strip() if at < len(cells) else ""
             if not text:
                 problems.append((header[at], "the cell is empty"))
-            elif role == "image" and text.lower().startswith(("http://", "https://")):
-                problems.append(
-                    (
-                        header[at],
-                        f"{text} is remote, and pictures are not fetched: download it, give its path",
-                    )
-                )
         return problems
 
     def _picture_problems(self, rows: list[_Row], column: str) -> list[tuple[int, str, str]]:
-        paths = list(dict.fromkeys(row.path for row in rows))
+        """Finds the path of every picture, or what is wrong with it."""
+        images = list(dict.fromkeys(row.image for row in rows))
         with ThreadPoolExecutor(max_workers=8) as pool:
-            reasons = dict(zip(paths, pool.map(self._picture_problem, paths), strict=True))
-        return [(row.number, column, reason) for row in rows if (reason := reasons[row.path])]
+            found = dict(zip(images, pool.map(self._look_at, images), strict=True))
+        self._paths = {image: path for image, (path, reason) in found.items() if reason is None}
+        return [(row.number, column, reason) for row in rows if (reason := found[row.image][1]) is not None]
 
-    def _picture_problem(self, path: str) -> str | None:
+    def _look_at(self, image: str) -> tuple[str, str | None]:
+        """Path of a picture and what is wrong with it."""
         try:
+            path = self._pictures.path(image)
             self._check(path)
         except (OSError, ValueError) as error:  # collected, so that all bad rows are named at once
-            return str(error)
-        return None
-
-    def _picture(self, image: str) -> Path:
-        path = self.path.parent / image
-        if "\\" in image and not os.path.isfile(path):  # unlike that of a Path, it takes names that are too long
-            # Written on Windows, read elsewhere.
-            path = self.path.parent / image.replace("\\", "/")
-        return path
+            return "", str(error)
+        return path, None
 
     def _refuse(self, problems: list[tuple[int, str, str]], row_count: int) -> NoReturn:
         shown = [f"  row {number}, column {column}: {reason}" for number, column, reason in problems[:LISTED_PROBLEMS]]

@@ -188,6 +188,16 @@ def test_windows_paths_and_absolute_paths(write: Write, tmp_path: Path) -> None:
     assert data.panorama(0).min() == data.panorama(1).min() == 255
 
 
+def test_pictures_of_another_folder_are_named_by_it(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "splits").mkdir()
+    path = write("url,query,annotation\nb.png,q,a\n", name="splits/train.csv")
+    assert source(path, image_dir=str(tmp_path / "pictures")).panorama(0).min() == 255
+    path.write_text("url,query,annotation\n../pictures/b.png,q,a\n")
+    with pytest.raises(ValueError, match=r"row 2, column url: \.\./pictures/b\.png leads out of the data set's folder"):
+        source(path)
+    assert source(path, dir=str(tmp_path)).panorama(0).min() == 255
+
+
 def test_questions_group_the_references_of_a_picture_and_query(write: Write) -> None:
     rows = ["a.jpg,sky,blue", "pictures/b.png,sky,white", "a.jpg,floor,wood", "a.jpg,sky,bright"]
     data = source(write("url,query,annotation\n" + "\n".join(rows)), name="mini", query_template="The {query}?")
