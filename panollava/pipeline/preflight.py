@@ -5,7 +5,7 @@ from __future__ import annotations
 from panollava.assemble.run import Run, plain
 from panollava.logs import LOG
 from panollava.model.lora import check_targets
-from panollava.pipeline.stage import check_start
+from panollava.pipeline.start import check_start
 
 
 def preflight(run: Run) -> None:
