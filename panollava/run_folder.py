@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -208,13 +208,18 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return document
 
 
-def find_run_folder(path: Path) -> Path:
-    """The stage folder that a user means: the folder itself, a checkpoint in it, or its experiment's latest stage."""
+def find_run_folder(path: Path, order: Sequence[str] = ("finetune", "resampler", "vision")) -> Path:
+    """The stage folder that a user means: the folder itself, a checkpoint in it, or a stage of its experiment.
+
+    Args:
+        path: what the user names.
+        order: the experiment's stages, the one to take first if it is there.
+    """
     if (path / METADATA).is_file():
         return path
     if (path.parent / METADATA).is_file():
         return path.parent
-    for stage in ("finetune", "resampler", "vision"):
+    for stage in order:
         folders = [p for p in path.glob(f"{stage}/*/{METADATA}") if follow(p.parent / BEST) or follow(p.parent / LAST)]
         found = sorted(folders, key=lambda p: p.stat().st_mtime)
         if found:

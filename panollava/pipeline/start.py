@@ -1,8 +1,9 @@
-"""What a stage starts from: the weights of an earlier stage or run, as far as they fit."""
+"""The weights a stage starts from: the stage before it, a named run, or the newest vision stage that suits."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,8 +12,11 @@ from panollava.assemble.run import Run
 from panollava.assemble.status import FINISHED
 from panollava.checkpoint import BEST, TRAINED, find_checkpoint, follow, read_state, read_tensors
 from panollava.logs import LOG
-from panollava.run_folder import find_run_folder, known_checkpoints
+from panollava.run_folder import find_run_folder, known_checkpoints, read_metadata
 from panollava.training.transfer import transfer
+
+AUTO, NONE, NEWEST = "auto", "none", "newest"
+"""Values of ``init_from`` that are no folder."""
 
 
 def check_start(run: Run, name: str) -> None:
@@ -25,13 +29,21 @@ def check_start(run: Run, name: str) -> None:
     if (resume := run.resume_point(name)) is not None:
         read_state(resume)
         return
-    is_first = not any(earlier in run.cfg.stage.run for earlier in STAGES[: STAGES.index(name)])
-    if is_first and (source := _source(run, name)) is not None:
+    if _is_first(run, name) and (source := _source(run, name)) is not None:
         read_state(source)
 
 
 def start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
-    """Loads what fits of the weights that ``init_from`` names."""
+    """Loads what fits of the weights that ``init_from`` names.
+
+    Args:
+        run: the run.
+        name: the stage.
+        trained: its parameters that train, by name.
+
+    Raises:
+        ValueError: nothing fits.
+    """
     source = _source(run, name)
     if source is None:
         if name != STAGES[0]:
@@ -45,33 +57,61 @@ def start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
     report = transfer(tensors, trained)
     LOG.info("%s", report.summary(source))
     if not report.loaded:
-        known = known_checkpoints(Path(run.cfg.output_dir), "vision")
-        listed = ", ".join(map(str, known[:5])) or "none"
         raise ValueError(
             f"init_from={source}: none of its {len(tensors)} tensors fits this model"
             f"{' (' + '; '.join(report.misfits[:3]) + ')' if report.misfits else ''}. "
-            f"Vision checkpoints below {run.cfg.output_dir}: {listed}. Use one of the same resampler and sizes, or "
-            "init_from=none."
+            f"Vision checkpoints below {run.cfg.output_dir}: {_listed(run)}. Use one of the same resampler and sizes, "
+            "or init_from=none."
         )
+    if run.procs.is_main:
+        run.experiment.record(name, started_from=str(source))
 
 
 def _source(run: Run, name: str) -> Path | None:
     """Checkpoint folder to start from: the named one, or the same experiment's previous stage."""
     earlier = STAGES[: STAGES.index(name)]
-    is_first = not any(stage in run.cfg.stage.run for stage in earlier)
-    if run.cfg.init_from == "none" and is_first:
+    asked, is_first = run.cfg.init_from, _is_first(run, name)
+    if asked == NONE and is_first:
         return None
-    if run.cfg.init_from not in ("auto", "none") and is_first:
-        path = Path(run.cfg.init_from).expanduser()
+    if asked == NEWEST and is_first:
+        return _newest_vision(run)
+    if asked not in (AUTO, NONE, NEWEST) and is_first:
+        path = Path(asked).expanduser()
         if not path.exists():
-            known = ", ".join(map(str, known_checkpoints(Path(run.cfg.output_dir), "vision")[:5])) or "none"
             raise ValueError(
-                f"init_from={path} does not exist. Give auto, none, or a run's folder. Vision checkpoints below "
-                f"{run.cfg.output_dir}: {known}."
+                f"init_from={path} does not exist. Give auto, none, newest, or a run's folder. Vision checkpoints "
+                f"below {run.cfg.output_dir}: {_listed(run)}."
             )
-        return find_checkpoint(path if path.suffix == ".ckpt" else find_run_folder(path))
+        if path.suffix == ".ckpt":
+            return find_checkpoint(path)
+        # Of an experiment's stages the ones before this one come first: it is their work that goes on.
+        order = [*reversed(earlier), *(stage for stage in reversed(STAGES) if stage not in earlier)]
+        return find_checkpoint(find_run_folder(path, order))
     for previous in reversed(earlier):
         folder = run.experiment.stage_folder(previous)
         if run.experiment.state(previous).get("status") == FINISHED and follow(folder / BEST):
             return find_checkpoint(folder)
     return None
+
+
+def _newest_vision(run: Run) -> Path:
+    """The newest checkpoint of a vision stage with this encoder and this resampler, whatever its crop."""
+    model = run.cfg.model
+    for folder in known_checkpoints(Path(run.cfg.output_dir), "vision"):
+        recorded: dict[str, Any] = read_metadata(folder)["model_config"]
+        if (recorded["vision_name"], recorded["resampler_type"]) == (model.vision.name, model.resampler.type):
+            return find_checkpoint(folder)
+    raise ValueError(
+        f"init_from=newest: no vision stage below {run.cfg.output_dir} has vision.name={model.vision.name} and "
+        f"resampler={model.resampler.type}. Vision checkpoints there: {_listed(run)}. Train one, python -m "
+        f"panollava.train stage=vision resampler={model.resampler.type}, or name a run, init_from=<folder>."
+    )
+
+
+def _is_first(run: Run, name: str) -> bool:
+    """Whether the run trains no stage before this one."""
+    return not any(stage in run.cfg.stage.run for stage in STAGES[: STAGES.index(name)])
+
+
+def _listed(run: Run) -> str:
+    return ", ".join(map(str, known_checkpoints(Path(run.cfg.output_dir), "vision")[:5])) or "none"
