@@ -35,6 +35,9 @@ class PlainSource:
             raise ValueError(f"plain-{index}.jpg: the file is empty (0 bytes).")
         return np.full((8, 16, 3), index % 256, np.uint8)
 
+    def picture(self, index: int) -> str:
+        return f"plain {index}"
+
     def questions(self) -> list[Question]:
         return [
             Question(f"plain-{index}-{part}", str(index), (), "what", ("grey",), "kind")
@@ -44,6 +47,9 @@ class PlainSource:
 
     def question_panorama(self, question: Question) -> np.ndarray:
         return self.panorama(int(question.image_id))
+
+    def question_picture(self, question: Question) -> str:
+        return self.picture(int(question.image_id))
 
 
 class PlainCrop:

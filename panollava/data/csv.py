@@ -108,6 +108,10 @@ class CsvSource:
         """Picture of row `index`, (H, W, 3) uint8 RGB."""
         return self._reader(Path(self.image_id(index)))
 
+    def picture(self, index: int) -> Path:
+        """File of row `index`'s picture."""
+        return Path(self._rows[index].path)
+
     def questions(self) -> list[Question]:
         """Each (picture, query) once with all its references, pictures and queries in order of appearance."""
         groups: dict[str, dict[str, list[_Row]]] = {}
@@ -129,6 +133,10 @@ class CsvSource:
     def question_panorama(self, question: Question) -> np.ndarray:
         """Picture that `question` asks about, (H, W, 3) uint8 RGB."""
         return self._reader(Path(self._paths[question.image_id]))
+
+    def question_picture(self, question: Question) -> Path:
+        """File of the picture that `question` asks about."""
+        return self._picture(question.image_id)
 
     def _sample_id(self, row: _Row) -> str:
         return f"{self.name}-row{row.number}"

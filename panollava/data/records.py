@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -55,10 +56,18 @@ class Source(Protocol):
         """Panorama of record `index`: (H, W, 3) uint8 RGB."""
         ...
 
+    def picture(self, index: int) -> Path | str:
+        """What the panorama of record `index` is made from, and nothing else: a file, or a text if it is drawn."""
+        ...
+
     def questions(self) -> list[Question]:
         """Each (image, question) once, in a stable order."""
         ...
 
     def question_panorama(self, question: Question) -> np.ndarray:
         """Panorama that `question` asks about: (H, W, 3) uint8 RGB."""
+        ...
+
+    def question_picture(self, question: Question) -> Path | str:
+        """What that panorama is made from, as `picture` says it."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import cv2
 import numpy as np
 from annotated_types import Interval
 
@@ -11,6 +12,7 @@ from panollava.data.records import Question, Record
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
 from panollava.data.scenes.scene import SECTOR_DEG, SPLIT_CODES, Scene, scene_at
+from panollava.store.code import code_digest
 
 _TRAINING, _EVALUATION = 0, 1
 
@@ -78,6 +80,11 @@ class WorldSource:
         """Panorama of scene `index`, (H, W, 3) uint8 RGB."""
         return paint(self.scene(index), self.height)
 
+    def picture(self, index: int) -> str:
+        """All that scene `index` is drawn from."""
+        drawn_by = f"{code_digest('panollava.data.scenes')} numpy {np.__version__} cv2 {cv2.__version__}"
+        return f"{drawn_by}: {self.split} {self.seed} {index}, height {self.height}, turned {self.turn_deg:g}"
+
     def questions(self) -> list[Question]:
         """The evaluation questions of all scenes, scene by scene."""
         questions = []
@@ -99,7 +106,14 @@ class WorldSource:
 
     def question_panorama(self, question: Question) -> np.ndarray:
         """Panorama that `question` asks about, (H, W, 3) uint8 RGB."""
-        return self.panorama(int(question.image_id.rsplit("-", 1)[1]))
+        return self.panorama(self._scene_of(question))
+
+    def question_picture(self, question: Question) -> str:
+        """All that the panorama of `question` is drawn from."""
+        return self.picture(self._scene_of(question))
+
+    def _scene_of(self, question: Question) -> int:
+        return int(question.image_id.rsplit("-", 1)[1])
 
     def _scene_id(self, index: int) -> str:
         return f"{self.name}-{self.seed}-{index:06d}"

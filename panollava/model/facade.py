@@ -257,6 +257,7 @@ class PanoLlava:
             input_ids=on_device.input_ids,
             attention_mask=on_device.attention_mask,
             pixel_values=on_device.pixel_values,
+            vision_features=on_device.vision_features,
             cameras=on_device.cameras,
             view_mask=on_device.view_mask,
             max_new_tokens=max_new_tokens,

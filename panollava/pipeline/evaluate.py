@@ -179,5 +179,6 @@ def _track(
 def _blank(batches: Iterator[tuple[Sequence[Question], Batch]]) -> Iterator[tuple[Sequence[Question], Batch]]:
     """The same questions about nothing: every view is plain grey."""
     for questions, batch in batches:
+        assert batch.pixel_values is not None
         batch.pixel_values = torch.full_like(batch.pixel_values, GREY)
         yield questions, batch

@@ -81,6 +81,7 @@ class InstructStage(nn.Module):
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             pixel_values=batch.pixel_values,
+            vision_features=batch.vision_features,
             cameras=batch.cameras,
             view_mask=batch.view_mask,
             logits_to_keep=positions,

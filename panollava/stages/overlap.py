@@ -95,7 +95,14 @@ class OverlapStage(nn.Module):
         Processes validate batches of their own, and not equally many: outside training none waits for another.
         """
         matches, places = self._matches(batch), self.objective.places
-        tokens = places.tokens(self.vision(batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask))
+        tokens = places.tokens(
+            self.vision(
+                batch.pixel_values,
+                cameras=batch.cameras,
+                view_mask=batch.view_mask,
+                vision_features=batch.vision_features,
+            )
+        )
         sides = matches.take(self.head(tokens).float())
         total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training)
         if not self.training:

@@ -14,13 +14,13 @@ import panollava
 
 PACKAGE = Path(panollava.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"batch", "checkpoint", "chat_format", "component", "logs", "tracking"}
+LEAVES = {"batch", "checkpoint", "chat_format", "component", "logs", "store", "tracking"}
 ANYTHING = {"assemble", "pipeline", "tiny"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model"},  # the front door shows the facade when asked
     "config": {"tracking"},
     "crop": {"component"},
-    "data": {"batch", "crop", "prompt"},
+    "data": {"batch", "crop", "prompt", "store"},
     "evaluation": {"batch", "checkpoint", "crop", "data", "losses", "model"},
     "losses": {"batch", "crop"},
     # The facade opens run folders.
