@@ -110,7 +110,7 @@ class CsvSource:
 
     def picture(self, index: int) -> Path:
         """File of row `index`'s picture."""
-        return Path(self._rows[index].path)
+        return Path(self.image_id(index))
 
     def questions(self) -> list[Question]:
         """Each (picture, query) once with all its references, pictures and queries in order of appearance."""
@@ -136,7 +136,7 @@ class CsvSource:
 
     def question_picture(self, question: Question) -> Path:
         """File of the picture that `question` asks about."""
-        return self._picture(question.image_id)
+        return Path(self._paths[question.image_id])
 
     def _sample_id(self, row: _Row) -> str:
         return f"{self.name}-row{row.number}"

@@ -15,6 +15,7 @@ from panollava.data.scenes.scene import SECTOR_DEG, SPLIT_CODES, Scene, scene_at
 from panollava.store.code import code_digest
 
 _TRAINING, _EVALUATION = 0, 1
+_DRAWN_BY = ("panollava.data.scenes.paint", "panollava.data.scenes.scene")
 
 
 class WorldSource:
@@ -82,7 +83,7 @@ class WorldSource:
 
     def picture(self, index: int) -> str:
         """All that scene `index` is drawn from."""
-        drawn_by = f"{code_digest('panollava.data.scenes')} numpy {np.__version__} cv2 {cv2.__version__}"
+        drawn_by = f"{code_digest(*_DRAWN_BY)} numpy {np.__version__} cv2 {cv2.__version__}"
         return f"{drawn_by}: {self.split} {self.seed} {index}, height {self.height}, turned {self.turn_deg:g}"
 
     def questions(self) -> list[Question]:
