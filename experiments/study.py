@@ -78,6 +78,17 @@ def read_job(folder: Path, by: Sequence[str], workplace: Path) -> Job:
     return Job(folder.name, setting, config["seed"], correct, scene_of, row)
 
 
+def finished(sweep: Path) -> list[Path]:
+    """Folders of a sweep's jobs that have been evaluated."""
+    folders = []
+    for path in sorted(sweep.glob("*/stage_state.json")):
+        if "evaluated" in list(json.loads(path.read_text())["stages"].values())[-1]:
+            folders.append(path.parent)
+        else:
+            logger.warning("%s is not finished and is left out.", path.parent)
+    return folders
+
+
 def value_at(config: dict[str, Any], key: str) -> Any:
     """The value of a dotted key."""
     value: Any = config
@@ -163,7 +174,7 @@ def main() -> None:
     parser.add_argument("--workplace", type=Path, default=Path(), help="folder in which the sweep was started")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folders = sorted(path.parent for sweep in options.sweeps for path in sweep.glob("*/stage_state.json"))
+    folders = [folder for sweep in options.sweeps for folder in finished(sweep)]
     jobs = sorted(
         (read_job(path, options.by, options.workplace) for path in folders), key=lambda job: (job.setting, job.seed)
     )
