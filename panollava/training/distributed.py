@@ -1,19 +1,44 @@
-"""One process or many: what torchrun says, and the sums across ranks that the loop needs."""
+"""One process or many: what torchrun says, and what the processes of a run ask each other."""
 
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from hashlib import sha256
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from panollava.training.interrupt import Terminated, terminable, unhurried
+
+PATIENCE_S = 3.0
+"""How long a process that lost another waits for that one's last words."""
+
+_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|socket|process group|rank \d", re.IGNORECASE
+)
+"""What the messages of collectives have in common when another process does not answer."""
+
+_KEPT = "What was saved is kept: the same command goes on from there."
+
+
+class ProcessLost(ConnectionError):
+    """Another process of the run ended, or did not answer in time."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Place of this process among those of the run.
+    """Place of this process among those of the run, and what they ask each other.
+
+    Every method must be called by all processes, in the same order. Numbers and texts travel between CPUs, whatever
+    device the model is on.
 
     Attributes:
         rank: 0 is the only one that writes and logs.
@@ -24,6 +49,8 @@ class Processes:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    _group: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
+    _store: dist.Store | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -31,34 +58,154 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Adds named numbers across processes; every rank must call it with the same names."""
+        """Adds named numbers across processes, which all give the same names."""
         if self.world_size == 1 or not values:
             return dict(values)
         names = sorted(values)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
-        dist.all_reduce(tensor)
+        tensor = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._group)
         return dict(zip(names, tensor.tolist(), strict=True))
+
+    def max(self, value: float) -> float:
+        """The largest of all processes' numbers."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return float(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process."""
+        return self.max(float(flag)) > 0
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, by rank; they are on the CPU and of one shape and type."""
+        if self.world_size == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.contiguous(), group=self._group)
+        return parts
+
+    def texts(self, text: str) -> list[str]:
+        """The texts of all processes, by rank."""
+        if self.world_size == 1:
+            return [text]
+        data = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8)
+        lengths = [int(length) for length in self.gather(torch.tensor(len(text.encode())))]
+        padded = functional.pad(data[: lengths[self.rank]], (0, max(1, *lengths) - lengths[self.rank]))
+        parts = self.gather(padded)
+        return [bytes(part[:n].tolist()).decode() for part, n in zip(parts, lengths, strict=True)]
 
     def barrier(self) -> None:
         """Waits for all processes."""
-        if self.world_size > 1:
-            dist.barrier()
+        self.max(0.0)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Turns the many ways in which a collective fails when another process is gone into ``ProcessLost``."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size == 1 or not _LOST.search(str(error)):
+                raise
+            unhurried()
+            what = "did not answer in time" if "imed out" in str(error) else "ended"
+            silence = (
+                f"Another of the {self.world_size} processes {what} without a word, as when it is killed or the "
+                f"machine runs out of memory. {_KEPT}"
+            )
+            raise ProcessLost(_last_words(self, PATIENCE_S) or silence) from error
+        except Terminated as error:
+            ended = "The launcher ended this process, as it does when another one fails or the job is cancelled."
+            raise ProcessLost(_last_words(self) or f"{ended} {_KEPT}") from error
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """Joins the group torchrun started, if it started one, and leaves it at the end."""
+def processes(*, device: str = "auto", timeout_s: float = 1800.0) -> Iterator[Processes]:
+    """Joins the group torchrun started, if it started one, and leaves it at the end.
+
+    A process that fails leaves its message for the others. What several have to say is said once: by the one whose
+    error it is, or by the first.
+
+    Args:
+        device: ``trainer.device``.
+        timeout_s: longest wait for another process.
+
+    Raises:
+        ValueError: more processes than GPUs, or a variable of torchrun is missing.
+        ProcessLost: another process ended or did not answer.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Processes()
         return
-    local_rank = int(os.environ["LOCAL_RANK"])
-    use_cuda = torch.cuda.is_available()
-    if use_cuda:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(f"WORLD_SIZE={world_size}, but {', '.join(missing)} is not set. Start with torchrun.")
+    procs = _join(device, timedelta(seconds=timeout_s))
     try:
-        yield Processes(int(os.environ["RANK"]), world_size, local_rank)
-    finally:
-        dist.destroy_process_group()
+        with terminable(), procs.together():
+            yield procs
+    except Exception as error:
+        if not _is_mine_to_tell(procs, error):
+            raise SystemExit(1) from error
+        raise
+    dist.destroy_process_group()  # after an error others may be gone, and the end of the process does it
+
+
+def _join(device: str, timeout: timedelta) -> Processes:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"Process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}. Start no more "
+            "processes than GPUs (--nproc-per-node), or use trainer.device=cpu."
+        )
+    if device == "mps":
+        raise ValueError("trainer.device=mps trains in one process. Leave torchrun out, or use trainer.device=cpu.")
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    group = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
+    assert isinstance(group, dist.ProcessGroup)
+    return Processes(rank, world_size, local_rank, group, dist.PrefixStore("panollava", store))
+
+
+def _last_words(procs: Processes, wait_s: float = 0.0) -> str | None:
+    """What another process left as its reason to end."""
+    until = time.monotonic() + wait_s
+    while True:
+        for rank in range(procs.world_size):
+            if rank != procs.rank and (text := _read(procs, f"failed/{rank}")) is not None:
+                return f"Process {rank} stopped the run: {text}"
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.1)
+
+
+def _is_mine_to_tell(procs: Processes, error: Exception) -> bool:
+    """Leaves this process's reason to end for the others; whether it is the one to say it aloud.
+
+    It is not where it only heard of another's, or another says the very same.
+    """
+    text = f"{type(error).__name__}: {error}"
+    heard = isinstance(error, ProcessLost)
+    if heard and not procs.is_main and _last_words(procs):
+        return False
+    assert procs._store is not None
+    try:
+        if not heard:
+            procs._store.set(f"failed/{procs.rank}", text)
+        return bool(procs._store.add(f"told/{sha256(text.encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:  # the process that kept the store is gone
+        return True
+
+
+def _read(procs: Processes, key: str) -> str | None:
+    assert procs._store is not None
+    try:
+        return procs._store.get(key).decode() if procs._store.check([key]) else None
+    except RuntimeError:  # the process that kept the store is gone
+        return None
