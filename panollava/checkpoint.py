@@ -8,6 +8,7 @@ There is no ``config.json`` on purpose: transformers would open the folder and f
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -17,14 +18,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from panollava.disk import writing
+from panollava.untrusted import check_weights, read_document, read_safetensors
 
 FORMAT_VERSION = 1
 TRAINED = "trained.safetensors"
 STATE = "state.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
+_ASIDE, _TEMPORARY = ".old-", ".tmp-"
+"""Starts of the names of what is replaced and of what is being written; see ``tidy``."""
 
 
 def write_checkpoint(
@@ -43,50 +48,67 @@ def write_checkpoint(
     def fill(folder: Path) -> None:
         for name, content in tensors.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
-            _flush(folder / name)
         (folder / STATE).write_text(json.dumps({"format_version": FORMAT_VERSION, **state}, indent=2), encoding="utf-8")
-        _flush(folder / STATE)
 
     replace_folder(target, fill)
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a temporary sibling of ``target`` and renames it into place; the old one goes last."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
-    try:
-        fill(temporary)
-        temporary.chmod(0o755)
+    """Fills a temporary sibling of ``target`` and renames it into place; the old one goes last.
+
+    Raises:
+        DiskError: something could not be written; the old folder is as it was.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{target.name}-", dir=target.parent))
         aside = None
-        if target.exists():
-            aside = target.with_name(f".old-{target.name}-{os.getpid()}")
-            shutil.rmtree(aside, ignore_errors=True)
-            target.rename(aside)
-        temporary.rename(target)
-        _flush(target.parent)
+        try:
+            fill(temporary)
+            temporary.chmod(0o755)
+            for path in (*temporary.rglob("*"), temporary):
+                flush(path)
+            if target.exists():
+                aside = target.with_name(f"{_ASIDE}{target.name}-{os.getpid()}")
+                shutil.rmtree(aside, ignore_errors=True)
+                target.rename(aside)
+            temporary.rename(target)
+            flush(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if aside is not None and not target.exists():
+                aside.rename(target)
+            raise
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+def tidy(folder: Path) -> None:
+    """Puts right what a killed process left in a folder that nobody writes to now.
+
+    What it had put aside goes back to its place if nothing has taken it; what it had only begun goes.
+    """
+    for path in folder.glob(f"{_ASIDE}*"):
+        target = path.with_name(path.name.removeprefix(_ASIDE).rpartition("-")[0])
+        if target.exists():
+            _remove(path)
+        else:
+            path.rename(target)
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        _remove(path)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a small file atomically: readers see the old content or the new, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-        _flush(path.parent)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    """Writes a small file atomically: readers see the old content or the new, never half of one.
+
+    Raises:
+        DiskError: it could not be written.
+    """
+
+    def fill(temporary: Path) -> None:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    _replace_file(path, fill)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -95,12 +117,30 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
-    _flush(temporary)
-    os.replace(temporary, path)
+    """Writes one safetensors file atomically.
+
+    Raises:
+        DiskError: it could not be written.
+    """
+    own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    _replace_file(path, lambda temporary: save_file(own, temporary))
+
+
+def _replace_file(path: Path, fill: Callable[[Path], None]) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent)
+        os.close(handle)
+        try:
+            fill(Path(name))
+            os.chmod(name, 0o644)
+            flush(Path(name))
+            os.replace(name, path)
+            flush(path.parent)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -108,17 +148,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not safetensors (a pickle renamed, cut short, empty); it is never unpickled.
+        ValueError: the file is not safetensors (a pickle renamed, cut short, empty), or a link out of its folder; it
+            is never unpickled.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. A checkpoint folder holds {TRAINED} and {STATE}.")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}). It may be cut short or of another format; "
-            "only safetensors are read. Choose another checkpoint of the run, or train it again."
-        ) from error
+    return read_safetensors(path)
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """What a checkpoint folder holds of the model.
+
+    Raises:
+        FileNotFoundError: it holds nothing.
+        ValueError: no safetensors, or tensors that can be no weights: of whole numbers, or not finite.
+    """
+    path = checkpoint / TRAINED
+    tensors = read_tensors(path)
+    check_weights(tensors, path)
+    return tensors
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -128,15 +176,19 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ValueError: not a checkpoint of this format version, with the way out.
     """
     path = checkpoint / STATE
+    if not path.is_file():
+        raise FileNotFoundError(f"{checkpoint} is no checkpoint: it has no {STATE}.")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{checkpoint} is no checkpoint: it has no {STATE}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Choose another checkpoint of the run.") from error
-    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
-        found = state.get("format_version") if isinstance(state, dict) else None
-        raise ValueError(f"{path} has format version {found!r}; this panollava reads {FORMAT_VERSION}.")
+        state = read_document(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Choose another checkpoint of the run.") from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {state.get('format_version')!r}; this panollava reads {FORMAT_VERSION}. Use "
+            "the panollava that wrote it, or choose another checkpoint."
+        )
+    if not isinstance(state.get("stage"), str):
+        raise ValueError(f"{path} names no stage, so it is not of a checkpoint. Choose another one of the run.")
     return state
 
 
@@ -154,30 +206,40 @@ def point(link: Path, target: Path) -> None:
 
     A relative symlink, or a small pointer file where the system does not allow links.
     """
-    temporary = link.with_name(f".tmp-{link.name}-{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    try:
-        if os.name == "nt":
-            raise OSError("Windows does not replace a link to a folder in one go")
-        temporary.symlink_to(target.name, target_is_directory=True)
-    except OSError:
-        temporary.write_text(target.name, encoding="utf-8")
-    os.replace(temporary, link)
+    with writing(link):
+        temporary = link.with_name(f"{_TEMPORARY}{link.name}-{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        try:
+            if os.name == "nt":
+                raise OSError("Windows does not replace a link to a folder in one go")
+            temporary.symlink_to(target.name, target_is_directory=True)
+        except OSError:
+            temporary.write_text(target.name, encoding="utf-8")
+            flush(temporary)
+        os.replace(temporary, link)
+        flush(link.parent)
 
 
 def follow(link: Path) -> Path | None:
-    """The checkpoint folder that ``best.ckpt`` or ``last.ckpt`` names, or None where it names none."""
+    """The checkpoint folder that ``best.ckpt`` or ``last.ckpt`` names, or None where it names none.
+
+    Raises:
+        ValueError: it names something outside its folder.
+    """
     if link.is_symlink():
         name = os.readlink(link)
     elif link.is_file() and link.stat().st_size < 1024:
-        name = link.read_text(encoding="utf-8").strip()
+        name = link.read_text(encoding="utf-8", errors="replace").strip()
     else:
         return link if link.is_dir() else None
-    if Path(name).name != name:
+    target = link.with_name(name) if name and Path(name).name == name else None
+    if target is None or target.is_symlink():
         raise ValueError(f"{link} points outside its folder ({name!r}). A checkpoint link names a sibling folder.")
-    target = link.with_name(name)
-    return target if target.is_dir() else None
+    if target.is_dir():
+        return target
+    # A process that was killed while it replaced the folder has left it here.
+    return next(link.parent.glob(f"{_ASIDE}{glob.escape(name)}-*"), None)
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -196,7 +258,7 @@ def find_checkpoint(folder: Path) -> Path:
     for name in (BEST, LAST):
         if (target := follow(folder / name)) is not None:
             return target
-    others = [path for path in folder.glob("*.ckpt") if path.is_dir() and not path.is_symlink()]
+    others = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and (path / STATE).is_file()]
     if others:
         return max(others, key=lambda path: path.stat().st_mtime)
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "it does not exist"
@@ -206,7 +268,7 @@ def find_checkpoint(folder: Path) -> Path:
     )
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Asks the system to put a file, or a folder's entries, on disk; Windows cannot do this for folders."""
     if path.is_dir() and os.name == "nt":
         return
@@ -215,3 +277,10 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, write_file, write_json
+from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, tidy, write_file, write_json
+from panollava.disk import DiskError, writing
+from panollava.untrusted import read_document
 
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
 
@@ -40,6 +41,10 @@ MAY_DIFFER = (
 """Config keys that may change between the starts of a run without making it another run."""
 
 
+_NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}
+"""What nothing can be opened without, of ``checkpoint_metadata.json``."""
+
+
 class Experiment:
     """An experiment's folder, owned by one process at a time.
 
@@ -59,24 +64,35 @@ class Experiment:
     def __enter__(self) -> Experiment:
         if self._owner:
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
+                with writing(self.root):
+                    self.root.mkdir(parents=True, exist_ok=True)
+                    is_ours = self._take()
+            except DiskError as error:
+                if not isinstance(error.__cause__, FileExistsError | NotADirectoryError):
+                    raise
                 raise ValueError(
-                    f"output_dir: {self.root} cannot be made, since a file is in its way ({error}). Choose another "
-                    "output_dir."
+                    f"output_dir: {self.root} cannot be made, since a file is in its way ({error.__cause__}). Choose "
+                    "another output_dir."
                 ) from error
-            lock = FileLock(self.root / ".lock")
-            try:
-                self._exit.enter_context(lock.acquire(timeout=0))
-            except Timeout:
+            if not is_ours:
                 raise ValueError(
                     f"{self.root} is in use by another process. Wait for it, stop it, or give this run "
                     "a name of its own with experiment_name=<name>."
-                ) from None
+                )
+            for folder in (self.root, *self.root.glob("*/"), *self.root.glob("*/*/")):
+                tidy(folder)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._exit.close()
+
+    def _take(self) -> bool:
+        """Whether no other process owns the folder; a killed one gives it up as it dies, with its workers."""
+        try:
+            self._exit.enter_context(FileLock(self.root / ".lock").acquire(timeout=0))
+        except Timeout:
+            return False
+        return True
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints."""
@@ -85,17 +101,22 @@ class Experiment:
     def states(self) -> dict[str, dict[str, Any]]:
         """State of each stage that was started, by ``<stage>/<setting>``."""
         path = self.root / STAGES
-        if not path.is_file():
+        if not path.exists():
             return {}
+        way_out = "Remove the file, and the stages go on from their checkpoints; or start anew with overwrite=true."
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            assert document["format_version"] == FORMAT_VERSION
-            return dict(document["stages"])
-        except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
+            document = read_document(path)
+        except ValueError as error:
+            raise ValueError(f"{error} {way_out}") from error
+        stages = document.get("stages")
+        if document.get("format_version") != FORMAT_VERSION or not isinstance(stages, dict):
             raise ValueError(
-                f"{path} is not a stage state of format {FORMAT_VERSION}. Remove the file to look at the checkpoints "
-                "alone, or start anew with overwrite=true."
-            ) from error
+                f"{path} is of format {document.get('format_version')!r}, and this panollava reads {FORMAT_VERSION}. "
+                f"Go on with the panollava that wrote it. {way_out}"
+            )
+        if wrong := [key for key, entry in stages.items() if not isinstance(entry, dict)]:
+            raise ValueError(f"{path} tells nothing of {wrong[0]}. {way_out}")
+        return stages
 
     def state(self, stage: str) -> dict[str, Any]:
         """State of one stage; empty when it was never started."""
@@ -110,11 +131,17 @@ class Experiment:
 
     def clear(self, stage: str) -> None:
         """Removes a stage's folder and state (``overwrite=true``)."""
-        if self.stage_folder(stage).exists():
-            shutil.rmtree(self.stage_folder(stage))
-        states = self.states()
-        if states.pop(f"{stage}/{self.setting}", None) is not None:
+        try:
+            states = self.states()
+        except ValueError:  # what cannot be read is replaced too
+            states = {}
+        if states.pop(f"{stage}/{self.setting}", None) is not None or (self.root / STAGES).exists():
             write_json(self.root / STAGES, {"format_version": FORMAT_VERSION, "stages": states})
+        folder = self.stage_folder(stage)
+        if folder.exists():
+            gone = folder.with_name(f".tmp-{folder.name}-cleared")  # in one go: half a folder would be resumed from
+            folder.rename(gone)
+            shutil.rmtree(gone)
 
     def check_same_config(self, stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
         """Refuses to go on in a stage's folder with another config.
@@ -199,12 +226,14 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"{path} does not exist, so {folder} is not a stage's run folder. "
             f"Expected runs/<experiment>/<stage>/<crop>_<resampler>.{_nearby(folder)}"
         )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path} is not metadata of format {FORMAT_VERSION}, the one this panollava reads.")
+    document = read_document(path)
+    if document.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is metadata of format {document.get('format_version')!r}; this panollava reads format "
+            f"{FORMAT_VERSION}. Open it with the panollava that wrote it."
+        )
+    if lacking := [key for key, kind in _NEEDED.items() if not isinstance(document.get(key), kind)]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}, so it does not say what the checkpoints beside it are.")
     return document
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.assemble.data import RunData, open_data
 from panollava.assemble.status import awaits_evaluation, pending_stages
 from panollava.assemble.tracking import open_tracker
-from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
+from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
 from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
@@ -103,7 +103,8 @@ class Run:
             # Of several stages only the one the checkpoint belongs to resumes; alone, a misfit is the loop's error.
             alone = len(self.cfg.stage.run) == 1
             return checkpoint if alone or read_state(checkpoint).get("stage") == name else None
-        return follow(self.experiment.stage_folder(name) / LAST) if self.cfg.resume == "auto" else None
+        folder = self.experiment.stage_folder(name)
+        return follow(folder / LAST) or follow(folder / BEST) if self.cfg.resume == "auto" else None
 
 
 def plain(section: DictConfig) -> dict[str, Any]:

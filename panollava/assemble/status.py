@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from panollava.assemble.check import STAGES
-from panollava.checkpoint import LAST, follow
+from panollava.checkpoint import BEST, LAST, follow
 from panollava.run_folder import CONFIG, Experiment
 
 FINISHED, SKIPPED = "finished", "skipped"
@@ -42,19 +46,41 @@ def awaits_evaluation(config: Mapping[str, Any], experiment: Experiment) -> bool
     return config["evaluation"]["enabled"] and last != "vision" and not experiment.state(last).get("evaluated")
 
 
+def recorded_config(folder: Path) -> dict[str, Any] | None:
+    """The ``config.yaml`` of a stage's folder, None where there is none.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
+        values, reason = None, str(error)
+    else:
+        reason = "it is empty"
+    if not isinstance(values, dict) or not values:
+        raise ValueError(
+            f"{path} does not say with which config the folder was trained ({' '.join(reason.split())[:200]}). Put the "
+            "right one there, give this run a name of its own (experiment_name=<name>), or replace it (overwrite=true)."
+        )
+    return values
+
+
 def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bool:
     state = experiment.state(name)
     if state.get("status") == SKIPPED:
         return len(config["stage"]["run"]) > 1  # asked for by itself it is an error that says why
-    recorded = experiment.stage_folder(name) / CONFIG
-    if not recorded.is_file():
+    recorded = recorded_config(experiment.stage_folder(name))
+    if recorded is None:
         return False
-    old: Any = OmegaConf.to_container(OmegaConf.load(recorded))
-    experiment.check_same_config(name, config, old)
+    experiment.check_same_config(name, config, recorded)
     epochs, steps = config["stage"][name]["epochs"], config["trainer"]["max_steps"]
     if state.get("status") == FINISHED and state.get("epochs", 0) >= epochs and state.get("max_steps") == steps:
         return True
-    if config["resume"] == "none" and follow(experiment.stage_folder(name) / LAST) is not None:
+    if config["resume"] == "none" and _has_begun(experiment.stage_folder(name)):
         raise ValueError(
             f"{experiment.stage_folder(name)} holds an unfinished run of this config. Go on with resume=auto, "
             "or start it anew with overwrite=true."
@@ -62,7 +88,14 @@ def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bo
     return False
 
 
+def _has_begun(folder: Path) -> bool:
+    return (follow(folder / LAST) or follow(folder / BEST)) is not None
+
+
 def _is_newer(experiment: Experiment, earlier: str, name: str, pending: list[str]) -> bool:
     """Whether ``earlier`` was, or is about to be, trained after ``name`` had started."""
-    started = experiment.state(name).get("started", "")
-    return earlier in pending or experiment.state(earlier).get("finished", "") > started
+    times = experiment.state(earlier).get("finished"), experiment.state(name).get("started")
+    if earlier in pending or None in times:
+        return earlier in pending
+    finished, started = map(datetime.fromisoformat, map(str, times))  # clocks are put back once a year
+    return finished > started

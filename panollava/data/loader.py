@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -156,7 +157,7 @@ class _Batches:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin,
             # Iterators draw a base seed: from here, not from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
@@ -215,6 +216,8 @@ def _as_is(batch: Any) -> Any:  # what `_Guarded` made is a batch already
     return batch
 
 
-def _one_thread(worker: int) -> None:  # noqa: ARG001
+def _begin(worker: int) -> None:  # noqa: ARG001
+    # A terminal's Ctrl-C goes to every process; workers live until the main one has saved and ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import torch
 
 import panollava.model.registration  # noqa: F401  an export's processor is opened through the Auto classes
 from panollava.batch import Batch
-from panollava.checkpoint import TRAINED, find_checkpoint, read_state, read_tensors
+from panollava.checkpoint import find_checkpoint, read_state, read_weights
 from panollava.crop.crop import Crop
 from panollava.model.backbones import Backbones
 from panollava.model.conversation import Conversation
@@ -99,7 +99,7 @@ class PanoLlava:
         if read_state(checkpoint)["has_lora"]:
             lora = {key: value for key, value in settings["model"]["lora"].items() if key != "enabled"}
             add_lora(model, **lora)
-        load_trained(model, read_tensors(checkpoint / TRAINED), str(checkpoint))
+        load_trained(model, read_weights(checkpoint), str(checkpoint))
         model.to(device)  # type: ignore[arg-type]
         return cls(model.eval(), backbones.prompt, backbones.crop, settings)
 

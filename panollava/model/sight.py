@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from panollava.checkpoint import TRAINED, find_checkpoint, read_tensors
+from panollava.checkpoint import find_checkpoint, read_weights
 from panollava.crop.crop import Crop
 from panollava.model.backbones import Backbones
 from panollava.model.encoder import PanoVision
@@ -65,7 +65,7 @@ class Sight:
         checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
         backbones = Backbones(metadata["model"], metadata["crop"], dtype=dtype)
         vision = backbones.vision()
-        tensors = read_tensors(checkpoint / TRAINED)  # the head that only stage 1 has is left where it is
+        tensors = read_weights(checkpoint)  # the head that only stage 1 has is left where it is
         own = {name.removeprefix(_VISION): tensor for name, tensor in tensors.items() if name.startswith(_VISION)}
         load_trained(vision, own, str(checkpoint))
         return cls(name=metadata["experiment_name"], vision=vision.to(device).eval(), crop=backbones.crop, pano=None)

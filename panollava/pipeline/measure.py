@@ -10,7 +10,7 @@ from panollava.assemble.data import open_source
 from panollava.assemble.objective import build_objective
 from panollava.assemble.stage import AnyStage
 from panollava.batch import Batch
-from panollava.checkpoint import TRAINED, read_tensors
+from panollava.checkpoint import read_weights
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, TextEncoder
 from panollava.data.loader import StageLoader
@@ -74,5 +74,5 @@ def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> AnyStage:
         loss, has_grid=vision.token_grid is not None, resampler=settings["model"]["resampler"]["type"]
     )
     stage = OverlapStage(vision, objective=objective, head_width=loss["head_width"])
-    load_trained(stage, read_tensors(run.checkpoint / TRAINED), str(run.checkpoint))
+    load_trained(stage, read_weights(run.checkpoint), str(run.checkpoint))
     return stage.to(compute.device)

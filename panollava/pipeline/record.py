@@ -13,13 +13,14 @@ from torch import nn
 from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage
 from panollava.assemble.status import FINISHED
-from panollava.checkpoint import BEST, TRAINED, find_checkpoint, follow, read_state, read_tensors, replace_folder
+from panollava.checkpoint import BEST, find_checkpoint, follow, read_state, read_weights, replace_folder
 from panollava.logs import LOG
 from panollava.model.lora import has_lora, save_lora
 from panollava.pipeline.metadata import stage_metadata
 from panollava.run_folder import short_name, write_metadata
 from panollava.stages.instruct import InstructStage
 from panollava.training.loop import FitResult
+from panollava.training.saved import read_progress
 from panollava.training.state import Progress
 
 
@@ -35,24 +36,47 @@ def carries_lora(stage: AnyStage) -> bool:
     return isinstance(stage, InstructStage) and has_lora(stage.model)
 
 
-def record_start(run: Run, name: str, folder: Path, progress: Progress) -> None:
-    """Notes that a stage runs, with the metadata of the best checkpoint so far."""
-    reached, loss = progress, None
-    if (best := follow(folder / BEST)) is not None:
+def record_start(
+    run: Run, name: str, folder: Path, stage: AnyStage, progress: Progress, resumed: Path | None = None
+) -> None:
+    """Notes that a stage runs, with the metadata of the best checkpoint so far.
+
+    Args:
+        run: the run.
+        name: the stage's name.
+        folder: where it keeps its checkpoints.
+        stage: the stage itself.
+        progress: where it goes on.
+        resumed: the checkpoint it goes on from.
+    """
+    reached, loss, best = progress, None, follow(folder / BEST)
+    if best is not None:
         state = read_state(best)
-        reached, loss = Progress(**state["progress"]), state["validation_loss"]
-    write_metadata(folder, stage_metadata(run, name, reached, loss), OmegaConf.to_yaml(run.cfg))
+        reached, loss = Progress(**read_progress(state, best)), state.get("validation_loss")
+    if best is not None and best == resumed:
+        # A process that was killed right after it had saved its best has not written all that belongs to it.
+        recorder(run, name, folder, stage)(reached, loss)
+    else:
+        write_metadata(folder, stage_metadata(run, name, reached, loss), OmegaConf.to_yaml(run.cfg))
     run.experiment.record(name, status="running", tracking_run=run.tracker.run_id, started=_now())
 
 
-def recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[Progress, float], None]:
+def record_failure(run: Run, name: str, error: BaseException) -> None:
+    """Notes why a stage ended before its time."""
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    try:
+        run.experiment.record(name, status=status, error=f"{type(error).__name__}: {error}"[:500])
+    except OSError:  # a disk that ends a run does not take this either, and the first message is the one to read
+        LOG.debug("The end of stage %s could not be recorded.", name, exc_info=True)
+
+
+def recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[Progress, float | None], None]:
     """What is written beside each best checkpoint: metadata, and the adapter as plain peft reads it."""
 
-    def record(progress: Progress, loss: float) -> None:
+    def record(progress: Progress, loss: float | None) -> None:
         write_metadata(folder, stage_metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
         if isinstance(stage, InstructStage) and has_lora(stage.model):
             replace_folder(folder / "lora_weights", lambda target: save_lora(stage.model, target))
-        run.tracker.flush()
 
     return record
 
@@ -61,13 +85,23 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
     """Puts the best weights into the stage and records how it went."""
     run.procs.barrier()
     best = find_checkpoint(folder)
-    tensors = read_tensors(best / TRAINED)
+    tensors = read_weights(best)
     with torch.no_grad():
         for key, parameter in trained.items():
             parameter.copy_(tensors[key])
     if not run.procs.is_main:
         return
     loss = read_state(best)["validation_loss"]
+    run.tracker.metrics(
+        {
+            f"{name}/seconds": result.seconds,
+            f"{name}/best_val_loss": loss,
+            f"{name}/mean_samples_per_second": result.samples_per_second,
+            f"{name}/peak_memory_gb": result.peak_memory_gb,
+        },
+        step=result.progress.global_step,
+    )
+    run.tracker.flush()  # a finished stage is not looked at again
     run.experiment.record(
         name,
         status=FINISHED,
@@ -77,15 +111,6 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
         checkpoint=str(best.relative_to(run.experiment.root)),
         validation_loss=loss,
         seconds=round(result.seconds, 2),
-    )
-    run.tracker.metrics(
-        {
-            f"{name}/seconds": result.seconds,
-            f"{name}/best_val_loss": loss,
-            f"{name}/mean_samples_per_second": result.samples_per_second,
-            f"{name}/peak_memory_gb": result.peak_memory_gb,
-        },
-        step=result.progress.global_step,
     )
     LOG.info(
         "Stage %s: %.1f s, %.1f samples/s, peak %.2f GB, best validation loss %.4f in %s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,10 +11,18 @@ import torch
 from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage, build_stage, skip_reason
 from panollava.assemble.status import SKIPPED
+from panollava.checkpoint import BEST, follow
 from panollava.logs import LOG, log_file
 from panollava.pipeline.forecast import forecast
 from panollava.pipeline.memory import smaller
-from panollava.pipeline.record import carries_lora, checkpoint_prefix, finish, record_start, recorder
+from panollava.pipeline.record import (
+    carries_lora,
+    checkpoint_prefix,
+    finish,
+    record_failure,
+    record_start,
+    recorder,
+)
 from panollava.pipeline.start import start_from
 from panollava.training.loop import fit
 from panollava.training.optim import make_optimizer
@@ -78,8 +87,10 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
     if resume is not None:
         progress = checkpointer.restore(resume)
         LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
+        if follow(folder / BEST) is None:
+            progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
     if run.procs.is_main:
-        record_start(run, name, folder, progress)
+        record_start(run, name, folder, stage, progress, resume)
     data = run.batches(name, options)
     try:
         result = fit(
@@ -98,7 +109,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         )
     except BaseException as error:
         if run.procs.is_main:
-            run.experiment.record(name, status="failed", error=f"{type(error).__name__}: {error}"[:500])
+            record_failure(run, name, error)
         raise
     if result.interrupted:
         if run.procs.is_main:

@@ -9,10 +9,10 @@ from torch import nn
 
 from panollava.assemble.check import STAGES
 from panollava.assemble.run import Run
-from panollava.assemble.status import FINISHED
-from panollava.checkpoint import BEST, TRAINED, find_checkpoint, follow, read_state, read_tensors
+from panollava.assemble.status import FINISHED, recorded_config
+from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights
 from panollava.logs import LOG
-from panollava.run_folder import find_run_folder, known_checkpoints, read_metadata
+from panollava.run_folder import differing_keys, find_run_folder, known_checkpoints, read_metadata
 from panollava.training.transfer import transfer
 
 AUTO, NONE, NEWEST = "auto", "none", "newest"
@@ -26,11 +26,32 @@ def check_start(run: Run, name: str) -> None:
         FileNotFoundError: ``init_from`` or ``resume`` names no checkpoint.
         ValueError: it is not one of ours.
     """
+    if name == run.pending[0] and run.cfg.resume not in ("auto", "none") and not run.cfg.overwrite:
+        _check_resume(run)
     if (resume := run.resume_point(name)) is not None:
         read_state(resume)
         return
     if _is_first(run, name) and (source := _source(run, name)) is not None:
         read_state(source)
+
+
+def _check_resume(run: Run) -> None:
+    """Whether ``resume=<path>`` names a checkpoint of a stage that is trained now, and of this very run."""
+    path = Path(run.cfg.resume).expanduser()
+    checkpoint = follow(path / LAST) or find_checkpoint(path)
+    stage = read_state(checkpoint)["stage"]
+    if stage not in run.pending:
+        raise ValueError(
+            f"resume={checkpoint} is a checkpoint of stage {stage!r}, not {', '.join(map(repr, run.pending))}, which "
+            f"is to be trained. To start from its weights use init_from={checkpoint}."
+        )
+    recorded = recorded_config(checkpoint.parent)
+    if different := differing_keys(stage, run.plain, recorded) if recorded else {}:
+        shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())
+        raise ValueError(
+            f"resume={checkpoint} is of a run with another config ({shown}), and resuming goes on with the very same "
+            f"run. Give the same values, or start from its weights with init_from={checkpoint}."
+        )
 
 
 def start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
@@ -53,7 +74,7 @@ def start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
                 run.experiment.root,
             )
         return
-    tensors = read_tensors(source / TRAINED)
+    tensors = read_weights(source)
     report = transfer(tensors, trained)
     LOG.info("%s", report.summary(source))
     if not report.loaded:

@@ -73,6 +73,7 @@ class MlflowTracker:
         self._is_new = False
         self._client: MlflowClient | None = None
         self._held: list[Metric] = []
+        self._reached: dict[str, int] = {}
         self._flushed_at = 0.0
 
     @property
@@ -95,6 +96,8 @@ class MlflowTracker:
             for key, value in tags.items():
                 client.set_tag(self._run_id, key, value)
             client.update_run(self._run_id, status="RUNNING")
+            kept = client.get_run(self._run_id).data.to_proto().metrics  # of each key its last step
+            self._reached = {metric.key: metric.step for metric in kept}
             return
         if self._resume_id:
             logger.warning("MLflow run %s is not in %s; a new run goes on.", self._resume_id, self.uri)
@@ -117,12 +120,21 @@ class MlflowTracker:
         client.log_batch(run_id, params=params)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of one step. NaN is kept; infinity is shown as the largest number."""
+        """Numbers of one step. NaN is kept; infinity is shown as the largest number.
+
+        A run that resumes takes some steps again, whose numbers are there: they are not kept twice. Step 0 is for
+        measures of the whole run, which may be taken anew.
+        """
         from mlflow.entities import Metric
 
         self._open()
         now = int(time.time() * 1000)
-        self._held += [Metric(_key(key), float(value), now, step) for key, value in values.items()]
+        named = {_key(key): value for key, value in values.items()}
+        self._held += [
+            Metric(key, float(value), now, step)
+            for key, value in named.items()
+            if step == 0 or step > self._reached.get(key, -1)
+        ]
         waited = time.monotonic() - self._flushed_at
         if len(self._held) >= self.flush_every or waited >= self.flush_seconds:
             self.flush()

@@ -136,11 +136,11 @@ def fit(
                     stage.train()
                     tick = time.perf_counter()
                 elif trainer.save_every_steps and progress.global_step % trainer.save_every_steps == 0:
-                    _save(checkpointer, progress, None, False, procs)
+                    _save(checkpointer, progress, None, False, procs, tracker)
                 if interrupted or stop or last:
                     break
             if interrupted:
-                _save(checkpointer, progress, None, False, procs)
+                _save(checkpointer, progress, None, False, procs, tracker)
                 break
             if stop:
                 LOG.info("%s: no better loss in %d validations, stopped early.", stage.name, trainer.patience)
@@ -206,7 +206,6 @@ def _after_validation(
     is_best = loss < progress.best_loss
     progress.best_loss = min(loss, progress.best_loss)
     progress.validations_since_best = 0 if is_best else progress.validations_since_best + 1
-    _save(checkpointer, progress, loss, is_best, procs)
     if procs.is_main:
         terms = ", ".join(f"{key.split('/')[1]} {value:.4f}" for key, value in metrics.items() if "/" in key)
         best = ", the best so far" if is_best else ""
@@ -214,10 +213,19 @@ def _after_validation(
         LOG.info("%s step %d: validation loss %.4f%s (%s)%s", name, progress.global_step, loss, best, terms, caveat)
         values = {f"{name}/val_{key}": value for key, value in metrics.items()}
         tracker.metrics({**values, f"{name}/epoch": progress.epoch}, step=progress.global_step)
+    _save(checkpointer, progress, loss, is_best, procs, tracker)
 
 
-def _save(checkpointer: Checkpointer, progress: Progress, loss: float | None, is_best: bool, procs: Processes) -> None:
+def _save(
+    checkpointer: Checkpointer,
+    progress: Progress,
+    loss: float | None,
+    is_best: bool,
+    procs: Processes,
+    tracker: Tracker,
+) -> None:
     if procs.is_main:
+        tracker.flush()  # first: what a run that resumes from this checkpoint does not log again must be there
         checkpointer.save(progress, loss, is_best=is_best)
     procs.barrier()
 
@@ -266,7 +274,7 @@ def _interrupt() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        LOG.warning("Ctrl-C: finishing this step, then saving. Press again to stop at once.")
+        LOG.warning("Ctrl-C: finishing this step, or this validation, then saving. Press again to stop at once.")
 
     try:
         previous = signal.signal(signal.SIGINT, remember)

@@ -6,13 +6,14 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from panollava import checkpoint as files
+from panollava.training.saved import check_optimizer, check_random, read_progress
 
 OPTIMIZER, RANDOM, FINAL = "optimizer.safetensors", "random.safetensors", "model_final.safetensors"
 
@@ -63,6 +64,7 @@ class Checkpointer:
         self.folder, self.prefix, self.stage_name = folder, prefix, stage_name
         self.parameters, self.optimizer, self.scaler = dict(parameters), optimizer, scaler
         self.notes, self.on_save = dict(notes or {}), on_save
+        self._saved: tuple[Progress, Path] | None = None
 
     def save(self, progress: Progress, loss: float | None, *, is_best: bool) -> Path:
         """Writes a checkpoint, moves the links to it, and removes those that no link names.
@@ -71,7 +73,12 @@ class Checkpointer:
             progress: the place that resuming returns to.
             loss: validation loss, or None in mid-epoch.
             is_best: whether ``best.ckpt`` moves too.
+
+        Returns:
+            The checkpoint; the one that is there if this very place was saved last.
         """
+        if loss is None and self._saved is not None and self._saved[0] == progress:
+            return self._saved[1]
         if loss is None:
             name = f"{self.prefix}_step{progress.global_step:06d}.ckpt"
         else:
@@ -101,6 +108,7 @@ class Checkpointer:
         self._remove_unlinked()
         if is_best and self.on_save is not None and loss is not None:
             self.on_save(progress, loss)
+        self._saved = replace(progress), target
         return target
 
     def restore(self, checkpoint: Path) -> Progress:
@@ -115,25 +123,27 @@ class Checkpointer:
                 f"resume={checkpoint} is a checkpoint of stage {state.get('stage')!r}, not {self.stage_name!r}. "
                 f"To start {self.stage_name!r} from its weights use init_from={checkpoint}."
             )
-        tensors = files.read_tensors(checkpoint / files.TRAINED)
+        tensors = files.read_weights(checkpoint)
         wrong = sorted(
             name
             for name in {*tensors, *self.parameters}
-            if name not in tensors or name not in self.parameters or tensors[name].shape != self.parameters[name].shape
+            if name not in tensors or name not in self.parameters or not _is_alike(tensors[name], self.parameters[name])
         )
         if wrong:
             raise ValueError(
                 f"resume={checkpoint} holds other weights than this run trains ({len(wrong)} differ, first: "
                 f"{', '.join(wrong[:3])}). Resume with the config it was made with, or use init_from={checkpoint}."
             )
+        moments, states = (files.read_tensors(checkpoint / name) for name in (OPTIMIZER, RANDOM))
+        progress = Progress(**read_progress(state, checkpoint))
+        check_optimizer(moments, self.parameters, checkpoint, is_new=progress.global_step == 0)
+        check_random(states, checkpoint)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
-        load_optimizer(self.parameters, self.optimizer, files.read_tensors(checkpoint / OPTIMIZER))
+        load_optimizer(self.parameters, self.optimizer, moments)
         self.scaler.load_state_dict(state["scaler"])
-        load_random(files.read_tensors(checkpoint / RANDOM))
-        progress = Progress(**state["progress"])
-        progress.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+        load_random(states)
         return progress
 
     def _remove_unlinked(self) -> None:
@@ -180,6 +190,10 @@ def load_random(states: Mapping[str, Tensor]) -> None:
         for index in range(torch.cuda.device_count()):
             if f"cuda{index}" in states:
                 torch.cuda.set_rng_state(states[f"cuda{index}"], index)
+
+
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _finite(value: float) -> float | None:

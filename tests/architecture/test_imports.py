@@ -14,10 +14,11 @@ import panollava
 
 PACKAGE = Path(panollava.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"batch", "checkpoint", "chat_format", "component", "logs", "store", "tracking"}
+LEAVES = {"batch", "chat_format", "component", "disk", "logs", "store", "tracking", "untrusted"}
 ANYTHING = {"assemble", "pipeline", "tiny"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model"},  # the front door shows the facade when asked
+    "checkpoint": {"disk", "untrusted"},
     "config": {"tracking"},
     "crop": {"component"},
     "data": {"batch", "crop", "prompt", "store"},
@@ -26,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     # The facade opens run folders.
     "model": {"batch", "checkpoint", "component", "crop", "prompt", "run_folder"},
     "prompt": {"chat_format"},
-    "run_folder": {"checkpoint"},
+    "run_folder": {"checkpoint", "disk", "untrusted"},
     "stages": {"batch", "crop", "losses", "model"},
     "training": {"batch", "checkpoint", "logs", "stages", "tracking"},
 }

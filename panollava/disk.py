@@ -1,0 +1,55 @@
+"""Failures of the disk in words: what was not written, why, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class DiskError(OSError):
+    """Something could not be written; the message says why and what to do."""
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns a failure to write ``target`` into one sentence with the way out.
+
+    Raises:
+        DiskError: the block failed to write.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except (OSError, SafetensorError) as error:
+        code = _code(error)
+        reason = os.strerror(code) if code else str(error)
+        raise DiskError(
+            f"{target} could not be written ({reason}). What was saved before is whole. {_way_out(code)}"
+        ) from error
+
+
+def _code(error: Exception) -> int | None:
+    """The system's number of a failure; safetensors tells it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\bcode: (\d+)", str(error)) or re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _way_out(code: int | None) -> str:
+    again = "start the same command again: a run goes on from its last checkpoint"
+    if code in _FULL:
+        return f"Free some space there, or move the folder to another disk and name that place, and {again}."
+    if code in _LOCKED:
+        return "Make the folder writable for this user, or choose another one (output_dir= of a training)."
+    return f"See that the disk is well, or move the folder to another one and name that place, and {again}."
