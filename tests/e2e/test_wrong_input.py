@@ -243,6 +243,10 @@ def test_checkpoints_of_another_shape(arguments: list[str], refused: Callable[..
         assert part in message
     (last,) = Path("runs/wide/vision").glob("*/last.ckpt")
     message = refused(*arguments, "stage=vision", f"resume={last}")
+    for part in ("another config", "model.latent_width: 48 there, 32 now", "init_from="):
+        assert part in message
+    (last.parent / "config.yaml").unlink()
+    message = refused(*arguments, "stage=vision", f"resume={last}")
     assert "holds other weights" in message
     assert "init_from=" in message
     (last / "state.json").write_text("")

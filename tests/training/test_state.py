@@ -66,6 +66,7 @@ def test_the_scaler_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("best", [math.inf, 0.25])
 def test_progress_survives_as_json(tmp_path: Path, best: float) -> None:
     toy = Toy(tmp_path, has_lora=False)
+    toy.fit(steps(1))
     before = Progress(epoch=1, step_in_epoch=3, global_step=9, best_loss=best, validations_since_best=2)
     saved = toy.checkpointer.save(before, None, is_best=False)
     state = json.loads((saved / "state.json").read_text(), parse_constant=pytest.fail)
