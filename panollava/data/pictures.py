@@ -1,11 +1,18 @@
-"""Where the pictures that a data file names lie on this machine; none outside the folders of the data set."""
+"""Where the pictures that a data file names lie on this machine; none outside the folders of the data set.
+
+Those that it names by addresses are fetched first, where that is allowed.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from panollava.data.remote.fetch import Fetched, Fetcher
+from panollava.data.remote.links import fetch_links
+from panollava.data.remote.rules import RemoteOptions
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How an address begins; a drive of Windows has one letter."""
@@ -17,11 +24,30 @@ class Pictures:
     Args:
         folder: to which relative names are relative.
         inside: further folders in which pictures may lie; one outside them and `folder` is refused.
+        fetcher: fetches what is named by an address; None fetches nothing.
     """
 
-    def __init__(self, folder: Path, *, inside: Sequence[Path] = ()) -> None:
+    def __init__(self, folder: Path, *, inside: Sequence[Path] = (), fetcher: Fetcher | None = None) -> None:
         self.folder = folder
+        self._fetcher = fetcher or Fetcher(RemoteOptions())
+        self._fetched = Fetched()
         self._allowed = [os.path.abspath(each) for each in (folder, *inside)]
+
+    def fetch(self, places: Mapping[str, Sequence[str]], *, file: Path, name: str) -> None:
+        """Fetches the pictures that are named by addresses, before their paths are asked for.
+
+        Args:
+            places: name of each picture -> where it stands in the file, such as ``row 5``; in the file's order.
+            file: the data file.
+            name: of the split.
+
+        Raises:
+            ValueError: ``data.remote`` does not allow some of them.
+            OSError: the folder of the fetched pictures cannot be written.
+        """
+        links = {image: at for image, at in places.items() if _ADDRESS.match(image)}
+        if links:
+            self._fetched = fetch_links(self._fetcher, links, file, name)
 
     def path(self, image: str) -> str:
         """Path of a picture, which need not be there.
@@ -29,10 +55,14 @@ class Pictures:
         Links are followed: whoever can make one in the folder can put a picture there as well.
 
         Raises:
-            ValueError: the name is an address, or leads out of the folders of the data set.
+            ValueError: the name is an address that gave no picture, or leads out of the folders of the data set.
         """
         if _ADDRESS.match(image):
-            raise ValueError(f"{image} is remote, and pictures are not fetched: download it, give its path")
+            if image in self._fetched.paths:
+                return str(self._fetched.paths[image])
+            if image not in self._fetched.dead:
+                raise ValueError(f"{image} is remote, and pictures are not fetched: download it, give its path")
+            raise ValueError(f"{image}: {self._fetched.dead[image]}")
         path = os.path.join(self.folder, image)
         if "\\" in image and not os.path.isfile(path):  # written on Windows, read elsewhere
             path = os.path.join(self.folder, image.replace("\\", "/"))

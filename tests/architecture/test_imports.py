@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"disk", "untrusted"},
     "config": {"tracking"},
     "crop": {"component"},
-    "data": {"batch", "crop", "prompt", "store"},
+    "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
     "evaluation": {"batch", "checkpoint", "crop", "data", "losses", "model"},
     "losses": {"batch", "crop"},
     # The facade opens run folders.

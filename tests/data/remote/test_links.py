@@ -1,0 +1,87 @@
+"""Data files that name remote pictures: what is not allowed, what is dead, and the places that are told."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+from picture_server import JPEG, MakeFetcher, PictureServer, picture
+
+from panollava.data.pictures import Pictures
+from panollava.data.remote.links import report_path
+from panollava.logs import LOG
+
+
+def test_remote_and_local_pictures_beside_each_other(
+    server: PictureServer, fetcher: MakeFetcher, tmp_path: Path
+) -> None:
+    pictures = Pictures(tmp_path, fetcher=fetcher())
+    images = [server.url("/1"), "a.png", server.url("/moved/jpeg")]
+    pictures.fetch({image: ["row 2"] for image in images}, file=tmp_path / "train.csv", name="train")
+    assert Path(pictures.path(images[0])).read_bytes() == picture(1)
+    assert Path(pictures.path(images[1])) == tmp_path / "a.png"
+    assert Path(pictures.path(images[2])).read_bytes() == JPEG
+    assert not (fetcher().folder / "dead_links").exists()
+
+
+def test_without_links_nothing_is_made(fetcher: MakeFetcher, tmp_path: Path) -> None:
+    Pictures(tmp_path, fetcher=fetcher()).fetch({"a.png": ["row 2"]}, file=tmp_path / "train.csv", name="train")
+    assert not fetcher().folder.exists()
+
+
+def test_what_is_not_allowed_is_one_error_with_places_and_key(
+    server: PictureServer, fetcher: MakeFetcher, tmp_path: Path
+) -> None:
+    far = ["https://live.staticflickr.com/1.jpg", "http://example.org/2.jpg", "https://live.staticflickr.com/3.jpg"]
+    places = {
+        server.url("/1"): ["row 2"],
+        "a.png": ["row 3"],
+        far[0]: ["row 4", "row 9"],
+        far[1]: ["row 5"],
+        far[2]: [],
+    }
+    told = (
+        r"train\.csv, row 4, row 9, row 5: remote pictures are fetched only where data\.remote allows it, and these are"
+    )
+    key = (
+        r"data\.remote=\[example\.org,live\.staticflickr\.com\] allows their hosts, data\.remote=true every public one"
+    )
+    with pytest.raises(ValueError, match=rf"{told} not: {far[0]}, …\. {key}"):
+        Pictures(tmp_path, fetcher=fetcher()).fetch(places, file=tmp_path / "train.csv", name="train")
+    many = {server.url(f"/{number}"): [f"row {number}"] for number in range(2, 30)}
+    for none in (None, fetcher(remote=False)):
+        with pytest.raises(ValueError, match=r"row 20, row 21 and 8 more: .*data\.remote=\[127\.0\.0\.1\] allows"):
+            Pictures(tmp_path, fetcher=none).fetch(many, file=tmp_path / "train.csv", name="train")
+    assert not server.asked
+
+
+def test_dead_links_are_told_with_their_places_and_listed_in_a_report(
+    server: PictureServer,
+    fetcher: MakeFetcher,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LOG, "propagate", True)
+    file = tmp_path / "train.csv"
+    images = [server.url("/gone"), server.url("/1"), server.url("/html-called-jpeg"), "ftp://x/a"]
+    places = dict(zip(images, (["row 2", "row 6"], ["row 3"], ["row 4"], ["row 5"]), strict=True))
+    pictures = Pictures(tmp_path, fetcher=fetcher())
+    with caplog.at_level(logging.WARNING):
+        pictures.fetch(places, file=file, name="mine-train")
+    report = report_path(fetcher().folder, file, "mine-train")
+    assert f"{file}: 3 of 4 links are dead (row 2, row 6, row 4, row 5), listed in {report}." in caplog.text
+    with report.open(encoding="utf-8", newline="") as stream:
+        listed = list(csv.DictReader(stream))
+    assert [(line["place"], line["url"]) for line in listed] == [
+        ("row 2", images[0]), ("row 6", images[0]), ("row 4", images[2]), ("row 5", images[3])
+    ]  # fmt: skip
+    assert listed[0]["reason"].startswith("HTTP 404 Not Found (tried 2")
+    with pytest.raises(ValueError, match=rf"{images[0]}: HTTP 404 Not Found \(tried"):
+        pictures.path(images[0])
+    with pytest.raises(ValueError, match="ftp://x/a: ftp: pictures are fetched by http and https alone"):
+        pictures.path(images[3])
+    pictures.fetch({images[1]: ["row 3"]}, file=file, name="mine-train")
+    assert not report.exists()
