@@ -110,7 +110,7 @@ def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
         if prefix not in SPLITS:
             arguments[key] = value
         elif prefix == split:
-            arguments["path" if rest == "csv" else rest] = value
+            arguments["path" if rest in ("csv", "json") else rest] = value
     return arguments
 
 

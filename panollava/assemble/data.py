@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from panollava.crop.crop import Crop
 from panollava.crop.device import check_workers
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
+from panollava.data.files import FilesSource
 from panollava.data.loader import StageLoader, eval_loader
 from panollava.data.memory import ViewMemory
 from panollava.data.records import Question, Source
@@ -128,15 +129,35 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
         backbones: give the crop, whose reader decodes pictures.
         evaluate: whether the test split is needed.
     """
-    test = open_source(data, "test", backbones.crop) if evaluate else None
-    result = RunData(
-        open_source(data, "train", backbones.crop), open_source(data, "val", backbones.crop), test, backbones
-    )
+    splits = open_splits(data, ("train", "val", "test") if evaluate else ("train", "val"), backbones.crop)
+    test = splits.get("test")
+    result = RunData(splits["train"], splits["val"], test, backbones)
     LOG.info(
         "Data %s: %d training and %d validation records%s.",
         data["name"], len(result.train), len(result.val), f", {len(test)} for the test" if test else "",
     )  # fmt: skip
     return result
+
+
+def open_splits(data: dict[str, Any], names: Sequence[str], crop: Crop) -> dict[str, Source]:
+    """Several splits of a data set, by name.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: something is wrong with the files; all of it is told at once.
+    """
+    sources: dict[str, Source] = {}
+    errors: dict[str, Exception] = {}
+    for name in names:
+        try:
+            sources[name] = open_source(data, name, crop)
+        except (ValueError, OSError) as error:  # raised below, together with those of the other splits
+            errors.setdefault(str(error), error)
+    if len(errors) > 1:
+        raise ValueError("the data files have problems:\n" + "\n".join(errors))
+    for only in errors.values():
+        raise only
+    return sources
 
 
 def open_source(data: dict[str, Any], split: str, crop: Crop) -> Source:
@@ -157,7 +178,10 @@ def open_source(data: dict[str, Any], split: str, crop: Crop) -> Source:
         "name": f"{data['name']}-{split}",
         "dir": data.get("dir"),
     }
-    return component(**options, **{key: value for key, value in given.items() if key in known})
+    source: Source = component(**options, **{key: value for key, value in given.items() if key in known})
+    if isinstance(source, FilesSource) and source.problems:
+        LOG.warning("%s", source.left_out())
+    return source
 
 
 def question_batches(

@@ -14,8 +14,9 @@ from panollava.component import find_component
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.device import device_here
 from panollava.crop.extent import Spanned
+from panollava.crop.file import check_panorama
 from panollava.crop.partial import Covered, check_covered, check_shape, made_whole
-from panollava.crop.read import check_panorama, needed_size, read_panorama
+from panollava.crop.read import needed_size, read_panorama
 from panollava.crop.render import Renderer, render_views
 from panollava.crop.strategies import CropStrategy
 

@@ -37,9 +37,17 @@ def asked_data(options: Asked, recorded: Mapping[str, Any], *, turn_deg: float |
     world = {f"{options.split}_scenes": options.world_scenes, "seed": options.world_seed, "turn_deg": turn_deg}
     changes = {key: value for key, value in world.items() if value is not None}
     if options.csv_input is not None:
-        read_as = ("dir", "image_dir", "query_template", "image_column", "query_column", "annotation_column")
+        read_as = (
+            "dir",
+            "image_dir",
+            "query_template",
+            "on_error",
+            "image_column",
+            "query_column",
+            "annotation_column",
+        )
         template = {key: data[key] for key in read_as if key in data}
-        data = {"type": "csv", "name": "csv", f"{options.split}_csv": options.csv_input, **template}
+        data = {"type": "files", "name": "csv", f"{options.split}_csv": options.csv_input, **template}
     if changes and data["type"] != "world":
         raise ValueError(f"{', '.join(changes)}: only the built-in world has these, and the data are {data['type']}.")
     return {**data, **changes}

@@ -42,8 +42,8 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
             "use_vision_processor": True,
         },
         "dataset": {
-            "train_csv": data.get("train_csv"),
-            "val_csv": data.get("val_csv"),
+            "train_csv": data.get("train_csv", data.get("train_json")),
+            "val_csv": data.get("val_csv", data.get("val_json")),
             "dataset_name": data["name"],
         },
         "epoch": progress.epoch,

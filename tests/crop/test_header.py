@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from picture_files import PNG_START, by_pillow, chunk, exif, gradient, png, png_of_size
 
 from panollava.crop import header as header_file
+from panollava.crop.file import check_panorama
 from panollava.crop.header import PictureHeader, parse_header
-from panollava.crop.read import check_panorama, read_panorama
+from panollava.crop.read import read_panorama
 from panollava.crop.strategies import E2pCrop
 
 STARTS = [

@@ -14,8 +14,9 @@ from picture_files import by_pillow, gradient, png, png_of_size, stored_as, with
 from panollava.crop import partial
 from panollava.crop.crop import Crop
 from panollava.crop.extent import extent_of
+from panollava.crop.file import check_panorama
 from panollava.crop.partial import check_covered, check_shape, made_whole, whole_size
-from panollava.crop.read import check_panorama, needed_size, read_panorama
+from panollava.crop.read import needed_size, read_panorama
 from panollava.crop.strategies import AnyresE2pCrop, CropStrategy, CubemapCrop, E2pCrop, ResizeCrop, SlidingWindowCrop
 
 Covered = tuple[float, float]

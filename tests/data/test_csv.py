@@ -12,7 +12,8 @@ import pytest
 
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
-from panollava.data.csv import LISTED_PROBLEMS, CsvSource
+from panollava.data.entries import LISTED_PROBLEMS
+from panollava.data.files import FilesSource
 
 REAL = Path(__file__).parents[3] / "shared/data/quic360_mini/data.csv"
 
@@ -38,8 +39,8 @@ def read(path: Path) -> np.ndarray:
     return cv2.imread(str(path))
 
 
-def source(path: Path, **options: str) -> CsvSource:
-    return CsvSource(path=str(path), reader=read, **options)
+def source(path: Path, **options: str) -> FilesSource:
+    return FilesSource(path=str(path), reader=read, **options)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -108,7 +109,10 @@ def test_every_bad_row_is_named_as_a_spreadsheet_numbers_it(write: Write) -> Non
     with pytest.raises(ValueError) as error:
         source(path)
     lines = str(error.value).splitlines()
-    assert lines[0].endswith("train.csv: 6 of 7 rows are bad (the header is row 1). Mend or delete them:")
+    assert lines[0].endswith(
+        "train.csv: 6 of 7 rows are bad (the header is row 1). Mend or delete them, or leave them "
+        "out with data.on_error=skip:"
+    )
     expected = [
         "row 4, column query: the cell is empty",
         "row 5, column url: .*gone.jpg: there is no such file",
@@ -127,7 +131,7 @@ def test_the_list_of_bad_rows_is_capped_and_counted(write: Write) -> None:
         source(write("url,query,annotation\n" + "gone.jpg,q,a\n" * (LISTED_PROBLEMS + 5)))
     lines = str(error.value).splitlines()
     assert len(lines) == LISTED_PROBLEMS + 2
-    assert lines[-1] == "  and 5 more"
+    assert lines[-1] == "  and 5 more; python -m panollava.check names them all"
 
 
 def test_a_cut_or_flat_picture_is_a_bad_row(write: Write) -> None:
@@ -144,14 +148,14 @@ def test_pictures_are_checked_as_the_crop_reads_them(write: Write) -> None:
     cv2.imwrite(str(path.parent / "part.jpg"), np.full((40, 120, 3), 200, np.uint8))
     whole = Crop(ResizeCrop(), view_size=(64, 64))
     with pytest.raises(ValueError, match=r"1 of 2 rows(?s:.*)row 3, column url: .*part\.jpg.*panorama_fov_deg=\["):
-        CsvSource(path=str(path), reader=whole.read, check=whole.check)
+        FilesSource(path=str(path), reader=whole.read, check=whole.check)
     part = Crop(ResizeCrop(), view_size=(64, 64), panorama_fov_deg=(180, 60))
     with pytest.raises(
         ValueError, match=r"1 of 2 rows(?s:.*)row 2, column url: .*a\.jpg.*panorama_fov_deg=\[180, 60\]"
     ):
-        CsvSource(path=str(path), reader=part.read, check=part.check)
+        FilesSource(path=str(path), reader=part.read, check=part.check)
     path.write_text("url,query,annotation\npart.jpg,q,a\n")
-    data = CsvSource(path=str(path), reader=part.read, check=part.check)
+    data = FilesSource(path=str(path), reader=part.read, check=part.check)
     assert data.panorama(0).shape == (120, 240, 3)
 
 
@@ -167,7 +171,10 @@ def test_a_text_in_place_of_a_picture_is_a_bad_row(write: Write) -> None:
         (b"", "the file is empty"),
         (b"\n\n", "the file is empty"),
         (b"url,query,annotation\n\n", "no rows below the header url,query,annotation"),
-        ("url,query,annotation\na.jpg,q,caf\u00e9\n".encode("latin-1"), "not UTF-8 text.*Save it as CSV UTF-8"),
+        (
+            "url,query,annotation\na.jpg,q,caf\u00e9\n".encode("latin-1"),
+            r"train\.csv, line 2: not UTF-8 text.*Save it as UTF-8",
+        ),
         (b'url,query,annotation\na.jpg,q,"never closed\n', r"train.csv, row 2: unexpected end of data.*double"),
     ],
 )

@@ -1,0 +1,287 @@
+"""Conversation files: JSON, a list of entries, and JSON Lines, one entry a line; in two forms, which may be mixed.
+
+The plain form, whose ``image_id`` and ``metadata`` may be absent; ``metadata.type`` is the question type by which
+scores are reported::
+
+    {"image_id": 7, "image_path": "a.jpg", "metadata": {"type": "colour"},
+     "conversations": [{"human": "…", "assistant": "…"}, …]}
+
+That of LLaVA, whose ``<image>`` says where the picture stands and is dropped::
+
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", "value": "…"}]}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from panollava.data.entries import Entry, Listing, Problem, found_file, not_utf8
+from panollava.data.records import FREE_TEXT
+
+IMAGE_KEYS = ("image_path", "image", "url")
+"""Accepted names of the picture's key."""
+HUMAN, ASSISTANT = ("human", "user"), ("gpt", "assistant")
+"""Accepted names of those who speak, in LLaVA's form."""
+
+_PLACEHOLDER = re.compile(r"\s*<image>\s*")
+_SPACE = re.compile(r"\s*")
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+
+_Bad = list[tuple[str, str]]
+"""Keys that cannot be used, and why."""
+
+
+def read_jsonl(path: Path) -> Listing:
+    """The lines of a JSON Lines file; one that is no JSON is a problem like any other.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8 text, or there are no lines.
+    """
+    listing = _Collected("line")
+    try:
+        with found_file(path).open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    value = _DECODER.decode(line.rstrip())
+                except (ValueError, RecursionError) as error:  # collected, so that all bad lines are named at once
+                    listing.refuse(number, f"line {number}", [("", f"no JSON: {_said(error)}")])
+                else:
+                    listing.add(number, f"line {number}", value)
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+    return listing.finished(path)
+
+
+def read_json(path: Path) -> Listing:
+    """The entries of a JSON list.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8 text, no JSON, no list, or an empty one.
+    """
+    listing = _Collected("entry")
+    try:
+        text = found_file(path).read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+    for number, (line, value) in enumerate(_items(path, text), start=1):
+        listing.add(number, f"entry {number} (line {line})", value)
+    return listing.finished(path)
+
+
+class _Collected:
+    """A listing in the making."""
+
+    def __init__(self, unit: Literal["line", "entry"]) -> None:
+        self._listing = Listing(unit, 0, [], [])
+        self._count = 0
+        self._images: dict[Any, tuple[str, str]] = {}
+
+    def add(self, number: int, place: str, value: Any) -> None:
+        """Takes an entry, or what is wrong with it."""
+        bad: _Bad = []
+        image_key, image = _image(value, bad)
+        turns = _turns(value, bad)
+        kind = _kind(value, bad)
+        if not bad:
+            self._check_id(value.get("image_id"), image, place, bad)
+        if bad:
+            self.refuse(number, place, bad)
+            return
+        self._count += 1
+        self._listing.entries.append(Entry(number, place, image, f"key {image_key}", turns, kind))
+
+    def refuse(self, number: int, place: str, bad: _Bad) -> None:
+        """Takes an entry's problems."""
+        self._count += 1
+        self._listing.problems.extend(
+            Problem(number, f"{place}, key {key}" if key else place, reason) for key, reason in bad
+        )
+
+    def finished(self, path: Path) -> Listing:
+        """The listing."""
+        if self._count == 0:
+            raise ValueError(f"{path}: there are no conversations in it.")
+        return Listing(self._listing.unit, self._count, self._listing.entries, self._listing.problems)
+
+    def _check_id(self, image_id: Any, image: str, place: str, bad: _Bad) -> None:
+        """An ``image_id`` names one picture; that several entries have it is what it is for."""
+        if image_id is None:
+            return
+        if isinstance(image_id, bool) or not isinstance(image_id, str | int):
+            bad.append(("image_id", f"a text or a whole number is expected, not {_kind_of(image_id)}"))
+            return
+        known, where = self._images.setdefault(image_id, (image, place))
+        if known != image:
+            bad.append(("image_id", f"{image_id} is {image} here and {known} in {where}"))
+
+
+def _items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Entries of a list with the lines on which they begin."""
+    at = _after_space(text, 0)
+    if at == len(text):
+        raise ValueError(f"{path}: the file is empty. It needs a list of conversations, [{{…}}, {{…}}].")
+    if text[at] != "[":
+        raise ValueError(
+            f"{path}: a list of conversations is expected, [{{…}}, {{…}}]. If each line is a conversation of its own, "
+            "this is JSON Lines: give the file a name that ends in .jsonl."
+        )
+    line, counted = 1, 0
+    at = _after_space(text, at + 1)
+    while text[at : at + 1] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = _DECODER.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise _malformed(path, text, error.pos, error.msg) from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {line}: {_said(error)}.") from None
+        yield line, value
+        at = _after_space(text, at)
+        if text[at : at + 1] == ",":
+            at = _after_space(text, at + 1)
+        elif text[at : at + 1] != "]":
+            raise _malformed(path, text, at, "a comma is missing before the next entry")
+    end = _after_space(text, at + 1)
+    if end != len(text):
+        raise _malformed(path, text, end, "something follows the end of the list")
+
+
+def _malformed(path: Path, text: str, at: int, message: str) -> ValueError:
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    if not text[at:].strip():
+        message = "the file ends within the list: it is cut short, or its last bracket is missing"
+    return ValueError(f"{path}, line {line}, column {column}: {message}. This is no JSON; mend the file.")
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return at if match is None else match.end()
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "brackets are nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return str(error)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object, and only one of the two could be read")
+    return result
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _image(value: Any, bad: _Bad) -> tuple[str, str]:
+    """Key and name of the picture."""
+    if not isinstance(value, dict):
+        bad.append(("", f"an object with a picture and conversations is expected, not {_kind_of(value)}"))
+        return "", ""
+    keys = [key for key in IMAGE_KEYS if key in value]
+    if not keys:
+        bad.append((IMAGE_KEYS[0], f"missing; it names the picture, as do {' and '.join(IMAGE_KEYS[1:])}"))
+        return "", ""
+    if len({str(value[key]) for key in keys}) > 1:
+        bad.append((keys[0], f"names another picture than {keys[1]}: leave one of them out"))
+    return keys[0], _text(value[keys[0]], keys[0], bad)
+
+
+def _turns(value: Any, bad: _Bad) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        return ()
+    if "conversations" not in value:
+        bad.append(("conversations", "missing; it lists what is said"))
+        return ()
+    said = value["conversations"]
+    if not isinstance(said, list):
+        bad.append(("conversations", f"a list is expected, not {_kind_of(said)}"))
+        return ()
+    if not said:
+        bad.append(("conversations", "empty; there is nothing to learn or to ask"))
+        return ()
+    for place, turn in enumerate(said):
+        if not isinstance(turn, dict):
+            bad.append((f"conversations[{place}]", f"an object is expected, not {_kind_of(turn)}"))
+            return ()
+    return _llava_turns(said, bad) if "from" in said[0] or "value" in said[0] else _plain_turns(said, bad)
+
+
+def _plain_turns(said: list[dict[str, Any]], bad: _Bad) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (_said_by("human", turn, place, bad), _said_by("assistant", turn, place, bad))
+        for place, turn in enumerate(said)
+    )
+
+
+def _said_by(who: str, turn: dict[str, Any], place: int, bad: _Bad) -> str:
+    key = f"conversations[{place}].{who}"
+    if who not in turn:
+        bad.append((key, f"missing; there are {', '.join(turn) or 'no keys'}"))
+        return ""
+    return _text(turn[who], key, bad)
+
+
+def _llava_turns(said: list[dict[str, Any]], bad: _Bad) -> tuple[tuple[str, str], ...]:
+    texts: list[str] = []
+    for place, turn in enumerate(said):
+        expected = ASSISTANT if place % 2 else HUMAN
+        speaker = turn.get("from")
+        if speaker not in expected:
+            key = f"conversations[{place}].from"
+            if speaker == "system":
+                bad.append((key, "a system text is not read from data: give it with model.language.system"))
+            else:
+                bad.append((key, f"{speaker!r} where {' or '.join(expected)} is expected: they take turns"))
+            return ()
+        value = turn.get("value")
+        if place == 0 and isinstance(value, str):
+            value, pictures = _PLACEHOLDER.subn("\n", value)
+            if pictures > 1:
+                bad.append(("conversations[0].value", f"asks about {pictures} pictures, and an entry has one"))
+        texts.append(_text(value, f"conversations[{place}].value", bad))
+    if len(texts) % 2:
+        bad.append(("conversations", "ends with a question: its answer is missing"))
+    return tuple(zip(texts[::2], texts[1::2], strict=False))
+
+
+def _text(value: Any, key: str, bad: _Bad) -> str:
+    if not isinstance(value, str):
+        bad.append((key, f"a text is expected, not {_kind_of(value)}"))
+        return ""
+    text = value.strip()
+    if not text:
+        bad.append((key, "the text is empty"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell one half of a character that takes two
+        bad.append((key, "half a character: one \\ud800 to \\udfff without its other half"))
+        return ""
+    return text
+
+
+def _kind(value: Any, bad: _Bad) -> str:
+    metadata = value.get("metadata") if isinstance(value, dict) else None
+    if metadata is None:
+        return FREE_TEXT
+    if not isinstance(metadata, dict):
+        bad.append(("metadata", f"an object is expected, not {_kind_of(metadata)}"))
+        return FREE_TEXT
+    kind = metadata.get("type", FREE_TEXT)
+    return _text(kind, "metadata.type", bad)
+
+
+def _kind_of(value: Any) -> str:
+    return _KINDS.get(type(value), "a number")

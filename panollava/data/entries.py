@@ -1,0 +1,127 @@
+"""What every reader of data files makes of them: conversations about pictures, and the bad ones with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from panollava.data.records import FREE_TEXT
+
+LISTED_PROBLEMS = 20
+"""Bad rows that an error message spells out; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One conversation about one picture.
+
+    Attributes:
+        number: place in the file, as `Listing.unit` counts.
+        place: the same in words, such as ``row 5``.
+        image: what the file calls the picture.
+        image_key: where it does, such as ``column url``.
+        turns: (question, answer) pairs, one at least, no text empty.
+        kind: question type.
+    """
+
+    number: int
+    place: str
+    image: str
+    image_key: str
+    turns: tuple[tuple[str, str], ...]
+    kind: str = FREE_TEXT
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Problem:
+    """What is wrong with an entry.
+
+    Attributes:
+        number: place of the entry in the file.
+        place: the same in words, with the column or key.
+        reason: in words.
+    """
+
+    number: int
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The entries of a file.
+
+    Attributes:
+        unit: what is counted: rows of a table, whose header is row 1; lines; or entries of a list.
+        count: entries, good and bad.
+        entries: the good ones, in the order of the file.
+        problems: of the others; an entry may have several.
+    """
+
+    unit: Literal["row", "line", "entry"]
+    count: int
+    entries: list[Entry]
+    problems: list[Problem]
+
+
+class BadEntries(ValueError):
+    """Some entries of a file are bad, and training would have to do without them.
+
+    Args:
+        path: the file.
+        unit: see `Listing`.
+        count: entries, good and bad.
+        problems: see `Listing`.
+        is_empty: whether none is left.
+    """
+
+    def __init__(self, path: Path, unit: str, count: int, problems: Sequence[Problem], *, is_empty: bool) -> None:
+        self.problems = list(problems)
+        self.count = count
+        way_out = "" if is_empty else ", or leave them out with data.on_error=skip"
+        told = f"{summary(path, unit, problems, count)}. Mend or delete them{way_out}:\n"
+        super().__init__(told + "\n".join(shown(problems)))
+
+
+def summary(path: Path, unit: str, problems: Sequence[Problem], count: int) -> str:
+    """How many entries of a file are bad, in words."""
+    units = {"row": "rows are bad (the header is row 1)", "line": "lines are bad", "entry": "entries are bad"}[unit]
+    return f"{path}: {len({problem.number for problem in problems})} of {count} {units}"
+
+
+def shown(problems: Sequence[Problem]) -> list[str]:
+    """The first problems, a line each, and the number of the others."""
+    lines = [f"  {problem}" for problem in problems[:LISTED_PROBLEMS]]
+    if len(problems) > LISTED_PROBLEMS:
+        lines.append(f"  and {len(problems) - LISTED_PROBLEMS} more; python -m panollava.check names them all")
+    return lines
+
+
+def not_utf8(path: Path) -> ValueError:
+    """The error for a file in another encoding, with the line that shows it."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return ValueError(
+                    f"{path}, line {number}: not UTF-8 text (byte 0x{line[error.start]:02X}). Save it as UTF-8, such "
+                    "as the CSV UTF-8 of a spreadsheet."
+                )
+    return ValueError(f"{path}: not UTF-8 text. Save it as UTF-8.")
+
+
+def found_file(path: Path) -> Path:
+    """A data file that is there.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file. Check the path of the data set.")
+    return path

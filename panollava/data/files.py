@@ -1,0 +1,176 @@
+"""Data sets in files, CSV or JSON by their suffix; every bad entry is named before training starts, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from panollava.crop.file import check_panorama
+from panollava.data.conversations import read_json, read_jsonl
+from panollava.data.csv import read_csv
+from panollava.data.entries import BadEntries, Entry, Listing, Problem, shown, summary
+from panollava.data.pictures import Pictures
+from panollava.data.records import Question, Record
+
+_LOOKERS = 8
+"""Threads that look at pictures: opening a file is waiting, above all on a network's disk."""
+
+
+class FilesSource:
+    """One file as a split of a data set: ``.csv`` (see `read_csv`), ``.json`` or ``.jsonl`` (see `conversations`).
+
+    Args:
+        path: the file.
+        reader: decodes a picture file to (H, W, 3) uint8 RGB, such as ``Crop.read``.
+        check: refuses a picture file that the reader could not use, without decoding it, such as ``Crop.check``.
+        image_dir: folder that picture names are relative to; None for that of `path`.
+        dir: folder of the data set; pictures lie in it, in `image_dir` or beside `path`.
+        name: name of the split in sample ids; the folder and stem of `path` where empty.
+        on_error: `stop` refuses a file with bad entries, `skip` leaves them out.
+        image_column, query_column, annotation_column: names of a CSV's columns where they are not among
+            `ALIASES` or where several could be meant.
+        query_template: question made of a CSV's query, such as ``Describe the {query} in this panorama.``
+
+    Attributes:
+        entries: those that are used.
+        problems: of those that are left out.
+        count: of all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadEntries: some entries are bad and `on_error` is `stop`, or all are.
+        ValueError: the file cannot be read, or there is nothing in it.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        reader: Callable[[Path], np.ndarray],
+        check: Callable[[str], object] = check_panorama,
+        image_dir: str | None = None,
+        dir: str | None = None,
+        name: str = "",
+        on_error: Literal["stop", "skip"] = "stop",
+        image_column: str | None = None,
+        query_column: str | None = None,
+        annotation_column: str | None = None,
+        query_template: str = "{query}",
+    ) -> None:
+        if "{query}" not in query_template:
+            raise ValueError(f"query_template={query_template!r} has no place for the query: write {{query}} into it.")
+        self.path = Path(path)
+        self.name = name or f"{self.path.resolve().parent.name}-{self.path.stem}"
+        self._reader = reader
+        self._check = check
+        beside = self.path.parent
+        folder = beside if image_dir is None else Path(image_dir).expanduser()
+        self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir)])])
+        columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
+        listing = _listing(self.path, columns, query_template)
+        self._paths, unusable = self._looked_at(listing.entries)
+        self._unit = listing.unit
+        self.count = listing.count
+        self.problems = sorted([*listing.problems, *unusable])
+        bad = {problem.number for problem in unusable}
+        self.entries = [entry for entry in listing.entries if entry.number not in bad] if bad else listing.entries
+        if self.problems and (on_error == "stop" or not self.entries):
+            raise BadEntries(self.path, self._unit, self.count, self.problems, is_empty=not self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def record(self, index: int, epoch: int) -> Record:
+        """The conversation of entry `index`, the same in every epoch."""
+        entry = self.entries[index]
+        return Record(self._sample_id(entry), entry.turns)
+
+    def image_id(self, index: int) -> str:
+        """Path of entry `index`'s picture."""
+        return self._paths[self.entries[index].image]
+
+    def panorama(self, index: int) -> np.ndarray:
+        """Picture of entry `index`, (H, W, 3) uint8 RGB."""
+        return self._reader(self.picture(index))
+
+    def picture(self, index: int) -> Path:
+        """File of entry `index`'s picture."""
+        return Path(self.image_id(index))
+
+    def questions(self) -> list[Question]:
+        """Each turn as a question, asked after the ones before it with their answers.
+
+        What is asked of the same picture in the same words after the same history is one question with several
+        references; pictures and questions come in order of appearance.
+        """
+        groups: dict[str, dict[tuple[tuple[tuple[str, str], ...], str], list[tuple[Entry, int]]]] = {}
+        for entry in self.entries:
+            of_picture = groups.setdefault(self._paths[entry.image], {})
+            for turn, (question, _) in enumerate(entry.turns):
+                of_picture.setdefault((entry.turns[:turn], question), []).append((entry, turn))
+        return [
+            Question(
+                sample_id=self._sample_id(alike[0][0]) + (f"-turn{alike[0][1] + 1}" if history else ""),
+                image_id=next(iter(of_picture.values()))[0][0].image,
+                history=history,
+                question=question,
+                references=tuple(entry.turns[turn][1] for entry, turn in alike),
+                kind=alike[0][0].kind,
+            )
+            for of_picture in groups.values()
+            for (history, question), alike in of_picture.items()
+        ]
+
+    def question_panorama(self, question: Question) -> np.ndarray:
+        """Picture that `question` asks about, (H, W, 3) uint8 RGB."""
+        return self._reader(self.question_picture(question))
+
+    def question_picture(self, question: Question) -> Path:
+        """File of the picture that `question` asks about."""
+        return Path(self._paths[question.image_id])
+
+    def left_out(self) -> str:
+        """The entries that are not used, and why."""
+        return f"{summary(self.path, self._unit, self.problems, self.count)} and left out:\n" + "\n".join(
+            shown(self.problems)
+        )
+
+    def _sample_id(self, entry: Entry) -> str:
+        return f"{self.name}-{self._unit}{entry.number}"
+
+    def _looked_at(self, entries: Sequence[Entry]) -> tuple[dict[str, str], list[Problem]]:
+        """Path of every picture, and the entries whose picture cannot be used."""
+        images = list(dict.fromkeys(entry.image for entry in entries))
+        with ThreadPoolExecutor(max_workers=_LOOKERS) as pool:
+            found = dict(zip(images, pool.map(self._look_at, images), strict=True))
+        paths = {image: path for image, (path, reason) in found.items() if not reason}
+        problems = [
+            Problem(entry.number, f"{entry.place}, {entry.image_key}", reason)
+            for entry in entries
+            if (reason := found[entry.image][1])
+        ]
+        return paths, problems
+
+    def _look_at(self, image: str) -> tuple[str, str]:
+        """Path of a picture and what is wrong with it, if anything."""
+        try:
+            path = self._pictures.path(image)
+            self._check(path)
+        except (OSError, ValueError) as error:  # collected, so that all bad entries are named at once
+            return "", str(error)
+        return path, ""
+
+
+def _listing(path: Path, columns: dict[str, str | None], query_template: str) -> Listing:
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return read_csv(path, columns, query_template)
+    if suffix == ".json":
+        return read_json(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return read_jsonl(path)
+    raise ValueError(f"{path}: a data file's name ends in .csv, .json or .jsonl, which says how it is read.")

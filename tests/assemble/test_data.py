@@ -1,0 +1,59 @@
+"""Opening the splits of a data set: one kind of file or several, and all their problems at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from panollava.assemble.data import open_source, open_splits
+from panollava.crop.crop import Crop
+from panollava.crop.strategies import ResizeCrop
+from panollava.data.entries import BadEntries
+
+CROP = Crop(ResizeCrop(), view_size=(32, 32))
+ENTRY = {"image": "a.jpg", "conversations": [{"human": "q", "assistant": "a"}]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Any]:
+    """A section with a CSV, a JSON and a JSON Lines file."""
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((32, 64, 3), np.uint8))
+    (tmp_path / "train.csv").write_text("image,question,answer\na.jpg,q,a\n", encoding="utf-8")
+    (tmp_path / "val.json").write_text(json.dumps([ENTRY]), encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text(json.dumps(ENTRY), encoding="utf-8")
+    files = {"train_csv": "train.csv", "val_json": "val.json", "test_json": "test.jsonl"}
+    paths = {key: str(tmp_path / name) for key, name in files.items()}
+    return {"type": "files", "name": "mine", "dir": str(tmp_path), **paths, "image_dir": None, "on_error": "stop"}
+
+
+def test_the_suffix_chooses_the_reader_of_each_split(data: dict[str, Any]) -> None:
+    splits = open_splits(data, ("train", "val", "test"), CROP)
+    assert [splits[name].record(0, 0).turns for name in ("train", "val", "test")] == [(("q", "a"),)] * 3
+    ids = [splits[name].record(0, 0).sample_id for name in ("train", "val", "test")]
+    assert ids == ["mine-train-row2", "mine-val-entry1", "mine-test-line1"]
+
+
+def test_problems_of_all_splits_are_told_at_once(data: dict[str, Any]) -> None:
+    Path(data["train_csv"]).write_text("image,question,answer\ngone.jpg,q,a\n", encoding="utf-8")
+    Path(data["val_json"]).write_text("[{", encoding="utf-8")
+    Path(data["test_json"]).unlink()
+    with pytest.raises(ValueError, match=r"problems:(?s:.*)row 2, column image(?s:.*)line 1, column 3(?s:.*)no such"):
+        open_splits(data, ("train", "val", "test"), CROP)
+    with pytest.raises(BadEntries):  # one alone is raised as it is
+        open_splits({**data, "val_json": data["train_csv"]}, ("train", "val"), CROP)
+
+
+def test_what_is_left_out_is_logged(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    with Path(data["train_csv"]).open("a", encoding="utf-8") as file:
+        file.write("a.jpg,,a\n")
+    caplog.set_level(logging.WARNING, "panollava")
+    logging.getLogger("panollava").propagate = True
+    assert len(open_source({**data, "on_error": "skip"}, "train", CROP)) == 1
+    (line,) = caplog.messages
+    assert "1 of 2 rows are bad (the header is row 1) and left out:\n  row 3, column question: the cell is" in line
