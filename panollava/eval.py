@@ -11,7 +11,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import EvaluationOptions, check_tracking
-from panollava.assemble.data import open_source
+from panollava.assemble.sources import open_source
 from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint

@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panollava.assemble.objective import check_objective
 from panollava.assemble.sections import check_component, check_crop
-from panollava.component import component_names, find_component
+from panollava.assemble.sources import check_data
+from panollava.component import component_names
 from panollava.config.check import check_section
 from panollava.crop.crop import Crop
 from panollava.crop.device import check_workers
@@ -26,9 +27,6 @@ from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
 
 STAGES = ("vision", "resampler", "finetune")
-SPLITS = ("train", "val", "test")
-GIVEN = ("split", "dir", "reader", "check", "name")
-"""Arguments of a source that are no keys of ``data``, or keys that every data set has."""
 SECTIONS = ("crop", "data", "evaluation", "model", "optim", "stage", "tracking", "trainer")
 
 
@@ -102,18 +100,6 @@ def checked(cfg: DictConfig) -> DictConfig:
     return result
 
 
-def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
-    """Arguments of a split's source: ``train_scenes`` is ``scenes`` of the training split, other keys are common."""
-    arguments: dict[str, Any] = {}
-    for key, value in data.items():
-        prefix, _, rest = key.partition("_")
-        if prefix not in SPLITS:
-            arguments[key] = value
-        elif prefix == split:
-            arguments["path" if rest in ("csv", "json") else rest] = value
-    return arguments
-
-
 def _problems(values: dict[str, Any]) -> list[str]:
     plain = {key: value for key, value in values.items() if key not in SECTIONS}
     problems = check_section(plain, RootOptions, "")
@@ -122,7 +108,8 @@ def _problems(values: dict[str, Any]) -> list[str]:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
     crop_problems = check_crop(values["crop"])
     problems += crop_problems or _join(values) + _panoramas(values)
-    for find in (_model, _data, _stage, _rest):
+    problems += _model(values) + check_data(values["data"])
+    for find in (_stage, _rest):
         problems += find(values)
     return problems
 
@@ -200,28 +187,6 @@ def _position_width(model: dict[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
-
-
-def _data(values: dict[str, Any]) -> list[str]:
-    data = dict(values["data"])
-    name = data.pop("name", None)
-    kind = data.pop("type", None)
-    data.pop("dir", None)
-    problems = [] if isinstance(name, str) and name else [f"data.name={name!r}: allowed is a short text."]
-    try:
-        source = find_component("data", str(kind), "Source")
-    except ValueError as error:
-        return [*problems, str(error)]
-    for split in SPLITS:
-        found = check_section(source_arguments(data, split), source, "data", given=GIVEN)
-        for line in found:
-            problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
-    return list(dict.fromkeys(problems))
-
-
-def _is_split_key(line: str, data: dict[str, Any], split: str) -> bool:
-    name = line.removeprefix("data.").split("=")[0].split(" ")[0]
-    return f"{split}_{name}" in data or (name not in data and any(f"{s}_{name}" in data for s in SPLITS))
 
 
 def _stage(values: dict[str, Any]) -> list[str]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from panollava.assemble.check import source_arguments
+from panollava.assemble.sources import open_splits
 from panollava.batch import Batch
-from panollava.component import find_component
-from panollava.crop.crop import Crop
 from panollava.crop.device import check_workers
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
-from panollava.data.files import FilesSource
 from panollava.data.loader import StageLoader, eval_loader
 from panollava.data.memory import ViewMemory
 from panollava.data.records import Question, Source
@@ -137,51 +133,6 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
         data["name"], len(result.train), len(result.val), f", {len(test)} for the test" if test else "",
     )  # fmt: skip
     return result
-
-
-def open_splits(data: dict[str, Any], names: Sequence[str], crop: Crop) -> dict[str, Source]:
-    """Several splits of a data set, by name.
-
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: something is wrong with the files; all of it is told at once.
-    """
-    sources: dict[str, Source] = {}
-    errors: dict[str, Exception] = {}
-    for name in names:
-        try:
-            sources[name] = open_source(data, name, crop)
-        except (ValueError, OSError) as error:  # raised below, together with those of the other splits
-            errors.setdefault(str(error), error)
-    if len(errors) > 1:
-        raise ValueError("the data files have problems:\n" + "\n".join(errors))
-    for only in errors.values():
-        raise only
-    return sources
-
-
-def open_source(data: dict[str, Any], split: str, crop: Crop) -> Source:
-    """One split of a data set.
-
-    Args:
-        data: the ``data`` section.
-        split: ``train``, ``val`` or ``test``.
-        crop: whose reader decodes pictures no finer than its views need.
-    """
-    component = find_component("data", data["type"], "Source")
-    known = inspect.signature(component).parameters
-    options = {k: v for k, v in source_arguments(data, split).items() if k not in ("type", "name", "dir")}
-    given = {
-        "split": split,
-        "reader": crop.read,
-        "check": crop.check,
-        "name": f"{data['name']}-{split}",
-        "dir": data.get("dir"),
-    }
-    source: Source = component(**options, **{key: value for key, value in given.items() if key in known})
-    if isinstance(source, FilesSource) and source.problems:
-        LOG.warning("%s", source.left_out())
-    return source
 
 
 def question_batches(

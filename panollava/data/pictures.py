@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from panollava.data.remote.fetch import Fetched, Fetcher
-from panollava.data.remote.links import fetch_links
 from panollava.data.remote.rules import RemoteOptions
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -47,6 +46,9 @@ class Pictures:
         """
         links = {image: at for image, at in places.items() if _ADDRESS.match(image)}
         if links:
+            # Here, as its reports are written by a module that brings in torch, and most data sets have no links.
+            from panollava.data.remote.links import fetch_links
+
             self._fetched = fetch_links(self._fetcher, links, file, name)
 
     def path(self, image: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from panollava.assemble.data import open_source
 from panollava.assemble.objective import build_objective
+from panollava.assemble.sources import open_source
 from panollava.assemble.stage import AnyStage
 from panollava.batch import Batch
 from panollava.checkpoint import read_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from panollava.assemble.check import EvaluationOptions
-from panollava.assemble.data import open_source
+from panollava.assemble.sources import open_source
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.results import result_folder
 from panollava.logs import LOG

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from panollava.assemble.data import open_source, open_splits
+from panollava.assemble.sources import open_source, open_splits
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
 from panollava.data.entries import BadEntries
