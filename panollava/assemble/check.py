@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from panollava.assemble.objective import check_objective
 from panollava.assemble.sections import check_component, check_crop
 from panollava.assemble.sources import check_data
+from panollava.assemble.trains import check_flags, check_what_trains
 from panollava.component import component_names
 from panollava.config.check import check_section
 from panollava.crop.crop import Crop
@@ -19,7 +20,7 @@ from panollava.crop.device import check_workers
 from panollava.model.components import keeps_width, position_class, resampler_class
 from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
-from panollava.model.lora import add_lora
+from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
 from panollava.tracking.mlflow_tracker import MlflowTracker
@@ -165,10 +166,8 @@ def _model(values: dict[str, Any]) -> list[str]:
     problems += check_section(system, ChatPrompt, "model.language", given=("tokenizer",))
     problems += check_section(language, load_language_model, "model.language", given=("dtype",))
     lora = dict(model.pop("lora"))
-    enabled = lora.pop("enabled", None)
-    if not isinstance(enabled, bool):
-        problems.append(f"model.lora.enabled={enabled!r}: allowed is true or false.")
-    problems += check_section(lora, add_lora, "model.lora", given=("model", "seed"))
+    problems += check_flags(lora, "model.lora", "enabled", "save_only")
+    problems += check_section(lora_arguments(lora), add_lora, "model.lora", given=("model", "seed"))
     return problems + check_section(model, ModelOptions, "model")
 
 
@@ -201,7 +200,9 @@ def _stage(values: dict[str, Any]) -> list[str]:
         options = dict(stage.pop(name, None) or {})
         if name == "vision":
             problems += check_objective(options.pop("loss", None) or {})
-        problems += check_section(options, StageOptions, f"stage.{name}")
+        given = () if name == "finetune" else ("language_trainable_blocks",)
+        problems += check_section(options, StageOptions, f"stage.{name}", given=given)
+    problems += check_what_trains(values)
     problems += [f"stage.{key} is not a key here. Keys of stage: run, {', '.join(STAGES)}." for key in stage]
     return problems
 

@@ -18,6 +18,8 @@ WITH_GRID, WITHOUT_GRID = "vicreg", "vicreg_pooled"
 """What ``auto`` is, by whether the resampler's tokens keep a grid."""
 
 _ROOM = "losses.objective"
+_PROGRAMMED = ("vision_blocks", "checkpoint_activations")
+"""Arguments of the stage that other keys of the config give."""
 
 
 def check_objective(section: Mapping[str, Any]) -> list[str]:
@@ -30,7 +32,7 @@ def check_objective(section: Mapping[str, Any]) -> list[str]:
         return [f"{KEY}.type={kind}: there is no such objective.{hint} Available: {', '.join(allowed)}."]
     name = WITH_GRID if kind == AUTO else str(kind)
     head = {key: value for key, value in section.items() if key == "head_width"}
-    problems = check_section(head, OverlapStage, KEY, given=("vision", "objective"))
+    problems = check_section(head, OverlapStage, KEY, given=("vision", "objective", *_PROGRAMMED))
     known = {key for name in allowed[1:] for key in _keys(name)}
     rest = {key: value for key, value in section.items() if key not in ("type", "head_width")}
     strange = {key: value for key, value in rest.items() if key in known - _keys(name) and value is not None}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from panollava.assemble.objective import build_objective
 from panollava.assemble.run import Run, plain
 from panollava.logs import LOG
 from panollava.losses.protocol import Objective
-from panollava.model.lora import add_lora
+from panollava.model.lora import add_lora, lora_arguments
 from panollava.stages.instruct import InstructStage
 from panollava.stages.overlap import OverlapStage
 
@@ -17,17 +19,30 @@ AnyStage = OverlapStage | InstructStage
 
 def build_stage(run: Run, name: str) -> AnyStage:
     """The stage ``name`` around the run's backbones, its new components as the seed gives them."""
+    options = run.stage_options(name)
+    encoder: nn.Module = run.backbones.tower.model
+    encoder.to(run.backbones.dtype)  # an earlier stage of this run may have trained it, in fp32
     if name == "vision":
         objective, settings = _objective(run)
         _announce(run, objective, settings)
         return OverlapStage(
-            run.backbones.vision(), objective=objective, head_width=run.cfg.stage.vision.loss.head_width
+            run.backbones.vision(),
+            objective=objective,
+            head_width=run.cfg.stage.vision.loss.head_width,
+            vision_blocks=options.vision_trainable_blocks,
+            checkpoint_activations=run.trainer.checkpoint_activations,
         )
     model = run.backbones.composite()
     lora = plain(run.cfg.model.lora)
-    if lora.pop("enabled") and name == "finetune":
-        add_lora(model, **lora, seed=run.cfg.seed)
-    return InstructStage(model, name=name, checkpoint_activations=run.cfg.trainer.checkpoint_activations)
+    if lora["enabled"] and name == "finetune":
+        add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
+    return InstructStage(
+        model,
+        name=name,
+        vision_blocks=options.vision_trainable_blocks,
+        language_blocks=options.language_trainable_blocks,
+        checkpoint_activations=run.trainer.checkpoint_activations,
+    )
 
 
 def skip_reason(run: Run, name: str) -> str | None:

@@ -17,9 +17,10 @@ from panollava.model.backbones import Backbones
 from panollava.model.conversation import Conversation
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import quiet_transformers
-from panollava.model.lora import LORA, add_lora, drop_lora, has_lora, load_lora, merge_lora, save_lora
+from panollava.model.lora import LORA, add_lora, drop_lora, has_lora, load_lora, lora_arguments, merge_lora, save_lora
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
 from panollava.model.streaming import AnswerStream
+from panollava.model.trainable import named_weights
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.run_folder import find_run_folder, read_metadata
@@ -97,8 +98,7 @@ class PanoLlava:
         backbones = Backbones(settings["model"], settings["crop"], dtype=dtype)
         model = backbones.composite()
         if read_state(checkpoint)["has_lora"]:
-            lora = {key: value for key, value in settings["model"]["lora"].items() if key != "enabled"}
-            add_lora(model, **lora)
+            add_lora(model, **lora_arguments(settings["model"]["lora"]))
         load_trained(model, read_weights(checkpoint), str(checkpoint))
         model.to(device)  # type: ignore[arg-type]
         return cls(model.eval(), backbones.prompt, backbones.crop, settings)
@@ -278,7 +278,7 @@ def load_trained(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], so
     Raises:
         ValueError: a tensor has no place, or another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = named_weights(model)
     wrong = [
         f"{name} {tuple(tensor.shape)}"
         for name, tensor in tensors.items()

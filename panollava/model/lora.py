@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -60,6 +61,11 @@ def add_lora(
     )
     with seeded(seed, "lora"):
         model.language_model = get_peft_model(model.language_model, config)
+
+
+def lora_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ``model.lora`` section gives to ``add_lora``."""
+    return {key: value for key, value in section.items() if key not in ("enabled", "save_only")}
 
 
 def has_lora(model: PanoLlavaForConditionalGeneration) -> bool:

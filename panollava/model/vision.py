@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panollava.model.families import (
@@ -19,6 +20,7 @@ from panollava.model.families import (
     vision_config,
 )
 from panollava.model.hub import Attention, load_pretrained, read_config, resolve_source
+from panollava.model.trainable import Blocks, emit_as, make_fp32
 
 KEY = "model.vision.name"
 
@@ -63,6 +65,8 @@ class VisionTower(nn.Module):
         self.family: Family = family_of(model.config)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.feature_layer = feature_layer
+        self._trained_blocks: Sequence[nn.Module] | None = None
+        self._back_to_frozen_type: RemovableHandle | None = None
         self._mean, self._std = tuple(mean), tuple(std)
         self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.empty(1, 3, 1, 1), persistent=False)
@@ -186,30 +190,64 @@ class VisionTower(nn.Module):
             )
         return self.family.encode(self.model, self.normalise(pixels).to(self.dtype), self.feature_layer)
 
-    def train_only(self, blocks: int | Literal["all"]) -> None:
+    def train(self, mode: bool = True) -> VisionTower:
+        """Training mode for what trains; blocks that ``train_only`` froze stay as they are at inference."""
+        if self._trained_blocks is None:
+            return super().train(mode)
+        super().train(False)
+        for block in self._trained_blocks:
+            block.train(mode)
+        return self
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations of the blocks that train in the backward pass, to save memory.
+
+        Raises:
+            ValueError: the encoder cannot.
+        """
+        if not any(weight.requires_grad for weight in self.parameters()):
+            return
+        if not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"trainer.checkpoint_activations=true: the encoder {type(self.model).__name__} cannot recompute its "
+                "activations. Set it to false and lower the stage's batch_size, or freeze the encoder."
+            )
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+    def train_only(self, blocks: Blocks) -> None:
         """Freeze everything but the last blocks that the features pass through.
 
         Args:
             blocks: 0 freezes the encoder; N trains the last N blocks before ``feature_layer``; ``"all"``
                 trains every weight that the features depend on (a pooling head or a mask token is not).
 
+        What trains becomes fp32, whatever the type of the rest.
+
         Raises:
             ValueError: there are fewer blocks.
         """
+        if self._back_to_frozen_type is not None:
+            self._back_to_frozen_type.remove()
         if blocks == "all":
             reached = self._reached()
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name in reached)
+            self._trained_blocks = list(self.blocks)
+            make_fp32(self.model.parameters())
             return
         used = list(self.blocks)[: len(self.blocks) + 1 + self.feature_layer]
         if not 0 <= blocks <= len(used):
             raise ValueError(
                 f"vision_trainable_blocks={blocks}: features of layer {self.feature_layer} pass through "
-                f'{len(used)} blocks, so 0 to {len(used)} or "all" are possible.'
+                f"{len(used)} blocks, so 0 to {len(used)} or all are possible."
             )
         self.model.requires_grad_(False)
-        for block in used[len(used) - blocks :]:
+        self._trained_blocks = used[len(used) - blocks :]
+        if self._trained_blocks:
+            self._back_to_frozen_type = emit_as(self._trained_blocks[-1], self.dtype)
+        for block in self._trained_blocks:
             block.requires_grad_(True)
+            make_fp32(block.parameters())
 
     def _reached(self) -> set[str]:
         """Names of the weights that the features depend on, found by asking autograd about one grey view."""

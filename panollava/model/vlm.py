@@ -143,8 +143,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         arguments = {"use_reentrant": False}
         self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
         self.language_model.enable_input_require_grads()
-        if any(weight.requires_grad for weight in self.vision.tower.parameters()):
-            self.vision.tower.model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
+        self.vision.tower.checkpoint_activations()
 
     def encode_views(
         self,

@@ -14,6 +14,7 @@ from panollava.assemble.status import SKIPPED
 from panollava.checkpoint import BEST, follow
 from panollava.logs import LOG, log_file
 from panollava.pipeline.forecast import forecast
+from panollava.pipeline.inherited import trained_backbones
 from panollava.pipeline.memory import smaller
 from panollava.pipeline.record import (
     carries_lora,
@@ -68,9 +69,10 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
     stage = build_stage(run, name).to(run.compute.device)
     torch.manual_seed(run.seed(name) + run.procs.rank)  # each process drops other units
     trained = stage.trained()
+    frozen, inherited = stage.frozen_backbone(), {}
     resume = run.resume_point(name)
     if resume is None:
-        start_from(run, name, trained)
+        inherited = start_from(run, name, trained, frozen)
     forecast(name, stage)
     optimizer, scaler = make_optimizer(trained, run.optim, options.lr), run.compute.scaler()
     checkpointer = Checkpointer(
@@ -82,13 +84,16 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         scaler=scaler,
         notes={"has_lora": carries_lora(stage), "tracking_run": run.tracker.run_id},
         on_save=recorder(run, name, folder, stage),
+        frozen=frozen,
     )
+    checkpointer.inherit(inherited)
     progress = Progress()
     if resume is not None:
         progress = checkpointer.restore(resume)
         LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
         if follow(folder / BEST) is None:
             progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
+    checkpointer.notes["trained_backbones"] = trained_backbones(checkpointer.weights)
     if run.procs.is_main:
         record_start(run, name, folder, stage, progress, resume)
     data = run.batches(name, options)

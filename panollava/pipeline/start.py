@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from panollava.assemble.check import STAGES
 from panollava.assemble.run import Run
 from panollava.assemble.status import FINISHED, recorded_config
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights
 from panollava.logs import LOG
+from panollava.pipeline.inherited import check_backbones
 from panollava.run_folder import differing_keys, find_run_folder, known_checkpoints, read_metadata
 from panollava.training.transfer import transfer
 
@@ -54,16 +55,22 @@ def _check_resume(run: Run) -> None:
         )
 
 
-def start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
+def start_from(
+    run: Run, name: str, trained: dict[str, nn.Parameter], frozen: dict[str, nn.Parameter]
+) -> dict[str, Tensor]:
     """Loads what fits of the weights that ``init_from`` names.
 
     Args:
         run: the run.
         name: the stage.
         trained: its parameters that train, by name.
+        frozen: weights of its backbones that do not.
+
+    Returns:
+        Weights of the frozen backbones that an earlier stage has trained, not yet put in their place.
 
     Raises:
-        ValueError: nothing fits.
+        ValueError: nothing fits, or a backbone was trained further that is not the one of this run.
     """
     source = _source(run, name)
     if source is None:
@@ -73,9 +80,11 @@ def start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
                 name,
                 run.experiment.root,
             )
-        return
+        return {}
     tensors = read_weights(source)
-    report = transfer(tensors, trained)
+    check_backbones(run, name, source, tensors, {**frozen, **trained})
+    inherited = {key: tensors[key] for key in tensors.keys() & frozen.keys()}
+    report = transfer(tensors, trained, kept=inherited)
     LOG.info("%s", report.summary(source))
     if not report.loaded:
         raise ValueError(
@@ -86,6 +95,7 @@ def start_from(run: Run, name: str, trained: dict[str, nn.Parameter]) -> None:
         )
     if run.procs.is_main:
         run.experiment.record(name, started_from=str(source))
+    return inherited
 
 
 def _source(run: Run, name: str) -> Path | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from panollava.batch import IGNORE_INDEX, Batch
 from panollava.losses.lm import token_nll_sum
+from panollava.model.trainable import Blocks, is_backbone, make_fp32, named_weights, train_language
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.stages.protocol import StepOutput
 
@@ -18,31 +19,42 @@ LOSS = "language"
 class InstructStage(nn.Module):
     """Next-token loss on the labelled tokens.
 
-    Resampler, position code (if it has weights) and projector train; the encoder is frozen, and so is the
-    language model but for its adapter, where one is attached. Which tokens are labelled (all text after the
-    image, or the assistant's alone) is the data's business.
+    Resampler, position code (if it has weights) and projector train; the encoder is frozen but for its last blocks,
+    and so is the language model but for its last blocks and its adapter, where one is attached. Which tokens are
+    labelled (all text after the image, or the assistant's alone) is the data's business.
 
     Args:
         model: the composite; with LoRA attached the adapter trains too.
         name: ``resampler`` or ``finetune``.
+        vision_blocks: blocks of the encoder that train (see ``VisionTower.train_only``).
+        language_blocks: blocks of the language model that train (see ``train_language``).
         checkpoint_activations: recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: a backbone has fewer blocks.
     """
 
     caveat = ""
+    coupled = ""
 
     def __init__(
-        self, model: PanoLlavaForConditionalGeneration, *, name: str, checkpoint_activations: bool = False
+        self,
+        model: PanoLlavaForConditionalGeneration,
+        *,
+        name: str,
+        vision_blocks: Blocks = 0,
+        language_blocks: Blocks = 0,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         self._recomputes = checkpoint_activations
         self.model = model
-        adapter = {p for n, p in model.language_model.named_parameters() if "lora_" in n}
-        model.requires_grad_(False)
         for part in (model.vision.resampler, model.position, model.projector):
             part.requires_grad_(True)
-        for parameter in adapter:
-            parameter.requires_grad_(True)
+        model.vision.tower.train_only(vision_blocks)
+        train_language(model, language_blocks)
+        make_fp32(p for p in model.language_model.parameters() if p.requires_grad)
         if checkpoint_activations:
             model.checkpoint_activations()
 
@@ -53,15 +65,18 @@ class InstructStage(nn.Module):
     def train(self, mode: bool = True) -> InstructStage:
         """Training mode for what trains; frozen parts stay as they are at inference."""
         super().train(mode)
-        self.model.vision.tower.eval()
         frozen = not any(p.requires_grad for p in self.model.language_model.parameters())
         if frozen and not self._recomputes:  # transformers recomputes activations in training mode only
             self.model.language_model.eval()
         return self
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Everything that requires a gradient, named as in the composite."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """Everything that requires a gradient, named as in the composite without LoRA."""
+        return {name: p for name, p in named_weights(self.model).items() if p.requires_grad}
+
+    def frozen_backbone(self) -> dict[str, nn.Parameter]:
+        """Weights of encoder and language model that do not train here."""
+        return {n: p for n, p in named_weights(self.model).items() if is_backbone(n) and not p.requires_grad}
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Number of labelled tokens; the first position has nothing before it to be predicted from."""

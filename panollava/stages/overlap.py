@@ -15,6 +15,7 @@ from panollava.crop.overlap import neighbour_pairs
 from panollava.losses.collapse import collapse
 from panollava.losses.protocol import Objective
 from panollava.model.encoder import PanoVision
+from panollava.model.trainable import Blocks, is_backbone
 from panollava.stages.protocol import StepOutput
 
 LOSS = "overlap"
@@ -23,18 +24,29 @@ LOSS = "overlap"
 class OverlapStage(nn.Module):
     """An objective between what neighbouring views have in common.
 
-    The encoder is frozen; the resampler and a head train. The global view is never in a pair.
+    The encoder is frozen but for its last blocks; the resampler and a head train. The global view is never in a pair.
 
     Args:
         vision: encoder and resampler.
         objective: what is compared, and what a difference costs.
         head_width: hidden width of the head; None takes the resampler's width.
+        vision_blocks: blocks of the encoder that train (see ``VisionTower.train_only``).
+        checkpoint_activations: recompute the activations of those blocks in the backward pass to save memory.
+
+    Raises:
+        ValueError: the encoder has fewer blocks.
     """
 
     name = "vision"
 
     def __init__(
-        self, vision: PanoVision, *, objective: Objective, head_width: Annotated[int, Ge(1)] | None = None
+        self,
+        vision: PanoVision,
+        *,
+        objective: Objective,
+        head_width: Annotated[int, Ge(1)] | None = None,
+        vision_blocks: Blocks = 0,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         assert vision.token_grid is not None or not objective.places.needs_grid
@@ -43,8 +55,10 @@ class OverlapStage(nn.Module):
         self.grid = vision.token_grid
         width, hidden = vision.width, head_width or vision.width
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.vision.tower.requires_grad_(False)
+        self.vision.tower.train_only(vision_blocks)
         self.vision.resampler.requires_grad_(True)
+        if checkpoint_activations:
+            self.vision.tower.checkpoint_activations()
 
     @staticmethod
     def obstacle(vision: PanoVision, cameras: Tensor) -> str | None:
@@ -75,15 +89,18 @@ class OverlapStage(nn.Module):
             return None
         return f"{found}. Start again (overwrite=true) and {self.objective.remedy}; a lower stage.vision.lr helps too."
 
-    def train(self, mode: bool = True) -> OverlapStage:
-        """Training mode for what trains; the frozen encoder stays as it is at inference."""
-        super().train(mode)
-        self.vision.tower.eval()
-        return self
+    @property
+    def coupled(self) -> str:
+        """What the objective takes over a whole micro-batch."""
+        return self.objective.coupled
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Resampler and head."""
+        """Resampler and head, and what trains of the encoder."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def frozen_backbone(self) -> dict[str, nn.Parameter]:
+        """Weights of the encoder that do not train here."""
+        return {name: p for name, p in self.named_parameters() if is_backbone(name) and not p.requires_grad}
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Number of pairs of views."""

@@ -37,6 +37,11 @@ class Stage(Protocol):
         """What its numbers must be read with, printed beside them; empty where there is nothing to say."""
         ...
 
+    @property
+    def coupled(self) -> str:
+        """What its loss takes over a whole micro-batch, so that its size is part of the objective; empty: nothing."""
+        ...
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Denominator of each loss, and of its metrics, without a forward pass."""
         ...
@@ -63,4 +68,8 @@ class Stage(Protocol):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that trains, names as in checkpoints."""
+        ...
+
+    def frozen_backbone(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of a named backbone that does not train here, though an earlier stage may have."""
         ...

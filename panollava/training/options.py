@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
@@ -53,6 +53,8 @@ class StageOptions:
         accumulate: micro-batches an optimiser step.
         lr: peak learning rate.
         max_text_length: text tokens a sample, image tokens not counted; stage 1 reads no text.
+        vision_trainable_blocks: last blocks of the encoder that train, or ``all`` of it.
+        language_trainable_blocks: likewise of the language model; in finetune only.
     """
 
     epochs: Annotated[int, Ge(1)]
@@ -60,3 +62,5 @@ class StageOptions:
     accumulate: Annotated[int, Ge(1)]
     lr: Annotated[float, Gt(0)]
     max_text_length: Annotated[int, Ge(8)]
+    vision_trainable_blocks: Annotated[int, Ge(0)] | Literal["all"] = 0
+    language_trainable_blocks: Annotated[int, Ge(0)] | Literal["all"] = 0

@@ -47,6 +47,11 @@ class Checkpointer:
         optimizer, scaler: whose state makes resuming exact.
         notes: more for ``state.json``, such as the tracking run's id.
         on_save: called with (progress, validation loss) after a best checkpoint was written.
+        frozen: weights of the backbones that do not train here, which an earlier stage may have trained.
+
+    Attributes:
+        inherited: those of ``frozen`` that an earlier stage has trained: part of every checkpoint, since without them
+            it would not be this model.
     """
 
     def __init__(
@@ -60,11 +65,26 @@ class Checkpointer:
         scaler: torch.amp.GradScaler,
         notes: Mapping[str, object] | None = None,
         on_save: Callable[[Progress, float], None] | None = None,
+        frozen: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self.folder, self.prefix, self.stage_name = folder, prefix, stage_name
         self.parameters, self.optimizer, self.scaler = dict(parameters), optimizer, scaler
         self.notes, self.on_save = dict(notes or {}), on_save
+        self.frozen = dict(frozen or {})
+        self.inherited: dict[str, Tensor] = {}
         self._saved: tuple[Progress, Path] | None = None
+
+    @torch.no_grad()
+    def inherit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts weights that an earlier stage trained into the frozen backbones, and keeps them as they came."""
+        for name, tensor in tensors.items():
+            self.frozen[name].copy_(tensor)
+        self.inherited = dict(tensors)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that differs from the named backbones."""
+        return {**self.inherited, **self.parameters}
 
     def save(self, progress: Progress, loss: float | None, *, is_best: bool) -> Path:
         """Writes a checkpoint, moves the links to it, and removes those that no link names.
@@ -89,7 +109,7 @@ class Checkpointer:
         files.write_checkpoint(
             target,
             {
-                files.TRAINED: dict(self.parameters),
+                files.TRAINED: self.weights,
                 OPTIMIZER: optimizer_tensors(self.parameters, self.optimizer),
                 RANDOM: random_tensors(),
             },
@@ -102,7 +122,7 @@ class Checkpointer:
             },
         )
         if is_best:
-            files.write_tensors(self.folder / FINAL, self.parameters)
+            files.write_tensors(self.folder / FINAL, self.weights)
             files.point(self.folder / files.BEST, target)
         files.point(self.folder / files.LAST, target)
         self._remove_unlinked()
@@ -124,10 +144,15 @@ class Checkpointer:
                 f"To start {self.stage_name!r} from its weights use init_from={checkpoint}."
             )
         tensors = files.read_weights(checkpoint)
+        inherited = {name: tensors[name] for name in tensors.keys() & self.frozen.keys()}
+        own = {name: tensor for name, tensor in tensors.items() if name not in inherited}
         wrong = sorted(
-            name
-            for name in {*tensors, *self.parameters}
-            if name not in tensors or name not in self.parameters or not _is_alike(tensors[name], self.parameters[name])
+            [
+                name
+                for name in {*own, *self.parameters}
+                if name not in own or name not in self.parameters or not _is_alike(own[name], self.parameters[name])
+            ]
+            + [name for name, tensor in inherited.items() if tensor.shape != self.frozen[name].shape]
         )
         if wrong:
             raise ValueError(
@@ -141,6 +166,7 @@ class Checkpointer:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
+        self.inherit(inherited)
         load_optimizer(self.parameters, self.optimizer, moments)
         self.scaler.load_state_dict(state["scaler"])
         load_random(states)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +41,15 @@ class Transfer:
 
 
 @torch.no_grad()
-def transfer(tensors: Mapping[str, Tensor], targets: Mapping[str, nn.Parameter]) -> Transfer:
+def transfer(
+    tensors: Mapping[str, Tensor], targets: Mapping[str, nn.Parameter], *, kept: Container[str] = ()
+) -> Transfer:
     """Copies every tensor whose name and shape fit.
 
     Args:
         tensors: of the checkpoint.
         targets: parameters of the model that may be filled.
+        kept: names of tensors that are of use elsewhere.
     """
     result = Transfer([], [], [], [])
     for name, target in targets.items():
@@ -57,5 +60,5 @@ def transfer(tensors: Mapping[str, Tensor], targets: Mapping[str, nn.Parameter])
         else:
             target.copy_(tensors[name])
             result.loaded.append(name)
-    result.unused = [name for name in tensors if name not in targets]
+    result.unused = [name for name in tensors if name not in targets and name not in kept]
     return result

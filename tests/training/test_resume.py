@@ -146,7 +146,7 @@ def test_best_weights_go_on_to_the_next_stage(arguments: list[str], monkeypatch:
     assert ("epoch01" in best.name, last is not None and "epoch02" in last.name) == (True, True)
     with opened(*arguments, "stage=resampler", "experiment_name=x") as run:
         trained = build_stage(run, "resampler").trained()
-        start_from(run, "resampler", trained)
+        start_from(run, "resampler", trained, {})
     tensors = load_file(best / "trained.safetensors")
     shared = set(trained) & set(tensors)
     assert shared == {name for name in tensors if name.startswith("vision.resampler.")}

@@ -1,0 +1,84 @@
+"""Which weights of a backbone train, in which number format, and what they are called in checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+if TYPE_CHECKING:
+    from panollava.model.vlm import PanoLlavaForConditionalGeneration
+
+Blocks = Annotated[int, Ge(0)] | Literal["all"]
+"""How much of a backbone trains: its last N blocks, none (0), or every weight (``"all"``)."""
+
+ENCODER, LANGUAGE_MODEL = "vision.tower.", "language_model."
+"""How names of the backbones' weights begin."""
+
+
+def train_language(model: PanoLlavaForConditionalGeneration, blocks: Blocks) -> None:
+    """Freeze the language model but for its last blocks and its adapter, if it has one.
+
+    Args:
+        model: to change in place.
+        blocks: 0 leaves the adapter alone; N trains the last N blocks, ``"all"`` also embeddings and output layer.
+
+    Raises:
+        ValueError: there are fewer blocks.
+    """
+    count = len(model.language_blocks)
+    if blocks != "all" and not 0 <= blocks <= count:
+        raise ValueError(
+            f"language_trainable_blocks={blocks}: the language model has {count} blocks, so 0 to {count} or all are "
+            "possible."
+        )
+    model.language_model.requires_grad_(blocks == "all")
+    for name, parameter in model.language_model.named_parameters():
+        if is_adapter(name):
+            parameter.requires_grad_(True)
+    if blocks != "all":
+        for block in list(model.language_blocks)[count - blocks :]:
+            block.requires_grad_(True)
+
+
+def make_fp32(parameters: Iterable[nn.Parameter]) -> None:
+    """Give weights that train the type of optimiser and gradients; ties between them stay."""
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+
+
+def emit_as(module: nn.Module, dtype: torch.dtype) -> RemovableHandle:
+    """Let a module that works in fp32 give its output in the type of the frozen ones that read it."""
+
+    def cast(_module: nn.Module, _inputs: object, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output.to(dtype)
+        return (output[0].to(dtype), *output[1:])
+
+    return module.register_forward_hook(cast)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a weight is an adapter's."""
+    return "lora_" in name
+
+
+def plain_name(name: str) -> str:
+    """A weight's name in checkpoints: an adapter's as it is, a backbone's as without one around it."""
+    if is_adapter(name):
+        return name
+    return name.replace(f"{LANGUAGE_MODEL}base_model.model.", LANGUAGE_MODEL).replace(".base_layer.", ".")
+
+
+def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """All weights by the names they have in checkpoints."""
+    return {plain_name(name): parameter for name, parameter in module.named_parameters()}
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a weight belongs to the encoder or the language model itself, which a checkpoint usually lacks."""
+    return name.startswith((ENCODER, LANGUAGE_MODEL)) and not is_adapter(name)
