@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from panollava.assemble.check import checked
 from panollava.assemble.run import open_run
 from panollava.config.entrypoint import entrypoint
-from panollava.pipeline.finish import evaluate_run, farewell
+from panollava.pipeline.finish import evaluate_run, farewell, show_views
 from panollava.pipeline.preflight import preflight
 from panollava.pipeline.stage import run_stage
 from panollava.training.distributed import processes
@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> None:
     cfg = checked(cfg)  # every key, type and range, before anything is opened
     with processes() as procs, open_run(cfg, procs) as run:  # folder, log, tracker, data, backbones
         preflight(run)  # whatever can fail fails here, before the first step
+        show_views(run)
         trained = None
         for name in run.pending:
             trained = run_stage(run, name) or trained

@@ -20,8 +20,19 @@ from panollava.stages.instruct import InstructStage
 VIEWS = "views.png"
 
 
+def show_views(run: Run) -> None:
+    """Tracks a picture of the views of one panorama, and keeps it in the experiment's folder."""
+    if not run.procs.is_main or not run.pending or run.cfg.dry_run:
+        return
+    panorama, crop = run.data.train.panorama(0), run.backbones.crop
+    title = f"{run.cfg.crop.type}: {crop.summary}"
+    path = run.experiment.root / VIEWS
+    write_file(path, encode_png(gallery_picture(panorama, crop.views(panorama), crop.cameras, title=title)))
+    run.tracker.image(path, VIEWS)
+
+
 def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
-    """Evaluates the run's last stage, if it can answer and was not evaluated yet; keeps a picture of the views.
+    """Evaluates the run's last stage, if it can answer and was not evaluated yet.
 
     Args:
         run: the run.
@@ -33,8 +44,6 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
     if run.cfg.dry_run:
         LOG.info("Dry run: the evaluation is left out.")
         return None
-    if trained is not None:
-        _show_views(run)
     if run.data.test is None or last == "vision" or (trained is None and _evaluated(run)):
         return None
     if isinstance(trained, InstructStage) and trained.name == last:
@@ -86,12 +95,3 @@ def _subject(run: Run, stage: str) -> dict[str, Any]:
 
 def _evaluated(run: Run) -> str | None:
     return run.experiment.state(run.cfg.stage.run[-1]).get("evaluated")
-
-
-def _show_views(run: Run) -> None:
-    """Tracks a picture of the views of one panorama, and keeps it in the experiment's folder."""
-    panorama, crop = run.data.train.panorama(0), run.backbones.crop
-    title = f"{run.cfg.crop.type}: {crop.summary}"
-    path = run.experiment.root / VIEWS
-    write_file(path, encode_png(gallery_picture(panorama, crop.views(panorama), crop.cameras, title=title)))
-    run.tracker.image(path, VIEWS)

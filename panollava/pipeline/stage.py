@@ -11,7 +11,7 @@ import torch
 from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage, build_stage, skip_reason
 from panollava.assemble.status import SKIPPED
-from panollava.checkpoint import BEST, follow
+from panollava.checkpoint import BEST, LAST, follow
 from panollava.logs import LOG, log_file
 from panollava.pipeline.forecast import forecast
 from panollava.pipeline.inherited import trained_backbones
@@ -95,6 +95,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
             progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
     checkpointer.notes["trained_backbones"] = trained_backbones(checkpointer.weights)
     if run.procs.is_main:
+        if resume is not None and resume == follow(folder / LAST):
+            checkpointer.remove_unlinked()
         record_start(run, name, folder, stage, progress, resume)
     data = run.batches(name, options)
     try:

@@ -125,7 +125,7 @@ class Checkpointer:
             files.write_tensors(self.folder / FINAL, self.weights)
             files.point(self.folder / files.BEST, target)
         files.point(self.folder / files.LAST, target)
-        self._remove_unlinked()
+        self.remove_unlinked()
         if is_best and self.on_save is not None and loss is not None:
             self.on_save(progress, loss)
         self._saved = replace(progress), target
@@ -172,7 +172,8 @@ class Checkpointer:
         load_random(states)
         return progress
 
-    def _remove_unlinked(self) -> None:
+    def remove_unlinked(self) -> None:
+        """Removes the checkpoints that no link names, as each save does; a killed process may have left some."""
         kept = {files.follow(self.folder / name) for name in (files.BEST, files.LAST)}
         pattern = re.compile(re.escape(self.prefix) + r"_(epoch\d+_loss.+|step\d+)\.ckpt")
         for path in self.folder.iterdir():
