@@ -38,9 +38,7 @@ class Cut:
         once: whether later operations succeed again.
     """
 
-    def __init__(
-        self, folder: Path, at: int = 0, strike: Callable[[], None] | None = None, *, once: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, at: int = 0, strike: Callable[[], None] = kill, *, once: bool = True) -> None:
         self.folder, self.at, self.strike, self.once = str(folder.resolve()), at, strike, once
         self.seen: list[str] = []
         self._active = True
