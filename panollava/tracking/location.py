@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
@@ -41,3 +45,20 @@ def artifact_location(uri: str) -> str | None:
     """Address of the artifact folder, `mlruns` beside the database; a server decides for itself."""
     file = database_file(uri)
     return (file.parent / "mlruns").as_uri() if file else None
+
+
+def is_server(uri: str) -> bool:
+    """Whether runs go over the network, where nobody answers now and then."""
+    return uri.startswith(REMOTE)
+
+
+@contextlib.contextmanager
+def store_lock(uri: str) -> Iterator[None]:
+    """Keeps other processes from changing a store on disk at the same time."""
+    file = database_file(uri)
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        yield

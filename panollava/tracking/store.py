@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from filelock import FileLock
 
-from panollava.tracking.location import BUSY_SECONDS, SQLITE, absolute_uri, artifact_location, database_file
+from panollava.tracking.location import BUSY_SECONDS, SQLITE, absolute_uri, artifact_location, is_server, store_lock
+from panollava.tracking.server import is_out_of_reach, no_answer, set_limits
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -26,6 +26,8 @@ FOLDER_TAG, STAGES_TAG = "panollava.folder", "panollava.stages"
 
 HOST_TAG, PID_TAG, SINCE_TAG = "panollava.host", "panollava.pid", "panollava.since"
 PARENT_TAG = "mlflow.parentRunId"
+LOCAL_TAG = "panollava.local_id"
+"""Tag of a run that was begun while its server was away: the id it had until then."""
 CLOCK_SLACK_S = 5.0
 
 
@@ -38,11 +40,13 @@ def open_client(uri: str) -> MlflowClient:
     Args:
         uri: from `absolute_uri`.
     """
+    if is_server(uri):
+        set_limits()
     # A tracker writes where it is told to; MLflow's own usage reports are left to those who ask for them.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
 
-    with _lock(uri), _quiet("mlflow.store.db.utils", "alembic"):
+    with store_lock(uri), _quiet("mlflow.store.db.utils", "alembic"):
         return MlflowClient(tracking_uri=_patient(uri))
 
 
@@ -55,16 +59,13 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    with _lock(uri):
+    with store_lock(uri):
         try:
             experiment = client.get_experiment_by_name(name)
-        except MlflowException as error:
-            if error.error_code != "INTERNAL_ERROR" or uri.startswith(SQLITE):
+        except Exception as error:
+            if not (is_server(uri) and is_out_of_reach(error)):
                 raise
-            raise ConnectionError(
-                f"tracking.uri={uri} does not answer ({str(error).splitlines()[0][:200]}). Start the server, correct "
-                "the address, or train with tracking=none."
-            ) from error
+            raise ConnectionError(no_answer(uri, error)) from error
         if experiment is None:
             try:
                 return client.create_experiment(name, artifact_location=artifact_location(uri))
@@ -84,6 +85,12 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 def process_tags() -> dict[str, str]:
     """Tags that say which process owns a run from now on."""
     return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), SINCE_TAG: f"{time.time():.3f}"}
+
+
+def local_run(client: MlflowClient, experiment: str, local_id: str) -> str | None:
+    """Id of the run that was begun under ``local_id``, None where it was never made."""
+    found = client.search_runs([experiment], f"tags.`{LOCAL_TAG}` = '{local_id}'", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
@@ -115,18 +122,6 @@ def _alive(tags: dict[str, str]) -> bool:
         return False
     except psutil.AccessDenied:  # somebody's process: it exists
         return True
-
-
-@contextlib.contextmanager
-def _lock(uri: str) -> Iterator[None]:
-    """Keeps other processes from changing a store on disk at the same time."""
-    file = database_file(uri)
-    if file is None:
-        yield
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        yield
 
 
 def _patient(uri: str) -> str:

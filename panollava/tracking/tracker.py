@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -10,6 +11,37 @@ from typing import Literal, Protocol, Self
 import numpy as np
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+ModelForm = Literal["none", "checkpoint", "export"]
+"""How a trained model is kept with its run: not at all, as its best checkpoint, or as a Hugging Face folder."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A split that a run reads.
+
+    Attributes:
+        name: of the data set and the split.
+        digest: the same for the same content, wherever it lies; 36 characters at most.
+        source_type: ``local`` for files, ``code`` for what is made.
+        source: JSON that says where it is from, as MLflow's source of that type has it.
+        profile: JSON of its size.
+        context: what it is for: ``training``, ``validation``, ``test``.
+    """
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    profile: str
+    context: str
+
+
+@dataclass(frozen=True)
+class ModelLoss:
+    """How good a model is: its lowest validation loss, and what that was measured on, in words."""
+
+    value: float
+    measured_on: str
 
 
 class Tracker(Protocol):
@@ -60,6 +92,19 @@ class Tracker(Protocol):
         """Keep rows with equal keys as a table that the tracker can show; the same name is replaced."""
         ...
 
+    def inputs(self, datasets: Sequence[Dataset]) -> None:
+        """Note the data sets that the run reads."""
+        ...
+
+    @property
+    def model_form(self) -> ModelForm:
+        """What ``model`` is to be given."""
+        ...
+
+    def model(self, folder: Path, loss: ModelLoss) -> None:
+        """Keep the trained model that lies in a folder, and register it where that is asked for."""
+        ...
+
     def close(self, status: Status = "FINISHED") -> None:
         """Write what is held back and end the run; a closed run stays closed."""
         ...
@@ -85,6 +130,7 @@ class NullTracker:
     """Keeps nothing: for `tracking=none`, and for every process but the first of a distributed run."""
 
     run_id: str | None = None
+    model_form: ModelForm = "none"
 
     def start(self) -> None:
         """Nothing to open."""
@@ -114,6 +160,12 @@ class NullTracker:
         """Dropped."""
 
     def table(self, rows: Sequence[Mapping[str, object]], name: str) -> None:
+        """Dropped."""
+
+    def inputs(self, datasets: Sequence[Dataset]) -> None:
+        """Dropped."""
+
+    def model(self, folder: Path, loss: ModelLoss) -> None:
         """Dropped."""
 
     def close(self, status: Status = "FINISHED") -> None:

@@ -1,0 +1,185 @@
+"""Sends what waits in outboxes to a tracking server, beside the training and without ever holding it up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from panollava.tracking.operations import Operation, perform
+from panollava.tracking.outbox import Outbox
+from panollava.tracking.server import answers, is_out_of_reach
+from panollava.tracking.store import experiment_id, local_run, open_client
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 1.0
+"""Between attempts while the server is away: the first and the longest pause, and the one when the run has ended."""
+
+ATTEMPTS = 5
+"""How often an operation may fail while the server answers otherwise, until it is put aside."""
+
+
+class _OutOfReachError(Exception):
+    """The server may answer later; the message is why it does not."""
+
+
+class Delivery:
+    """A thread that empties outboxes, the oldest first, and waits for more in the last one.
+
+    A server that is away is warned of once. What it refuses is put aside in its outbox, with a warning.
+
+    Args:
+        uri: the server.
+        boxes: outboxes to empty; the last one is still filled by this process. All belong to this object from now on.
+    """
+
+    def __init__(self, uri: str, boxes: Sequence[Outbox]) -> None:
+        self.uri = uri
+        self._boxes = list(boxes)
+        self._news, self._finishing = threading.Event(), threading.Event()
+        self._deadline = 0.0
+        self._is_away = self._has_warned = self._has_refused = False
+        self._failures, self._seconds = 0, FIRST_PAUSE_S
+        self._thread = threading.Thread(target=self._run, name="tracking delivery", daemon=True)
+
+    def start(self) -> None:
+        """Begins to send."""
+        self._thread.start()
+
+    def notice(self) -> None:
+        """Says that there is something new in the last outbox."""
+        self._news.set()
+
+    def finish(self, wait_seconds: float) -> int:
+        """Ends when everything has arrived, or when the server has been away for a while.
+
+        Args:
+            wait_seconds: how long to wait for a server that does not answer.
+
+        Returns:
+            How many operations wait on.
+        """
+        self._deadline = time.monotonic() + wait_seconds
+        self._finishing.set()
+        self._news.set()
+        self._thread.join()
+        left = sum(box.waiting() for box in self._boxes)
+        for box in self._boxes:
+            box.release()
+        return left
+
+    def _run(self) -> None:
+        try:
+            client = open_client(self.uri)
+            while not self._all_sent():
+                try:
+                    self._send_all(client)
+                except _OutOfReachError as error:
+                    if self._finishing.is_set() and time.monotonic() > self._deadline:
+                        return
+                    self._pause(str(error))
+        except Exception as error:
+            logger.error("Sending to MLflow at %s has stopped (%s); the rest stays on disk.", self.uri, error)
+            logger.debug("The reason:", exc_info=True)
+
+    def _all_sent(self) -> bool:
+        """Waits for something to send; True when nothing more will come."""
+        while all(box.next() is None for box in self._boxes):
+            if self._finishing.is_set():
+                return True
+            self._news.wait()
+            self._news.clear()
+        return False
+
+    def _send_all(self, client: MlflowClient) -> None:
+        for box in self._boxes:
+            while (waiting := box.next()) is not None:
+                operation, end = waiting
+                try:
+                    perform(client, run_of(client, box), operation, folder=box.folder, again=box.in_doubt)
+                except Exception as error:
+                    box.in_doubt = True
+                    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+                    if is_out_of_reach(error) and self._may_pass():
+                        raise _OutOfReachError(reason) from error
+                    self._refuse(box, operation, end, reason)
+                else:
+                    box.arrived(operation, end)
+                    box.in_doubt = False
+                self._came_back()
+
+    def _may_pass(self) -> bool:
+        """Whether to try again: the server is away, or has not failed often enough to be believed."""
+        if answers(self.uri):
+            self._failures += 1
+        return self._failures < ATTEMPTS
+
+    def _refuse(self, box: Outbox, operation: Operation, end: int, reason: str) -> None:
+        box.refuse(operation, end, reason)
+        logger.log(
+            logging.DEBUG if self._has_refused else logging.WARNING,
+            "MLflow at %s does not take %s (%s). It is kept in %s; the rest goes on.",
+            self.uri, operation["do"], reason, box.folder,
+        )  # fmt: skip
+        self._has_refused = True
+
+    def _pause(self, reason: str) -> None:
+        if not self._is_away:
+            logger.log(
+                logging.INFO if self._has_warned else logging.WARNING,
+                "MLflow at %s is out of reach (%s). The run goes on; its record is kept in %s until it can be sent.",
+                self.uri, reason, self._boxes[-1].folder,
+            )  # fmt: skip
+            self._seconds = FIRST_PAUSE_S
+        self._is_away = self._has_warned = True
+        if self._finishing.is_set():
+            time.sleep(LAST_PAUSE_S)
+        else:
+            self._finishing.wait(self._seconds)
+        self._seconds = min(2 * self._seconds, LONGEST_PAUSE_S)
+
+    def _came_back(self) -> None:
+        if self._is_away:
+            logger.info("MLflow at %s answers again.", self.uri)
+        self._is_away, self._failures = False, 0
+
+
+def run_of(client: MlflowClient, box: Outbox) -> str:
+    """The run of an outbox; one that was begun while the server was away is made now, once."""
+    header = box.header
+    if header["run_id"] is None:
+        experiment = experiment_id(client, header["uri"], header["experiment"])
+        found = local_run(client, experiment, header["local_id"])
+        if found is None:
+            run = client.create_run(experiment, header["start_time"], header["tags"], header["run_name"])
+            found = run.info.run_id
+        box.set_run(found)
+    return str(header["run_id"])
+
+
+def deliver(folder: Path, *, wait_seconds: float = 0.0) -> tuple[int, int]:
+    """Sends everything that runs below a folder left behind, each to its own server.
+
+    Args:
+        folder: a run, or a folder of runs.
+        wait_seconds: how long to wait for a server that does not answer.
+
+    Returns:
+        How many operations were waiting, and how many still are.
+    """
+    boxes = Outbox.left_behind(folder, below=True)
+    for box in boxes:
+        box.retry_refused()
+    before, after = sum(box.waiting() for box in boxes), 0
+    for uri in dict.fromkeys(box.header["uri"] for box in boxes):
+        delivery = Delivery(uri, [box for box in boxes if box.header["uri"] == uri])
+        delivery.start()
+        after += delivery.finish(wait_seconds)
+    return before, after

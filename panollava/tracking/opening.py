@@ -1,0 +1,168 @@
+"""Opens a run, new or known: in the store, or on disk while its server is away."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from panollava.tracking.channel import Direct, Posted
+from panollava.tracking.location import is_server
+from panollava.tracking.operations import RUNNING
+from panollava.tracking.outbox import Outbox
+from panollava.tracking.server import check_answers, is_out_of_reach, no_answer, set_limits
+from panollava.tracking.store import (
+    LOCAL_TAG,
+    PARENT_TAG,
+    experiment_id,
+    local_run,
+    mark_dead_runs,
+    open_client,
+    process_tags,
+)
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+LOCAL = "local-"
+"""How the id of a run begins that its server has not made yet."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The run that is wanted (see ``MlflowTracker``).
+
+    Attributes:
+        uri: from ``absolute_uri``.
+        experiment: name under which it is listed.
+        run_name: of a new run.
+        run_id: of the run to go on with.
+        parent_run_id: parent run of a sweep.
+        tags: further tags.
+        outbox: folder for what a server does not take at once; None writes directly.
+        wait_seconds: how long to wait at the end for a server that does not answer.
+    """
+
+    uri: str
+    experiment: str
+    run_name: str | None
+    run_id: str | None
+    parent_run_id: str | None
+    tags: Mapping[str, str]
+    outbox: Path | None
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open run: its id, whether it has just begun, and the way to it."""
+
+    run_id: str
+    is_new: bool
+    channel: Direct | Posted
+
+
+def open_run(asked: Asked) -> Opened:
+    """Opens a run. A run to go on with that the store does not know any more is followed by a new one.
+
+    Raises:
+        ConnectionError: the server does not answer, and nothing says that it ever did.
+    """
+    tags = {**asked.tags, **process_tags()}
+    if asked.parent_run_id:
+        tags[PARENT_TAG] = asked.parent_run_id
+    if asked.outbox is None:
+        client, run_id, is_new = _in_store(asked, tags, begun=set())
+        return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id)))
+    left = Outbox.left_behind(asked.outbox, asked.uri)
+    try:
+        _, run_id, is_new = _in_store(asked, tags, begun={box.header["local_id"] for box in left})
+    except ConnectionError as error:
+        if not (asked.run_id or asked.parent_run_id):
+            for box in left:
+                box.release()
+            raise
+        logger.warning("%s The run goes on without it; its record is kept on disk and sent later.", error)
+        run_id, is_new = asked.run_id or f"{LOCAL}{uuid.uuid4().hex}", asked.run_id is None
+    box = Outbox.create(asked.outbox, _header(asked, run_id, tags))
+    return _welcomed(tags, Opened(run_id, is_new, Posted(asked.uri, left, box, asked.wait_seconds)))
+
+
+def _welcomed(tags: dict[str, str], opened: Opened) -> Opened:
+    """The run, marked as running in this process where it was made by an earlier one."""
+    if not opened.is_new:
+        opened.channel.put({"do": "tags", "values": tags})
+        opened.channel.put({"do": "status", "status": RUNNING, "time": None})
+    return opened
+
+
+def _in_store(asked: Asked, tags: dict[str, str], begun: set[str]) -> tuple[MlflowClient, str, bool]:
+    """A client, the id of the run, and whether it is new.
+
+    Args:
+        asked: what is wanted.
+        tags: of a new run.
+        begun: local ids of runs whose beginning waits in an outbox.
+    """
+    if not is_server(asked.uri):
+        client = open_client(asked.uri)
+        return client, *_found_or_made(client, asked, tags, begun)
+    set_limits()
+    check_answers(asked.uri)
+    try:
+        client = open_client(asked.uri)
+        return client, *_found_or_made(client, asked, tags, begun)
+    except Exception as error:
+        if isinstance(error, ConnectionError) or not is_out_of_reach(error):
+            raise
+        raise ConnectionError(no_answer(asked.uri, error)) from error
+
+
+def _found_or_made(client: MlflowClient, asked: Asked, tags: dict[str, str], begun: set[str]) -> tuple[str, bool]:
+    experiment = experiment_id(client, asked.uri, asked.experiment)
+    mark_dead_runs(client, experiment)
+    known = asked.run_id
+    if known and known.startswith(LOCAL):
+        tags = {**tags, LOCAL_TAG: known}
+        known = local_run(client, experiment, known)
+    if known and _is_known(client, known):
+        return known, False
+    if asked.run_id and asked.run_id not in begun:
+        logger.warning("MLflow run %s is not in %s; a new run goes on.", asked.run_id, asked.uri)
+    from mlflow.tracking.context.registry import resolve_tags
+
+    run = client.create_run(experiment, run_name=asked.run_name, tags=resolve_tags(tags))
+    return run.info.run_id, asked.run_id not in begun
+
+
+def _is_known(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
+def _header(asked: Asked, run_id: str, tags: dict[str, str]) -> dict[str, Any]:
+    """What an outbox has to know of the run, or to make it."""
+    header = {"uri": asked.uri, "experiment": asked.experiment, "run_id": run_id, "local_id": None}
+    if not run_id.startswith(LOCAL):
+        return header
+    from mlflow.tracking.context.registry import resolve_tags
+
+    return header | {
+        "run_id": None,
+        "local_id": run_id,
+        "run_name": asked.run_name,
+        "tags": resolve_tags({**tags, LOCAL_TAG: run_id}),
+        "start_time": int(time.time() * 1000),
+    }

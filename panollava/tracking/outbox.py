@@ -1,0 +1,226 @@
+"""A folder beside a run where operations wait until a tracking server takes them.
+
+::
+
+    tracking_outbox/<time>-<number>/run.json            the run, or how to make it
+                                    operations.jsonl    one operation a line, in order
+                                    sent                how many bytes of them have arrived
+                                    files/              what goes along: links to, or copies of, the originals
+                                    refused.jsonl       what the server would not take, and why
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from panollava.tracking.operations import Operation
+
+logger = logging.getLogger(__name__)
+
+OUTBOX = "tracking_outbox"
+HEADER, OPERATIONS, SENT, FILES, REFUSED, LOCK = (
+    "run.json",
+    "operations.jsonl",
+    "sent",
+    "files",
+    "refused.jsonl",
+    ".lock",
+)
+MAX_ROWS = 1000
+"""Metrics that are sent at once, which is what MLflow takes in one request."""
+
+
+class Outbox:
+    """Operations of one run, owned by one process at a time.
+
+    One thread may put operations in while another takes them out.
+
+    Attributes:
+        header: the server, the experiment, and the run or how to make it.
+        in_doubt: whether the next operation may have arrived although that is not written down.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            Timeout: another process owns the folder.
+            FileNotFoundError: it holds no outbox any more.
+        """
+        self.folder = folder
+        self._lock = FileLock(folder / LOCK, thread_local=False)
+        self._lock.acquire(timeout=0)
+        try:
+            self.header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            self._mend()
+            self._stream = (folder / OPERATIONS).open("ab")
+        except BaseException:
+            self._lock.release()
+            raise
+        self._writing = threading.Lock()
+        self.in_doubt = True
+
+    @classmethod
+    def create(cls, parent: Path, header: dict[str, Any]) -> Self:
+        """A new outbox below ``parent/tracking_outbox``."""
+        folder = parent / OUTBOX / f"{time.strftime('%Y%m%d_%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        (folder / HEADER).write_text(json.dumps(header, indent=2, ensure_ascii=False), encoding="utf-8")
+        box = cls(folder)
+        box.in_doubt = False
+        return box
+
+    @classmethod
+    def left_behind(cls, folder: Path, uri: str | None = None, *, below: bool = False) -> list[Self]:
+        """Outboxes that no process owns, the oldest first.
+
+        Args:
+            folder: the one that holds ``tracking_outbox``.
+            uri: only those for this server.
+            below: those of the folders below it too.
+        """
+        boxes = []
+        for header in sorted(folder.glob(f"{'**/' if below else ''}{OUTBOX}/*/{HEADER}")):
+            try:
+                box = cls(header.parent)
+            except (Timeout, FileNotFoundError):
+                continue
+            if uri is None or box.header["uri"] == uri:
+                boxes.append(box)
+            else:
+                box.release()
+        return boxes
+
+    def put(self, operation: Operation, source: Path | None = None) -> None:
+        """Adds an operation at the end.
+
+        Args:
+            operation: what to do.
+            source: file or folder that goes along.
+        """
+        with self._writing:
+            if source is not None:
+                operation = {**operation, "path": self._keep(source)}
+            self._stream.write(json.dumps(operation, ensure_ascii=False).encode() + b"\n")
+            self._stream.flush()
+
+    def next(self) -> tuple[Operation, int] | None:
+        """The first operation that has not arrived, and where the one after it begins; metrics come many at once."""
+        with (self.folder / OPERATIONS).open("rb") as stream:
+            stream.seek(self._sent)
+            operation = _parsed(stream.readline())
+            if operation is None:
+                return None
+            end = stream.tell()
+            while operation["do"] == "metrics" and (more := _parsed(stream.readline())) is not None:
+                if more["do"] != "metrics" or len(operation["rows"]) + len(more["rows"]) > MAX_ROWS:
+                    break
+                operation["rows"] += more["rows"]
+                end = stream.tell()
+        return operation, end
+
+    def arrived(self, operation: Operation, end: int) -> None:
+        """Remembers that what ``next`` gave needs no more sending."""
+        with self._writing:
+            if end == (self.folder / OPERATIONS).stat().st_size:  # nothing waits: a long run's file starts again
+                self._stream.truncate(0)
+                end = 0
+            self._sent = end
+            _replace(self.folder / SENT, str(end))
+        if "path" in operation:
+            shutil.rmtree((self.folder / operation["path"]).parent)
+
+    def refuse(self, operation: Operation, end: int, reason: str) -> None:
+        """Puts what ``next`` gave aside, so that the rest is not held up; its files stay."""
+        with (self.folder / REFUSED).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"operation": operation, "reason": reason}, ensure_ascii=False) + "\n")
+        self.arrived({"do": operation["do"]}, end)
+
+    def retry_refused(self) -> None:
+        """Puts what was set aside at the end again."""
+        path = self.folder / REFUSED
+        if not path.is_file():
+            return
+        with self._writing:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                self._stream.write(json.dumps(json.loads(line)["operation"], ensure_ascii=False).encode() + b"\n")
+            self._stream.flush()
+        path.unlink()
+
+    def set_run(self, run_id: str) -> None:
+        """Remembers the run that was made for this outbox."""
+        self.header["run_id"] = run_id
+        _replace(self.folder / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False))
+
+    @property
+    def refused(self) -> int:
+        """How many operations the server would not take."""
+        path = self.folder / REFUSED
+        return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+
+    def waiting(self) -> int:
+        """How many operations have not arrived, the refused ones among them."""
+        with (self.folder / OPERATIONS).open("rb") as stream:
+            stream.seek(self._sent)
+            return self.refused + sum(1 for _ in stream)
+
+    def release(self) -> None:
+        """Gives the folder up; it is removed if nothing waits in it."""
+        self._stream.close()
+        is_empty = self.waiting() == 0
+        if is_empty:
+            (self.folder / HEADER).unlink()  # no other process takes it from here on
+        self._lock.release()
+        if is_empty:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not any(self.folder.parent.iterdir()):
+                self.folder.parent.rmdir()
+
+    def _mend(self) -> None:
+        """Cuts off the line that a killed process left half written."""
+        path, sent = self.folder / OPERATIONS, self.folder / SENT
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            logger.warning("%s ended in half an operation, which is lost.", path)
+            os.truncate(path, whole)
+        position = int(sent.read_text(encoding="utf-8")) if sent.is_file() else 0
+        self._sent = position if position <= whole else 0
+
+    def _keep(self, source: Path) -> str:
+        """A lasting copy of a file or folder: a link where the system allows it, since files are never changed."""
+        folder = self.folder / FILES / uuid.uuid4().hex[:12]
+        folder.mkdir(parents=True)
+        target = folder / source.name
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=_link)
+        else:
+            _link(str(source), str(target))
+        return target.relative_to(self.folder).as_posix()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _parsed(line: bytes) -> Operation | None:
+    """An operation, or None where the line is not written to its end yet."""
+    return json.loads(line) if line.endswith(b"\n") else None
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

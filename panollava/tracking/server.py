@@ -1,0 +1,64 @@
+"""A tracking server at the other end of a network: whether it answers, and how long to wait for that."""
+
+from __future__ import annotations
+
+import os
+
+PROBE_SECONDS = 5.0
+LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow's own limits are seven retries of two minutes; whoever sends tries again by itself (see ``Delivery``)."""
+
+BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+BROKEN = 500
+
+
+def set_limits() -> None:
+    """Keeps a request to a server that is gone short; what the user's environment says counts."""
+    for name, value in LIMITS.items():
+        os.environ.setdefault(name, value)
+
+
+def check_answers(uri: str) -> None:
+    """Asks a server whether it is there, in a few seconds; any answer will do.
+
+    Raises:
+        ConnectionError: it is not.
+    """
+    if not uri.startswith("http"):
+        return
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS)
+    except requests.RequestException as error:
+        raise ConnectionError(no_answer(uri, error)) from error
+
+
+def answers(uri: str) -> bool:
+    """Whether a server is there."""
+    try:
+        check_answers(uri)
+    except ConnectionError:
+        return False
+    return True
+
+
+def is_out_of_reach(error: Exception) -> bool:
+    """Whether an error of MLflow's client may pass, as opposed to a request that the server will never take."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        # The code of a failed connection, and of whatever MLflow has no better code for.
+        return error.error_code in ("INTERNAL_ERROR", *BUSY)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= BROKEN
+    return isinstance(error, ConnectionError | TimeoutError | requests.RequestException)
+
+
+def no_answer(uri: str, error: Exception) -> str:
+    """The message for a server that does not answer."""
+    return (
+        f"tracking.uri={uri} does not answer ({str(error).splitlines()[0][:200]}). Start the server, correct "
+        "the address, or train with tracking=none."
+    )
