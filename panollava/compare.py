@@ -84,7 +84,8 @@ def main(cfg: DictConfig) -> None:
     for name, content in files.items():
         write_file(out / name, content)
     tags = {"panollava.compared": ", ".join(names)}
-    with open_tracker(tracking, run_name="compare " + " ".join(names)[:200], tags=tags) as tracker:
+    name = "compare " + " ".join(names)[:200]
+    with open_tracker(tracking, run_name=name, outbox=out, tags=tags) as tracker:
         tracker.folder(out, "comparison")
     LOG.info("Tables and pictures: %s", out)
 

@@ -71,7 +71,8 @@ def main(cfg: DictConfig) -> None:
     compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)  # fp16 needs a GPU
     data = asked_data(options, run.settings["data"], turn_deg=options.turn_deg)
     tags = {"panollava.folder": str(run.folder)}
-    with open_tracker(tracking, run_name=f"eval {run.settings['experiment_name']}", tags=tags) as tracker:
+    name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
+    with open_tracker(tracking, run_name=name, outbox=out, tags=tags) as tracker:
         if run.stage == "vision":
             _measure(run, None, data, options.split, options, compute, tracker)
             return

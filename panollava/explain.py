@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
     for note in notes:
         LOG.info("%s", note)
     tags = {"panollava.folder": options.checkpoint}
-    with open_tracker(tracking, run_name=f"explain {sight.name}", tags=tags) as tracker:
+    with open_tracker(tracking, run_name=f"explain {sight.name}", outbox=out.parent, tags=tags) as tracker:
         tracker.image(picture, "explain.png")
     LOG.info("Picture: %s", out)
 

@@ -8,6 +8,7 @@ from panollava.assemble.check import checked
 from panollava.assemble.run import open_run
 from panollava.config.entrypoint import entrypoint
 from panollava.pipeline.finish import evaluate_run, farewell, show_views
+from panollava.pipeline.keep_model import keep_model
 from panollava.pipeline.preflight import preflight
 from panollava.pipeline.stage import run_stage
 from panollava.training.distributed import processes
@@ -27,6 +28,7 @@ def main(cfg: DictConfig) -> None:
         trained = None
         for name in run.pending:
             trained = run_stage(run, name) or trained
+        keep_model(run)
         evaluate_run(run, trained)
         farewell(run)
 

@@ -212,11 +212,18 @@ def check_tracking(section: dict[str, Any]) -> list[str]:
     tracking = dict(section)
     kind = tracking.pop("type", None)
     problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
-    return problems + check_section(tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags"))
+    return problems + check_section(
+        tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags", "outbox")
+    )
 
 
 def _rest(values: dict[str, Any]) -> list[str]:
     problems = check_tracking(values["tracking"])
+    if values["tracking"].get("log_model") == "export" and (values["stage"].get("run") or [None])[-1] == "vision":
+        problems.append(
+            "tracking.log_model=export: a stage-1 model has no language part, so transformers could not open it. "
+            "Choose checkpoint, or stages that end with resampler or finetune."
+        )
     problems += check_section(values["optim"], OptimOptions, "optim")
     problems += check_section(values["trainer"], TrainerOptions, "trainer")
     return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from panollava.assemble.datasets import describe_split
 from panollava.assemble.sources import open_splits
 from panollava.batch import Batch
 from panollava.crop.device import check_workers
@@ -17,6 +18,7 @@ from panollava.data.records import Question, Source
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.model.facade import PanoLlava
+from panollava.tracking.tracker import Dataset
 from panollava.training.distributed import Processes
 from panollava.training.options import StageOptions
 
@@ -82,6 +84,15 @@ class RunData:
             pin_memory=pin_memory,
             validation_batches=validation_batches,
         )
+
+    def described(self, data: Mapping[str, Any]) -> list[Dataset]:
+        """The splits as the tracker records them.
+
+        Args:
+            data: the ``data`` section.
+        """
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return [describe_split(data, name, split) for name, split in splits.items() if split is not None]
 
     def _text(self, name: str, options: StageOptions) -> TextEncoder:
         return TextEncoder(

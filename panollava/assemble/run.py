@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.data import RunData, open_data
-from panollava.assemble.status import awaits_evaluation, pending_stages
-from panollava.assemble.tracking import open_tracker
+from panollava.assemble.status import awaits_evaluation, awaits_model, pending_stages
+from panollava.assemble.tracking import open_tracker, send_left
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
 from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
@@ -133,10 +133,15 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         pending = pending_stages(plain(cfg), experiment)  # refuses a folder of another config, nothing opened yet
         backbones = Backbones(plain(cfg.model), plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
         data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
-        is_over = not pending and not awaits_evaluation(plain(cfg), experiment)
+        waits = awaits_evaluation(plain(cfg), experiment) or awaits_model(plain(cfg), experiment)
+        is_over = not pending and not waits
+        if is_over and procs.is_main:
+            send_left(root)
         tracker = NullTracker() if is_over else stack.enter_context(_tracker(cfg, experiment, procs))
         tracker.params({key: value for key, value in flatten(plain(cfg)).items() if value is not None})
         tracker.text(OmegaConf.to_yaml(cfg), CONFIG)
+        if tracker.run_id:
+            tracker.inputs(data.described(plain(cfg.data)))
         try:
             yield Run(cfg, experiment, tracker, procs, compute, backbones, data, pending)
         except Exception:
@@ -183,6 +188,7 @@ def _tracker(cfg: DictConfig, experiment: Experiment, procs: Processes) -> Track
     return open_tracker(
         plain(cfg.tracking),
         run_name=experiment.root.name,
+        outbox=experiment.root,
         run_id=known[-1] if known else None,
         tags={FOLDER_TAG: str(experiment.root.resolve()), STAGES_TAG: ",".join(cfg.stage.run)},
     )

@@ -69,6 +69,20 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
     return values
 
 
+def wanted_model(tracking: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the ``tracking`` section wants done with the trained model, None for nothing."""
+    if tracking["type"] == "none" or (tracking["log_model"] == "none" and tracking["register"] is None):
+        return None
+    return {key: tracking[key] for key in ("log_model", "register", "alias")}
+
+
+def awaits_model(config: Mapping[str, Any], experiment: Experiment) -> bool:
+    """Whether the tracker is to get the last stage's model and did not get it yet as it is now."""
+    wanted, state = wanted_model(config["tracking"]), experiment.state(config["stage"]["run"][-1])
+    kept = {**(wanted or {}), "finished": state.get("finished")}
+    return wanted is not None and state.get("kept_model") != kept
+
+
 def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bool:
     state = experiment.state(name)
     if state.get("status") == SKIPPED:

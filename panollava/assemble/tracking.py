@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from panollava.config.sweep import PARENT_VARIABLE
+from panollava.logs import LOG
+from panollava.tracking.delivery import deliver
 from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.tracking.outbox import OUTBOX
 from panollava.tracking.tracker import NullTracker, Tracker
 
 
 def open_tracker(
-    section: Mapping[str, Any], *, run_name: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    section: Mapping[str, Any],
+    *,
+    run_name: str,
+    outbox: Path,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Tracker:
     """The tracker of a ``tracking`` section; a job of a sweep becomes a child of the sweep's run.
 
     Args:
         section: plain ``tracking`` section.
         run_name: where the section gives none.
+        outbox: folder for what a tracking server does not take at once.
         run_id: run to go on with.
         tags: of the run.
     """
@@ -31,4 +41,13 @@ def open_tracker(
         run_id=run_id,
         parent_run_id=os.environ.get(PARENT_VARIABLE),
         tags=tags,
+        outbox=outbox,
     )
+
+
+def send_left(folder: Path) -> None:
+    """Sends what earlier starts of a finished run left in its outbox, if there is one."""
+    if not (folder / OUTBOX).is_dir():
+        return
+    waiting, left = deliver(folder)
+    LOG.info("%d of %d records that waited in %s are sent.", waiting - left, waiting, folder / OUTBOX)

@@ -35,6 +35,7 @@ TEXT_KEYS = frozenset(
         "data.val_json",
         "evaluation.results_dir",
         "experiment_name",
+        "folder",
         "image",
         "init_from",
         "measure",
@@ -48,7 +49,9 @@ TEXT_KEYS = frozenset(
         "question",
         "results_dir",
         "resume",
+        "tracking.alias",
         "tracking.experiment",
+        "tracking.register",
         "tracking.run_name",
         "tracking.uri",
     }

@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -53,11 +54,14 @@ def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel
         hint = parameter.annotation
         # One by one: a type that only the type checker imports may stand at an argument the program gives.
         fields[name] = (eval(hint, names) if isinstance(hint, str) else hint, default)
-    return create_model(
-        getattr(target, "__name__", "Section"),
-        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),
-        **fields,
-    )
+    with warnings.catch_warnings():
+        # A key may have the name of a method of pydantic's, such as `register`; nothing calls that of a schema.
+        warnings.filterwarnings("ignore", "Field name .* shadows an attribute", UserWarning)
+        return create_model(
+            getattr(target, "__name__", "Section"),
+            __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),
+            **fields,
+        )
 
 
 def _sentence(problem: Any, schema: type[BaseModel], key: str) -> str:

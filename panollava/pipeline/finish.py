@@ -16,6 +16,7 @@ from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import PICTURE, Evaluation, evaluate_answers
 from panollava.pipeline.restore import Restored
 from panollava.stages.instruct import InstructStage
+from panollava.tracking.location import is_server
 
 VIEWS = "views.png"
 
@@ -84,7 +85,9 @@ def farewell(run: Run) -> None:
     pictures = [run.experiment.root / VIEWS, *(Path(f) / PICTURE for f in [_evaluated(run)] if f)]
     LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
-        LOG.info("Compare runs: `mlflow ui` in %s, then http://127.0.0.1:5000", Path.cwd())
+        address = run.cfg.tracking.uri
+        way = address if is_server(address) else f"`mlflow ui` in {Path.cwd()}, then http://127.0.0.1:5000"
+        LOG.info("Compare runs: %s", way)
 
 
 def _subject(run: Run, stage: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from panollava.assemble.check import EvaluationOptions
+from panollava.assemble.datasets import describe_split
 from panollava.assemble.sources import open_source
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.results import result_folder
@@ -46,10 +47,12 @@ def answer_split(
         num_workers: processes that cut panoramas.
     """
     pano = pano or PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
+    source = open_source(dict(data), split, pano.crop)
+    tracker.inputs([describe_split(data, split, source)])
     with compute.autocast():
         return evaluate_answers(
             pano,
-            open_source(dict(data), split, pano.crop),
+            source,
             options,
             experiment=run.settings["experiment_name"],
             tracker=tracker,

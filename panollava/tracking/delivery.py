@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from panollava.tracking.operations import Operation, perform
+from panollava.tracking.operations import Operation, beyond, perform
 from panollava.tracking.outbox import Outbox
 from panollava.tracking.server import answers, is_out_of_reach
-from panollava.tracking.store import experiment_id, local_run, open_client
+from panollava.tracking.store import experiment_id, local_run, open_client, reached_steps
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -103,7 +103,7 @@ class Delivery:
             while (waiting := box.next()) is not None:
                 operation, end = waiting
                 try:
-                    perform(client, run_of(client, box), operation, folder=box.folder, again=box.in_doubt)
+                    self._send(client, box, operation)
                 except Exception as error:
                     box.in_doubt = True
                     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
@@ -114,6 +114,14 @@ class Delivery:
                     box.arrived(operation, end)
                     box.in_doubt = False
                 self._came_back()
+
+    def _send(self, client: MlflowClient, box: Outbox, operation: Operation) -> None:
+        run_id = run_of(client, box)
+        if operation["do"] == "metrics":
+            if box.header["reached"] is None:
+                box.learn(reached=reached_steps(client, run_id))
+            operation = {**operation, "rows": beyond(operation["rows"], box.header["reached"])}
+        perform(client, run_id, operation, folder=box.folder, again=box.in_doubt)
 
     def _may_pass(self) -> bool:
         """Whether to try again: the server is away, or has not failed often enough to be believed."""
@@ -160,7 +168,7 @@ def run_of(client: MlflowClient, box: Outbox) -> str:
         if found is None:
             run = client.create_run(experiment, header["start_time"], header["tags"], header["run_name"])
             found = run.info.run_id
-        box.set_run(found)
+        box.learn(run_id=found)
     return str(header["run_id"])
 
 

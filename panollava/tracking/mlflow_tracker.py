@@ -21,7 +21,7 @@ from panollava.tracking.channel import Direct, Posted
 from panollava.tracking.form import key_of, picture_of, value_of
 from panollava.tracking.location import DEFAULT_URI, absolute_uri, is_server
 from panollava.tracking.opening import Asked, open_run
-from panollava.tracking.operations import Operation
+from panollava.tracking.operations import Operation, Row, beyond
 from panollava.tracking.registry import check_names
 from panollava.tracking.system import SystemMetrics
 from panollava.tracking.tracker import Dataset, ModelForm, ModelLoss, Status, closing_status
@@ -102,7 +102,8 @@ class MlflowTracker:
         self._is_new = False
         self._channel: Direct | Posted | None = None
         self._system = SystemMetrics(self.metrics, system_seconds) if system_metrics else None
-        self._held: list[tuple[str, float, int, int]] = []
+        self._held: list[Row] = []
+        self._reached: dict[str, int] = {}
         self._holding = threading.RLock()
         self._flushed_at = 0.0
 
@@ -119,6 +120,7 @@ class MlflowTracker:
         """
         opened = open_run(self._asked)
         self._run_id, self._is_new, self._channel = opened.run_id, opened.is_new, opened.channel
+        self._reached = opened.reached
         self._flushed_at = time.monotonic()
         if self._system is not None:
             self._system.start()
@@ -135,7 +137,8 @@ class MlflowTracker:
         """Numbers of one step. NaN is kept; infinity is shown as the largest number."""
         now = _now_ms()
         with self._holding:
-            self._held += [(key_of(key), float(value), now, step) for key, value in values.items()]
+            rows = [(key_of(key), float(value), now, step) for key, value in values.items()]
+            self._held += beyond(rows, self._reached)
             waited = time.monotonic() - self._flushed_at
             if len(self._held) >= self.flush_every or waited >= self.flush_seconds:
                 self.flush()

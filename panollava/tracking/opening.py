@@ -23,6 +23,7 @@ from panollava.tracking.store import (
     mark_dead_runs,
     open_client,
     process_tags,
+    reached_steps,
 )
 
 if TYPE_CHECKING:
@@ -61,11 +62,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Opened:
-    """An open run: its id, whether it has just begun, and the way to it."""
+    """An open run.
+
+    Attributes:
+        run_id: its id.
+        is_new: whether it has just begun.
+        channel: the way to it.
+        reached: last step of each metric it has; a channel that is ``Posted`` finds out by itself.
+    """
 
     run_id: str
     is_new: bool
     channel: Direct | Posted
+    reached: dict[str, int]
 
 
 def open_run(asked: Asked) -> Opened:
@@ -79,7 +88,8 @@ def open_run(asked: Asked) -> Opened:
         tags[PARENT_TAG] = asked.parent_run_id
     if asked.outbox is None:
         client, run_id, is_new = _in_store(asked, tags, begun=set())
-        return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id)))
+        reached = {} if is_new else reached_steps(client, run_id)
+        return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id), reached))
     left = Outbox.left_behind(asked.outbox, asked.uri)
     try:
         _, run_id, is_new = _in_store(asked, tags, begun={box.header["local_id"] for box in left})
@@ -90,8 +100,9 @@ def open_run(asked: Asked) -> Opened:
             raise
         logger.warning("%s The run goes on without it; its record is kept on disk and sent later.", error)
         run_id, is_new = asked.run_id or f"{LOCAL}{uuid.uuid4().hex}", asked.run_id is None
-    box = Outbox.create(asked.outbox, _header(asked, run_id, tags))
-    return _welcomed(tags, Opened(run_id, is_new, Posted(asked.uri, left, box, asked.wait_seconds)))
+    header = _header(asked, run_id, tags) | {"reached": {} if is_new else None}
+    box = Outbox.create(asked.outbox, header)
+    return _welcomed(tags, Opened(run_id, is_new, Posted(asked.uri, left, box, asked.wait_seconds), {}))
 
 
 def _welcomed(tags: dict[str, str], opened: Opened) -> Opened:

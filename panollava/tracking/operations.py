@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ Operation = dict[str, Any]
 
 TABLES_TAG = "mlflow.loggedArtifacts"
 RUNNING = "RUNNING"
+
+Row = Sequence[Any]
+"""A metric as JSON has it: name, value, time in milliseconds, step."""
 
 
 def perform(client: MlflowClient, run_id: str, operation: Operation, *, folder: Path, again: bool = False) -> None:
@@ -65,6 +68,19 @@ def perform(client: MlflowClient, run_id: str, operation: Operation, *, folder: 
                 client.set_terminated(run_id, status, time_ms)
         case _:
             raise ValueError(f"{operation.get('do')!r} is no operation of this panollava; a newer one may know it.")
+
+
+def beyond(rows: Sequence[Row], reached: Mapping[str, int]) -> list[Row]:
+    """Metrics of steps that a run has not reached yet.
+
+    A run that resumes takes some steps again, whose numbers are there: they are not kept twice. Step 0 is for measures
+    of the whole run, which may be taken anew.
+
+    Args:
+        rows: metrics.
+        reached: last step of each metric.
+    """
+    return [row for row in rows if row[3] == 0 or row[3] > reached.get(row[0], -1)]
 
 
 def missing(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:

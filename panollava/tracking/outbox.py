@@ -46,7 +46,8 @@ class Outbox:
     One thread may put operations in while another takes them out.
 
     Attributes:
-        header: the server, the experiment, and the run or how to make it.
+        header: the server, the experiment, the run or how to make it, and the last step of each metric that the run
+            has from earlier processes (None: to be found out).
         in_doubt: whether the next operation may have arrived although that is not written down.
     """
 
@@ -156,9 +157,9 @@ class Outbox:
             self._stream.flush()
         path.unlink()
 
-    def set_run(self, run_id: str) -> None:
-        """Remembers the run that was made for this outbox."""
-        self.header["run_id"] = run_id
+    def learn(self, **values: Any) -> None:
+        """Remembers what is found out about the run."""
+        self.header.update(values)
         _replace(self.folder / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False))
 
     @property

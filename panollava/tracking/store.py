@@ -93,6 +93,11 @@ def local_run(client: MlflowClient, experiment: str, local_id: str) -> str | Non
     return found[0].info.run_id if found else None
 
 
+def reached_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """The last step of each metric that a run has."""
+    return {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
+
+
 def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
     """Ends, as KILLED, the runs still listed as running whose process on this host is gone.
 

@@ -13,6 +13,7 @@ import pytest
 
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.tracking.tracker import Dataset
 
 
 @pytest.fixture
@@ -145,3 +146,18 @@ def test_a_tracker_that_is_not_open_says_so(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="with tracker"):
         tracker.metrics({"loss": 1.0}, step=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_sets_are_inputs_with_their_digests(client, new_tracker) -> None:
+    with new_tracker() as tracker:
+        for context in ("training", "training", "test"):  # a resumed run says it again
+            source = json.dumps({"uri": f"/data/{context}.csv"})
+            tracker.inputs([Dataset(f"quic360-{context}", "0123abcd", "local", source, '{"num_rows": 3}', context)])
+    inputs = client.get_run(tracker.run_id).inputs.dataset_inputs
+    found = {(one.dataset.name, one.dataset.digest, one.tags[0].value) for one in inputs}
+    assert found == {("quic360-training", "0123abcd", "training"), ("quic360-test", "0123abcd", "test")}
+    assert len(inputs) == 2
+    import mlflow
+
+    source = mlflow.data.get_source(next(one for one in inputs if one.tags[0].value == "test").dataset)
+    assert source.uri == "/data/test.csv"

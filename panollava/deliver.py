@@ -1,0 +1,48 @@
+"""python -m panollava.deliver <folder>: sends what runs could not send to their tracking server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.logs import LOG, configure_console
+from panollava.tracking.delivery import deliver
+
+
+@dataclass(frozen=True)
+class DeliverOptions:
+    """Keys of ``conf/deliver.yaml``; see there."""
+
+    folder: str
+    wait_seconds: Annotated[float, Interval(ge=0)]
+
+
+@entrypoint("deliver", bare="folder")
+def main(cfg: DictConfig) -> None:
+    """Sends what waits below one folder.
+
+    Args:
+        cfg: composed from ``conf/deliver.yaml`` and the command line.
+    """
+    configure_console()
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    if problems := check_section(values, DeliverOptions, ""):
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    options = DeliverOptions(**values)
+    folder = Path(options.folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder={folder} does not exist. Name a run, or a folder of runs.")
+    waiting, left = deliver(folder, wait_seconds=options.wait_seconds)
+    LOG.info("%s: %d records waited, %d were sent.", folder, waiting, waiting - left)
+    if left:
+        raise ConnectionError(f"{left} records still wait below {folder}: the lines above say why.")
+
+
+if __name__ == "__main__":
+    main()

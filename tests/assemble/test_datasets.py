@@ -1,0 +1,49 @@
+"""The digest of a split: the same for the same content, another for any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from panollava.assemble.sources import open_source
+from panollava.assemble.datasets import describe_split, digest_of
+from panollava.crop.crop import Crop
+from panollava.data.world import WorldSource
+
+WORLD = {"name": "world", "type": "world", "train_scenes": 4, "val_scenes": 2, "test_scenes": 2, "seed": 3}
+
+
+def test_a_world_is_what_it_is_drawn_from() -> None:
+    digests = {split: digest_of(WORLD, split) for split in ("train", "val", "test")}
+    assert len(set(digests.values())) == 3
+    assert digest_of({**WORLD, "name": "other", "test_scenes": 5}, "train") == digests["train"]
+    for key, value in {"seed": 4, "train_scenes": 5, "turn_deg": 45.0}.items():
+        assert digest_of({**WORLD, key: value}, "train") != digests["train"]
+    described = describe_split(WORLD, "val", WorldSource(split="val", scenes=2, seed=3))
+    assert (described.name, described.context, described.digest) == ("world-val", "validation", digests["val"])
+    assert json.loads(described.profile) == {"num_rows": 2}
+    assert json.loads(described.source)["tags"]["seed"] == "3"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, object]:
+    cv2.imwrite(str(tmp_path / "pano.png"), np.zeros((64, 128, 3), np.uint8))
+    (tmp_path / "train.csv").write_text("url,query,annotation\npano.png,무슨 색?,검정\n", encoding="utf-8")
+    return {"name": "mine", "type": "csv", "train_csv": str(tmp_path / "train.csv")}
+
+
+def test_a_file_is_its_bytes_wherever_it_lies(data, tmp_path) -> None:
+    digest = digest_of(data, "train")
+    copy = tmp_path / "elsewhere.csv"
+    copy.write_bytes(Path(str(data["train_csv"])).read_bytes())
+    assert digest_of({**data, "train_csv": str(copy)}, "train") == digest
+    copy.write_bytes(copy.read_bytes() + b"pano.png,a,b\n")
+    assert digest_of({**data, "train_csv": str(copy)}, "train") != digest
+    source = open_source(data, "train", Crop.from_spec({"type": "resize"}, view_size=(8, 8)))
+    described = describe_split(data, "train", source)
+    assert json.loads(described.source) == {"uri": str(tmp_path / "train.csv")}
+    assert (described.source_type, json.loads(described.profile)) == ("local", {"num_rows": 1})
