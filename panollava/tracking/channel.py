@@ -44,11 +44,12 @@ class Posted:
         left: outboxes that earlier processes left behind, which are sent first.
         box: takes the operations.
         wait_seconds: how long to wait at the end for a server that does not answer.
+        is_away: whether the server did not answer just now, and that was said.
     """
 
-    def __init__(self, uri: str, left: list[Outbox], box: Outbox, wait_seconds: float) -> None:
+    def __init__(self, uri: str, left: list[Outbox], box: Outbox, wait_seconds: float, *, is_away: bool) -> None:
         self._box, self._wait_seconds = box, wait_seconds
-        self._delivery = Delivery(uri, [*left, box])
+        self._delivery = Delivery(uri, [*left, box], has_warned=is_away)
         self._delivery.start()
 
     def put(self, operation: Operation, source: Path | None = None) -> None:

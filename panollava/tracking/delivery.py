@@ -38,14 +38,16 @@ class Delivery:
     Args:
         uri: the server.
         boxes: outboxes to empty; the last one is still filled by this process. All belong to this object from now on.
+        has_warned: whether it was said already that the server is away.
     """
 
-    def __init__(self, uri: str, boxes: Sequence[Outbox]) -> None:
+    def __init__(self, uri: str, boxes: Sequence[Outbox], *, has_warned: bool = False) -> None:
         self.uri = uri
         self._boxes = list(boxes)
         self._news, self._finishing = threading.Event(), threading.Event()
         self._deadline = 0.0
-        self._is_away = self._has_warned = self._has_refused = False
+        self._is_away = self._has_refused = False
+        self._has_warned = has_warned
         self._failures, self._seconds = 0, FIRST_PAUSE_S
         self._thread = threading.Thread(target=self._run, name="tracking delivery", daemon=True)
 

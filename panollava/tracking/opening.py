@@ -90,7 +90,7 @@ def open_run(asked: Asked) -> Opened:
         client, run_id, is_new = _in_store(asked, tags, begun=set())
         reached = {} if is_new else reached_steps(client, run_id)
         return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id), reached))
-    left = Outbox.left_behind(asked.outbox, asked.uri)
+    left, is_away = Outbox.left_behind(asked.outbox, asked.uri), False
     try:
         _, run_id, is_new = _in_store(asked, tags, begun={box.header["local_id"] for box in left})
     except ConnectionError as error:
@@ -99,10 +99,10 @@ def open_run(asked: Asked) -> Opened:
                 box.release()
             raise
         logger.warning("%s The run goes on without it; its record is kept on disk and sent later.", error)
-        run_id, is_new = asked.run_id or f"{LOCAL}{uuid.uuid4().hex}", asked.run_id is None
-    header = _header(asked, run_id, tags) | {"reached": {} if is_new else None}
-    box = Outbox.create(asked.outbox, header)
-    return _welcomed(tags, Opened(run_id, is_new, Posted(asked.uri, left, box, asked.wait_seconds), {}))
+        run_id, is_new, is_away = asked.run_id or f"{LOCAL}{uuid.uuid4().hex}", asked.run_id is None, True
+    box = Outbox.create(asked.outbox, _header(asked, run_id, tags) | {"reached": {} if is_new else None})
+    channel = Posted(asked.uri, left, box, asked.wait_seconds, is_away=is_away)
+    return _welcomed(tags, Opened(run_id, is_new, channel, {}))
 
 
 def _welcomed(tags: dict[str, str], opened: Opened) -> Opened:

@@ -73,7 +73,10 @@ class Outbox:
     @classmethod
     def create(cls, parent: Path, header: dict[str, Any]) -> Self:
         """A new outbox below ``parent/tracking_outbox``."""
-        folder = parent / OUTBOX / f"{time.strftime('%Y%m%d_%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        # Their names are in the order of their making, also within a second.
+        now = time.time_ns()
+        stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(now // 10**9))
+        folder = parent / OUTBOX / f"{stamp}_{now % 10**9:09d}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         (folder / HEADER).write_text(json.dumps(header, indent=2, ensure_ascii=False), encoding="utf-8")
         box = cls(folder)

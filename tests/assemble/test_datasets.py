@@ -33,7 +33,7 @@ def test_a_world_is_what_it_is_drawn_from() -> None:
 def data(tmp_path: Path) -> dict[str, object]:
     cv2.imwrite(str(tmp_path / "pano.png"), np.zeros((64, 128, 3), np.uint8))
     (tmp_path / "train.csv").write_text("url,query,annotation\npano.png,무슨 색?,검정\n", encoding="utf-8")
-    return {"name": "mine", "type": "csv", "train_csv": str(tmp_path / "train.csv")}
+    return {"name": "mine", "type": "files", "train_csv": str(tmp_path / "train.csv")}
 
 
 def test_a_file_is_its_bytes_wherever_it_lies(data, tmp_path) -> None:
