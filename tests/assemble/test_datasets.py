@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from panollava.assemble.sources import open_source
 from panollava.assemble.datasets import describe_split, digest_of
+from panollava.assemble.sources import open_source
 from panollava.crop.crop import Crop
 from panollava.data.world import WorldSource
 
