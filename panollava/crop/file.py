@@ -1,11 +1,15 @@
-"""Picture files before they are decoded: there, whole, of a kind, size and shape that can be read; and if not, why."""
+"""Picture files: there, whole, of a kind, size and shape that can be read, their data sound; and if not, why."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
+from panollava.crop.decode import decode
 from panollava.crop.header import PictureHeader, parse_header
 from panollava.crop.partial import MAX_PIXELS, Covered, check_shape
 
@@ -25,6 +29,35 @@ def check_panorama(path: str | Path, covered: Covered | None = None) -> tuple[in
     with path.open("rb", buffering=0) as file:
         header = checked_header(path, file, covered)
     return header.height, header.width
+
+
+def decode_panorama(
+    path: str | Path, covered: Covered | None, divisor: Callable[[PictureHeader], int]
+) -> tuple[np.ndarray, PictureHeader, int]:
+    """A picture as its file has it, upright, 8 bits a channel, alpha dropped.
+
+    Args:
+        path: a JPEG or PNG file.
+        covered: degrees that the picture covers; None for the whole sphere.
+        divisor: by how much the sides of a JPEG with that header are divided, one of ``DIVISORS``.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB, the header and the divisor, which is 1 for a PNG.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as for ``check_panorama``, or its data is damaged.
+    """
+    path = found(path)
+    with path.open("rb", buffering=0) as file:
+        header = checked_header(path, file, covered)
+        file.seek(0)
+        data = file.read()
+    divided = divisor(header) if header.format == "JPEG" else 1
+    picture = decode(data, header, divided)
+    if picture is None:
+        raise ValueError(f"{path}: the {header.format} cannot be decoded: its data is damaged. Replace the file.")
+    return picture, header, divided
 
 
 def found(path: str | Path) -> Path:

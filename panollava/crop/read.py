@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from panollava.crop.cameras import Camera, needed_panorama_size
-from panollava.crop.decode import DIVISORS, decode
+from panollava.crop.decode import DIVISORS
 from panollava.crop.extent import spanning
-from panollava.crop.file import checked_header, found
+from panollava.crop.file import decode_panorama
 from panollava.crop.header import PictureHeader
 from panollava.crop.partial import Covered, made_whole, whole_size
 
@@ -34,16 +34,8 @@ def read_panorama(
         FileNotFoundError: there is no such file.
         ValueError: the file is empty, cut short, damaged, not a picture, too large or of another shape.
     """
-    path = found(path)
-    with path.open("rb", buffering=0) as file:
-        header = checked_header(path, file, covered)
-        file.seek(0)
-        data = file.read()
     needed = needed_size(cameras, view_size)
-    divisor = _divisor(header, needed, covered) if header.format == "JPEG" else 1
-    picture = decode(data, header, divisor)
-    if picture is None:
-        raise ValueError(f"{path}: the {header.format} cannot be decoded: its data is damaged. Replace the file.")
+    picture, header, divisor = decode_panorama(path, covered, lambda header: _divisor(header, needed, covered))
     if divisor > 1:
         picture = spanning(picture, (header.height / divisor, header.width / divisor))
     return made_whole(picture, covered, needed)

@@ -125,7 +125,7 @@ def test_a_source_travels_to_workers(folder: Path) -> None:
 
 
 def test_hostile_pictures_are_named_before_one_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("panollava.crop.read.decode", None)
+    monkeypatch.setattr("panollava.crop.file.decode", None)
     photo = by_pillow(noise(32, 64), "JPEG")
     hostile = {
         "empty.jpg": (b"", "the file is empty"),
