@@ -7,6 +7,7 @@ import struct
 import zlib
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -30,6 +31,14 @@ def by_pillow(picture: np.ndarray | Image.Image, format: str, **options: Any) ->
     file = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, format, **options)
     return file.getvalue()
+
+
+def torn_jpeg(height: int = 128, width: int = 256) -> bytes:
+    """A JPEG whose header and end are right, with a hole in its data that its decoder notices."""
+    smooth = cv2.GaussianBlur(noise(height, width), (0, 0), 1)
+    data = by_pillow(smooth, "JPEG", quality=90)
+    middle = len(data) // 2
+    return data[:middle] + bytes(600) + data[middle + 600 :]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

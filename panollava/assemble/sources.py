@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from panollava.assemble.decoded import Decoded
 from panollava.component import find_component
 from panollava.config.check import check_section
 from panollava.data.files import FilesSource
@@ -77,26 +78,32 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
 
 
 def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Source:
-    """One split of a data set.
+    """One split of a data set; what is left out of it is logged.
 
     Args:
         data: the ``data`` section.
         split: ``train``, ``val`` or ``test``.
         pictures: reads and checks them, such as a ``Crop``, which decodes no finer than its views need.
     """
+    source = build_source(data, split, pictures)
+    if isinstance(source, FilesSource) and source.problems:
+        LOG.warning("%s", source.left_out())
+    return source
+
+
+def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Source:
+    """One split of a data set, as `open_source` gives it; pictures that were found to be damaged are refused."""
     component = find_component("data", data["type"], "Source")
     known = inspect.signature(component).parameters
     options = {k: v for k, v in source_arguments(data, split).items() if k not in ("type", "name", "dir")}
     given = {
         "split": split,
         "reader": pictures.read,
-        "check": pictures.check,
+        "check": Decoded().checked(pictures.check),
         "name": f"{data['name']}-{split}",
         "dir": data.get("dir"),
     }
     source: Source = component(**options, **{key: value for key, value in given.items() if key in known})
-    if isinstance(source, FilesSource) and source.problems:
-        LOG.warning("%s", source.left_out())
     return source
 
 

@@ -81,6 +81,7 @@ class BadEntries(ValueError):
     """
 
     def __init__(self, path: Path, unit: str, count: int, problems: Sequence[Problem], *, is_empty: bool) -> None:
+        self.path = path
         self.problems = list(problems)
         self.count = count
         way_out = "" if is_empty else ", or leave them out with data.on_error=skip"

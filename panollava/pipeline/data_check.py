@@ -1,0 +1,112 @@
+"""Reads every split of a data set and tells what there is and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from panollava.assemble.sources import build_source
+from panollava.crop.file import check_panorama
+from panollava.crop.partial import Covered
+from panollava.data.entries import BadEntries, Problem
+from panollava.data.files import FilesSource
+from panollava.data.records import Source
+
+
+@dataclass
+class Split:
+    """One split as it was found.
+
+    Attributes:
+        name: ``train``, ``val`` or ``test``.
+        source: its good entries; None where there are none.
+        problems: a line each.
+        bad: entries that cannot be used; 1 where it is the file itself.
+    """
+
+    name: str
+    source: Source | None = None
+    problems: list[str] = field(default_factory=list)
+    bad: int = 0
+
+    def line(self) -> str:
+        """What there is, in words."""
+        if self.source is None:
+            return f"{self.name}: nothing that can be used"
+        questions = self.source.questions()
+        turns = sum(len(self.source.record(index, 0).turns) for index in range(len(self.source)))
+        left_out = f", {self.bad:,} bad" if self.bad else ""
+        return (
+            f"{self.name}: {len(self.source):,} records{left_out}, {len(self.pictures()):,} pictures, {turns:,} turns; "
+            f"{len(questions):,} questions with {sum(len(each.references) for each in questions):,} references"
+        )
+
+    def pictures(self) -> list[str]:
+        """Every picture once."""
+        source = self.source
+        return [] if source is None else list(dict.fromkeys(source.image_id(index) for index in range(len(source))))
+
+    @property
+    def files(self) -> list[str]:
+        """The pictures that are files; those of the built-in world are drawn."""
+        return self.pictures() if isinstance(self.source, FilesSource) else []
+
+    def add(self, path: Path, problems: Sequence[Problem]) -> None:
+        """Takes the problems of a file's entries."""
+        self.problems += [f"{path}, {problem}" for problem in problems]
+        self.bad += len({problem.number for problem in problems})
+
+
+class Headers:
+    """Looks at the headers of pictures, and opens none.
+
+    Args:
+        covered: degrees that the pictures cover; None for the whole sphere.
+    """
+
+    def __init__(self, covered: Covered | None) -> None:
+        self.covered = covered
+
+    def check(self, path: str) -> None:
+        """Refuses a file that could not be read."""
+        check_panorama(path, self.covered)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Nobody asks a check for a picture."""
+        raise NotImplementedError(path)
+
+
+def look_at(data: dict[str, Any], name: str, covered: Covered | None) -> Split:
+    """One split of a data set: its file, its entries and the headers of its pictures.
+
+    Args:
+        data: the ``data`` section, which is right.
+        name: of the split.
+        covered: degrees that the pictures cover; None for the whole sphere.
+    """
+    split = Split(name)
+    options = {**data, "on_error": "skip"} if "on_error" in data else data
+    try:
+        split.source = build_source(options, name, Headers(covered))
+    except BadEntries as error:  # collected, as are those below: finding them is what this is for
+        split.add(error.path, error.problems)
+    except (OSError, ValueError) as error:
+        split.problems, split.bad = [str(error)], 1
+    if isinstance(split.source, FilesSource):
+        split.add(split.source.path, split.source.problems)
+    return split
+
+
+def shared_pictures(splits: Sequence[Split]) -> list[str]:
+    """A line for each pair of splits that have pictures in common: what is learnt by heart would be scored."""
+    seen = [(split.name, set(split.pictures())) for split in splits]
+    return [
+        f"{first} and {second} share {len(common):,} pictures, such as {min(common)}"
+        for at, (first, its) in enumerate(seen)
+        for second, others in seen[at + 1 :]
+        if (common := its & others)
+    ]
