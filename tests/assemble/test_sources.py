@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from panollava.assemble.sources import open_source, open_splits
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
 from panollava.data.entries import BadEntries
+from panollava.logs import LOG
 
 CROP = Crop(ResizeCrop(), view_size=(32, 32))
 ENTRY = {"image": "a.jpg", "conversations": [{"human": "q", "assistant": "a"}]}
@@ -49,11 +49,11 @@ def test_problems_of_all_splits_are_told_at_once(data: dict[str, Any]) -> None:
         open_splits({**data, "val_json": data["train_csv"]}, ("train", "val"), CROP)
 
 
-def test_what_is_left_out_is_logged(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_is_logged(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with Path(data["train_csv"]).open("a", encoding="utf-8") as file:
         file.write("a.jpg,,a\n")
-    caplog.set_level(logging.WARNING, "panollava")
-    logging.getLogger("panollava").propagate = True
+    lines: list[str] = []
+    monkeypatch.setattr(LOG, "warning", lambda text, *values: lines.append(text % values))
     assert len(open_source({**data, "on_error": "skip"}, "train", CROP)) == 1
-    (line,) = caplog.messages
+    (line,) = lines
     assert "1 of 2 rows are bad (the header is row 1) and left out:\n  row 3, column question: the cell is" in line
