@@ -14,7 +14,7 @@ Shape legend:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; the DataLoader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def first(self, count: int) -> Batch:
+        """The first ``count`` samples, or all where there are fewer."""
+        return replace(self._map(lambda tensor: tensor[:count]), sample_ids=self.sample_ids[:count])
 
     def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -18,6 +18,7 @@ from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console, say
 from panollava.model.facade import PanoLlava
+from panollava.pipeline.memory import answers_too_large, explained
 from panollava.pipeline.panoramas import find_panoramas, named_panorama
 from panollava.training.precision import choose_compute
 
@@ -53,7 +54,7 @@ def main(cfg: DictConfig) -> None:
     is_folder = named_panorama(options.image).is_dir()
     answered: list[Answered] = []
     try:
-        with compute.autocast():
+        with compute.autocast(), explained(lambda: answers_too_large(options.batch_size, options.max_new_tokens)):
             for path, answer in _answers(pano, paths, options, skips=is_folder):
                 answered.append((path, answer))
                 say(f"{path.name}\t{' '.join(answer.split())}" if is_folder else answer)

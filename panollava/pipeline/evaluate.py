@@ -28,6 +28,7 @@ from panollava.evaluation.table import markdown_table, text_table
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
+from panollava.pipeline.memory import answers_too_large, explained
 from panollava.tracking.tracker import Tracker
 
 GREY = 128
@@ -131,17 +132,18 @@ def answer_questions(
     if left is not None and left <= 0:
         return list(known.values())[: options.max_samples]
     batches = question_batches(pano, source, options.batch_size, num_workers, known)
-    given = evaluate(
-        lambda batch: pano.answer(batch, max_new_tokens=options.max_new_tokens),
-        _blank(batches) if blank else batches,
-        total=len(everything) - len(known),
-        max_samples=left,
-        log_samples=log_samples,
-        log_interval=options.log_interval,
-        log_max_samples=options.log_max_samples,
-        name=name,
-        keep=None if log is None else log.add,
-    )
+    with explained(lambda: answers_too_large(options.batch_size, options.max_new_tokens, kept=log is not None)):
+        given = evaluate(
+            lambda batch: pano.answer(batch, max_new_tokens=options.max_new_tokens),
+            _blank(batches) if blank else batches,
+            total=len(everything) - len(known),
+            max_samples=left,
+            log_samples=log_samples,
+            log_interval=options.log_interval,
+            log_max_samples=options.log_max_samples,
+            name=name,
+            keep=None if log is None else log.add,
+        )
     return [*known.values(), *given]
 
 

@@ -16,6 +16,7 @@ from panollava.data.dataset import PanoDataset, TextEncoder
 from panollava.data.loader import StageLoader
 from panollava.model.backbones import Backbones
 from panollava.model.facade import PanoLlava, load_trained
+from panollava.pipeline.memory import explained
 from panollava.pipeline.restore import Restored
 from panollava.stages.instruct import InstructStage
 from panollava.stages.overlap import OverlapStage
@@ -61,7 +62,13 @@ def measure(
     dataset = PanoDataset(source, crop, encode)
     collate = Collate(pad_id=0 if pano is None else pano.prompt.tokenizer.pad_token_id or 0)
     loader = StageLoader(dataset, dataset, collate, batch_size=options["batch_size"], num_workers=num_workers)
-    return validate(stage, stage, _Split(loader), compute, Processes())
+    with explained(
+        lambda: (
+            f"Out of memory while measuring {options['batch_size']} samples at once, as the validation did: "
+            "device=cpu may have more."
+        )
+    ):
+        return validate(stage, stage, _Split(loader), compute, Processes())
 
 
 def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> AnyStage:

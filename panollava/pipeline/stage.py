@@ -13,9 +13,10 @@ from panollava.assemble.stage import AnyStage, build_stage, skip_reason
 from panollava.assemble.status import SKIPPED
 from panollava.checkpoint import BEST, LAST, follow
 from panollava.logs import LOG, log_file
+from panollava.pipeline.fitting import fit_batch
 from panollava.pipeline.forecast import forecast
 from panollava.pipeline.inherited import trained_backbones
-from panollava.pipeline.memory import smaller
+from panollava.pipeline.memory import explained, model_too_large, step_too_large
 from panollava.pipeline.record import (
     carries_lora,
     checkpoint_prefix,
@@ -55,13 +56,9 @@ def run_stage(run: Run, name: str) -> AnyStage | None:
     ):  # only now: everything that could be wrong with the new run was looked at
         run.experiment.clear(name)
     run.procs.barrier()
-    with log_file(folder / "logs", name) if run.procs.is_main else nullcontext():
-        options = run.stage_options(name)
-        while True:
-            try:
-                return _train(run, name, folder, options)
-            except torch.OutOfMemoryError as error:
-                options = smaller(run, name, options, error)
+    log = log_file(folder / "logs", name) if run.procs.is_main else nullcontext()
+    with log, explained(lambda: model_too_large(run, name)):
+        return _train(run, name, folder, run.stage_options(name))
 
 
 def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage:
@@ -73,6 +70,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
     resume = run.resume_point(name)
     if resume is None:
         inherited = start_from(run, name, trained, frozen)
+        options = fit_batch(run, name, stage, options) if run.trainer.auto_batch else options
     forecast(name, stage)
     optimizer, scaler = make_optimizer(trained, run.optim, options.lr), run.compute.scaler()
     checkpointer = Checkpointer(
@@ -100,20 +98,21 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         record_start(run, name, folder, stage, progress, resume)
     data = run.batches(name, options)
     try:
-        result = fit(
-            stage,
-            data,
-            optimizer=optimizer,
-            scaler=scaler,
-            optim=run.optim,
-            options=options,
-            trainer=run.trainer,
-            compute=run.compute,
-            procs=run.procs,
-            checkpointer=checkpointer,
-            tracker=run.tracker,
-            progress=progress,
-        )
+        with explained(lambda: step_too_large(run, name, stage, options)):
+            result = fit(
+                stage,
+                data,
+                optimizer=optimizer,
+                scaler=scaler,
+                optim=run.optim,
+                options=options,
+                trainer=run.trainer,
+                compute=run.compute,
+                procs=run.procs,
+                checkpointer=checkpointer,
+                tracker=run.tracker,
+                progress=progress,
+            )
     except BaseException as error:
         if run.procs.is_main:
             record_failure(run, name, error)

@@ -26,7 +26,7 @@ class TrainerOptions:
         max_steps: ends a stage early; for trials.
         checkpoint_activations: recompute the language model's activations in the backward pass to save memory.
         compile: ``torch.compile`` the stage.
-        auto_batch: on running out of memory in the first step, halve the batch and double the accumulation.
+        auto_batch: try before the first step which batch fits, and keep its effective size by accumulation.
     """
 
     device: str = "auto"

@@ -1,4 +1,4 @@
-"""Whole stages of small backbones: the same twice, the same after a crash, and what happens when memory runs out."""
+"""Whole stages of small backbones: the same twice, and the same after a crash."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from panollava import train
 from panollava.assemble.stage import build_stage
 from panollava.checkpoint import BEST, LAST, follow
 from panollava.pipeline.start import start_from
-from panollava.stages.overlap import OverlapStage
 from panollava.training.step import OptimiserStep
 
 Backbone = Callable[[str], Path]
@@ -151,42 +150,6 @@ def test_best_weights_go_on_to_the_next_stage(arguments: list[str], monkeypatch:
     shared = set(trained) & set(tensors)
     assert shared == {name for name in tensors if name.startswith("vision.resampler.")}
     assert all(torch.equal(trained[name], tensors[name]) for name in shared)
-
-
-def memory_for(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
-    """Training takes no more than so many samples at once."""
-    original = OverlapStage.forward
-
-    def forward(self: OverlapStage, batch: Any) -> Any:
-        if self.training and len(batch) > samples:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return original(self, batch)
-
-    monkeypatch.setattr(OverlapStage, "forward", forward)
-
-
-def test_out_of_memory_says_what_to_lower(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_for(monkeypatch, 2)
-    with pytest.raises(ValueError, match="Out of memory in stage vision") as refused:
-        run_train(*arguments, "stage=vision", "stage.vision.batch_size=8")
-    for way_out in ("stage.vision.batch_size=4 stage.vision.accumulate=2", "crop.overlap", "trainer.auto_batch=true"):
-        assert way_out in str(refused.value)
-
-
-def test_auto_batch_finds_the_batch_and_keeps_the_objective(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = [*arguments, "stage=vision"]
-    run_train(*asked, "experiment_name=roomy", "stage.vision.batch_size=2", "stage.vision.accumulate=4")
-    memory_for(monkeypatch, 2)
-    run_train(*asked, "experiment_name=tight", "stage.vision.batch_size=8", "trainer.auto_batch=true")
-    assert_same_bits(final("tight", "vision"), final("roomy", "vision"))
-
-
-def test_auto_batch_ends_at_one(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_for(monkeypatch, 0)
-    with pytest.raises(ValueError, match="the batch is 1 already"):
-        run_train(*arguments, "stage=vision", "trainer.auto_batch=true")
 
 
 @pytest.mark.parametrize("stage", ["vision", "finetune"])
