@@ -49,7 +49,7 @@ class Posted:
 
     def __init__(self, uri: str, left: list[Outbox], box: Outbox, wait_seconds: float, *, is_away: bool) -> None:
         self._box, self._wait_seconds = box, wait_seconds
-        self._delivery = Delivery(uri, [*left, box], has_warned=is_away)
+        self._delivery = Delivery(uri, [*left, box], is_away=is_away)
         self._delivery.start()
 
     def put(self, operation: Operation, source: Path | None = None) -> None:

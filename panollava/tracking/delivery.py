@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from panollava.tracking.operations import Operation, beyond, perform
 from panollava.tracking.outbox import Outbox
-from panollava.tracking.server import answers, is_out_of_reach
+from panollava.tracking.server import answers, is_out_of_reach, reason_of
 from panollava.tracking.store import experiment_id, local_run, open_client, reached_steps
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ class Delivery:
     Args:
         uri: the server.
         boxes: outboxes to empty; the last one is still filled by this process. All belong to this object from now on.
-        has_warned: whether it was said already that the server is away.
+        is_away: whether the server did not answer just now, and that was said.
     """
 
-    def __init__(self, uri: str, boxes: Sequence[Outbox], *, has_warned: bool = False) -> None:
+    def __init__(self, uri: str, boxes: Sequence[Outbox], *, is_away: bool = False) -> None:
         self.uri = uri
         self._boxes = list(boxes)
         self._news, self._finishing = threading.Event(), threading.Event()
         self._deadline = 0.0
-        self._is_away = self._has_refused = False
-        self._has_warned = has_warned
+        self._is_away = self._has_warned = is_away
+        self._has_refused = False
         self._failures, self._seconds = 0, FIRST_PAUSE_S
         self._thread = threading.Thread(target=self._run, name="tracking delivery", daemon=True)
 
@@ -108,7 +108,7 @@ class Delivery:
                     self._send(client, box, operation)
                 except Exception as error:
                     box.in_doubt = True
-                    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+                    reason = reason_of(error)
                     if is_out_of_reach(error) and self._may_pass():
                         raise _OutOfReachError(reason) from error
                     self._refuse(box, operation, end, reason)
@@ -172,6 +172,28 @@ def run_of(client: MlflowClient, box: Outbox) -> str:
             found = run.info.run_id
         box.learn(run_id=found)
     return str(header["run_id"])
+
+
+def post(
+    folder: Path, uri: str, run_id: str, operations: Iterable[tuple[Operation, Path | None]], *, wait_seconds: float
+) -> int:
+    """Sends something to a run by way of an outbox, where it stays if the server is away.
+
+    Args:
+        folder: holds the outbox.
+        uri, run_id: of the run.
+        operations: what to do, and the file that goes along.
+        wait_seconds: how long to wait for a server that does not answer.
+
+    Returns:
+        How many operations wait.
+    """
+    box = Outbox.create(folder, {"uri": uri, "run_id": run_id, "local_id": None, "reached": {}})
+    for operation, source in operations:
+        box.put(operation, source)
+    delivery = Delivery(uri, [box])
+    delivery.start()
+    return delivery.finish(wait_seconds)
 
 
 def deliver(folder: Path, *, wait_seconds: float = 0.0) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from panollava.tracking.channel import Direct, Posted
 from panollava.tracking.location import is_server
 from panollava.tracking.operations import RUNNING
-from panollava.tracking.outbox import Outbox
-from panollava.tracking.server import check_answers, is_out_of_reach, no_answer, set_limits
+from panollava.tracking.outbox import OUTBOX, Outbox
+from panollava.tracking.server import check_answers, is_out_of_reach, no_answer, reason_of, set_limits
 from panollava.tracking.store import (
     LOCAL_TAG,
     PARENT_TAG,
@@ -98,7 +98,10 @@ def open_run(asked: Asked) -> Opened:
             for box in left:
                 box.release()
             raise
-        logger.warning("%s The run goes on without it; its record is kept on disk and sent later.", error)
+        logger.warning(
+            "MLflow at %s does not answer (%s). The run goes on; its record is kept in %s until it can be sent.",
+            asked.uri, reason_of(error), asked.outbox / OUTBOX,
+        )  # fmt: skip
         run_id, is_new, is_away = asked.run_id or f"{LOCAL}{uuid.uuid4().hex}", asked.run_id is None, True
     box = Outbox.create(asked.outbox, _header(asked, run_id, tags) | {"reached": {} if is_new else None})
     channel = Posted(asked.uri, left, box, asked.wait_seconds, is_away=is_away)

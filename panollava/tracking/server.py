@@ -11,6 +11,16 @@ LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT":
 BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BROKEN = 500
 
+REASONS = {
+    "refused": "connection refused",
+    "NameResolutionError": "its name is not known",
+    "timed out": "no answer in time",
+    "timeout": "no answer in time",
+    "Connection reset": "connection reset",
+    "Remote end closed": "connection closed",
+}
+"""What errors of connections have in their long texts, and what it means."""
+
 
 def set_limits() -> None:
     """Keeps a request to a server that is gone short; what the user's environment says counts."""
@@ -59,6 +69,15 @@ def is_out_of_reach(error: Exception) -> bool:
 def no_answer(uri: str, error: Exception) -> str:
     """The message for a server that does not answer."""
     return (
-        f"tracking.uri={uri} does not answer ({str(error).splitlines()[0][:200]}). Start the server, correct "
-        "the address, or train with tracking=none."
+        f"tracking.uri={uri} does not answer ({reason_of(error)}). Start the server, correct the address, or "
+        "train with tracking=none."
     )
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed, in a few words where they are known."""
+    text = " ".join(str(error).split()) or repr(error)
+    for sign, words in REASONS.items():
+        if sign in text:
+            return words
+    return text[:200]
