@@ -25,9 +25,11 @@ from panollava.evaluation.comparison_report import (
 )
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console
+from panollava.model.facade import PanoLlava
 from panollava.pipeline.asked_data import asked_data
 from panollava.pipeline.restore import Restored, restore
 from panollava.pipeline.results_of import answer_split, find_answers
+from panollava.store.options import StoreOptions
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
 from panollava.training.precision import choose_compute
@@ -61,14 +63,14 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/compare.yaml`` and the command line.
     """
     configure_console()
-    options, tracking = _checked(cfg)
+    options, tracking, store = _checked(cfg)
     runs = [restore(folder) for folder in _folders(options, tracking)]
     without_answers = [str(run.folder) for run in runs if run.stage == "vision"]
     if without_answers:
         raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
     data = asked_data(options, runs[0].settings["data"])
     names = _names(runs)
-    contenders = [_contender(name, run, data, options) for name, run in zip(names, runs, strict=True)]
+    contenders = [_contender(name, run, data, options, store) for name, run in zip(names, runs, strict=True)]
     words = choose_words(options.words)
     found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
     text = markdown(places, found, f"{len(runs)} runs on {data['name']}-{options.split}, by {options.measure}")
@@ -102,7 +104,9 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
     return folders
 
 
-def _contender(name: str, run: Restored, data: dict[str, Any], options: CompareOptions) -> Contender:
+def _contender(
+    name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions
+) -> Contender:
     """A run's answers to the asked questions."""
     found = find_answers(run, data, options.split, Path(options.results_dir), options.max_samples)
     if found is None:
@@ -123,8 +127,10 @@ def _contender(name: str, run: Restored, data: dict[str, Any], options: CompareO
             log_max_samples=0,
         )
         compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)
+        pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
+        workers = options.num_workers
         result = answer_split(
-            run, data, options.split, evaluation, compute, NullTracker(), num_workers=options.num_workers
+            run, data, options.split, evaluation, compute, NullTracker(), pano=pano, store=store, num_workers=workers
         )
         found = result.predictions, result.image_tokens
     return Contender(name, tuple(found[0]), found[1])
@@ -149,13 +155,14 @@ def _name(run: Restored, parts: int) -> str:
     return "/".join(whole[:parts])
 
 
-def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any], StoreOptions]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking = values.pop("tracking")
+    tracking, store = values.pop("tracking"), values.pop("store")
     problems = check_section(values, CompareOptions, "") + check_tracking(tracking)
+    problems += check_section(store, StoreOptions, "store")
     if problems:
         raise ValueError("\n  ".join(["the config is not right:", *problems]))
-    return CompareOptions(**values), tracking
+    return CompareOptions(**values), tracking, StoreOptions(**store)
 
 
 if __name__ == "__main__":

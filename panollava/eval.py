@@ -11,6 +11,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import EvaluationOptions, check_tracking
+from panollava.assemble.features import open_features
 from panollava.assemble.sources import open_source
 from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section
@@ -25,6 +26,7 @@ from panollava.pipeline.evaluate import answer_questions
 from panollava.pipeline.measure import measure
 from panollava.pipeline.restore import Restored, restore
 from panollava.pipeline.results_of import answer_split
+from panollava.store.options import StoreOptions
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, choose_compute
 
@@ -63,7 +65,7 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/eval.yaml`` and the command line.
     """
     configure_console()
-    options, tracking, crop = _checked(cfg)
+    options, tracking, store, crop = _checked(cfg)
     run = restore(options.checkpoint, config=options.config, crop=crop)
     for line in run.lines():
         LOG.info("%s", line)
@@ -74,28 +76,37 @@ def main(cfg: DictConfig) -> None:
     name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
     with open_tracker(tracking, run_name=name, outbox=out, tags=tags) as tracker:
         if run.stage == "vision":
-            _measure(run, None, data, options.split, options, compute, tracker)
+            _measure(run, None, data, options.split, options, store, compute, tracker)
             return
         pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
         if options.loss:
             recorded = run.settings.get("validation_loss")
             LOG.info("Validation loss in training: %s", "not recorded" if recorded is None else f"{recorded:.6f}")
-            _measure(run, pano, data, "val", options, compute, tracker)
-        _answer(run, pano, data, options, compute, tracker)
+            _measure(run, pano, data, "val", options, store, compute, tracker)
+        _answer(run, pano, data, options, store, compute, tracker)
 
 
 def _answer(
-    run: Restored, pano: PanoLlava, data: dict[str, Any], options: EvalOptions, compute: Compute, tracker: Tracker
+    run: Restored,
+    pano: PanoLlava,
+    data: dict[str, Any],
+    options: EvalOptions,
+    store: StoreOptions,
+    compute: Compute,
+    tracker: Tracker,
 ) -> None:
     """Answers, scores and records a split's questions."""
     evaluation = _evaluation(options, run.settings["evaluation"])
     workers = options.num_workers
-    result = answer_split(run, data, options.split, evaluation, compute, tracker, pano=pano, num_workers=workers)
+    result = answer_split(
+        run, data, options.split, evaluation, compute, tracker, pano=pano, store=store, num_workers=workers
+    )
     LOG.info("%s", result.summary(f"{data['name']}-{options.split}"))
     if options.turn_deg:
         upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
+        features = open_features(store, pano.model.vision.tower, pano.crop)
         with compute.autocast():
-            before = answer_questions(pano, upright, evaluation, num_workers=workers)
+            before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
         along = turn_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
         LOG.info("Of %d answers that name a direction, %.1f %% turned along.", along.count, 100 * along.share)
     LOG.info("Predictions and metrics: %s", result.files.folder)
@@ -107,11 +118,12 @@ def _measure(
     data: dict[str, Any],
     split: str,
     options: EvalOptions,
+    store: StoreOptions,
     compute: Compute,
     tracker: Tracker,
 ) -> None:
     """Takes and records the loss and the stage's own measures on a split."""
-    found = measure(run, pano, data, split, compute, num_workers=options.num_workers)
+    found = measure(run, pano, data, split, compute, store=store, num_workers=options.num_workers)
     LOG.info("Stage %s on %s: %s", run.stage, split, ", ".join(f"{name} {value:.6f}" for name, value in found.items()))
     tracker.metrics({f"{split}/{name}": value for name, value in found.items()}, step=0)
     path = write_measures(
@@ -128,13 +140,14 @@ def turned(answer: str, turn_deg: float) -> str | None:
     return turn_words(answer, turn_deg) if names_direction(answer) else None
 
 
-def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], StoreOptions, dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking, crop = values.pop("tracking"), values.pop("crop")
+    tracking, crop, store = values.pop("tracking"), values.pop("crop"), values.pop("store")
     problems = check_section(values, EvalOptions, "") + check_tracking(tracking)
+    problems += check_section(store, StoreOptions, "store")
     if problems:
         raise ValueError("\n  ".join(["the config is not right:", *problems]))
-    return EvalOptions(**values), tracking, crop
+    return EvalOptions(**values), tracking, StoreOptions(**store), crop
 
 
 def _evaluation(options: EvalOptions, recorded: dict[str, Any]) -> EvaluationOptions:

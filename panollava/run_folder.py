@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "overwrite",
     "resume",
     "stage.run",
+    "store",
     "tracking",
     "trainer.log_every_steps",
     "trainer.max_steps",

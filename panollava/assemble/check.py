@@ -23,12 +23,13 @@ from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
+from panollava.store.options import StoreOptions
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
 
 STAGES = ("vision", "resampler", "finetune")
-SECTIONS = ("crop", "data", "evaluation", "model", "optim", "stage", "tracking", "trainer")
+SECTIONS = ("crop", "data", "evaluation", "model", "optim", "stage", "store", "tracking", "trainer")
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,17 @@ def _problems(values: dict[str, Any]) -> list[str]:
     missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
     if missing:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
-    crop_problems = check_crop(values["crop"])
-    problems += crop_problems or _join(values) + _panoramas(values)
-    problems += _model(values) + check_data(values["data"])
-    for find in (_stage, _rest):
+    for find in (check_sight, _stage, _rest):
         problems += find(values)
     return problems
+
+
+def check_sight(values: dict[str, Any]) -> list[str]:
+    """Problems of the sections that say what is seen, with what and where: of data, crop, model, trainer and store."""
+    problems = check_crop(values["crop"]) or _join(values) + _panoramas(values)
+    problems += _model(values) + check_data(values["data"])
+    problems += check_section(values["trainer"], TrainerOptions, "trainer")
+    return problems + check_section(values["store"], StoreOptions, "store")
 
 
 def _join(values: dict[str, Any]) -> list[str]:
@@ -225,7 +231,6 @@ def _rest(values: dict[str, Any]) -> list[str]:
             "Choose checkpoint, or stages that end with resampler or finetune."
         )
     problems += check_section(values["optim"], OptimOptions, "optim")
-    problems += check_section(values["trainer"], TrainerOptions, "trainer")
     return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")
 
 

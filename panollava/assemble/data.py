@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from panollava.assemble.datasets import describe_split
@@ -13,17 +13,14 @@ from panollava.crop.device import check_workers
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
 from panollava.data.loader import StageLoader, eval_loader
-from panollava.data.memory import ViewMemory
 from panollava.data.records import Question, Source
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.model.facade import PanoLlava
+from panollava.store.making import FeatureMaker
 from panollava.tracking.tracker import Dataset
 from panollava.training.distributed import Processes
 from panollava.training.options import StageOptions
-
-REMEMBERED_GIB = 1.0
-"""Views of a split kept in memory where the training process makes them itself (``trainer.num_workers=0``)."""
 
 
 @dataclass
@@ -40,8 +37,6 @@ class RunData:
     val: Source
     test: Source | None
     backbones: Backbones
-    _train_views: ViewMemory = field(default_factory=lambda: ViewMemory(REMEMBERED_GIB))
-    _val_views: ViewMemory = field(default_factory=lambda: ViewMemory(REMEMBERED_GIB))
 
     def batches(
         self,
@@ -53,6 +48,7 @@ class RunData:
         num_workers: int,
         pin_memory: bool,
         validation_batches: int | None = None,
+        features: FeatureMaker | None = None,
     ) -> StageLoader:
         """Training windows and validation batches of a stage; stage 1 gets no text.
 
@@ -61,19 +57,20 @@ class RunData:
             options: its batch size, accumulation and text length.
             seed: of the stage.
             procs: which samples this process takes.
-            num_workers: processes that read; 0 reads here and remembers the views.
+            num_workers: processes that read; 0 reads here.
             pin_memory: page-locked batches, for a GPU.
             validation_batches: no more than these, in a trial.
+            features: of a frozen encoder; None leaves encoding to the model.
         """
         crop = self.backbones.crop
         check_workers(crop.device, num_workers)
         encoder = None if name == "vision" else self._text(name, options)
         encode = None if encoder is None else encoder.record
         pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
-        here = num_workers == 0  # workers would each remember views of their own
+        store = None if features is None else features.store
         return StageLoader(
-            PanoDataset(self.train, crop, encode, self._train_views if here else None),
-            PanoDataset(self.val, crop, encode, self._val_views if here else None),
+            PanoDataset(self.train, crop, encode, store),
+            PanoDataset(self.val, crop, encode, store),
             Collate(pad_id=pad),
             batch_size=options.batch_size,
             accumulate=options.accumulate,
@@ -83,6 +80,7 @@ class RunData:
             num_workers=num_workers,
             pin_memory=pin_memory,
             validation_batches=validation_batches,
+            complete=None if features is None else features.complete,
         )
 
     def described(self, data: Mapping[str, Any]) -> list[Dataset]:
@@ -147,12 +145,31 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
 
 
 def question_batches(
-    pano: PanoLlava, source: Source, batch_size: int, num_workers: int, skip: Container[str] = ()
+    pano: PanoLlava,
+    source: Source,
+    batch_size: int,
+    num_workers: int,
+    skip: Container[str] = (),
+    *,
+    features: FeatureMaker | None = None,
+    blank: int | None = None,
 ) -> Iterator[tuple[list[Question], Batch]]:
-    """A split's questions as left-padded batches for a model, without those whose sample ids are to be skipped."""
+    """A split's questions as left-padded batches for a model.
+
+    Args:
+        pano: the model.
+        source: the split.
+        batch_size: questions of a batch.
+        num_workers: processes that cut panoramas.
+        skip: sample ids of questions that are not asked.
+        features: of the model's encoder; None leaves encoding to the model.
+        blank: every pixel has this value, whatever is asked about; None shows the panoramas.
+    """
     check_workers(pano.crop.device, num_workers)
     encoder = TextEncoder(pano.prompt, pano.image_tokens)
-    dataset = QuestionDataset(source, pano.crop, encoder.question, skip)
+    store = None if features is None else features.store
+    dataset = QuestionDataset(source, pano.crop, encoder.question, skip, store, blank)
     pad = pano.prompt.tokenizer.pad_token_id or 0
     collate = Collate(pad_id=pad, padding_side="left")
-    return eval_loader(dataset, collate, batch_size=batch_size, num_workers=num_workers)
+    complete = None if features is None else features.complete
+    return eval_loader(dataset, collate, batch_size=batch_size, num_workers=num_workers, complete=complete)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.data import RunData, open_data
+from panollava.assemble.features import open_features
 from panollava.assemble.status import awaits_evaluation, awaits_model, pending_stages
 from panollava.assemble.tracking import open_tracker, send_left
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
@@ -24,6 +25,8 @@ from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
+from panollava.store.making import FeatureMaker
+from panollava.store.options import StoreOptions
 from panollava.tracking.store import FOLDER_TAG, STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
@@ -91,7 +94,22 @@ class Run:
             num_workers=self.trainer.num_workers,
             pin_memory=self.compute.device.type == "cuda",
             validation_batches=1 if self.cfg.dry_run else None,
+            features=self._features(name),
         )
+
+    @property
+    def store(self) -> StoreOptions:
+        """``store.*``; a dry run keeps nothing."""
+        options = StoreOptions(**plain(self.cfg.store))
+        return replace(options, enabled=False) if self.cfg.dry_run else options
+
+    def _features(self, name: str) -> FeatureMaker | None:
+        """What keeps the features of the encoder with its weights of now, unless they are about to change."""
+        tower = self.backbones.tower
+        if any(weight.requires_grad for weight in tower.parameters()):
+            LOG.info("Stage %s trains the encoder, so its features are not kept.", name)
+            return None
+        return open_features(self.store, tower, self.backbones.crop)
 
     def resume_point(self, name: str) -> Path | None:
         """Checkpoint to resume a stage from: ``resume=<path>``, else where an unfinished run stopped."""

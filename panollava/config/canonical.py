@@ -49,6 +49,7 @@ TEXT_KEYS = frozenset(
         "question",
         "results_dir",
         "resume",
+        "store.dir",
         "tracking.alias",
         "tracking.experiment",
         "tracking.register",

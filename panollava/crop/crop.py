@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -81,6 +82,18 @@ class Crop:
         count, (height, width) = len(self.cameras), self.view_size
         views = f"{count} view{'s' if count > 1 else ''} of {height}x{width} pixels"
         return f"{views}, effective overlap {self.strategy.effective_overlap:.3f}"
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """All that the views of a picture file depend on beside the file and the code of this room; plain values."""
+        return {
+            "cameras": [list(camera.row()) for camera in self.cameras],
+            "view_size": list(self.view_size),
+            "renderer": self.renderer,
+            "device": self.device,
+            "panorama_fov_deg": None if self.panorama_fov_deg is None else list(self.panorama_fov_deg),
+            "libraries": {"cv2": cv2.__version__, "numpy": np.__version__},
+        }
 
     def views(self, panorama: np.ndarray) -> Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama ``(H, W, 3)`` uint8 of the whole sphere."""

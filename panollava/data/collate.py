@@ -12,11 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from panollava.batch import IGNORE_INDEX, Batch
 from panollava.data.dataset import Sample
+from panollava.store.making import PartBatch
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a `Batch` of samples; all of them have text or none has.
+    """Makes a `Batch` of samples, or a `PartBatch` where a feature store is used; all of them have text or none has.
 
     Attributes:
         pad_id: token that fills short texts.
@@ -26,11 +27,27 @@ class Collate:
     pad_id: int = 0
     padding_side: Literal["right", "left"] = "right"
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        counts = torch.tensor([sample.views.shape[0] for sample in samples])
+    def __call__(self, samples: Sequence[Sample]) -> Batch | PartBatch:
+        batch = self._batch(samples)
+        views = [sample.views for sample in samples if sample.views is not None]
+        pictures = [sample.picture for sample in samples if sample.picture is not None]
+        if not pictures:
+            batch.pixel_values = pad_sequence(views, batch_first=True)
+            return batch
+        features = [sample.features for sample in samples if sample.features is not None]
+        return PartBatch(
+            batch=batch,
+            pictures=pictures,
+            known=[sample.features is not None for sample in samples],
+            features=torch.stack(features) if features else None,
+            views=torch.stack(views) if views else None,
+        )
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        counts = torch.tensor([len(sample.cameras) for sample in samples])
         batch = Batch(
             sample_ids=[sample.sample_id for sample in samples],
-            pixel_values=pad_sequence([sample.views for sample in samples], batch_first=True),
+            pixel_values=None,
             cameras=pad_sequence([sample.cameras for sample in samples], batch_first=True),
             view_mask=torch.arange(int(counts.max()))[None] < counts[:, None],
         )

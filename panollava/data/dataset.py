@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from panollava.crop.crop import Crop
-from panollava.data.memory import ViewMemory
 from panollava.data.records import Question, Record, Source
 from panollava.prompt import ChatPrompt, Encoded
+from panollava.store.features import FeatureStore
 
 _REMEMBERED_PANORAMAS = 4
 
@@ -24,15 +26,19 @@ class Sample:
 
     Attributes:
         sample_id: for messages and predictions.
-        views: ``(V, 3, h, w)`` uint8.
+        views: ``(V, 3, h, w)`` uint8; None where features take their place.
         cameras: ``(V, C)`` float32.
         text: the encoded conversation, None for stages without text.
+        features: ``(V, N, Dv)`` that were in the feature store.
+        picture: digest by which the feature store knows the panorama; None where none is used.
     """
 
     sample_id: str
-    views: Tensor
+    views: Tensor | None
     cameras: Tensor
     text: Encoded | None
+    features: Tensor | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class PanoDataset(Dataset[Sample]):
         source: one split of a data set.
         crop: cuts the views.
         encode: makes tokens of a record, such as ``TextEncoder.record``; None for stages without text.
-        memory: keeps views between epochs and stages; None makes them anew each time.
+        store: has the features of panoramas that were encoded before; None cuts views each time.
     """
 
     def __init__(
@@ -80,12 +86,12 @@ class PanoDataset(Dataset[Sample]):
         source: Source,
         crop: Crop,
         encode: Callable[[Record], Encoded] | None = None,
-        memory: ViewMemory | None = None,
+        store: FeatureStore | None = None,
     ) -> None:
         self.source = source
         self.crop = crop
         self.encode = encode
-        self.memory = memory or ViewMemory(0)
+        self.store = store
 
     def __len__(self) -> int:
         return len(self.source)
@@ -93,9 +99,12 @@ class PanoDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         record = self.source.record(index, epoch)
-        views = self.memory.get(self.source.image_id(index), lambda: self.crop.views(self.source.panorama(index)))
         text = None if self.encode is None else self.encode(record)
-        return Sample(record.sample_id, views, self.crop.camera_rows, text)
+        if self.store is None:
+            views = self.crop.views(self.source.panorama(index))
+            return Sample(record.sample_id, views, self.crop.camera_rows, text)
+        seen = look_up(self.store, self.source.picture(index), lambda: self.crop.views(self.source.panorama(index)))
+        return Sample(record.sample_id, seen.views, self.crop.camera_rows, text, seen.features, seen.picture)
 
 
 class QuestionDataset(Dataset[Sample]):
@@ -106,6 +115,8 @@ class QuestionDataset(Dataset[Sample]):
         crop: cuts the views.
         encode: makes a generation prompt of a question, such as ``TextEncoder.question``.
         skip: sample ids of questions that are not asked.
+        store: has the features of panoramas that were encoded before; None cuts views each time.
+        blank: every pixel of every view has this value, whatever the panorama shows; None shows it.
 
     Attributes:
         questions: in the order of the samples.
@@ -117,10 +128,14 @@ class QuestionDataset(Dataset[Sample]):
         crop: Crop,
         encode: Callable[[Question], Encoded],
         skip: Container[str] = (),
+        store: FeatureStore | None = None,
+        blank: int | None = None,
     ) -> None:
         self.source = source
         self.crop = crop
         self.encode = encode
+        self.store = store
+        self.blank = blank
         by_image: dict[str, list[Question]] = {}
         for question in source.questions():
             if question.sample_id not in skip:
@@ -133,16 +148,53 @@ class QuestionDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         question = self.questions[index]
-        return Sample(question.sample_id, self._panorama_views(question), self.crop.camera_rows, self.encode(question))
+        cameras, text = self.crop.camera_rows, self.encode(question)
+        if self.store is None:
+            return Sample(question.sample_id, self._remembered(question), cameras, text)
+        picture = f"every pixel {self.blank}" if self.blank is not None else self.source.question_picture(question)
+        seen = look_up(self.store, picture, lambda: self._cut(question))
+        return Sample(question.sample_id, seen.views, cameras, text, seen.features, seen.picture)
 
-    def _panorama_views(self, question: Question) -> Tensor:
+    def _remembered(self, question: Question) -> Tensor:
         views = self._views.pop(question.image_id, None)
         if views is None:
-            views = self.crop.views(self.source.question_panorama(question))
+            views = self._cut(question)
         self._views[question.image_id] = views
         if len(self._views) > _REMEMBERED_PANORAMAS:
             self._views.popitem(last=False)
         return views
+
+    def _cut(self, question: Question) -> Tensor:
+        if self.blank is not None:
+            return torch.full((len(self.crop.camera_rows), 3, *self.crop.view_size), self.blank, dtype=torch.uint8)
+        return self.crop.views(self.source.question_panorama(question))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a panorama: its features, or its views to make them of."""
+
+    picture: str
+    features: Tensor | None
+    views: Tensor | None
+
+
+def look_up(store: FeatureStore, picture: Path | str, cut: Callable[[], Tensor]) -> Seen:
+    """Features of a picture where the store has them, else its views.
+
+    Args:
+        store: of features.
+        picture: see ``Source.picture``.
+        cut: gives the views ``(V, 3, h, w)`` of the picture as it is now.
+    """
+    while True:
+        digest = store.identify(picture)
+        features = store.get(digest)
+        if features is not None:
+            return Seen(digest, features, None)
+        views = cut()
+        if store.identify(picture) == digest:  # else it was replaced while it was read
+            return Seen(digest, None, views)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from panollava.batch import Batch
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
 from panollava.data.records import Question
+from panollava.store.making import PartBatch
 
 _Item = TypeVar("_Item")
 
@@ -81,6 +82,7 @@ class StageLoader:
         num_workers: processes that prepare training batches, and as many for validation; 0 uses this process.
         pin_memory: page-locked batches, for a GPU.
         validation_batches: look at no more than these, in a trial; None looks at all.
+        complete: makes the features that a batch lacks, in this process; needed where a data set has a store.
     """
 
     def __init__(
@@ -97,13 +99,14 @@ class StageLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         validation_batches: int | None = None,
+        complete: Callable[[PartBatch], Batch] | None = None,
     ) -> None:
         self.sampler = EpochSampler(len(train), batch_size, accumulate, seed, rank, world_size)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         _check_share("validation", len(validation), world_size)
         places = [(0, index) for index in range(rank, len(validation), world_size)]
-        self._train = _Batches(train, collate, num_workers, pin_memory)
-        self._validation = _Batches(validation, collate, num_workers, pin_memory)
+        self._train = _Batches(train, collate, num_workers, pin_memory, complete)
+        self._validation = _Batches(validation, collate, num_workers, pin_memory, complete)
         self._validation_plan = _chunks(places, batch_size)[:validation_batches]
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
@@ -127,6 +130,7 @@ def eval_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
+    complete: Callable[[PartBatch], Batch] | None = None,
 ) -> Iterator[tuple[list[Question], Batch]]:
     """Questions with their batches, in the order of the data set; ranks take batches in turn.
 
@@ -135,21 +139,41 @@ def eval_loader(
         collate: must pad on the left, for generation.
         batch_size: questions of a batch.
         rank, world_size: place among the processes.
-        num_workers, pin_memory: see `StageLoader`.
+        num_workers, pin_memory, complete: see `StageLoader`.
     """
     if collate.padding_side != "left":
         raise ValueError("Generation needs padding_side='left': a model continues the right end of each row.")
     plan = _chunks(list(range(len(dataset))), batch_size)[rank::world_size]
-    batches = _Batches(dataset, collate, num_workers, pin_memory).run(plan)
+    batches = _Batches(dataset, collate, num_workers, pin_memory, complete).run(plan)
     for places, batch in zip(plan, batches, strict=True):
         yield [dataset.questions[place] for place in places], batch
+
+
+def picture_batches(
+    dataset: PanoDataset,
+    places: Sequence[int],
+    batch_size: int,
+    num_workers: int,
+    complete: Callable[[PartBatch], Batch],
+) -> Iterator[Batch]:
+    """Batches of the panoramas at some places of a data set that has a store, without text, each made complete."""
+    plan = _chunks([(0, place) for place in places], batch_size)
+    return _Batches(dataset, Collate(), num_workers, False, complete).run(plan)
 
 
 class _Batches:
     """A DataLoader that is told its batches each time, keeps its workers and repeats their errors unchanged."""
 
-    def __init__(self, dataset: Dataset[Sample], collate: Collate, num_workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        collate: Collate,
+        num_workers: int,
+        pin_memory: bool,
+        complete: Callable[[PartBatch], Batch] | None = None,
+    ) -> None:
         self._plan = _Plan()
+        self._complete = complete
         self._loader: DataLoader[Any] = DataLoader(
             _Guarded(dataset, collate),
             batch_sampler=self._plan,
@@ -167,6 +191,9 @@ class _Batches:
         for batch in self._loader:
             if isinstance(batch, Exception):
                 raise batch
+            if isinstance(batch, PartBatch):
+                assert self._complete is not None
+                batch = self._complete(batch)
             yield batch
 
 
@@ -189,11 +216,11 @@ class _Guarded(Dataset[Any]):
     handed over whole instead, and raised where the batch was asked for.
     """
 
-    def __init__(self, dataset: Dataset[Sample], collate: Callable[[Sequence[Sample]], Batch]) -> None:
+    def __init__(self, dataset: Dataset[Sample], collate: Callable[[Sequence[Sample]], Batch | PartBatch]) -> None:
         self.dataset = dataset
         self.collate = collate
 
-    def __getitems__(self, keys: Iterable[Any]) -> Batch | Exception:
+    def __getitems__(self, keys: Iterable[Any]) -> Batch | PartBatch | Exception:
         try:
             return self.collate([self.dataset[key] for key in keys])
         except (ValueError, OSError) as error:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.data import question_batches
-from panollava.batch import Batch
 from panollava.checkpoint import write_file
-from panollava.data.records import FREE_TEXT, Question, Source
+from panollava.data.records import FREE_TEXT, Source
 from panollava.evaluation.answer_log import AnswerLog
 from panollava.evaluation.answers import AnswerReport, score_answers
 from panollava.evaluation.captions import CaptionScores
@@ -29,9 +26,11 @@ from panollava.evaluation.words import choose_words
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.memory import answers_too_large, explained
+from panollava.store.making import FeatureMaker
 from panollava.tracking.tracker import Tracker
 
 GREY = 128
+"""Value of every pixel of a blank picture."""
 SHOWN_ANSWERS = 12
 PICTURE = "answers.png"
 
@@ -71,6 +70,7 @@ def evaluate_answers(
     tracker: Tracker,
     num_workers: int = 0,
     settings: dict[str, Any] | None = None,
+    features: FeatureMaker | None = None,
 ) -> Evaluation:
     """Evaluates a model on a split and records the result on disk and in the tracker.
 
@@ -82,8 +82,9 @@ def evaluate_answers(
         tracker: gets metrics, files, a table of answers and a picture.
         num_workers: processes that cut panoramas.
         settings: kept in ``metrics.json``: what was evaluated, on what.
+        features: of the model's encoder; None leaves encoding to the model.
     """
-    ask = partial(answer_questions, pano, source, options, num_workers=num_workers)
+    ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
     folder = result_folder(Path(options.results_dir), experiment)
     asked = {"source": source.name, "max_new_tokens": options.max_new_tokens, **(settings or {})}
     logs = [AnswerLog(folder, {**asked, "blank": blank}) for blank in (False, True)]
@@ -108,6 +109,7 @@ def answer_questions(
     options: EvaluationOptions,
     *,
     num_workers: int = 0,
+    features: FeatureMaker | None = None,
     blank: bool = False,
     log_samples: bool = False,
     log: AnswerLog | None = None,
@@ -119,6 +121,7 @@ def answer_questions(
         source: the split.
         options: batch size, answer length, limits.
         num_workers: processes that cut panoramas.
+        features: of the model's encoder; None leaves encoding to the model.
         blank: hide every view behind plain grey.
         log_samples: write answers to the log on the way.
         log: keeps the answers until all are given; those it has are not asked for again.
@@ -131,11 +134,12 @@ def answer_questions(
     left = None if options.max_samples is None else options.max_samples - len(known)
     if left is not None and left <= 0:
         return list(known.values())[: options.max_samples]
-    batches = question_batches(pano, source, options.batch_size, num_workers, known)
+    grey = GREY if blank else None
+    batches = question_batches(pano, source, options.batch_size, num_workers, known, features=features, blank=grey)
     with explained(lambda: answers_too_large(options.batch_size, options.max_new_tokens, kept=log is not None)):
         given = evaluate(
             lambda batch: pano.answer(batch, max_new_tokens=options.max_new_tokens),
-            _blank(batches) if blank else batches,
+            batches,
             total=len(everything) - len(known),
             max_samples=left,
             log_samples=log_samples,
@@ -176,11 +180,3 @@ def _track(
         for one in predictions[:: max(1, len(predictions) // 50)]
     ]
     tracker.table(rows, "sample_answers.json")
-
-
-def _blank(batches: Iterator[tuple[Sequence[Question], Batch]]) -> Iterator[tuple[Sequence[Question], Batch]]:
-    """The same questions about nothing: every view is plain grey."""
-    for questions, batch in batches:
-        assert batch.pixel_values is not None
-        batch.pixel_values = torch.full_like(batch.pixel_values, GREY)
-        yield questions, batch

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from panollava.assemble.check import EvaluationOptions
+from panollava.assemble.features import open_features
 from panollava.assemble.run import Run, plain
 from panollava.assemble.stage import AnyStage
 from panollava.checkpoint import BEST, find_checkpoint, write_file
@@ -53,6 +54,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
         pano = PanoLlava.from_pretrained(
             run.experiment.stage_folder(last), device=run.compute.device, dtype=run.compute.dtype
         )
+    features = open_features(run.store, pano.model.vision.tower, pano.crop)
     with run.compute.autocast():
         result = evaluate_answers(
             pano,
@@ -61,6 +63,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
             experiment=run.experiment.root.name,
             tracker=run.tracker,
             num_workers=run.trainer.num_workers,
+            features=features,
             settings={**_subject(run, last), "split": "test", "data": plain(run.cfg.data)},
         )
     run.experiment.record(last, evaluated=str(result.files.folder))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from panollava.assemble.features import open_features
 from panollava.assemble.objective import build_objective
 from panollava.assemble.sources import open_source
 from panollava.assemble.stage import AnyStage
@@ -20,6 +21,7 @@ from panollava.pipeline.memory import explained
 from panollava.pipeline.restore import Restored
 from panollava.stages.instruct import InstructStage
 from panollava.stages.overlap import OverlapStage
+from panollava.store.options import StoreOptions
 from panollava.training.distributed import Processes
 from panollava.training.loop import validate
 from panollava.training.precision import Compute
@@ -40,7 +42,14 @@ class _Split:
 
 
 def measure(
-    run: Restored, pano: PanoLlava | None, data: dict[str, Any], split: str, compute: Compute, *, num_workers: int = 0
+    run: Restored,
+    pano: PanoLlava | None,
+    data: dict[str, Any],
+    split: str,
+    compute: Compute,
+    *,
+    store: StoreOptions,
+    num_workers: int = 0,
 ) -> dict[str, float]:
     """Loss and metrics of a checkpoint on a split, each divided by its own total.
 
@@ -50,6 +59,7 @@ def measure(
         data: the ``data`` section.
         split: ``train``, ``val`` or ``test``.
         compute: device and precision.
+        store: of the encoder's features.
         num_workers: processes that cut panoramas.
     """
     options, stage = run.settings["stage_settings"], _stage(run, pano, compute)
@@ -59,9 +69,18 @@ def measure(
     if pano is not None:
         targets = "text" if run.stage == "resampler" else "assistant"
         encode = TextEncoder(pano.prompt, pano.image_tokens, options["max_text_length"], targets).record  # type: ignore[arg-type]
-    dataset = PanoDataset(source, crop, encode)
+    vision = stage.model.vision if isinstance(stage, InstructStage) else stage.vision
+    features = open_features(store, vision.tower, crop)
+    dataset = PanoDataset(source, crop, encode, None if features is None else features.store)
     collate = Collate(pad_id=0 if pano is None else pano.prompt.tokenizer.pad_token_id or 0)
-    loader = StageLoader(dataset, dataset, collate, batch_size=options["batch_size"], num_workers=num_workers)
+    loader = StageLoader(
+        dataset,
+        dataset,
+        collate,
+        batch_size=options["batch_size"],
+        num_workers=num_workers,
+        complete=None if features is None else features.complete,
+    )
     with explained(
         lambda: (
             f"Out of memory while measuring {options['batch_size']} samples at once, as the validation did: "

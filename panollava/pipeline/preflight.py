@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from panollava.assemble.features import forecast
 from panollava.assemble.run import Run, plain
 from panollava.logs import LOG
 from panollava.model.lora import check_targets
@@ -24,6 +25,9 @@ def preflight(run: Run) -> None:
     if width != asked:
         name = run.cfg.model.resampler.type
         LOG.info("resampler=%s keeps the encoder's width of %d: model.latent_width=%d is not used.", name, width, asked)
+    if run.store.enabled and pending:
+        splits = [split for split in (run.data.train, run.data.val, run.data.test) if split is not None]
+        LOG.info("%s", forecast(run.store, run.backbones.tower, crop, splits))
     for name in pending:
         check_start(run, name)
         if name == "vision" or language is None:

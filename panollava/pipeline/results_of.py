@@ -10,6 +10,7 @@ from typing import Any
 
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.datasets import describe_split
+from panollava.assemble.features import open_features
 from panollava.assemble.sources import open_source
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.results import result_folder
@@ -17,6 +18,7 @@ from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import Evaluation, evaluate_answers
 from panollava.pipeline.restore import Restored
+from panollava.store.options import StoreOptions
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute
 
@@ -31,7 +33,8 @@ def answer_split(
     compute: Compute,
     tracker: Tracker,
     *,
-    pano: PanoLlava | None = None,
+    pano: PanoLlava,
+    store: StoreOptions,
     num_workers: int = 0,
 ) -> Evaluation:
     """Evaluates a checkpoint on a split.
@@ -43,12 +46,13 @@ def answer_split(
         options: batch size, answer length, limits.
         compute: device and precision.
         tracker: gets the result.
-        pano: the model where it is open.
+        pano: its model.
+        store: of the encoder's features.
         num_workers: processes that cut panoramas.
     """
-    pano = pano or PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
     source = open_source(dict(data), split, pano.crop)
     tracker.inputs([describe_split(data, split, source)])
+    features = open_features(store, pano.model.vision.tower, pano.crop)
     with compute.autocast():
         return evaluate_answers(
             pano,
@@ -57,6 +61,7 @@ def answer_split(
             experiment=run.settings["experiment_name"],
             tracker=tracker,
             num_workers=num_workers,
+            features=features,
             settings={**run.subject(), "split": split, "data": dict(data)},
         )
 

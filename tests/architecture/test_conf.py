@@ -15,7 +15,20 @@ from panollava.config.canonical import short_names
 from panollava.config.locate import CONF
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
-ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "gallery", "predict", "score", "train"}
+ROOTS = {
+    "chat",
+    "check",
+    "compare",
+    "deliver",
+    "eval",
+    "explain",
+    "export",
+    "features",
+    "gallery",
+    "predict",
+    "score",
+    "train",
+}
 INCLUDED = {"stage/settings"}
 """Groups that only other options of their group include."""
 ADDED = {"debug", "experiment"}

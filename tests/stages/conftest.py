@@ -54,7 +54,8 @@ def built(backbone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
 
     def build(name: str, *arguments: str) -> Built:
-        with opened(*backbones(backbone), *QUICK, UNTRACKED, *arguments) as run:
+        pixels = "store.enabled=false"
+        with opened(*backbones(backbone), *QUICK, UNTRACKED, pixels, *arguments) as run:
             stage = build_stage(run, name)
             windows = run.batches(name, run.stage_options(name)).windows(0)
             return Built(stage, [batch for window in islice(windows, 2) for batch in window], run)

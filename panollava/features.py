@@ -1,0 +1,92 @@
+"""python -m panollava.features [list | warm | clear]: what is kept of frozen encoders."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Len
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.assemble.check import check_sight
+from panollava.assemble.features import forecast, open_features
+from panollava.assemble.sources import open_source
+from panollava.config.check import check_section
+from panollava.config.entrypoint import entrypoint
+from panollava.logs import LOG, configure_console, say
+from panollava.model.backbones import Backbones
+from panollava.pipeline.warm import warm
+from panollava.store.catalogue import FEATURES, GIB, Kept, clear_stores, kept_stores
+from panollava.store.options import StoreOptions
+from panollava.training.precision import choose_compute
+
+_DAY_S = 86400.0
+_GROUPS = ("model", "crop", "data", "trainer", "store")
+
+
+@dataclass(frozen=True)
+class FeaturesOptions:
+    """Plain keys of ``conf/features.yaml``; see there."""
+
+    action: Literal["list", "warm", "clear"]
+    splits: Annotated[list[Literal["train", "val", "test"]], Len(1)]
+    name: str | None
+    unused_days: Annotated[float, Ge(0)] | None
+
+
+@entrypoint("features", bare="action")
+def main(cfg: DictConfig) -> None:
+    """Lists, fills or clears.
+
+    Args:
+        cfg: composed from ``conf/features.yaml`` and the command line.
+    """
+    configure_console()
+    options, store, sections = _checked(cfg)
+    if options.action == "list":
+        say("\n".join(_lines(store, kept_stores(store.dir))))
+    elif options.action == "clear":
+        chosen = [kept for kept in kept_stores(store.dir) if _is_meant(kept, options)]
+        clear_stores(store, chosen)
+        say("\n".join([*(f"Removed {kept.line()}" for kept in chosen), f"{len(chosen)} stores removed."]))
+    else:
+        _warm(options, store, sections)
+
+
+def _lines(store: StoreOptions, found: list[Kept]) -> list[str]:
+    used = sum(kept.bytes for kept in found) / GIB
+    head = f"{store.dir}/{FEATURES}: {len(found)} stores, {used:.3f} of at most {store.max_gib:g} GiB."
+    return [head, *(f"  {kept.line()}" for kept in found)]
+
+
+def _is_meant(kept: Kept, options: FeaturesOptions) -> bool:
+    is_named = options.name is None or options.name in kept.folder.name
+    is_old = options.unused_days is None or time.time() - kept.used >= options.unused_days * _DAY_S
+    return is_named and is_old
+
+
+def _warm(options: FeaturesOptions, store: StoreOptions, sections: dict[str, Any]) -> None:
+    trainer = sections["trainer"]
+    compute = choose_compute(trainer["device"], trainer["precision"])
+    backbones = Backbones(sections["model"], sections["crop"], dtype=compute.dtype)
+    sources = [open_source(sections["data"], split, backbones.crop) for split in options.splits]
+    tower = backbones.tower.to(compute.device)
+    LOG.info("%s", forecast(store, tower, backbones.crop, sources))
+    features = open_features(store, tower, backbones.crop)
+    if features is None:
+        raise ValueError("store.enabled=false keeps nothing, so there is nothing to fill. Leave it at true.")
+    warm(sources, backbones.crop, features, num_workers=trainer["num_workers"])
+
+
+def _checked(cfg: DictConfig) -> tuple[FeaturesOptions, StoreOptions, dict[str, Any]]:
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    sections = {name: values.pop(name) for name in _GROUPS}
+    problems = check_section(values, FeaturesOptions, "") + check_sight(sections)
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    return FeaturesOptions(**values), StoreOptions(**sections["store"]), sections
+
+
+if __name__ == "__main__":
+    main()

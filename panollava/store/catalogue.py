@@ -1,0 +1,107 @@
+"""The stores of a folder: opening the one of a way of seeing, listing them, removing them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from panollava.store.features import FeatureStore
+from panollava.store.options import StoreOptions
+from panollava.store.pictures import KnownPictures
+from panollava.store.quota import Quota, folder_bytes, last_used, remove, stores
+from panollava.store.shards import SUFFIX
+
+FORMAT = 1
+FEATURES, PICTURES = "features", "pictures"
+GIB = 2**30
+_STALE_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A store as it lies on disk.
+
+    Attributes:
+        folder: of it.
+        panoramas: how many it holds.
+        bytes: all that it takes.
+        used: when it was last used, in seconds since the epoch.
+    """
+
+    folder: Path
+    panoramas: int
+    bytes: int
+    used: float
+
+    def line(self) -> str:
+        """The store in a line for people."""
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
+        return f"{self.folder.name}: {self.panoramas:,} panoramas, {self.bytes / GIB:.3f} GiB, last used {used}"
+
+
+def open_store(
+    options: StoreOptions, name: str, features_of: Mapping[str, Any], *, shape: Sequence[int], dtype: torch.dtype
+) -> FeatureStore:
+    """The store of one way of seeing, made if there is none.
+
+    Args:
+        options: where, and how large all stores may be.
+        name: what its folder's name begins with.
+        features_of: everything that features depend on beside the picture; another value is another store.
+        shape: ``(V, N, Dv)`` of a panorama's features.
+        dtype: of the features.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    whole = {"format": FORMAT, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), **features_of}
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+    root = Path(options.dir).expanduser().absolute()
+    quota = Quota(root / FEATURES, int(options.max_gib * GIB))
+    store = FeatureStore(
+        root / FEATURES / f"{name}_{whole['dtype']}_{digest}",
+        features_of=whole,
+        pictures=KnownPictures(root / PICTURES, verify=options.verify),
+        quota=quota,
+        shape=shape,
+        dtype=dtype,
+    )
+    store.touch()
+    _sweep(store.folder)
+    quota.recount()
+    return store
+
+
+def kept_stores(folder: str) -> list[Kept]:
+    """The stores of a ``store.dir``, the most recently used first."""
+    found = [
+        Kept(store, sum(1 for _ in store.glob(f"*/*{SUFFIX}")), folder_bytes(store), last_used(store))
+        for store in stores(Path(folder).expanduser() / FEATURES)
+    ]
+    return sorted(found, key=lambda kept: -kept.used)
+
+
+def clear_stores(options: StoreOptions, chosen: Sequence[Kept]) -> None:
+    """Removes stores; processes that read them go on with what they have, and make the rest again."""
+    for kept in chosen:
+        remove(kept.folder)
+    root = Path(options.dir).expanduser() / FEATURES
+    if root.is_dir():
+        Quota(root, int(options.max_gib * GIB)).recount()
+
+
+def _sweep(store: Path) -> None:
+    """Removes what writers that were killed have left behind."""
+    for leftover in store.glob("*/.tmp-*"):
+        try:
+            if time.time() - leftover.stat().st_mtime > _STALE_S:
+                leftover.unlink()
+        except FileNotFoundError:  # another process sweeps too
+            continue

@@ -1,0 +1,94 @@
+"""Recognises pictures: a file by path, size, times and inode first, and by its content when those are new."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+SETTLED_NS = 2_000_000_000
+"""How long a file must have lain still for its times to tell it from a later version: clocks of file systems tick."""
+
+
+class KnownPictures:
+    """Digests of pictures, remembered on disk for every process that uses the same folder.
+
+    Args:
+        folder: of the records, one small file a picture.
+        verify: read every picture once in this process, whatever is remembered of it.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        self.folder = folder
+        self.verify = verify
+        self._known: dict[str, tuple[list[int], str]] = {}
+
+    def identify(self, picture: Path | str) -> str:
+        """Digest of what a picture is made from.
+
+        Args:
+            picture: a file, or a text that says all that a picture is drawn from.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if isinstance(picture, str):
+            return _digest(picture.encode())
+        path = os.path.abspath(picture)
+        state = _state(path)
+        known = self._known.get(path)
+        if known is None and not self.verify:
+            known = self._recorded(path)
+        if known is None or known[0] != state:
+            known = self._read(path)
+        self._known[path] = known
+        return known[1]
+
+    def _read(self, path: str) -> tuple[list[int], str]:
+        while True:
+            state = _state(path)
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if _state(path) == state:
+                break  # else it was replaced in the meantime
+        if time.time_ns() - max(state[1], state[2]) > SETTLED_NS:
+            self._write(path, state, digest)
+        else:
+            state = [-1]  # a later version might look the same: look again next time
+        return state, digest
+
+    def _recorded(self, path: str) -> tuple[list[int], str] | None:
+        try:
+            record = json.loads(self._record(path).read_bytes())
+            if record["path"] == path and len(record["sha256"]) == 64:
+                return list(record["state"]), str(record["sha256"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass  # none there, or cut short: the picture itself is read
+        return None
+
+    def _write(self, path: str, state: list[int], digest: str) -> None:
+        record = self._record(path)
+        with contextlib.suppress(OSError):  # a disk that is full costs a look at the picture next time
+            record.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=record.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({"path": path, "state": state, "sha256": digest}, file)
+            os.replace(temporary, record)
+
+    def _record(self, path: str) -> Path:
+        name = _digest(path.encode("utf-8", "surrogateescape"))[:32]
+        return self.folder / name[:2] / f"{name}.json"
+
+
+def _state(path: str) -> list[int]:
+    """Size, time of the content, time of the entry, and inode."""
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,122 @@
+"""How much the stores of a folder may hold together; the one that was not used for longest gives way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from filelock import FileLock
+
+MARK = "store.json"
+"""File that makes a folder a store; its time is when the store was last used."""
+IDLE_S = 3600.0
+"""A store that was not used for so long belongs to no run that goes on, so that it may be removed."""
+SPARE_BYTES = 2**30
+"""Left free on the disk, whatever the limit is."""
+
+_GONE = ".gone-"
+"""How the names of stores begin that are being removed."""
+
+
+class Quota:
+    """The limit of all stores below a folder, counted across processes.
+
+    Args:
+        root: folder of the stores.
+        limit: bytes that all of them may hold.
+    """
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self.root, self.limit = root, limit
+        self._count = root / ".used"
+
+    def recount(self) -> int:
+        """Looks at every file: what a process that was killed had reserved and not written is given back."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            for leftover in self.root.glob(f"{_GONE}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            return self._recounted()
+
+    def reserve(self, size: int, keep: Path) -> bool:
+        """Whether `size` bytes may be written now; they count from now on.
+
+        Args:
+            size: in bytes.
+            keep: the store that must not give way.
+        """
+        with self._lock():
+            used = self._counted()
+            while used + size > self.limit or self._free() < size + SPARE_BYTES:
+                if not self._evict(keep):
+                    return False
+                used = self._recounted()
+            self._count.write_text(str(used + size))
+            return True
+
+    def give_back(self, size: int) -> None:
+        """Bytes that are not there after all, or no longer."""
+        with self._lock():
+            self._count.write_text(str(max(0, self._counted() - size)))
+
+    def _counted(self) -> int:
+        try:
+            return int(self._count.read_text())
+        except (FileNotFoundError, ValueError):
+            return self._recounted()
+
+    def _recounted(self) -> int:
+        used = sum(folder_bytes(store) for store in stores(self.root))
+        self._count.write_text(str(used))
+        return used
+
+    def _evict(self, keep: Path) -> bool:
+        idle = [s for s in stores(self.root) if s != keep and time.time() - last_used(s) > IDLE_S]
+        if not idle:
+            return False
+        remove(min(idle, key=last_used))
+        return True
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.root).free
+
+    def _lock(self) -> AbstractContextManager[object]:
+        return FileLock(self.root / ".lock").acquire(poll_interval=0.002)
+
+
+def stores(root: Path) -> list[Path]:
+    """The stores below a folder."""
+    return sorted(mark.parent for mark in root.glob(f"*/{MARK}"))
+
+
+def last_used(store: Path) -> float:
+    """When a store was last used, in seconds since the epoch; 0 if it has gone."""
+    try:
+        return (store / MARK).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, those of others that come and go included."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
+
+
+def remove(store: Path) -> None:
+    """Removes a store at once: readers keep what they have mapped, and find nothing new."""
+    gone = store.with_name(f"{_GONE}{store.name}-{os.getpid()}")
+    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        store.rename(gone)
+    except OSError:  # Windows does not move what is in use: file by file, what is in use stays
+        gone = store
+    shutil.rmtree(gone, ignore_errors=True)
