@@ -86,7 +86,10 @@ class KnownPictures:
 
 def _state(path: str) -> list[int]:
     """Size, time of the content, time of the entry, and inode."""
-    found = os.stat(path)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file. Was it moved since the start?") from None
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
