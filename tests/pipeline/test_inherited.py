@@ -26,6 +26,7 @@ from panollava.pipeline.inherited import trained_backbones
 from panollava.pipeline.measure import measure
 from panollava.pipeline.restore import restore
 from panollava.run_folder import read_metadata
+from panollava.store.options import StoreOptions
 from panollava.training.precision import choose_compute
 from panollava.training.step import OptimiserStep
 
@@ -80,7 +81,9 @@ def test_a_trained_encoder_goes_through_all_stages(quick: list[str], backbone: B
     for stage in ("vision", "finetune"):
         run = restore(str(stage_folder("x", stage)))
         compute = choose_compute("cpu", "fp32")
-        found = measure(run, pano if stage == "finetune" else None, run.settings["data"], "val", compute)
+        found = measure(
+            run, pano if stage == "finetune" else None, run.settings["data"], "val", compute, store=StoreOptions()
+        )
         assert found["loss"] == pytest.approx(read_metadata(run.folder)["validation_loss"], rel=1e-5)
 
 
