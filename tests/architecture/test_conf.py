@@ -15,20 +15,7 @@ from panollava.config.canonical import short_names
 from panollava.config.locate import CONF
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
-ROOTS = {
-    "chat",
-    "check",
-    "compare",
-    "deliver",
-    "eval",
-    "explain",
-    "export",
-    "features",
-    "gallery",
-    "predict",
-    "score",
-    "train",
-}
+ROOTS = set("chat check compare deliver eval explain export features gallery predict score train".split())
 INCLUDED = {"stage/settings"}
 """Groups that only other options of their group include."""
 ADDED = {"debug", "experiment"}
