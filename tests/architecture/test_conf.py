@@ -15,7 +15,8 @@ from panollava.config.canonical import short_names
 from panollava.config.locate import CONF
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
-ROOTS = set("chat check compare deliver eval explain export features gallery predict score train".split())
+ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "gallery", "predict"}
+ROOTS |= {"score", "train"}
 INCLUDED = {"stage/settings"}
 """Groups that only other options of their group include."""
 ADDED = {"debug", "experiment"}
