@@ -7,6 +7,7 @@ from panollava.assemble.run import Run, plain
 from panollava.logs import LOG
 from panollava.model.lora import check_targets
 from panollava.pipeline.start import check_start
+from panollava.training.compiler import check_compiler
 
 
 def preflight(run: Run) -> None:
@@ -14,8 +15,11 @@ def preflight(run: Run) -> None:
 
     Raises:
         FileNotFoundError: a backbone does not exist.
-        ValueError: a sequence would be longer than the language model's positions, or ``init_from`` fits nothing.
+        ValueError: a sequence would be longer than the language model's positions, ``init_from`` fits nothing, or
+            ``trainer.compile`` has no compiler.
     """
+    if run.trainer.compile and run.pending:
+        check_compiler(run.compute.device.type)
     pending = run.pending
     needs_language = any(name != "vision" for name in pending)
     language = _open_language(run, pending) if needs_language else None

@@ -109,7 +109,7 @@ def fit(
     started, seen, metrics, stepping = time.perf_counter(), 0, {}, 0.0
     bar = tqdm(total=limit, initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs))
     with bar, _interrupt() as interrupted:
-        while progress.epoch < options.epochs and progress.global_step < limit:
+        while progress.epoch < options.epochs and progress.global_step < limit and not _in_vain(progress, trainer):
             stage.train()
             epoch, stop = progress.epoch, False
             tick = time.perf_counter()
@@ -132,7 +132,7 @@ def fit(
                     metrics = validate(stage, module, data, compute, procs)
                     _after_validation(stage, metrics, progress, procs, checkpointer, tracker)
                     watch.validation(metrics)
-                    stop = bool(trainer.patience) and progress.validations_since_best >= trainer.patience
+                    stop = _in_vain(progress, trainer)
                     stage.train()
                     tick = time.perf_counter()
                 elif trainer.save_every_steps and progress.global_step % trainer.save_every_steps == 0:
@@ -182,6 +182,11 @@ def _wrap(stage: Stage, trainer: TrainerOptions, compute: Compute, procs: Proces
         devices = [procs.local_rank] if compute.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
     return module
+
+
+def _in_vain(progress: Progress, trainer: TrainerOptions) -> bool:
+    """Whether early stopping ends the stage here, also when it is only now looked at again after a crash."""
+    return bool(trainer.patience) and progress.validations_since_best >= trainer.patience
 
 
 def _validation_steps(steps: int, per_epoch: int) -> set[int]:

@@ -64,6 +64,37 @@ def test_early_stopping_waits_for_patience_in_a_row(tmp_path: Path) -> None:
     assert result.progress.best_loss == 4.0
 
 
+@pytest.mark.parametrize("step", [5, 7])
+def test_early_stopping_survives_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """In mid-epoch with the count at one, and right after the validation that ended the stage."""
+    losses = [3.0, 1.0, 2.0, 2.5, 0.5]
+    whole = Toy(tmp_path / "whole", ScriptedStage(losses))
+    ended = whole.fit(steps(2), epochs=5, patience=2)
+    assert ended.progress.epoch == 4
+    cut = Toy(tmp_path / "cut", ScriptedStage(losses))
+    with monkeypatch.context() as patch:
+        if step == 7:
+            patch.setattr("panollava.training.loop.Watch.validation", lambda self, metrics: _die_at(cut, 4))
+        else:
+            stop_before(patch, step + 1, power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            cut.fit(steps(2), epochs=5, patience=2)
+    last = follow(tmp_path / "cut" / LAST)
+    assert last is not None
+    epoch = read_state(last)["progress"]["epoch"]
+    again = Toy(tmp_path / "cut", ScriptedStage(losses[epoch:]))
+    result = again.fit(steps(2), again.checkpointer.restore(last), epochs=5, patience=2)
+    assert result.progress == ended.progress
+    assert torch.equal(again.weight(), whole.weight())
+    assert again.checkpoints() == whole.checkpoints()
+
+
+def _die_at(toy: Toy, epoch: int) -> None:
+    last = follow(toy.folder / LAST)
+    if last is not None and read_state(last)["progress"]["epoch"] == epoch:
+        power_cut()
+
+
 def test_validating_several_times_an_epoch(tmp_path: Path) -> None:
     toy = Toy(tmp_path, ScriptedStage([5.0, 4.0, 3.0, 2.0]))
     toy.fit(steps(4), epochs=2, validations_per_epoch=2)

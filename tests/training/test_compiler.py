@@ -1,0 +1,52 @@
+"""trainer.compile: the same steps and the same names, and a word where there is no compiler."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import QUICK, UNTRACKED, backbones, run_train, stage_folder
+from toy import Toy, steps
+
+from panollava.checkpoint import BEST
+from panollava.training.compiler import check_compiler
+
+
+def test_a_compiled_stage_takes_the_same_steps_under_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = Toy(tmp_path / "plain"), Toy(tmp_path / "compiled")
+    plain.fit(steps(3))
+    compiled.fit(steps(3), compile=True)
+    assert torch.equal(compiled.weight(), plain.weight())
+    assert set(load_file(tmp_path / "compiled" / BEST / "trained.safetensors")) == {"weight"}
+    assert compiled.checkpoints() == plain.checkpoints()
+
+
+@pytest.mark.skipif("PANOLLAVA_COMPILE" not in os.environ, reason="minutes: set PANOLLAVA_COMPILE=1")
+@pytest.mark.parametrize("stage", ["vision", "finetune"])
+def test_the_default_backend_trains_the_same(
+    backbone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [*backbones(backbone), *QUICK, UNTRACKED, f"stage={stage}", "evaluation.enabled=false"]
+    for compiled in ("false", "true"):
+        run_train(*asked, f"trainer.compile={compiled}", f"experiment_name={compiled}", "trainer.max_steps=2")
+    kept = [load_file(stage_folder(name, stage) / BEST / "trained.safetensors") for name in ("false", "true")]
+    assert kept[0].keys() == kept[1].keys()
+    for name, value in kept[0].items():
+        torch.testing.assert_close(kept[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_no_compiler_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"C\+\+ compiler, and no-such-compiler is not found.*trainer\.compile=false"):
+        check_compiler("cpu")
+    monkeypatch.setenv("CXX", "python3")
+    check_compiler("cpu")
