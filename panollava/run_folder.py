@@ -24,6 +24,13 @@ from panollava.untrusted import read_document
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
 
 MAY_DIFFER = (
+    "data.remote",
+    "data.remote_cache",
+    "data.remote_connections",
+    "data.remote_max_mb",
+    "data.remote_retry_dead",
+    "data.remote_timeout_s",
+    "data.remote_tries",
     "dry_run",
     "evaluation",
     "experiment_name",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panollava.data.records import Question, Record
+from panollava.data.records import Directions, Question, Record
 from panollava.prompt import Encoded
 
 
@@ -25,6 +25,12 @@ class PlainSource:
 
     def record(self, index: int, epoch: int) -> Record:
         return Record(f"plain-{index}", ((f"epoch {epoch}", "grey " * (index % 3 + 1)),))
+
+    def directions(self, index: int) -> Directions:
+        return "none"
+
+    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+        return self.record(index, epoch)
 
     def image_id(self, index: int) -> str:
         return str(index)

@@ -146,6 +146,12 @@ def _panoramas(values: dict[str, Any]) -> list[str]:
             "crop.panorama_fov_deg is for pictures that cover a part of the sphere, and those of data=world are drawn "
             "whole. Leave it at null, or choose data=csv."
         )
+    covered, augment = crop.get("panorama_fov_deg"), values["data"]
+    if augment.get("augment") is True and augment.get("augment_turn") is True and covered and covered[0] < 360:
+        problems.append(
+            f"data.augment_turn=true: pictures of {covered[0]:g} of 360 degrees (crop.panorama_fov_deg) have no seam "
+            "to be turned around. Set data.augment_turn=false; colours may still change."
+        )
     return problems
 
 

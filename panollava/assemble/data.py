@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from panollava.assemble.datasets import describe_split
-from panollava.assemble.sources import open_splits
+from panollava.assemble.sources import open_splits, part_of
 from panollava.batch import Batch
 from panollava.crop.device import check_workers
+from panollava.data.augment import Augment, AugmentOptions, check_turnable
+from panollava.data.augmented import AugmentedDataset
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
 from panollava.data.loader import StageLoader, eval_loader
@@ -31,12 +33,14 @@ class RunData:
         train, val: for every stage.
         test: for evaluation; None where it is switched off.
         backbones: for the crop, the prompt and the number of image tokens.
+        augment: how training pictures are changed; ``augment.is_on`` says whether they are.
     """
 
     train: Source
     val: Source
     test: Source | None
     backbones: Backbones
+    augment: AugmentOptions = AugmentOptions()  # noqa: RUF009  frozen
 
     def batches(
         self,
@@ -68,8 +72,11 @@ class RunData:
         encode = None if encoder is None else encoder.record
         pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
         store = None if features is None else features.store
+        train: PanoDataset | AugmentedDataset = PanoDataset(self.train, crop, encode, store)
+        if self.augment.is_on:
+            train = AugmentedDataset(self.train, crop, encode, Augment(self.augment, seed))
         return StageLoader(
-            PanoDataset(self.train, crop, encode, store),
+            train,
             PanoDataset(self.val, crop, encode, store),
             Collate(pad_id=pad),
             batch_size=options.batch_size,
@@ -136,7 +143,10 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
     """
     splits = open_splits(data, ("train", "val", "test") if evaluate else ("train", "val"), backbones.crop)
     test = splits.get("test")
-    result = RunData(splits["train"], splits["val"], test, backbones)
+    augment = AugmentOptions(**part_of(data, AugmentOptions))
+    if augment.turns:
+        check_turnable(splits["train"])
+    result = RunData(splits["train"], splits["val"], test, backbones, augment)
     LOG.info(
         "Data %s: %d training and %d validation records%s.",
         data["name"], len(result.train), len(result.val), f", {len(test)} for the test" if test else "",

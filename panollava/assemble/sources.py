@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 from panollava.assemble.decoded import Decoded
 from panollava.component import find_component
 from panollava.config.check import check_section
+from panollava.data.augment import AugmentOptions
 from panollava.data.files import FilesSource
 from panollava.data.records import Source
+from panollava.data.remote.fetch import Fetcher
+from panollava.data.remote.rules import RemoteOptions, check_hosts
 from panollava.logs import LOG
 
 SPLITS = ("train", "val", "test")
-GIVEN = ("split", "dir", "reader", "check", "name")
+GIVEN = ("split", "dir", "reader", "check", "fetcher", "name")
 """Arguments of a source that are no keys of ``data``, or keys that every data set has."""
 
 
@@ -33,6 +39,12 @@ class PictureReader(Protocol):
         ...
 
 
+def part_of(section: Mapping[str, Any], options: type) -> dict[str, Any]:
+    """The keys of a section that a dataclass of options has."""
+    names = {each.name for each in fields(options)}
+    return {key: value for key, value in section.items() if key in names}
+
+
 def check_data(section: Mapping[str, Any]) -> list[str]:
     """Problems of a ``data`` section."""
     data = dict(section)
@@ -44,6 +56,14 @@ def check_data(section: Mapping[str, Any]) -> list[str]:
         source = find_component("data", str(kind), "Source")
     except ValueError as error:
         return [*problems, str(error)]
+    parts: list[type] = [AugmentOptions]
+    if "fetcher" in inspect.signature(source).parameters:
+        parts.append(RemoteOptions)
+        problems += check_hosts(data.get("remote", False))
+    for options in parts:
+        part = part_of(data, options)
+        problems += check_section(part, options, "data")
+        data = {key: value for key, value in data.items() if key not in part}
     for split in SPLITS:
         found = check_section(source_arguments(data, split), source, "data", given=GIVEN)
         for line in found:
@@ -95,13 +115,16 @@ def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> S
     """One split of a data set, as `open_source` gives it; pictures that were found to be damaged are refused."""
     component = find_component("data", data["type"], "Source")
     known = inspect.signature(component).parameters
-    options = {k: v for k, v in source_arguments(data, split).items() if k not in ("type", "name", "dir")}
+    remote = part_of(data, RemoteOptions)
+    others = ("type", "name", "dir", *part_of(data, AugmentOptions), *remote)
+    options = {k: v for k, v in source_arguments(data, split).items() if k not in others}
     given = {
         "split": split,
         "reader": pictures.read,
         "check": Decoded().checked(pictures.check),
         "name": f"{data['name']}-{split}",
         "dir": data.get("dir"),
+        "fetcher": Fetcher(RemoteOptions(**remote), ask_dead=_ask_dead(data, remote)),
     }
     source: Source = component(**options, **{key: value for key, value in given.items() if key in known})
     return source
@@ -117,3 +140,14 @@ def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
         elif prefix == split:
             arguments["path" if rest in ("csv", "json") else rest] = value
     return arguments
+
+
+def _ask_dead(data: dict[str, Any], remote: dict[str, Any]) -> float:
+    """Before which time a link must have been dead to be asked for again, seconds since 1970.
+
+    Where bad entries are left out, what was dead stays so: a run that goes on must find the entries that it began
+    with, and the processes of one the same; those are started within a minute.
+    """
+    if data.get("on_error", "stop") == "stop":
+        return time.time()
+    return psutil.Process().create_time() - 60.0 if remote.get("remote_retry_dead") else 0.0

@@ -27,6 +27,7 @@ TEXT_KEYS = frozenset(
         "data.name",
         "data.query_column",
         "data.query_template",
+        "data.remote_cache",
         "data.test_csv",
         "data.test_json",
         "data.train_csv",

@@ -1,7 +1,7 @@
 """Conversation files: JSON, a list of entries, and JSON Lines, one entry a line; in two forms, which may be mixed.
 
 The plain form, whose ``image_id`` and ``metadata`` may be absent; ``metadata.type`` is the question type by which
-scores are reported::
+scores are reported, and ``metadata.names_directions`` says how the texts name directions::
 
     {"image_id": 7, "image_path": "a.jpg", "metadata": {"type": "colour"},
      "conversations": [{"human": "…", "assistant": "…"}, …]}
@@ -19,8 +19,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from panollava.data.entries import Entry, Listing, Problem, found_file, not_utf8
-from panollava.data.records import FREE_TEXT
+from panollava.data.entries import (
+    DIRECTIONS_KEY,
+    NOT_DIRECTIONS,
+    Entry,
+    Listing,
+    Problem,
+    found_file,
+    not_utf8,
+    said_directions,
+)
+from panollava.data.records import FREE_TEXT, Directions
 
 IMAGE_KEYS = ("image_path", "image", "url")
 """Accepted names of the picture's key."""
@@ -89,14 +98,14 @@ class _Collected:
         bad: _Bad = []
         image_key, image = _image(value, bad)
         turns = _turns(value, bad)
-        kind = _kind(value, bad)
+        kind, directions = _metadata(value, bad)
         if not bad:
             self._check_id(value.get("image_id"), image, place, bad)
         if bad:
             self.refuse(number, place, bad)
             return
         self._count += 1
-        self._listing.entries.append(Entry(number, place, image, f"key {image_key}", turns, kind))
+        self._listing.entries.append(Entry(number, place, image, f"key {image_key}", turns, kind, directions))
 
     def refuse(self, number: int, place: str, bad: _Bad) -> None:
         """Takes an entry's problems."""
@@ -272,15 +281,19 @@ def _text(value: Any, key: str, bad: _Bad) -> str:
     return text
 
 
-def _kind(value: Any, bad: _Bad) -> str:
+def _metadata(value: Any, bad: _Bad) -> tuple[str, Directions]:
+    """Question type, and how the texts name directions."""
     metadata = value.get("metadata") if isinstance(value, dict) else None
     if metadata is None:
-        return FREE_TEXT
+        return FREE_TEXT, "unknown"
     if not isinstance(metadata, dict):
         bad.append(("metadata", f"an object is expected, not {_kind_of(metadata)}"))
-        return FREE_TEXT
-    kind = metadata.get("type", FREE_TEXT)
-    return _text(kind, "metadata.type", bad)
+        return FREE_TEXT, "unknown"
+    said = metadata.get(DIRECTIONS_KEY, "")
+    directions = said_directions(said) if isinstance(said, str) else None
+    if directions is None:
+        bad.append((f"metadata.{DIRECTIONS_KEY}", f"{said!r} {NOT_DIRECTIONS}"))
+    return _text(metadata.get("type", FREE_TEXT), "metadata.type", bad), directions or "unknown"
 
 
 def _kind_of(value: Any) -> str:

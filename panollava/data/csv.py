@@ -6,7 +6,17 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from panollava.data.entries import Entry, Listing, Problem, found_file, not_utf8
+from panollava.data.entries import (
+    DIRECTIONS_KEY,
+    NOT_DIRECTIONS,
+    Entry,
+    Listing,
+    Problem,
+    found_file,
+    not_utf8,
+    said_directions,
+)
+from panollava.data.records import Directions
 
 ALIASES = {
     "image": (
@@ -45,23 +55,33 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
     header = [cell.strip() for cell in first[1]]
     columns = {role: _column(path, role, header, named[role]) for role in ALIASES}
     image_key = f"column {header[columns['image']]}"
+    lower = [name.lower() for name in header]
+    said_at = lower.index(DIRECTIONS_KEY) if DIRECTIONS_KEY in lower else None
     entries: list[Entry] = []
     problems: list[Problem] = []
     known: dict[str, str] = {}  # equal names and questions are kept once
     count = 0
     for number, cells in rows:
         count += 1
-        bad = [Problem(number, f"row {number}, column {at}", reason) for at, reason in _bad(header, columns, cells)]
+        wrong = _bad(header, columns, cells)
+        if (directions := _said(said_at, cells)) is None:
+            wrong.append((DIRECTIONS_KEY, f"{cells[said_at or 0]!r} {NOT_DIRECTIONS}"))
+        bad = [Problem(number, f"row {number}, column {at}", reason) for at, reason in wrong]
         problems += bad
-        if not bad:
+        if not bad and directions is not None:
             image, query, annotation = (cells[at].strip() for at in columns.values())
             image = known.setdefault(image, image)
             question = query_template.replace("{query}", query)
             question = known.setdefault(question, question)
-            entries.append(Entry(number, f"row {number}", image, image_key, ((question, annotation),)))
+            turns = ((question, annotation),)
+            entries.append(Entry(number, f"row {number}", image, image_key, turns, directions=directions))
     if count == 0:
         raise ValueError(f"{path}: there are no rows below the header {','.join(header)}.")
     return Listing("row", count, entries, problems)
+
+
+def _said(at: int | None, cells: Sequence[str]) -> Directions | None:
+    return said_directions(cells[at] if at is not None and at < len(cells) else "")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

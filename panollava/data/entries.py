@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from panollava.data.records import FREE_TEXT
+from panollava.data.records import FREE_TEXT, Directions
+
+DIRECTIONS_KEY = "names_directions"
+"""Column, or key of the metadata, by which an entry says how its texts name directions."""
 
 LISTED_PROBLEMS = 20
 """Bad rows that an error message spells out; the rest are counted."""
@@ -24,6 +27,7 @@ class Entry:
         image_key: where it does, such as ``column url``.
         turns: (question, answer) pairs, one at least, no text empty.
         kind: question type.
+        directions: how the texts name directions, as far as the entry itself says.
     """
 
     number: int
@@ -32,6 +36,7 @@ class Entry:
     image_key: str
     turns: tuple[tuple[str, str], ...]
     kind: str = FREE_TEXT
+    directions: Directions = "unknown"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -115,6 +120,16 @@ def not_utf8(path: Path) -> ValueError:
                     "as the CSV UTF-8 of a spreadsheet."
                 )
     return ValueError(f"{path}: not UTF-8 text. Save it as UTF-8.")
+
+
+def said_directions(text: str) -> Directions | None:
+    """How an entry's texts name directions, by what it says of them; None where that is no answer."""
+    known: dict[str, Directions] = {"": "unknown", "none": "none", "words": "words", "fixed": "fixed"}
+    return known.get(text.strip().lower())
+
+
+NOT_DIRECTIONS = "is none of none, words and fixed, which say how the texts name directions"
+"""What is wrong with another answer."""
 
 
 def found_file(path: Path) -> Path:

@@ -14,7 +14,9 @@ from panollava.data.conversations import read_json, read_jsonl
 from panollava.data.csv import read_csv
 from panollava.data.entries import BadEntries, Entry, Listing, Problem, shown, summary
 from panollava.data.pictures import Pictures
-from panollava.data.records import Question, Record
+from panollava.data.records import Directions, Question, Record
+from panollava.data.remote.fetch import Fetcher
+from panollava.data.scenes.questions import turn_words
 
 _LOOKERS = 8
 """Threads that look at pictures: opening a file is waiting, above all on a network's disk."""
@@ -31,6 +33,8 @@ class FilesSource:
         dir: folder of the data set; pictures lie in it, in `image_dir` or beside `path`.
         name: name of the split in sample ids; the folder and stem of `path` where empty.
         on_error: `stop` refuses a file with bad entries, `skip` leaves them out.
+        names_directions: how the texts do so, of entries that do not say it themselves (see ``records.Directions``).
+        fetcher: fetches pictures that are named by addresses; None fetches none.
         image_column, query_column, annotation_column: names of a CSV's columns where they are not among
             `ALIASES` or where several could be meant.
         query_template: question made of a CSV's query, such as ``Describe the {query} in this panorama.``
@@ -43,7 +47,8 @@ class FilesSource:
     Raises:
         FileNotFoundError: there is no such file.
         BadEntries: some entries are bad and `on_error` is `stop`, or all are.
-        ValueError: the file cannot be read, or there is nothing in it.
+        ValueError: the file cannot be read, there is nothing in it, or it names addresses that are not allowed.
+        OSError: the folder of the fetched pictures cannot be written.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class FilesSource:
         dir: str | None = None,
         name: str = "",
         on_error: Literal["stop", "skip"] = "stop",
+        names_directions: Literal["unknown", "none", "words"] = "unknown",
+        fetcher: Fetcher | None = None,
         image_column: str | None = None,
         query_column: str | None = None,
         annotation_column: str | None = None,
@@ -69,7 +76,8 @@ class FilesSource:
         self._check = check
         beside = self.path.parent
         folder = beside if image_dir is None else Path(image_dir).expanduser()
-        self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir)])])
+        self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir)])], fetcher=fetcher)
+        self._directions: Directions = names_directions
         columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
         listing = _listing(self.path, columns, query_template)
         self._paths, unusable = self._looked_at(listing.entries)
@@ -88,6 +96,19 @@ class FilesSource:
         """The conversation of entry `index`, the same in every epoch."""
         entry = self.entries[index]
         return Record(self._sample_id(entry), entry.turns)
+
+    def directions(self, index: int) -> Directions:
+        """How the texts of entry `index` name directions."""
+        said = self.entries[index].directions
+        return self._directions if said == "unknown" else said
+
+    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+        """The conversation of entry `index` with the directions that its words name turned along."""
+        record = self.record(index, epoch)
+        if self.directions(index) != "words" or not turn_deg:
+            return record
+        turns = [(turn_words(question, turn_deg), turn_words(answer, turn_deg)) for question, answer in record.turns]
+        return Record(record.sample_id, tuple(turns))
 
     def image_id(self, index: int) -> str:
         """Path of entry `index`'s picture."""
@@ -144,6 +165,7 @@ class FilesSource:
 
     def _looked_at(self, entries: Sequence[Entry]) -> tuple[dict[str, str], list[Problem]]:
         """Path of every picture, and the entries whose picture cannot be used."""
+        self._pictures.fetch(((entry.image, entry.place) for entry in entries), file=self.path, name=self.name)
         images = list(dict.fromkeys(entry.image for entry in entries))
         with ThreadPoolExecutor(max_workers=_LOOKERS) as pool:
             found = dict(zip(images, pool.map(self._look_at, images), strict=True))

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from panollava.batch import Batch
+from panollava.data.augmented import AugmentedDataset
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
 from panollava.data.records import Question
@@ -87,7 +88,7 @@ class StageLoader:
 
     def __init__(
         self,
-        train: PanoDataset,
+        train: PanoDataset | AugmentedDataset,
         validation: PanoDataset,
         collate: Collate,
         *,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from panollava.data.remote.fetch import Fetched, Fetcher
@@ -32,11 +32,11 @@ class Pictures:
         self._fetched = Fetched()
         self._allowed = [os.path.abspath(each) for each in (folder, *inside)]
 
-    def fetch(self, places: Mapping[str, Sequence[str]], *, file: Path, name: str) -> None:
+    def fetch(self, places: Iterable[tuple[str, str]], *, file: Path, name: str) -> None:
         """Fetches the pictures that are named by addresses, before their paths are asked for.
 
         Args:
-            places: name of each picture -> where it stands in the file, such as ``row 5``; in the file's order.
+            places: names of pictures and where they stand in the file, such as ``row 5``; in the file's order.
             file: the data file.
             name: of the split.
 
@@ -44,7 +44,10 @@ class Pictures:
             ValueError: ``data.remote`` does not allow some of them.
             OSError: the folder of the fetched pictures cannot be written.
         """
-        links = {image: at for image, at in places.items() if _ADDRESS.match(image)}
+        links: dict[str, list[str]] = {}
+        for image, place in places:
+            if _ADDRESS.match(image):
+                links.setdefault(image, []).append(place)
         if links:
             # Here, as its reports are written by a module that brings in torch, and most data sets have no links.
             from panollava.data.remote.links import fetch_links
@@ -62,9 +65,7 @@ class Pictures:
         if _ADDRESS.match(image):
             if image in self._fetched.paths:
                 return str(self._fetched.paths[image])
-            if image not in self._fetched.dead:
-                raise ValueError(f"{image} is remote, and pictures are not fetched: download it, give its path")
-            raise ValueError(f"{image}: {self._fetched.dead[image]}")
+            raise ValueError(f"{image}: {self._fetched.dead.get(image, 'not fetched')}")
         path = os.path.join(self.folder, image)
         if "\\" in image and not os.path.isfile(path):  # written on Windows, read elsewhere
             path = os.path.join(self.folder, image.replace("\\", "/"))

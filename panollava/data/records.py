@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 FREE_TEXT = "text"
 """Kind of questions whose answers are whole sentences: a match to the letter says little of them."""
+
+Directions = Literal["unknown", "none", "words", "fixed"]
+"""How texts name directions: nobody says; not at all; by the eight words of ``scenes.scene.SECTORS``, which can be
+turned along; or in other ways, so that the panorama must stay as it is."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,14 @@ class Source(Protocol):
 
     def record(self, index: int, epoch: int) -> Record:
         """Record `index` as epoch `epoch` sees it: a function of (seed, epoch, index) and nothing else."""
+        ...
+
+    def directions(self, index: int) -> Directions:
+        """How the texts of record `index` name directions."""
+        ...
+
+    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+        """Record `index` as it is when its panorama is turned to the right by an angle that its directions allow."""
         ...
 
     def image_id(self, index: int) -> str:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
-from panollava.data.records import Question, Record
+from panollava.data.records import Directions, Question, Record
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
 from panollava.data.scenes.scene import SECTOR_DEG, SPLIT_CODES, Scene, scene_at
@@ -68,7 +68,15 @@ class WorldSource:
 
     def record(self, index: int, epoch: int) -> Record:
         """A conversation about scene `index`; other questions each epoch, then a caption."""
-        scene = self.scene(index)
+        return self.turned_record(index, epoch, 0.0)
+
+    def directions(self, index: int) -> Directions:
+        """By words, all of which a scene that is turned is asked about and answered in anew."""
+        return "words"
+
+    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+        """The same conversation about scene `index` turned to the right by a multiple of 45 degrees."""
+        scene = self.scene(index).turned(turn_deg)
         asked = self._ask(scene, index, self.questions_per_record, [_TRAINING, epoch])
         turns = [turn for question in asked for turn in question.turns]
         return Record(self._scene_id(index), (*turns, (CAPTION_REQUEST, caption(scene))))

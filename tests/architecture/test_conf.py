@@ -17,7 +17,7 @@ from panollava.config.locate import CONF
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "gallery", "predict"}
 ROOTS |= {"score", "train"}
-INCLUDED = {"stage/settings"}
+INCLUDED = {"data/augment", "data/remote", "stage/settings"}
 """Groups that only other options of their group include."""
 ADDED = {"debug", "experiment"}
 """Groups outside the defaults list: chosen with ``+group=option``."""

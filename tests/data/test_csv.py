@@ -101,7 +101,7 @@ def test_every_bad_row_is_named_as_a_spreadsheet_numbers_it(write: Write) -> Non
         "gone.jpg,q,a",
         "a.jpg,q",
         "a.jpg,q,one, two",
-        "https://example.org/p.jpg,q,a",
+        "ftp://example.org/p.jpg,q,a",
         "empty.jpg,q,a",
     ]
     path = write("\n".join(rows))
@@ -118,7 +118,7 @@ def test_every_bad_row_is_named_as_a_spreadsheet_numbers_it(write: Write) -> Non
         "row 5, column url: .*gone.jpg: there is no such file",
         "row 6, column annotation: the cell is empty",
         "row 7, column annotation: 4 cells where the header has 3: put texts with commas in double quotes",
-        "row 8, column url: https://example.org/p.jpg is remote, and pictures are not fetched: download it",
+        "row 8, column url: ftp://example.org/p.jpg: ftp: pictures are fetched by http and https alone",
         "row 9, column url: .*empty.jpg: the file is empty",
     ]
     assert len(lines) == 1 + len(expected)

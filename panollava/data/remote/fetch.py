@@ -70,8 +70,13 @@ class Fetcher:
         Raises:
             OSError: the folder cannot be written.
         """
-        wanted = list(dict.fromkeys(addresses))
-        result = Fetched()
+        wanted, result = [], Fetched()
+        for address in dict.fromkeys(addresses):
+            try:
+                parse_address(address)
+                wanted.append(address)
+            except Failed as failure:  # no link, so nothing to remember of it
+                result.dead[address] = str(failure)
         if not wanted:
             return result
         try:

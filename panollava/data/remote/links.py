@@ -8,7 +8,6 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from panollava.checkpoint import write_file
 from panollava.data.remote.fetch import Fetched, Fetcher
 from panollava.data.remote.rules import parse_address
 from panollava.logs import LOG
@@ -37,6 +36,8 @@ def fetch_links(fetcher: Fetcher, places: Mapping[str, Sequence[str]], file: Pat
     if barred:
         raise ValueError(_told(file, barred))
     fetched = fetcher.fetch(places)
+    if not fetcher.folder.is_dir():  # nothing was asked for
+        return fetched
     report = report_path(fetcher.folder, file, name)
     dead = {address: at for address, at in places.items() if address in fetched.dead}
     if dead:
@@ -58,6 +59,8 @@ def report_path(folder: Path, file: Path, name: str) -> Path:
 
 
 def _write_report(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    from panollava.checkpoint import write_file  # here, as it brings in torch
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("place", "url", "reason"))

@@ -147,16 +147,16 @@ class Rules:
         return address.host in self._hosts or f"{address.host}:{address.port}" in self._hosts
 
 
-def check_hosts(remote: bool | Sequence[str]) -> list[str]:
+def check_hosts(remote: object) -> list[str]:
     """Problems of ``data.remote`` that its type does not show."""
-    if isinstance(remote, bool):
+    if not isinstance(remote, list):
         return []
     if not remote:
         return ["data.remote=[] allows no host: name some, or give true for all public ones and false for none."]
     return [
         f"data.remote: {host!r} is not a host. Write it as live.staticflickr.com, without http:// and path."
         for host in remote
-        if not _HOST.fullmatch(host)
+        if not _HOST.fullmatch(str(host))
     ]
 
 

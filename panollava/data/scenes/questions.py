@@ -22,7 +22,7 @@ RELATIONS = {"opposite": 4, "a quarter turn clockwise from": 2, "a quarter turn 
 """Wording -> sectors to go on clockwise."""
 FOLLOW_UP = "where is it?"
 
-_DIRECTION = re.compile(r"\b(ahead|behind)(?: (left|right))?\b|\b(left|right)\b")
+_DIRECTION = re.compile(r"\b(ahead|behind)(?: (left|right))?\b|\b(left|right)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def turn_words(text: str, turn_deg: float) -> str:
     steps = round(turn_deg / SECTOR_DEG)
 
     def turned(match: re.Match[str]) -> str:
-        return SECTORS[(SECTORS.index(match.group(0)) + steps) % len(SECTORS)]
+        word = match.group(0)
+        other = SECTORS[(SECTORS.index(word.lower()) + steps) % len(SECTORS)]
+        return other.capitalize() if word[0].isupper() else other
 
     return _DIRECTION.sub(turned, text)
 

@@ -19,7 +19,7 @@ def test_remote_and_local_pictures_beside_each_other(
 ) -> None:
     pictures = Pictures(tmp_path, fetcher=fetcher())
     images = [server.url("/1"), "a.png", server.url("/moved/jpeg")]
-    pictures.fetch({image: ["row 2"] for image in images}, file=tmp_path / "train.csv", name="train")
+    pictures.fetch([(image, "row 2") for image in images], file=tmp_path / "train.csv", name="train")
     assert Path(pictures.path(images[0])).read_bytes() == picture(1)
     assert Path(pictures.path(images[1])) == tmp_path / "a.png"
     assert Path(pictures.path(images[2])).read_bytes() == JPEG
@@ -27,7 +27,7 @@ def test_remote_and_local_pictures_beside_each_other(
 
 
 def test_without_links_nothing_is_made(fetcher: MakeFetcher, tmp_path: Path) -> None:
-    Pictures(tmp_path, fetcher=fetcher()).fetch({"a.png": ["row 2"]}, file=tmp_path / "train.csv", name="train")
+    Pictures(tmp_path, fetcher=fetcher()).fetch([("a.png", "row 2")], file=tmp_path / "train.csv", name="train")
     assert not fetcher().folder.exists()
 
 
@@ -35,22 +35,13 @@ def test_what_is_not_allowed_is_one_error_with_places_and_key(
     server: PictureServer, fetcher: MakeFetcher, tmp_path: Path
 ) -> None:
     far = ["https://live.staticflickr.com/1.jpg", "http://example.org/2.jpg", "https://live.staticflickr.com/3.jpg"]
-    places = {
-        server.url("/1"): ["row 2"],
-        "a.png": ["row 3"],
-        far[0]: ["row 4", "row 9"],
-        far[1]: ["row 5"],
-        far[2]: [],
-    }
-    told = (
-        r"train\.csv, row 4, row 9, row 5: remote pictures are fetched only where data\.remote allows it, and these are"
-    )
-    key = (
-        r"data\.remote=\[example\.org,live\.staticflickr\.com\] allows their hosts, data\.remote=true every public one"
-    )
-    with pytest.raises(ValueError, match=rf"{told} not: {far[0]}, …\. {key}"):
+    near = [server.url("/1"), "a.png"]
+    places = [(image, f"row {number}") for number, image in enumerate([*near, *far, far[0]], start=2)]
+    told = r"train\.csv, row 4, row 7, row 5, row 6: remote pictures are fetched only where data\.remote allows it"
+    key = r"data\.remote=\[example\.org,live\.staticflickr\.com\] allows their hosts, data\.remote=true every public"
+    with pytest.raises(ValueError, match=rf"{told}, and these are not: {far[0]}, …\. {key}"):
         Pictures(tmp_path, fetcher=fetcher()).fetch(places, file=tmp_path / "train.csv", name="train")
-    many = {server.url(f"/{number}"): [f"row {number}"] for number in range(2, 30)}
+    many = [(server.url(f"/{number}"), f"row {number}") for number in range(2, 30)]
     for none in (None, fetcher(remote=False)):
         with pytest.raises(ValueError, match=r"row 20, row 21 and 8 more: .*data\.remote=\[127\.0\.0\.1\] allows"):
             Pictures(tmp_path, fetcher=none).fetch(many, file=tmp_path / "train.csv", name="train")
@@ -67,7 +58,7 @@ def test_dead_links_are_told_with_their_places_and_listed_in_a_report(
     monkeypatch.setattr(LOG, "propagate", True)
     file = tmp_path / "train.csv"
     images = [server.url("/gone"), server.url("/1"), server.url("/html-called-jpeg"), "ftp://x/a"]
-    places = dict(zip(images, (["row 2", "row 6"], ["row 3"], ["row 4"], ["row 5"]), strict=True))
+    places = [(image, f"row {number}") for number, image in enumerate([*images, images[0]], start=2)]
     pictures = Pictures(tmp_path, fetcher=fetcher())
     with caplog.at_level(logging.WARNING):
         pictures.fetch(places, file=file, name="mine-train")
@@ -83,5 +74,5 @@ def test_dead_links_are_told_with_their_places_and_listed_in_a_report(
         pictures.path(images[0])
     with pytest.raises(ValueError, match="ftp://x/a: ftp: pictures are fetched by http and https alone"):
         pictures.path(images[3])
-    pictures.fetch({images[1]: ["row 3"]}, file=file, name="mine-train")
+    pictures.fetch([(images[1], "row 3")], file=file, name="mine-train")
     assert not report.exists()

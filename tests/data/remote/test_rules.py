@@ -5,8 +5,11 @@ from __future__ import annotations
 import socket
 
 import pytest
+from omegaconf import OmegaConf
 from picture_server import MakeFetcher, PictureServer
+from small_runs import config
 
+from panollava.assemble.sources import check_data
 from panollava.data.remote.rules import Failed, Rules, parse_address
 
 PRIVATE = ("10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "224.0.0.1")
@@ -76,3 +79,18 @@ def test_a_name_that_stands_for_a_private_place_is_not_asked(
     url = f"http://rebound.example.org:{server.port}/1"
     assert "rebound.example.org is 127.0.0.1, which is not" in fetcher(remote=["example.org"]).fetch([url]).dead[url]
     assert not server.asked
+
+
+def test_config() -> None:
+    section = OmegaConf.to_container(config("data=csv").data)
+    assert isinstance(section, dict)
+    for remote in (True, False, ["live.staticflickr.com", "127.0.0.1:80"]):
+        assert check_data({**section, "remote": remote}) == []
+    wrong = {"remote": "maybe", "remote_tries": 0, "remote_max_mb": 0, "remote_cache": None, "remote_trys": 1}
+    problems = "\n".join(check_data({**section, **wrong}))
+    for key in wrong:
+        assert f"data.{key}" in problems
+    assert check_data({**section, "remote": []})[0].startswith("data.remote=[] allows no host: name some, or give true")
+    assert "'https://x/' is not a host. Write it as live.static" in check_data({**section, "remote": ["https://x/"]})[0]
+    of_the_world = check_data({"type": "world", "name": "world", "remote": True})
+    assert any(problem.startswith("data.remote is not a key here") for problem in of_the_world)
