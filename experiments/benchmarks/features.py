@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,9 +84,9 @@ def epochs(run: Run, name: str, *, remember: bool = False) -> tuple[list[tuple[f
     return times, losses
 
 
-def compare_epochs(arguments: list[str]) -> None:
+def compare_epochs(arguments: list[str], stages: Sequence[str]) -> None:
     """Each stage: without the store, with views in memory, with an empty store, with a full one."""
-    for name in STAGES:
+    for name in stages:
         found = {}
         ways = {"cut and encoded": "false", "views in memory": "false", "store, empty": "true", "store, full": "true"}
         for way, enabled in ways.items():
@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--scenes", type=int, default=48)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--parts", nargs="+", default=["epochs", "jobs", "kills"])
+    parser.add_argument("--stages", nargs="+", default=STAGES)
     options = parser.parse_args()
     torch.set_num_threads(1)  # forked processes cannot share the threads of this one
     folder = Path(tempfile.mkdtemp())
@@ -209,9 +211,11 @@ def main() -> None:
                 csv.writer(file).writerows([header, *shown])
         arguments = ["data=csv", f"data.dir={folder}", f"data.image_dir={options.csv.parent.resolve()}"]
     batch = [f"stage.{name}.batch_size=8" for name in STAGES]
-    compare_epochs([*arguments, *batch])
-    compare_jobs([*arguments, *batch])
-    if options.csv is None:
+    if "epochs" in options.parts:
+        compare_epochs([*arguments, *batch], options.stages)
+    if "jobs" in options.parts:
+        compare_jobs([*arguments, *batch])
+    if "kills" in options.parts:
         kill_writers([*arguments, *batch], options.kills)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from panollava.crop.crop import Crop
 from panollava.data.records import Source
 from panollava.logs import LOG
-from panollava.model.encoding import Encoding
+from panollava.model.encoding import Encoding, device_kind
 from panollava.model.hub import SHIPPED
 from panollava.model.vision import VisionTower
 from panollava.run_folder import short_name
@@ -42,7 +45,7 @@ def open_features(options: StoreOptions, tower: VisionTower, crop: Crop, *, quie
         store = open_store(
             options,
             _name(tower, crop),
-            {"encoder": encoding.signature(), "crop": crop.signature, "code": code_digest(*_SEEING)},
+            {"encoder": encoding.signature(), "crop": _signature(crop), "code": code_digest(*_SEEING)},
             shape=(cameras, height * width, tower.width),
             dtype=tower.dtype,
         )
@@ -78,6 +81,12 @@ def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Ite
         f"{told}, more than store.max_gib={options.max_gib:g}: features of about {int(limit // each):,} of them are "
         "kept, the others are made each time."
     )
+
+
+def _signature(crop: Crop) -> dict[str, Any]:
+    """What the views depend on; where a GPU renders them, its kind as well."""
+    is_cpu = crop.device == "cpu"
+    return {**crop.signature, "device": "cpu" if is_cpu else device_kind(torch.device(crop.device))}
 
 
 def _name(tower: VisionTower, crop: Crop) -> str:

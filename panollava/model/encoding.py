@@ -46,7 +46,7 @@ class Encoding:
             "type": str(tower.dtype).removeprefix("torch."),
             "attention": tower.config._attn_implementation,
             "matmul": torch.get_float32_matmul_precision(),
-            "device": _device_kind(tower.mean.device),
+            "device": device_kind(tower.mean.device),
             "libraries": {module.__name__: module.__version__ for module in (timm, torch, transformers)},
         }
 
@@ -59,7 +59,7 @@ def _digest_of_weights(tower: VisionTower) -> str:
     return digest.hexdigest()
 
 
-def _device_kind(device: torch.device) -> str:
+def device_kind(device: torch.device) -> str:
     """What chooses the kernels: the model of a GPU; the instructions of a CPU, and among how many threads it shares."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"

@@ -15,7 +15,7 @@ import torch
 from panollava.store.features import FeatureStore
 from panollava.store.options import StoreOptions
 from panollava.store.pictures import KnownPictures
-from panollava.store.quota import Quota, folder_bytes, last_used, remove, stores
+from panollava.store.quota import MARK, Quota, folder_bytes, last_used, remove, stores
 from panollava.store.shards import SUFFIX
 
 FORMAT = 1
@@ -73,6 +73,8 @@ def open_store(
         shape=shape,
         dtype=dtype,
     )
+    if not (store.folder / MARK).is_file():
+        store.make()
     store.touch()
     _sweep(store.folder)
     quota.recount()

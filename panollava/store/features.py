@@ -96,6 +96,9 @@ class FeatureStore:
             return None
         except FileNotFoundError:  # the store is being removed: it is made again with the next attempt
             return None
+        except OSError as error:
+            self._stop(f"{error}")
+            return None
         return lock
 
     def put(self, picture: str, features: Tensor) -> bool:
@@ -130,10 +133,19 @@ class FeatureStore:
         self._checked.add(picture)
         return True
 
+    def make(self) -> None:
+        """Makes the store's folder, with what it is the store of.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_json(self.folder / MARK, self.features_of)
+
     def touch(self) -> None:
         """Says that the store is in use, at most once a minute; makes it, where there is none or it was removed."""
         if not (mark := self.folder / MARK).is_file():
-            write_json(mark, self.features_of)
+            with contextlib.suppress(OSError):  # what is put next tells of it
+                self.make()
         elif time.monotonic() - self._touched > _TOUCH_S:
             self._touched = time.monotonic()
             with contextlib.suppress(OSError):

@@ -201,3 +201,11 @@ def test_a_disk_that_fails_is_told_of_and_costs_nothing_but_the_keeping(
     assert "No space left" in caplog.text
     assert store.is_full
     assert not list(store.folder.glob("*/.tmp-*"))
+
+
+def test_a_claim_that_the_disk_refuses_stops_the_keeping(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+    store = opened()
+    (store.folder / "locks").write_text("a file where a folder should be")
+    assert store.claim(ONE) is None
+    assert store.is_full
+    assert "keeps nothing more" in caplog.text
