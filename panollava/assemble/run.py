@@ -109,6 +109,8 @@ class Run:
         if any(weight.requires_grad for weight in tower.parameters()):
             LOG.info("Stage %s trains the encoder, so its features are not kept.", name)
             return None
+        if self.store.enabled and self.data.augment.is_on:
+            LOG.info("Training pictures are changed at random, so only features of the other splits are kept.")
         return open_features(self.store, tower, self.backbones.crop)
 
     def resume_point(self, name: str) -> Path | None:

@@ -30,7 +30,8 @@ def preflight(run: Run) -> None:
         name = run.cfg.model.resampler.type
         LOG.info("resampler=%s keeps the encoder's width of %d: model.latent_width=%d is not used.", name, width, asked)
     if run.store.enabled and any(run.stage_options(name).vision_trainable_blocks == 0 for name in pending):
-        splits = [split for split in (run.data.train, run.data.val, run.data.test) if split is not None]
+        trains = None if run.data.augment.is_on else run.data.train  # what is changed at random is never kept
+        splits = [split for split in (trains, run.data.val, run.data.test) if split is not None]
         LOG.info("%s", forecast(run.store, run.backbones.tower, crop, splits))
     for name in pending:
         check_start(run, name)
