@@ -97,8 +97,8 @@ def compare_epochs(arguments: list[str], stages: Sequence[str]) -> None:
         for way, (times, _) in found.items():
             say(f"{name}, {way}: epochs " + ", ".join(f"{wall:.2f} s ({cpu:.2f})" for wall, cpu in times))
         for way in ("cut and encoded", "views in memory"):
-            pairs = [(sum(found[w][0][e][c] for e in range(1, EPOCHS)) for w in (way, "store, full")) for c in (0, 1)]
-            wall, cpu = (a / b for a, b in pairs)
+            long, short = ([sum(each) for each in zip(*found[w][0][1:], strict=True)] for w in (way, "store, full"))
+            wall, cpu = (one / other for one, other in zip(long, short, strict=True))
             say(f"{name}: epochs 2 to {EPOCHS} take {wall:.1f} times as long {way}; {cpu:.1f} times in CPU seconds")
         fresh, read, off = (found[way][1] for way in ("store, empty", "store, full", "cut and encoded"))
         apart = max(abs(a - b) / abs(a) for a, b in zip(fresh, off, strict=True))
