@@ -133,7 +133,10 @@ def kill_writers(arguments: list[str], kills: int) -> None:
         random.seed(0)
         for _ in range(kills):
             children = [fork(lambda: warm([run.data.train], crop, features, num_workers=0)) for _ in range(2)]
-            time.sleep(random.uniform(0.0, 0.3))
+            there = features.store.count()
+            while features.store.count() == there < len(run.data.train) - 2:  # until they are at work
+                time.sleep(0.001)
+            time.sleep(random.uniform(0.0, 0.1))
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
