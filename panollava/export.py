@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options = _checked(cfg)
     out = _checked_out(Path(options.out).expanduser(), options.overwrite)
-    pano = PanoLlava.from_pretrained(options.checkpoint, dtype=DTYPES[options.precision])
+    pano = PanoLlava.from_pretrained(options.checkpoint, dtype=DTYPES[options.precision], in_4bit=False)
     adapted = has_lora(pano.model)
     if options.merge:
         pano.merge_lora_weights()

@@ -50,7 +50,10 @@ class Backbones:
         """The causal language model."""
         language = self.model["language"]
         return load_language_model(
-            language["name"], dtype=self.dtype, attn_implementation=language["attn_implementation"]
+            language["name"],
+            dtype=self.dtype,
+            attn_implementation=language["attn_implementation"],
+            load_in_4bit=language.get("load_in_4bit", False),
         )
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,22 @@ from panollava.model.backbones import Backbones
 from panollava.model.conversation import Conversation
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import quiet_transformers
-from panollava.model.lora import LORA, add_lora, drop_lora, has_lora, load_lora, lora_arguments, merge_lora, save_lora
+from panollava.model.lora import (
+    DEFAULT,
+    LORA,
+    add_lora,
+    load_lora,
+    lora_arguments,
+    lora_in_use,
+    lora_names,
+    merge_lora,
+    save_lora,
+    use_lora,
+    without_lora,
+)
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
 from panollava.model.streaming import AnswerStream
-from panollava.model.trainable import named_weights
+from panollava.model.trainable import load_trained
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.run_folder import find_run_folder, read_metadata
@@ -50,14 +61,20 @@ class PanoLlava:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        in_4bit: bool = True,
     ) -> PanoLlava:
         """Opens a run folder, an experiment's folder, a checkpoint in one, or an export.
 
         Args:
             folder: such as ``runs/<experiment>/finetune/<crop>_<resampler>``, or what ``save_pretrained`` wrote.
             device: where the model goes.
-            dtype: of the frozen backbones.
+            dtype: of the backbones, also where they were trained.
+            in_4bit: keep the language model in four bits where training did.
 
         Raises:
             FileNotFoundError: no run there; the message names those nearby.
@@ -68,7 +85,10 @@ class PanoLlava:
             return cls._from_export(path, device, dtype)
         run = find_run_folder(path)
         checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
-        return cls.from_checkpoint(checkpoint, read_metadata(run), device=device, dtype=dtype)
+        settings = read_metadata(run)
+        if not in_4bit:
+            settings["model"]["language"]["load_in_4bit"] = False
+        return cls.from_checkpoint(checkpoint, settings, device=device, dtype=dtype)
 
     @classmethod
     def from_checkpoint(
@@ -111,16 +131,30 @@ class PanoLlava:
         model.to(device)
         return cls(model.eval(), processor.prompt, processor.image_processor.build_crop())
 
-    def load_lora_weights(self, folder: str | Path) -> None:
-        """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``.
+    def load_lora_weights(self, folder: str | Path, name: str = DEFAULT) -> None:
+        """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``, and uses it.
 
         Raises:
-            ValueError: one is attached already, or it is not of this language model.
+            ValueError: one of that name is attached already, or it is not of this language model.
         """
-        load_lora(self.model, folder)
+        load_lora(self.model, folder, name=name)
+        self.model.eval()
+
+    @property
+    def lora_names(self) -> list[str]:
+        """Names of the adapters that are attached."""
+        return lora_names(self.model)
+
+    def use_lora(self, name: str | None) -> None:
+        """Answers with one of the attached adapters from now on, or with None without any.
+
+        Raises:
+            ValueError: no adapter of this name is attached.
+        """
+        use_lora(self.model, name)
 
     def merge_lora_weights(self) -> None:
-        """Adds the adapter to the language model's weights and takes it off; nothing to do where there is none."""
+        """Adds the adapter in use to the language model's weights and takes off all; nothing to do without one."""
         merge_lora(self.model)
 
     def save_pretrained(self, folder: str | Path, *, keep_lora: bool = False) -> None:
@@ -128,21 +162,16 @@ class PanoLlava:
 
         Args:
             folder: made if missing.
-            keep_lora: write an attached adapter beside the model, as ``lora_weights``, from where all that opens the
+            keep_lora: write the adapter in use beside the model, as ``lora_weights``, from where all that opens the
                 folder attaches it again.
 
         Raises:
             ValueError: an adapter is attached and not to be kept (``merge_lora_weights`` adds it to the weights), or
                 the folder holds one of an earlier save.
         """
-        if keep_lora and has_lora(self.model):
-            with tempfile.TemporaryDirectory() as aside:
-                save_lora(self.model, aside)
-                drop_lora(self.model)
-                try:
-                    self.save_pretrained(folder)
-                finally:
-                    load_lora(self.model, aside)
+        if keep_lora and lora_in_use(self.model) is not None:
+            with without_lora(self.model):
+                self.save_pretrained(folder)
             save_lora(self.model, Path(folder) / LORA)
             return
         config: Any = self.model.generation_config
@@ -269,25 +298,3 @@ class PanoLlava:
         assert on_device.input_ids is not None
         new = ids[:, on_device.input_ids.shape[1] :]
         return [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-@torch.no_grad()
-def load_trained(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Copies a checkpoint's tensors into a model built from the same metadata; every one must find its place.
-
-    Raises:
-        ValueError: a tensor has no place, or another shape.
-    """
-    parameters = named_weights(model)
-    wrong = [
-        f"{name} {tuple(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name not in parameters or parameters[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{source} does not fit the model its metadata describes: {len(wrong)} tensors have no place "
-            f"(first: {', '.join(wrong[:3])}). The folder is damaged or was put together from two runs."
-        )
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)

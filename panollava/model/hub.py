@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
@@ -73,6 +81,7 @@ def load_pretrained(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     attn_implementation: str,
+    quantization_config: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """A model of an Auto class with all its weights found in the checkpoint.
 
@@ -88,6 +97,7 @@ def load_pretrained(
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 use_safetensors=True,
+                quantization_config=quantization_config,
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # check_all_loaded refuses them by name
@@ -128,13 +138,22 @@ def load_language_model(
     *,
     dtype: torch.dtype = torch.float32,
     attn_implementation: Attention = "sdpa",
+    load_in_4bit: bool = False,
 ) -> PreTrainedModel:
     """The causal language model of ``model.language.name``, in eval mode.
 
+    Args:
+        name: hub name or folder.
+        dtype: of its weights, or of what is computed with them where they are kept in four bits.
+        attn_implementation: attention kernel of transformers.
+        load_in_4bit: keep the matrices in four bits (NF4, scales quantised too), which frees memory and leaves only
+            adapters to train. Source: Dettmers et al. 2023, arXiv:2305.14314.
+
     Raises:
         FileNotFoundError: no such model, or no safetensors weights.
-        ValueError: the model is no causal language model, or its weights are incomplete.
+        ValueError: the model is no causal language model, its weights are incomplete, or bitsandbytes is missing.
     """
+    quantisation = _four_bits(dtype) if load_in_4bit else None
     source = resolve_source(name, LANGUAGE_KEY)
     config = read_config(source, LANGUAGE_KEY)
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -150,6 +169,18 @@ def load_language_model(
         config=config,
         dtype=dtype,
         attn_implementation=attn_implementation,
+        quantization_config=quantisation,
+    )
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "model.language.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
+            "'panollava[4bit]', or use load_in_4bit=false."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LORA = "lora_weights"
 """Folder of an adapter, beside the model it belongs to."""
+DEFAULT = "default"
+"""What an adapter is called where nobody gave it a name."""
 
 
 def add_lora(
@@ -73,39 +77,85 @@ def has_lora(model: PanoLlavaForConditionalGeneration) -> bool:
     return isinstance(model.language_model, PeftModel)
 
 
-def save_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
+def lora_names(model: PanoLlavaForConditionalGeneration) -> list[str]:
+    """Names of the adapters that are attached, in use or not."""
+    return list(model.language_model.peft_config) if has_lora(model) else []
+
+
+def lora_in_use(model: PanoLlavaForConditionalGeneration) -> str | None:
+    """Name of the adapter that has its say, None where none has."""
+    if not has_lora(model):
+        return None
+    is_off = any(getattr(module, "disable_adapters", False) is True for module in model.language_model.modules())
+    return None if is_off else str(model.language_model.active_adapter)
+
+
+def use_lora(model: PanoLlavaForConditionalGeneration, name: str | None) -> None:
+    """Let one of the attached adapters have its say, or with None the language model alone; what trains stays so.
 
     Raises:
-        ValueError: no LoRA is attached.
+        ValueError: no adapter of this name is attached.
     """
+    if name is not None and name not in lora_names(model):
+        attached = ", ".join(lora_names(model)) or "none"
+        raise ValueError(f"There is no LoRA adapter {name!r}. Attached: {attached}.")
     if not has_lora(model):
-        raise ValueError("There is no LoRA to save: the language model carries none (see add_lora).")
-    model.language_model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        return
+    trained = {parameter: parameter.requires_grad for parameter in model.language_model.parameters()}
+    if name is None:
+        model.language_model.base_model.disable_adapter_layers()
+    else:
+        model.language_model.base_model.enable_adapter_layers()
+        model.language_model.set_adapter(name)
+    for parameter, trains in trained.items():
+        parameter.requires_grad_(trains)
 
 
-def load_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path, *, trainable: bool = False) -> None:
-    """Attach an adapter that ``save_lora`` or plain peft wrote.
+def save_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path) -> None:
+    """Write the adapter in use, ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
+
+    Raises:
+        ValueError: no LoRA is attached, or none in use.
+    """
+    name = lora_in_use(model)
+    if name is None:
+        raise ValueError("There is no LoRA to save: the language model carries none, or none in use (see use_lora).")
+    target = Path(folder)
+    model.language_model.save_pretrained(
+        str(target), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False
+    )
+    if name != DEFAULT:  # peft puts it into a folder of its name
+        for file in (target / name).iterdir():
+            file.replace(target / file.name)
+        (target / name).rmdir()
+    (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+
+
+def load_lora(
+    model: PanoLlavaForConditionalGeneration, folder: str | Path, *, name: str = DEFAULT, trainable: bool = False
+) -> None:
+    """Attach an adapter that ``save_lora`` or plain peft wrote, beside those there are, and use it.
 
     Args:
         model: to change in place.
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        name: to call it by.
         trainable: whether the adapter is to be trained on.
 
     Raises:
         FileNotFoundError: the folder holds no adapter in safetensors.
-        ValueError: LoRA is attached already, or the adapter is not of this language model.
+        ValueError: one of that name is attached already, or the adapter is not of this language model.
     """
-    _refuse_wrapped(model)
+    if name in lora_names(model):
+        _refuse_wrapped(model)
+    if not name.isidentifier():
+        raise ValueError(f"name={name!r}: an adapter is called by letters, digits and underscores, such as 'indoors'.")
     path = Path(folder)
-    lacking = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
+    lacking = [file for file in (CONFIG, WEIGHTS) if not (path / file).is_file()]
     if lacking:
         raise FileNotFoundError(
-            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters "
-            "(adapter_model.bin) "
-            "are never opened; load one with peft where you trust it and save it with "
-            "safe_serialization=True."
+            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
+            "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
         )
     config = LoraConfig.from_pretrained(str(path))
     if isinstance(config.target_modules, set | list):
@@ -113,34 +163,73 @@ def load_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path, *, t
     with safe_open(path / WEIGHTS, "pt") as file:
         stored = set(file.keys())
     try:
-        wrapped = PeftModel.from_pretrained(model.language_model, str(path), is_trainable=trainable, config=config)
+        wrapped = _attach(model, path, name, config, trainable)
     except RuntimeError as error:
+        if name in lora_names(model):
+            model.language_model.delete_adapter(name)
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The LoRA adapter in {path} does not fit this language model: {reason}") from error
-    differing = stored ^ set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    differing = stored ^ set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
     if differing:
+        if has_lora(model):
+            model.language_model.delete_adapter(name)
         raise ValueError(
             f"The LoRA adapter in {path} does not fit this language model: {len(differing)} weights are in only one "
             f"of them ({', '.join(sorted(differing)[:3])}). It was trained on another model, or the file is damaged."
         )
     model.language_model = wrapped
+    use_lora(model, name)
+
+
+def _attach(
+    model: PanoLlavaForConditionalGeneration, path: Path, name: str, config: LoraConfig, trainable: bool
+) -> PeftModel:
+    """The language model with one more adapter, which nobody has looked at yet."""
+    base = model.language_model
+    if not has_lora(model):
+        return PeftModel.from_pretrained(base, str(path), adapter_name=name, is_trainable=trainable, config=config)
+    base.load_adapter(str(path), adapter_name=name, is_trainable=trainable)
+    return base
 
 
 def merge_lora(model: PanoLlavaForConditionalGeneration) -> None:
-    """Add the adapter to the base weights and take the wrapping off; nothing to do where there is none."""
-    if has_lora(model):
-        model.language_model = model.language_model.merge_and_unload()
+    """Add the adapter in use to the base weights and take off all there are; nothing to do where there is none."""
+    name = lora_in_use(model)
+    if name is None:
+        drop_lora(model)
+    else:
+        model.language_model = model.language_model.merge_and_unload(adapter_names=[name])
 
 
 def drop_lora(model: PanoLlavaForConditionalGeneration) -> None:
-    """Take the adapter off and leave the base weights as they were; nothing to do where there is none."""
+    """Take the adapters off and leave the base weights as they were; nothing to do where there is none."""
     if has_lora(model):
         model.language_model = model.language_model.unload()
 
 
+@contextmanager
+def without_lora(model: PanoLlavaForConditionalGeneration) -> Iterator[None]:
+    """The language model as it was before adapters, which are on it again afterwards."""
+    names, used = lora_names(model), lora_in_use(model)
+    with TemporaryDirectory() as aside:
+        for name in names:
+            use_lora(model, name)
+            save_lora(model, Path(aside) / name)
+        drop_lora(model)
+        try:
+            yield
+        finally:
+            for name in names:
+                load_lora(model, Path(aside) / name, name=name)
+            use_lora(model, used)
+
+
 def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:
     if has_lora(model):
-        raise ValueError("The language model carries LoRA already. Call merge_lora(model) first.")
+        raise ValueError(
+            f"The language model carries LoRA already ({', '.join(lora_names(model))}). Load another under a name of "
+            "its own, or call merge_lora(model) first."
+        )
 
 
 def check_targets(language_model: nn.Module, target_modules: list[str]) -> None:
@@ -149,7 +238,11 @@ def check_targets(language_model: nn.Module, target_modules: list[str]) -> None:
     Raises:
         ValueError: one is not; the message lists those there are.
     """
-    names = [name for name, module in language_model.named_modules() if isinstance(module, nn.Linear)]
+    names = [
+        name.removesuffix(".base_layer")  # as it is called where another adapter is attached
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
     unknown = [
         target for target in target_modules if not any(name == target or name.endswith(f".{target}") for name in names)
     ]

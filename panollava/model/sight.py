@@ -11,7 +11,8 @@ from panollava.checkpoint import find_checkpoint, read_weights
 from panollava.crop.crop import Crop
 from panollava.model.backbones import Backbones
 from panollava.model.encoder import PanoVision
-from panollava.model.facade import PanoLlava, load_trained
+from panollava.model.facade import PanoLlava
+from panollava.model.trainable import load_trained
 from panollava.run_folder import find_run_folder, read_metadata
 
 _VISION = "vision."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
@@ -82,3 +82,25 @@ def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 def is_backbone(name: str) -> bool:
     """Whether a weight belongs to the encoder or the language model itself, which a checkpoint usually lacks."""
     return name.startswith((ENCODER, LANGUAGE_MODEL)) and not is_adapter(name)
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copies a checkpoint's tensors into a model built from the same metadata; every one must find its place.
+
+    Raises:
+        ValueError: a tensor has no place, or another shape.
+    """
+    parameters = named_weights(model)
+    wrong = [
+        f"{name} {tuple(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name not in parameters or parameters[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source} does not fit the model its metadata describes: {len(wrong)} tensors have no place "
+            f"(first: {', '.join(wrong[:3])}). The folder is damaged or was put together from two runs."
+        )
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)

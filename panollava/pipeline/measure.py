@@ -16,7 +16,8 @@ from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, TextEncoder
 from panollava.data.loader import StageLoader
 from panollava.model.backbones import Backbones
-from panollava.model.facade import PanoLlava, load_trained
+from panollava.model.facade import PanoLlava
+from panollava.model.trainable import load_trained
 from panollava.pipeline.memory import explained
 from panollava.pipeline.restore import Restored
 from panollava.stages.instruct import InstructStage

@@ -71,7 +71,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
     if resume is None:
         inherited = start_from(run, name, trained, frozen)
         options = fit_batch(run, name, stage, options) if run.trainer.auto_batch else options
-    forecast(name, stage)
+    forecast(run, name, stage, options)
     optimizer, scaler = make_optimizer(trained, run.optim, options.lr), run.compute.scaler()
     checkpointer = Checkpointer(
         folder,

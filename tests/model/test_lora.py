@@ -14,7 +14,17 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from panollava.model.hub import load_language_model
-from panollava.model.lora import add_lora, has_lora, load_lora, merge_lora, save_lora
+from panollava.model.lora import (
+    add_lora,
+    has_lora,
+    load_lora,
+    lora_in_use,
+    lora_names,
+    merge_lora,
+    save_lora,
+    use_lora,
+    without_lora,
+)
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
 Backbone = Callable[[str], Path]
@@ -85,6 +95,57 @@ def test_saved_loaded_and_merged_say_the_same(options: dict[str, bool], backbone
     model.save_pretrained(tmp_path / "export")
     export = PanoLlavaForConditionalGeneration.from_pretrained(tmp_path / "export")
     assert torch.equal(logits(export), logits(model))
+
+
+def test_adapters_are_loaded_beside_each_other_and_switched(backbone: Backbone, tmp_path: Path) -> None:
+    plain = logits(small(backbone))
+    alone = {}
+    for name, options in {"indoors": {"rank": 2}, "outdoors": {"rank": 4, "use_dora": True}}.items():
+        model = small(backbone)
+        add_lora(model, alpha=8, dropout=0.1, target_modules=["q_proj", "down_proj"], **options)  # type: ignore[arg-type]
+        alone[name] = logits(stirred(model))
+        save_lora(model, tmp_path / name)
+    model = small(backbone)
+    load_lora(model, tmp_path / "indoors", name="indoors")
+    load_lora(model, tmp_path / "outdoors", name="outdoors")
+    assert (lora_names(model), lora_in_use(model)) == (["indoors", "outdoors"], "outdoors")
+    for name in ("outdoors", "indoors", None, "outdoors"):
+        use_lora(model, name)
+        assert lora_in_use(model) == name
+        assert torch.equal(logits(model), plain if name is None else alone[name])
+        assert not any(weight.requires_grad for weight in model.language_model.parameters())
+    use_lora(model, "indoors")
+    save_lora(model, tmp_path / "again")  # the one in use, as plain peft has it
+    by_peft = PeftModel.from_pretrained(load_language_model(backbone("qwen2")), str(tmp_path / "again"))
+    with torch.no_grad():
+        assert torch.equal(by_peft.eval()(IDS).logits, alone["indoors"])
+    with without_lora(model):
+        assert not has_lora(model)
+        assert torch.equal(logits(model), plain)
+    assert (lora_names(model), lora_in_use(model)) == (["indoors", "outdoors"], "indoors")
+    assert torch.equal(logits(model), alone["indoors"])
+    with pytest.raises(ValueError, match=r"carries LoRA already \(indoors, outdoors\)"):
+        load_lora(model, tmp_path / "indoors", name="indoors")
+    with pytest.raises(ValueError, match=r"no LoRA adapter 'upstairs'. Attached: indoors, outdoors"):
+        use_lora(model, "upstairs")
+    with pytest.raises(ValueError, match="letters, digits"):
+        load_lora(model, tmp_path / "indoors", name="../up")
+    merge_lora(model)
+    assert lora_names(model) == []
+    torch.testing.assert_close(logits(model), alone["indoors"], atol=1e-5, rtol=1e-4)
+
+
+def test_a_second_adapter_that_does_not_fit_leaves_the_first_alone(backbone: Backbone, tmp_path: Path) -> None:
+    model = small(backbone)
+    add_lora(model, rank=2, alpha=4, dropout=0.0, target_modules=["q_proj"])
+    save_lora(model, tmp_path)
+    expected = logits(stirred(model))
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 3}))
+    with pytest.raises(ValueError, match=r"does not fit.*size mismatch"):
+        load_lora(model, tmp_path, name="other")
+    assert (lora_names(model), lora_in_use(model)) == (["default"], "default")
+    assert torch.equal(logits(model), expected)
 
 
 def test_an_export_with_lora_attached_is_refused(backbone: Backbone, tmp_path: Path) -> None:
