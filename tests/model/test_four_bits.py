@@ -66,7 +66,8 @@ def test_only_adapters_train_on_it() -> None:
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes, the extra 4bit")
 def test_an_adapter_trains_on_four_bits(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = [*backbones(backbone), *QUICK, UNTRACKED, "stage=finetune", "evaluation.max_samples=1"]
+    # Blocks of 64 weights share a scale, so that the widths of the smallest models are too small.
+    asked = [f"vision.name={backbone('siglip')}", *QUICK, UNTRACKED, "stage=finetune", "evaluation.max_samples=1"]
     run_train(*asked, "language.load_in_4bit=true", "experiment_name=x", "trainer.max_steps=2")
     pano = PanoLlava.from_pretrained("runs/x")
     assert any(weight.dtype is torch.uint8 for weight in pano.model.language_model.parameters())
