@@ -41,8 +41,13 @@ def without_a_say(name: str) -> bool:
     return ".head." in name or "post_layernorm" in name or name == "head.3.bias"
 
 
-@pytest.mark.parametrize(("stage", "keys", "lora", "backbone_parts"), CASES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("stage", "keys", "lora", "backbone_parts", "precision"),
+    [
+        pytest.param(*case.values, precision, id=f"{case.id}, {precision}")
+        for case, precision in zip(CASES, ["fp32", "bf16"] * 3, strict=True)
+    ],
+)
 def test_what_is_asked_for_trains_and_nothing_else(
     built: Build, stage: str, keys: list[str], lora: str, backbone_parts: tuple[str, ...], precision: str
 ) -> None:
