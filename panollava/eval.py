@@ -47,6 +47,7 @@ class EvalOptions:
     loss: bool
     words: Literal["auto", "ptb", "unicode"] | None
     meteor: bool | None
+    clip: str | None
     batch_size: Annotated[int, Interval(ge=1)] | None
     max_new_tokens: Annotated[int, Interval(ge=1)] | None
     results_dir: str
@@ -152,7 +153,8 @@ def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], StoreOptions
 
 def _evaluation(options: EvalOptions, recorded: dict[str, Any]) -> EvaluationOptions:
     """The run's own evaluation settings with what the command line changes."""
-    keys = ("batch_size", "max_new_tokens", "blank", "words", "meteor")
+    recorded = {"clip": None, **recorded}  # runs from before there was CLIP-score do not have it
+    keys = ("batch_size", "max_new_tokens", "blank", "words", "meteor", "clip")
     asked = {key: value for key in keys if (value := getattr(options, key)) is not None}
     return EvaluationOptions(
         **{key: recorded[key] for key in keys} | asked,

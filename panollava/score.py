@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.checkpoint import write_json
 from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint
-from panollava.evaluation.read_predictions import Form, read_predictions
+from panollava.evaluation.read_predictions import Form, Scored, read_predictions
 from panollava.evaluation.scores import score
+from panollava.evaluation.statistics import Interval
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console
 
@@ -25,6 +27,9 @@ class ScoreOptions:
     form: Form
     words: Literal["auto", "ptb", "unicode"]
     meteor: bool
+    clip: str | None
+    images: str | None
+    device: str
     out: str | None
 
 
@@ -40,11 +45,30 @@ def main(cfg: DictConfig) -> None:
     path = Path(options.predictions).expanduser()
     out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
     words = choose_words(options.words)
-    report = score(read_predictions(path, options.form), form=options.form, words=words, meteor=options.meteor)
+    scored = read_predictions(path, options.form)
+    clip = _clip_scores(scored, path, options) if options.clip else None
+    report = score(scored, form=options.form, words=words, meteor=options.meteor, clip=clip)
     LOG.info("%s: %d answers, %d questions, %d pictures", path, report.answers, report.pairs, report.images)
     LOG.info("Form: %s. Words: %s.\n\n%s\n", report.form, report.words, report.table())
-    write_json(out, {"predictions": str(path), **report.record()})
+    write_json(out, {"predictions": str(path), "clip": options.clip, **report.record()})
     LOG.info("Scores: %s", out)
+
+
+def _clip_scores(scored: Sequence[Scored], path: Path, options: ScoreOptions) -> dict[str, Interval]:
+    """CLIP-scores, with the pictures that the file names."""
+    folder = Path(options.images).expanduser() if options.images else path.parent
+    files = {one.image_id: folder / one.image_id for one in scored}
+    missing = [str(file) for file in files.values() if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} pictures are not there ({', '.join(missing[:3])} …). Name the folder that "
+            "their paths start from with images=<folder>, or leave clip= out."
+        )
+    from panollava.evaluation.clip import Clip, clip_scores, read_picture
+    from panollava.training.precision import choose_compute
+
+    clip = Clip(str(options.clip), device=choose_compute(options.device, "fp32", section="").device)
+    return clip_scores(scored, clip, lambda image: read_picture(files[image]))
 
 
 def _checked(cfg: DictConfig) -> ScoreOptions:

@@ -65,6 +65,7 @@ class EvaluationOptions:
         max_samples: questions to ask; None asks all.
         blank: answer blank pictures too, to see what can be guessed without looking.
         words, meteor: how caption scores split texts, and whether METEOR is among them where there is Java.
+        clip: folder of a CLIP, which gives CLIP-scores; None takes none.
         results_dir: where predictions and metrics go.
         log_samples, log_interval, log_max_samples: write predictions to the log, of every so many batches, up
             to so many samples.
@@ -81,6 +82,7 @@ class EvaluationOptions:
     log_samples: bool
     log_interval: Annotated[int, Interval(ge=1)]
     log_max_samples: Annotated[int, Interval(ge=0)]
+    clip: str | None = None
 
 
 def checked(cfg: DictConfig) -> DictConfig:

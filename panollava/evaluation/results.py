@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TextIO
+from typing import Any, TextIO
 
 from panollava.checkpoint import write_json
 from panollava.evaluation.answers import AnswerReport, is_correct
 from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.statistics import mean_interval
 
 COLUMNS = (
     "sample_id",
@@ -110,11 +111,13 @@ def result_folder(root: Path, experiment: str) -> Path:
     return root.joinpath("eval_results", *parts)
 
 
-def latency_summary(predictions: Sequence[Prediction]) -> dict[str, float | str]:
-    """Latency per answer in seconds, and how it was measured."""
+def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Latency per answer in seconds, the 95 % interval of its mean over pictures, and how it was measured."""
     values = sorted(each.latency_s for each in predictions)
+    mean = mean_interval([each.latency_s for each in predictions], [each.image_id for each in predictions])
     return {
-        "mean_s": statistics.fmean(values),
+        "mean_s": mean.value,
+        "mean_s_interval": [mean.low, mean.high],
         "median_s": statistics.median(values),
         "p95_s": values[math.ceil(0.95 * len(values)) - 1],
         "measured_as": "time of a batch divided by the number of its questions",

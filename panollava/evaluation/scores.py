@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from panollava.evaluation.answers import is_correct
@@ -14,6 +14,7 @@ from panollava.evaluation.statistics import Interval, mean_interval
 from panollava.evaluation.words import Words, split_words
 
 EXACT = "exact match"
+NO_CLIP = "needs a CLIP, and none is named (clip=<folder>)"
 
 
 def as_scored(predictions: Sequence[Prediction]) -> list[Scored]:
@@ -63,6 +64,13 @@ def caption_scores(scored: Sequence[Scored], words: Words, *, meteor: bool = Tru
     return score_captions(split_answers(scored, words), meteor=meteor)
 
 
+def with_clip(captions: CaptionScores, clip: Mapping[str, Interval] | None) -> CaptionScores:
+    """Caption scores with CLIP-scores beside them, or with the reason why those are not there."""
+    if clip is None:
+        return replace(captions, unavailable={**captions.unavailable, "CLIP-score": NO_CLIP})
+    return replace(captions, scores={**captions.scores, **clip})
+
+
 def split_answers(scored: Sequence[Scored], words: Words) -> list[Answer]:
     """The texts as words."""
     # A text that is a reference of many answers is split once.
@@ -73,7 +81,14 @@ def split_answers(scored: Sequence[Scored], words: Words) -> list[Answer]:
     ]
 
 
-def score(scored: Sequence[Scored], *, form: Form, words: Words, meteor: bool = True) -> ScoreReport:
+def score(
+    scored: Sequence[Scored],
+    *,
+    form: Form,
+    words: Words,
+    meteor: bool = True,
+    clip: Mapping[str, Interval] | None = None,
+) -> ScoreReport:
     """All scores of predictions.
 
     Args:
@@ -81,12 +96,13 @@ def score(scored: Sequence[Scored], *, form: Form, words: Words, meteor: bool = 
         form: recorded; ``scored`` has it in its references.
         words: how texts are split for the caption scores.
         meteor: METEOR too where there is Java.
+        clip: CLIP-scores where they were taken.
 
     Raises:
         ValueError: there are no predictions.
     """
     images = [one.image_id for one in scored]
-    captions = caption_scores(scored, words, meteor=meteor)
+    captions = with_clip(caption_scores(scored, words, meteor=meteor), clip)
     right = [float(is_correct(one.prediction, one.references)) for one in scored]
     kinds = {}
     for kind in sorted({one.kind for one in scored}):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.data import question_batches
@@ -15,12 +17,13 @@ from panollava.data.records import FREE_TEXT, Source
 from panollava.evaluation.answer_log import AnswerLog
 from panollava.evaluation.answers import AnswerReport, score_answers
 from panollava.evaluation.captions import CaptionScores
+from panollava.evaluation.clip import Clip, clip_scores
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.pictures import answers_picture
 from panollava.evaluation.predictions import Prediction
-from panollava.evaluation.results import ResultFiles, result_folder, write_results
+from panollava.evaluation.results import ResultFiles, latency_summary, result_folder, write_results
 from panollava.evaluation.runner import evaluate
-from panollava.evaluation.scores import as_scored, caption_scores
+from panollava.evaluation.scores import as_scored, caption_scores, with_clip
 from panollava.evaluation.table import markdown_table, text_table
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG
@@ -84,6 +87,7 @@ def evaluate_answers(
         settings: kept in ``metrics.json``: what was evaluated, on what.
         features: of the model's encoder; None leaves encoding to the model.
     """
+    clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
     folder = result_folder(Path(options.results_dir), experiment)
     asked = {"source": source.name, "max_new_tokens": options.max_new_tokens, **(settings or {})}
@@ -92,8 +96,10 @@ def evaluate_answers(
     blind = ask(log=logs[1], blank=True) if options.blank else None
     report = score_answers(predictions, blind)
     words = choose_words(options.words)
-    captions = caption_scores(as_scored(predictions), words, meteor=options.meteor)
-    record = {"form": "grouped", "words": words, **asdict(captions)}
+    scored = as_scored(predictions)
+    by_clip = None if clip is None else clip_scores(scored, clip, _pictures(source))
+    captions = with_clip(caption_scores(scored, words, meteor=options.meteor), by_clip)
+    record = {"form": "grouped", "words": words, "clip": options.clip, **asdict(captions)}
     kept = {**(settings or {}), "max_samples": options.max_samples, "image_tokens": pano.image_tokens}
     files = write_results(Path(options.results_dir), experiment, predictions, report, captions=record, settings=kept)
     for log in logs:
@@ -151,6 +157,12 @@ def answer_questions(
     return [*known.values(), *given]
 
 
+def _pictures(source: Source) -> Callable[[str], np.ndarray]:
+    """The panoramas of a split's questions, by their ids."""
+    first = {one.image_id: one for one in reversed(source.questions())}
+    return lambda image_id: source.question_panorama(first[image_id])
+
+
 def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path) -> None:
     """A picture of the first panorama with the answers about it."""
     first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
@@ -166,6 +178,8 @@ def _track(
     tracker: Tracker,
 ) -> None:
     values = report.metrics() | {name: interval.value for name, interval in captions.scores.items()}
+    latency = latency_summary(predictions)
+    values |= {f"latency_{name}": latency[name] for name in ("mean_s", "median_s", "p95_s")}
     tracker.metrics({f"test/{name}": value for name, value in values.items()}, step=0)
     tracker.folder(files.folder, "evaluation")
     tracker.text(markdown_table(report), "evaluation/table.md")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from panollava.assemble.features import forecast
 from panollava.assemble.run import Run, plain
+from panollava.evaluation.clip import clip_config
 from panollava.logs import LOG
 from panollava.model.lora import check_targets
 from panollava.pipeline.start import check_start
@@ -45,6 +46,8 @@ def preflight(run: Run) -> None:
                 f"{language} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length or "
                 "crop.overlap, or choose a resampler with fewer tokens or a longer language model."
             )
+    if language and run.data.test is not None and run.cfg.evaluation.clip is not None:
+        clip_config(run.cfg.evaluation.clip, "evaluation.clip")
     longest, new = run.data.longest_question() if language else 0, run.cfg.evaluation.max_new_tokens
     if language and longest and longest + new > language:
         raise ValueError(

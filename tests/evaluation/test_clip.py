@@ -1,0 +1,142 @@
+"""CLIP-score against transformers called directly, on a small random CLIP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_runs import command
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from panollava import score
+from panollava.evaluation.clip import Clip, clip_scores, read_picture
+from panollava.evaluation.read_predictions import Scored
+from panollava.model.hub import SHIPPED
+
+PANORAMA = (40, 80)
+SIDE = 32
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A CLIP whose processor would cut out the middle of a picture, as the published ones do."""
+    path = tmp_path_factory.mktemp("clip") / "clip 모델"
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["panollava/tiny-qwen3"])
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    text = {**SHAPE, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "eos_token_id": 2}
+    config = CLIPConfig(
+        text_config=text, vision_config={**SHAPE, "image_size": SIDE, "patch_size": 8}, projection_dim=16
+    )
+    CLIPModel(config).save_pretrained(path)
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, np.ndarray]:
+    drawn = np.random.default_rng(0)
+    return {f"{name}.png": drawn.integers(0, 256, (*PANORAMA, 3), np.uint8) for name in "abc"}
+
+
+SCORED = [
+    Scored("a.png", "what", "text", "a red cone", ("a red cone", "the cone is red and stands on the left")),
+    Scored("b.png", "what", "text", "빨간 원뿔", ("a blue ball",)),
+    Scored("b.png", "where", "text", "", ("left",)),
+    Scored("c.png", "what", "text", "one of the words of a very long answer " * 5, ("a green cube", "a cube")),
+]
+
+
+def by_hand(folder: Path, pictures: dict[str, np.ndarray]) -> tuple[list[float], list[float]]:
+    """Each answer's CLIP-score and RefCLIP-score, one at a time."""
+    model = CLIPModel.from_pretrained(folder).eval()
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
+
+    def text(words: str) -> torch.Tensor:
+        ids = tokenizer("A photo depicts " + words, truncation=True, max_length=24, return_tensors="pt")
+        return model.get_text_features(input_ids=ids["input_ids"]).pooler_output[0]
+
+    def picture(name: str) -> torch.Tensor:
+        pixels = processor(
+            Image.fromarray(pictures[name]),
+            size={"height": SIDE, "width": SIDE},
+            do_center_crop=False,
+            return_tensors="pt",
+        )
+        return model.get_image_features(**pixels).pooler_output[0]
+
+    def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+        return max(0.0, float(torch.cosine_similarity(a.double(), b.double(), dim=0)))
+
+    fits, both = [], []
+    with torch.inference_mode():
+        for one in SCORED:
+            said = text(one.prediction)
+            fit = 2.5 * cosine(picture(one.image_id), said)
+            best = max(cosine(text(reference), said) for reference in one.references)
+            fits.append(fit)
+            both.append(2 * fit * best / (fit + best) if fit + best else 0.0)
+    return fits, both
+
+
+def test_scores_are_those_of_transformers(folder, pictures) -> None:
+    found = clip_scores(SCORED, Clip(str(folder)), lambda name: pictures[name])
+    fits, both = by_hand(folder, pictures)
+    assert max(fits) > 0  # a random CLIP may see no likeness anywhere
+    assert found["CLIP-score"].value == pytest.approx(np.mean(fits), abs=1e-5)
+    assert found["RefCLIP-score"].value == pytest.approx(np.mean(both), abs=1e-5)
+    for interval in found.values():
+        assert interval.low <= interval.value <= interval.high
+    assert found["CLIP-score"].low < found["CLIP-score"].high
+
+
+def test_the_whole_panorama_counts_not_its_middle(folder, pictures) -> None:
+    clip = Clip(str(folder))
+    whole = pictures["a.png"]
+    edge = whole.copy()
+    edge[:, :10] = 0
+    assert not torch.allclose(clip.pictures([whole]), clip.pictures([edge]), atol=1e-3)
+
+
+@pytest.fixture
+def predictions(tmp_path, pictures) -> Path:
+    (tmp_path / "pictures").mkdir()
+    for name, picture in pictures.items():
+        cv2.imwrite(str(tmp_path / "pictures" / name), picture[..., ::-1])
+    path = tmp_path / "predictions.csv"
+    rows = [f'{one.image_id},{one.question},{one.prediction},"{one.references[0]}"' for one in SCORED]
+    path.write_text("\n".join(["image,question,prediction,reference", *rows]), encoding="utf-8")
+    return path
+
+
+def test_the_command_takes_a_clip_and_a_folder_of_pictures(folder, predictions, monkeypatch, capsys) -> None:
+    images = f"images={predictions.parent / 'pictures'}"
+    assert command(monkeypatch, score, str(predictions), f"clip={folder}", images, "meteor=false", "device=cpu") == 0
+    record = json.loads((predictions.parent / "predictions_scores.json").read_text(encoding="utf-8"))
+    assert record["scores"].keys() >= {"CLIP-score", "RefCLIP-score", "BLEU-4", "exact match"}
+    assert record["clip"] == str(folder)
+    assert "| CLIP-score |" in capsys.readouterr().err
+
+    assert command(monkeypatch, score, str(predictions), f"clip={folder}", "meteor=false") == 1
+    assert "3 of 3 pictures are not there" in capsys.readouterr().err
+
+    assert command(monkeypatch, score, str(predictions), "meteor=false") == 0
+    record = json.loads((predictions.parent / "predictions_scores.json").read_text(encoding="utf-8"))
+    assert "CLIP-score" not in record["scores"]
+    assert record["unavailable"]["CLIP-score"] == "needs a CLIP, and none is named (clip=<folder>)"
+
+
+def test_what_is_no_clip_is_refused(backbone, tmp_path) -> None:
+    with pytest.raises(ValueError, match="is a siglip; CLIP-score is defined with a CLIP"):
+        Clip(str(backbone("siglip")))
+    with pytest.raises(ValueError, match=r"clip=.* lacks its tokenizer"):
+        Clip(str(backbone("clip")))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+        read_picture(tmp_path / "broken.png")
