@@ -75,7 +75,6 @@ def test_a_sweep_outlives_its_server_and_every_number_arrives_once(
         copy = download_artifacts(f"{run.info.artifact_uri}/config.yaml", tracking_uri=server.uri)
         assert "experiment_name: sweep" in Path(copy).read_text(encoding="utf-8")
         assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"world-train", "world-val", "world-test"}
-    assert runs["sweep"].info.status == "FINISHED"
 
 
 def test_a_run_does_not_begin_on_a_server_that_is_not_there(
