@@ -32,9 +32,9 @@ def test_a_finished_run_is_kept_and_registered_by_the_same_command(
     client = open_client(absolute_uri(folder=tmp_path))
     expected = answer("runs/recorded")
     for form in ("checkpoint", "export"):
-        tracking = [f"tracking.log_model={form}", "tracking.register=pano", "tracking.alias=champion"]
+        tracking = [f"tracking.log_model={form}", f"tracking.register=pano-{form}", "tracking.alias=champion"]
         assert command(monkeypatch, train, *recorded_arguments, *tracking) == 0
-        version = client.get_model_version_by_alias("pano", "champion")
+        version = client.get_model_version_by_alias(f"pano-{form}", "champion")
         found = download_artifacts(version.source, dst_path=str(tmp_path / form))
         assert answer(found) == expected
         assert (Path(found) / "config.json").exists() == (form == "export")
