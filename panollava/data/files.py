@@ -70,13 +70,15 @@ class FilesSource:
     ) -> None:
         if "{query}" not in query_template:
             raise ValueError(f"query_template={query_template!r} has no place for the query: write {{query}} into it.")
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.name = name or f"{self.path.resolve().parent.name}-{self.path.stem}"
         self._reader = reader
         self._check = check
         beside = self.path.parent
         folder = beside if image_dir is None else Path(image_dir).expanduser()
-        self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir)])], fetcher=fetcher)
+        self._pictures = Pictures(
+            folder, inside=[beside, *([] if dir is None else [Path(dir).expanduser()])], fetcher=fetcher
+        )
         self._directions: Directions = names_directions
         columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
         listing = _listing(self.path, columns, query_template)
