@@ -147,6 +147,8 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
     if augment.turns:
         check_turnable(splits["train"])
     result = RunData(splits["train"], splits["val"], test, backbones, augment)
+    if augment.is_on:
+        LOG.info("Training pictures change from epoch to epoch (data.augment), so their features are not kept.")
     LOG.info(
         "Data %s: %d training and %d validation records%s.",
         data["name"], len(result.train), len(result.val), f", {len(test)} for the test" if test else "",

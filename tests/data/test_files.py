@@ -154,3 +154,30 @@ def test_pictures_of_sixteen_bits_and_alpha_are_read(folder: Path) -> None:
     data = source(written(folder / "x.jsonl", said("deep.png", ("q", "a"))))
     assert data.panorama(0).dtype == np.uint8
     assert (data.panorama(0) == 255).all()
+
+
+def test_words_of_direction_turn_with_the_panorama_where_a_file_says_so(folder: Path) -> None:
+    talk = [("Looking ahead left, what is there?", "Behind right of it a lamp; right."), ("Bright?", "Left.")]
+    turned = (("Looking ahead right, what is there?", "Behind left of it a lamp; behind."), ("Bright?", "Ahead."))
+    more = [{}, *({"metadata": {"names_directions": said}} for said in ("words", "none", "Fixed"))]
+    path = written(folder / "x.jsonl", *(said("a.jpg", *talk, **each) for each in more))
+    data = source(path)
+    assert [data.directions(index) for index in range(4)] == ["unknown", "words", "none", "fixed"]
+    assert [source(path, names_directions="words").directions(index) for index in (0, 2)] == ["words", "none"]
+    assert data.turned_record(1, 0, 90.0).turns == turned
+    assert data.turned_record(1, 0, 0.0) == data.record(1, 0)
+    assert all(data.turned_record(index, 0, 90.0) == data.record(index, 0) for index in (0, 2, 3))
+
+
+def test_a_csv_says_row_by_row_how_it_names_directions(folder: Path) -> None:
+    path = folder / "x.csv"
+    path.write_text("url,query,annotation,names_directions\na.jpg,q,left,words\na.jpg,q,x,\na.jpg,q,x,NONE\n", "utf-8")
+    data = source(path, names_directions="none")
+    assert [data.directions(index) for index in range(3)] == ["words", "none", "none"]
+    assert data.turned_record(0, 0, 180.0).turns == (("q", "right"),)
+    path.write_text("url,query,annotation,names_directions\na.jpg,q,a,some\n", "utf-8")
+    with pytest.raises(BadEntries, match="row 2, column names_directions: 'some' is none of none, words and fixed"):
+        source(path)
+    written(folder / "x.jsonl", said("a.jpg", ("q", "a"), metadata={"names_directions": 1}))
+    with pytest.raises(BadEntries, match=r"line 1, key metadata\.names_directions: 1 is none of none"):
+        source(folder / "x.jsonl")

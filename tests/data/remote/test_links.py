@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 from pathlib import Path
 
 import pytest
 from picture_server import JPEG, MakeFetcher, PictureServer, picture
 
+from panollava.assemble.sources import open_source
+from panollava.crop.crop import Crop
+from panollava.crop.strategies import ResizeCrop
+from panollava.data.entries import BadEntries
 from panollava.data.pictures import Pictures
 from panollava.data.remote.links import report_path
 from panollava.logs import LOG
@@ -76,3 +81,34 @@ def test_dead_links_are_told_with_their_places_and_listed_in_a_report(
         pictures.path(images[3])
     pictures.fetch([(images[1], "row 3")], file=file, name="mine-train")
     assert not report.exists()
+
+
+def test_a_data_file_of_links_stops_at_dead_ones_or_leaves_them_out(
+    server: PictureServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "train.csv"
+    images = [server.url("/1"), server.url("/gone"), server.url("/2"), server.url("/1")]
+    file.write_text("url,query,annotation\n" + "".join(f"{image},what,that\n" for image in images), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    crop = Crop(ResizeCrop(), view_size=(32, 32))
+    data = {"type": "files", "name": "mine", "train_csv": str(file), "remote": ["127.0.0.1"], "on_error": "stop"}
+    with pytest.raises(BadEntries, match=r"1 of 4 rows are bad(?s:.*)row 3, column url: .*/gone: HTTP 404 Not Found"):
+        open_source(data, "train", crop)
+    left = open_source({**data, "on_error": "skip"}, "train", crop)
+    assert [left.record(index, 0).sample_id for index in range(3)] == [f"mine-train-row{row}" for row in (2, 4, 5)]
+    assert left.panorama(0).shape == (16, 32, 3)
+    assert [len(question.references) for question in left.questions()] == [2, 1]
+    # Left out once, a link stays so: a run that goes on finds what it began with.
+    assert server.asked == {"/1": 1, "/gone": 1, "/2": 1}
+    monkeypatch.setattr("panollava.assemble.sources.psutil.Process", lambda: Started())
+    open_source({**data, "on_error": "skip", "remote_retry_dead": True}, "train", crop)
+    assert server.asked["/gone"] == 2
+    with pytest.raises(ValueError, match=r"row 2, row 5, row 3.*data\.remote=\[127\.0\.0\.1\] allows"):
+        open_source({**data, "on_error": "skip", "remote": False}, "train", crop)
+
+
+class Started:
+    """A process that began long after now."""
+
+    def create_time(self) -> float:
+        return time.time() + 3600
