@@ -34,6 +34,14 @@ def configure_console(level: int = logging.INFO) -> None:
     logging.getLogger("py.warnings").propagate = False
 
 
+def label_console(label: str) -> None:
+    """Puts a label before each line on the terminal: of the job that says it, where several run at once."""
+    configure_console()
+    for handler in LOG.handlers:
+        if isinstance(handler, _ConsoleHandler):
+            handler.setFormatter(logging.Formatter(f"[{label}] %(message)s"))
+
+
 def say(text: str, end: str = "\n") -> None:
     """Writes what a command was asked for to standard output; log lines go to standard error.
 

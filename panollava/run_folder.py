@@ -61,11 +61,12 @@ class Experiment:
     Args:
         root: ``runs/<experiment>``.
         setting: ``<crop-with-hyphens>_<resampler>``, the name of each stage's folder.
+        name: under which its results are kept; the folder's own by default, ``<sweep>/<job>`` of a sweep's job.
         owner: whether this process writes; other ranks of a distributed run only read.
     """
 
-    def __init__(self, root: Path, setting: str, *, owner: bool = True) -> None:
-        self.root, self.setting = root, setting
+    def __init__(self, root: Path, setting: str, *, name: str | None = None, owner: bool = True) -> None:
+        self.root, self.setting, self.name = root, setting, name or root.name
         self._owner = owner
         self._exit = ExitStack()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from panollava.assemble.check import checked
@@ -14,7 +16,14 @@ from panollava.pipeline.stage import run_stage
 from panollava.training.distributed import processes
 
 
-@entrypoint("train")
+def report(folder: Path) -> list[Path]:
+    """What a sweep's folder shows in the end; only then is a drawing library needed."""
+    from panollava.pipeline.sweep_report import sweep_report
+
+    return sweep_report(folder)
+
+
+@entrypoint("train", report=report)
 def main(cfg: DictConfig) -> None:
     """Trains what ``stage.run`` lists.
 

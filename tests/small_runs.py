@@ -21,8 +21,8 @@ from panollava import train
 from panollava.assemble.check import checked
 from panollava.assemble.run import Run, open_run
 from panollava.config.canonical import canonical
-from panollava.config.entrypoint import register_resolvers
 from panollava.config.locate import CONF
+from panollava.config.resolvers import register_resolvers
 from panollava.tracking.tracker import NullTracker
 from panollava.training.distributed import Processes
 

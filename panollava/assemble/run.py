@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.data import RunData, open_data
@@ -21,12 +20,14 @@ from panollava.assemble.features import open_features
 from panollava.assemble.status import awaits_evaluation, awaits_model, pending_stages
 from panollava.assemble.tracking import open_tracker, send_left
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
+from panollava.config.job import gpu_beside_others, in_sweep, swept_values
 from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
 from panollava.store.making import FeatureMaker
 from panollava.store.options import StoreOptions
+from panollava.sweep_folder import job_name, read_start
 from panollava.tracking.store import FOLDER_TAG, STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
@@ -143,10 +144,11 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         procs: this process's place.
     """
     configure_console(logging.INFO if procs.is_main else logging.ERROR)
-    compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, procs.local_rank)
+    place = procs.local_rank if procs.world_size > 1 else gpu_beside_others()
+    compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, place)
     with ExitStack() as stack:
         root = _root(cfg, stack)
-        experiment = stack.enter_context(Experiment(root, setting(cfg), owner=procs.is_main))
+        experiment = stack.enter_context(Experiment(root, setting(cfg), name=job_name(root), owner=procs.is_main))
         if procs.is_main:
             stack.enter_context(log_file(root / "logs", "full_pipeline"))
         LOG.info("Experiment %s in %s", root.name, root)
@@ -158,7 +160,8 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         if is_over and procs.is_main:
             send_left(root)
         tracker = NullTracker() if is_over else stack.enter_context(_tracker(cfg, experiment, procs))
-        tracker.params({key: value for key, value in flatten(plain(cfg)).items() if value is not None})
+        settings = {key: value for key, value in flatten(plain(cfg)).items() if value is not None}
+        tracker.params({**settings, **_swept()})
         tracker.text(OmegaConf.to_yaml(cfg), CONFIG)
         if tracker.run_id:
             tracker.inputs(data.described(plain(cfg.data)))
@@ -179,7 +182,7 @@ def _root(cfg: DictConfig, stack: ExitStack) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="panollava-dry-run-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder / "dry_run"
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if in_sweep():
         return Path(HydraConfig.get().runtime.output_dir)
     name = cfg.experiment_name or default_name(cfg)
     if name != Path(name).name or name in (".", ".."):
@@ -210,5 +213,17 @@ def _tracker(cfg: DictConfig, experiment: Experiment, procs: Processes) -> Track
         run_name=experiment.root.name,
         outbox=experiment.root,
         run_id=known[-1] if known else None,
-        tags={FOLDER_TAG: str(experiment.root.resolve()), STAGES_TAG: ",".join(cfg.stage.run)},
+        parent_run_id=_parent_run(cfg),
+        tags={FOLDER_TAG: str(experiment.root.resolve()), STAGES_TAG: ",".join(cfg.stage.run), **_swept()},
     )
+
+
+def _parent_run(cfg: DictConfig) -> str | None:
+    """The run of the sweep that this run is a job of."""
+    start = read_start(Path(HydraConfig.get().sweep.dir)) if in_sweep() else None
+    return start.run_id if start is not None and cfg.tracking.type == "mlflow" else None
+
+
+def _swept() -> dict[str, str]:
+    """The values a sweep gave this run, as parameters and tags."""
+    return {f"sweep.{key}": value for key, value in swept_values().items()}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from panollava.config.sweep import PARENT_VARIABLE
 from panollava.logs import LOG
 from panollava.tracking.delivery import deliver
 from panollava.tracking.mlflow_tracker import MlflowTracker
@@ -21,15 +19,17 @@ def open_tracker(
     run_name: str,
     outbox: Path,
     run_id: str | None = None,
+    parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Tracker:
-    """The tracker of a ``tracking`` section; a job of a sweep becomes a child of the sweep's run.
+    """The tracker of a ``tracking`` section.
 
     Args:
         section: plain ``tracking`` section.
-        run_name: where the section gives none.
+        run_name: where the section gives none; that of a sweep's job stands, since the section's is the sweep's.
         outbox: folder for what a tracking server does not take at once.
         run_id: run to go on with.
+        parent_run_id: run of the sweep that this is a job of.
         tags: of the run.
     """
     if section["type"] == "none":
@@ -37,9 +37,9 @@ def open_tracker(
     options = {key: value for key, value in section.items() if key not in ("type", "run_name")}
     return MlflowTracker(
         **options,
-        run_name=section["run_name"] or run_name,
+        run_name=run_name if parent_run_id else section["run_name"] or run_name,
         run_id=run_id,
-        parent_run_id=os.environ.get(PARENT_VARIABLE),
+        parent_run_id=parent_run_id,
         tags=tags,
         outbox=outbox,
     )

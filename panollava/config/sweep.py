@@ -1,50 +1,130 @@
-"""Hydra's callback that puts the jobs of a sweep under one parent run."""
+"""A sweep from its first job to its last word: one start at a time, one parent run, a table, an exit status."""
 
 from __future__ import annotations
 
-import atexit
 import os
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-PARENT_VARIABLE = "PANOLLAVA_PARENT_RUN"
-"""Environment variable that tells a job, in this process or another, which run it belongs to."""
+from panollava.config.resolvers import register_resolvers
+from panollava.sweep_folder import JobRecord, Start, read_jobs, read_start, write_start
+from panollava.tracking.location import absolute_uri
+from panollava.tracking.sweep import end_parent, start_parent
+from panollava.tracking.tracker import Status
+
+Report = Callable[[Path], Sequence[Path]]
+"""Writes what a sweep's folder shows and returns the files."""
+
+NO_BARS = "TQDM_DISABLE"
+
+# A launcher's processes read this callback before they compose a job's config, and nothing else of ours.
+register_resolvers()
+
+
+@dataclass
+class Sweep:
+    """A sweep that runs.
+
+    Attributes:
+        folder: the sweep's.
+        start: this start of it.
+        lock: keeps a second start of the same sweep away.
+        is_kept: False for a dry run, of which nothing stays.
+    """
+
+    folder: Path
+    start: Start
+    lock: FileLock
+    is_kept: bool
+
+    def end(self, report: Report | None, *, is_whole: bool) -> bool:
+        """Says how the jobs went, writes the report and ends the parent run.
+
+        Args:
+            report: makes the report of a sweep that is kept.
+            is_whole: False where the sweep was stopped before its last job.
+
+        Returns:
+            Whether everything that was asked for is finished.
+        """
+        jobs = [job for job in read_jobs(self.folder) if job.start == self.start.id]
+        is_done = is_whole and all(job.status == "finished" for job in jobs)
+        is_stopped = any(job.status == "interrupted" for job in jobs)
+        files: Sequence[Path] = ()
+        try:
+            if report is not None and self.is_kept and any(job.status == "finished" for job in jobs):
+                files = report(self.folder)
+        finally:
+            if self.start.uri and self.start.run_id:
+                status: Status = "FINISHED" if is_done else "KILLED" if is_stopped else "FAILED"
+                _end_parent(self.start.uri, self.start.run_id, status, files)
+            self.lock.release()
+            os.environ.pop(NO_BARS, None)
+            sys.stderr.write("\n" + _last_word(self.folder, jobs, files, is_whole=is_whole))
+        return is_done
 
 
 class SweepParent(Callback):
-    """Opens the parent run before any job starts and ends it after the last one."""
+    """Hydra's callback that opens the sweep before any job starts; a job that came first would race the others."""
+
+    current: ClassVar[Sweep | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Makes the store and the parent; a job that came first would race the others for it."""
-        if config.tracking.type != "mlflow" or config.dry_run:
-            return
-        from panollava.tracking.location import absolute_uri
-        from panollava.tracking.sweep import start_parent
+        """Takes the sweep's folder and makes the store and the parent run."""
+        try:
+            SweepParent.current = _open(config)
+        except (ValueError, OSError) as error:  # of a callback's exceptions Hydra makes warnings, and goes on
+            sys.exit(f"\n{type(error).__name__}: {error}")
+        if "basic_launcher" not in config.hydra.launcher._target_:
+            os.environ[NO_BARS] = "1"  # the bars of several jobs would tear each other
 
-        name = config.tracking.run_name or Path(config.hydra.sweep.dir).name
-        self._uri = absolute_uri(config.tracking.uri)
-        self._run_id = start_parent(self._uri, config.tracking.experiment, name)
-        self._failed = False
-        os.environ[PARENT_VARIABLE] = self._run_id
-        # When a job has failed Hydra raises before it says that the sweep is over.
-        atexit.register(self._end, failed=True)
 
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Remembers that a job failed."""
-        from hydra.core.utils import JobStatus
+def _open(config: DictConfig) -> Sweep:
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use by another start of this sweep. Wait for it, stop it, or give this one a name of its "
+            "own with experiment_name=<name>."
+        ) from None
+    before, start = read_start(folder), Start(uuid.uuid4().hex)
+    if config.tracking.type == "mlflow" and not config.dry_run:
+        uri = absolute_uri(config.tracking.uri)
+        known = before.run_id if before is not None and before.uri == uri else None
+        name = config.tracking.run_name or folder.name
+        start = Start(start.id, uri, start_parent(uri, config.tracking.experiment, name, folder, known))
+    write_start(folder, start)
+    return Sweep(folder, start, lock, is_kept=not config.dry_run)
 
-        if job_return.status == JobStatus.FAILED:
-            self._failed = True
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Ends the parent run: failed, if one of its jobs did."""
-        self._end(failed=False)
+def _end_parent(uri: str, run_id: str, status: Status, files: Sequence[Path]) -> None:
+    """Ends the parent run; a server that is gone keeps no sweep from ending, since all of it lies on disk."""
+    try:
+        end_parent(uri, run_id, status, files)
+    except ConnectionError as error:
+        sys.stderr.write(f"\nThe sweep's run stays open, with all that it is about on disk. {error}\n")
 
-    def _end(self, *, failed: bool) -> None:
-        from panollava.tracking.sweep import end_parent
 
-        if os.environ.pop(PARENT_VARIABLE, None):
-            end_parent(self._uri, self._run_id, "FAILED" if failed or self._failed else "FINISHED")
+def _last_word(folder: Path, jobs: Sequence[JobRecord], files: Sequence[Path], *, is_whole: bool) -> str:
+    counts = Counter[str](job.status for job in jobs)
+    killed = {"running": "killed or still running"}
+    numbers = ", ".join(f"{number} {killed.get(status, status)}" for status, number in sorted(counts.items()))
+    lines = [f"Sweep {folder}: {len(jobs)} jobs started, {numbers or 'none finished'}."]
+    lines += [f"  {job.name} failed: {job.error}" for job in jobs if job.status == "failed"]
+    if not is_whole or counts["finished"] < len(jobs):
+        lines.append("The same command goes on with what is not finished.")
+    if files:
+        lines.append(f"Table and pictures: {', '.join(map(str, files))}")
+    return "\n".join(lines) + "\n"

@@ -87,7 +87,7 @@ def scores_picture(standings: Sequence[Standing]) -> bytes:
     )
     axes.set_yticks(range(len(ordered)), [one.name for one in ordered])
     axes.set_xlabel("exact match, % (95 % interval over pictures)")
-    return _png(figure, axes)
+    return png(figure, axes)
 
 
 def trade_off_picture(standings: Sequence[Standing]) -> bytes:
@@ -106,10 +106,11 @@ def trade_off_picture(standings: Sequence[Standing]) -> bytes:
         axes.set_xlabel(label)
         axes.margins(0.15)
     left.set_ylabel("exact match, %")
-    return _png(figure, left, right)
+    return png(figure, left, right)
 
 
-def _png(figure: Figure, *axes: Axes) -> bytes:
+def png(figure: Figure, *axes: Axes) -> bytes:
+    """The figure as a file, its axes in the project's dress."""
     for one in axes:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)

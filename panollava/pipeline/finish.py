@@ -60,7 +60,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
             pano,
             run.data.test,
             EvaluationOptions(**plain(run.cfg.evaluation)),
-            experiment=run.experiment.root.name,
+            experiment=run.experiment.name,
             tracker=run.tracker,
             num_workers=run.trainer.num_workers,
             features=features,

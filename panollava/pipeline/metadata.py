@@ -23,7 +23,7 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
     cfg, options = run.cfg, run.stage_options(name)
     data = plain(cfg.data)
     return {
-        "experiment_name": run.experiment.root.name,
+        "experiment_name": run.experiment.name,
         "stage": name,
         "model_config": {
             "vision_name": cfg.model.vision.name,

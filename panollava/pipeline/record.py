@@ -111,6 +111,8 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
         checkpoint=str(best.relative_to(run.experiment.root)),
         validation_loss=loss,
         seconds=round(result.seconds, 2),
+        samples_per_second=round(result.samples_per_second, 2),
+        peak_memory_gb=round(result.peak_memory_gb, 3),
     )
     LOG.info(
         "Stage %s: %.1f s, %.1f samples/s, peak %.2f GB, best validation loss %.4f in %s",

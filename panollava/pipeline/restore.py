@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 from panollava.assemble.run import default_name, setting
 from panollava.assemble.sections import check_crop
 from panollava.checkpoint import find_checkpoint, fingerprint, read_state
-from panollava.config.entrypoint import register_resolvers
 from panollava.config.locate import CONF
+from panollava.config.resolvers import register_resolvers
 from panollava.crop.crop import COMMON_KEYS
 from panollava.logs import LOG
 from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata
+from panollava.sweep_folder import job_name
 
 IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
 """Keys that say which model it is: a config that names another one belongs to another run."""
@@ -147,7 +148,7 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if stage not in config["stage"]:
         stage = config["stage"]["run"][-1]
     return {
-        "experiment_name": config.get("experiment_name") or folder.parent.parent.name,
+        "experiment_name": job_name(folder.parent.parent) or config.get("experiment_name") or folder.parent.parent.name,
         "stage": stage,
         "model": config["model"],
         "crop": config["crop"],

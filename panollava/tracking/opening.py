@@ -19,6 +19,7 @@ from panollava.tracking.store import (
     LOCAL_TAG,
     PARENT_TAG,
     experiment_id,
+    find_run,
     local_run,
     mark_dead_runs,
     open_client,
@@ -145,7 +146,7 @@ def _found_or_made(client: MlflowClient, asked: Asked, tags: dict[str, str], beg
     if known and known.startswith(LOCAL):
         tags = {**tags, LOCAL_TAG: known}
         known = local_run(client, experiment, known)
-    if known and _is_known(client, known):
+    if known and find_run(client, known) is not None:
         return known, False
     if asked.run_id and asked.run_id not in begun:
         logger.warning("MLflow run %s is not in %s; a new run goes on.", asked.run_id, asked.uri)
@@ -153,17 +154,6 @@ def _found_or_made(client: MlflowClient, asked: Asked, tags: dict[str, str], beg
 
     run = client.create_run(experiment, run_name=asked.run_name, tags=resolve_tags(tags))
     return run.info.run_id, asked.run_id not in begun
-
-
-def _is_known(client: MlflowClient, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
 
 
 def _header(asked: Asked, run_id: str, tags: dict[str, str]) -> dict[str, Any]:

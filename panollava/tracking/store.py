@@ -17,6 +17,7 @@ from panollava.tracking.location import BUSY_SECONDS, SQLITE, absolute_uri, arti
 from panollava.tracking.server import is_out_of_reach, no_answer, set_limits
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,19 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
     return experiment.experiment_id
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run, or None where the store does not know it any more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def process_tags() -> dict[str, str]:

@@ -19,7 +19,7 @@ ANYTHING = {"assemble", "pipeline", "tiny"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model"},  # the front door shows the facade when asked
     "checkpoint": {"disk", "untrusted"},
-    "config": {"tracking"},
+    "config": {"logs", "sweep_folder", "tracking"},
     "crop": {"component"},
     "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
     "evaluation": {"batch", "checkpoint", "crop", "data", "losses", "model"},
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"checkpoint", "disk", "untrusted"},
     "stages": {"batch", "crop", "losses", "model"},
     "store": {"batch", "checkpoint", "disk", "logs"},
+    "sweep_folder": {"checkpoint", "untrusted"},
     "training": {"batch", "checkpoint", "logs", "stages", "tracking"},
 }
 """Room -> rooms it may import; what is in none of the three tables is an entry point."""

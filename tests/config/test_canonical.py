@@ -11,10 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panollava.config.canonical import canonical, quoted, short_names
-from panollava.config.entrypoint import slug, with_sweep_folder
 from panollava.config.locate import CONF
-
-SWEEP_ARGUMENTS = ["-m", "model/resampler=mlp,bimamba", "crop.overlap=0.0,0.5", "seed=3"]
 
 
 @pytest.mark.parametrize(
@@ -74,28 +71,6 @@ def test_any_text_survives_quoting(text: str) -> None:
 
 def test_cfg_shows_final_numbers() -> None:
     assert canonical(["--cfg", "job"]) == ["--cfg", "job", "--resolve"]
-
-
-def test_a_sweep_is_named_after_what_it_sweeps() -> None:
-    *same, folder, constant = with_sweep_folder(SWEEP_ARGUMENTS)
-    assert same == SWEEP_ARGUMENTS
-    assert folder == "hydra.sweep.dir='${output_dir}/sweep_resampler_crop.overlap'"
-    assert constant == "hydra.job.config.override_dirname.exclude_keys=['seed']"
-
-
-def test_a_list_is_no_sweep() -> None:
-    folder = with_sweep_folder(["-m", "stage.run=[vision,resampler]", "seed=1,2"])[-2]
-    assert folder.endswith("/sweep_seed'")
-
-
-def test_slugs_need_no_quotes_and_stay_apart() -> None:
-    assert slug("crop.overlap=0.0,model/resampler=mlp") == "crop.overlap-0.0_resampler-mlp"
-    strange = [slug(f"question='{text}'") for text in ("a b", "a/b", "a:b", "뒤", "왼")]
-    assert len(set(strange)) == len(strange)
-    assert all(
-        set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in strange
-    )
-    assert len(slug("a=" + "x" * 500)) <= 96
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from panollava.config.canonical import canonical
-from panollava.config.entrypoint import register_resolvers
 from panollava.config.hint import misspelt_key
+from panollava.config.resolvers import register_resolvers
 
 
 @pytest.mark.parametrize(

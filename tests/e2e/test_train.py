@@ -27,7 +27,6 @@ from panollava import train
 from panollava.checkpoint import BEST, follow, read_state
 from panollava.data.world import WorldSource
 from panollava.model.facade import PanoLlava
-from panollava.tracking.location import absolute_uri
 
 Backbone = Callable[[str], Path]
 PAIRS = [
@@ -92,39 +91,6 @@ def test_three_stages_of_every_family(backbone: Backbone, vision: str, language:
     answers = [pano.generate(world.panorama(0), one.question, max_new_tokens=3) for one in world.questions()]
     assert len(answers) == 9
     assert (stage_folder("x", "finetune") / "lora_weights" / "adapter_model.safetensors").is_file()
-
-
-def test_a_sweep_is_a_folder_a_job_under_one_parent_run(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow.tracking import MlflowClient
-
-    quick = [argument for argument in QUICK if not argument.startswith("crop.overlap")]
-    asked = [*backbones(backbone), *quick, "stage=vision", "trainer.max_steps=1"]
-    assert command(monkeypatch, train, "-m", *asked, "resampler=mlp,bimamba", "crop.overlap=0.0,0.5") == 0
-    (sweep,) = Path("runs").iterdir()
-    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
-    swept = [f"crop.overlap-{overlap}_resampler-{kind}" for overlap in ("0.0", "0.5") for kind in ("bimamba", "mlp")]
-    assert jobs == swept
-    for job in jobs:
-        assert follow(next((sweep / job / "vision").iterdir()) / BEST) is not None
-    client = MlflowClient(absolute_uri())
-    runs = client.search_runs([client.get_experiment_by_name("panollava").experiment_id])
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert len(parents) == 1
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
-    assert sorted(run.info.run_name for run in children) == jobs
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {run.data.params["crop.overlap"] + run.data.params["model.resampler.type"] for run in children} == {
-        "0.0mlp", "0.0bimamba", "0.5mlp", "0.5bimamba",
-    }  # fmt: skip
-
-
-def test_a_failing_job_does_not_stop_the_sweep(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = [argument for argument in QUICK if not argument.startswith("crop.")]
-    asked = [*backbones(backbone), *whole, UNTRACKED, "stage=vision", "trainer.max_steps=1"]
-    assert command(monkeypatch, train, "-m", *asked, "crop=resize,anyres_e2p") == 1
-    (sweep,) = Path("runs").iterdir()
-    assert [path.parts[2] for path in sweep.glob("*/vision/*/best.ckpt")] == ["crop-anyres_e2p"]
 
 
 def test_stage_one_needs_no_language_model(backbone: Backbone, tmp_path: Path) -> None:

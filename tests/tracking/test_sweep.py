@@ -16,17 +16,24 @@ for run in client.search_runs([client.get_experiment_by_name("demo").experiment_
 """
 
 
-def test_the_jobs_of_a_sweep_lie_under_its_parent(client, store_uri, experiment) -> None:
-    parent = start_parent(store_uri, experiment, "resampler=mlp,bimamba")
+def test_the_jobs_of_a_sweep_lie_under_its_parent(client, store_uri, experiment, tmp_path) -> None:
+    parent = start_parent(store_uri, experiment, "resampler=mlp,bimamba", tmp_path)
     for name in ("mlp", "bimamba"):
         options = {"uri": store_uri, "experiment": experiment, "run_name": name, "parent_run_id": parent}
         with MlflowTracker(**options):
             assert client.get_run(parent).info.status == "RUNNING"
-    end_parent(store_uri, parent, "FAILED")
+    (tmp_path / "sweep.md").write_text("a table")
+    end_parent(store_uri, parent, "FAILED", [tmp_path / "sweep.md"])
     run = client.get_run(parent)
+    assert [file.path for file in client.list_artifacts(parent, "sweep")] == ["sweep/sweep.md"]
     assert (run.info.status, run.info.run_name) == ("FAILED", "resampler=mlp,bimamba")
     children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
     assert {child.info.run_name for child in children} == {"mlp", "bimamba"}
+    again = start_parent(store_uri, experiment, "resampler=mlp,bimamba", tmp_path, parent)
+    assert (again, client.get_run(parent).info.status) == (parent, "RUNNING")
+    end_parent(store_uri, parent)
+    client.delete_run(parent)
+    assert start_parent(store_uri, experiment, "resampler=mlp,bimamba", tmp_path, parent) != parent
 
 
 def test_mlflow_opened_in_the_same_folder_finds_the_runs(tmp_path, monkeypatch) -> None:

@@ -1,0 +1,98 @@
+"""One job of a sweep, in whatever process the launcher runs it: its record, its failure, its place in a group."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from panollava.logs import label_console
+from panollava.sweep_folder import JobRecord, JobStatus, read_start, write_job
+
+MENDABLE = (ValueError, OSError)
+"""Failures whose message says enough; others come with a traceback."""
+
+
+def run_job(function: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    """Runs a job and records how it went; a failure is told, kept and passed over, for the sake of the other jobs.
+
+    Args:
+        function: the application.
+        cfg: the job's config.
+    """
+    _join_cluster()
+    sweep = Path(HydraConfig.get().sweep.dir)
+    name = Path(HydraConfig.get().runtime.output_dir).relative_to(sweep.resolve()).as_posix()
+    if not is_alone():
+        label_console(name)
+    _record(sweep, name, "running")
+    try:
+        function(cfg)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        _record(sweep, name, "failed", message)
+        is_clear = isinstance(error, MENDABLE) and os.environ.get("HYDRA_FULL_ERROR") != "1"
+        sys.stderr.write(
+            f"\nJob {name} failed. {message}\n" if is_clear else f"\nJob {name}:\n{traceback.format_exc()}\n"
+        )
+    except KeyboardInterrupt:
+        _record(sweep, name, "interrupted")
+        raise
+    else:
+        _record(sweep, name, "finished")
+
+
+def swept_values() -> dict[str, str]:
+    """The job's values of the keys that its sweep varies, by short name; empty outside of a sweep."""
+    if not in_sweep():
+        return {}
+    hydra = HydraConfig.get()
+    constant = set(hydra.job.config.override_dirname.exclude_keys)
+    pairs = [override.lstrip("+~").partition("=") for override in hydra.overrides.task]
+    return {key.removeprefix("model/"): value for key, _, value in pairs if key not in constant}
+
+
+def in_sweep() -> bool:
+    """Whether this process runs a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def is_alone() -> bool:
+    """Whether no other job of the sweep runs beside this one."""
+    return not in_sweep() or "basic_launcher" in HydraConfig.get().launcher._target_
+
+
+def gpu_beside_others() -> int:
+    """The GPU for this process where a launcher runs several jobs on this machine: each worker has one, by turns.
+
+    Source: joblib's loky names its workers ``LokyProcess-<number>``, from 1.
+    """
+    from multiprocessing import current_process
+
+    import torch
+
+    found = re.fullmatch(r"LokyProcess-(\d+)(?::\d+)?", current_process().name)
+    return (int(found[1]) - 1) % max(1, torch.cuda.device_count()) if found and in_sweep() else 0
+
+
+def _record(sweep: Path, name: str, status: JobStatus, error: str = "") -> None:
+    start = read_start(sweep)
+    if os.environ.get("RANK", "0") == "0" and start is not None:
+        write_job(sweep, JobRecord(name, start.id, status, swept_values(), error))
+
+
+def _join_cluster() -> None:
+    """Tells torch of the other processes of this job where submitit started several, as torchrun would."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return
+    import submitit
+
+    if submitit.JobEnvironment().num_tasks > 1:
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)

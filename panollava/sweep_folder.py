@@ -1,0 +1,95 @@
+"""The record of a sweep on disk: its parent run, and how each of its jobs went.
+
+::
+
+    runs/<sweep>/sweep.json         the parent run, and which start of the sweep was the last
+    runs/<sweep>/<job>/job.json     what the job swept, and how it ended
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from panollava.checkpoint import FORMAT_VERSION, write_json
+from panollava.untrusted import read_document
+
+SWEEP, JOB = "sweep.json", "job.json"
+
+JobStatus = Literal["running", "finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The last start of a sweep.
+
+    Attributes:
+        id: tells its jobs from those of earlier starts.
+        uri, run_id: where the parent run is kept; None where nothing is tracked.
+    """
+
+    id: str
+    uri: str | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One job.
+
+    Attributes:
+        name: its folder below the sweep's.
+        start: id of the start that it last ran in.
+        status: ``running`` also stays behind where a job was killed.
+        swept: its values of the keys that the sweep varies.
+        error: why it failed.
+    """
+
+    name: str
+    start: str
+    status: JobStatus
+    swept: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+
+
+def write_start(sweep: Path, start: Start) -> None:
+    """Records a start."""
+    write_json(sweep / SWEEP, {"format_version": FORMAT_VERSION, **asdict(start)})
+
+
+def read_start(sweep: Path) -> Start | None:
+    """The last start, or None where there was none."""
+    values = _read(sweep / SWEEP)
+    return None if values is None else Start(**values)
+
+
+def write_job(sweep: Path, record: JobRecord) -> None:
+    """Records how a job stands."""
+    write_json(sweep / record.name / JOB, {"format_version": FORMAT_VERSION, **asdict(record)})
+
+
+def read_jobs(sweep: Path) -> list[JobRecord]:
+    """Every job that was ever started, by name."""
+    found = (_read(path) for path in sorted(sweep.rglob(JOB)))
+    return [JobRecord(**values) for values in found if values is not None]
+
+
+def job_name(folder: Path) -> str | None:
+    """``<sweep>/<job>`` where an experiment's folder is a job's, else None."""
+    values = _read(folder / JOB)
+    if values is None:
+        return None
+    name = str(values["name"])
+    sweep = folder.resolve().parents[len(Path(name).parts) - 1]
+    return f"{sweep.name}/{name}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    values = read_document(path)
+    if values.pop("format_version", None) != FORMAT_VERSION:
+        raise ValueError(f"{path} is not a record of format {FORMAT_VERSION}. Remove the file to go on.")
+    return values
