@@ -28,3 +28,9 @@ def test_options_and_keys(group: str) -> None:
     options = {path.stem: set(OmegaConf.load(path)) for path in (CONF / group).glob("*.yaml")}
     shared = set.intersection(*options.values())
     assert rows(GROUPS[group]) == {name: keys - shared for name, keys in options.items()}
+
+
+@pytest.mark.parametrize(("title", "group"), [("Experiments", "experiment"), ("Launchers", "hydra/launcher")])
+def test_groups_of_whole_runs(title: str, group: str) -> None:
+    told = dict(zip(SECTIONS[1::2], SECTIONS[2::2], strict=True))[title]
+    assert set(rows(told)) == {path.stem for path in (CONF / group).glob("*.yaml")}
