@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from panollava.checkpoint import FORMAT_VERSION, write_json
-from panollava.untrusted import read_document
-
+FORMAT_VERSION = 1
 SWEEP, JOB = "sweep.json", "job.json"
 
 JobStatus = Literal["running", "finished", "failed", "interrupted"]
@@ -56,7 +54,7 @@ class JobRecord:
 
 def write_start(sweep: Path, start: Start) -> None:
     """Records a start."""
-    write_json(sweep / SWEEP, {"format_version": FORMAT_VERSION, **asdict(start)})
+    _write(sweep / SWEEP, asdict(start))
 
 
 def read_start(sweep: Path) -> Start | None:
@@ -67,7 +65,7 @@ def read_start(sweep: Path) -> Start | None:
 
 def write_job(sweep: Path, record: JobRecord) -> None:
     """Records how a job stands."""
-    write_json(sweep / record.name / JOB, {"format_version": FORMAT_VERSION, **asdict(record)})
+    _write(sweep / record.name / JOB, asdict(record))
 
 
 def read_jobs(sweep: Path) -> list[JobRecord]:
@@ -86,9 +84,17 @@ def job_name(folder: Path) -> str | None:
     return f"{sweep.name}/{name}"
 
 
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    from panollava.checkpoint import write_json  # with torch, which no command needs before it knows its config
+
+    write_json(path, {"format_version": FORMAT_VERSION, **values})
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
+    from panollava.untrusted import read_document
+
     values = read_document(path)
     if values.pop("format_version", None) != FORMAT_VERSION:
         raise ValueError(f"{path} is not a record of format {FORMAT_VERSION}. Remove the file to go on.")
