@@ -21,6 +21,28 @@ class _ConsoleHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """A log file whose disk may fill up: that is said once on the terminal, and the run is left to find its own end."""
+
+    _is_well = True
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says so the first time."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self._is_well:
+            self._is_well = False
+            tqdm.write(f"{self.baseFilename} takes no more lines ({error.strerror}).", file=sys.stderr)
+
+    def close(self) -> None:
+        """Closes the file, whether or not it takes the lines that are held back."""
+        try:
+            super().close()
+        except OSError as error:
+            LOG.debug("%s lacks its last lines (%s).", self.baseFilename, error.strerror)
+
+
 def configure_console(level: int = logging.INFO) -> None:
     """Sends panollava's messages to the terminal; safe to call again."""
     LOG.setLevel(logging.DEBUG)
@@ -65,7 +87,7 @@ def log_file(folder: Path, name: str) -> Iterator[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     handler.setLevel(logging.DEBUG)
     for logger in (LOG, logging.getLogger("py.warnings")):

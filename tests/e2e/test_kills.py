@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -159,21 +160,47 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert answers[0] == answers[1]
 
 
-def chosen(seen: list[str], count: int, seed: int) -> list[int]:
-    """Numbers of the operations to strike at: all of them, or a few, seeded."""
-    every = range(1, len(seen) + 1)
-    return list(every) if EVERYTHING else sorted(random.Random(seed).sample(every, count))
-
-
 def test_killed_at_an_operation(runs: Runs, whole: tuple[Path, list[str]]) -> None:
     reference, seen = whole
     assert len(seen) > 200
-    for at in chosen(seen, 2, seed=5):
+    for at in sorted(random.Random(5).sample(range(1, len(seen) + 1), 2)):
         folder = runs.new(f"cut{at}")
         assert runs.run(folder, Cut(folder / "runs", at)) == -signal.SIGKILL, seen[at - 1]
         runs.finish(folder)
         assert_same(folder, reference)
-        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="takes half an hour: PANOLLAVA_EVERY_CUT=1")
+def test_killed_at_every_operation(runs: Runs, whole: tuple[Path, list[str]]) -> None:
+    """One run whose folder is copied before each operation, as a kill there would leave it, and a start from each."""
+    watched, copies = runs.new("watched"), runs.root / "copies"
+    told, digests = runs.root / "copies.json", dict[str, int]()
+
+    def copy() -> None:
+        number = len(cut.seen)
+        digest = hashlib.sha256()
+        for path in sorted(watched.rglob("*")):
+            if path.suffix not in (".log", ".txt", ".lock"):
+                digest.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))
+        if digests.setdefault(digest.hexdigest(), number) == number:
+            shutil.copytree(watched, copies / str(number), symlinks=True)
+
+    def work() -> None:
+        runs.work(watched, cut)()
+        told.write_text(json.dumps([cut.seen, sorted(digests.values())]))
+
+    cut = Cut(watched / "runs", 1, copy, once=False)
+    assert in_child(work, quiet=watched / "said.txt") == 0
+    assert_same(watched, whole[0])
+    seen, numbers = json.loads(told.read_text())
+    with (runs.root / "progress.txt").open("a", buffering=1) as progress:
+        progress.write(f"{len(seen)} operations, {len(numbers)} different states of the disk\n")
+        for number in numbers:
+            folder = copies / str(number)
+            runs.finish(folder)
+            assert_same(folder, whole[0])
+            shutil.rmtree(folder)
+            progress.write(f"{number} {seen[number - 1]}\n")
 
 
 def with_workers(runs: Runs) -> Runs:
