@@ -127,7 +127,7 @@ class PanoLlava:
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
         with quiet_transformers():
             model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
-        processor = PanoLlavaProcessor.from_pretrained(path)
+        processor = PanoLlavaProcessor.from_pretrained(path, trust_remote_code=False)
         model.to(device)
         return cls(model.eval(), processor.prompt, processor.image_processor.build_crop())
 

@@ -90,6 +90,11 @@ def vision_config(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
         vision.vision_use_head = False  # the pooling head takes no part in patch features
     if vision.model_type == "timm_wrapper":
         arguments = {key: value for key, value in (vision.model_args or {}).items() if key != "num_classes"}
+        if "checkpoint_path" in arguments:
+            raise ValueError(
+                f"{source}: model_args of its config.json name a checkpoint of their own "
+                f"({arguments['checkpoint_path']!r}), which timm would unpickle. Only model.safetensors is read."
+            )
         vision.model_args = arguments  # the wrapper itself asks for no classes; twice is a TypeError
         vision.do_pooling = False
         _check_timm(vision)

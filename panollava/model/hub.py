@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,7 +18,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
+
+from panollava.untrusted import read_document
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 LANGUAGE_KEY = "model.language.name"
@@ -87,8 +91,10 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: there are no safetensors weights.
-        ValueError: the checkpoint lacks weights, so that some would have stayed random.
+        ValueError: the checkpoint lacks weights, so that some would have stayed random; or it would make transformers
+            open pickles.
     """
+    refuse_pickles(name, key)
     try:
         with quiet_transformers():
             model, info = auto_class.from_pretrained(
@@ -108,6 +114,11 @@ def load_pretrained(
             f"{part}.attn_implementation={attn_implementation} is not installed here ({_first_line(error)}). "
             f"Use {part}.attn_implementation=sdpa, or install its package."
         ) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"{key}={name!r}: a file of its weights is not safetensors ({_first_line(error)}). It is damaged, or a "
+            f"pickle under another name. Download it again. {_convert_recipe(name, key)}"
+        ) from error
     except OSError as error:
         raise FileNotFoundError(
             f"{key}={name!r}: its configuration opens but no safetensors weights do ({_first_line(error)}). "
@@ -115,6 +126,42 @@ def load_pretrained(
         ) from error
     check_all_loaded(info, f"{key}={name!r}")
     return model.eval()
+
+
+def refuse_pickles(name: str, key: str) -> None:
+    """Refuses a folder or hub model with which transformers would open a pickle although safetensors are asked for.
+
+    It opens whatever an index of shards names, and the adapter of a folder that holds one.
+
+    Raises:
+        ValueError: it is one.
+    """
+    index = _file_of(name, SAFE_WEIGHTS_INDEX_NAME)
+    shards = read_document(index.resolve()).get("weight_map") if index is not None else {}
+    names = set(map(str, shards.values())) if isinstance(shards, dict) else {"no weight_map"}
+    strange = sorted(shard for shard in names if not shard.endswith(".safetensors") or Path(shard).name != shard)
+    if strange:
+        raise ValueError(
+            f"{key}={name!r}: its {SAFE_WEIGHTS_INDEX_NAME} names {strange[0]!r}, which is no safetensors file beside "
+            f"it. {_convert_recipe(name, key)}"
+        )
+    if _file_of(name, "adapter_config.json") is not None:
+        raise ValueError(
+            f"{key}={name!r} holds a peft adapter (adapter_config.json), not a model. Give the model it was trained "
+            "on, or merge the two with peft (merge_and_unload) and save them as one folder."
+        )
+
+
+def _file_of(name: str, file: str) -> Path | None:
+    """A file of a folder or hub model, None where it has none."""
+    found = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if found is None else Path(found)
 
 
 def check_all_loaded(info: dict[str, Any], where: str) -> None:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from panollava.model.build import seeded
+from panollava.untrusted import read_document
 
 if TYPE_CHECKING:
     from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FROM_FILES = ("corda_config", "lora_ga_config", "eva_config", "loftq_config")
 LORA = "lora_weights"
 """Folder of an adapter, beside the model it belongs to."""
 DEFAULT = "default"
@@ -157,11 +159,16 @@ def load_lora(
             f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
             "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
         )
-    config = LoraConfig.from_pretrained(str(path))
+    config = _adapter_config(path)
     if isinstance(config.target_modules, set | list):
         check_targets(model.language_model, sorted(config.target_modules))
-    with safe_open(path / WEIGHTS, "pt") as file:
-        stored = set(file.keys())
+    try:
+        with safe_open(path / WEIGHTS, "pt") as file:
+            stored = set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path / WEIGHTS} is not a readable safetensors file ({error}); it is never unpickled."
+        ) from error
     try:
         wrapped = _attach(model, path, name, config, trainable)
     except RuntimeError as error:
@@ -190,6 +197,26 @@ def _attach(
         return PeftModel.from_pretrained(base, str(path), adapter_name=name, is_trainable=trainable, config=config)
     base.load_adapter(str(path), adapter_name=name, is_trainable=trainable)
     return base
+
+
+def _adapter_config(path: Path) -> LoraConfig:
+    """An adapter's settings; initialisations that read further files, of pickles, are set aside: all is in the weights.
+
+    Raises:
+        ValueError: not JSON, or not of LoRA.
+    """
+    document = read_document((path / CONFIG).resolve())  # the hub's cache keeps links
+    if document.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{path / CONFIG} is of {document.get('peft_type')!r}, not of LORA, which is the only kind that is read."
+        )
+    if document.get("megatron_config"):
+        raise ValueError(f"{path / CONFIG}: megatron_config makes peft import code by name, which is not done here.")
+    kept = {key: value for key, value in document.items() if key not in _FROM_FILES}
+    try:
+        return LoraConfig(**{key: value for key, value in kept.items() if key in LoraConfig.__dataclass_fields__})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path / CONFIG} is not a LoRA's settings ({error}).") from error
 
 
 def merge_lora(model: PanoLlavaForConditionalGeneration) -> None:

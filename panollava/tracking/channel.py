@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from panollava.tracking.delivery import Delivery
 from panollava.tracking.operations import Operation, perform
 from panollava.tracking.outbox import Outbox
+from panollava.tracking.store import written
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -19,8 +20,8 @@ logger = logging.getLogger(__name__)
 class Direct:
     """Does each operation as it comes; an error is the caller's."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
+    def __init__(self, client: MlflowClient, run_id: str, uri: str) -> None:
+        self._client, self._run_id, self._uri = client, run_id, uri
 
     def put(self, operation: Operation, source: Path | None = None) -> None:
         """Does an operation.
@@ -30,7 +31,8 @@ class Direct:
             source: file or folder that goes along.
         """
         path = {} if source is None else {"path": str(source)}
-        perform(self._client, self._run_id, {**operation, **path}, folder=Path())
+        with written(self._uri):
+            perform(self._client, self._run_id, {**operation, **path}, folder=Path())
 
     def close(self) -> None:
         """Nothing waits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import posixpath
 import shutil
 import tempfile
@@ -28,6 +29,9 @@ from panollava.tracking.tracker import Dataset, ModelForm, ModelLoss, Status, cl
 
 MODEL = "model"
 """Folder of the model among a run's artifacts."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class MlflowTracker:
@@ -217,7 +221,12 @@ class MlflowTracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close(closing_status(error_type))
+        try:
+            self.close(closing_status(error_type))
+        except OSError as failure:
+            if error is None:
+                raise
+            logger.warning("%s", failure)  # what ended the run is the message to read
 
     def _keep(self, content: bytes | Path, name: str) -> None:
         folder, base = posixpath.split(name)

@@ -25,6 +25,7 @@ from panollava.tracking.store import (
     open_client,
     process_tags,
     reached_steps,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def open_run(asked: Asked) -> Opened:
     if asked.outbox is None:
         client, run_id, is_new = _in_store(asked, tags, begun=set())
         reached = {} if is_new else reached_steps(client, run_id)
-        return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id), reached))
+        return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id, asked.uri), reached))
     left, is_away = Outbox.left_behind(asked.outbox, asked.uri), False
     try:
         _, run_id, is_new = _in_store(asked, tags, begun={box.header["local_id"] for box in left})
@@ -126,8 +127,9 @@ def _in_store(asked: Asked, tags: dict[str, str], begun: set[str]) -> tuple[Mlfl
         begun: local ids of runs whose beginning waits in an outbox.
     """
     if not is_server(asked.uri):
-        client = open_client(asked.uri)
-        return client, *_found_or_made(client, asked, tags, begun)
+        with written(asked.uri):
+            client = open_client(asked.uri)
+            return client, *_found_or_made(client, asked, tags, begun)
     set_limits()
     check_answers(asked.uri)
     try:

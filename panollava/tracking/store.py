@@ -30,6 +30,8 @@ PARENT_TAG = "mlflow.parentRunId"
 LOCAL_TAG = "panollava.local_id"
 """Tag of a run that was begun while its server was away: the id it had until then."""
 CLOCK_SLACK_S = 5.0
+_DISK_FAILURES = ("database or disk is full", "disk I/O error", "readonly database", "unable to open database file")
+"""What SQLite says of them."""
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -49,6 +51,29 @@ def open_client(uri: str) -> MlflowClient:
 
     with store_lock(uri), _quiet("mlflow.store.db.utils", "alembic"):
         return MlflowClient(tracking_uri=_patient(uri))
+
+
+@contextlib.contextmanager
+def written(uri: str) -> Iterator[None]:
+    """Turns a failure of the disk that holds a store into a sentence.
+
+    Raises:
+        OSError: the disk is full, read-only or broken.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _quiet("mlflow.store.db.utils", level=logging.CRITICAL):  # it would print what is raised as well
+            yield
+    except (MlflowException, OSError) as error:
+        reasons = (getattr(error, "strerror", None), *(text for text in _DISK_FAILURES if text in str(error)))
+        reason = next((text for text in reasons if text), None)
+        if reason is None:
+            raise
+        raise OSError(
+            f"tracking.uri={uri} could not be written ({reason}). Free some space there or give another place, "
+            "tracking.uri=sqlite:////elsewhere/mlflow.db, or none, tracking=none; the same command then goes on."
+        ) from error
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -151,17 +176,17 @@ def _patient(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
+def _quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
     """Keeps the messages of making the tables out of the run's log."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [each.level for each in loggers]
     for each in loggers:
-        each.setLevel(logging.WARNING)
+        each.setLevel(level)
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        for each, before in zip(loggers, levels, strict=True):
+            each.setLevel(before)
 
 
 def folders_of(experiment: str, uri: str) -> list[str]:

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"batch", "checkpoint", "crop", "data", "losses", "model"},
     "losses": {"batch", "crop"},
     # The facade opens run folders.
-    "model": {"batch", "checkpoint", "component", "crop", "prompt", "run_folder"},
+    "model": {"batch", "checkpoint", "component", "crop", "prompt", "run_folder", "untrusted"},
     "prompt": {"chat_format"},
     "run_folder": {"checkpoint", "disk", "untrusted"},
     "stages": {"batch", "crop", "losses", "model"},
