@@ -233,7 +233,7 @@ def follow(link: Path) -> Path | None:
         name = link.read_text(encoding="utf-8", errors="replace").strip()
     else:
         return link if link.is_dir() else None
-    target = link.with_name(name) if name and Path(name).name == name else None
+    target = link.with_name(name) if Path(name).name == name and name not in ("", "..") else None
     if target is None or target.is_symlink():
         raise ValueError(f"{link} points outside its folder ({name!r}). A checkpoint link names a sibling folder.")
     if target.is_dir():
