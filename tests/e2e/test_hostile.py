@@ -81,7 +81,7 @@ def bomb() -> bytes:
     return buffer.getvalue()
 
 
-def test_the_trace_finds_a_pickle(traced: None) -> None:  # noqa: ARG001
+def test_the_trace_finds_a_pickle(traced: None) -> None:
     pickle.loads(pickle.dumps(Path("x")))
     assert any("Path" in name for name in UNPICKLED)
     UNPICKLED.clear()
@@ -89,7 +89,7 @@ def test_the_trace_finds_a_pickle(traced: None) -> None:  # noqa: ARG001
 
 def test_checkpoints(
     recorded: Path, recorded_arguments: list[str], traced: None, refused: Callable[..., str], tmp_path: Path
-) -> None:  # noqa: ARG001
+) -> None:
     shutil.copytree(recorded / "runs", tmp_path / "runs", symlinks=True)
     folder = stage_folder("recorded", "finetune")
     best = follow(folder / BEST)
@@ -131,7 +131,7 @@ def with_code(folder: Path) -> None:
     """A model of a kind that transformers does not know, and the code for it."""
     config = json.loads((folder / "config.json").read_text())
     names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoImageProcessor")
-    config |= {"model_type": "evil", "auto_map": {name: "evil.Evil" for name in names}}
+    config |= {"model_type": "evil", "auto_map": dict.fromkeys(names, "evil.Evil")}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(CODE)
 
@@ -141,7 +141,7 @@ def with_pickle_in_its_index(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     (folder / "weights.bin").write_bytes(bomb())
-    index = {"metadata": {}, "weight_map": {name: "weights.bin" for name in weights}}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "weights.bin")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -174,7 +174,7 @@ def test_backbones(
     change: Callable[[Path], None],
     said: str,
     part: str,
-) -> None:  # noqa: ARG001
+) -> None:
     shutil.copytree(backbone("siglip" if part == "vision" else "qwen3"), tmp_path / "model")
     change(tmp_path / "model")
     typed = [*backbones(backbone), *QUICK, UNTRACKED, f"{part}.name={tmp_path / 'model'}", "experiment_name=x"]
@@ -185,7 +185,7 @@ def test_backbones(
 
 def test_a_checkpoint_named_in_timms_arguments(
     backbone: Backbone, traced: None, refused: Callable[..., str], tmp_path: Path
-) -> None:  # noqa: ARG001
+) -> None:
     shutil.copytree(backbone("timm_vit"), tmp_path / "model")
     (tmp_path / "weights.pth").write_bytes(bomb())
     config = json.loads((tmp_path / "model" / "config.json").read_text())
