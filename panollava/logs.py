@@ -47,10 +47,12 @@ def configure_console(level: int = logging.INFO) -> None:
     """Sends panollava's messages to the terminal; safe to call again."""
     LOG.setLevel(logging.DEBUG)
     LOG.propagate = False
-    if not any(isinstance(handler, _ConsoleHandler) for handler in LOG.handlers):
-        handler = _ConsoleHandler(level)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        LOG.addHandler(handler)
+    console = next((handler for handler in LOG.handlers if isinstance(handler, _ConsoleHandler)), None)
+    if console is None:
+        console = _ConsoleHandler()
+        console.setFormatter(logging.Formatter("%(message)s"))
+        LOG.addHandler(console)
+    console.setLevel(level)
     # Libraries' warnings go to the log file; between the lines of a terminal they would only hide what matters.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").propagate = False

@@ -43,7 +43,9 @@ MAY_DIFFER = (
     "trainer.log_every_steps",
     "trainer.max_steps",
     "trainer.num_workers",
+    "trainer.parallel",
     "trainer.patience",
+    "trainer.process_timeout_s",
     "trainer.save_every_steps",
 )
 """Config keys that may change between the starts of a run without making it another run."""

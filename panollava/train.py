@@ -31,7 +31,8 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/train.yaml`` and the command line.
     """
     cfg = checked(cfg)  # every key, type and range, before anything is opened
-    with processes() as procs, open_run(cfg, procs) as run:  # folder, log, tracker, data, backbones
+    ranks = processes(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
+    with ranks as procs, open_run(cfg, procs) as run:  # folder, log, tracker, data, backbones
         preflight(run)  # whatever can fail fails here, before the first step
         show_views(run)
         trained = None

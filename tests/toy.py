@@ -99,8 +99,15 @@ def steps(count: int) -> ToyData:
 class Toy:
     """A run of a stage on the loop, with a folder of its own."""
 
-    def __init__(self, folder: Path, stage: ToyStage | None = None, prefix: str = "toy", **notes: Any) -> None:
-        self.stage = stage or ToyStage()
+    def __init__(
+        self,
+        folder: Path,
+        stage: ToyStage | None = None,
+        prefix: str = "toy",
+        procs: Processes = ALONE,
+        **notes: Any,
+    ) -> None:
+        self.stage, self.procs = stage or ToyStage(), procs
         self.optimizer = torch.optim.AdamW(self.stage.trained().values(), lr=0.0)
         self.scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.folder = folder
@@ -112,6 +119,7 @@ class Toy:
             parameters=self.stage.trained(),
             optimizer=self.optimizer,
             scaler=self.scaler,
+            procs=procs,
             notes=notes,
             on_save=lambda progress, loss: self.saved.append((progress.epoch, loss)),
         )
@@ -129,7 +137,7 @@ class Toy:
             options=StageOptions(epochs=epochs, batch_size=2, accumulate=1, lr=lr, max_text_length=8),
             trainer=TrainerOptions(**trainer),
             compute=CPU,
-            procs=ALONE,
+            procs=self.procs,
             checkpointer=self.checkpointer,
             tracker=NullTracker(),
             progress=progress or Progress(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import tempfile
@@ -76,6 +77,16 @@ class Run:
         return TrainerOptions(**({**options, "max_steps": 1, "num_workers": 0} if self.cfg.dry_run else options))
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether each process has but a share of the weights."""
+        return self.trainer.parallel == "fsdp" and self.procs.world_size > 1
+
+    def agreed_path(self, path: Path | None) -> Path | None:
+        """The first process's path, which all of them take: two may look at a folder at different times."""
+        first = self.procs.texts(str(path or ""))[0]
+        return Path(first) if first else None
+
+    @property
     def optim(self) -> OptimOptions:
         """``optim.*``."""
         options = plain(self.cfg.optim)
@@ -147,12 +158,13 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
     place = procs.local_rank if procs.world_size > 1 else gpu_beside_others()
     compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, place)
     with ExitStack() as stack:
-        root = _root(cfg, stack)
+        root = Path(procs.texts(str(_root(cfg, stack) if procs.is_main else ""))[0])
         experiment = stack.enter_context(Experiment(root, setting(cfg), name=job_name(root), owner=procs.is_main))
         if procs.is_main:
             stack.enter_context(log_file(root / "logs", "full_pipeline"))
         LOG.info("Experiment %s in %s", root.name, root)
         pending = pending_stages(plain(cfg), experiment)  # refuses a folder of another config, nothing opened yet
+        pending = json.loads(procs.texts(json.dumps(pending))[0])
         backbones = Backbones(plain(cfg.model), plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
         data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
         waits = awaits_evaluation(plain(cfg), experiment) or awaits_model(plain(cfg), experiment)

@@ -73,6 +73,11 @@ class Backbones:
         with torch.device("meta"):
             return self.vision()
 
+    def forget(self) -> None:
+        """Opens the weights anew when they are next asked for, since those there are have become part of something."""
+        for name in ("tower", "language", "outline"):
+            self.__dict__.pop(name, None)
+
     @property
     def image_tokens(self) -> int:
         """Tokens that one panorama takes in the language model."""

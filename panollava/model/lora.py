@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Interval
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from panollava.model.build import seeded
 from panollava.untrusted import read_document
@@ -113,8 +113,15 @@ def use_lora(model: PanoLlavaForConditionalGeneration, name: str | None) -> None
         parameter.requires_grad_(trains)
 
 
-def save_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path) -> None:
+def save_lora(
+    model: PanoLlavaForConditionalGeneration, folder: str | Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the adapter in use, ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
+
+    Args:
+        model: whose adapter it is.
+        folder: to write into.
+        tensors: weights by their names in the model, in place of those that it holds.
 
     Raises:
         ValueError: no LoRA is attached, or none in use.
@@ -123,8 +130,10 @@ def save_lora(model: PanoLlavaForConditionalGeneration, folder: str | Path) -> N
     if name is None:
         raise ValueError("There is no LoRA to save: the language model carries none, or none in use (see use_lora).")
     target = Path(folder)
+    prefix = "language_model."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} if tensors else None
     model.language_model.save_pretrained(
-        str(target), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False
+        str(target), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False, state_dict=own
     )
     if name != DEFAULT:  # peft puts it into a folder of its name
         for file in (target / name).iterdir():

@@ -48,9 +48,9 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
         return None
     if run.data.test is None or last == "vision" or (trained is None and _evaluated(run)):
         return None
-    if isinstance(trained, InstructStage) and trained.name == last:
+    if isinstance(trained, InstructStage) and trained.name == last and not run.is_sharded:
         pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
-    else:  # finished earlier, but stopped before its evaluation was
+    else:  # finished earlier, but stopped before its evaluation was; or this process has but a share of it
         pano = PanoLlava.from_pretrained(
             run.experiment.stage_folder(last), device=run.compute.device, dtype=run.compute.dtype
         )

@@ -39,7 +39,8 @@ def explained(message: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, ValueError) or not is_out_of_memory(error):
+        # Another process's last words are not about this one's memory.
+        if isinstance(error, ValueError | ConnectionError) or not is_out_of_memory(error):
             raise
         raise ValueError(message()) from error
 

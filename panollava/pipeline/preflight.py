@@ -21,6 +21,11 @@ def preflight(run: Run) -> None:
     """
     if run.trainer.compile and run.pending:
         check_compiler(run.compute.device.type)
+    if run.is_sharded and run.trainer.auto_batch:
+        raise ValueError(
+            "trainer.auto_batch=true tries batches in each process by itself, and with trainer.parallel=fsdp none can "
+            "take a step by itself. Set stage.<name>.batch_size, or use trainer.parallel=ddp."
+        )
     pending = run.pending
     needs_language = any(name != "vision" for name in pending)
     language = _open_language(run, pending) if needs_language else None

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -20,6 +19,7 @@ from panollava.pipeline.metadata import stage_metadata
 from panollava.run_folder import short_name, write_metadata
 from panollava.stages.instruct import InstructStage
 from panollava.training.loop import FitResult
+from panollava.training.parallel import put
 from panollava.training.saved import read_progress
 from panollava.training.state import Progress
 
@@ -76,7 +76,8 @@ def recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[P
     def record(progress: Progress, loss: float | None) -> None:
         write_metadata(folder, stage_metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
         if isinstance(stage, InstructStage) and has_lora(stage.model):
-            replace_folder(folder / "lora_weights", lambda target: save_lora(stage.model, target))
+            tensors = read_weights(find_checkpoint(folder))  # whole, where each process has but a share of them
+            replace_folder(folder / "lora_weights", lambda target: save_lora(stage.model, target, tensors))
 
     return record
 
@@ -86,9 +87,9 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
     run.procs.barrier()
     best = find_checkpoint(folder)
     tensors = read_weights(best)
-    with torch.no_grad():
-        for key, parameter in trained.items():
-            parameter.copy_(tensors[key])
+    for key, parameter in trained.items():
+        put(parameter, tensors[key])
+    run.procs.barrier()  # the folder of a dry run goes when the first process is done
     if not run.procs.is_main:
         return
     loss = read_state(best)["validation_loss"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage, build_stage, skip_reason
 from panollava.assemble.status import SKIPPED
-from panollava.checkpoint import BEST, LAST, follow
+from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.logs import LOG, log_file
 from panollava.pipeline.fitting import fit_batch
 from panollava.pipeline.forecast import forecast
@@ -29,6 +30,8 @@ from panollava.pipeline.start import start_from
 from panollava.training.loop import fit
 from panollava.training.optim import make_optimizer
 from panollava.training.options import StageOptions
+from panollava.training.parallel import shard
+from panollava.training.same_steps import Share, same_steps
 from panollava.training.state import Checkpointer, Progress
 
 
@@ -58,17 +61,27 @@ def run_stage(run: Run, name: str) -> AnyStage | None:
     run.procs.barrier()
     log = log_file(folder / "logs", name) if run.procs.is_main else nullcontext()
     with log, explained(lambda: model_too_large(run, name)):
-        return _train(run, name, folder, run.stage_options(name))
+        try:
+            return _train(run, name, folder, run.stage_options(name))
+        finally:
+            if run.is_sharded:  # the next model cannot be built around shares
+                run.backbones.forget()
 
 
 def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage:
     torch.manual_seed(run.seed(name))
-    stage = build_stage(run, name).to(run.compute.device)
+    stage = build_stage(run, name)
+    if run.is_sharded:
+        shard(stage, run.procs, run.compute.device)
+    stage.to(run.compute.device)
     torch.manual_seed(run.seed(name) + run.procs.rank)  # each process drops other units
     trained = stage.trained()
     frozen, inherited = stage.frozen_backbone(), {}
-    resume = run.resume_point(name)
-    if resume is None:
+    resume = run.agreed_path(run.resume_point(name))
+    if resume is not None:
+        shared = read_state(resume).get("share")
+        options = same_steps(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
+    else:
         inherited = start_from(run, name, trained, frozen)
         options = fit_batch(run, name, stage, options) if run.trainer.auto_batch else options
     forecast(run, name, stage, options)
@@ -80,7 +93,12 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         parameters=trained,
         optimizer=optimizer,
         scaler=scaler,
-        notes={"has_lora": carries_lora(stage), "tracking_run": run.tracker.run_id},
+        procs=run.procs,
+        notes={
+            "has_lora": carries_lora(stage),
+            "tracking_run": run.tracker.run_id,
+            "share": asdict(Share.of(options, run.procs.world_size)),
+        },
         on_save=recorder(run, name, folder, stage),
         frozen=frozen,
     )
@@ -97,6 +115,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
             checkpointer.remove_unlinked()
         record_start(run, name, folder, stage, progress, resume)
     data = run.batches(name, options)
+    # Another number of processes may leave out another sample of an epoch, and a step with it.
+    progress.step_in_epoch = min(progress.step_in_epoch, data.steps_per_epoch - 1)
     try:
         with explained(lambda: step_too_large(run, name, stage, options)):
             result = fit(

@@ -72,7 +72,7 @@ def start_from(
     Raises:
         ValueError: nothing fits, or a backbone was trained further that is not the one of this run.
     """
-    source = _source(run, name)
+    source = run.agreed_path(_source(run, name))
     if source is None:
         if name != STAGES[0]:
             LOG.info(

@@ -112,7 +112,7 @@ class Processes:
             what = "did not answer in time" if "imed out" in str(error) else "ended"
             silence = (
                 f"Another of the {self.world_size} processes {what} without a word, as when it is killed or the "
-                f"machine runs out of memory. {_KEPT}"
+                f"machine has no memory left. {_KEPT}"
             )
             raise ProcessLost(_last_words(self, PATIENCE_S) or silence) from error
         except Terminated as error:

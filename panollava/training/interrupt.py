@@ -31,7 +31,7 @@ def heeded(world_size: int = 1) -> Iterator[list[int]]:
         if not received:
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             again = " Press again to stop at once." if world_size == 1 and number == signal.SIGINT else ""
-            LOG.warning("%s: finishing this step, then saving.%s", name, again)
+            LOG.warning("%s: finishing this step, or this validation, then saving.%s", name, again)
         received.append(number)
 
     try:

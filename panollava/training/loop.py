@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from panollava.batch import Batch
@@ -20,8 +17,10 @@ from panollava.logs import LOG
 from panollava.stages.protocol import Stage
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
+from panollava.training.interrupt import heeded
 from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
+from panollava.training.parallel import in_step, is_sharded, own_module, spread
 from panollava.training.precision import Compute
 from panollava.training.state import Checkpointer, Progress
 from panollava.training.step import OptimiserStep, summarise
@@ -99,16 +98,20 @@ def fit(
     """
     trainer, procs, tracker = trainer or TrainerOptions(), procs or Processes(), tracker or NullTracker()
     progress = progress or Progress()
-    module = _wrap(stage, trainer, compute, procs)
+    assert isinstance(stage, nn.Module)
+    module = spread(stage, compiled=trainer.compile, device=compute.device, procs=procs)
     watch = Watch(stage)
     step = OptimiserStep(stage, module, optimizer, scaler, compute, procs, trainer.clip_norm)
     total = options.epochs * data.steps_per_epoch
     validate_at = _validation_steps(data.steps_per_epoch, trainer.validations_per_epoch)
-    limit = min(total, trainer.max_steps or total)
+    limit = trainer.max_steps or math.inf
     compute.reset_peak_memory()
     started, seen, metrics, stepping = time.perf_counter(), 0, {}, 0.0
-    bar = tqdm(total=limit, initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs))
-    with bar, _interrupt() as interrupted:
+    bar = tqdm(
+        total=min(total, limit), initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs)
+    )
+    interrupted = False
+    with bar, heeded(procs.world_size) as signals, procs.together():
         while progress.epoch < options.epochs and progress.global_step < limit and not _in_vain(progress, trainer):
             stage.train()
             epoch, stop = progress.epoch, False
@@ -137,6 +140,7 @@ def fit(
                     tick = time.perf_counter()
                 elif trainer.save_every_steps and progress.global_step % trainer.save_every_steps == 0:
                     _save(checkpointer, progress, None, False, procs, tracker)
+                interrupted = procs.any(bool(signals))  # all stop after the same step, whoever was told to
                 if interrupted or stop or last:
                     break
             if interrupted:
@@ -147,7 +151,7 @@ def fit(
                 break
     seconds = time.perf_counter() - started
     rate, memory = seen / max(stepping, 1e-9), compute.peak_memory_gb()
-    return FitResult(progress, seconds, rate, memory, metrics, watch.concerns, bool(interrupted))
+    return FitResult(progress, seconds, rate, memory, metrics, watch.concerns, interrupted)
 
 
 @torch.no_grad()
@@ -158,30 +162,24 @@ def validate(stage: Stage, module: nn.Module, data: TrainData, compute: Compute,
         ValueError: the validation split gives no target at all.
     """
     stage.eval()
-    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    inner = own_module(module)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    for batch in data.validation():
+    batches = iter(data.validation())
+    for batch, is_counted in in_step(batches, procs) if is_sharded(stage) else ((batch, True) for batch in batches):
         on_device = batch.to(compute.device, non_blocking=True)
-        for name, count in stage.counts(on_device).items():
-            counts[name] = counts.get(name, 0.0) + count
         with compute.autocast():
             output = inner(on_device)
+        if not is_counted:
+            continue
+        for name, count in stage.counts(on_device).items():
+            counts[name] = counts.get(name, 0.0) + count
         for name, value in {**output.losses, **output.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     result = summarise(procs.sum(sums), procs.sum(counts))
     if not result:
         raise ValueError("The validation split gave no batch: it is empty, or smaller than the number of processes.")
     return result
-
-
-def _wrap(stage: Stage, trainer: TrainerOptions, compute: Compute, procs: Processes) -> nn.Module:
-    assert isinstance(stage, nn.Module)
-    module: nn.Module = torch.compile(stage) if trainer.compile else stage  # type: ignore[assignment]
-    if procs.world_size > 1:
-        devices = [procs.local_rank] if compute.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
-    return module
 
 
 def _in_vain(progress: Progress, trainer: TrainerOptions) -> bool:
@@ -231,7 +229,7 @@ def _save(
 ) -> None:
     if procs.is_main:
         tracker.flush()  # first: what a run that resumes from this checkpoint does not log again must be there
-        checkpointer.save(progress, loss, is_best=is_best)
+    checkpointer.save(progress, loss, is_best=is_best)
     procs.barrier()
 
 
@@ -268,25 +266,3 @@ def _log_step(
 def _no_bar(procs: Processes) -> bool | None:
     """None lets tqdm draw its bar only on a terminal; other ranks never draw."""
     return None if procs.is_main else True
-
-
-@contextlib.contextmanager
-def _interrupt() -> Iterator[list[int]]:
-    """Collects Ctrl-C until the step in progress is whole; a second one ends the process at once."""
-    received: list[int] = []
-
-    def remember(number: int, _frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        LOG.warning("Ctrl-C: finishing this step, or this validation, then saving. Press again to stop at once.")
-
-    try:
-        previous = signal.signal(signal.SIGINT, remember)
-    except ValueError:  # not the main thread: whoever runs us handles interrupts
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, previous)

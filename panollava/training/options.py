@@ -27,6 +27,8 @@ class TrainerOptions:
         checkpoint_activations: recompute the language model's activations in the backward pass to save memory.
         compile: ``torch.compile`` the stage.
         auto_batch: try before the first step which batch fits, and keep its effective size by accumulation.
+        parallel: what several processes do with a model: each keeps all of it (``ddp``), or a share of it (``fsdp``).
+        process_timeout_s: longest wait for another process, after which the run ends.
     """
 
     device: str = "auto"
@@ -41,6 +43,8 @@ class TrainerOptions:
     checkpoint_activations: bool = False
     compile: bool = False
     auto_batch: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    process_timeout_s: Annotated[float, Gt(0)] = 1800.0
 
 
 @dataclass(frozen=True)

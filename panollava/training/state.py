@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from panollava import checkpoint as files
+from panollava.training.distributed import Processes
+from panollava.training.parallel import put, share, whole
 from panollava.training.saved import check_optimizer, check_random, read_progress
 
 OPTIMIZER, RANDOM, FINAL = "optimizer.safetensors", "random.safetensors", "model_final.safetensors"
@@ -45,6 +47,7 @@ class Checkpointer:
         stage_name: written into the state, so that a checkpoint of another stage is not resumed by mistake.
         parameters: what trains, named as in the file.
         optimizer, scaler: whose state makes resuming exact.
+        procs: whose shares and random states are kept; None for a single process.
         notes: more for ``state.json``, such as the tracking run's id.
         on_save: called with (progress, validation loss) after a best checkpoint was written.
         frozen: weights of the backbones that do not train here, which an earlier stage may have trained.
@@ -63,22 +66,23 @@ class Checkpointer:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
+        procs: Processes | None = None,
         notes: Mapping[str, object] | None = None,
         on_save: Callable[[Progress, float], None] | None = None,
         frozen: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self.folder, self.prefix, self.stage_name = folder, prefix, stage_name
         self.parameters, self.optimizer, self.scaler = dict(parameters), optimizer, scaler
+        self.procs = procs or Processes()
         self.notes, self.on_save = dict(notes or {}), on_save
         self.frozen = dict(frozen or {})
         self.inherited: dict[str, Tensor] = {}
         self._saved: tuple[Progress, Path] | None = None
 
-    @torch.no_grad()
     def inherit(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts weights that an earlier stage trained into the frozen backbones, and keeps them as they came."""
         for name, tensor in tensors.items():
-            self.frozen[name].copy_(tensor)
+            put(self.frozen[name], tensor)
         self.inherited = dict(tensors)
 
     @property
@@ -88,6 +92,8 @@ class Checkpointer:
 
     def save(self, progress: Progress, loss: float | None, *, is_best: bool) -> Path:
         """Writes a checkpoint, moves the links to it, and removes those that no link names.
+
+        All processes call it, for their shares; the first one writes.
 
         Args:
             progress: the place that resuming returns to.
@@ -106,13 +112,17 @@ class Checkpointer:
             step = f"_step{progress.global_step:06d}" if progress.step_in_epoch else ""
             name = f"{self.prefix}_epoch{progress.epoch:02d}_loss{loss:.4f}{step}.ckpt"
         target = self.folder / name
+        tensors = {
+            files.TRAINED: self._gathered(self.weights),
+            OPTIMIZER: self._gathered(optimizer_tensors(self.parameters, self.optimizer)),
+            RANDOM: random_of_all(self.procs),
+        }
+        if not self.procs.is_main:
+            self._saved = replace(progress), target
+            return target
         files.write_checkpoint(
             target,
-            {
-                files.TRAINED: self.weights,
-                OPTIMIZER: optimizer_tensors(self.parameters, self.optimizer),
-                RANDOM: random_tensors(),
-            },
+            tensors,
             {
                 "stage": self.stage_name,
                 "validation_loss": loss,
@@ -122,7 +132,7 @@ class Checkpointer:
             },
         )
         if is_best:
-            files.write_tensors(self.folder / FINAL, self.weights)
+            files.write_tensors(self.folder / FINAL, tensors[files.TRAINED])
             files.point(self.folder / files.BEST, target)
         files.point(self.folder / files.LAST, target)
         self.remove_unlinked()
@@ -163,14 +173,18 @@ class Checkpointer:
         progress = Progress(**read_progress(state, checkpoint))
         check_optimizer(moments, self.parameters, checkpoint, is_new=progress.global_step == 0)
         check_random(states, checkpoint)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
+        for name, parameter in self.parameters.items():
+            put(parameter, tensors[name])
         self.inherit(inherited)
         load_optimizer(self.parameters, self.optimizer, moments)
         self.scaler.load_state_dict(state["scaler"])
-        load_random(states)
+        load_random(states, self.procs.rank)
         return progress
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors, one after the other, for the process that writes."""
+        complete = ((name, whole(value.detach())) for name, value in tensors.items())
+        return {name: value.cpu() for name, value in complete if self.procs.is_main}
 
     def remove_unlinked(self) -> None:
         """Removes the checkpoints that no link names, as each save does; a killed process may have left some."""
@@ -198,25 +212,34 @@ def load_optimizer(
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)
         parameter = parameters[name]
-        device = value.device if entry == "step" else parameter.device
-        optimizer.state[parameter][entry] = value.to(device)
+        optimizer.state[parameter][entry] = value if entry == "step" else share(value, parameter)
 
 
 def random_tensors() -> dict[str, Tensor]:
-    """State of torch's generators; nothing else is drawn from during training."""
+    """State of torch's generators in this process; nothing else is drawn from during training."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def load_random(states: Mapping[str, Tensor]) -> None:
-    """Inverse of ``random_tensors``; GPUs that the state does not name keep theirs."""
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            if f"cuda{index}" in states:
-                torch.cuda.set_rng_state(states[f"cuda{index}"], index)
+def random_of_all(procs: Processes) -> dict[str, Tensor]:
+    """Those of all processes; names of the first one's are ``cpu`` and ``cuda``, of others ``rank1/cpu`` and so on."""
+    own = random_tensors()
+    gathered = {name: procs.gather(own[name]) for name in sorted(own)}
+    return {_of(rank) + name: state for name, states in gathered.items() for rank, state in enumerate(states)}
+
+
+def load_random(states: Mapping[str, Tensor], rank: int = 0) -> None:
+    """Inverse of ``random_of_all``; a process that was not there when it was saved keeps its own."""
+    if (state := states.get(f"{_of(rank)}cpu")) is not None:
+        torch.set_rng_state(state)
+    if (state := states.get(f"{_of(rank)}cuda")) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state)
+
+
+def _of(rank: int) -> str:
+    return f"rank{rank}/" if rank else ""
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Mapping
 
@@ -13,10 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from panollava.batch import Batch
 from panollava.stages.protocol import Stage
 from panollava.training.distributed import Processes
+from panollava.training.parallel import whole
 from panollava.training.precision import Compute
 
 MAX_OVERFLOWS = 20
 """fp16 steps in a row that may overflow while the scaler looks for its scale."""
+
+_BAD = "not finite"
+"""Stands among the sums for the number of micro-batches whose loss is not finite."""
 
 
 class OptimiserStep:
@@ -81,29 +86,32 @@ class OptimiserStep:
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._update(window, per_batch)
         names = sorted(sums)
         values = dict(zip(names, torch.stack([sums[n].float() for n in names]).tolist(), strict=True))
-        return {**summarise(self.procs.sum(values), totals), "grad_norm": norm}
+        bad = [not fine for fine in torch.isfinite(torch.stack(per_batch)).tolist()]
+        values = self.procs.sum({**values, _BAD: float(sum(bad))})
+        norm = self._update(window, bad, bad_anywhere=values.pop(_BAD) > 0)
+        return {**summarise(values, totals), "grad_norm": norm}
 
-    def _update(self, window: list[Batch], per_batch: list[Tensor]) -> float:
+    def _update(self, window: list[Batch], bad: list[bool], *, bad_anywhere: bool) -> float:
+        """Clips and steps; every process comes to the same decisions, since all have the norm of all gradients."""
         self.scaler.unscale_(self.optimizer)
         limit = self.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
-        finite_losses = torch.isfinite(torch.stack(per_batch)).tolist()
-        overflow = self.scaler.is_enabled() and all(finite_losses) and not math.isfinite(norm)
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, limit)))
+        overflow = self.scaler.is_enabled() and not bad_anywhere and not math.isfinite(norm)
         self.overflows = self.overflows + 1 if overflow else 0
-        if (not overflow and not (all(finite_losses) and math.isfinite(norm))) or self.overflows > MAX_OVERFLOWS:
-            raise ValueError(self._not_finite(window, finite_losses))
+        if (not overflow and (bad_anywhere or not math.isfinite(norm))) or self.overflows > MAX_OVERFLOWS:
+            raise ValueError(self._not_finite(window, bad, bad_anywhere=bad_anywhere))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _not_finite(self, window: list[Batch], finite_losses: list[bool]) -> str:
-        culprits = [b for b, fine in zip(window, finite_losses, strict=True) if not fine] or window
-        names = [name for batch in culprits for name in batch.sample_ids]
-        what = "loss" if not all(finite_losses) else "gradient"
+    def _not_finite(self, window: list[Batch], bad: list[bool], *, bad_anywhere: bool) -> str:
+        culprits = [b for b, is_bad in zip(window, bad, strict=True) if is_bad] if bad_anywhere else window
+        own = json.dumps([name for batch in culprits for name in batch.sample_ids])
+        names = [name for text in self.procs.texts(own) for name in json.loads(text)]
+        what = "loss" if bad_anywhere else "gradient"
         return (
             f"The {what} of stage {self.stage.name!r} is not finite in the step with samples {', '.join(names[:16])}"
             f"{' …' if len(names) > 16 else ''}; the weights were not changed. Look at these samples, lower "
@@ -111,7 +119,10 @@ class OptimiserStep:
         )
 
     def _sync_on_last(self, is_last: bool) -> contextlib.AbstractContextManager:
-        """Gradients travel between processes once a window, with its last micro-batch."""
+        """DDP's gradients travel between processes once a window, with its last micro-batch.
+
+        FSDP's do each time: to keep them whole until the last one would take the memory that it saves.
+        """
         if isinstance(self.module, DistributedDataParallel) and not is_last:
             return self.module.no_sync()
         return contextlib.nullcontext()

@@ -6,8 +6,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from panollava.training.parallel import put
 
 
 @dataclass
@@ -40,7 +41,6 @@ class Transfer:
         return "\n".join(lines)
 
 
-@torch.no_grad()
 def transfer(
     tensors: Mapping[str, Tensor], targets: Mapping[str, nn.Parameter], *, kept: Container[str] = ()
 ) -> Transfer:
@@ -58,7 +58,7 @@ def transfer(
         elif tensors[name].shape != target.shape:
             result.misfits.append(f"{name} {tuple(tensors[name].shape)} -> {tuple(target.shape)}")
         else:
-            target.copy_(tensors[name])
+            put(target, tensors[name])
             result.loaded.append(name)
     result.unused = [name for name in tensors if name not in targets and name not in kept]
     return result

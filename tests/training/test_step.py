@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from one_update import STAGES, one_update
-from safetensors.torch import load_file
-from small_runs import QUICK, UNTRACKED, backbones
+from one_update import STAGES, one_update, shared_update
+from ranks import succeed
+from small_runs import QUICK, UNTRACKED, assert_same_bits, backbones
 from torch import Tensor
 from toy import ALONE, CPU, ToyStage, batch
 
@@ -87,23 +86,25 @@ def test_accumulating_changes_an_objective_of_batches(
     assert float((cut["vision:loss"] - whole["vision:loss"]).abs()) > 1e-3
 
 
-def two_processes(output: Path, *typed: str) -> dict[str, Tensor]:
-    """One update, as two processes take it."""
-    script = Path(__file__).parents[1] / "one_update.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launcher, str(script), str(output), *typed], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(output)
+def together(folder: Path, *typed: str, count: int = 2) -> dict[str, Tensor]:
+    """One update as several processes take it, of which each says the same."""
+    first, *others = succeed(partial(shared_update, list(typed)), folder, count)
+    for other in others:
+        assert_same_bits(first, other)
+    return first
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("lora=none", "stage=finetune")], ids=["all", "without adapter"])
 def test_two_processes_do_not_change_the_objective(
-    backbone: Backbone, whole: dict[str, Tensor], tmp_path: Path
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    assert_same_update(two_processes(tmp_path / "update.safetensors", *arguments(backbone, 4, 1)), whole)
+    monkeypatch.chdir(tmp_path)
+    whole = one_update([*arguments(backbone, 8, 1), *options])
+    for parallel in ("ddp", "fsdp"):
+        asked = [*arguments(backbone, 4, 1), *options, f"trainer.parallel={parallel}"]
+        assert_same_update(together(tmp_path / parallel, *asked), whole)
 
 
-@pytest.mark.slow
 def test_two_processes_share_an_objective_of_batches(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +112,7 @@ def test_two_processes_share_an_objective_of_batches(
     monkeypatch.chdir(tmp_path)
     common = [*objective(("type=vicreg_batch",)), "data.val_scenes=9"]
     whole = one_update([*arguments(backbone, 8, 1), *common])
-    parts = two_processes(tmp_path / "parts", *arguments(backbone, 4, 1), *common, "experiment_name=two")
+    parts = together(tmp_path, *arguments(backbone, 4, 1), *common, "experiment_name=two")
     for result in (whole, parts):
         del result["vision:validation"]
     assert_same_update(parts, whole)

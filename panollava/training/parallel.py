@@ -1,0 +1,107 @@
+"""A stage on several processes: a copy in each with averaged gradients (DDP), or a share of every weight (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from panollava.batch import Batch
+from panollava.training.distributed import Processes
+
+
+def shard(stage: nn.Module, procs: Processes, device: torch.device) -> None:
+    """Leaves each process its share of every weight of a stage, which is on the CPU so far.
+
+    Weights come together block by block while a block computes, and what is not in a block for the whole step. Each
+    block goes to the device by itself, which therefore never holds the whole model. Frozen weights in another type
+    than the trained ones stay in it.
+
+    Args:
+        stage: changed in place: its parameters are others afterwards, and it can be called, but not its parts alone.
+        procs: who gets a share.
+        device: where shares live.
+
+    Raises:
+        ValueError: weights that cannot be cut, since they are packed in integers.
+    """
+    packed = [name for name, parameter in stage.named_parameters() if not parameter.is_floating_point()]
+    if packed:
+        raise ValueError(
+            f"trainer.parallel=fsdp shares no quantised weights ({len(packed)} of them, first {packed[0]}). Use "
+            "trainer.parallel=ddp, or a base model that is not quantised."
+        )
+    mesh = init_device_mesh(device.type, (procs.world_size,))
+    for block in repeated_blocks(stage):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(stage, mesh=mesh, reshard_after_forward=True)
+
+
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """The outermost modules that come in rows of one kind, such as the layers of a transformer."""
+    children = list(module.children())
+    if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1:
+        alike = len({type(child) for child in children}) == 1
+        if alike and all(any(True for _ in child.children()) for child in children):
+            return children
+    return [block for child in children for block in repeated_blocks(child)]
+
+
+def is_sharded(module: object) -> bool:
+    """Whether ``shard`` was here."""
+    return isinstance(module, FSDPModule)
+
+
+def spread(stage: nn.Module, *, compiled: bool, device: torch.device, procs: Processes) -> nn.Module:
+    """What is called in training: the stage, or what keeps its copies in several processes alike.
+
+    DDP looks for unused parameters because it then keeps the layout of its buffers: with three processes and more a
+    sum depends on a number's place in them, and a resumed run would begin with another layout than it was left with.
+    """
+    module: nn.Module = torch.compile(stage) if compiled else stage  # type: ignore[assignment]
+    if procs.world_size == 1 or is_sharded(stage):
+        return module
+    devices = [procs.local_rank] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def own_module(module: nn.Module) -> nn.Module:
+    """What processes may call as often as each likes: the stage without DDP around it."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def in_step(batches: Iterator[Batch], procs: Processes) -> Iterator[tuple[Batch, bool]]:
+    """Batches for a sharded stage, which all processes call equally often, and whether each counts.
+
+    A process that has no more takes its last one again while others go on.
+    """
+    batch = next(batches, None)
+    assert batch is not None, "each process has its share of every split"
+    following: Batch | None = batch
+    while procs.any(following is not None):
+        batch = batch if following is None else following
+        yield batch, following is not None
+        following = next(batches, None)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor put together from the shares of all processes, which all ask for it; others are as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def share(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, cut and placed as another one is."""
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def put(target: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into a parameter that may be shared."""
+    target.copy_(share(value, target))
