@@ -26,7 +26,7 @@ def one_update(arguments: list[str], procs: Processes | None = None) -> dict[str
             torch.manual_seed(run.seed(name))
             stage = build_stage(run, name)
             if run.is_sharded:
-                shard(stage, procs, run.compute.device)
+                shard(stage, procs, run.compute.device, apart=run.backbones.tower)
             module = spread(stage, compiled=False, device=run.compute.device, procs=procs)
             optimizer = make_optimizer(stage.trained(), run.optim, lr=0.1)
             scaler = run.compute.scaler()

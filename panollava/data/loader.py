@@ -245,7 +245,9 @@ def _as_is(batch: Any) -> Any:  # what `_Guarded` made is a batch already
 
 
 def _begin(worker: int) -> None:  # noqa: ARG001
-    # A terminal's Ctrl-C goes to every process; workers live until the main one has saved and ends them.
+    # A terminal's Ctrl-C goes to every process, and so does torchrun's SIGTERM; workers live until the main one has
+    # saved and tells them to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -72,7 +72,9 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
     torch.manual_seed(run.seed(name))
     stage = build_stage(run, name)
     if run.is_sharded:
-        shard(stage, run.procs, run.compute.device)
+        tower = run.backbones.tower
+        makes_features = not any(weight.requires_grad for weight in tower.parameters())
+        shard(stage, run.procs, run.compute.device, apart=tower if makes_features else None)
     stage.to(run.compute.device)
     torch.manual_seed(run.seed(name) + run.procs.rank)  # each process drops other units
     trained = stage.trained()

@@ -15,7 +15,7 @@ from panollava.batch import Batch
 from panollava.training.distributed import Processes
 
 
-def shard(stage: nn.Module, procs: Processes, device: torch.device) -> None:
+def shard(stage: nn.Module, procs: Processes, device: torch.device, *, apart: nn.Module | None = None) -> None:
     """Leaves each process its share of every weight of a stage, which is on the CPU so far.
 
     Weights come together block by block while a block computes, and what is not in a block for the whole step. Each
@@ -26,20 +26,23 @@ def shard(stage: nn.Module, procs: Processes, device: torch.device) -> None:
         stage: changed in place: its parameters are others afterwards, and it can be called, but not its parts alone.
         procs: who gets a share.
         device: where shares live.
+        apart: a frozen part that stays whole in each process, since it is called outside of steps as well.
 
     Raises:
         ValueError: weights that cannot be cut, since they are packed in integers.
     """
-    packed = [name for name, parameter in stage.named_parameters() if not parameter.is_floating_point()]
+    ignored = set(apart.parameters()) if apart is not None else set()
+    packed = [name for name, p in stage.named_parameters() if not p.is_floating_point() and p not in ignored]
     if packed:
         raise ValueError(
             f"trainer.parallel=fsdp shares no quantised weights ({len(packed)} of them, first {packed[0]}). Use "
             "trainer.parallel=ddp, or a base model that is not quantised."
         )
     mesh = init_device_mesh(device.type, (procs.world_size,))
-    for block in repeated_blocks(stage):
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    fully_shard(stage, mesh=mesh, reshard_after_forward=True)
+    within = set(apart.modules()) if apart is not None else set()
+    blocks = [block for block in repeated_blocks(stage) if block not in within]
+    for part in (*blocks, stage):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
