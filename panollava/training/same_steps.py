@@ -63,7 +63,7 @@ def same_steps(
         possible = ", ".join(str(count) for count in range(1, whole + 1) if whole % count == 0)
         what = "micro-batch" if coupled else "optimiser step"
         raise ValueError(
-            f"The run that is resumed took {whole} samples a {what} with {before.processes} processes, which "
+            f"The run that is resumed took {whole} samples in each {what} with {before.processes} processes, which "
             f"{processes} processes cannot share equally. Go on with one of {possible} processes."
         )
     each = whole // processes
