@@ -37,9 +37,7 @@ def test_a_step_keeps_its_samples_and_no_micro_batch_grows(
 def test_an_objective_of_a_micro_batch_keeps_it() -> None:
     result = same_steps(options(4, 2), asdict(Share(2, 4, 2)), 1, coupled=True)
     assert (result.batch_size, result.accumulate) == (8, 2)
-    with pytest.raises(
-        ValueError, match=r"8 samples in each micro-batch with 2 processes, which 3 .*1, 2, 4, 8"
-    ):
+    with pytest.raises(ValueError, match=r"8 samples in each micro-batch with 2 processes, which 3 .*1, 2, 4, 8"):
         same_steps(options(4, 2), asdict(Share(2, 4, 2)), 3, coupled=True)
 
 
