@@ -47,7 +47,7 @@ def _code(error: Exception) -> int | None:
 
 
 def _way_out(code: int | None) -> str:
-    again = "start the same command again: a run goes on from its last checkpoint"
+    again = "start the same command again: it goes on from what is whole"
     if code in _FULL:
         return f"Free some space there, or move the folder to another disk and name that place, and {again}."
     if code in _LOCKED:

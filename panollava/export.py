@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
 
 from panollava.checkpoint import replace_folder
 from panollava.config.check import check_section
@@ -46,11 +45,7 @@ def main(cfg: DictConfig) -> None:
     adapted = has_lora(pano.model)
     if options.merge:
         pano.merge_lora_weights()
-    try:
-        replace_folder(out, lambda folder: _fill(folder, pano, keep_lora=not options.merge))
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"out={options.out} cannot be written ({reason}). Choose another folder.") from error
+    replace_folder(out, lambda folder: _fill(folder, pano, keep_lora=not options.merge))
     told = "without an adapter"
     if adapted:
         told = "its adapter merged" if options.merge else f"its adapter beside it in {LORA}"

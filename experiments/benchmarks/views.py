@@ -55,7 +55,8 @@ def main() -> None:
 
 def _measured(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one picture."""
-    header = parse_header(path.read_bytes())
+    with path.open("rb") as file:
+        header = parse_header(file)
     assert header is not None
     panorama = ways.CROP.read(path)
     divisor = round(header.width / panorama.shape[1])

@@ -123,7 +123,7 @@ def test_a_failure_leaves_what_was_there(write: Write, monkeypatch: pytest.Monke
     monkeypatch.setattr("panollava.export._fill", full)
     status, message = write("out=kept", "overwrite=true")
     assert status == 1
-    assert "out=kept cannot be written (No space left on device)" in message
+    assert "kept could not be written (No space left on device). What was saved before is whole." in message
     assert {path: path.stat().st_mtime_ns for path in Path("kept").rglob("*")} == before
     assert sorted(path.name for path in Path().iterdir()) == ["kept", "runs"]
 

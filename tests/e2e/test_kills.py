@@ -120,7 +120,8 @@ def history(folder: Path) -> dict[tuple[str, int], float | str]:
 def states(folder: Path) -> dict[str, dict[str, Any]]:
     """Stage states without what differs from run to run."""
     document = json.loads((folder / "runs/x/stage_state.json").read_text())["stages"]
-    return {name: {k: v for k, v in entry.items() if k not in VARYING} for name, entry in document.items()}
+    varying = VARYING | set(CLOCKED) | {"peak_memory_gb"}
+    return {name: {k: v for k, v in entry.items() if k not in varying} for name, entry in document.items()}
 
 
 def names(folder: Path) -> list[str]:
