@@ -22,10 +22,10 @@ demo: $(STAMP) ## Train and evaluate all three stages on the built-in world
 	$(BIN)/python -m panollava.train experiment_name=demo
 
 test: $(STAMP) ## Run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical
 
 coverage: $(STAMP) ## Run the test suite and measure what it covers
-	$(BIN)/python -m pytest --cov=panollava --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n logical --cov=panollava --cov-report=term-missing:skip-covered
 
 check: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff check .
