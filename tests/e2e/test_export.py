@@ -141,7 +141,7 @@ WRONG = [
     pytest.param(["out=file.txt"], "file.txt is a file", id="file"),
     pytest.param(["out=runs"], "other things in it", id="run"),
     pytest.param(["out=runs", "overwrite=true"], "other things in it", id="overwrite"),
-    pytest.param(["out=file.txt/x"], "cannot be written", id="unwritable"),
+    pytest.param(["out=file.txt/x"], "could not be written", id="unwritable"),
     pytest.param(["out=x", "merge=maybe"], 'merge="maybe"', id="type"),
     pytest.param(["out=x", "precision=int8"], 'precision="int8"', id="choice"),
     pytest.param(["out=x", "checkpoint=runs/recorded/vision/anyres-e2p_mlp"], "stage-1 run", id="stage"),
