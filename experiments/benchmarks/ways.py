@@ -139,6 +139,7 @@ def reference(path: Path) -> list[np.ndarray]:
         dense = Sheet(
             (view,),
             size,
+            size,
             REFERENCE_SAMPLES,
             (CONTENT.start, 0, CONTENT.stop, SIDE) if view == 0 else (0, 0, SIDE, SIDE),
         )
