@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import configure_console
 from panollava.model.facade import PanoLlava
@@ -48,9 +48,7 @@ def _checked(cfg: DictConfig) -> ChatOptions:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    problems = check_section(values, ChatOptions, "")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(check_section(values, ChatOptions, ""))
     return ChatOptions(**values)
 
 

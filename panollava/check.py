@@ -9,7 +9,7 @@ from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.sources import check_data
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.partial import Covered
 from panollava.logs import configure_console, say
@@ -99,8 +99,7 @@ def _checked(values: dict[str, Any]) -> tuple[CheckOptions, Covered | None]:
     problems = check_section(plain, CheckOptions, "") + check_data(values["data"])
     crop = {"panorama_fov_deg": values["crop"].get("panorama_fov_deg")}
     problems += check_section(crop, PictureOptions, "crop")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(problems)
     covered = crop["panorama_fov_deg"]
     return CheckOptions(**plain), None if covered is None else (covered[0], covered[1])
 

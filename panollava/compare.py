@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.assemble.check import EvaluationOptions, check_tracking
 from panollava.assemble.tracking import open_tracker
 from panollava.checkpoint import write_file
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.evaluation.comparison import Contender, standings, verdicts
 from panollava.evaluation.comparison_report import (
@@ -160,8 +160,7 @@ def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any], StoreOpti
     tracking, store = values.pop("tracking"), values.pop("store")
     problems = check_section(values, CompareOptions, "") + check_tracking(tracking)
     problems += check_section(store, StoreOptions, "store")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(problems)
     return CompareOptions(**values), tracking, StoreOptions(**store)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console
 from panollava.tracking.delivery import deliver
@@ -32,8 +32,7 @@ def main(cfg: DictConfig) -> None:
     """
     configure_console()
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    if problems := check_section(values, DeliverOptions, ""):
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(check_section(values, DeliverOptions, ""))
     options = DeliverOptions(**values)
     folder = Path(options.folder).expanduser()
     if not folder.is_dir():

@@ -14,7 +14,7 @@ from panollava.assemble.check import EvaluationOptions, check_tracking
 from panollava.assemble.features import open_features
 from panollava.assemble.sources import open_source
 from panollava.assemble.tracking import open_tracker
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.scenes.questions import names_direction, turn_words
 from panollava.evaluation.results import write_measures
@@ -146,8 +146,7 @@ def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], StoreOptions
     tracking, crop, store = values.pop("tracking"), values.pop("crop"), values.pop("store")
     problems = check_section(values, EvalOptions, "") + check_tracking(tracking)
     problems += check_section(store, StoreOptions, "store")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(problems)
     return EvalOptions(**values), tracking, StoreOptions(**store), crop
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import check_tracking
 from panollava.assemble.tracking import open_tracker
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
 from panollava.data.scenes.questions import CAPTION_REQUEST
@@ -102,9 +102,7 @@ def _checked(cfg: DictConfig) -> tuple[ExplainOptions, dict[str, Any]]:
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     tracking = values.pop("tracking")
-    problems = check_section(values, ExplainOptions, "") + check_tracking(tracking)
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(check_section(values, ExplainOptions, "") + check_tracking(tracking))
     return ExplainOptions(**values), tracking
 
 

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.checkpoint import replace_folder
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console
 from panollava.model.configuration import PanoLlavaConfig
@@ -64,9 +64,7 @@ def _checked(cfg: DictConfig) -> ExportOptions:
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: export such as checkpoint=runs/demo out=export.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    problems = check_section(values, ExportOptions, "")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(check_section(values, ExportOptions, ""))
     return ExportOptions(**values)
 
 

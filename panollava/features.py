@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.assemble.check import check_sight
 from panollava.assemble.features import forecast, open_features
 from panollava.assemble.sources import open_source
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console, say
 from panollava.model.backbones import Backbones
@@ -82,9 +82,7 @@ def _warm(options: FeaturesOptions, store: StoreOptions, sections: dict[str, Any
 def _checked(cfg: DictConfig) -> tuple[FeaturesOptions, StoreOptions, dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     sections = {name: values.pop(name) for name in _GROUPS}
-    problems = check_section(values, FeaturesOptions, "") + check_sight(sections)
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(check_section(values, FeaturesOptions, "") + check_sight(sections))
     return FeaturesOptions(**values), StoreOptions(**sections["store"]), sections
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.sections import check_crop
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
 from panollava.evaluation.gallery import gallery_picture
@@ -55,8 +55,7 @@ def _checked(cfg: DictConfig) -> tuple[GalleryOptions, dict[str, Any]]:
     problems = check_section(values, GalleryOptions, "") + check_crop(spec)
     if spec.get("panorama_fov_deg") is not None and values["image"] is None:
         problems.append("crop.panorama_fov_deg needs image=<file>: the panorama of the built-in world is a whole one.")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(problems)
     return GalleryOptions(**values), spec
 
 

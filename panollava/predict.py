@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from panollava.checkpoint import write_file
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console, say
 from panollava.model.facade import PanoLlava
@@ -104,9 +104,7 @@ def _checked(cfg: DictConfig) -> PredictOptions:
             'question="what is behind me?".'
         )
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    problems = check_section(values, PredictOptions, "")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(check_section(values, PredictOptions, ""))
     if not str(values["question"]).strip():
         raise ValueError("question= is empty: write what you want to know.")
     return PredictOptions(**values)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.checkpoint import write_json
-from panollava.config.check import check_section
+from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.evaluation.read_predictions import Form, Scored, read_predictions
 from panollava.evaluation.scores import score
@@ -75,9 +75,7 @@ def _checked(cfg: DictConfig) -> ScoreOptions:
     if OmegaConf.is_missing(cfg, "predictions"):
         raise ValueError("predictions is missing: name a CSV file, such as python -m panollava.score predictions.csv.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    problems = check_section(values, ScoreOptions, "")
-    if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+    refuse(check_section(values, ScoreOptions, ""))
     return ScoreOptions(**values)
 
 

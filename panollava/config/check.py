@@ -40,6 +40,16 @@ def check_section(
     return []
 
 
+def refuse(problems: list[str]) -> None:
+    """Ends a command whose config has problems.
+
+    Raises:
+        ValueError: there are any; all of them, a line each.
+    """
+    if problems:
+        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+
+
 @functools.cache
 def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel]:
     signature = inspect.signature(target)
