@@ -18,6 +18,13 @@ def pytest_configure() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse a set of cases: its order differs between processes, and ``pytest -n`` then runs nothing at all."""
+    for mark in item.iter_markers("parametrize"):
+        if len(mark.args) > 1 and isinstance(mark.args[1], (set, frozenset)):
+            raise pytest.UsageError(f"{item.nodeid}: the cases are a set, which has no order. Give a tuple")
+
+
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a family by name, such as ``siglip`` or ``qwen2`` (see ``tests/families.py``)."""

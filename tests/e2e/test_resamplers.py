@@ -20,7 +20,7 @@ LEFT_OUT = "the resampler has no parameters, so nothing but the head would train
 WIDTH = "keeps the encoder's width of 32: model.latent_width=40 is not used"
 RESAMPLERS = {"c_abstractor": 16, "identity": 16, "perceiver": 16, "pool": 4, "qformer": 16}
 """Those no other end-to-end test trains, with the tokens of a view at their miniature defaults."""
-PLAIN = {"identity", "pool"}
+PLAIN = ("identity", "pool")
 
 
 @pytest.fixture
