@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-STATE = "state.pt"
+from panollava.checkpoint import TRAINED, read_state, read_tensors, write_checkpoint
+from panollava.training.state import OPTIMIZER, load_optimizer, optimizer_tensors
+
+KEPT, KIND = "last.ckpt", "backbone"
 SHARPNESS_SPEED = 8.0
 """Query and key norms set how sharply attention can choose; at the common rate they grow too slowly."""
 
@@ -44,23 +47,36 @@ def set_rate(optimisers: list[torch.optim.Optimizer], rate: float) -> None:
 
 def keep(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int) -> None:
     """Writes the state that ``resume`` goes on from, into the folder of whoever makes the backbones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = [optimiser.state_dict() for optimiser in optimisers]
-    torch.save({"model": model.state_dict(), "optimisers": saved, "step": step}, folder / STATE)
+    parameters = dict(model.named_parameters())  # each once, also where two layers share it
+    moments = [optimizer_tensors(parameters, optimiser) for optimiser in optimisers]
+    tensors = {TRAINED: parameters, OPTIMIZER: {key: value for each in moments for key, value in each.items()}}
+    write_checkpoint(folder / KEPT, tensors, {"stage": KIND, "step": step})
 
 
 def resume(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> int:
-    """Puts the kept state back.
+    """Puts the kept state back; what the optimisers are set to is not part of it.
 
     Returns:
         The step to go on with; 0 where nothing was kept.
+
+    Raises:
+        ValueError: what was kept is of another model.
     """
-    if not (folder / STATE).is_file():
+    kept = folder / KEPT
+    if not kept.is_dir():
         return 0
-    state = torch.load(folder / STATE, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
+    parameters = dict(model.named_parameters())
+    state, tensors, moments = read_state(kept), read_tensors(kept / TRAINED), read_tensors(kept / OPTIMIZER)
+    shapes = [{name: value.shape for name, value in each.items()} for each in (tensors, parameters)]
+    if state["stage"] != KIND or shapes[0] != shapes[1]:
+        raise ValueError(f"{kept} is of another model than is trained now. Give another --work folder, or remove it.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    for optimiser in optimisers:
+        own = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+        names = {name for name, parameter in parameters.items() if id(parameter) in own}
+        load_optimizer(parameters, optimiser, {k: v for k, v in moments.items() if k.rsplit("/", 1)[0] in names})
     return int(state["step"])
 
 

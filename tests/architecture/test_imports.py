@@ -90,6 +90,24 @@ def test_outside_libraries_stay_in_their_rooms(library: str) -> None:
     assert users & OUTSIDE[library]
 
 
+PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+"""Libraries that run code from what they read."""
+UNPICKLING = {"torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "np.load", "numpy.load"}
+
+
+def test_nothing_is_pickled_or_unpickled() -> None:
+    """Files of ours are safetensors and JSON; ``torch.load`` is not called even with ``weights_only``."""
+    for file in FILES:
+        names = set(imported(file))
+        assert not {name.split(".")[0] for name in names} & PICKLERS, file
+        used = {ast.unparse(node) for node in ast.walk(ast.parse(file.read_text("utf-8"))) if _is_of_files(node)}
+        assert not (names | used) & UNPICKLING, file
+
+
+def _is_of_files(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr in ("load", "save")
+
+
 def test_packages_are_a_docstring_and_nothing_else() -> None:
     for file in PACKAGE.glob("*/**/__init__.py"):
         body = [node for node in ast.parse(file.read_text("utf-8")).body if not _is_version(node)]
