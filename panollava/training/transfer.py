@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from panollava.training.parallel import put
 
+SHOWN = 6
+"""Tensors of a kind that the note names; of a language model's adapter there are hundreds."""
+
 
 @dataclass
 class Transfer:
@@ -18,8 +21,8 @@ class Transfer:
     Attributes:
         loaded: names of tensors taken over.
         misfits: ``name (its shape there) -> (its shape here)``.
-        fresh: trained here, not in the checkpoint.
-        unused: in the checkpoint, not in this model.
+        fresh: ``name (its shape)`` of those trained here that are not in the checkpoint.
+        unused: ``name (its shape)`` of those in the checkpoint that are not in this model.
     """
 
     loaded: list[str]
@@ -27,8 +30,18 @@ class Transfer:
     fresh: list[str]
     unused: list[str]
 
-    def summary(self, source: Path) -> str:
-        """A note for the log: a line, and a line for each kind of leftover."""
+    @property
+    def is_long(self) -> bool:
+        """Whether ``summary`` leaves some out."""
+        return any(len(names) > SHOWN for names in (self.misfits, self.fresh, self.unused))
+
+    def summary(self, source: Path, *, shown: int | None = SHOWN) -> str:
+        """A note for the log: a line, and a line for each kind of leftover.
+
+        Args:
+            source: the checkpoint.
+            shown: how many of a kind are named; None names all.
+        """
         lines = [f"Starting from {source}: {len(self.loaded)} tensors loaded."]
         for what, names in (
             ("of another shape, left as initialised", self.misfits),
@@ -36,8 +49,8 @@ class Transfer:
             ("in the checkpoint only, not used", self.unused),
         ):
             if names:
-                shown = ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
-                lines.append(f"  {what}: {shown}")
+                more = f" and {len(names) - shown} more (the log file names them)" if shown is not None and len(names) > shown else ""
+                lines.append(f"  {what}: {', '.join(names[:shown])}{more}")
         return "\n".join(lines)
 
 
@@ -54,11 +67,13 @@ def transfer(
     result = Transfer([], [], [], [])
     for name, target in targets.items():
         if name not in tensors:
-            result.fresh.append(name)
+            result.fresh.append(f"{name} {tuple(target.shape)}")
         elif tensors[name].shape != target.shape:
             result.misfits.append(f"{name} {tuple(tensors[name].shape)} -> {tuple(target.shape)}")
         else:
             put(target, tensors[name])
             result.loaded.append(name)
-    result.unused = [name for name in tensors if name not in targets and name not in kept]
+    result.unused = [
+        f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in targets and name not in kept
+    ]
     return result

@@ -1,0 +1,40 @@
+"""What another run's weights give to a model: what fits is loaded, the rest is listed with its shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from panollava.training.transfer import SHOWN, transfer
+
+
+def test_what_fits_is_loaded_and_the_rest_is_listed_with_its_shapes() -> None:
+    targets = {
+        "same.weight": nn.Parameter(torch.zeros(2, 3)),
+        "wider.weight": nn.Parameter(torch.zeros(4, 3)),
+        "new.scale": nn.Parameter(torch.zeros(())),
+        "new.weight": nn.Parameter(torch.zeros(5)),
+    }
+    there = {"same.weight": torch.ones(2, 3), "wider.weight": torch.ones(2, 3), "gone.bias": torch.ones(7)}
+    report = transfer({**there, "elsewhere": torch.ones(1)}, targets, kept=["elsewhere"])
+    assert report.loaded == ["same.weight"]
+    assert targets["same.weight"].eq(1).all()
+    assert not any(target.any() for name, target in targets.items() if name != "same.weight")
+    assert report.summary(Path("runs/x")).splitlines() == [
+        "Starting from runs/x: 1 tensors loaded.",
+        "  of another shape, left as initialised: wider.weight (2, 3) -> (4, 3)",
+        "  not in the checkpoint, left as initialised: new.scale (), new.weight (5,)",
+        "  in the checkpoint only, not used: gone.bias (7,)",
+    ]
+    assert not report.is_long
+
+
+def test_a_long_list_is_cut_on_the_terminal_alone() -> None:
+    targets = {f"new.{number}": nn.Parameter(torch.zeros(2)) for number in range(SHOWN + 3)}
+    report = transfer({}, targets)
+    assert report.is_long
+    assert report.summary(Path("x")).endswith("new.5 (2,) and 3 more (the log file names them)")
+    assert all(f"{name} (2,)" in report.summary(Path("x"), shown=None) for name in targets)
+    assert "more" not in report.summary(Path("x"), shown=None)
