@@ -6,18 +6,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from panollava.assemble.check import checked
-from panollava.assemble.run import open_run
 from panollava.config.entrypoint import entrypoint
-from panollava.pipeline.finish import evaluate_run, farewell, show_views
-from panollava.pipeline.keep_model import keep_model
-from panollava.pipeline.preflight import preflight
-from panollava.pipeline.stage import run_stage
-from panollava.training.distributed import processes
 
 
 def report(folder: Path) -> list[Path]:
-    """What a sweep's folder shows in the end; only then is a drawing library needed."""
+    """What a sweep's folder shows in the end."""
     from panollava.pipeline.sweep_report import sweep_report
 
     return sweep_report(folder)
@@ -30,6 +23,15 @@ def main(cfg: DictConfig) -> None:
     Args:
         cfg: composed from ``conf/train.yaml`` and the command line.
     """
+    # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
+    from panollava.assemble.check import checked
+    from panollava.assemble.run import open_run
+    from panollava.pipeline.finish import evaluate_run, farewell, show_views
+    from panollava.pipeline.keep_model import keep_model
+    from panollava.pipeline.preflight import preflight
+    from panollava.pipeline.stage import run_stage
+    from panollava.training.distributed import processes
+
     cfg = checked(cfg)  # every key, type and range, before anything is opened
     ranks = processes(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
     with ranks as procs, open_run(cfg, procs) as run:  # folder, log, tracker, data, backbones

@@ -119,7 +119,9 @@ def _is_version(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and all(getattr(target, "id", "") == "__version__" for target in node.targets)
 
 
-@pytest.mark.parametrize("module", ["panollava", "panollava.config.canonical", "panollava.tracking.mlflow_tracker"])
+@pytest.mark.parametrize(
+    "module", ["panollava", "panollava.config.canonical", "panollava.tracking.mlflow_tracker", "panollava.train"]
+)
 def test_what_the_command_line_needs_first_is_light(module: str) -> None:
     assert brought_in(module, "torch", "transformers", "mlflow") == []
 

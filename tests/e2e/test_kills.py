@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone: Callable[[str], Pat
     """Two stages, six and three steps, with saves in mid-epoch, an adapter, MLflow and an evaluation."""
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  once, before the processes fork
     from sqlalchemy.orm import configure_mappers
+
+    import panollava.pipeline.finish
+    import panollava.pipeline.keep_model
+    import panollava.pipeline.stage  # noqa: F401
 
     configure_mappers()
     root = tmp_path_factory.mktemp("kills")
@@ -233,7 +238,7 @@ def interrupted(runs: Runs, folder: Path, where: str, at: int, times: int = 1) -
 
     def work() -> None:
         os.setsid()
-        place = sys.modules[module]
+        place = import_module(module)
         original, calls = getattr(place, name), [0]
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -265,7 +270,7 @@ def test_ctrl_c_anywhere(runs: Runs, whole: tuple[Path, list[str]]) -> None:
     assert "resumes from" in said
     assert "is saved at" not in said
     assert {entry["status"] for entry in states(folder).values()} == {"interrupted"}
-    interrupted(busy, folder, "panollava.train.run_stage", 2)
+    interrupted(busy, folder, "panollava.pipeline.stage.run_stage", 2)
     assert [entry["status"] for entry in states(folder).values()] == ["finished"]
     interrupted(busy, folder, "panollava.pipeline.evaluate.evaluate", 1)
     assert [entry["status"] for entry in states(folder).values()] == ["finished", "finished"]
