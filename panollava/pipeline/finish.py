@@ -66,6 +66,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
             features=features,
             settings={**_subject(run, last), "split": "test", "data": plain(run.cfg.data)},
         )
+    run.tracker.flush()  # what is recorded as evaluated is not evaluated again
     run.experiment.record(last, evaluated=str(result.files.folder))
     LOG.info("%s", result.summary("Test split"))
     LOG.info("Predictions and metrics: %s", result.files.folder)
