@@ -169,7 +169,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 def test_killed_at_an_operation(runs: Runs, whole: tuple[Path, list[str]]) -> None:
     reference, seen = whole
     assert len(seen) > 200
-    for at in sorted(random.Random(5).sample(range(1, len(seen) + 1), 2)):
+    for at in (random.Random(5).randint(1, len(seen) - 1), len(seen)):
         folder = runs.new(f"cut{at}")
         assert runs.run(folder, Cut(folder / "runs", at)) == -signal.SIGKILL, seen[at - 1]
         runs.finish(folder)
