@@ -10,15 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
+from panollava.data.remote.rules import RemoteOptions
 from panollava.logs import configure_console
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.chat import Chat
+from panollava.pipeline.panoramas import check_remote
 from panollava.training.precision import choose_compute
 
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """Keys of ``conf/chat.yaml``; see there."""
+    """Plain keys of ``conf/chat.yaml``; see there."""
 
     checkpoint: str
     image: str | None
@@ -34,22 +36,23 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/chat.yaml`` and the command line.
     """
     configure_console()
-    options = _checked(cfg)
+    options, remote = _checked(cfg)
     compute = choose_compute(options.device, "auto", section="")
     pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
-    chat = Chat(pano, max_new_tokens=options.max_new_tokens)
+    chat = Chat(pano, max_new_tokens=options.max_new_tokens, remote=remote)
     with compute.autocast():
         if options.image is not None:
             chat.open(options.image)
         chat.run()
 
 
-def _checked(cfg: DictConfig) -> ChatOptions:
+def _checked(cfg: DictConfig) -> tuple[ChatOptions, RemoteOptions]:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    refuse(check_section(values, ChatOptions, ""))
-    return ChatOptions(**values)
+    remote = values.pop("data")
+    refuse(check_section(values, ChatOptions, "") + check_remote(remote))
+    return ChatOptions(**values), RemoteOptions(**remote)
 
 
 if __name__ == "__main__":

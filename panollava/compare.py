@@ -32,7 +32,7 @@ from panollava.pipeline.results_of import answer_split, find_answers
 from panollava.store.options import StoreOptions
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
-from panollava.training.precision import choose_compute
+from panollava.training.precision import recorded_compute
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def _contender(
     found = find_answers(run, data, options.split, Path(options.results_dir), options.max_samples)
     if found is None:
         LOG.info("%s has no answers to these questions yet: they are asked now.", name)
-        precision = run.settings["precision"]
         recorded = run.settings["evaluation"]
         evaluation = EvaluationOptions(
             enabled=True,
@@ -126,7 +125,7 @@ def _contender(
             log_interval=25,
             log_max_samples=0,
         )
-        compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)
+        compute = recorded_compute(options.device, run.settings["precision"])
         pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
         workers = options.num_workers
         result = answer_split(

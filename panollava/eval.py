@@ -28,7 +28,7 @@ from panollava.pipeline.restore import Restored, restore
 from panollava.pipeline.results_of import answer_split
 from panollava.store.options import StoreOptions
 from panollava.tracking.tracker import Tracker
-from panollava.training.precision import Compute, choose_compute
+from panollava.training.precision import Compute, recorded_compute
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def main(cfg: DictConfig) -> None:
     run = restore(options.checkpoint, config=options.config, crop=crop)
     for line in run.lines():
         LOG.info("%s", line)
-    precision = run.settings["precision"]
-    compute = choose_compute(options.device, "auto" if precision == "fp16" else precision)  # fp16 needs a GPU
+    compute = recorded_compute(options.device, run.settings["precision"])
     data = asked_data(options, run.settings["data"], turn_deg=options.turn_deg)
     tags = {"panollava.folder": str(run.folder)}
     name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)

@@ -15,11 +15,13 @@ from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
+from panollava.data.remote.rules import RemoteOptions
 from panollava.data.scenes.questions import CAPTION_REQUEST
 from panollava.evaluation.explain_picture import explain_picture
 from panollava.logs import LOG, configure_console
 from panollava.model.facade import PanoLlava
 from panollava.model.sight import Sight
+from panollava.pipeline.panoramas import check_remote, named_panorama
 from panollava.pipeline.picture_file import checked_out, read_twice, world_scene, write_picture
 from panollava.training.precision import choose_compute
 
@@ -48,10 +50,10 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/explain.yaml`` and the command line.
     """
     configure_console()
-    options, tracking = _checked(cfg)
-    image = None if options.image is None else Path(options.image).expanduser()
+    options, remote, tracking = _checked(cfg)
+    image = None if options.image is None else named_panorama(options.image, remote)
     out = checked_out(Path(options.out).expanduser(), image, "explain.png")
-    compute = choose_compute(options.device, "auto")
+    compute = choose_compute(options.device, "auto", section="")
     sight = Sight.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
     panorama, seen, question = _subject(image, sight.crop)
     with compute.autocast():
@@ -97,13 +99,13 @@ def _asked(
     return question, answer
 
 
-def _checked(cfg: DictConfig) -> tuple[ExplainOptions, dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[ExplainOptions, RemoteOptions, dict[str, Any]]:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking = values.pop("tracking")
-    refuse(check_section(values, ExplainOptions, "") + check_tracking(tracking))
-    return ExplainOptions(**values), tracking
+    tracking, remote = values.pop("tracking"), values.pop("data")
+    refuse(check_section(values, ExplainOptions, "") + check_remote(remote) + check_tracking(tracking))
+    return ExplainOptions(**values), RemoteOptions(**remote), tracking
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from panollava.assemble.sections import check_crop
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
+from panollava.data.remote.rules import RemoteOptions
 from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG, configure_console
+from panollava.pipeline.panoramas import check_remote, named_panorama
 from panollava.pipeline.picture_file import checked_out, read_twice, world_scene, write_picture
 
 VIEW_SIZE = 256
@@ -37,26 +39,26 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/gallery.yaml`` and the command line.
     """
     configure_console()
-    options, spec = _checked(cfg)
-    image = None if options.image is None else Path(options.image).expanduser()
+    options, remote, spec = _checked(cfg)
+    image = None if options.image is None else named_panorama(options.image, remote)
     out = checked_out(Path(options.out).expanduser(), image, "gallery.png")
     size = spec.get("view_size") or VIEW_SIZE
     crop = Crop.from_spec(spec, view_size=(size, size))
     panorama, seen = _panoramas(image, crop)
     title = f"{spec['type']}: {crop.summary}"
     write_picture(out, gallery_picture(panorama, crop.views(seen), crop.cameras, title=title))
-    LOG.info("%s of %s", title, image or "a panorama of the built-in world")
+    LOG.info("%s of %s", title, options.image or "a panorama of the built-in world")
     LOG.info("Picture: %s", out)
 
 
-def _checked(cfg: DictConfig) -> tuple[GalleryOptions, dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[GalleryOptions, RemoteOptions, dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    spec = values.pop("crop")
-    problems = check_section(values, GalleryOptions, "") + check_crop(spec)
+    spec, remote = values.pop("crop"), values.pop("data")
+    problems = check_section(values, GalleryOptions, "") + check_remote(remote) + check_crop(spec)
     if spec.get("panorama_fov_deg") is not None and values["image"] is None:
         problems.append("crop.panorama_fov_deg needs image=<file>: the panorama of the built-in world is a whole one.")
     refuse(problems)
-    return GalleryOptions(**values), spec
+    return GalleryOptions(**values), RemoteOptions(**remote), spec
 
 
 def _panoramas(image: Path | None, crop: Crop) -> tuple[np.ndarray, np.ndarray]:

@@ -16,10 +16,12 @@ from torch import Tensor
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
+from panollava.data.remote.one import is_address
+from panollava.data.remote.rules import RemoteOptions
 from panollava.logs import LOG, configure_console, say
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.memory import answers_too_large, explained
-from panollava.pipeline.panoramas import find_panoramas, named_panorama
+from panollava.pipeline.panoramas import check_remote, find_panoramas
 from panollava.training.precision import choose_compute
 
 Answered = tuple[Path, str]
@@ -27,7 +29,7 @@ Answered = tuple[Path, str]
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Keys of ``conf/predict.yaml``; see there."""
+    """Plain keys of ``conf/predict.yaml``; see there."""
 
     checkpoint: str
     image: str
@@ -46,12 +48,12 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/predict.yaml`` and the command line.
     """
     configure_console()
-    options = _checked(cfg)
-    paths = find_panoramas(options.image)
+    options, remote = _checked(cfg)
+    paths = find_panoramas(options.image, remote)
     out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")
     pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
-    is_folder = named_panorama(options.image).is_dir()
+    is_folder = Path(options.image).expanduser() not in paths and not is_address(options.image)
     answered: list[Answered] = []
     try:
         with compute.autocast(), explained(lambda: answers_too_large(options.batch_size, options.max_new_tokens)):
@@ -60,7 +62,7 @@ def main(cfg: DictConfig) -> None:
                 say(f"{path.name}\t{' '.join(answer.split())}" if is_folder else answer)
     finally:  # a folder may have taken hours
         if out is not None and answered:
-            _write(out, answered, options.question, by_name=is_folder)
+            _write(out, [(_shown(path, options.image), answer) for path, answer in answered], options.question)
     bad = len(paths) - len(answered)
     if bad:
         raise ValueError(f"{bad} of {len(paths)} pictures in {options.image} could not be read. They are named above.")
@@ -96,7 +98,7 @@ def _groups(items: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[list[tu
         yield group
 
 
-def _checked(cfg: DictConfig) -> PredictOptions:
+def _checked(cfg: DictConfig) -> tuple[PredictOptions, RemoteOptions]:
     missing = [key for key in ("checkpoint", "image", "question") if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise ValueError(
@@ -104,10 +106,11 @@ def _checked(cfg: DictConfig) -> PredictOptions:
             'question="what is behind me?".'
         )
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    refuse(check_section(values, PredictOptions, ""))
+    remote = values.pop("data")
+    refuse(check_section(values, PredictOptions, "") + check_remote(remote))
     if not str(values["question"]).strip():
         raise ValueError("question= is empty: write what you want to know.")
-    return PredictOptions(**values)
+    return PredictOptions(**values), RemoteOptions(**remote)
 
 
 def _checked_out(out: Path) -> Path:
@@ -118,12 +121,19 @@ def _checked_out(out: Path) -> Path:
     return out
 
 
-def _write(out: Path, answered: Sequence[Answered], question: str, *, by_name: bool) -> None:
+def _shown(path: Path, image: str) -> str:
+    """How the table names a picture: as it was asked for, in a folder by its name alone."""
+    if is_address(image):
+        return image
+    return path.as_posix() if path == Path(image).expanduser() else path.name
+
+
+def _write(out: Path, answered: Sequence[tuple[str, str]], question: str) -> None:
     """The answers under the column names that ``panollava.score`` reads."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("image", "query", "prediction"))
-    writer.writerows((path.name if by_name else path.as_posix(), question, answer) for path, answer in answered)
+    writer.writerows((image, question, answer) for image, answer in answered)
     try:
         write_file(out, table.getvalue())
     except OSError as error:

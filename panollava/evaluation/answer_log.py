@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from panollava.evaluation.predictions import Prediction
 
@@ -53,4 +54,9 @@ class AnswerLog:
         whole = [json.loads(line) for line in lines[:-1]]
         if lines[-1]:
             os.truncate(self.path, self.path.stat().st_size - len(lines[-1].encode()))
-        return [Prediction(**{**one, "references": tuple(one["references"])}) for one in whole]
+        return [_prediction(one) for one in whole]
+
+
+def _prediction(values: dict[str, Any]) -> Prediction:
+    history = tuple((question, answer) for question, answer in values.get("history", ()))
+    return Prediction(**{**values, "references": tuple(values["references"]), "history": history})

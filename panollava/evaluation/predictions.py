@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from panollava.data.records import Question
@@ -20,6 +21,18 @@ class Prediction:
     references: tuple[str, ...]
     latency_s: float
     """Time of the batch divided by its size: an answer's cost at this batch size, not the wait for it."""
+    history: tuple[tuple[str, str], ...] = ()
+    """(question, answer) pairs that came before the question."""
+
+    @property
+    def turn(self) -> int:
+        """Place of the question in its conversation, from 1."""
+        return len(self.history) + 1
+
+    @property
+    def written_history(self) -> str:
+        """The history as files keep it: JSON, or nothing where there is none."""
+        return json.dumps(self.history, ensure_ascii=False) if self.history else ""
 
 
 def answered(question: Question, prediction: str, latency_s: float) -> Prediction:
@@ -32,4 +45,5 @@ def answered(question: Question, prediction: str, latency_s: float) -> Predictio
         prediction=prediction,
         references=tuple(question.references),
         latency_s=latency_s,
+        history=question.history,
     )

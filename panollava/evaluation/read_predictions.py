@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,21 +16,39 @@ ALIASES = {
     "reference": ("reference", "annotation", "answer", "response", "caption", "ground_truth", "label"),
     "references": ("references",),
     "kind": ("kind", "question_type", "type"),
+    "turn": ("turn", "turn_id"),
+    "history": ("history",),
 }
-"""Accepted names of each column."""
+"""Accepted names of each column; all but the picture, the prediction and one of the references may be missing."""
 
 Form = Literal["grouped", "single"]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A prediction and what it is scored against."""
+    """A prediction and what it is scored against.
+
+    Attributes:
+        image_id: of the picture.
+        question, kind: as it was asked, and its type.
+        prediction: the answer.
+        references: right ones.
+        turn, history: place of the question in a conversation and what was said before, as the file tells them; empty
+            where it does not.
+    """
 
     image_id: str
     question: str
     kind: str
     prediction: str
     references: tuple[str, ...]
+    turn: str = ""
+    history: str = ""
+
+    @property
+    def asked(self) -> tuple[str, str, str, str]:
+        """What was asked: the same words about the same picture are another question in another conversation."""
+        return self.image_id, self.turn, self.history, self.question
 
 
 def read_predictions(path: Path, form: Form) -> list[Scored]:
@@ -40,8 +58,9 @@ def read_predictions(path: Path, form: Form) -> list[Scored]:
 
     Args:
         path: UTF-8 CSV, with or without byte order mark.
-        form: ``grouped`` scores each row against the references of all rows that ask the same of the same picture;
-            ``single`` scores it against its own alone, once for each.
+        form: ``grouped`` scores each row against the references of all rows that ask the same of the same picture, in
+            the same turn after the same history where the file has columns for them; ``single`` scores it against its
+            own alone, once for each.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,18 +81,11 @@ def read_predictions(path: Path, form: Form) -> list[Scored]:
     columns = _columns(path, [cell.strip() for cell in lines[0][1]])
     rows = [_row(path, number, cells, columns) for number, cells in lines[1:]]
     if form == "single":
-        return [
-            Scored(row.image_id, row.question, row.kind, row.prediction, (reference,))
-            for row in rows
-            for reference in row.references
-        ]
-    groups: dict[tuple[str, str], list[str]] = {}
+        return [replace(row, references=(reference,)) for row in rows for reference in row.references]
+    groups: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        groups.setdefault((row.image_id, row.question), []).extend(row.references)
-    return [
-        Scored(row.image_id, row.question, row.kind, row.prediction, tuple(groups[row.image_id, row.question]))
-        for row in rows
-    ]
+        groups.setdefault(row.asked, []).extend(row.references)
+    return [replace(row, references=tuple(groups[row.asked])) for row in rows]
 
 
 def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
@@ -116,4 +128,5 @@ def _row(path: Path, number: int, cells: Sequence[str], columns: dict[str, int])
     references = [one for one in references if one.strip()]
     if not references:
         raise ValueError(f"{path}, line {number}: there is no reference. Fill the column or leave the row out.")
-    return Scored(cell("image"), cell("question"), cell("kind"), cell("prediction"), tuple(references))
+    place = cell("turn"), cell("history")
+    return Scored(cell("image"), cell("question"), cell("kind"), cell("prediction"), tuple(references), *place)

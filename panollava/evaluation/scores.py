@@ -19,7 +19,10 @@ NO_CLIP = "needs a CLIP, and none is named (clip=<folder>)"
 
 def as_scored(predictions: Sequence[Prediction]) -> list[Scored]:
     """An evaluation's answers, each with all references of its question."""
-    return [Scored(one.image_id, one.question, one.kind, one.prediction, one.references) for one in predictions]
+    return [
+        Scored(one.image_id, one.question, one.kind, one.prediction, one.references, str(one.turn), one.written_history)
+        for one in predictions
+    ]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ScoreReport:
         form: which references an answer is scored against.
         words: how texts were split.
         answers: scored answers.
-        pairs: distinct questions about distinct pictures.
+        pairs: distinct questions about distinct pictures; the same words in another turn are another question.
         images: distinct pictures, over which the intervals are.
         scores: by name.
         kinds: exact match of each question type.
@@ -112,7 +115,7 @@ def score(
         form=form,
         words=words,
         answers=len(scored),
-        pairs=len({(one.image_id, one.question) for one in scored}),
+        pairs=len({one.asked for one in scored}),
         images=len(set(images)),
         scores={EXACT: mean_interval(right, images), **captions.scores},
         kinds=kinds,

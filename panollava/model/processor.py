@@ -192,8 +192,14 @@ def read_picture(image: Picture, crop: Crop) -> np.ndarray:
     """A whole panorama, ``(H, W, 3)`` uint8 RGB, of a file, a PIL picture or an array.
 
     Raises:
-        ValueError: a file that is none, an array of another type, or a picture that has not the crop's shape.
+        ValueError: a file that is none, an address, an array of another type, or a picture that has not the crop's
+            shape.
     """
+    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+        raise ValueError(
+            f"{image}: pictures are not fetched here. Give its file, such as panollava.data.remote.one.fetch_panorama("
+            "address, RemoteOptions(remote=True)) fetches it."
+        )
     if isinstance(image, str | Path):
         return crop.read(image)
     array = _rgb(image) if isinstance(image, Image.Image) else image

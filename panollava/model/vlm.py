@@ -138,11 +138,10 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
     def checkpoint_activations(self) -> None:
         """Trade time for memory: recompute activations of the language model, and of a tower that trains.
 
-        Takes effect on modules in train mode, as in transformers.
+        Takes effect on blocks in training mode, as in transformers.
         """
         arguments = {"use_reentrant": False}
         self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
-        self.language_model.enable_input_require_grads()
         self.vision.tower.checkpoint_activations()
 
     def encode_views(

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from panollava.crop.look import look
+from panollava.data.remote.rules import RemoteOptions
 from panollava.logs import LOG, say
 from panollava.model.conversation import Conversation
 from panollava.model.facade import PanoLlava
@@ -15,7 +16,7 @@ from panollava.pipeline.panoramas import named_panorama
 from panollava.pipeline.picture_file import write_picture
 
 HELP = """\
-/image <path>        look at another panorama, and begin anew
+/image <path>        look at another panorama, and begin anew; an address where data.remote allows it
 /view <yaw> <pitch>  save the view in a direction as a picture; degrees to the right and up
 /reset               forget what was said
 /help                these lines
@@ -28,14 +29,16 @@ class Chat:
     Args:
         pano: the model.
         max_new_tokens: longest answer.
+        remote: which panoramas may be named by addresses; None: none.
 
     Attributes:
         image: the panorama that is talked about, None until there is one.
         conversation: about it.
     """
 
-    def __init__(self, pano: PanoLlava, *, max_new_tokens: int) -> None:
+    def __init__(self, pano: PanoLlava, *, max_new_tokens: int, remote: RemoteOptions | None = None) -> None:
         self._pano, self._max_new_tokens = pano, max_new_tokens
+        self._remote = remote or RemoteOptions()
         self.image: Path | None = None
         self.conversation: Conversation | None = None
 
@@ -88,10 +91,10 @@ class Chat:
         if not image:
             raise ValueError("/image needs the path of a panorama.")
         unquoted = image[1:-1] if len(image) > 1 and image[0] == image[-1] and image[0] in "'\"" else image
-        path = named_panorama(unquoted)
+        path = named_panorama(unquoted, self._remote)
         self.conversation = self._pano.chat(path)
         self.image = path
-        LOG.info("Looking at %s. /help lists the commands.", path)
+        LOG.info("Looking at %s. /help lists the commands.", unquoted)
 
     def _answer(self, question: str) -> None:
         if self.conversation is None:

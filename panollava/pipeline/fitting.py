@@ -17,6 +17,9 @@ from panollava.training.options import StageOptions
 MOMENTS = 3
 """Copies of the weights that train which an optimiser step holds: AdamW's two moments, and one while it works."""
 
+BUCKETS = 1
+"""Copies that DDP holds beside them: of the gradients, to send them."""
+
 
 def fit_batch(run: Run, name: str, stage: AnyStage, options: StageOptions) -> StageOptions:
     """The largest batch that fits, found by trying the one asked for, then the next that divides the samples of a step.
@@ -101,7 +104,8 @@ def _fits(run: Run, stage: AnyStage, batch: Batch) -> bool:
 
 
 def _pass(run: Run, stage: AnyStage, trained: list[torch.nn.Parameter], batch: Batch) -> None:
-    aside = [torch.zeros_like(parameter) for parameter in trained for _ in range(MOMENTS)]
+    copies = MOMENTS + (BUCKETS if run.procs.world_size > 1 else 0)
+    aside = [torch.zeros_like(parameter) for parameter in trained for _ in range(copies)]
     with run.compute.autocast():
         output = stage(batch.to(run.compute.device))
     torch.stack(list(output.losses.values())).sum().backward()

@@ -100,6 +100,7 @@ def read_answers(path: Path) -> list[Prediction]:
                 prediction=row["prediction"],
                 references=tuple(json.loads(row["references"])),
                 latency_s=float(row["latency_s"]),
+                history=tuple((question, answer) for question, answer in json.loads(row.get("history") or "[]")),
             )
             for row in csv.DictReader(stream)
         ]

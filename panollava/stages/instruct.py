@@ -65,9 +65,13 @@ class InstructStage(nn.Module):
     def train(self, mode: bool = True) -> InstructStage:
         """Training mode for what trains; frozen parts stay as they are at inference."""
         super().train(mode)
-        frozen = not any(p.requires_grad for p in self.model.language_model.parameters())
-        if frozen and not self._recomputes:  # transformers recomputes activations in training mode only
+        if mode:
             self.model.language_model.eval()
+            for block in self.model.language_blocks:
+                if any(weight.requires_grad for weight in block.parameters()):
+                    block.train()
+                else:  # transformers asks the block whether to recompute; what is in it drops nothing
+                    block.training = self._recomputes
         return self
 
     def trained(self) -> dict[str, nn.Parameter]:

@@ -155,7 +155,11 @@ def processes(*, device: str = "auto", timeout_s: float = 1800.0) -> Iterator[Pr
 
 def _join(device: str, timeout: timedelta) -> Processes:
     local_rank = int(os.environ["LOCAL_RANK"])
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"trainer.device={device} names one GPU, and each process takes one of its own: use trainer.device=cuda."
+        )
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"Process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}. Start no more "

@@ -18,7 +18,7 @@ FILES = sorted(Path(CONF).rglob("*.yaml"))
 ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "gallery", "predict"}
 ROOTS |= {"score", "train"}
 INCLUDED = {"data/augment", "data/remote", "stage/settings"}
-"""Groups that only other options of their group include."""
+"""Groups that only roots and other options of their group include."""
 ADDED = {"debug", "experiment"}
 """Groups outside the defaults list: chosen with ``+group=option``."""
 OPTIONS = sorted(

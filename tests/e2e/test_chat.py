@@ -103,7 +103,7 @@ def test_mistakes_do_not_end_the_chat(talk: Talk) -> None:
         "/image needs the path",
         "nowhere.jpg: there is no such file",
         "no.jpg: neither a JPEG nor a PNG",
-        "pictures are not fetched",
+        "data.remote=[a.b] allows this host",
         "/imgae is no command. There are /image",
         "/view up: two numbers",
         "pitch 100 is no direction",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from picture_server import serving
 from small_runs import command
 
 from panollava import predict
@@ -118,7 +119,9 @@ WRONG = [
     pytest.param(["image=nowhere.jpg"], "image=nowhere.jpg: there is no such file or folder", id="missing"),
     pytest.param(["image=my photos, all/d.png"], "d.png: neither a JPEG nor a PNG", id="no-picture"),
     pytest.param(["image=my photos, all/deeper"], "there is no JPEG or PNG picture in this folder", id="empty"),
-    pytest.param(["image=https://a.b/c.jpg?d=e"], "https://a.b/c.jpg?d=e: pictures are not fetched", id="address"),
+    pytest.param(["image=https://a.b/c.jpg?d=e"], "data.remote=[a.b] allows this host", id="address"),
+    pytest.param(["image=x.jpg", "data.remote=[]"], "data.remote=[] allows no host", id="hosts"),
+    pytest.param(["image="], "image=: there is no such file or folder", id="empty-path"),
     pytest.param([], "image missing", id="no-image"),
     pytest.param(["image=x.jpg", "question= "], "question= is empty", id="no-question"),
     pytest.param(["image=my photos, all", "out=a.txt"], "out=a.txt: the answers are a CSV file", id="suffix"),
@@ -140,3 +143,22 @@ def test_wrong_input_is_one_message(ask: Ask, typed: list[str], said: str) -> No
     assert (status, out) == (1, "")
     assert said in error
     assert "trainer." not in error
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_picture_is_fetched_where_that_is_allowed(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as server:
+        address = server.url("/1?size=(2, 1)&name='무엇'")
+        typed = [f"image={address}", "out=one.csv", "data.remote_cache=kept"]
+        status, out, error = ask(*typed)
+        assert (status, out) == (1, "")
+        assert "data.remote=[127.0.0.1] allows this host" in error
+        assert not server.asked
+        status, out, _ = ask(*typed, "data.remote=[127.0.0.1]")
+        (file,) = Path("kept").glob("??/*.png")
+        pano = PanoLlava.from_pretrained("runs/recorded")
+        assert (status, out) == (0, f"{pano.generate(file, QUESTION, max_new_tokens=8)}\n")
+        assert rows("one.csv") == [[address, QUESTION, out.strip()]]
+    with pytest.raises(ValueError, match=r"pictures are not fetched here.*fetch_panorama"):
+        pano.generate(address, QUESTION)

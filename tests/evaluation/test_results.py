@@ -28,7 +28,7 @@ def test_files_columns_and_contents(tmp_path, answer) -> None:
     predictions = [
         answer('빨강,\n\'"red"', "빨강", 'red; "x"', kind="색"),
         answer("", "nan"),
-        answer("The red.", "red"),
+        answer("The red.", "red", history=(("Was?", '"빨강"'),)),
     ]
     files = write_results(
         tmp_path,
@@ -42,11 +42,12 @@ def test_files_columns_and_contents(tmp_path, answer) -> None:
     assert {path.name for path in files.folder.iterdir()} == {"predictions.csv", "metrics.json"}
     assert files.predictions.read_bytes().startswith(b"\xef\xbb\xbfsample_id,")
     rows = _read(files.predictions)
-    names = "sample_id,image_id,kind,question,prediction,references,reference,correct,latency_s"
+    names = "sample_id,image_id,kind,turn,history,question,prediction,references,reference,correct,latency_s"
     assert ",".join(rows[0]) == names
     assert [row["prediction"] for row in rows] == ['빨강,\n\'"red"', "", "The red."]
     assert json.loads(rows[0]["references"]) == ["빨강", 'red; "x"']
     assert [row["reference"] for row in rows] == ["빨강", "nan", "red"]
+    assert [(row["turn"], row["history"]) for row in rows[1:]] == [("1", ""), ("2", '[["Was?", "\\"빨강\\""]]')]
     assert [row["correct"] for row in rows] == ["false", "false", "true"]
     assert pd.read_csv(files.predictions)["correct"].tolist() == [False, False, True]
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from panollava.evaluation.answers import score_answers
 from panollava.evaluation.read_predictions import read_predictions
-from panollava.evaluation.scores import score
+from panollava.evaluation.results import write_results
+from panollava.evaluation.scores import as_scored, score
+from panollava.pipeline.results_of import read_answers
 
 TABLE = """image,query,prediction,reference
 a.jpg,what?,a ring,a ring
@@ -52,6 +56,20 @@ def test_lists_of_references_are_read_as_evaluations_write_them(tmp_path: Path) 
     assert grouped.references == ("ring", "circle")
     assert grouped.kind == "what"
     assert [row.references for row in read_predictions(path, "single")] == [("ring",), ("circle",)]
+
+
+def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path, answer: Callable[..., object]) -> None:
+    """In the same conversation, and in the same turn of two; a file without the columns is grouped as before."""
+    told = [(), (("Sure?", "yes"),), (("What?", "a ring"),), (("What?", "a ball"),)]
+    given = [answer(text, text, question="Sure?", history=history) for text, history in zip("abcd", told, strict=True)]
+    path = write_results(tmp_path, "demo", given, score_answers(given)).predictions  # type: ignore[arg-type]
+    rows = read_predictions(path, "grouped")
+    assert [row.references for row in rows] == [("a",), ("b",), ("c",), ("d",)]
+    assert rows == as_scored(read_answers(path)) == as_scored(given)  # type: ignore[arg-type]
+    assert score(rows, form="grouped", words="unicode", meteor=False).pairs == 4
+    others = tmp_path / "others.csv"
+    others.write_text("image,query,turn_id,prediction,reference\na,Sure?,1,x,y\na,Sure?,2,x,z\na,Sure?,2,x,w\n")
+    assert [row.references for row in read_predictions(others, "grouped")] == [("y",), ("z", "w"), ("z", "w")]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,10 @@ def test_backbones_are_in_training_mode_only_where_they_learn(built: Build) -> N
         assert not any(module.training for module in part.modules())
     for part in (frozen.model.vision.resampler, frozen.model.projector):
         assert all(module.training for module in part.modules())
+    recomputed = built("resampler", "trainer.checkpoint_activations=true").stage.train().model.language_model
+    # transformers asks the blocks for their mode, and nothing in them may drop anything.
+    blocks = set(recomputed.model.layers)
+    assert {module for module in recomputed.modules() if module.training} == blocks
     adapted = built("finetune", "lora=lora").stage.train()
     assert not any(module.training for module in adapted.model.vision.tower.modules())
     dropouts = [module for name, module in adapted.model.named_modules() if name.endswith("lora_dropout")]
@@ -134,14 +138,3 @@ def test_a_batch_with_nothing_to_learn_costs_nothing(built: Build) -> None:
 def test_stage_two_reads_all_text_and_stage_three_the_answers(built: Build) -> None:
     wide, narrow = built("resampler").batch, built("finetune").batch
     assert int((wide.labels != IGNORE_INDEX).sum()) > int((narrow.labels != IGNORE_INDEX).sum()) > 0
-
-
-def test_recomputed_activations_change_no_gradient(built: Build) -> None:
-    gradients = []
-    for recompute in ("false", "true"):
-        case = built("finetune", f"trainer.checkpoint_activations={recompute}", "lora.dropout=0.0")
-        case.train(steps=1)
-        loss = case.stage(case.batch).losses["language"]
-        gradients.append(torch.autograd.grad(loss, list(case.stage.trained().values())))
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -68,6 +68,8 @@ def test_variables_that_do_not_belong_together(monkeypatch: pytest.MonkeyPatch) 
         pass
     for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
+    with pytest.raises(ValueError, match=r"device=cuda:1 names one GPU.*device=cuda\."), processes(device="cuda:1"):
+        pass
     with pytest.raises(ValueError, match=r"trainer\.device=mps.*one process"), processes(device="mps"):
         pass
 

@@ -12,8 +12,9 @@ import torch
 from toy import ALONE, CPU, ScriptedStage, Toy, ToyData, ToyStage, batch, steps
 
 from panollava.checkpoint import BEST, LAST, follow, read_state
+from panollava.logs import LOG
 from panollava.training.loop import validate
-from panollava.training.precision import choose_compute
+from panollava.training.precision import choose_compute, recorded_compute
 from panollava.training.state import Progress
 from panollava.training.step import OptimiserStep
 
@@ -192,3 +193,46 @@ def test_number_formats() -> None:
         choose_compute("cpu", "fp16")
     with pytest.raises(ValueError, match=r"trainer\.device=cpuu"):
         choose_compute("cpuu", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:2", r"device=cuda:2: PyTorch sees 2 GPUs, from cuda:0 on\. Use device=auto\."),
+        ("mps", r"device=mps: this machine has no GPU of Apple's\."),
+        ("meta", r"device=meta: known are auto, cpu, cuda, cuda:1, mps\."),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch, device: str, message: str) -> None:
+    two_gpus(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        choose_compute(device, "fp32", section="")
+
+
+def two_gpus(monkeypatch: pytest.MonkeyPatch, *, bf16: bool = True) -> None:
+    """A machine with two GPUs, of a kind that has bf16 or imitates it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+
+
+def test_what_a_gpu_only_imitates_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LOG, "propagate", True)
+    two_gpus(monkeypatch)
+    assert choose_compute("auto", "auto").dtype is torch.bfloat16
+    two_gpus(monkeypatch, bf16=False)
+    assert choose_compute("auto", "auto").dtype is torch.float32
+    assert not caplog.text
+    assert choose_compute("cuda:1", "bf16").dtype is torch.bfloat16
+    assert "trainer.precision=bf16 is imitated by this GPU, slowly: fp16 is what it has." in caplog.text
+
+
+def test_a_run_is_opened_as_it_was_trained_where_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recorded_compute("cpu", "fp16").dtype is torch.float32
+    assert recorded_compute("cpu", "bf16").dtype is torch.bfloat16
+    two_gpus(monkeypatch)
+    assert recorded_compute("auto", "fp16").dtype is torch.float16
+    assert recorded_compute("cuda", "fp32").dtype is torch.float32
