@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -64,6 +65,14 @@ def label_console(label: str) -> None:
     for handler in LOG.handlers:
         if isinstance(handler, _ConsoleHandler):
             handler.setFormatter(logging.Formatter(f"[{label}] %(message)s"))
+
+
+def in_words(count: float, base: int = 1024) -> str:
+    """Bytes to three digits: `base` 1024 counts in KiB, MiB, GiB, 1000 in kB, MB, GB."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB") if base == 1024 else ("bytes", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, int(math.log(max(1.0, count), base) + 1e-9))
+    value = count / base**power
+    return f"{value:.0f} {units[power]}" if value >= 100 or not power else f"{value:.3g} {units[power]}"
 
 
 def say(text: str, end: str = "\n") -> None:

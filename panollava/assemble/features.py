@@ -11,7 +11,7 @@ import torch
 
 from panollava.crop.crop import Crop
 from panollava.data.records import Source
-from panollava.logs import LOG
+from panollava.logs import LOG, in_words
 from panollava.model.encoding import Encoding, device_kind
 from panollava.model.hub import SHIPPED
 from panollava.model.vision import VisionTower
@@ -71,9 +71,9 @@ def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Ite
     each = len(crop.camera_rows) * height * width * tower.width * tower.dtype.itemsize
     whole, limit = len(pictures) * each, options.max_gib * GIB
     told = (
-        f"Feature store: {len(pictures):,} panoramas of {each / 1e6:.3g} MB ({len(crop.camera_rows)} views x "
+        f"Feature store: {len(pictures):,} panoramas of {in_words(each, 1000)} ({len(crop.camera_rows)} views x "
         f"{height * width} x {tower.width} in {str(tower.dtype).removeprefix('torch.')}) take up to "
-        f"{whole / GIB:.3g} GiB in {Path(options.dir) / 'features'}"
+        f"{in_words(whole)} in {Path(options.dir) / 'features'}"
     )
     if whole <= limit:
         return f"{told}; store.max_gib={options.max_gib:g}."

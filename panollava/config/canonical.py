@@ -83,9 +83,12 @@ def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Seque
     Returns:
         The same arguments with short group names written out and text values quoted. ``--cfg`` gains
         ``--resolve``, so that what it shows are the final numbers.
+
+    Raises:
+        ValueError: an argument has no key and none that it could be of, or that key has one already.
     """
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    named = arguments if bare is None else _named(arguments, bare)
+    named = _named(arguments, bare)
     result = [_canonical_argument(_opened(argument, loose), sweep) for argument in named]
     shows_config = any(a in ("--cfg", "-c") or a.startswith("--cfg=") for a in result)
     if shows_config and not {"--resolve", "hydra", "all"} & set(result):  # Hydra's own section does not resolve
@@ -93,17 +96,27 @@ def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Seque
     return result
 
 
-def _named(arguments: Sequence[str], key: str) -> list[str]:
-    """The arguments with a key before each that has none."""
+def _named(arguments: Sequence[str], key: str | None) -> list[str]:
+    """The arguments with the key before those that have none."""
     result: list[str] = []
     values: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         is_option = argument.startswith(("-", "+", "~")) or before in _OPTIONS_WITH_VALUE
-        is_bare = not is_option and ("=" not in argument or Path(argument).exists())
+        is_bare = not is_option and ("=" not in argument or (key is not None and Path(argument).exists()))
         (values if is_bare else result).append(argument)
-    if key.endswith("[]") and values:
+    if not values:
+        return result
+    if key is None:
+        raise ValueError(
+            f"{values[0]!r} says not what it is the value of. An argument is key=value (see --help), in quotes where "
+            "there are spaces in it."
+        )
+    if key.endswith("[]"):
         return [*result, f"{key[:-2]}=[{','.join(map(quoted, values))}]"]
-    return [*result, *(f"{key}={value}" for value in values)]
+    given = [*values, *(argument for argument in result if argument.startswith(f"{key}="))]
+    if len(given) > 1:
+        raise ValueError(f"{' '.join(given)}: this command takes one {key}.")
+    return [*result, f"{key}={values[0]}"]
 
 
 def _opened(argument: str, loose: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ def entrypoint(
                 sys.exit(f"\nValueError: -m: only panollava.{SWEPT} sweeps. Start this command once a value.")
             register_resolvers()
             with tempfile.TemporaryDirectory(prefix="panollava-dry-run-") as scratch:
-                sys.argv[1:] = _understood(config_name, canonical(sys.argv[1:], bare=bare, loose=loose), Path(scratch))
+                sys.argv[1:] = _understood(config_name, sys.argv[1:], Path(scratch), bare, loose)
                 try:
                     hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(_guarded(function))()
                 except BaseException:
@@ -60,9 +60,12 @@ def entrypoint(
     return decorate
 
 
-def _understood(config_name: str, arguments: list[str], scratch: Path) -> list[str]:
+def _understood(
+    config_name: str, typed: Sequence[str], scratch: Path, bare: str | None, loose: Sequence[str]
+) -> list[str]:
     """The command line for Hydra; one that cannot be meant ends here, with a message."""
     try:
+        arguments = canonical(typed, bare=bare, loose=loose)
         arguments = as_sweep(arguments, scratch) if config_name == SWEPT else arguments
     except ValueError as error:
         sys.exit(f"\nValueError: {error}")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Interval
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from panollava.model.build import seeded
+from panollava.model.lora_targets import check_targets
 from panollava.untrusted import read_document
 
 if TYPE_CHECKING:
@@ -265,32 +266,4 @@ def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:
         raise ValueError(
             f"The language model carries LoRA already ({', '.join(lora_names(model))}). Load another under a name of "
             "its own, or call merge_lora(model) first."
-        )
-
-
-def check_targets(language_model: nn.Module, target_modules: list[str]) -> None:
-    """Whether each target is the last name of a linear layer.
-
-    Raises:
-        ValueError: one is not; the message lists those there are.
-    """
-    names = [
-        name.removesuffix(".base_layer")  # as it is called where another adapter is attached
-        for name, module in language_model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    unknown = [
-        target for target in target_modules if not any(name == target or name.endswith(f".{target}") for name in names)
-    ]
-    if unknown:
-        output = language_model.get_output_embeddings()  # type: ignore[operator]
-        available = {
-            name.rsplit(".", 1)[-1]
-            for name, module in language_model.named_modules()
-            if isinstance(module, nn.Linear) and module is not output
-        }
-        raise ValueError(
-            f"lora.target_modules: {', '.join(map(repr, unknown))} not found among the linear layers of "
-            "the language "
-            f"model. Available: {', '.join(sorted(available))}, or all-linear."
         )

@@ -31,11 +31,7 @@ def train_language(model: PanoLlavaForConditionalGeneration, blocks: Blocks) -> 
         ValueError: there are fewer blocks.
     """
     count = len(model.language_blocks)
-    if blocks != "all" and not 0 <= blocks <= count:
-        raise ValueError(
-            f"language_trainable_blocks={blocks}: the language model has {count} blocks, so 0 to {count} or all are "
-            "possible."
-        )
+    check_language_blocks(blocks, count)
     model.language_model.requires_grad_(blocks == "all")
     for name, parameter in model.language_model.named_parameters():
         if is_adapter(name):
@@ -43,6 +39,19 @@ def train_language(model: PanoLlavaForConditionalGeneration, blocks: Blocks) -> 
     if blocks != "all":
         for block in list(model.language_blocks)[count - blocks :]:
             block.requires_grad_(True)
+
+
+def check_language_blocks(blocks: Blocks, count: int) -> None:
+    """Whether so many blocks of a language model can train.
+
+    Raises:
+        ValueError: it has no more than `count`.
+    """
+    if blocks != "all" and not 0 <= blocks <= count:
+        raise ValueError(
+            f"language_trainable_blocks={blocks}: the language model has {count} blocks, so 0 to {count} or all are "
+            "possible."
+        )
 
 
 def make_fp32(parameters: Iterable[nn.Parameter]) -> None:

@@ -235,12 +235,8 @@ class VisionTower(nn.Module):
             self._trained_blocks = list(self.blocks)
             make_fp32(self.model.parameters())
             return
-        used = list(self.blocks)[: len(self.blocks) + 1 + self.feature_layer]
-        if not 0 <= blocks <= len(used):
-            raise ValueError(
-                f"vision_trainable_blocks={blocks}: features of layer {self.feature_layer} pass through "
-                f"{len(used)} blocks, so 0 to {len(used)} or all are possible."
-            )
+        self.check_blocks(blocks)
+        used = self._used_blocks
         self.model.requires_grad_(False)
         self._trained_blocks = used[len(used) - blocks :]
         if self._trained_blocks:
@@ -248,6 +244,24 @@ class VisionTower(nn.Module):
         for block in self._trained_blocks:
             block.requires_grad_(True)
             make_fp32(block.parameters())
+
+    def check_blocks(self, blocks: Blocks) -> None:
+        """Whether so many blocks can train.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        count = len(self._used_blocks)
+        if blocks != "all" and not 0 <= blocks <= count:
+            raise ValueError(
+                f"vision_trainable_blocks={blocks}: features of layer {self.feature_layer} pass through {count} "
+                f"blocks, so 0 to {count} or all are possible."
+            )
+
+    @property
+    def _used_blocks(self) -> list[nn.Module]:
+        """The blocks that the features pass through."""
+        return list(self.blocks)[: len(self.blocks) + 1 + self.feature_layer]
 
     def _reached(self) -> set[str]:
         """Names of the weights that the features depend on, found by asking autograd about one grey view."""

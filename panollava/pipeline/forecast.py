@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage
-from panollava.logs import LOG
+from panollava.logs import LOG, in_words
 from panollava.stages.instruct import InstructStage
 from panollava.training.options import StageOptions
 
@@ -56,10 +57,10 @@ def forecast(run: Run, name: str, stage: AnyStage, options: StageOptions) -> Non
             "Its sequences: %d image tokens and up to %d of text, %d of %s positions.",
             image, text, image + text, "unlimited" if positions is None else positions,
         )  # fmt: skip
-    memory, free = estimate(run, stage, options), _free(run.compute.device)
+    memory, free, told = estimate(run, stage, options), _free(run.compute.device), partial(in_words, base=1000)
     LOG.info(
-        "Its memory, about: model %.2f GB, gradients and optimiser %.2f GB, a batch of %d %.2f GB; %.1f GB are free.",
-        memory.model / 1e9, memory.optimiser / 1e9, options.batch_size, memory.step / 1e9, free / 1e9,
+        "Its memory, about: model %s, gradients and optimiser %s, a batch of %d %s; %s are free.",
+        told(memory.model), told(memory.optimiser), options.batch_size, told(memory.step), told(free),
     )  # fmt: skip
     if memory.optimiser + memory.step > free:  # the model is there already
         LOG.warning(

@@ -6,7 +6,8 @@ from panollava.assemble.features import forecast
 from panollava.assemble.run import Run, plain
 from panollava.evaluation.clip import clip_config
 from panollava.logs import LOG
-from panollava.model.lora import check_targets
+from panollava.model.lora_targets import check_targets
+from panollava.model.trainable import check_language_blocks
 from panollava.pipeline.start import check_start
 from panollava.training.compiler import check_compiler
 
@@ -16,8 +17,8 @@ def preflight(run: Run) -> None:
 
     Raises:
         FileNotFoundError: a backbone does not exist.
-        ValueError: a sequence would be longer than the language model's positions, ``init_from`` fits nothing, or
-            ``trainer.compile`` has no compiler.
+        ValueError: a sequence would be longer than the language model's positions, ``init_from`` fits nothing, more
+            blocks are to train than there are, or ``trainer.compile`` has no compiler.
     """
     if run.trainer.compile and run.pending:
         check_compiler(run.compute.device.type)
@@ -40,6 +41,7 @@ def preflight(run: Run) -> None:
         splits = [split for split in (trains, run.data.val, run.data.test) if split is not None]
         LOG.info("%s", forecast(run.store, run.backbones.tower, crop, splits))
     for name in pending:
+        _check_blocks(run, name)
         check_start(run, name)
         if name == "vision" or language is None:
             continue
@@ -60,6 +62,18 @@ def preflight(run: Run) -> None:
             f"(evaluation.max_new_tokens), but {run.cfg.model.language.name} has {language} positions. Shorten it, "
             "lower evaluation.max_new_tokens or crop.overlap, or set evaluation.enabled=false."
         )
+
+
+def _check_blocks(run: Run, name: str) -> None:
+    """Whether the backbones have the blocks that a stage is to train; alone it would find out when its turn comes."""
+    options = run.stage_options(name)
+    try:
+        run.backbones.tower.check_blocks(options.vision_trainable_blocks)
+        if options.language_trainable_blocks != 0:
+            count = len(run.backbones.language.get_decoder().layers)
+            check_language_blocks(options.language_trainable_blocks, count)
+    except ValueError as error:
+        raise ValueError(f"stage.{name}.{error}") from error
 
 
 def _open_language(run: Run, pending: list[str]) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from panollava.disk import writing
+from panollava.logs import in_words
 from panollava.store.features import FeatureStore
 from panollava.store.options import StoreOptions
 from panollava.store.pictures import KnownPictures
@@ -43,7 +45,7 @@ class Kept:
     def line(self) -> str:
         """The store in a line for people."""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
-        return f"{self.folder.name}: {self.panoramas:,} panoramas, {self.bytes / GIB:.3f} GiB, last used {used}"
+        return f"{self.folder.name}: {self.panoramas:,} panoramas, {in_words(self.bytes)}, last used {used}"
 
 
 def open_store(
@@ -59,7 +61,7 @@ def open_store(
         dtype: of the features.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: there is no such store, and none can be made.
     """
     whole = {"format": FORMAT, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), **features_of}
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
@@ -76,8 +78,11 @@ def open_store(
     if not (store.folder / MARK).is_file():
         store.make()
     store.touch()
-    _sweep(store.folder)
-    quota.recount()
+    try:
+        _sweep(store.folder)
+        quota.recount()
+    except OSError as error:  # it is somebody else's, who lets others read
+        store.stop(f"{error}")
     return store
 
 
@@ -91,12 +96,22 @@ def kept_stores(folder: str) -> list[Kept]:
 
 
 def clear_stores(options: StoreOptions, chosen: Sequence[Kept]) -> None:
-    """Removes stores; processes that read them go on with what they have, and make the rest again."""
+    """Removes stores; processes that read them go on with what they have, and make the rest again.
+
+    Raises:
+        OSError: some of them cannot be removed.
+    """
     for kept in chosen:
         remove(kept.folder)
     root = Path(options.dir).expanduser() / FEATURES
     if root.is_dir():
-        Quota(root, int(options.max_gib * GIB)).recount()
+        with writing(root):
+            Quota(root, int(options.max_gib * GIB)).recount()
+    if left := [str(kept.folder) for kept in chosen if kept.folder.exists()]:
+        raise OSError(
+            f"{', '.join(left)} could not be removed in whole: some files are in use or belong to somebody else. End "
+            "what uses them, or remove the rest yourself."
+        )
 
 
 def _sweep(store: Path) -> None:

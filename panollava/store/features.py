@@ -39,7 +39,7 @@ class FeatureStore:
         dtype: of the features.
 
     Attributes:
-        is_full: the limit was reached, or the disk, so that nothing more is kept.
+        is_full: the limit was reached, or the disk, or it cannot be written, so that nothing more is kept.
         damaged: shards that were found damaged.
     """
 
@@ -97,7 +97,7 @@ class FeatureStore:
         except FileNotFoundError:  # the store is being removed: it is made again with the next attempt
             return None
         except OSError as error:
-            self._stop(f"{error}")
+            self.stop(f"{error}")
             return None
         return lock
 
@@ -119,8 +119,8 @@ class FeatureStore:
             with contextlib.suppress(FileNotFoundError):  # a damaged one
                 self.quota.give_back(shard.stat().st_size)
                 shard.unlink()
-            if not self.quota.reserve(size, keep=self.folder):
-                self._stop(f"its limit of {self.quota.limit / 2**30:.3g} GiB (store.max_gib) or the disk is full")
+            if reason := self.quota.reserve(size, keep=self.folder):
+                self.stop(reason)
                 return False
             reserved = size
             write_shard(shard, features, picture)
@@ -128,7 +128,7 @@ class FeatureStore:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.quota.give_back(reserved)
-            self._stop(f"{error}")
+            self.stop(f"{error}")
             return False
         self._checked.add(picture)
         return True
@@ -155,7 +155,8 @@ class FeatureStore:
         """Panoramas in the store."""
         return sum(1 for _ in self.folder.glob(f"*/*{SUFFIX}"))
 
-    def _stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
+        """Keeps nothing from now on, and says so."""
         self.is_full = True
         LOG.warning(
             "The feature store %s keeps nothing more: %s. What it has is read, the rest is encoded each time.",

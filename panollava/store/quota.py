@@ -42,26 +42,37 @@ class Quota:
                 shutil.rmtree(leftover, ignore_errors=True)
             return self._recounted()
 
-    def reserve(self, size: int, keep: Path) -> bool:
-        """Whether `size` bytes may be written now; they count from now on.
+    def reserve(self, size: int, keep: Path) -> str:
+        """Sets bytes aside, which count from now on, where there is room for them.
 
         Args:
             size: in bytes.
             keep: the store that must not give way.
+
+        Returns:
+            Why they may not be written; empty where they may.
         """
         with self._lock():
             used = self._counted()
-            while used + size > self.limit or self._free() < size + SPARE_BYTES:
+            while reason := self._obstacle(used, size):
                 if not self._evict(keep):
-                    return False
+                    return reason
                 used = self._recounted()
             self._count.write_text(str(used + size))
-            return True
+            return ""
 
     def give_back(self, size: int) -> None:
         """Bytes that are not there after all, or no longer."""
         with self._lock():
             self._count.write_text(str(max(0, self._counted() - size)))
+
+    def _obstacle(self, used: int, size: int) -> str:
+        way_out = "python -m panollava.features lists what is kept, and clears it"
+        if used + size > self.limit:
+            return f"all stores hold what store.max_gib={self.limit / 2**30:.3g} allows ({way_out})"
+        if self._free() < size + SPARE_BYTES:
+            return f"the disk has less than {SPARE_BYTES / 2**30:g} GiB left, which stay free ({way_out})"
+        return ""
 
     def _counted(self) -> int:
         try:

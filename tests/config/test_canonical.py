@@ -100,6 +100,18 @@ def test_keys_of_a_loose_section_may_be_new() -> None:
     assert canonical(typed, loose=("crop",)) == meant
 
 
+@pytest.mark.parametrize("typed", [["warm", "clear"], ["clear", "action=list"]])
+def test_one_argument_without_a_key_where_one_is_meant(typed: list[str]) -> None:
+    with pytest.raises(ValueError, match="takes one action"):
+        canonical(typed, bare="action")
+
+
+@pytest.mark.parametrize("typed", [["my_data/train.csv"], ["stage.run=[resampler,", "finetune]"]])
+def test_an_argument_that_belongs_to_no_key_is_refused(typed: list[str]) -> None:
+    with pytest.raises(ValueError, match="says not what it is the value of"):
+        canonical(typed)
+
+
 def test_several_arguments_without_a_key_are_a_list() -> None:
     meant = ["split=val", "runs=['runs/a','runs/b, c']"]
     assert canonical(["runs/a", "split=val", "runs/b, c"], bare="runs[]") == meant

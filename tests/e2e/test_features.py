@@ -68,12 +68,35 @@ def test_each_panorama_is_encoded_once_for_runs_evaluations_and_the_command(
     assert f"{SCENES + BLANK} panoramas" in told
     assert command(monkeypatch, features, "clear", "name=dinov2") == 0
     assert "0 stores removed" in capfd.readouterr().out
+    for meant in (["name="], ["model=siglip_qwen"], ["crop.overlap=0.0"], ["list"]):  # none of them is "all"
+        assert command(monkeypatch, features, "clear", *meant) == 1
+    assert "crop.overlap=0.0 is for warm; clear chooses stores by name=" in capfd.readouterr().err
+    assert command(monkeypatch, features, "name=dinov2") == 0
+    assert "0 stores, 0 bytes of at most 50 GiB" in capfd.readouterr().out
     assert command(monkeypatch, features, "clear") == 0
     shown = [a for a in quick if a.startswith(("model/", "vision", "language", "data", "crop", "trainer"))]
     assert command(monkeypatch, features, "warm", *shown) == 0
     assert len(calls) == SCENES + BLANK + SCENES
     assert command(monkeypatch, features, "warm", *shown, "splits=[train]") == 0
     assert len(calls) == SCENES + BLANK + SCENES
+
+
+def test_filling_ends_where_it_would_be_in_vain(
+    backbone: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: list[int],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = [f"vision.name={backbone('siglip')}", "data.train_scenes=12", "splits=[train]", "trainer.num_workers=0"]
+    assert command(monkeypatch, features, "warm", *small, "store.max_gib=1e-6") == 1
+    assert len(calls) == 4  # a batch
+    assert "holds 0 panoramas, and nothing more can be kept" in capfd.readouterr().err
+    Path("file").touch()
+    assert command(monkeypatch, features, "warm", *small, "store.dir=file") == 1
+    assert "store.dir=file cannot be used" in (told := capfd.readouterr().err)
+    assert "store.enabled" not in told
 
 
 def test_without_the_store_the_losses_are_the_same_within_rounding(

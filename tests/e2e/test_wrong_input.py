@@ -212,10 +212,21 @@ def test_a_language_model_in_place_of_an_encoder_and_the_reverse(
     assert "model.language.name=" in refused(*arguments, f"language.name={backbone('siglip')}")
 
 
-def test_adapters_on_layers_that_do_not_exist(arguments: list[str], refused: Callable[..., str]) -> None:
-    message = refused(*arguments, "lora.target_modules=[query_key_value]")
+@pytest.mark.parametrize(
+    ("targets", "said"), [("query_key_value", "not found among"), ("", "puts adapters nowhere"), ("lm_head", "merging")]
+)
+def test_adapters_on_layers_that_cannot_have_them(
+    arguments: list[str], refused: Callable[..., str], backbone: Backbone, targets: str, said: str
+) -> None:
+    message = refused(*arguments, f"language.name={backbone('qwen2')}", f"lora.target_modules=[{targets}]")
     assert "lora.target_modules" in message
+    assert said in message
     assert "q_proj" in message
+
+
+@pytest.mark.parametrize("key", ["resampler.vision", "finetune.vision", "finetune.language"])
+def test_more_blocks_than_a_backbone_has(arguments: list[str], refused: Callable[..., str], key: str) -> None:
+    assert f"stage.{key}_trainable_blocks=99: " in refused(*arguments, f"stage.{key}_trainable_blocks=99")
 
 
 def test_texts_that_are_cut_to_nothing(arguments: list[str], refused: Callable[..., str], backbone: Backbone) -> None:

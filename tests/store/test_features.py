@@ -138,9 +138,40 @@ def test_a_full_store_says_so_once_and_goes_on_with_what_it_has(
     kept = [store.put(picture, features(1)) for picture in (ONE, TWO, THREE)]
     assert kept == [True, True, False]
     assert store.is_full
+    assert "all stores hold what store.max_gib=" in caplog.text
     assert caplog.text.count("keeps nothing more") == 1
     assert store.get(ONE) is not None
     assert folder_bytes(store.folder) <= used + 1000
+
+
+def test_a_disk_that_is_nearly_full_is_not_called_the_limit(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("panollava.store.quota.SPARE_BYTES", 2**60)
+    assert not opened().put(ONE, features(1))
+    assert "the disk has less than" in caplog.text
+    assert "max_gib" not in caplog.text
+
+
+def test_a_store_of_somebody_else_is_read(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Read and not written: neither its lock, nor its marks, nor a panorama."""
+    opened().put(ONE, features(1))
+
+    def refuses(*args: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("panollava.store.quota.FileLock", refuses)
+    monkeypatch.setattr("panollava.store.features.os.utime", refuses)
+    store = opened()
+    found = store.get(ONE)
+    assert found is not None
+    assert torch.equal(found, features(1))
+    assert not store.put(TWO, features(2))
+    assert caplog.text.count("keeps nothing more: [Errno 30]") == 1
+    with pytest.raises(OSError, match=r"could not be written \(Read-only file system\)"):
+        clear_stores(StoreOptions(dir=str(tmp_path / "cache")), [])
 
 
 def test_the_limit_holds_for_all_processes_together(opened: Opened) -> None:
