@@ -40,6 +40,8 @@ MAY_DIFFER = (
     "stage.run",
     "store",
     "tracking",
+    "trainer.auto_batch",
+    "trainer.checkpoint_activations",
     "trainer.log_every_steps",
     "trainer.max_steps",
     "trainer.num_workers",

@@ -32,7 +32,7 @@ def fit_batch(run: Run, name: str, stage: AnyStage, options: StageOptions) -> St
         run: the run.
         name: the stage's name.
         stage: the stage, on its device.
-        options: with the batch and accumulation asked for.
+        options: with the batch and accumulation asked for, or of the run that is resumed, which keeps them if it can.
 
     Returns:
         The options with the batch to use; batch times accumulation is what was asked for.

@@ -11,6 +11,7 @@ import torch
 
 from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage
+from panollava.checkpoint import LAST, follow
 from panollava.training.options import StageOptions
 
 _SIGNS = (
@@ -62,7 +63,7 @@ def step_too_large(run: Run, name: str, stage: AnyStage, options: StageOptions) 
     return (
         f"Out of memory in stage {name}, {doing} with stage.{name}.batch_size={options.batch_size} "
         f"({len(run.backbones.crop.camera_rows)} views a sample{tokens}; {_taken(run)}). "
-        f"{_batch_advice(name, stage, options)} {_other_advice(run, name, stage, options)}"
+        f"{_batch_advice(name, stage, options)} {_other_advice(run, name, stage, options)}{_resumed_advice(run, name)}"
     )
 
 
@@ -123,6 +124,15 @@ def _other_advice(run: Run, name: str, stage: AnyStage, options: StageOptions) -
     if not trainer.auto_batch and not stage.coupled and options.batch_size > 1:
         return f"{_joined(ways)} need less too; trainer.auto_batch=true finds a batch that fits."
     return f"{_joined(ways)} need less too." if ways else ""
+
+
+def _resumed_advice(run: Run, name: str) -> str:
+    """Which settings go on with what is saved: others make another run of it."""
+    keys = ("auto_batch", "checkpoint_activations")
+    ways = [f"trainer.{key}=true" for key in keys if not getattr(run.trainer, key)]
+    if not ways or follow(run.experiment.stage_folder(name) / LAST) is None:
+        return ""
+    return f" With {' or '.join(ways)} the same command goes on from what is saved; the others begin anew."
 
 
 def _joined(ways: list[str]) -> str:

@@ -85,7 +85,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         options = same_steps(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
     else:
         inherited = start_from(run, name, trained, frozen)
-        options = fit_batch(run, name, stage, options) if run.trainer.auto_batch else options
+    if run.trainer.auto_batch:
+        options = fit_batch(run, name, stage, options)
     forecast(run, name, stage, options)
     optimizer, scaler = make_optimizer(trained, run.optim, options.lr), run.compute.scaler()
     checkpointer = Checkpointer(

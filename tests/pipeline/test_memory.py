@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from ranks import succeed
 from small_runs import (
     QUICK,
     UNTRACKED,
@@ -23,13 +26,12 @@ from small_runs import (
 
 from panollava import predict
 from panollava.assemble.stage import build_stage
-from panollava.checkpoint import LAST
+from panollava.checkpoint import LAST, read_state
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.fitting import fit_batch, longest
 from panollava.pipeline.memory import is_out_of_memory, smaller
 from panollava.stages.instruct import InstructStage
 from panollava.stages.overlap import OverlapStage
-from panollava.training.distributed import Processes
 from panollava.training.options import StageOptions
 
 Backbone = Callable[[str], Path]
@@ -161,22 +163,46 @@ def test_a_trial_takes_the_longest_texts_and_leaves_nothing_behind(
     assert torch.equal(same, short.input_ids)
 
 
-def test_processes_take_a_batch_only_where_all_of_them_can(
+def tight_on_the_second(*typed: str) -> list[tuple[int, int]]:
+    """Trains in one of several processes, the second of which has memory for two samples alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        tried = memory_for(patch, 2 if os.environ["RANK"] == "1" else 100, kind=InstructStage)
+        run_train(*typed)
+        return tried
+
+
+def test_processes_take_a_batch_only_where_all_of_them_can(arguments: list[str]) -> None:
+    asked = [*arguments, "stage=finetune", "trainer.auto_batch=true", "trainer.max_steps=1", "evaluation.enabled=false"]
+    tried = succeed(partial(tight_on_the_second, *asked, "experiment_name=x"), Path("ranks"))
+    assert [[samples for samples, _ in of_one] for of_one in tried] == [[4, 2, 2, 2]] * 2
+    assert read_state(stage_folder("x", "finetune") / LAST)["share"] == {
+        "processes": 2, "batch_size": 2, "accumulate": 2
+    }  # fmt: skip
+
+
+def test_a_run_that_goes_on_keeps_the_batch_that_was_found(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = memory_for(monkeypatch, 4)
-
-    class Tight(Processes):
-        """With another process, for which three samples are too many."""
-
-        def sum(self, values: dict[str, float]) -> dict[str, float]:
-            return {name: value + float(tried[-1][0] > 2) for name, value in values.items()}
-
-    with opened(*arguments, "stage.vision.batch_size=8") as run:
-        run.procs = Tight()
-        found = fit_batch(run, "vision", build_stage(run, "vision"), run.stage_options("vision"))
-    assert [samples for samples, _ in tried] == [8, 4, 2]
-    assert (found.batch_size, found.accumulate) == (2, 4)
+    """Also on a machine with more memory: the end is the same to the bit. On one with less the objective stays."""
+    asked = [*arguments, "stage=finetune", "trainer.auto_batch=true", "lora.dropout=0.3", "evaluation.enabled=false"]
+    asked += ["trainer.save_every_steps=1", "stage.finetune.batch_size=6", "stage.finetune.epochs=2"]
+    with monkeypatch.context() as patch:
+        memory_for(patch, 2, kind=InstructStage)
+        run_train(*asked, "experiment_name=whole")
+        run_train(*asked, "experiment_name=cut", "trainer.max_steps=1")
+    tried = memory_for(monkeypatch, 100, kind=InstructStage)
+    run_train(*asked, "experiment_name=cut")
+    assert [samples for samples, _ in tried] == [2] + [2] * 9  # three steps of three
+    cut, whole = (checkpoint_tensors(stage_folder(name, "finetune") / LAST) for name in ("cut", "whole"))
+    assert_same_bits(cut, whole)
+    memory_for(monkeypatch, 1, kind=InstructStage)
+    more = [*(one for one in asked if "auto_batch" not in one), "stage.finetune.epochs=3", "experiment_name=cut"]
+    way = "With trainer.auto_batch=true or trainer.checkpoint_activations=true the same command goes on"
+    with pytest.raises(ValueError, match=way):
+        run_train(*more)
+    run_train(*more, "trainer.auto_batch=true", "trainer.checkpoint_activations=true")
+    state = read_state(stage_folder("cut", "finetune") / LAST)
+    assert (state["progress"]["global_step"], state["share"]["batch_size"], state["share"]["accumulate"]) == (6, 1, 6)
 
 
 def test_not_even_one_sample(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
