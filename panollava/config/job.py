@@ -7,12 +7,14 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from panollava.config.apart import INTERRUPTED, IS_POSSIBLE, how_it_ended, run_apart
 from panollava.logs import label_console
 from panollava.sweep_folder import JobRecord, JobStatus, read_start, write_job
 
@@ -33,6 +35,19 @@ def run_job(function: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     if not is_alone():
         label_console(name)
     _record(sweep, name, "running")
+    work = partial(_recorded, function, cfg, sweep, name)
+    if not (IS_POSSIBLE and _has_worker()):
+        work()
+        return
+    status = run_apart(work)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status:
+        _record(sweep, name, "failed", how_it_ended(status))
+        sys.stderr.write(f"\nJob {name} failed. {how_it_ended(status)}\n")
+
+
+def _recorded(function: Callable[[DictConfig], None], cfg: DictConfig, sweep: Path, name: str) -> None:
     try:
         function(cfg)
     except Exception as error:
@@ -67,6 +82,11 @@ def in_sweep() -> bool:
 def is_alone() -> bool:
     """Whether no other job of the sweep runs beside this one."""
     return not in_sweep() or "basic_launcher" in HydraConfig.get().launcher._target_
+
+
+def _has_worker() -> bool:
+    """Whether the launcher gave this job a process of a pool, all of which end when one is ended from outside."""
+    return "joblib" in HydraConfig.get().launcher._target_
 
 
 def gpu_beside_others() -> int:

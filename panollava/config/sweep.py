@@ -15,9 +15,10 @@ from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from panollava.config.launch import tell_failures
 from panollava.config.resolvers import register_resolvers
 from panollava.sweep_folder import JobRecord, Start, read_jobs, read_start, write_start
-from panollava.tracking.location import absolute_uri
+from panollava.tracking.location import absolute_uri, is_server
 from panollava.tracking.sweep import end_parent, start_parent
 from panollava.tracking.tracker import Status
 
@@ -25,6 +26,11 @@ Report = Callable[[Path], Sequence[Path]]
 """Writes what a sweep's folder shows and returns the files."""
 
 NO_BARS = "TQDM_DISABLE"
+
+_FILE_ON_CLUSTER = (
+    "Warning: tracking.uri={uri} is a file, and jobs on several machines are about to write to it. On a network disk "
+    "SQLite does not keep them apart, and records may be lost or damaged. Give a server, tracking.uri=http://host:5000."
+)
 
 # A launcher's processes read this callback before they compose a job's config, and nothing else of ours.
 register_resolvers()
@@ -39,12 +45,14 @@ class Sweep:
         start: this start of it.
         lock: keeps a second start of the same sweep away.
         is_kept: False for a dry run, of which nothing stays.
+        wait_seconds: how long to wait at the end for a tracking server that does not answer.
     """
 
     folder: Path
     start: Start
     lock: FileLock
     is_kept: bool
+    wait_seconds: float = 0.0
 
     def end(self, report: Report | None, *, is_whole: bool) -> bool:
         """Says how the jobs went, writes the report and ends the parent run.
@@ -64,13 +72,27 @@ class Sweep:
             if report is not None and self.is_kept and any(job.status == "finished" for job in jobs):
                 files = report(self.folder)
         finally:
-            if self.start.uri and self.start.run_id:
-                status: Status = "FINISHED" if is_done else "KILLED" if is_stopped else "FAILED"
-                _end_parent(self.start.uri, self.start.run_id, status, files)
+            self._end_parent("FINISHED" if is_done else "KILLED" if is_stopped else "FAILED", files)
             self.lock.release()
             os.environ.pop(NO_BARS, None)
             sys.stderr.write("\n" + _last_word(self.folder, jobs, files, is_whole=is_whole))
         return is_done
+
+    def _end_parent(self, status: Status, files: Sequence[Path]) -> None:
+        """Ends the parent run; a store that is gone keeps no sweep from ending, since all of it lies on disk."""
+        uri, run_id = self.start.uri, self.start.run_id
+        if not uri or not run_id:
+            return
+        try:
+            waiting = end_parent(uri, run_id, status, files, self.folder, wait_seconds=self.wait_seconds)
+        except OSError as error:
+            sys.stderr.write(f"\nThe sweep's run stays open. {error}\n")
+            return
+        if waiting:
+            sys.stderr.write(
+                f"\n{waiting} records of the sweep's run wait in {self.folder} for MLflow at {uri}; send them with: "
+                f"python -m panollava.deliver {self.folder}\n"
+            )
 
 
 class SweepParent(Callback):
@@ -84,8 +106,10 @@ class SweepParent(Callback):
             SweepParent.current = _open(config)
         except (ValueError, OSError) as error:  # of a callback's exceptions Hydra makes warnings, and goes on
             sys.exit(f"\n{type(error).__name__}: {error}")
-        if "basic_launcher" not in config.hydra.launcher._target_:
+        launcher = config.hydra.launcher._target_
+        if "basic_launcher" not in launcher:
             os.environ[NO_BARS] = "1"  # the bars of several jobs would tear each other
+            tell_failures(launcher)
 
 
 def _open(config: DictConfig) -> Sweep:
@@ -99,22 +123,16 @@ def _open(config: DictConfig) -> Sweep:
             f"{folder} is in use by another start of this sweep. Wait for it, stop it, or give this one a name of its "
             "own with experiment_name=<name>."
         ) from None
-    before, start = read_start(folder), Start(uuid.uuid4().hex)
+    before, start, wait_seconds = read_start(folder), Start(uuid.uuid4().hex), 0.0
     if config.tracking.type == "mlflow" and not config.dry_run:
-        uri = absolute_uri(config.tracking.uri)
+        uri, wait_seconds = absolute_uri(config.tracking.uri), config.tracking.wait_seconds
+        if "SlurmLauncher" in config.hydra.launcher._target_ and not is_server(uri):
+            sys.stderr.write(f"\n{_FILE_ON_CLUSTER.format(uri=uri)}\n")
         known = before.run_id if before is not None and before.uri == uri else None
         name = config.tracking.run_name or folder.name
         start = Start(start.id, uri, start_parent(uri, config.tracking.experiment, name, folder, known))
     write_start(folder, start)
-    return Sweep(folder, start, lock, is_kept=not config.dry_run)
-
-
-def _end_parent(uri: str, run_id: str, status: Status, files: Sequence[Path]) -> None:
-    """Ends the parent run; a server that is gone keeps no sweep from ending, since all of it lies on disk."""
-    try:
-        end_parent(uri, run_id, status, files)
-    except ConnectionError as error:
-        sys.stderr.write(f"\nThe sweep's run stays open, with all that it is about on disk. {error}\n")
+    return Sweep(folder, start, lock, is_kept=not config.dry_run, wait_seconds=wait_seconds)
 
 
 def _last_word(folder: Path, jobs: Sequence[JobRecord], files: Sequence[Path], *, is_whole: bool) -> str:

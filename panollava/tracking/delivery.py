@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from panollava.tracking.operations import Operation, beyond, perform
 from panollava.tracking.outbox import Outbox
 from panollava.tracking.server import answers, is_out_of_reach, reason_of
-from panollava.tracking.store import experiment_id, local_run, open_client, reached_steps
+from panollava.tracking.store import end_killed, experiment_id, local_run, open_client, reached_steps
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -191,9 +191,7 @@ def post(
     box = Outbox.create(folder, {"uri": uri, "run_id": run_id, "local_id": None, "reached": {}})
     for operation, source in operations:
         box.put(operation, source)
-    delivery = Delivery(uri, [box])
-    delivery.start()
-    return delivery.finish(wait_seconds)
+    return _emptied(uri, [box], wait_seconds, is_away=not answers(uri))
 
 
 def deliver(folder: Path, *, wait_seconds: float = 0.0) -> tuple[int, int]:
@@ -211,7 +209,20 @@ def deliver(folder: Path, *, wait_seconds: float = 0.0) -> tuple[int, int]:
         box.retry_refused()
     before, after = sum(box.waiting() for box in boxes), 0
     for uri in dict.fromkeys(box.header["uri"] for box in boxes):
-        delivery = Delivery(uri, [box for box in boxes if box.header["uri"] == uri])
-        delivery.start()
-        after += delivery.finish(wait_seconds)
+        after += _emptied(uri, [box for box in boxes if box.header["uri"] == uri], wait_seconds)
     return before, after
+
+
+def _emptied(uri: str, boxes: Sequence[Outbox], wait_seconds: float, *, is_away: bool = False) -> int:
+    """Sends what is in outboxes and returns how many operations wait on; ends the runs that a kill left without one."""
+    delivery = Delivery(uri, boxes, is_away=is_away)
+    delivery.start()
+    left = delivery.finish(wait_seconds)
+    if not left:
+        try:
+            end_killed(open_client(uri), [box.header["run_id"] for box in boxes])
+        except Exception as error:
+            if not is_out_of_reach(error):
+                raise
+            logger.debug("Runs of processes that are gone stay open: %s", reason_of(error))
+    return left

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,13 +142,14 @@ def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
 
     Args:
         client: from `open_client`.
-        experiment: id of the experiment to put right.
+        experiment: id of the experiment to put right; in a file, which is nobody else's, all are.
 
     Returns:
         Ids of the runs that were ended.
     """
+    is_shared = is_server(client.tracking_uri)
     running = client.search_runs(
-        [experiment],
+        [experiment] if is_shared else [one.experiment_id for one in client.search_experiments()],
         f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{socket.gethostname()}'",
     )
     dead = [run.info.run_id for run in running if not _alive(run.data.tags)]
@@ -158,10 +159,19 @@ def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
     return dead
 
 
+def end_killed(client: MlflowClient, run_ids: Sequence[str]) -> None:
+    """Ends the runs of processes that are gone, in the experiments of some runs (see ``mark_dead_runs``)."""
+    runs = [find_run(client, run_id) for run_id in run_ids]
+    for experiment in {run.info.experiment_id for run in runs if run is not None}:
+        mark_dead_runs(client, experiment)
+
+
 def _alive(tags: dict[str, str]) -> bool:
-    """Whether the process that opened the run still exists, and its number was not given to a later one."""
+    """Whether the process that opened the run still runs, and its number was not given to a later one."""
     try:
-        return psutil.Process(int(tags[PID_TAG])).create_time() <= float(tags[SINCE_TAG]) + CLOCK_SLACK_S
+        process = psutil.Process(int(tags[PID_TAG]))
+        is_dead = process.status() == psutil.STATUS_ZOMBIE  # nobody has asked how it ended
+        return not is_dead and process.create_time() <= float(tags[SINCE_TAG]) + CLOCK_SLACK_S
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:  # somebody's process: it exists

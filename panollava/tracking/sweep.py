@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from panollava.tracking.channel import Direct
+from panollava.tracking.delivery import deliver, post
 from panollava.tracking.location import is_server
-from panollava.tracking.server import is_out_of_reach, no_answer, set_limits
-from panollava.tracking.store import FOLDER_TAG, experiment_id, find_run, mark_dead_runs, open_client, process_tags
+from panollava.tracking.operations import Operation
+from panollava.tracking.outbox import OUTBOX
+from panollava.tracking.server import set_limits
+from panollava.tracking.store import (
+    FOLDER_TAG,
+    end_killed,
+    experiment_id,
+    find_run,
+    mark_dead_runs,
+    open_client,
+    process_tags,
+    written,
+)
 from panollava.tracking.tracker import Status
 
 
 def start_parent(uri: str, experiment: str, name: str, folder: Path, run_id: str | None = None) -> str:
     """Opens a parent run, making the store before any job needs it.
+
+    What earlier starts could not send is sent first; it would end the run while it goes on.
 
     Args:
         uri: from `absolute_uri`.
@@ -23,10 +39,15 @@ def start_parent(uri: str, experiment: str, name: str, folder: Path, run_id: str
 
     Returns:
         The id that each job's tracker takes as `parent_run_id`.
+
+    Raises:
+        ConnectionError: the server does not answer.
     """
     set_limits()
     client = open_client(uri)
     experiment_key = experiment_id(client, uri, experiment)
+    if (folder / OUTBOX).is_dir():
+        deliver(folder)
     mark_dead_runs(client, experiment_key)
     tags = {FOLDER_TAG: str(folder.resolve()), **process_tags()}
     known = find_run(client, run_id) if run_id else None
@@ -38,23 +59,31 @@ def start_parent(uri: str, experiment: str, name: str, folder: Path, run_id: str
     return known.info.run_id
 
 
-def end_parent(uri: str, run_id: str, status: Status = "FINISHED", files: Sequence[Path] = ()) -> None:
-    """Ends the parent run that `start_parent` opened.
+def end_parent(
+    uri: str, run_id: str, status: Status, files: Sequence[Path], folder: Path, *, wait_seconds: float = 0.0
+) -> int:
+    """Ends the parent run that `start_parent` opened, and the runs of jobs that were killed.
 
     Args:
         uri, run_id: of the run.
         status: how it ended.
         files: the sweep's table and pictures, kept with it in the folder `sweep`.
+        folder: of the sweep; keeps what a server does not take.
+        wait_seconds: how long to wait for a server that does not answer.
+
+    Returns:
+        How many records wait for the server.
 
     Raises:
-        ConnectionError: the server does not answer.
+        OSError: the disk of the store is full, read-only or broken.
     """
-    try:
-        client = open_client(uri)
-        for file in files:
-            client.log_artifact(run_id, str(file), "sweep")
-        client.set_terminated(run_id, status)
-    except Exception as error:
-        if not is_server(uri) or not is_out_of_reach(error):
-            raise
-        raise ConnectionError(no_answer(uri, error)) from error
+    operations: list[tuple[Operation, Path | None]] = [({"do": "file", "into": "sweep"}, file) for file in files]
+    operations.append(({"do": "status", "status": status, "time": int(time.time() * 1000)}, None))
+    if is_server(uri):
+        return post(folder, uri, run_id, operations, wait_seconds=wait_seconds)
+    channel = Direct(open_client(uri), run_id, uri)
+    for operation, source in operations:
+        channel.put(operation, source)
+    with written(uri):
+        end_killed(open_client(uri), [run_id])
+    return 0

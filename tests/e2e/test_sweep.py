@@ -131,14 +131,28 @@ def test_a_sweep_runs_once_at_a_time(
     assert list(Path("runs/sweep_seed").glob("*/")) == []
 
 
-@pytest.mark.parametrize(
-    ("launcher", "plugin"), [("parallel", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher")]
-)
-def test_two_jobs_of_a_launcher(
-    launcher: str, plugin: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_cluster_that_is_not_there_and_a_file_that_it_should_not_share(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip(f"hydra_plugins.{plugin}")
-    asked = [*backbones(backbone), *WHOLE, "stage=vision", "trainer.max_steps=1", f"hydra/launcher={launcher}"]
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "")
+    asked = ["-m", *backbones(backbone), "hydra/launcher=slurm", "seed=0,1"]
+    assert command(monkeypatch, train, *asked) == 1
+    said = capsys.readouterr().err
+    assert "mlflow.db is a file, and jobs on several machines are about to write to it" in said
+    assert "tracking.uri=http://host:5000" in said
+    assert "RuntimeError: Could not detect" in said
+    assert "Traceback" not in said
+    assert tracked()[0].info.status == "FAILED"
+    assert command(monkeypatch, train, *asked, UNTRACKED) == 1
+    assert "is a file" not in capsys.readouterr().err
+
+
+def test_two_jobs_of_submitit(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    asked = [*backbones(backbone), *WHOLE, "stage=vision", "trainer.max_steps=1", "hydra/launcher=submitit_local"]
     assert command(monkeypatch, train, "-m", *asked, "crop=resize,anyres_e2p") == 1
     last = capfd.readouterr().err.rstrip().split("\nSweep ")[-1]
     assert "2 jobs started, 1 failed, 1 finished." in last

@@ -31,7 +31,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_a_sweep_outlives_its_server_and_every_number_arrives_once(
-    server: Server, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     logged: dict[str, list[tuple[str, float, int]]] = defaultdict(list)
     slowest = 0.0
@@ -55,6 +59,8 @@ def test_a_sweep_outlives_its_server_and_every_number_arrives_once(
     assert len(logged) == 2
     assert len(list((tmp_path / "runs").rglob(OUTBOX))) >= 2
 
+    assert "4 records of the sweep's run wait in runs/sweep" in capsys.readouterr().err
+
     server.start()
     assert command(monkeypatch, deliver, "runs") == 0
     assert list((tmp_path / "runs").rglob(OUTBOX)) == []
@@ -63,6 +69,10 @@ def test_a_sweep_outlives_its_server_and_every_number_arrives_once(
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert {"sweep", *logged} == set(runs)
+    assert runs["sweep"].info.status == "FINISHED"
+    assert {Path(file.path).suffix for file in client.list_artifacts(runs["sweep"].info.run_id, "sweep")} == {
+        ".csv", ".md", ".png",
+    }  # fmt: skip
     for name, rows in logged.items():
         run = runs[name]
         assert run.info.status == "FINISHED"

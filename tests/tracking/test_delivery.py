@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-from panollava.tracking import delivery, opening
+from panollava.tracking import delivery, opening, sweep
 from panollava.tracking.delivery import Delivery, deliver
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.outbox import OUTBOX, Outbox
-from panollava.tracking.store import experiment_id
+from panollava.tracking.store import PID_TAG, experiment_id
+from panollava.tracking.sweep import end_parent, start_parent
 
 URI = "http://127.0.0.1:1"
 HEADER = {"uri": URI, "experiment": "e", "run_id": "r", "local_id": None, "reached": {}}
@@ -37,6 +39,9 @@ class Lister:
         self.metrics += metrics
         if fate == "arrives, its answer is lost":
             raise MlflowException("API request failed with timeout")
+
+    def get_run(self, run_id: str) -> None:
+        raise MlflowException(f"no run {run_id}", RESOURCE_DOES_NOT_EXIST)
 
     def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
         return [Metric(m.key, min(m.value, 1.8e308), m.timestamp, m.step) for m in self.metrics if m.key == key]
@@ -110,7 +115,7 @@ class Switched:
 def server(client, brief, monkeypatch: pytest.MonkeyPatch) -> Switched:
     """An address that leads to the tests' store, as long as it is switched on."""
     switched = Switched(client, URI)
-    for module in (delivery, opening):
+    for module in (delivery, opening, sweep):
         monkeypatch.setattr(module, "open_client", lambda _uri: switched)
     monkeypatch.setattr(delivery, "answers", switched.answers)
     monkeypatch.setattr(opening, "check_answers", switched.check_answers)
@@ -201,6 +206,34 @@ def test_a_job_of_a_sweep_may_begin_without_the_server(client, store_uri, server
     assert runs[0].data.params == {"epochs": "1"}
     assert runs[0].info.run_name == "job"
     assert not (tmp_path / OUTBOX).exists()
+
+
+@pytest.mark.parametrize("way", ["by the command", "when the sweep goes on"])
+def test_a_sweep_whose_server_is_gone_at_its_end_ends_in_the_store_later(
+    client, server, experiment, tmp_path, way
+) -> None:
+    parent = start_parent(URI, experiment, "sweep", tmp_path)
+    options = {"uri": URI, "experiment": experiment, "outbox": tmp_path / "job", "wait_seconds": 0.0}
+    killed = MlflowTracker(**options, parent_run_id=parent)
+    killed.start()
+    client.set_tag(killed.run_id, PID_TAG, str(2**22 + 1))  # no system has a process of that number
+    server.is_on = False
+    (tmp_path / "sweep.md").write_text("a table")
+    assert end_parent(URI, parent, "FAILED", [tmp_path / "sweep.md"], tmp_path) == 2
+    assert client.get_run(parent).info.status == "RUNNING"
+    server.is_on = True
+    if way == "by the command":
+        assert deliver(tmp_path) == (2, 0)
+        assert client.get_run(parent).info.status == "FAILED"
+    else:
+        assert start_parent(URI, experiment, "sweep", tmp_path, parent) == parent
+        assert client.get_run(parent).info.status == "RUNNING"
+    assert [file.path for file in client.list_artifacts(parent, "sweep")] == ["sweep/sweep.md"]
+    assert client.get_run(killed.run_id).info.status == "KILLED"
+    assert not (tmp_path / OUTBOX).exists()
+    assert end_parent(URI, parent, "FINISHED", [], tmp_path) == 0
+    assert client.get_run(parent).info.status == "FINISHED"
+    killed.close()
 
 
 def test_a_run_of_its_own_does_not_begin_without_the_server(server, experiment, tmp_path) -> None:

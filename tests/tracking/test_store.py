@@ -11,6 +11,7 @@ import time
 import pytest
 
 from panollava.tracking.location import absolute_uri, database_file
+from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.store import (
     HOST_TAG,
     PID_TAG,
@@ -23,11 +24,15 @@ from panollava.tracking.store import (
 
 OPEN_AND_DIE = """
 import os, sys, time
+from pathlib import Path
 from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.tracking.sweep import start_parent
 import mlflow
 while time.time() < float(sys.argv[2]):
     pass
-tracker = MlflowTracker(uri=sys.argv[1], experiment="side by side")
+is_sweep = sys.argv[3] == "0"
+parent = start_parent(sys.argv[1], "side by side", "sweep", Path("sweep")) if is_sweep else None
+tracker = MlflowTracker(uri=sys.argv[1], experiment="side by side", parent_run_id=parent)
 tracker.start()
 tracker.metrics({"loss": 1.0}, step=0)
 tracker.flush()
@@ -39,17 +44,20 @@ def test_processes_that_start_together_share_a_missing_store_and_their_deaths_ar
     uri = absolute_uri("sqlite:///mlflow.db", tmp_path)
     together = str(time.time() + 4)
     jobs = [
-        subprocess.Popen([sys.executable, "-c", OPEN_AND_DIE, uri, together], stderr=subprocess.PIPE) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", OPEN_AND_DIE, uri, together, str(number)], stderr=subprocess.PIPE)
+        for number in range(3)
     ]
     errors = [job.communicate(timeout=120)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], errors
 
     client = open_client(uri)
-    side_by_side = experiment_id(client, uri, "side by side")
-    mark_dead_runs(client, side_by_side)
-    runs = client.search_runs([side_by_side])
-    assert [run.info.status for run in runs] == ["KILLED"] * 3
-    assert [run.data.metrics for run in runs] == [{"loss": 1.0}] * 3
+    with MlflowTracker(uri=uri, experiment="another"):
+        pass
+    runs = client.search_runs([experiment_id(client, uri, "side by side")])
+    assert [run.info.status for run in runs] == ["KILLED"] * 4
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs} - {None}
+    assert [run.data.metrics for run in runs if run.info.run_id not in parents] == [{"loss": 1.0}] * 3
+    assert len(parents) == 1
     assert database_file(uri).is_file()
 
 

@@ -23,7 +23,7 @@ def test_the_jobs_of_a_sweep_lie_under_its_parent(client, store_uri, experiment,
         with MlflowTracker(**options):
             assert client.get_run(parent).info.status == "RUNNING"
     (tmp_path / "sweep.md").write_text("a table")
-    end_parent(store_uri, parent, "FAILED", [tmp_path / "sweep.md"])
+    assert end_parent(store_uri, parent, "FAILED", [tmp_path / "sweep.md"], tmp_path) == 0
     run = client.get_run(parent)
     assert [file.path for file in client.list_artifacts(parent, "sweep")] == ["sweep/sweep.md"]
     assert (run.info.status, run.info.run_name) == ("FAILED", "resampler=mlp,bimamba")
@@ -31,7 +31,7 @@ def test_the_jobs_of_a_sweep_lie_under_its_parent(client, store_uri, experiment,
     assert {child.info.run_name for child in children} == {"mlp", "bimamba"}
     again = start_parent(store_uri, experiment, "resampler=mlp,bimamba", tmp_path, parent)
     assert (again, client.get_run(parent).info.status) == (parent, "RUNNING")
-    end_parent(store_uri, parent)
+    end_parent(store_uri, parent, "FINISHED", [], tmp_path)
     client.delete_run(parent)
     assert start_parent(store_uri, experiment, "resampler=mlp,bimamba", tmp_path, parent) != parent
 
