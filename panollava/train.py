@@ -16,7 +16,13 @@ def report(folder: Path) -> list[Path]:
     return sweep_report(folder)
 
 
-@entrypoint("train", report=report)
+def load() -> None:
+    """What takes seconds to import: a launcher's process does so once for all of its jobs."""
+    import panollava.pipeline.finish
+    import panollava.pipeline.stage  # noqa: F401
+
+
+@entrypoint("train", report=report, load=load)
 def main(cfg: DictConfig) -> None:
     """Trains what ``stage.run`` lists.
 

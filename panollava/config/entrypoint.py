@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from panollava.config.canonical import canonical
 from panollava.config.hint import misspelt_key
-from panollava.config.job import MENDABLE, in_sweep, run_job
+from panollava.config.job import MENDABLE, Load, in_sweep, run_job
 from panollava.config.locate import CONF
 from panollava.config.resolvers import register_resolvers
 from panollava.config.sweep import Report, SweepParent
@@ -28,7 +28,12 @@ SWEPT = "train"
 
 
 def entrypoint(
-    config_name: str, *, bare: str | None = None, loose: Sequence[str] = (), report: Report | None = None
+    config_name: str,
+    *,
+    bare: str | None = None,
+    loose: Sequence[str] = (),
+    report: Report | None = None,
+    load: Load | None = None,
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorates ``function(cfg)`` as the application of ``conf/<config_name>.yaml``.
 
@@ -37,6 +42,7 @@ def entrypoint(
         bare: key of arguments that have none (see ``canonical``).
         loose: sections whose keys are checked by the application alone.
         report: makes the report of a sweep when its last job is over.
+        load: imports what every job of a sweep needs.
     """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -48,7 +54,9 @@ def entrypoint(
             with tempfile.TemporaryDirectory(prefix="panollava-dry-run-") as scratch:
                 sys.argv[1:] = _understood(config_name, sys.argv[1:], Path(scratch), bare, loose)
                 try:
-                    hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(_guarded(function))()
+                    hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(
+                        _guarded(function, load)
+                    )()
                 except BaseException:
                     _end_sweep(report, is_whole=False)
                     raise
@@ -74,12 +82,12 @@ def _understood(
     return arguments
 
 
-def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def _guarded(function: Callable[[DictConfig], None], load: Load | None) -> Callable[[DictConfig], None]:
     @functools.wraps(function)
     def guarded(cfg: DictConfig) -> None:
         try:
             if in_sweep():
-                run_job(function, cfg)
+                run_job(function, cfg, load)
             else:
                 function(cfg)
         except MENDABLE as error:

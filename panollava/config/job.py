@@ -22,12 +22,16 @@ MENDABLE = (ValueError, OSError)
 """Failures whose message says enough; others come with a traceback."""
 
 
-def run_job(function: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+Load = Callable[[], None]
+
+
+def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load | None = None) -> None:
     """Runs a job and records how it went; a failure is told, kept and passed over, for the sake of the other jobs.
 
     Args:
         function: the application.
         cfg: the job's config.
+        load: imports what it needs; several jobs that one process hands on to others then need no more time for that.
     """
     _join_cluster()
     sweep = Path(HydraConfig.get().sweep.dir)
@@ -39,6 +43,8 @@ def run_job(function: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     if not (IS_POSSIBLE and _has_worker()):
         work()
         return
+    if load is not None:
+        load()
     status = run_apart(work)
     if status == INTERRUPTED:
         raise KeyboardInterrupt

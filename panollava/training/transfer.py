@@ -49,7 +49,11 @@ class Transfer:
             ("in the checkpoint only, not used", self.unused),
         ):
             if names:
-                more = f" and {len(names) - shown} more (the log file names them)" if shown is not None and len(names) > shown else ""
+                more = (
+                    f" and {len(names) - shown} more (the log file names them)"
+                    if shown is not None and len(names) > shown
+                    else ""
+                )
                 lines.append(f"  {what}: {', '.join(names[:shown])}{more}")
         return "\n".join(lines)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -41,7 +42,7 @@ def interrupted() -> None:
     ],
     ids=["ends", "is interrupted", "exits", "is killed"],
 )
-def test_the_status_says_how_it_ended(work, status: int) -> None:
+def test_the_status_says_how_it_ended(work: Callable[[], None], status: int) -> None:
     assert run_apart(work) == status
 
 
