@@ -89,16 +89,31 @@ def vision_config(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
     if vision.model_type == "siglip_vision_model":
         vision.vision_use_head = False  # the pooling head takes no part in patch features
     if vision.model_type == "timm_wrapper":
-        arguments = {key: value for key, value in (vision.model_args or {}).items() if key != "num_classes"}
-        if "checkpoint_path" in arguments:
-            raise ValueError(
-                f"{source}: model_args of its config.json name a checkpoint of their own "
-                f"({arguments['checkpoint_path']!r}), which timm would unpickle. Only model.safetensors is read."
-            )
-        vision.model_args = arguments  # the wrapper itself asks for no classes; twice is a TypeError
+        arguments = vision.model_args or {}  # the wrapper itself asks for no classes; twice is a TypeError
+        vision.model_args = {key: value for key, value in arguments.items() if key != "num_classes"}
         vision.do_pooling = False
-        _check_timm(vision)
+    check_architecture(vision, source)
     return vision
+
+
+def check_architecture(config: PreTrainedConfig, source: str) -> None:
+    """Refuses an encoder that would be built of something else than its configuration and its safetensors.
+
+    Args:
+        config: of the encoder.
+        source: where it is from, in messages.
+
+    Raises:
+        ValueError: of timm, and naming a checkpoint or an architecture that is no ViT of timm's own.
+    """
+    if config.model_type != "timm_wrapper":
+        return
+    if path := (config.model_args or {}).get("checkpoint_path"):
+        raise ValueError(
+            f"{source}: model_args of its config.json name a checkpoint of their own ({path!r}), which timm would "
+            "unpickle. Only model.safetensors is read."
+        )
+    _check_timm(config)
 
 
 def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:

@@ -94,7 +94,7 @@ def load_pretrained(
         ValueError: the checkpoint lacks weights, so that some would have stayed random; or it would make transformers
             open pickles.
     """
-    refuse_pickles(name, key)
+    refuse_pickles(name, f"{key}={name!r}", _convert_recipe(name, key))
     try:
         with quiet_transformers():
             model, info = auto_class.from_pretrained(
@@ -128,31 +128,37 @@ def load_pretrained(
     return model.eval()
 
 
-def refuse_pickles(name: str, key: str) -> None:
+def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
     """Refuses a folder or hub model with which transformers would open a pickle although safetensors are asked for.
 
     It opens whatever an index of shards names, and the adapter of a folder that holds one.
 
+    Args:
+        name: folder or hub name.
+        where: it, in messages.
+        way_out: what to do with pickled weights.
+        place: what else says where it lies on the hub or in its cache.
+
     Raises:
         ValueError: it is one.
     """
-    index = _file_of(name, SAFE_WEIGHTS_INDEX_NAME)
+    index = _file_of(name, SAFE_WEIGHTS_INDEX_NAME, **place)
     shards = read_document(index.resolve()).get("weight_map") if index is not None else {}
     names = set(map(str, shards.values())) if isinstance(shards, dict) else {"no weight_map"}
     strange = sorted(shard for shard in names if not shard.endswith(".safetensors") or Path(shard).name != shard)
     if strange:
         raise ValueError(
-            f"{key}={name!r}: its {SAFE_WEIGHTS_INDEX_NAME} names {strange[0]!r}, which is no safetensors file beside "
-            f"it. {_convert_recipe(name, key)}"
+            f"{where}: its {SAFE_WEIGHTS_INDEX_NAME} names {strange[0]!r}, which is no safetensors file beside it. "
+            f"{way_out}"
         )
-    if _file_of(name, "adapter_config.json") is not None:
+    if _file_of(name, "adapter_config.json", **place) is not None:
         raise ValueError(
-            f"{key}={name!r} holds a peft adapter (adapter_config.json), not a model. Give the model it was trained "
+            f"{where} holds a peft adapter (adapter_config.json), not a model. Give the model it was trained "
             "on, or merge the two with peft (merge_and_unload) and save them as one folder."
         )
 
 
-def _file_of(name: str, file: str) -> Path | None:
+def _file_of(name: str, file: str, **place: Any) -> Path | None:
     """A file of a folder or hub model, None where it has none."""
     found = cached_file(
         name,
@@ -160,6 +166,7 @@ def _file_of(name: str, file: str) -> Path | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
+        **place,
     )
     return None if found is None else Path(found)
 

@@ -9,19 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 
+from panollava.model.adapter_files import read_adapter, warn_of_base
 from panollava.model.build import seeded
 from panollava.model.lora_targets import check_targets
-from panollava.untrusted import read_document
 
 if TYPE_CHECKING:
     from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_FROM_FILES = ("corda_config", "lora_ga_config", "eva_config", "loftq_config")
 LORA = "lora_weights"
 """Folder of an adapter, beside the model it belongs to."""
 DEFAULT = "default"
@@ -163,70 +160,47 @@ def load_lora(
     if not name.isidentifier():
         raise ValueError(f"name={name!r}: an adapter is called by letters, digits and underscores, such as 'indoors'.")
     path = Path(folder)
-    lacking = [file for file in (CONFIG, WEIGHTS) if not (path / file).is_file()]
-    if lacking:
-        raise FileNotFoundError(
-            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
-            "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
-        )
-    config = _adapter_config(path)
+    config, tensors = read_adapter(path)
     if isinstance(config.target_modules, set | list):
         check_targets(model.language_model, sorted(config.target_modules))
-    try:
-        with safe_open(path / WEIGHTS, "pt") as file:
-            stored = set(file.keys())
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path / WEIGHTS} is not a readable safetensors file ({error}); it is never unpickled."
-        ) from error
-    try:
-        wrapped = _attach(model, path, name, config, trainable)
-    except RuntimeError as error:
-        if name in lora_names(model):
-            model.language_model.delete_adapter(name)
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"The LoRA adapter in {path} does not fit this language model: {reason}") from error
-    differing = stored ^ set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
-    if differing:
-        if has_lora(model):
-            model.language_model.delete_adapter(name)
-        raise ValueError(
-            f"The LoRA adapter in {path} does not fit this language model: {len(differing)} weights are in only one "
-            f"of them ({', '.join(sorted(differing)[:3])}). It was trained on another model, or the file is damaged."
-        )
-    model.language_model = wrapped
+    warn_of_base(config, str(model.language_model.config.name_or_path or ""), path)
+    model.language_model = _attach(model, path, name, config, set(tensors), trainable)
     use_lora(model, name)
 
 
 def _attach(
-    model: PanoLlavaForConditionalGeneration, path: Path, name: str, config: LoraConfig, trainable: bool
+    model: PanoLlavaForConditionalGeneration,
+    path: Path,
+    name: str,
+    config: LoraConfig,
+    stored: set[str],
+    trainable: bool,
 ) -> PeftModel:
-    """The language model with one more adapter, which nobody has looked at yet."""
-    base = model.language_model
-    if not has_lora(model):
-        return PeftModel.from_pretrained(base, str(path), adapter_name=name, is_trainable=trainable, config=config)
-    base.load_adapter(str(path), adapter_name=name, is_trainable=trainable)
-    return base
-
-
-def _adapter_config(path: Path) -> LoraConfig:
-    """An adapter's settings; initialisations that read further files, of pickles, are set aside: all is in the weights.
-
-    Raises:
-        ValueError: not JSON, or not of LoRA.
-    """
-    document = read_document((path / CONFIG).resolve())  # the hub's cache keeps links
-    if document.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{path / CONFIG} is of {document.get('peft_type')!r}, not of LORA, which is the only kind that is read."
-        )
-    if document.get("megatron_config"):
-        raise ValueError(f"{path / CONFIG}: megatron_config makes peft import code by name, which is not done here.")
-    kept = {key: value for key, value in document.items() if key not in _FROM_FILES}
+    """The language model with one more adapter; without it again, if it does not fit."""
+    base: Any = model.language_model
+    config.inference_mode = not trainable
+    wrapped: Any = base if has_lora(model) else None
     try:
-        return LoraConfig(**{key: value for key, value in kept.items() if key in LoraConfig.__dataclass_fields__})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path / CONFIG} is not a LoRA's settings ({error}).") from error
+        if wrapped is None:
+            wrapped = PeftModelForCausalLM(base, config, name)
+        else:
+            wrapped.add_adapter(name, config)
+        wrapped.load_adapter(str(path), adapter_name=name, is_trainable=trainable)  # which has its settings already
+        differing = stored ^ set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+        if differing:
+            raise ValueError(
+                f"{len(differing)} weights are in only one of them ({', '.join(sorted(differing)[:3])}). It was "
+                "trained on another model, or the file is damaged."
+            )
+    except Exception as error:  # of whatever kind peft finds for settings that are a stranger's
+        if wrapped is base:
+            if name in base.peft_config:
+                base.delete_adapter(name)
+        elif wrapped is not None:
+            wrapped.unload()
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"The LoRA adapter in {path} does not fit this language model: {reason}") from error
+    return wrapped
 
 
 def merge_lora(model: PanoLlavaForConditionalGeneration) -> None:

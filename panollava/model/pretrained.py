@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from panollava.model.adapter_files import CONFIG, WEIGHTS
 from panollava.model.build import float_dtype
 from panollava.model.configuration import PanoLlavaConfig
 from panollava.model.encoder import PanoVision
-from panollava.model.hub import check_all_loaded
-from panollava.model.lora import CONFIG, LORA, WEIGHTS, load_lora
+from panollava.model.hub import check_all_loaded, refuse_pickles
+from panollava.model.lora import LORA, load_lora
 from panollava.model.vision import VisionTower
+
+WAY_OUT = (
+    "It is damaged, or a pickle under another name, and pickles are never opened. Export the run again with python -m "
+    "panollava.export, or download the folder again."
+)
 
 
 class PanoLlavaPreTrainedModel(PreTrainedModel):
@@ -42,14 +49,22 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         """As in transformers, from safetensors only, never with weights left at random, with the adapter beside them.
 
         Raises:
-            ValueError: the folder lacks weights, or its adapter is of another model.
+            ValueError: the folder lacks weights, or holds some that are no safetensors, or its adapter is of another
+                model.
         """
-        adapter = _adapter(pretrained_model_name_or_path, kwargs)
+        source = pretrained_model_name_or_path
+        if source is not None:
+            where = {**_place(kwargs), "subfolder": kwargs.get("subfolder", "")}
+            refuse_pickles(str(source), str(source), WAY_OUT, **where)
+        adapter = _adapter(source, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.update(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            loaded: Any = super().from_pretrained(source, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"{source}: a file of its weights is not safetensors ({error}). {WAY_OUT}") from error
         model, info = loaded
-        check_all_loaded(info, str(pretrained_model_name_or_path))
+        check_all_loaded(info, str(source))
         if adapter is not None:
             load_lora(model, adapter)
             model.eval()
@@ -111,11 +126,15 @@ def _adapter(source: Any, options: Mapping[str, Any]) -> Path | None:
     """Folder of the adapter that lies beside a model, in a local folder or on the hub; None where there is none."""
     if source is None:
         return None
-    known = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-    place = {key: options[key] for key in known if key in options}
     subfolder = f"{options.get('subfolder', '')}/{LORA}".strip("/")
     found = [
-        cached_file(source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **place)
+        cached_file(source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **_place(options))
         for name in (CONFIG, WEIGHTS)
     ]
     return None if found[0] is None else Path(found[0]).parent
+
+
+def _place(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the options says where a model lies on the hub or in its cache."""
+    known = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    return {key: options[key] for key in known if key in options}

@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panollava.model.families import (
     Family,
+    check_architecture,
     family_of,
     patch_size,
     preprocessing,
@@ -128,6 +129,7 @@ class VisionTower(nn.Module):
         feature_layer: int = -1,
     ) -> VisionTower:
         """The same tower with random weights, to be filled from an export."""
+        check_architecture(config, str(config.name_or_path or "an export"))
         model = AutoModel.from_config(config)
         size = (image_size[0], image_size[1])
         return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)

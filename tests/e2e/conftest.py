@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from hostile import TRACING, UNPICKLED
 from safetensors.torch import load_file, save_file
 from small_runs import QUICK, backbones, command
 
@@ -49,3 +52,37 @@ def in_recorded(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     before = sorted(recorded.glob("results/**"))
     yield recorded
     assert sorted(recorded.glob("results/**")) == before, "write elsewhere: results_dir=…"
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Whatever unpickles is found out, in an empty working directory where nothing may explode."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*arguments: Any, **_options: Any) -> None:
+        UNPICKLED.append(f"torch.load {arguments[:1]}")
+        raise AssertionError("torch.load was called")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    UNPICKLED.clear()
+    TRACING[0] = True
+    yield
+    TRACING[0] = False
+    assert UNPICKLED == []
+    assert not Path("exploded").exists()
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``refused(module, *arguments)``: the message with which a command ends."""
+
+    def run(module: object, *typed: str) -> str:
+        capsys.readouterr()
+        status = command(monkeypatch, module, *typed)
+        captured = capsys.readouterr()
+        said = captured.out + captured.err
+        assert status == 1, said
+        assert "Traceback" not in said
+        return said
+
+    return run

@@ -2,85 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hostile import UNPICKLED, bomb, with_pickle_for_weights, with_pickle_in_its_index, with_pickled_adapter
 from safetensors.torch import load_file, save_file
-from small_runs import QUICK, UNTRACKED, backbones, command, stage_folder
+from small_runs import QUICK, UNTRACKED, backbones, stage_folder
 
 from panollava import eval as evaluation
 from panollava import export, predict, train
 from panollava.checkpoint import BEST, TRAINED, follow
 
 Backbone = Callable[[str], Path]
-UNPICKLED: list[str] = []
-TRACING = [False]
-
-
-def _trace(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "pickle.find_class" and TRACING[0]:
-        UNPICKLED.append(".".join(map(str, arguments)))
-
-
-sys.addaudithook(_trace)
-
-
-class Bomb:
-    """Runs code where it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("exploded").absolute(),))
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Whatever unpickles is found out, in an empty working directory where nothing may explode."""
-    monkeypatch.chdir(tmp_path)
-
-    def refuse(*arguments: Any, **_options: Any) -> None:
-        UNPICKLED.append(f"torch.load {arguments[:1]}")
-        raise AssertionError("torch.load was called")
-
-    monkeypatch.setattr(torch, "load", refuse)
-    UNPICKLED.clear()
-    TRACING[0] = True
-    yield
-    TRACING[0] = False
-    assert UNPICKLED == []
-    assert not Path("exploded").exists()
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """``refused(module, *arguments)``: the message with which a command ends."""
-
-    def run(module: object, *typed: str) -> str:
-        capsys.readouterr()
-        status = command(monkeypatch, module, *typed)
-        captured = capsys.readouterr()
-        said = captured.out + captured.err
-        assert status == 1, said
-        assert "Traceback" not in said
-        return said
-
-    return run
-
-
-def bomb() -> bytes:
-    """A pickle, as torch would write it."""
-    buffer = io.BytesIO()
-    torch.save({"weight": Bomb()}, buffer)
-    return buffer.getvalue()
 
 
 def test_the_trace_finds_a_pickle(traced: None) -> None:
@@ -137,26 +77,6 @@ def with_code(folder: Path) -> None:
     config |= {"model_type": "evil", "auto_map": dict.fromkeys(names, "evil.Evil")}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(CODE)
-
-
-def with_pickle_in_its_index(folder: Path) -> None:
-    """Shards, of which the index says that they are pickles."""
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    (folder / "weights.bin").write_bytes(bomb())
-    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "weights.bin")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def with_pickled_adapter(folder: Path) -> None:
-    """An adapter beside the model, which transformers would load."""
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
-    (folder / "adapter_model.bin").write_bytes(bomb())
-
-
-def with_pickle_for_weights(folder: Path) -> None:
-    """A pickle by the name of safetensors."""
-    (folder / "model.safetensors").write_bytes(bomb())
 
 
 FOLDERS = [
