@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from panollava.checkpoint import TRAINED, read_state, read_tensors, write_checkpoint
 from panollava.training.state import OPTIMIZER, load_optimizer, optimizer_tensors
@@ -49,7 +49,10 @@ def keep(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]
     """Writes the state that ``resume`` goes on from, into the folder of whoever makes the backbones."""
     parameters = dict(model.named_parameters())  # each once, also where two layers share it
     moments = [optimizer_tensors(parameters, optimiser) for optimiser in optimisers]
-    tensors = {TRAINED: parameters, OPTIMIZER: {key: value for each in moments for key, value in each.items()}}
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        TRAINED: parameters,
+        OPTIMIZER: {key: value for each in moments for key, value in each.items()},
+    }
     write_checkpoint(folder / KEPT, tensors, {"stage": KIND, "step": step})
 
 
