@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from panollava.disk import writing
+
 LOG = logging.getLogger("panollava")
 
 
@@ -95,10 +97,14 @@ def log_file(folder: Path, name: str) -> Iterator[Path]:
 
     Yields:
         The file's path.
+
+    Raises:
+        DiskError: it could not be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
-    handler = _FileHandler(path, encoding="utf-8")
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     handler.setLevel(logging.DEBUG)
     for logger in (LOG, logging.getLogger("py.warnings")):

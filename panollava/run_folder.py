@@ -93,7 +93,8 @@ class Experiment:
                     "a name of its own with experiment_name=<name>."
                 )
             for folder in (self.root, *self.root.glob("*/"), *self.root.glob("*/*/")):
-                tidy(folder)
+                with writing(folder):
+                    tidy(folder)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -153,8 +154,9 @@ class Experiment:
         folder = self.stage_folder(stage)
         if folder.exists():
             gone = folder.with_name(f".tmp-{folder.name}-cleared")  # in one go: half a folder would be resumed from
-            folder.rename(gone)
-            shutil.rmtree(gone)
+            with writing(folder):
+                folder.rename(gone)
+                shutil.rmtree(gone)
 
     def check_same_config(self, stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
         """Refuses to go on in a stage's folder with another config.

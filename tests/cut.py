@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,20 @@ class Cut:
         at: number of the operation to strike before, from 1; 0 only counts.
         strike: what happens there; it may raise what the operation would raise.
         once: whether later operations succeed again.
+        among: names in the folder below which operations count; all without any.
     """
 
-    def __init__(self, folder: Path, at: int = 0, strike: Callable[[], None] = kill, *, once: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        at: int = 0,
+        strike: Callable[[], None] = kill,
+        *,
+        once: bool = True,
+        among: Sequence[str] = (),
+    ) -> None:
         self.folder, self.at, self.strike, self.once = str(folder.resolve()), at, strike, once
+        self._places = tuple(f"{self.folder}/{name}" for name in among) or (f"{self.folder}/",)
         self.seen: list[str] = []
         self._active = True
 
@@ -76,13 +86,15 @@ class Cut:
         if event == "os.symlink":
             path = arguments[1]
         name = os.path.abspath(os.fsdecode(path))
+        if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # a whole tree goes: the name is one in a folder
+            name = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(path))
         if event == "os.mkdir" and os.path.isdir(name):
             return
         if self._is_ours(name):
             self._count(f"{event} {name}")
 
     def _is_ours(self, path: str) -> bool:
-        return path.startswith(self.folder + os.sep) and not path.endswith((".log", ".lock"))
+        return path.startswith(self._places) and not path.endswith((".log", ".lock"))
 
     def _count(self, what: str, half: str | None = None) -> None:
         self.seen.append(what.replace(self.folder, ""))

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from panollava.disk import writing
 from panollava.evaluation.predictions import Prediction
 
 FOLDER = ".unfinished"
@@ -23,28 +24,44 @@ class AnswerLog:
         settings: what the answers depend on; those of other settings are another file.
 
     Attributes:
+        key: digest of the settings.
         answers: sample id -> answer, those found on disk first.
+        goes_on: whether there were any: of an evaluation that was stopped.
+
+    Raises:
+        DiskError: the file cannot be put right.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        self.path = folder / FOLDER / f"{key}.jsonl"
+        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.path = folder / FOLDER / f"{self.key}.jsonl"
         self.answers = {one.sample_id: one for one in self._read()}
+        self.goes_on = bool(self.answers)
 
     def add(self, answers: Sequence[Prediction]) -> None:
-        """Writes answers behind the others."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(asdict(one), ensure_ascii=True) + "\n" for one in answers)
-            stream.flush()
-            os.fsync(stream.fileno())
+        """Writes answers behind the others.
+
+        Raises:
+            DiskError: they could not be written.
+        """
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(asdict(one), ensure_ascii=True) + "\n" for one in answers)
+                stream.flush()
+                os.fsync(stream.fileno())
         self.answers |= {one.sample_id: one for one in answers}
 
     def discard(self) -> None:
-        """Removes the file: its answers are in the result."""
-        self.path.unlink(missing_ok=True)
-        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-            self.path.parent.rmdir()
+        """Removes the file: its answers are in the result.
+
+        Raises:
+            DiskError: it could not be removed.
+        """
+        with writing(self.path):
+            self.path.unlink(missing_ok=True)
+            if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+                self.path.parent.rmdir()
 
     def _read(self) -> list[Prediction]:
         if not self.path.is_file():
@@ -53,7 +70,8 @@ class AnswerLog:
         lines = self.path.read_text(encoding="utf-8").split("\n")
         whole = [json.loads(line) for line in lines[:-1]]
         if lines[-1]:
-            os.truncate(self.path, self.path.stat().st_size - len(lines[-1].encode()))
+            with writing(self.path):
+                os.truncate(self.path, self.path.stat().st_size - len(lines[-1].encode()))
         return [_prediction(one) for one in whole]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from panollava.checkpoint import write_json
+from panollava.disk import writing
 from panollava.evaluation.answers import AnswerReport, is_correct
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.statistics import mean_interval
@@ -33,6 +34,11 @@ COLUMNS = (
     "correct",
     "latency_s",
 )
+
+
+PREDICTIONS, METRICS = "predictions.csv", "metrics.json"
+_BEGUN = ".writing_"
+"""How the names of folders begin that are not complete."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ def write_results(
     captions: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
     now: datetime | None = None,
+    key: str = "",
+    goes_on: bool = False,
 ) -> ResultFiles:
     """Writes `<root>/eval_results/<experiment>/predictions_<timestamp>/{predictions.csv, metrics.json}`.
 
@@ -64,24 +72,36 @@ def write_results(
         captions: caption scores, and how they were made.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
+        key: tells evaluations apart that may run side by side; see ``AnswerLog``.
+        goes_on: whether the answers are of an evaluation of this key that was stopped; the folder is then the one
+            that it had written, if it had come so far.
 
     Raises:
         ValueError: `experiment` is not a path below the results folder.
+        DiskError: it could not be written.
     """
     parent = result_folder(root, experiment)
-    parent.mkdir(parents=True, exist_ok=True)
     now = now or datetime.now()
-    temporary = Path(tempfile.mkdtemp(prefix=".writing_", dir=parent))
-    try:
-        os.chmod(temporary, 0o755)  # mkdtemp makes folders that nobody else may read
-        _write_predictions(temporary / "predictions.csv", predictions)
-        record = {"captions": dict(captions or {}), "settings": dict(settings or {})}
-        _write_metrics(temporary / "metrics.json", experiment, predictions, report, record, now)
-        folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return ResultFiles(folder, folder / "predictions.csv", folder / "metrics.json")
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        if goes_on:
+            for leftover in parent.glob(f"{_BEGUN}{key}_*"):
+                shutil.rmtree(leftover)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_BEGUN}{key}_", dir=parent))
+        try:
+            os.chmod(temporary, 0o755)  # mkdtemp makes folders that nobody else may read
+            _write_predictions(temporary / PREDICTIONS, predictions)
+            record = {"captions": dict(captions or {}), "settings": dict(settings or {})}
+            _write_metrics(temporary / METRICS, experiment, predictions, report, record, now)
+            folder = _written_before(temporary, parent) if goes_on else None
+            if folder is None:
+                folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
+            else:
+                shutil.rmtree(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return ResultFiles(folder, folder / PREDICTIONS, folder / METRICS)
 
 
 def write_measures(root: Path, experiment: str, measures: Mapping[str, float], settings: Mapping[str, object]) -> Path:
@@ -93,9 +113,7 @@ def write_measures(root: Path, experiment: str, measures: Mapping[str, float], s
         measures: by name.
         settings: what was measured, on what.
     """
-    folder = result_folder(root, experiment)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"measures_{datetime.now():%Y%m%d_%H%M%S}.json"
+    path = result_folder(root, experiment) / f"measures_{datetime.now():%Y%m%d_%H%M%S}.json"
     document = {"experiment_name": experiment, "measures": dict(measures), "settings": dict(settings)}
     write_json(path, json.loads(json.dumps(document, default=str), parse_constant=str))
     return path
@@ -175,6 +193,17 @@ def _write_metrics(
 def _to_disk(stream: TextIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def _written_before(temporary: Path, parent: Path) -> Path | None:
+    """The finished folder of the same evaluation, None without one: no other took each answer the same microseconds."""
+    answers = (temporary / PREDICTIONS).read_bytes()
+    for folder in parent.glob("predictions_*"):
+        if (folder / METRICS).is_file() and (folder / PREDICTIONS).read_bytes() == answers:
+            metrics = [json.loads((one / METRICS).read_text(encoding="utf-8")) for one in (temporary, folder)]
+            if len({json.dumps({**one, "created": None}, sort_keys=True) for one in metrics}) == 1:
+                return folder
+    return None
 
 
 def _move(temporary: Path, target: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,7 @@ def evaluate_answers(
     num_workers: int = 0,
     settings: dict[str, Any] | None = None,
     features: FeatureMaker | None = None,
+    written: Callable[[ResultFiles], None] | None = None,
 ) -> Evaluation:
     """Evaluates a model on a split and records the result on disk and in the tracker.
 
@@ -86,12 +87,11 @@ def evaluate_answers(
         num_workers: processes that cut panoramas.
         settings: kept in ``metrics.json``: what was evaluated, on what.
         features: of the model's encoder; None leaves encoding to the model.
+        written: is called when all is on disk, before the answers that were kept on the way go.
     """
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
-    folder = result_folder(Path(options.results_dir), experiment)
-    asked = {"source": source.name, "max_new_tokens": options.max_new_tokens, **(settings or {})}
-    logs = [AnswerLog(folder, {**asked, "blank": blank}) for blank in (False, True)]
+    logs = answer_logs(source, options, experiment, settings or {})
     predictions = ask(log=logs[0], log_samples=options.log_samples)
     blind = ask(log=logs[1], blank=True) if options.blank else None
     report = score_answers(predictions, blind)
@@ -101,12 +101,33 @@ def evaluate_answers(
     captions = with_clip(caption_scores(scored, words, meteor=options.meteor), by_clip)
     record = {"form": "grouped", "words": words, "clip": options.clip, **asdict(captions)}
     kept = {**(settings or {}), "max_samples": options.max_samples, "image_tokens": pano.image_tokens}
-    files = write_results(Path(options.results_dir), experiment, predictions, report, captions=record, settings=kept)
-    for log in logs:
-        log.discard()
+    files = write_results(
+        Path(options.results_dir),
+        experiment,
+        predictions,
+        report,
+        captions=record,
+        settings=kept,
+        key=logs[0].key,
+        goes_on=logs[0].goes_on,
+    )
     _draw_answers(source, predictions, files.folder / PICTURE)
     _track(predictions, report, captions, files, tracker)
+    tracker.flush()  # what counts as done is not evaluated again
+    if written is not None:
+        written(files)
+    for log in logs:  # last: stopped before, an evaluation finds here that its result is there
+        log.discard()
     return Evaluation(report, captions, predictions, files, pano.image_tokens)
+
+
+def answer_logs(
+    source: Source, options: EvaluationOptions, experiment: str, settings: Mapping[str, Any]
+) -> list[AnswerLog]:
+    """The answers that are kept while they are given: those to the pictures, and those to blank ones."""
+    folder = result_folder(Path(options.results_dir), experiment)
+    asked = {"source": source.name, "max_new_tokens": options.max_new_tokens, **settings}
+    return [AnswerLog(folder, {**asked, "blank": blank}) for blank in (False, True)]
 
 
 def answer_questions(

@@ -10,11 +10,13 @@ from panollava.assemble.features import open_features
 from panollava.assemble.run import Run, plain
 from panollava.assemble.stage import AnyStage
 from panollava.checkpoint import BEST, find_checkpoint, write_file
+from panollava.evaluation.answer_log import FOLDER
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import gallery_picture
+from panollava.evaluation.results import result_folder
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
-from panollava.pipeline.evaluate import PICTURE, Evaluation, evaluate_answers
+from panollava.pipeline.evaluate import PICTURE, Evaluation, answer_logs, evaluate_answers
 from panollava.pipeline.restore import Restored
 from panollava.stages.instruct import InstructStage
 from panollava.tracking.location import is_server
@@ -46,7 +48,11 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
     if run.cfg.dry_run:
         LOG.info("Dry run: the evaluation is left out.")
         return None
-    if run.data.test is None or last == "vision" or (trained is None and _evaluated(run)):
+    if run.data.test is None or last == "vision":
+        return None
+    options = EvaluationOptions(**plain(run.cfg.evaluation))
+    if trained is None and _evaluated(run):
+        _discard_kept(run, last, options)
         return None
     if isinstance(trained, InstructStage) and trained.name == last and not run.is_sharded:
         pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
@@ -59,15 +65,14 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
         result = evaluate_answers(
             pano,
             run.data.test,
-            EvaluationOptions(**plain(run.cfg.evaluation)),
+            options,
             experiment=run.experiment.name,
             tracker=run.tracker,
             num_workers=run.trainer.num_workers,
             features=features,
-            settings={**_subject(run, last), "split": "test", "data": plain(run.cfg.data)},
+            settings=_subject(run, last),
+            written=lambda files: run.experiment.record(last, evaluated=str(files.folder)),
         )
-    run.tracker.flush()  # what is recorded as evaluated is not evaluated again
-    run.experiment.record(last, evaluated=str(result.files.folder))
     LOG.info("%s", result.summary("Test split"))
     LOG.info("Predictions and metrics: %s", result.files.folder)
     return result
@@ -95,9 +100,17 @@ def farewell(run: Run) -> None:
 
 
 def _subject(run: Run, stage: str) -> dict[str, Any]:
-    """What the record says of the model, as evaluations of the checkpoint do."""
+    """What the record says of the model and the questions, as evaluations of the checkpoint do."""
     checkpoint = find_checkpoint(run.experiment.stage_folder(stage))
-    return Restored(checkpoint, {"stage": stage, "crop": plain(run.cfg.crop)}).subject()
+    subject = Restored(checkpoint, {"stage": stage, "crop": plain(run.cfg.crop)}).subject()
+    return {**subject, "split": "test", "data": plain(run.cfg.data)}
+
+
+def _discard_kept(run: Run, stage: str, options: EvaluationOptions) -> None:
+    """Removes the answers that a process kept which died just after their result was on record."""
+    if run.data.test is not None and (result_folder(Path(options.results_dir), run.experiment.name) / FOLDER).is_dir():
+        for log in answer_logs(run.data.test, options, run.experiment.name, _subject(run, stage)):
+            log.discard()
 
 
 def _evaluated(run: Run) -> str | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from panollava.assemble.datasets import digest_of
 from panollava.assemble.run import Run, plain
 from panollava.assemble.status import awaits_model, wanted_model
 from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state
+from panollava.disk import writing
 from panollava.model.facade import PanoLlava
 from panollava.model.lora import LORA
 from panollava.run_folder import CONFIG, METADATA
@@ -26,17 +28,21 @@ def keep_model(run: Run) -> None:
     if not (run.procs.is_main and run.tracker.run_id and awaits_model(config, run.experiment)):
         return
     folder = run.experiment.stage_folder(last)
-    # Beside the run, so that what waits for a server can be links instead of copies.
-    with tempfile.TemporaryDirectory(prefix=".tmp-model-", dir=run.experiment.root) as temporary:
-        target = Path(temporary) / "model"
-        if run.tracker.model_form == "export":
-            pano = PanoLlava.from_pretrained(folder)
-            pano.merge_lora_weights()
-            pano.save_pretrained(target)
-        else:
-            gather_checkpoint(folder, target)
-        for path in target.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
+    pano = PanoLlava.from_pretrained(folder) if run.tracker.model_form == "export" else None
+    if pano is not None:
+        pano.merge_lora_weights()
+    with ExitStack() as stack:
+        with writing(run.experiment.root):
+            # Beside the run, so that what waits for a server can be links instead of copies; what cannot be removed
+            # goes with the next start.
+            place = TemporaryDirectory(prefix=".tmp-model-", dir=run.experiment.root, ignore_cleanup_errors=True)
+            target = Path(stack.enter_context(place)) / "model"
+            if pano is not None:
+                pano.save_pretrained(target)
+            else:
+                gather_checkpoint(folder, target)
+            for path in target.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
         measured_on = f"{last}, validation data {digest_of(plain(run.cfg.data), 'val')}"
         if last != "vision":
             measured_on += f", {run.cfg.model.language.name}"

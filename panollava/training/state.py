@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from panollava import checkpoint as files
+from panollava.disk import writing
 from panollava.training.distributed import Processes
 from panollava.training.parallel import put, share, whole
 from panollava.training.saved import check_optimizer, check_random, read_progress
@@ -193,7 +194,8 @@ class Checkpointer:
         for path in self.folder.iterdir():
             leftover = path.name.startswith((".old-", ".tmp-"))
             if leftover or (pattern.fullmatch(path.name) and path not in kept):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                with writing(path):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import panollava
 
 PACKAGE = Path(panollava.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"batch", "chat_format", "component", "disk", "logs", "tracking", "untrusted"}
+LEAVES = {"batch", "chat_format", "component", "disk", "tracking", "untrusted"}
 ANYTHING = {"assemble", "pipeline", "tiny"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model"},  # the front door shows the facade when asked
@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"logs", "sweep_folder", "tracking"},
     "crop": {"component"},
     "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
-    "evaluation": {"batch", "checkpoint", "crop", "data", "losses", "model"},
+    "evaluation": {"batch", "checkpoint", "crop", "data", "disk", "losses", "model"},
+    "logs": {"disk"},
     "losses": {"batch", "crop"},
     # The facade opens run folders.
     "model": {"batch", "checkpoint", "component", "crop", "prompt", "run_folder", "untrusted"},
@@ -31,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages": {"batch", "crop", "losses", "model"},
     "store": {"batch", "checkpoint", "disk", "logs"},
     "sweep_folder": {"checkpoint", "untrusted"},
-    "training": {"batch", "checkpoint", "logs", "stages", "tracking"},
+    "training": {"batch", "checkpoint", "disk", "logs", "stages", "tracking"},
 }
 """Room -> rooms it may import; what is in none of the three tables is an entry point."""
 
