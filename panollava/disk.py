@@ -38,6 +38,21 @@ def writing(target: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(folder: Path, key: str) -> None:
+    """Whether something could be written into a folder that may not be there yet; nothing is made.
+
+    Raises:
+        DiskError: the folder, or the one it would be made in, is read-only; the message names the key that says where
+            it is.
+    """
+    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise DiskError(
+            f"{key}={folder} cannot be written: {place} is read-only, or not this user's. Make it writable, or choose "
+            f"another place with {key}=<folder>."
+        )
+
+
 def _code(error: Exception) -> int | None:
     """The system's number of a failure; safetensors tells it in its text alone."""
     if isinstance(error, OSError):

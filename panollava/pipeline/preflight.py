@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from panollava.assemble.features import forecast
 from panollava.assemble.run import Run, plain
+from panollava.disk import check_writable
 from panollava.evaluation.clip import clip_config
 from panollava.logs import LOG
 from panollava.model.lora_targets import check_targets
@@ -17,6 +20,7 @@ def preflight(run: Run) -> None:
 
     Raises:
         FileNotFoundError: a backbone does not exist.
+        DiskError: the results of the evaluation could not be written.
         ValueError: a sequence would be longer than the language model's positions, ``init_from`` fits nothing, more
             blocks are to train than there are, or ``trainer.compile`` has no compiler.
     """
@@ -28,6 +32,8 @@ def preflight(run: Run) -> None:
             "take a step by itself. Set stage.<name>.batch_size, or use trainer.parallel=ddp."
         )
     pending = run.pending
+    if run.data.test is not None and run.cfg.stage.run[-1] != "vision" and not run.cfg.dry_run:
+        check_writable(Path(run.cfg.evaluation.results_dir), "evaluation.results_dir")
     needs_language = any(name != "vision" for name in pending)
     language = _open_language(run, pending) if needs_language else None
     crop, count = run.backbones.crop, run.backbones.image_tokens

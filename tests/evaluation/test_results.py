@@ -71,6 +71,21 @@ def test_evaluations_of_the_same_second_do_not_overwrite_each_other(tmp_path, an
     ]
 
 
+def test_an_evaluation_that_was_stopped_takes_over_what_it_had_written(tmp_path, answer) -> None:
+    predictions = [answer("red", "red", latency_s=0.25)]
+    report = score_answers(predictions)
+    first = write_results(tmp_path, "demo", predictions, report, now=NOW, key="mine", settings={"seed": 1})
+    for name in (".writing_mine_abc", ".writing_other_abc"):  # the second may be at work
+        (first.folder.parent / name).mkdir()
+    again = write_results(tmp_path, "demo", predictions, report, key="mine", goes_on=True, settings={"seed": 1})
+    assert again == first
+    assert sorted(path.name for path in first.folder.parent.iterdir()) == [".writing_other_abc", first.folder.name]
+    slower = [answer("red", "red", latency_s=0.5)]
+    for answers, seed in ((slower, 1), (predictions, 2)):  # another evaluation, and the same scored in another way
+        other = write_results(tmp_path, "demo", answers, report, key="mine", goes_on=True, settings={"seed": seed})
+        assert other.folder != first.folder
+
+
 def test_a_failure_leaves_no_folder_behind(tmp_path, answer, monkeypatch) -> None:
     def full(*_) -> None:
         raise OSError("No space left on device")
