@@ -88,8 +88,8 @@ def _conclude(splits: list[Split], on_error: str | None) -> None:
         say(f"Bad: {counts}; data.on_error=skip leaves them out.")
         return
     raise ValueError(
-        f"bad entries or files: {counts}. They are named above. Mend or delete them; entries can also be left out with "
-        "data.on_error=skip."
+        f"bad entries or files: {counts}. They are named above. Mend them; bad entries may also be deleted, or left "
+        "out with data.on_error=skip."
     )
 
 

@@ -67,8 +67,14 @@ def check_data(section: Mapping[str, Any]) -> list[str]:
     for split in SPLITS:
         found = check_section(source_arguments(data, split), source, "data", given=GIVEN)
         for line in found:
+            line = line.replace("data.path", f"data.{_file_key(data, split)}", 1)
             problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
     return list(dict.fromkeys(problems))
+
+
+def _file_key(data: dict[str, Any], split: str) -> str:
+    """Which key names the file of a split."""
+    return next((key for key in (f"{split}_csv", f"{split}_json") if key in data), f"{split}_csv")
 
 
 def _is_split_key(line: str, data: dict[str, Any], split: str) -> bool:

@@ -28,6 +28,7 @@ from panollava.data.entries import (
     found_file,
     not_utf8,
     said_directions,
+    wrong_text,
 )
 from panollava.data.records import FREE_TEXT, Directions
 
@@ -197,7 +198,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 def _image(value: Any, bad: _Bad) -> tuple[str, str]:
     """Key and name of the picture."""
     if not isinstance(value, dict):
-        bad.append(("", f"an object with a picture and conversations is expected, not {_kind_of(value)}"))
+        hint = "; a file that is one list is JSON, and its name ends in .json" if isinstance(value, list) else ""
+        bad.append(("", f"an object with a picture and conversations is expected, not {_kind_of(value)}{hint}"))
         return "", ""
     keys = [key for key in IMAGE_KEYS if key in value]
     if not keys:
@@ -271,13 +273,8 @@ def _text(value: Any, key: str, bad: _Bad) -> str:
         bad.append((key, f"a text is expected, not {_kind_of(value)}"))
         return ""
     text = value.strip()
-    if not text:
-        bad.append((key, "the text is empty"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can spell one half of a character that takes two
-        bad.append((key, "half a character: one \\ud800 to \\udfff without its other half"))
-        return ""
+    if reason := wrong_text(text) if text else "the text is empty":
+        bad.append((key, reason))
     return text
 
 

@@ -15,6 +15,7 @@ from panollava.data.entries import (
     found_file,
     not_utf8,
     said_directions,
+    wrong_text,
 )
 from panollava.data.records import Directions
 
@@ -35,6 +36,9 @@ ALIASES = {
 }
 """Accepted names of each column; the first is the documented one and wins over the others."""
 
+_SHOWN = 40
+"""Columns that a message names, and letters of each: the header may be a row of texts."""
+
 
 def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -> Listing:
     """The rows of a table, numbered as a spreadsheet does, the header being row 1.
@@ -52,7 +56,9 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path}: the file is empty. It needs a header such as url,query,annotation.")
-    header = [cell.strip() for cell in first[1]]
+    header = [cell.strip().strip("\ufeff").strip() for cell in first[1]]  # some programs write a second mark
+    if any("\0" in cell for cell in header):
+        raise ValueError(f"{path}: the file is not text: it begins with NUL bytes. Fetch or copy it again.")
     columns = {role: _column(path, role, header, named[role]) for role in ALIASES}
     image_key = f"column {header[columns['image']]}"
     lower = [name.lower() for name in header]
@@ -95,9 +101,10 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     except csv.Error as error:
+        limit = f"a cell of more than {csv.field_size_limit():,} characters, or a double quote without its partner"
         raise ValueError(
-            f"{path}, row {number + 1}: {error}. A text with commas, line breaks or quotes stands "
-            'in double quotes, and a double quote inside it is written twice: "".'
+            f"{path}, row {number + 1}: {limit if 'field limit' in str(error) else error}. A text with commas, line "
+            'breaks or quotes stands in double quotes, and a double quote inside it is written twice: "".'
         ) from None
 
 
@@ -106,18 +113,29 @@ def _column(path: Path, role: str, header: Sequence[str], wanted: str | None) ->
     names = ALIASES[role] if wanted is None else (wanted.strip().lower(),)
     found = [name for name in names if name in lower]
     if not found:
-        hint = ""
-        if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
-            hint = " The columns seem to be separated by another sign: save the file with commas."
-        raise ValueError(
-            f"{path}: no column for the {role}. Columns found: {', '.join(header)}. Accepted: "
-            f"{', '.join(names)}, or name it with {role}_column.{hint}"
-        )
+        accepted = f"Accepted: {', '.join(names)}, or name it with data.{role}_column."
+        told = f"data.{role}_column={wanted} is none of them." if wanted else f"{accepted}{_hint(header)}"
+        shown = ", ".join(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in header[:_SHOWN])
+        raise ValueError(f"{path}: no column for the {role}. Columns found: {shown}. {told}")
     if found[0] != ALIASES[role][0] and len(found) > 1:
         raise ValueError(
-            f"{path}: the columns {' and '.join(found)} could each be the {role}. Choose one with {role}_column."
+            f"{path}: the columns {' and '.join(found)} could each be the {role}. Choose one with data.{role}_column."
+        )
+    if lower.count(found[0]) > 1:
+        raise ValueError(
+            f"{path}: the column {found[0]} stands {lower.count(found[0])} times, and one would be read. Rename the "
+            "others. Several answers to one question are several rows."
         )
     return lower.index(found[0])
+
+
+def _hint(header: Sequence[str]) -> str:
+    """What may be wrong with a header that lacks a column."""
+    if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
+        return " The columns seem to be separated by another sign: save the file with commas."
+    if not {name.lower() for name in header} & {name for names in ALIASES.values() for name in names}:
+        return " The first line must name the columns, such as url,query,annotation."
+    return ""
 
 
 def _bad(header: Sequence[str], columns: Mapping[str, int], cells: Sequence[str]) -> list[tuple[str, str]]:
@@ -125,4 +143,6 @@ def _bad(header: Sequence[str], columns: Mapping[str, int], cells: Sequence[str]
     if any(cell.strip() for cell in cells[len(header) :]):
         counts = f"{len(cells)} cells where the header has {len(header)}"
         return [(header[-1], f"{counts}: put texts with commas in double quotes")]
-    return [(header[at], "the cell is empty") for at in columns.values() if at >= len(cells) or not cells[at].strip()]
+    texts = {header[at]: cells[at].strip() if at < len(cells) else "" for at in columns.values()}
+    found = [(name, wrong_text(text) if text else "the cell is empty") for name, text in texts.items()]
+    return [(name, reason) for name, reason in found if reason]

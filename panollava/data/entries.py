@@ -12,6 +12,11 @@ from panollava.data.records import FREE_TEXT, Directions
 DIRECTIONS_KEY = "names_directions"
 """Column, or key of the metadata, by which an entry says how its texts name directions."""
 
+SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson")
+"""Of data files."""
+
+_NAMED = 6
+
 LISTED_PROBLEMS = 20
 """Bad rows that an error message spells out; the rest are counted."""
 
@@ -122,6 +127,17 @@ def not_utf8(path: Path) -> ValueError:
     return ValueError(f"{path}: not UTF-8 text. Save it as UTF-8.")
 
 
+def wrong_text(text: str) -> str:
+    """What is wrong with a text that is not empty; empty if nothing."""
+    if "\0" in text:
+        return "a NUL character, which no text has: the file was damaged, or is not in UTF-8"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell one half of a character that takes two
+        return "half a character: one \\ud800 to \\udfff without its other half"
+    return ""
+
+
 def said_directions(text: str) -> Directions | None:
     """How an entry's texts name directions, by what it says of them; None where that is no answer."""
     known: dict[str, Directions] = {"": "unknown", "none": "none", "words": "words", "fixed": "fixed"}
@@ -139,5 +155,15 @@ def found_file(path: Path) -> Path:
         FileNotFoundError: there is none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file. Check the path of the data set.")
+        raise FileNotFoundError(f"{path}: there is no such file. Check the path of the data set.{_beside(path)}")
     return path
+
+
+def _beside(path: Path) -> str:
+    """The data files that are in the folder of one that is not."""
+    if not path.parent.is_dir():
+        return f" There is no folder {path.parent}."
+    names = sorted(each.name for each in path.parent.iterdir() if each.suffix.lower() in SUFFIXES)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    ways = "a file of another name is given with data.train_csv, data.val_json or their like"
+    return f" In its folder there are {', '.join(names[:_NAMED])}{more}; {ways}." if names else ""

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from panollava.data.remote.fetch import Fetched, Fetcher
 from panollava.data.remote.rules import RemoteOptions
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How an address begins; a drive of Windows has one letter."""
+_LONGEST = 1000
+"""Characters of a name; no system takes many more."""
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+"""How Unicode writes one letter: whole, or taken apart, as macOS does with accents and Korean syllables."""
 
 
 class Pictures:
@@ -66,9 +72,14 @@ class Pictures:
             if image in self._fetched.paths:
                 return str(self._fetched.paths[image])
             raise ValueError(f"{image}: {self._fetched.dead.get(image, 'not fetched')}")
+        if image.startswith("data:"):
+            raise ValueError("a picture inside of the text (data:…) is not read. Save it as a file and give its name")
+        if len(image) > _LONGEST:
+            raise ValueError(f"{image[:60]}…: a name of {len(image):,} characters, which no file has")
         path = os.path.join(self.folder, image)
-        if "\\" in image and not os.path.isfile(path):  # written on Windows, read elsewhere
-            path = os.path.join(self.folder, image.replace("\\", "/"))
+        if ("\\" in image or not image.isascii()) and not os.path.isfile(path):
+            others = self._other_spellings(image)
+            path = next(filter(os.path.isfile, others), others[0])
         whole = os.path.abspath(path)
         if not any(_is_inside(whole, folder) for folder in self._allowed):
             raise ValueError(
@@ -76,6 +87,12 @@ class Pictures:
                 "data.image_dir, or give a name inside it"
             )
         return path
+
+    def _other_spellings(self, image: str) -> list[str]:
+        """Paths that a name from another system may mean: with other separators, or other forms of its letters."""
+        image = image.replace("\\", "/")
+        names = [image, *(unicodedata.normalize(form, image) for form in _FORMS)]
+        return [os.path.join(self.folder, name) for name in names]
 
 
 def _is_inside(path: str, folder: str) -> bool:

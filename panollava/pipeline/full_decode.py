@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 
@@ -82,8 +83,14 @@ def _spread(look: partial[_Found], pictures: Sequence[str], num_workers: int) ->
         yield from map(look, pictures)
         return
     # Spawned: decoders redirect the standard error stream of their process, which threads would share.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(look, pictures, chunksize=4)
+    try:
+        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+            yield from pool.map(look, pictures, chunksize=4)
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a process that decodes pictures was ended from outside, most likely for want of memory. Start again with "
+            "fewer num_workers (0 decodes one picture at a time); what was found is kept."
+        ) from error
 
 
 def _size(picture: str) -> int:

@@ -75,9 +75,49 @@ def test_columns_in_any_order_among_others(write: Write) -> None:
 def test_a_missing_column_names_file_columns_and_aliases(write: Write) -> None:
     with pytest.raises(ValueError, match=r"train\.csv: no column for the query\. Columns found: url, annotation") as e:
         source(write("url,annotation\na.jpg,a\n"))
-    assert "query, question, instruction, prompt, or name it with query_column" in str(e.value)
+    assert "query, question, instruction, prompt, or name it with data.query_column." in str(e.value)
     with pytest.raises(ValueError, match="save the file with commas"):
         source(write("url;query;annotation\na.jpg;q;a\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a.jpg,q,a\na.jpg,q,a\n", r"Columns found: a\.jpg, q, a\. .*The first line must name the columns"),
+        (
+            "url,query,annotation,Annotation\na.jpg,q,a,b\n",
+            "the column annotation stands 2 times, and one would be read",
+        ),
+        ("\0" * 500, "the file is not text: it begins with NUL bytes"),
+        ("a," * 5000 + "\n", r"(?s)Columns found: (a, ){39}a\. "),
+        (
+            "url,query,annotation\na.jpg,q," + "x" * 200_000,
+            "row 2: a cell of more than 131,072 characters, or a double",
+        ),
+    ],
+    ids=["no header", "twice", "zeros", "wide", "huge"],
+)
+def test_what_is_no_table_of_ours(write: Write, text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as error:
+        source(write(text))
+    assert len(str(error.value)) < 600
+
+
+def test_a_second_byte_order_mark_is_no_part_of_a_name(write: Write) -> None:
+    assert source(write("\ufeff\ufeffurl,query,annotation\na.jpg,q,a\n")).record(0, 0).turns == (("q", "a"),)
+
+
+def test_a_nul_character_makes_a_row_bad(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"row 2, column query: a NUL character, which no text has"):
+        source(write("url,query,annotation\na.jpg,q\0,a\na.jpg,q,a\n"))
+
+
+def test_a_file_that_is_not_there_names_those_that_are(write: Write) -> None:
+    path = write("url,query,annotation\na.jpg,q,a\n", name="valid.csv")
+    with pytest.raises(FileNotFoundError, match=r"val\.csv: there is no such file.* there are valid\.csv; .*data\."):
+        source(path.parent / "val.csv")
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
+        source(path.parent / "nowhere" / "val.csv")
 
 
 def test_ambiguous_columns_are_refused_until_one_is_chosen(write: Write) -> None:
@@ -85,7 +125,7 @@ def test_ambiguous_columns_are_refused_until_one_is_chosen(write: Write) -> None
     with pytest.raises(ValueError, match=r"answer and caption could each be the annotation.*annotation_column"):
         source(path)
     assert source(path, annotation_column="answer").record(0, 0).turns == (("q", "yes"),)
-    with pytest.raises(ValueError, match="Accepted: nothing, or"):
+    with pytest.raises(ValueError, match=r"Columns found: image, .*data\.annotation_column=nothing is none of them"):
         source(path, annotation_column="nothing")
     documented = write("url,query,annotation,answer\na.jpg,q,yes,no\n")
     assert source(documented).record(0, 0).turns == (("q", "yes"),)
@@ -161,7 +201,7 @@ def test_pictures_are_checked_as_the_crop_reads_them(write: Write) -> None:
 
 def test_a_text_in_place_of_a_picture_is_a_bad_row(write: Write) -> None:
     text = "A wide view over the bay, with boats. " * 200
-    with pytest.raises(ValueError, match=r"2 of 2 rows are bad(?s:.*)there is no such file"):
+    with pytest.raises(ValueError, match=r"2 of 2 rows are bad(?s:.*)which no file has"):
         source(write(f'url,query,annotation\n"{text}",q,a\n"{text}\\b.png",q,a\n'))
 
 

@@ -138,7 +138,7 @@ def test_hostile_pictures_are_named_before_one_is_decoded(folder: Path, monkeypa
     }
     for name, (content, _) in hostile.items():
         (folder / name).write_bytes(content)
-    outside = {"/etc/passwd": "leads out", "../../a.jpg": "leads out", "nul\0.jpg": "there is no such file"}
+    outside = {"/etc/passwd": "leads out", "../../a.jpg": "leads out", "nul\0.jpg": "a NUL character"}
     names = [*hostile, *outside, "."]
     path = written(folder / "x.jsonl", *(said(name, ("q", "a")) for name in names), said("b.png", ("q", "a")))
     data = source(path, on_error="skip")

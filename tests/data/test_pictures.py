@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,26 @@ def test_a_name_written_on_windows_is_found(tmp_path: Path) -> None:
 def test_a_name_with_a_backslash_is_that_of_a_file_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "a\\b.png").touch()
     assert Pictures(tmp_path).path("a\\b.png") == str(tmp_path / "a\\b.png")
+
+
+@pytest.mark.parametrize(("written", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_may_be_whole_or_taken_apart(tmp_path: Path, written: str, there: str) -> None:
+    name = "사진/한글 é.jpg"
+    file = tmp_path / unicodedata.normalize(there, name)  # type: ignore[arg-type]
+    file.parent.mkdir()
+    file.touch()
+    found = Pictures(tmp_path).path(unicodedata.normalize(written, name).replace("/", "\\"))  # type: ignore[arg-type]
+    assert os.path.samefile(found, file)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [("data:image/jpeg;base64,QUJD", "is not read. Save it as a file"), ("x" * 5000, "x…: a name of 5,000 characters")],
+)
+def test_what_can_be_no_name_is_refused_in_few_words(tmp_path: Path, image: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as error:
+        Pictures(tmp_path).path(image)
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("image", ["../a.jpg", "x/../../a.jpg", "/etc/passwd", "..\\a.jpg", "..", "../data-2/a.jpg"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,23 @@ def test_keys_are_checked(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         assert problem in errors
     _, _, errors = checked(monkeypatch, capsys, "stage.finetune.max_text_length=0")
     assert "stage.finetune.max_text_length=0: allowed is a whole number from 1 on" in errors
+    _, _, errors = checked(monkeypatch, capsys, "data.val_csv=null")
+    assert "data.val_csv=null" in errors
+
+
+def test_a_process_that_was_ended_while_it_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("panollava.pipeline.full_decode._TRIED", 1)
+    monkeypatch.setattr("panollava.pipeline.full_decode.ProcessPoolExecutor", ended)
+    status, _, errors = checked(monkeypatch, capsys, "texts=0", "full=true", "num_workers=1")
+    assert status == 1
+    assert "was ended from outside" in errors
+    assert "num_workers" in errors
+
+
+def ended(*args: object, **options: object) -> None:
+    raise BrokenProcessPool
 
 
 def test_the_built_in_world(
