@@ -1,11 +1,16 @@
-"""What torch.compile needs of the machine, looked for before the first step."""
+"""What torch.compile needs of the machine, looked for before the first step, and what it says when it fails."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+
+from panollava.logs import LOG
 
 _USUAL = {"darwin": "clang++", "win32": "cl"}
 
@@ -30,3 +35,32 @@ def check_compiler(device: str) -> None:
         raise ValueError(
             "trainer.compile=true needs Triton on a GPU: pip install triton, or use trainer.compile=false."
         )
+
+
+@contextmanager
+def compiling(signals: Sequence[int]) -> Iterator[None]:
+    """Turns the failures of torch.compile inside into a message.
+
+    Args:
+        signals: received so far. A terminal sends Ctrl-C to the compiler as well, which ends at once, without a word.
+
+    Raises:
+        KeyboardInterrupt: a signal ended the compiler.
+        ValueError: it failed; the message has its first words.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+            raise
+        if signals:
+            LOG.warning("The compiler was stopped before the step was whole; what was saved before it is kept.")
+            raise KeyboardInterrupt from error
+        raise ValueError(f"torch.compile failed: {_first_words(str(error))}. Use trainer.compile=false.") from error
+
+
+def _first_words(text: str) -> str:
+    """The first line of an error, and the first of those that follow in which a compiler tells one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("backend=")]
+    told = [line for line in lines[1:] if re.search(r"\berror:|\berror C\d", line)]
+    return "; ".join(line[:300].rstrip(".") for line in [*lines[:1], *told[:1]])

@@ -16,6 +16,7 @@ from panollava.batch import Batch
 from panollava.logs import LOG
 from panollava.stages.protocol import Stage
 from panollava.tracking.tracker import NullTracker, Tracker
+from panollava.training.compiler import compiling
 from panollava.training.distributed import Processes
 from panollava.training.interrupt import heeded
 from panollava.training.optim import OptimOptions
@@ -111,7 +112,7 @@ def fit(
         total=min(total, limit), initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs)
     )
     interrupted = False
-    with bar, heeded(procs.world_size) as signals, procs.together():
+    with bar, heeded(procs.world_size) as signals, procs.together(), compiling(signals):
         while progress.epoch < options.epochs and progress.global_step < limit and not _in_vain(progress, trainer):
             stage.train()
             epoch, stop = progress.epoch, False

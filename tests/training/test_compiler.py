@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +30,33 @@ def test_a_compiled_stage_takes_the_same_steps_under_the_same_names(
     assert compiled.checkpoints() == plain.checkpoints()
 
 
+def fails(*_: object) -> None:
+    """A backend without a header, in the words of torch 2.15's."""
+    raise RuntimeError(
+        "C++ compile error\n\nCommand:\ng++ a.cpp\n\nOutput:\na.cpp:1: fatal error: Python.h: No such file."
+    )
+
+
+def is_stopped(*_: object) -> None:
+    """A backend whose compiler gets the Ctrl-C that this process gets."""
+    os.kill(os.getpid(), signal.SIGINT)
+    raise RuntimeError("C++ compile error")
+
+
+def test_what_stops_the_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(original, backend=fails))
+    with pytest.raises(
+        ValueError, match=r"torch\.compile failed: .*Python\.h: No such file\. Use trainer\.compile=false"
+    ):
+        Toy(tmp_path / "fails").fit(steps(3), compile=True)
+    monkeypatch.setattr(torch, "compile", functools.partial(original, backend=is_stopped))
+    with pytest.raises(KeyboardInterrupt):
+        Toy(tmp_path / "stopped").fit(steps(3), compile=True)
+
+
 @pytest.mark.skipif("PANOLLAVA_COMPILE" not in os.environ, reason="minutes: set PANOLLAVA_COMPILE=1")
-@pytest.mark.parametrize("stage", ["vision", "finetune"])
+@pytest.mark.parametrize("stage", ["vision", "resampler", "finetune"])
 def test_the_default_backend_trains_the_same(
     backbone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
