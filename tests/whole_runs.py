@@ -51,7 +51,7 @@ class Runs:
             os.chdir(folder)
             if cut is not None:
                 cut.install()
-            _guarded(train.main.__wrapped__)(self.cfg)  # type: ignore[attr-defined]
+            _guarded(train.main.__wrapped__, None)(self.cfg)  # type: ignore[attr-defined]
             if cut is not None and told is not None:
                 told.write_text(json.dumps(cut.seen))
 

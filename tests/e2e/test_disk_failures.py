@@ -79,7 +79,7 @@ class Evaluations:
 
         def work() -> None:
             os.chdir(folder)
-            _guarded(evaluation.main.__wrapped__)(cfg)  # type: ignore[attr-defined]
+            _guarded(evaluation.main.__wrapped__, None)(cfg)  # type: ignore[attr-defined]
 
         said = self.root / "evaluated.txt"
         assert in_child(work, quiet=said) == 0, said.read_text()[-3000:]
