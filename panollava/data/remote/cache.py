@@ -53,10 +53,12 @@ class Dead:
     Attributes:
         reason: why.
         time: when it was last tried, seconds since 1970.
+        under: the option that kept it from coming, with its value; empty where no option did.
     """
 
     reason: str
     time: float
+    under: str = ""
 
 
 class PictureCache:
@@ -105,7 +107,7 @@ class PictureCache:
         if entry is None:
             return None
         if "dead" in entry:
-            return Dead(entry["dead"], entry["time"])
+            return Dead(entry["dead"], entry["time"], str(entry.get("under", "")))
         path = self._path(entry["sha256"], entry["suffix"])
         return Kept(path) if _has_size(path, entry["bytes"]) else None
 
@@ -140,10 +142,10 @@ class PictureCache:
         self._add(address, sha256=received.sha256, bytes=received.size, suffix=suffix, source=received.source)
         return Kept(path)
 
-    def bury(self, address: str, reason: str) -> Dead:
-        """Notes that a link is dead."""
-        entry = self._add(address, dead=reason)
-        return Dead(reason, entry["time"])
+    def bury(self, address: str, reason: str, under: str = "") -> Dead:
+        """Notes that a link is dead, for good or under an option."""
+        entry = self._add(address, dead=reason, **({"under": under} if under else {}))
+        return Dead(reason, entry["time"], under)
 
     def _path(self, sha256: str, suffix: str) -> Path:
         return self.folder / sha256[:2] / f"{sha256}{suffix}"

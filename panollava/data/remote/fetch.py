@@ -93,7 +93,16 @@ class Fetcher:
 
     def _known(self, cache: PictureCache, address: str) -> Kept | Dead | None:
         known = cache.find(address)
-        return None if isinstance(known, Dead) and known.time < self._ask_dead else known
+        if isinstance(known, Dead) and (known.time < self._ask_dead or not self._is_under(known)):
+            return None
+        return known
+
+    def _is_under(self, dead: Dead) -> bool:
+        """Whether the option that made a link dead, if one did, is as it was then."""
+        return not dead.under or dead.under == self._set(dead.under.partition("=")[0])
+
+    def _set(self, option: str) -> str:
+        return f"{option}={getattr(self.options, option, None)}" if option else ""
 
     def _take(self, address: str, known: Kept | Dead | None, result: Fetched) -> bool:
         if isinstance(known, Kept):
@@ -140,7 +149,9 @@ class Fetcher:
                 except Failed as failure:
                     if not failure.passing or attempt == self.options.remote_tries:
                         times = f", {attempt} times" if attempt > 1 else ""
-                        return None if stop.is_set() else cache.bury(address, f"{failure}{times}")
+                        if stop.is_set():
+                            return None
+                        return cache.bury(address, f"{failure}{times}", self._set(failure.option))
                     stop.wait(max(failure.wait_s, self._pause(attempt)))
         return None
 

@@ -20,12 +20,14 @@ class Failed(Exception):
     Attributes:
         passing: whether another try may go better.
         wait_s: how long the server asks to be left alone before it.
+        option: the key of ``data`` whose value is the reason; with another it may come.
     """
 
-    def __init__(self, reason: str, *, passing: bool = False, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, *, passing: bool = False, wait_s: float = 0.0, option: str = "") -> None:
         super().__init__(reason)
         self.passing = passing
         self.wait_s = wait_s
+        self.option = option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,8 @@ class Rules:
             Failed: it may not.
         """
         if not self.allows(address):
-            raise Failed(f"{address.host} is not among the hosts of data.remote={self._hosts}".replace("'", ""))
+            hosts = f"data.remote={self._hosts}".replace("'", "")
+            raise Failed(f"{address.host} is not among the hosts of {hosts}", option="remote")
 
     def check_ip(self, address: Address, ip: str) -> None:
         """Whether a host may be asked at the place that its name stands for.
@@ -140,7 +143,8 @@ class Rules:
         if not self._is_named(address) and not _is_public(ip):
             raise Failed(
                 f"{address.host} is {ip}, which is not a public address. If it is meant, name the host: "
-                f"data.remote=[{address.host}]"
+                f"data.remote=[{address.host}]",
+                option="remote",
             )
 
     def _is_named(self, address: Address) -> bool:

@@ -185,7 +185,7 @@ def _check(response: HTTPResponse, limits: Limits) -> None:
     if coding != "identity":
         raise Failed(f"the server sends it {coding}-coded, without being asked to")
     if response.length is not None and response.length > limits.max_bytes:
-        raise Failed(_too_large(f"{response.length / 1e6:.1f} MB", limits))
+        raise _too_large(f"{response.length / 1e6:.1f} MB", limits)
 
 
 def _asked_wait(response: HTTPResponse) -> float:
@@ -214,7 +214,7 @@ def _receive(
             break
         size += len(part)
         if size > limits.max_bytes:
-            raise Failed(_too_large(f"more than {limits.max_bytes / 1e6:g} MB", limits))
+            raise _too_large(f"more than {limits.max_bytes / 1e6:g} MB", limits)
         digest.update(part)
         into.write(part)
     if watch.expired:
@@ -224,5 +224,6 @@ def _receive(
     return Received(address.text, digest.hexdigest(), size)
 
 
-def _too_large(shown: str, limits: Limits) -> str:
-    return f"{shown}; data.remote_max_mb={limits.max_bytes / 1e6:g} is the limit"
+def _too_large(shown: str, limits: Limits) -> Failed:
+    reason = f"{shown}; data.remote_max_mb={limits.max_bytes / 1e6:g} is the limit"
+    return Failed(reason, option="remote_max_mb")

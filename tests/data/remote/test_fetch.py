@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from picture_server import JPEG, PNG, MakeFetcher, PictureServer, picture
@@ -150,6 +151,27 @@ def test_dead_links_stay_dead_until_they_are_asked_again(server: PictureServer, 
     assert server.asked["/gone"] == 1
     fetcher(ask_dead=AGAIN).fetch([url])
     assert server.asked["/gone"] == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [
+        ({"remote": True}, {}, False),
+        ({"remote_max_mb": 1e-4}, {}, False),
+        ({}, {"remote": ["127.0.0.1", "localhost"]}, True),
+    ],
+    ids=["private host", "too large", "redirect"],
+)
+def test_what_an_option_kept_from_coming_is_asked_for_under_another(
+    server: PictureServer, fetcher: MakeFetcher, before: dict[str, Any], after: dict[str, Any], moved: bool
+) -> None:
+    url = server.url("/1")
+    url = server.url("/moved/" + url.replace("127.0.0.1", "localhost")) if moved else url
+    assert url in fetcher(**before).fetch([url]).dead
+    asked = sum(server.asked.values())
+    assert url in fetcher(**before).fetch([url]).dead
+    assert sum(server.asked.values()) == asked
+    assert url in fetcher(**after).fetch([url]).paths
 
 
 def test_damage_to_the_manifest_costs_what_it_told_of(server: PictureServer, fetcher: MakeFetcher) -> None:
