@@ -17,6 +17,7 @@ from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.scenes.questions import names_direction, turn_words
+from panollava.evaluation.clip import clip_config
 from panollava.evaluation.results import write_measures
 from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console
@@ -67,6 +68,8 @@ def main(cfg: DictConfig) -> None:
     """
     configure_console()
     options, tracking, store, crop = _checked(cfg)
+    if options.clip is not None:
+        clip_config(options.clip)
     run = restore(options.checkpoint, config=options.config, crop=crop)
     for line in run.lines():
         LOG.info("%s", line)

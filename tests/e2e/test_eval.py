@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from small_clip import small_clip
 from small_runs import command, metrics, predictions, stage_folder
 
 from panollava import eval as evaluation
+from panollava.data.world import WorldSource
+from panollava.evaluation.clip import Clip
 from panollava.model.facade import PanoLlava
 from panollava.pipeline import evaluate as pipeline
 
@@ -154,6 +158,27 @@ def test_a_stage_1_run_is_measured_by_its_own_measures(
     assert {"overlap/neighbour_cosine", "overlap/retrieval", "overlap/effective_rank"} <= set(found)
     assert "overlap/retrieval" in said
     assert copy.is_dir()
+
+
+def test_a_clip_scores_the_answers(
+    copy: Path, backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    asked = [f"checkpoint={copy}", "max_samples=3"]
+    assert "clip='nowhere'" in refused(monkeypatch, capsys, *asked, "clip=nowhere")
+    assert "is a siglip; CLIP-score is defined with a CLIP" in refused(
+        monkeypatch, capsys, *asked, f"clip={backbone('siglip')}"
+    )
+    clip = small_clip(copy / "a clip")
+    evaluated(monkeypatch, capsys, *asked, f"clip={clip}")
+    captions = metrics("recorded")["captions"]
+    assert captions["clip"] == str(clip)
+    rows, measure = predictions("recorded"), Clip(str(clip))
+    assert len({row["image_id"] for row in rows}) == 1
+    panorama = WorldSource(split="test", scenes=1).panorama(0)
+    cosines = measure.texts([row["prediction"] for row in rows]) @ measure.pictures([panorama])[0]
+    expected = 2.5 * float(cosines.clamp(min=0).mean())
+    assert captions["scores"]["CLIP-score"]["value"] == pytest.approx(expected, abs=1e-5)
+    assert "RefCLIP-score" in captions["scores"]
 
 
 def test_a_stopped_evaluation_goes_on(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

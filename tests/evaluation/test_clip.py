@@ -10,33 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_clip import SIDE, small_clip
 from small_runs import command
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from panollava import score
 from panollava.evaluation.clip import Clip, clip_scores, read_picture
 from panollava.evaluation.read_predictions import Scored
-from panollava.model.hub import SHIPPED
 
 PANORAMA = (40, 80)
-SIDE = 32
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A CLIP whose processor would cut out the middle of a picture, as the published ones do."""
-    path = tmp_path_factory.mktemp("clip") / "clip 모델"
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["panollava/tiny-qwen3"])
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    text = {**SHAPE, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "eos_token_id": 2}
-    config = CLIPConfig(
-        text_config=text, vision_config={**SHAPE, "image_size": SIDE, "patch_size": 8}, projection_dim=16
-    )
-    CLIPModel(config).save_pretrained(path)
-    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(path)
-    return path
+    return small_clip(tmp_path_factory.mktemp("clip") / "clip 모델")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
+from panollava.tracking import registry
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.tracker import ModelLoss
 
@@ -43,12 +47,30 @@ def test_the_alias_moves_to_a_lower_loss_only(client, new_model, champion, exper
     assert len(client.search_model_versions(f"name = '{experiment}'")) == 3
 
 
+@pytest.mark.parametrize(("first", "second"), [(0.5, 0.3), (0.3, 0.5), (math.nan, 0.3)])
+def test_of_two_that_register_at_once_the_better_has_the_alias(
+    new_model, champion, monkeypatch, first: float, second: float
+) -> None:
+    """On a server no lock keeps them apart: the second comes between what the first has seen and what it does."""
+    monkeypatch.setattr(registry, "store_lock", lambda _uri: nullcontext())
+    move, waiting, runs = MlflowClient.set_registered_model_alias, [second], {}
+
+    def late(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if waiting:
+            runs[second] = new_model(waiting.pop())
+        move(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", late)
+    runs[first] = new_model(first)
+    assert champion() == runs[min(first, second, key=lambda loss: (math.isnan(loss), loss))]
+
+
 def test_losses_of_other_data_or_models_say_nothing(new_model, champion, caplog) -> None:
     caplog.set_level("INFO", "panollava")
     first = new_model(0.5)
     new_model(0.1, "finetune, validation data 4567, tiny")
     assert champion() == first
-    assert "stays version 1 (loss 0.5 on finetune, validation data 0123, tiny)" in caplog.text
+    assert "is version 1 (loss 0.5 on finetune, validation data 0123, tiny)" in caplog.text
 
 
 def test_a_run_that_goes_on_renews_its_version(client, new_model, champion, experiment) -> None:
@@ -73,6 +95,7 @@ def test_a_version_leads_to_the_model(client, new_model, experiment, tmp_path) -
     [
         ({"register": "a/b"}, "tracking.register='a/b'"),
         ({"register": " "}, "tracking.register=' '"),
+        ({"register": 'a"b'}, "tracking.register='a\"b'"),
         ({"register": "m", "alias": "v12"}, "tracking.alias='v12'"),
         ({"register": "m", "alias": "latest"}, "tracking.alias='latest'"),
         ({"register": "m", "alias": "the best"}, "tracking.alias='the best'"),
