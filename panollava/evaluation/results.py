@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
-from panollava.checkpoint import write_json
+from panollava.checkpoint import tidy, write_json
 from panollava.disk import writing
 from panollava.evaluation.answers import AnswerReport, is_correct
 from panollava.evaluation.predictions import Prediction
@@ -98,6 +98,7 @@ def write_results(
                 folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
             else:
                 shutil.rmtree(temporary)
+                tidy(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

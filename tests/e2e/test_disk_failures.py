@@ -185,7 +185,7 @@ def test_a_disk_that_fails_at_an_operation(
     assert evaluations.count[0]
 
 
-@pytest.mark.skipif(not EVERYTHING, reason="takes an hour: PANOLLAVA_EVERY_CUT=1")
+@pytest.mark.skipif(not EVERYTHING, reason="takes half an hour: PANOLLAVA_EVERY_CUT=1")
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_disk_that_fails_at_every_operation(
     runs: Runs, whole: tuple[Path, list[str]], evaluations: Evaluations, failure: str

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panollava.evaluation.answers import score_answers
@@ -77,9 +77,11 @@ def test_an_evaluation_that_was_stopped_takes_over_what_it_had_written(tmp_path,
     first = write_results(tmp_path, "demo", predictions, report, now=NOW, key="mine", settings={"seed": 1})
     for name in (".writing_mine_abc", ".writing_other_abc"):  # the second may be at work
         (first.folder.parent / name).mkdir()
+    (first.folder / ".tmp-answers.png-abc").write_text("half a picture")
     again = write_results(tmp_path, "demo", predictions, report, key="mine", goes_on=True, settings={"seed": 1})
     assert again == first
     assert sorted(path.name for path in first.folder.parent.iterdir()) == [".writing_other_abc", first.folder.name]
+    assert sorted(path.name for path in first.folder.iterdir()) == ["metrics.json", "predictions.csv"]
     slower = [answer("red", "red", latency_s=0.5)]
     for answers, seed in ((slower, 1), (predictions, 2)):  # another evaluation, and the same scored in another way
         other = write_results(tmp_path, "demo", answers, report, key="mine", goes_on=True, settings={"seed": seed})
@@ -104,6 +106,7 @@ def test_an_experiment_stays_below_the_results(tmp_path, answer, name) -> None:
         write_results(tmp_path, name, predictions, score_answers(predictions))
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(text=st.text(st.characters(codec=None), max_size=20))
 def test_any_text_survives(tmp_path_factory, text) -> None:
     folder = tmp_path_factory.getbasetemp()
