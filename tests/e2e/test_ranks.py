@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ranks import run_ranks, succeed
 from safetensors.torch import load_file
@@ -15,9 +16,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from panollava.checkpoint import BEST, LAST, follow, read_state
+from panollava.model.facade import PanoLlava
 from panollava.training.step import OptimiserStep
 
 Backbone = Callable[[str], Path]
+GREY = np.full((32, 64, 3), 128, np.uint8)
 
 
 @pytest.fixture
@@ -71,13 +74,21 @@ def cut(*typed: str, at: int) -> None:
 SIZES = [f"stage.{stage}.batch_size" for stage in ("vision", "resampler", "finetune")]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_the_same_model(arguments: list[str], parallel: str) -> None:
-    asked = [*arguments, "lora.dropout=0.0"]
+BLOCKS = [f"stage.finetune.{part}_trainable_blocks=1" for part in ("vision", "language")]
+
+
+@pytest.mark.parametrize(("parallel", "trains"), [("ddp", []), ("fsdp", BLOCKS)])
+def test_two_processes_train_the_same_model(arguments: list[str], parallel: str, trains: list[str]) -> None:
+    """Also with accumulation, activations that are recomputed, and beside the adapter blocks of both backbones."""
+    asked = [*arguments, *trains, "lora.dropout=0.0"]
     run_train(*asked, "experiment_name=one", *(f"{size}=4" for size in SIZES))
-    together(*asked, "experiment_name=two", f"trainer.parallel={parallel}", *(f"{size}=2" for size in SIZES))
+    cut_up = [f"trainer.parallel={parallel}", "trainer.checkpoint_activations=true"]
+    cut_up += [f"{size}=1" for size in SIZES] + [size.replace("batch_size", "accumulate") + "=2" for size in SIZES]
+    together(*asked, "experiment_name=two", *cut_up)
     for stage in ("vision", "resampler", "finetune"):
         assert_alike("one", "two", stage)
+    answers = [PanoLlava.from_pretrained(f"runs/{name}").generate(GREY, "what?") for name in ("one", "two")]
+    assert answers[0] == answers[1]
 
 
 def test_a_run_goes_on_with_other_processes_where_it_was(arguments: list[str]) -> None:
