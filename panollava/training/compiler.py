@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -9,6 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+
+import torch
+from torch import nn
 
 from panollava.logs import LOG
 
@@ -35,6 +39,13 @@ def check_compiler(device: str) -> None:
         raise ValueError(
             "trainer.compile=true needs Triton on a GPU: pip install triton, or use trainer.compile=false."
         )
+
+
+def compiled(stage: nn.Module) -> nn.Module:
+    """A stage whose forward pass torch.compile makes, without its page on each place where Python has to look."""
+    if "TORCH_LOGS" not in os.environ:
+        logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)
+    return torch.compile(stage)  # type: ignore[return-value]
 
 
 @contextmanager

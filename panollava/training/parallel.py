@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from panollava.batch import Batch
+from panollava.training import compiler
 from panollava.training.distributed import Processes
 
 
@@ -66,7 +67,7 @@ def spread(stage: nn.Module, *, compiled: bool, device: torch.device, procs: Pro
     DDP looks for unused parameters because it then keeps the layout of its buffers: with three processes and more a
     sum depends on a number's place in them, and a resumed run would begin with another layout than it was left with.
     """
-    module: nn.Module = torch.compile(stage) if compiled else stage  # type: ignore[assignment]
+    module = compiler.compiled(stage) if compiled else stage
     if procs.world_size == 1 or is_sharded(stage):
         return module
     devices = [procs.local_rank] if device.type == "cuda" else None
