@@ -101,6 +101,8 @@ def fit(
     progress = progress or Progress()
     assert isinstance(stage, nn.Module)
     module = spread(stage, compiled=trainer.compile, device=compute.device, procs=procs)
+    if trainer.compile and progress.global_step:
+        LOG.info("trainer.compile: numbers agree with those of a run that was not stopped within rounding, no closer.")
     watch = Watch(stage)
     step = OptimiserStep(stage, module, optimizer, scaler, compute, procs, trainer.clip_norm)
     total = options.epochs * data.steps_per_epoch

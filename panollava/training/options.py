@@ -24,8 +24,10 @@ class TrainerOptions:
         save_every_steps: checkpoints within an epoch, beside those at validations; 0 for none.
         log_every_steps: interval of the tracked training metrics.
         max_steps: ends a stage early; for trials.
-        checkpoint_activations: recompute the language model's activations in the backward pass to save memory.
-        compile: ``torch.compile`` the stage.
+        checkpoint_activations: recompute activations of the language model, and of encoder blocks that train, in the
+            backward pass to save memory; losses and gradients keep their bits.
+        compile: ``torch.compile`` the stage. It makes code for the lengths that come first, so a run that is resumed
+            agrees with one that was not stopped within rounding, not to the bit.
         auto_batch: try before the first step which batch fits, and keep its effective size by accumulation.
         parallel: what several processes do with a model: each keeps all of it (``ddp``), or a share of it (``fsdp``).
         process_timeout_s: longest wait for another process, after which the run ends.
