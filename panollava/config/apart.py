@@ -11,7 +11,8 @@ from multiprocessing import current_process, get_context, parent_process
 from threading import Thread
 
 IS_POSSIBLE = sys.platform == "linux"
-"""Elsewhere a process that has loaded as much as torch cannot be forked safely, or not at all."""
+"""Elsewhere a process that has imported as much as torch cannot be forked safely, or not at all. Here it can, as long
+as it has done no more than import: no threads, no connections, no GPU."""
 
 INTERRUPTED = 130
 

@@ -40,9 +40,11 @@ def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load 
         label_console(name)
     _record(sweep, name, "running")
     work = partial(_recorded, function, cfg, sweep, name)
-    if not (IS_POSSIBLE and _has_worker()):
+    if not IS_POSSIBLE or _pool_process() is None:
         work()
         return
+    # A process that has as much as asked CUDA's runtime for GPUs, as libraries do on import, cannot be forked for one.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if load is not None:
         load()
     status = run_apart(work)
@@ -90,21 +92,21 @@ def is_alone() -> bool:
     return not in_sweep() or "basic_launcher" in HydraConfig.get().launcher._target_
 
 
-def _has_worker() -> bool:
-    """Whether the launcher gave this job a process of a pool, all of which end when one is ended from outside."""
-    return "joblib" in HydraConfig.get().launcher._target_
-
-
-def gpu_beside_others() -> int:
-    """The GPU for this process where a launcher runs several jobs on this machine: each worker has one, by turns.
+def _pool_process() -> re.Match[str] | None:
+    """Number of this process where it is one of a launcher's pool, all of which end when one is ended from outside.
 
     Source: joblib's loky names its workers ``LokyProcess-<number>``, from 1.
     """
     from multiprocessing import current_process
 
+    return re.fullmatch(r"LokyProcess-(\d+)(?::\d+)?", current_process().name)
+
+
+def gpu_beside_others() -> int:
+    """The GPU for this process where a launcher runs several jobs on this machine: each worker has one, by turns."""
     import torch
 
-    found = re.fullmatch(r"LokyProcess-(\d+)(?::\d+)?", current_process().name)
+    found = _pool_process()
     return (int(found[1]) - 1) % max(1, torch.cuda.device_count()) if found and in_sweep() else 0
 
 

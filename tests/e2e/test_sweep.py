@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cut import in_child, kill
 from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -18,6 +21,7 @@ from panollava.checkpoint import BEST, follow, read_state
 from panollava.pipeline import stage
 from panollava.sweep_folder import read_jobs
 from panollava.tracking.location import absolute_uri
+from panollava.tracking.mlflow_tracker import MlflowTracker
 
 Backbone = Callable[[str], Path]
 WHOLE = [argument for argument in QUICK if not argument.startswith("crop.overlap")]
@@ -105,6 +109,35 @@ def test_a_failed_job_is_told_and_the_next_start_trains_it_alone(
     text = Path("runs/widths/sweep.md").read_text("utf-8")
     assert text.count("| finished |") == 2
     assert "resampler.width-16 and resampler.width-24 are not distinguishable" in text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
+def test_a_sweep_that_was_killed_goes_on_under_its_parent_run(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["-m", *backbones(backbone), *QUICK, "stage=vision", "stage.vision.epochs=1", "experiment_name=killed"]
+    asked.append("seed=0,1")
+    take = MlflowTracker.metrics
+
+    def deadly(self: MlflowTracker, values: Mapping[str, float], step: int) -> None:
+        if "seed-1" in str(self._asked.run_name) and step == 3:
+            kill()
+        take(self, values, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowTracker, "metrics", deadly)
+        assert in_child(lambda: command(patch, train, *asked), quiet=Path("said.txt")) == -signal.SIGKILL
+    parent, children = tracked()
+    assert [run.info.status for run in (parent, *children)] == ["RUNNING", "FINISHED", "RUNNING"]
+    with MlflowTracker(experiment="another"):  # whatever starts with the same file puts right what is there
+        pass
+    again, children = tracked()
+    assert [run.info.status for run in (again, *children)] == ["KILLED", "FINISHED", "KILLED"]
+
+    assert command(monkeypatch, train, *asked) == 0
+    again, resumed = tracked()
+    assert [run.info.run_id for run in (again, *resumed)] == [run.info.run_id for run in (parent, *children)]
+    assert {run.info.status for run in (again, *resumed)} == {"FINISHED"}
 
 
 def test_an_overlay_sweeps_by_itself_and_a_dry_one_keeps_nothing(
