@@ -214,7 +214,8 @@ class ChatPrompt:
             return []
         known = self._cache.get((text, image))
         if known is None:
-            raw = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            # Not verbose: it would warn of a length that is only cut afterwards.
+            raw = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             known = [self.image_id] if image else []
             for token in raw[1:] if image else raw:
                 known += self._literal_image if token == self.image_id else [int(token)]

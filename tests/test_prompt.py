@@ -206,6 +206,13 @@ def test_a_single_long_turn_is_cut_at_its_end_and_never_in_the_image(limit: int)
     assert [token for token in cut.ids if token != prompt.image_id] == text[:limit]
 
 
+def test_a_text_that_will_be_cut_is_no_reason_for_a_warning() -> None:
+    tokenizer = byte_level(QWEN2)
+    tokenizer.model_max_length = 16
+    ChatPrompt(tokenizer).encode((("What?", "word " * 50),), image_tokens=2, max_text_length=12)
+    assert not any("longer" in warning for warning in tokenizer.deprecation_warnings)  # those it has given
+
+
 def test_a_generation_prompt_loses_its_oldest_turns_never_its_end() -> None:
     prompt = ChatPrompt(byte_level(QWEN2))
     asked = (*TURNS[:2], ("How many?", None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,9 +37,9 @@ class RootOptions:
     """Plain keys of ``conf/train.yaml``."""
 
     experiment_name: str | None
-    output_dir: str
-    init_from: str
-    resume: str
+    output_dir: Annotated[str, MinLen(1)]
+    init_from: Annotated[str, MinLen(1)]
+    resume: Annotated[str, MinLen(1)]
     overwrite: bool
     dry_run: bool
     seed: Annotated[int, Interval(ge=0, lt=2**32)]

@@ -93,9 +93,9 @@ def test_the_command_line(arguments: list[str], refused: Callable[..., str], typ
 
 
 def test_all_problems_are_reported_together(arguments: list[str], refused: Callable[..., str]) -> None:
-    message = refused(*arguments, "crop.fov_deg=270", "resampler.depth=0", "optim.schedule=sawtooth")
-    assert "3 problems" in message
-    assert all(key in message for key in ("crop.fov_deg", "model.resampler.depth", "optim.schedule"))
+    message = refused(*arguments, "crop.fov_deg=270", "resampler.depth=0", "optim.schedule=sawtooth", "init_from=")
+    assert "4 problems" in message
+    assert all(key in message for key in ("crop.fov_deg", "model.resampler.depth", "optim.schedule", 'init_from=""'))
 
 
 def test_stage_one_alone_that_cannot_run(arguments: list[str], refused: Callable[..., str]) -> None:
