@@ -20,6 +20,7 @@ from panollava.store.catalogue import GIB, open_store
 from panollava.store.code import code_digest
 from panollava.store.making import FeatureMaker
 from panollava.store.options import StoreOptions
+from panollava.store.quota import room
 
 _SEEING = ("panollava.crop", "panollava.model.encoding", "panollava.model.families", "panollava.model.vision")
 """The code between a picture file and its features."""
@@ -71,10 +72,13 @@ def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Ite
     each = len(crop.camera_rows) * height * width * tower.width * tower.dtype.itemsize
     whole, limit = len(pictures) * each, options.max_gib * GIB
     told = (
-        f"Feature store: {len(pictures):,} panoramas of {in_words(each, 1000)} ({len(crop.camera_rows)} views x "
+        f"Feature store: {len(pictures):,} panoramas of {in_words(each)} ({len(crop.camera_rows)} views x "
         f"{height * width} x {tower.width} in {str(tower.dtype).removeprefix('torch.')}) take up to "
         f"{in_words(whole)} in {Path(options.dir) / 'features'}"
     )
+    spare = room(Path(options.dir).expanduser())
+    if whole > spare:
+        told += f", whose disk has {in_words(spare)} to spare"
     if whole <= limit:
         return f"{told}; store.max_gib={options.max_gib:g}."
     return (

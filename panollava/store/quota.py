@@ -70,7 +70,7 @@ class Quota:
         way_out = "python -m panollava.features lists what is kept, and clears it"
         if used + size > self.limit:
             return f"all stores hold what store.max_gib={self.limit / 2**30:.3g} allows ({way_out})"
-        if self._free() < size + SPARE_BYTES:
+        if room(self.root) < size:
             return f"the disk has less than {SPARE_BYTES / 2**30:g} GiB left, which stay free ({way_out})"
         return ""
 
@@ -92,11 +92,14 @@ class Quota:
         remove(min(idle, key=last_used))
         return True
 
-    def _free(self) -> int:
-        return shutil.disk_usage(self.root).free
-
     def _lock(self) -> AbstractContextManager[object]:
         return FileLock(self.root / ".lock").acquire(poll_interval=0.002)
+
+
+def room(folder: Path) -> int:
+    """Bytes that may still be written on the disk of a folder, which need not be there yet."""
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return max(0, shutil.disk_usage(place).free - SPARE_BYTES)
 
 
 def stores(root: Path) -> list[Path]:
