@@ -108,8 +108,7 @@ def _named(arguments: Sequence[str], key: str | None) -> list[str]:
         return result
     if key is None:
         raise ValueError(
-            f"{values[0]!r} says not what it is the value of. An argument is key=value (see --help), in quotes where "
-            "there are spaces in it."
+            f"{values[0]!r} has no key. An argument is key=value (see --help), in quotes where there are spaces in it."
         )
     if key.endswith("[]"):
         return [*result, f"{key[:-2]}=[{','.join(map(quoted, values))}]"]
