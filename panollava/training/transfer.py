@@ -44,8 +44,8 @@ class Transfer:
         """
         lines = [f"Starting from {source}: {len(self.loaded)} tensors loaded."]
         for what, names in (
-            ("of another shape, left as initialised", self.misfits),
-            ("not in the checkpoint, left as initialised", self.fresh),
+            ("of another shape, left as they were", self.misfits),
+            ("not in the checkpoint, left as they were", self.fresh),
             ("in the checkpoint only, not used", self.unused),
         ):
             if names:

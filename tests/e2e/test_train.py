@@ -154,8 +154,8 @@ def test_one_checkpoint_serves_runs_of_other_settings(backbone: Backbone, capsys
     assert int(loaded[1]) >= 8
     run_train(*asked, "stage=resampler", "experiment_name=wide", "resampler.width=24", "init_from=runs/source")
     note = capsys.readouterr().err
-    assert "of another shape, left as initialised: vision.resampler.layers.0.weight (20, 32) -> (24, 32)" in note
-    assert re.search(r"not in the checkpoint, left as initialised: projector\.\S+ \(\d+, \d+\), projector", note)
+    assert "of another shape, left as they were: vision.resampler.layers.0.weight (20, 32) -> (24, 32)" in note
+    assert re.search(r"not in the checkpoint, left as they were: projector\.\S+ \(\d+, \d+\), projector", note)
     assert re.search(r"in the checkpoint only, not used: head\.\S+ \([\d, ]+\), head", note)
 
 

@@ -24,8 +24,8 @@ def test_what_fits_is_loaded_and_the_rest_is_listed_with_its_shapes() -> None:
     assert not any(target.any() for name, target in targets.items() if name != "same.weight")
     assert report.summary(Path("runs/x")).splitlines() == [
         "Starting from runs/x: 1 tensors loaded.",
-        "  of another shape, left as initialised: wider.weight (2, 3) -> (4, 3)",
-        "  not in the checkpoint, left as initialised: new.scale (), new.weight (5,)",
+        "  of another shape, left as they were: wider.weight (2, 3) -> (4, 3)",
+        "  not in the checkpoint, left as they were: new.scale (), new.weight (5,)",
         "  in the checkpoint only, not used: gone.bias (7,)",
     ]
     assert not report.is_long
