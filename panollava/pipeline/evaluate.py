@@ -127,6 +127,7 @@ def answer_logs(
     """The answers that are kept while they are given: those to the pictures, and those to blank ones."""
     folder = result_folder(Path(options.results_dir), experiment)
     asked = {"source": source.name, "max_new_tokens": options.max_new_tokens, **settings}
+    asked.pop("folder", None)  # the weights, whose fingerprint is there, answer the same wherever they lie
     return [AnswerLog(folder, {**asked, "blank": blank}) for blank in (False, True)]
 
 
