@@ -68,7 +68,7 @@ def read_predictions(path: Path, form: Form) -> list[Scored]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"predictions={path}: there is no such file. Name a CSV of predictions.")
-    csv.field_size_limit(2**31 - 1)
+    limit = csv.field_size_limit(2**31 - 1)  # of the whole process, whose data sets are read with the usual one
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = [
@@ -76,6 +76,8 @@ def read_predictions(path: Path, form: Form) -> list[Scored]:
             ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: this is not a CSV file in UTF-8 ({error}). Save it as one.") from error
+    finally:
+        csv.field_size_limit(limit)
     if len(lines) < 2:
         raise ValueError(f"{path}: there are no rows below a header.")
     columns = _columns(path, [cell.strip() for cell in lines[0][1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -44,6 +45,14 @@ def test_single_rows_have_their_own(table: Path) -> None:
         ("left",),
         ("blue",),
     ]
+
+
+def test_an_answer_may_be_long_and_data_sets_keep_their_limit(table: Path) -> None:
+    limit, long = csv.field_size_limit(), "ring" * 60_000
+    assert len(long) > limit
+    table.write_text(f"image,query,prediction,reference\na.jpg,what?,{long},a ring\n", encoding="utf-8")
+    assert [row.prediction for row in read_predictions(table, "grouped")] == [long]
+    assert csv.field_size_limit() == limit
 
 
 def test_lists_of_references_are_read_as_evaluations_write_them(tmp_path: Path) -> None:
