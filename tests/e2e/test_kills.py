@@ -84,10 +84,10 @@ def test_killed_at_every_operation(runs: Runs, whole: tuple[Path, list[str]]) ->
     with (runs.root / "progress.txt").open("a", buffering=1) as progress:
         progress.write(f"{len(seen)} operations, {len(numbers)} different states of the disk\n")
         for number in numbers:
-            folder = copies / str(number)
-            runs.finish(folder)
-            assert_same(folder, whole[0])
-            shutil.rmtree(folder)
+            shutil.rmtree(watched)
+            (copies / str(number)).rename(watched)  # records name the folder that they are about
+            runs.finish(watched)
+            assert_same(watched, whole[0])
             progress.write(f"{number} {seen[number - 1]}\n")
 
 
