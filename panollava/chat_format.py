@@ -6,6 +6,7 @@ turn's answer begins where that prompt ends.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,6 +108,11 @@ class ChatFormat:
         self._end_pattern = re.compile(r"\s*" + re.escape(self.end.strip()))
         self._system_turn = system is not None and self._accepts_system(system)
         self.render(_PROBE, None)
+
+    def record(self) -> dict[str, str | None]:
+        """What prompts depend on beside their texts: the template's SHA-256 and the text of the system turn."""
+        template = self._template or self.tokenizer.chat_template
+        return {"template": hashlib.sha256(str(template).encode()).hexdigest(), "system": self.system}
 
     def render(self, turns: Turns, placeholder: str | None) -> Rendered:
         """The conversation as text, `placeholder` opening the first question; its texts are stripped."""
