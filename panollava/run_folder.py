@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ MAY_DIFFER = (
     "dry_run",
     "evaluation",
     "experiment_name",
+    "form",
     "output_dir",
     "overwrite",
     "resume",
@@ -52,6 +54,9 @@ MAY_DIFFER = (
 )
 """Config keys that may change between the starts of a run without making it another run."""
 
+
+FORM = 2
+"""Form of the ``model`` section in configs and metadata; older records have none and are read through ``upgraded``."""
 
 _NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}
 """What nothing can be opened without, of ``checkpoint_metadata.json``."""
@@ -181,13 +186,39 @@ class Experiment:
 
 def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values make ``config`` another run of ``stage`` than ``recorded``: key -> (old, new)."""
-    old, new = flatten(recorded), flatten(config)
+    old, new = flatten(upgraded(recorded)), flatten(config)
     result = {}
     for key in sorted({*old, *new}):
         other_stage = key.startswith("stage.") and not key.startswith(f"stage.{stage}.")
         free = any(key == name or key.startswith(f"{name}.") for name in (*MAY_DIFFER, f"stage.{stage}.epochs"))
         if not (other_stage or free) and old.get(key) != new.get(key):
             result[key] = (old.get(key), new.get(key))
+    return result
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A config or metadata of an older form, in the words that say the same run today.
+
+    Up to version 0.1 ``model.join=stitch`` was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and
+    no positions, and stage 1 paired columns by itself also where tiles look up or down.
+
+    Args:
+        record: with a section ``model``; of today's form it comes back as it is.
+    """
+    if record.get("form") == FORM or not isinstance(record.get("model"), Mapping):
+        return dict(record)
+    result = copy.deepcopy(dict(record))
+    model = result["model"]
+    if model.get("join") == "stitch":
+        model["join"] = "stitch_nearest"
+    if (model.get("resampler") or {}).get("type") == "c_abstractor":
+        model["resampler"] = {"positions_per_side": 0, "gate": "relu", **model["resampler"]}
+    if any((result.get("crop") or {}).get("pitch_rows_deg") or ()):
+        # "stage_settings" in metadata, "stage.vision" in configs.
+        stages = (result.get("stage_settings"), (result.get("stage") or {}).get("vision"))
+        for loss in (stage["loss"] for stage in stages if isinstance(stage, dict) and "loss" in stage):
+            if loss.get("type") == "auto" and model["resampler"].get("type") not in ("qformer", "perceiver"):
+                loss["pairing"] = loss.get("pairing") or "columns"
     return result
 
 
@@ -224,7 +255,7 @@ def experiment_name(*, vision: str, language: str, resampler: str, crop: str, po
 
 def write_metadata(folder: Path, metadata: Mapping[str, Any], config_yaml: str) -> None:
     """Writes what evaluation needs to rebuild the run: ``checkpoint_metadata.json`` and ``config.yaml``."""
-    write_json(folder / METADATA, {"format_version": FORMAT_VERSION, **metadata})
+    write_json(folder / METADATA, {"format_version": FORMAT_VERSION, "form": FORM, **metadata})
     write_file(folder / CONFIG, config_yaml)
 
 
@@ -249,7 +280,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         )
     if lacking := [key for key, kind in _NEEDED.items() if not isinstance(document.get(key), kind)]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}, so it does not say what the checkpoints beside it are.")
-    return document
+    return upgraded(document)
 
 
 def find_run_folder(path: Path, order: Sequence[str] = ("finetune", "resampler", "vision")) -> Path:

@@ -123,3 +123,32 @@ def test_runs_are_found_from_any_of_their_places(tmp_path: Path) -> None:
     assert run_folder.known_checkpoints(tmp_path / "runs", "finetune") == [stage]
     with pytest.raises(FileNotFoundError, match="finetune"):
         find_run_folder(tmp_path / "runs" / "other")
+
+
+def test_records_of_an_older_form_say_the_model_that_they_meant() -> None:
+    resampler = {"type": "c_abstractor", "depth": 1}
+    loss = {"type": "auto", "pairing": None}
+    old = {
+        "model": {"join": "stitch", "resampler": resampler},
+        "crop": {"pitch_rows_deg": [-45.0, 0.0]},
+        "stage": {"vision": {"loss": loss}},
+    }
+    now = run_folder.upgraded(old)
+    assert now["model"]["join"] == "stitch_nearest"
+    assert now["model"]["resampler"] == {"positions_per_side": 0, "gate": "relu", **resampler}
+    assert now["stage"]["vision"]["loss"]["pairing"] == "columns"
+    assert loss["pairing"] is None  # what was given is left alone
+    assert run_folder.upgraded({**old, "form": run_folder.FORM}) == {**old, "form": run_folder.FORM}
+    level = run_folder.upgraded({**old, "crop": {"pitch_rows_deg": [0.0]}})
+    assert level["stage"]["vision"]["loss"]["pairing"] is None
+    assert run_folder.upgraded({"stage": "finetune"}) == {"stage": "finetune"}
+
+
+def test_going_on_with_a_run_of_an_older_form_names_what_means_something_else_now() -> None:
+    old = {"model": {"join": "stitch", "resampler": {"type": "mlp"}}, "seed": 0}
+    now = {**old, "form": run_folder.FORM}
+    assert run_folder.differing_keys("finetune", now, old) == {"model.join": ("stitch_nearest", "stitch")}
+    kept = {**now, "model": {**old["model"], "join": "stitch_nearest"}}
+    assert run_folder.differing_keys("finetune", kept, old) == {}
+    plain = {"model": {"join": "concat", "resampler": {"type": "mlp"}}}
+    assert run_folder.differing_keys("finetune", {**plain, "form": run_folder.FORM}, plain) == {}

@@ -43,6 +43,7 @@ class RootOptions:
     overwrite: bool
     dry_run: bool
     seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    form: Literal[2]
 
 
 @dataclass(frozen=True)

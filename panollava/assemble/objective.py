@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from panollava.component import component_names, find_component
 from panollava.config.check import check_section
+from panollava.crop.matches import angles_between, column_matches
+from panollava.crop.overlap import columns_line_up, neighbour_pairs
 from panollava.losses.protocol import Objective
 from panollava.stages.overlap import OverlapStage
 
@@ -41,12 +46,17 @@ def check_objective(section: Mapping[str, Any]) -> list[str]:
     return problems + check_section(own, find_component(_ROOM, name, "Objective"), KEY)
 
 
-def build_objective(section: Mapping[str, Any], *, has_grid: bool, resampler: str) -> tuple[Objective, dict[str, Any]]:
+def build_objective(
+    section: Mapping[str, Any], *, has_grid: bool, resampler: str, cameras: Tensor
+) -> tuple[Objective, dict[str, Any]]:
     """The objective of a checked ``stage.vision.loss``.
+
+    ``auto`` pairs what looks the same way (``pairing=rays``) where columns of neighbours cannot.
 
     Args:
         section: of the config.
         has_grid: whether the resampler's tokens keep a grid.
+        cameras: ``(V, C)`` of a panorama's views.
         resampler: its name, for messages.
 
     Returns:
@@ -58,6 +68,8 @@ def build_objective(section: Mapping[str, Any], *, has_grid: bool, resampler: st
     kind = str(section["type"])
     name = (WITH_GRID if has_grid else WITHOUT_GRID) if kind == AUTO else kind
     given = {k: v for k, v in section.items() if k not in ("type", "head_width") and v is not None}
+    if kind == AUTO and has_grid and not columns_line_up(cameras[None], _neighbours(cameras)):
+        given.setdefault("pairing", "rays")
     for key in given.keys() - _keys(name):
         raise ValueError(_not_its_key(key, given[key], name, kind, f" resampler={resampler} keeps no grid of tokens."))
     component = find_component(_ROOM, name, "Objective")
@@ -70,6 +82,30 @@ def build_objective(section: Mapping[str, Any], *, has_grid: bool, resampler: st
         )
     defaults = {key: parameter.default for key, parameter in inspect.signature(component).parameters.items()}
     return objective, {"type": name, **defaults, **given}
+
+
+def pairing_note(objective: Objective, cameras: Tensor, grid: tuple[int, int] | None) -> str:
+    """How far past each other paired columns look, for the log; empty for what is not paired by columns.
+
+    Args:
+        objective: of stage 1.
+        cameras: ``(V, C)`` of a panorama's views.
+        grid: (H', W') of the tokens.
+    """
+    if grid is None or getattr(objective.places, "pairing", None) != "columns":
+        return ""
+    mask = torch.ones(1, len(cameras), dtype=torch.bool)
+    angles = torch.rad2deg(angles_between(column_matches(cameras[None], mask, grid), cameras[None], grid))
+    note = (
+        f"Its paired columns look {angles.mean():.1f} degrees past each other on average, {angles.max():.1f} at most."
+    )
+    if columns_line_up(cameras[None], _neighbours(cameras)):
+        return note
+    return f"{note} The tiles look up or down: {KEY}.pairing=rays pairs what looks the same way."
+
+
+def _neighbours(cameras: Tensor) -> Tensor:
+    return neighbour_pairs(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
 
 
 def _keys(name: str) -> set[str]:

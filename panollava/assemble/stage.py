@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from panollava.assemble.objective import build_objective
+from panollava.assemble.objective import build_objective, pairing_note
 from panollava.assemble.run import Run, plain
 from panollava.logs import LOG
 from panollava.losses.protocol import Objective
@@ -61,13 +61,20 @@ def skip_reason(run: Run, name: str) -> str | None:
 
 def _objective(run: Run) -> tuple[Objective, dict[str, Any]]:
     has_grid = run.backbones.outline.token_grid is not None
-    return build_objective(plain(run.cfg.stage.vision.loss), has_grid=has_grid, resampler=run.cfg.model.resampler.type)
+    return build_objective(
+        plain(run.cfg.stage.vision.loss),
+        has_grid=has_grid,
+        resampler=run.cfg.model.resampler.type,
+        cameras=run.backbones.crop.camera_rows,
+    )
 
 
 def _announce(run: Run, objective: Objective, settings: dict[str, Any]) -> None:
     """Says which objective was taken, with the values behind ``auto`` and ``null``, and what it depends on."""
     told = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "type")
     LOG.info("Stage vision: objective %s (%s).", settings["type"], told)
+    if note := pairing_note(objective, run.backbones.crop.camera_rows, run.backbones.outline.token_grid):
+        LOG.info("%s", note)
     run.tracker.params({f"stage.vision.objective.{key}": value for key, value in settings.items()})
     if not objective.coupled:
         return

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panollava.crop.cameras import Column, locate, point_directions
+from panollava.crop.cameras import Column, locate, point_directions, token_directions
 from panollava.crop.overlap import neighbour_pairs, overlap_columns, pair_overlap
 
 LEAST_MATCHES = 2
@@ -72,6 +72,21 @@ def column_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) ->
     index_a, index_b = (side.reshape(1, -1, 1).expand(len(pairs), -1, -1) for side in (first, second))
     ones = cameras.new_ones(index_a.shape)
     return Matches(pairs, index_a, ones, index_b, ones, ones[..., 0] > 0)
+
+
+def angles_between(matches: Matches, cameras: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How far apart, in radians, the two places of each match look: ``(number of matches,)``.
+
+    Args:
+        matches: of ``column_matches``, whose places are single tokens.
+        cameras: ``(B, V, C)``.
+        grid: (H', W') of the tokens.
+    """
+    directions = token_directions(cameras.double(), grid).flatten(2, 3)  # (B, V, Q, 3)
+    first, second = matches.take(directions)
+    # The chord gives small angles without the cancellation of an arc cosine.
+    chord = (first - second).norm(dim=-1)[matches.mask]
+    return 2 * torch.asin((chord / 2).clamp(max=1.0))
 
 
 def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:

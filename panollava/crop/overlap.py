@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from panollava.crop.cameras import Column
+from panollava.crop.cameras import PERSPECTIVE, Column
 
 _ANGLE_TOLERANCE_RAD = 1e-4
 """Angles closer than this are the same: camera rows are float32."""
@@ -58,6 +58,20 @@ def pair_overlap(cameras: Tensor, pairs: Tensor) -> Tensor:
     left, right = cameras[sample, view], cameras[sample, neighbour]
     step = _step_right(left[:, Column.YAW], right[:, Column.YAW])
     return (1 - step / left[:, Column.H_EXTENT]).clamp(min=0)
+
+
+def columns_line_up(cameras: Tensor, pairs: Tensor) -> bool:
+    """Whether columns of neighbours can look the same way: not those of flat tiles that look up or down.
+
+    Such tiles are rolled against each other about their common edge, by more the steeper they look.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        pairs: ``(P, 3)`` of ``neighbour_pairs``.
+    """
+    tiles = cameras[pairs[:, 0], pairs[:, 1]]
+    is_steep = tiles[:, Column.PITCH].abs() > _ANGLE_TOLERANCE_RAD
+    return not bool((is_steep & (tiles[:, Column.PROJECTION] == PERSPECTIVE)).any())
 
 
 def overlap_columns(grid_width: int, overlap: float) -> int:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from panollava.run_folder import FORM, upgraded
+
 
 class PanoLlavaConfig(PreTrainedConfig):
     """Configuration of ``PanoLlavaForConditionalGeneration``.
@@ -22,6 +24,7 @@ class PanoLlavaConfig(PreTrainedConfig):
         image_mean: what views are normalised with, and ``image_std``.
         feature_layer: see ``VisionTower``.
         image_token_id: id of the placeholder; may lie outside the vocabulary.
+        form: of this configuration (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
         vision_name: hub name or folder of the encoder the training started from, and ``language_name``.
     """
 
@@ -46,12 +49,15 @@ class PanoLlavaConfig(PreTrainedConfig):
     image_token_id: int | None = None
     vision_name: str = ""
     language_name: str = ""
+    form: int = 1
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what was left out, so that a configuration made from nothing is a whole one."""
         super().__post_init__(**kwargs)
-        self.resampler = dict(self.resampler or {"type": "mlp"})
+        model = {"join": self.join, "resampler": dict(self.resampler or {"type": "mlp"})}
+        model, self.form = upgraded({"form": self.form, "model": model})["model"], FORM
+        self.join, self.resampler = model["join"], model["resampler"]
         self.position = dict(self.position or {"type": "yaw_pitch"})
         self.projector = dict(self.projector or {"type": "mlp"})
         self.crop = dict(self.crop or {"type": "anyres_e2p"})

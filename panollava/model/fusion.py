@@ -9,10 +9,11 @@ from torch import Tensor
 
 from panollava.model.stitch import check_ring, kept_columns
 
-Join = Literal["concat", "mean", "stitch"]
-"""``concat`` lays all tokens one after the other; ``stitch`` leaves out those columns of a ring's tiles that a
-neighbour shows nearer to its centre. Both go view after view, a global one first, and row by row in each. ``mean``
-averages the views token by token, which costs as many tokens as one view and tells no longer which view said what."""
+Join = Literal["concat", "mean", "stitch", "stitch_nearest"]
+"""``concat`` lays all tokens one after the other. ``stitch`` leaves out the columns of a ring's tiles that lie wholly
+nearer to a neighbour's centre; ``stitch_nearest`` those whose own centre does, which is what ``stitch`` did up to
+version 0.1 and leaves gaps. All three go view after view, a global one first, and row by row in each. ``mean`` averages
+the views token by token, which costs as many tokens as one view and tells no longer which view said what."""
 
 Grid = tuple[int, int]
 
@@ -68,7 +69,7 @@ def check_join(cameras: Tensor, join: str) -> None:
         ValueError: there is no such join, or the crop has no use for it.
     """
     _check_exists(join)
-    if join == "stitch":
+    if join.startswith("stitch"):
         check_ring(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
 
 
@@ -79,10 +80,10 @@ def _kept(cameras: Tensor, view_mask: Tensor, tokens_per_view: int, join: str, g
         return view_mask[..., None].expand(-1, -1, tokens_per_view)
     if grid is None:
         raise ValueError(
-            "model.join=stitch drops columns of tokens, and the tokens of this resampler stand in no grid. Use "
+            f"model.join={join} drops columns of tokens, and the tokens of this resampler stand in no grid. Use "
             "model.join=concat, which keeps every token, or a resampler that keeps a grid, such as resampler=mlp."
         )
-    columns = kept_columns(cameras, view_mask, grid[1])  # (B, V, W')
+    columns = kept_columns(cameras, view_mask, grid[1], nearest=join == "stitch_nearest")  # (B, V, W')
     return columns[:, :, None, :].expand(-1, -1, grid[0], -1).flatten(2)
 
 

@@ -18,6 +18,7 @@ from panollava.crop.crop import Crop
 from panollava.model.configuration import PanoLlavaConfig
 from panollava.model.fusion import image_token_count
 from panollava.prompt import ChatPrompt
+from panollava.run_folder import FORM, upgraded
 
 Picture = str | Path | Image.Image | np.ndarray
 Turns = Sequence[tuple[str, str | None]]
@@ -78,6 +79,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         token_grid: Sequence[int] | None = None,
         system: str | None = None,
         chat_template: str | None = None,
+        form: int = 1,
     ) -> None:
         """Join an image processor and a tokenizer.
 
@@ -89,8 +91,10 @@ class PanoLlavaProcessor(ProcessorMixin):
             token_grid: ``(H', W')`` of a view's tokens, None where they stand in none.
             system: text of the system turn.
             chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
+            form: of these values (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
         """
-        self.tokens_per_view, self.join, self.system = tokens_per_view, join, system
+        self.tokens_per_view, self.system = tokens_per_view, system
+        self.join, self.form = upgraded({"form": form, "model": {"join": join}})["model"]["join"], FORM
         self.token_grid = None if token_grid is None else [int(side) for side in token_grid]
         self.prompt = ChatPrompt(tokenizer, system=system)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -107,7 +111,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         config: PanoLlavaConfig = model.config
         images = PanoLlavaImageProcessor(config.crop, config.image_size or ())
         vision = model.vision
-        return cls(images, tokenizer, vision.tokens_per_view, config.join, vision.token_grid, system)
+        return cls(images, tokenizer, vision.tokens_per_view, config.join, vision.token_grid, system, form=FORM)
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Stitching: which columns of tokens each tile of a ring keeps, so that together they show everything once."""
+"""Stitching: which columns of tokens the tiles of a ring keep, so that they show every direction and repeat little."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from panollava.crop.cameras import Column, token_directions
+from panollava.crop.cameras import Column, point_directions, token_directions
 from panollava.crop.overlap import neighbour_pairs
 from panollava.crop.sphere import direction_to_angles
 
@@ -15,9 +15,9 @@ _ANGLE_TOLERANCE_RAD = 1e-4
 """Angles closer than this are the same: camera rows are float32."""
 
 _EDGE_TOLERANCE = 1e-6
-"""Share of half a step by which the interval of kept yaws is shifted, so that of two columns that rounding puts on
-an edge, one to the left and one to the right, just the one to the right is kept. It is far less than half a column,
-which is what parts the outermost columns from the edge where tiles only touch."""
+"""Share of half a step that counts as nothing. A column that reaches into its tile's half step by less than this is
+left out. With ``nearest``, the interval of kept yaws is shifted by it, so that of two columns whose centres lie on the
+two edges the one on the left is kept."""
 
 _WAY_OUT = "Use model.join=concat, which keeps every token"
 
@@ -45,40 +45,58 @@ def check_ring(cameras: Tensor, view_mask: Tensor) -> None:
         raise ValueError(_refusal("do not close the ring in equal steps that leave no gap"))
 
 
-def kept_columns(cameras: Tensor, view_mask: Tensor, width: int) -> Tensor:
+def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: bool = False) -> Tensor:
     """Columns of tokens that each view keeps.
 
-    Of a ring of n tiles a tile keeps the columns whose centre yaw is at most half a step of 360/n degrees to the left
-    of its own yaw, or less than that to the right: all others are nearer to a neighbour's centre. At the horizon the
-    columns of a tile have one yaw each, from top to bottom, whatever its projection. Global views keep everything,
-    views that only pad a batch nothing.
+    The half step of a tile in a ring of n is the interval of yaws within 180/n degrees of its own: the directions
+    that are nearer to its centre than to a neighbour's. A tile keeps the columns whose interval of yaws reaches into
+    its half step, so that every direction is in at least one kept column. Where columns lie across the edge of two half
+    steps, directions near it are in two. At the horizon the columns of a tile have one interval of yaws each, from top
+    to bottom, whatever its projection. Global views keep everything, views that only pad a batch nothing.
 
     Args:
         cameras: ``(B, V, C)``.
         view_mask: ``(B, V)`` bool.
         width: ``W'``, columns of tokens of a view.
+        nearest: keep the columns whose *centre* lies in the half step, as ``join=stitch`` did up to version 0.1. No
+            direction is shown twice, but those near the edge of two half steps may be in no kept column.
 
     Returns:
         ``(B, V, W')`` bool, on the processor.
 
     Raises:
-        ValueError: the tiles are no such ring, or so close that between their centres there is no column to keep.
+        ValueError: the tiles are no such ring, or, with ``nearest``, so close that there is no column to keep.
     """
     cameras, view_mask = cameras.detach().cpu().double(), view_mask.cpu()
     check_ring(cameras, view_mask)
     is_tile = _tiles(cameras, view_mask)
-    longitude, _ = direction_to_angles(token_directions(cameras, (1, width))[..., 0, :, :])
-    turn = torch.remainder(longitude - cameras[..., Column.YAW, None] + math.pi, 2 * math.pi) - math.pi  # (B, V, W')
+    yaw = cameras[..., Column.YAW, None]
+    centre = _longitude(token_directions(cameras, (1, width)))
+    turn = torch.remainder(centre - yaw + math.pi, 2 * math.pi) - math.pi  # (B, V, W'), from the tile's own yaw
     half_step = _step(is_tile)[:, None, None] / 2
     margin = _EDGE_TOLERANCE * half_step
-    is_own = (turn >= -half_step - margin) & (turn < half_step - margin)
+    if nearest:
+        is_own = (turn >= -half_step - margin) & (turn < half_step - margin)
+    else:
+        edges = _longitude(
+            point_directions(cameras, torch.linspace(0, 1, width + 1).double(), cameras.new_full((1,), 0.5))
+        )
+        # Each edge is measured from the centre of its column: from the tile's yaw, 180 degrees would be -180 as well.
+        to_left = torch.remainder(centre - edges[..., :-1], 2 * math.pi)
+        to_right = torch.remainder(edges[..., 1:] - centre, 2 * math.pi)
+        is_own = (turn - to_left < half_step - margin) & (turn + to_right > -half_step + margin)
     if not bool((is_own.any(dim=-1) | ~is_tile).all()):
         raise ValueError(
-            f"model.join=stitch has nothing to keep: the ring's {int(is_tile.sum(dim=1).max())} tiles have {width} "
-            "columns of tokens each, and none of them is nearer to its own tile's centre than to a neighbour's. "
-            f"{_WAY_OUT}, or lower crop.overlap."
+            f"model.join=stitch_nearest has nothing to keep: the ring's {int(is_tile.sum(dim=1).max())} tiles have "
+            f"{width} columns of tokens each, and none of them is nearer to its own tile's centre than to a "
+            f"neighbour's. {_WAY_OUT}, model.join=stitch, or a lower crop.overlap."
         )
     return torch.where(is_tile[..., None], is_own, view_mask[..., None])
+
+
+def _longitude(directions: Tensor) -> Tensor:
+    """Longitudes ``(..., W)`` of one row of directions ``(..., 1, W, 3)``."""
+    return direction_to_angles(directions)[0].squeeze(-2)
 
 
 def _tiles(cameras: Tensor, view_mask: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from panollava.model.encoder import PanoVision
 from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.pretrained import PanoLlavaPreTrainedModel
 from panollava.model.vision import VisionTower
+from panollava.run_folder import FORM
 
 VISION_INPUTS = ("pixel_values", "vision_features", "cameras", "view_mask")
 EMBEDDED_INSTEAD_OF_IMAGE = 0
@@ -121,6 +122,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             projector=dict(projector),
             crop=dict(crop),
             join=join,
+            form=FORM,
             latent_width=latent_width,
             image_size=list(vision_tower.image_size),
             image_mean=list(mean),

@@ -95,10 +95,14 @@ def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> AnyStage:
     if pano is not None:
         return InstructStage(pano.model, name=run.stage)
     settings = run.settings
-    vision = Backbones(settings["model"], settings["crop"], dtype=compute.dtype).vision()
+    backbones = Backbones(settings["model"], settings["crop"], dtype=compute.dtype)
+    vision = backbones.vision()
     loss = settings["stage_settings"]["loss"]
     objective, _ = build_objective(
-        loss, has_grid=vision.token_grid is not None, resampler=settings["model"]["resampler"]["type"]
+        loss,
+        has_grid=vision.token_grid is not None,
+        resampler=settings["model"]["resampler"]["type"],
+        cameras=backbones.crop.camera_rows,
     )
     stage = OverlapStage(vision, objective=objective, head_width=loss["head_width"])
     load_trained(stage, read_weights(run.checkpoint), str(run.checkpoint))

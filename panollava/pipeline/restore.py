@@ -17,7 +17,7 @@ from panollava.config.locate import CONF
 from panollava.config.resolvers import register_resolvers
 from panollava.crop.crop import COMMON_KEYS
 from panollava.logs import LOG
-from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata
+from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata, upgraded
 from panollava.sweep_folder import job_name
 
 IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
@@ -128,7 +128,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = [section for section in ("model", "crop", "data", "stage") if section not in (values or {})]
     if missing:
         raise ValueError(f"config={path} has no section {', '.join(missing)}: give the {CONFIG} of a run.")
-    return dict(values)
+    return upgraded(values)
 
 
 def _folder_of(config: Mapping[str, Any]) -> Path:

@@ -48,10 +48,27 @@ def joined(cameras: Tensor, grid: Grid, join: str) -> Tensor:
     return tokens.long()
 
 
+def shares(cameras: Tensor, width: int, join: str) -> list[float]:
+    """Share of the horizon that is in none, one, two and three of the kept columns of a ring's tiles."""
+    tiles = cameras[cameras[:, Column.IS_GLOBAL] == 0]
+    view, _, column = joined(tiles, (1, width), join).unbind(1)
+    kept = torch.zeros(len(tiles), width, dtype=torch.bool)
+    kept[view, column] = True
+    yaw, extent = tiles[:, Column.YAW, None].double(), tiles[:, Column.H_EXTENT, None].double()
+    around = (torch.arange(72_000).double() + 0.5) / 72_000 * 2 * math.pi
+    turn = torch.remainder(around - yaw + math.pi, 2 * math.pi) - math.pi  # (V, steps)
+    is_flat = tiles[:, Column.PROJECTION, None] == PERSPECTIVE
+    half = torch.where(is_flat, extent / 2, 1.0).tan()
+    x = torch.where(is_flat, turn.tan() / half / 2, turn / extent) + 0.5
+    is_seen = turn.abs() <= extent / 2
+    times = (kept.gather(1, (x * width).long().clamp(0, width - 1)) & is_seen).sum(dim=0)
+    return [float((times == count).double().mean()) for count in range(4)]
+
+
 def ring_yaws(cameras: Tensor, grid: Grid) -> Tensor:
     """Yaws of the columns that the tiles keep, in order around the ring, in [0, 2 pi)."""
     cameras = cameras.double()
-    kept = joined(cameras, grid, "stitch")
+    kept = joined(cameras, grid, "stitch_nearest")
     is_tile = cameras[kept[:, 0], Column.IS_GLOBAL] == 0
     view, row, column = kept[is_tile & (kept[:, 1] == 0)].unbind(1)
     yaw, _ = direction_to_angles(token_directions(cameras, grid)[view, row, column])
@@ -76,7 +93,26 @@ TOUCHING = [
 @pytest.mark.parametrize("strategy", TOUCHING, ids=lambda strategy: type(strategy).__name__)
 def test_where_tiles_only_touch_stitch_is_concat(strategy: CropStrategy, grid: Grid) -> None:
     cameras = rows_of(strategy)
-    assert torch.equal(joined(cameras, grid, "stitch"), joined(cameras, grid, "concat"))
+    for join in ("stitch", "stitch_nearest"):
+        assert torch.equal(joined(cameras, grid, join), joined(cameras, grid, "concat"))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 14, 16, 24, 27, 32])
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.2, 0.25, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("crop", [AnyresE2pCrop, SlidingWindowCrop])
+def test_stitch_shows_every_direction_and_few_of_them_twice(crop: type, overlap: float, width: int) -> None:
+    cameras = rows_of(crop(overlap=overlap))
+    none, _, twice, more = shares(cameras, width, "stitch")
+    assert none < 1e-4
+    # Each of the two outermost columns of a tile reaches beyond its half step by less than its own width.
+    widest = 90 / width if crop is SlidingWindowCrop else math.degrees(2 * math.atan(1 / width))
+    assert twice + 2 * more <= 2 * widest * tile_count(90, overlap) / 360
+
+
+def test_nearest_leaves_directions_out() -> None:
+    """What was said to show everything once: the default crop, and the miniature grid at a quarter of overlap."""
+    assert shares(rows_of(AnyresE2pCrop()), 16, "stitch_nearest")[0] == pytest.approx(0.086, abs=1e-3)
+    assert shares(rows_of(AnyresE2pCrop(overlap=0.25)), 4, "stitch_nearest")[0] == pytest.approx(0.115, abs=1e-3)
 
 
 @pytest.mark.parametrize("grid", [(2, 16), (2, 14), (1, 27)])
@@ -96,13 +132,15 @@ def test_kept_columns_show_the_ring_once(crop: type, overlap: float, grid: Grid)
 
 
 def test_the_numbers_of_the_default_crop() -> None:
-    """Eight tiles of 90 degrees at half overlap: of 16 columns the 6 within 22.5 degrees of the centre."""
+    """Eight tiles of 90 degrees at half overlap: of 16 columns 8 reach into the half step of 22.5 degrees."""
     cameras, grid = rows_of(AnyresE2pCrop()), (16, 16)
     assert image_token_count(cameras, 256, "concat", grid) == 9 * 256
-    assert image_token_count(cameras, 256, "stitch", grid) == 256 + 8 * 16 * 6
-    columns = kept_columns(cameras[None], torch.ones(1, 9, dtype=torch.bool), 16)[0]
-    assert columns[0].all()
-    assert [torch.nonzero(row).flatten().tolist() for row in columns[1:]] == [[5, 6, 7, 8, 9, 10]] * 8
+    assert image_token_count(cameras, 256, "stitch", grid) == 256 + 8 * 16 * 8
+    assert image_token_count(cameras, 256, "stitch_nearest", grid) == 256 + 8 * 16 * 6
+    for nearest, expected in ((False, list(range(4, 12))), (True, list(range(5, 11)))):
+        columns = kept_columns(cameras[None], torch.ones(1, 9, dtype=torch.bool), 16, nearest=nearest)[0]
+        assert columns[0].all()
+        assert [torch.nonzero(row).flatten().tolist() for row in columns[1:]] == [expected] * 8
 
 
 def test_tokens_stay_in_the_order_of_concat() -> None:
@@ -119,7 +157,7 @@ def test_of_two_columns_that_see_one_edge_one_is_kept() -> None:
         cameras = rows_of(SlidingWindowCrop(fov_deg=fov_deg, overlap=0.5))
         step = 2 * math.pi / len(cameras)
         cameras[:, Column.H_EXTENT] = 2 * step  # whatever the rounding, the columns lie on the edges
-        kept = joined(cameras, (1, 2), "stitch")
+        kept = joined(cameras, (1, 2), "stitch_nearest")
         assert kept[:, 2].tolist() == [0] * len(cameras)
 
 
@@ -141,12 +179,13 @@ def test_every_ring_is_shown_once_and_counted(strategy: CropStrategy, height: in
     cameras = rows_of(strategy)
     tiles = cameras[cameras[:, Column.IS_GLOBAL] == 0]
     step = 2 * math.pi / len(tiles)
+    assert shares(cameras, width, "stitch")[0] < 1e-3
     columns, _ = direction_to_angles(token_directions(tiles[0].double(), (1, width))[0])  # this tile looks ahead
     if columns.abs().min() > step / 2 * (1 + 1e-6):
         with pytest.raises(ValueError, match="nothing to keep"):
-            joined(cameras, (height, width), "stitch")
+            joined(cameras, (height, width), "stitch_nearest")
         return
-    kept = joined(cameras, (height, width), "stitch")  # holds the count to the tokens
+    kept = joined(cameras, (height, width), "stitch_nearest")  # holds the count to the tokens
     each = (len(kept) - (len(cameras) - len(tiles)) * height * width) / height / len(tiles)
     assert each == int(each)
     yaws = ring_yaws(cameras, (height, width))
@@ -220,13 +259,16 @@ def test_other_crops_are_refused_with_the_reason_and_the_way_out(cameras: Tensor
 def test_what_else_cannot_be_stitched() -> None:
     cameras = rows_of(AnyresE2pCrop(overlap=0.9))
     with pytest.raises(ValueError, match=r"40 tiles have 8 columns.*model\.join=concat.*lower crop\.overlap"):
-        image_token_count(cameras, 64, "stitch", (8, 8))
-    assert image_token_count(cameras, 49, "stitch", (7, 7)) == 49 + 40 * 7
+        image_token_count(cameras, 64, "stitch_nearest", (8, 8))
+    assert image_token_count(cameras, 64, "stitch", (8, 8)) == 64 + 40 * 8 * 2
+    assert image_token_count(cameras, 49, "stitch_nearest", (7, 7)) == 49 + 40 * 7
     with pytest.raises(ValueError, match=r"stand in no grid.*model\.join=concat.*resampler=mlp"):
         image_token_count(cameras, 64, "stitch", None)
     assert image_token_count(cameras, 64, "concat", None) == 41 * 64
     for call in (lambda: image_token_count(cameras, 64, "knit", (8, 8)), lambda: check_join(cameras, "knit")):
-        with pytest.raises(ValueError, match=r"model\.join='knit' does not exist\. Available: concat, mean, stitch"):
+        with pytest.raises(
+            ValueError, match=r"model\.join='knit' does not exist\. Available: concat, mean, stitch, stitch_nearest"
+        ):
             call()
 
 

@@ -135,7 +135,10 @@ def test_a_saved_processor_is_the_same(language: str, backbone: Backbone, tmp_pa
     assert torch.equal(AutoImageProcessor.from_pretrained(tmp_path)(panorama())["cameras"], before["cameras"])
 
 
-@pytest.mark.parametrize(("join", "overlap", "count"), [("concat", 0.0, 80), ("stitch", 0.5, 80), ("stitch", 0.3, 64)])
+@pytest.mark.parametrize(
+    ("join", "overlap", "count"),
+    [("concat", 0.0, 80), ("stitch", 0.5, 80), ("stitch", 0.3, 112), ("stitch_nearest", 0.3, 64)],
+)
 def test_an_export_opens_in_a_fresh_process_with_equal_outputs(
     backbone: Backbone, tmp_path: Path, join: str, overlap: float, count: int
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panollava.model.area_pool import area_pool
+
+Gate = Literal["relu", "silu"]
 
 
 class CAbstractorResampler(nn.Module):
@@ -20,7 +22,8 @@ class CAbstractorResampler(nn.Module):
     panorama depend on those it is batched with. The norm at the end gives unit scale whatever the encoder.
 
     Source: Cha et al., "Honeybee: Locality-enhanced Projector for Multimodal LLM", 2024 (arXiv:2312.06742), section
-    3.2, with its code's choices: 3 blocks on each side, channels 1024, SiLU.
+    3.2, with the choices of its code (github.com/kakaobrain/honeybee): 3 blocks on each side, 1024 channels,
+    SiLU throughout, the gates included, and a learnt position embedding that is added to the features.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class CAbstractorResampler(nn.Module):
         width: Annotated[int, Interval(ge=1, le=65536)] = 1024,
         depth: Annotated[int, Interval(ge=1, le=32)] = 3,
         tokens_per_side: Annotated[int, Interval(ge=1, le=64)] = 12,
+        positions_per_side: Annotated[int, Interval(ge=0, le=64)] = 16,
+        gate: Gate = "silu",
     ) -> None:
         """Build the blocks.
 
@@ -40,11 +45,17 @@ class CAbstractorResampler(nn.Module):
             width: channels of the blocks.
             depth: blocks before the pooling, and after it.
             tokens_per_side: rows, and columns, of tokens.
+            positions_per_side: rows, and columns, of the position embedding; 0 for none. Those of the patch grid make
+                each patch's own; for another grid the embedding is resampled by area.
+            gate: activation inside the gates. Up to version 0.1 it was ReLU, and there were no positions.
         """
         super().__init__()
-        self.tokens_per_side = tokens_per_side
-        self.before = nn.Sequential(*(_Block(width if index else input_width, width) for index in range(depth)))
-        self.after = nn.Sequential(*(_Block(width, width) for _ in range(depth)))
+        self.tokens_per_side, self.positions_per_side = tokens_per_side, positions_per_side
+        if positions_per_side:
+            self.positions = nn.Parameter(torch.empty(positions_per_side**2, input_width))
+            nn.init.trunc_normal_(self.positions, std=0.02)
+        self.before = nn.Sequential(*(_Block(width if index else input_width, width, gate) for index in range(depth)))
+        self.after = nn.Sequential(*(_Block(width, width, gate) for _ in range(depth)))
         self.readout = nn.Sequential(
             nn.Linear(width, output_width), nn.SiLU(), nn.Linear(output_width, output_width), nn.LayerNorm(output_width)
         )
@@ -60,7 +71,10 @@ class CAbstractorResampler(nn.Module):
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
         pooled = (self.tokens_per_side, self.tokens_per_side)
-        patches = self.before(features.flatten(0, 1).unflatten(1, grid))
+        patches = features.flatten(0, 1)
+        if self.positions_per_side:
+            patches = patches + area_pool(self.positions, (self.positions_per_side, self.positions_per_side), grid)
+        patches = self.before(patches.unflatten(1, grid))
         tokens = self.after(area_pool(patches.flatten(1, 2), grid, pooled).unflatten(1, pooled))
         return self.readout(tokens.flatten(1, 2)).unflatten(0, features.shape[:2])
 
@@ -72,13 +86,13 @@ class _Block(nn.Module):
     with no narrowing inside and one channel a group, as Honeybee has it.
     """
 
-    def __init__(self, incoming: int, width: int) -> None:
+    def __init__(self, incoming: int, width: int, gate: Gate) -> None:
         super().__init__()
         self.into = nn.Linear(incoming, width)
         self.into_norm = nn.LayerNorm(width)
         self.around = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
         self.around_norm = nn.LayerNorm(width)
-        self.gate = SqueezeExcitation(width, squeezed=max(1, incoming // 4))
+        self.gate = SqueezeExcitation(width, squeezed=max(1, incoming // 4), gate=gate)
         self.out = nn.Linear(width, width)
         self.out_norm = nn.LayerNorm(width)
         self.shortcut = (
@@ -99,13 +113,14 @@ class SqueezeExcitation(nn.Module):
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018 (arXiv:1709.01507), section 3.
     """
 
-    def __init__(self, width: int, *, squeezed: int) -> None:
-        """Build the two layers; ``squeezed`` is the width between them."""
+    def __init__(self, width: int, *, squeezed: int, gate: Gate = "silu") -> None:
+        """Build the two layers; ``squeezed`` is the width between them, ``gate`` the activation."""
         super().__init__()
+        self.activation = functional.silu if gate == "silu" else functional.relu
         self.squeeze = nn.Linear(width, squeezed)
         self.excite = nn.Linear(squeezed, width)
 
     def forward(self, patches: Tensor) -> Tensor:
         """``(n, H, W, C)`` -> the same shape."""
         means = patches.mean(dim=(1, 2), keepdim=True)
-        return patches * torch.sigmoid(self.excite(functional.relu(self.squeeze(means))))
+        return patches * torch.sigmoid(self.excite(self.activation(self.squeeze(means))))

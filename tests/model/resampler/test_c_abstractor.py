@@ -5,13 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from panollava.model.resampler.c_abstractor import CAbstractorResampler, SqueezeExcitation
 
 
 def build(**changes: int) -> CAbstractorResampler:
     torch.manual_seed(0)
-    settings = {"input_width": 6, "output_width": 32, "width": 16, "depth": 1, "tokens_per_side": 6}
+    settings = {
+        "input_width": 6,
+        "output_width": 32,
+        "width": 16,
+        "depth": 1,
+        "tokens_per_side": 6,
+        "positions_per_side": 4,
+    }
     return CAbstractorResampler(**settings | changes)
 
 
@@ -88,3 +96,26 @@ def test_defaults_are_the_documented_ones():
         resampler = CAbstractorResampler(input_width=6, output_width=8)
     assert (len(resampler.before), len(resampler.after), resampler.token_grid((16, 16))) == (3, 3, (12, 12))
     assert resampler.after[0].gate.squeeze.out_features == 1024 // 4
+    assert resampler.positions.shape == (16 * 16, 6)
+
+
+def test_each_patch_has_a_position_of_its_own_and_other_grids_share_them():
+    resampler, plain = build(), build(positions_per_side=0)
+    plain.load_state_dict({key: value for key, value in resampler.state_dict().items() if key != "positions"})
+    features, positions = torch.randn(1, 1, 16, 6), resampler.positions
+    torch.testing.assert_close(run(resampler, features, (4, 4)), run(plain, features + positions, (4, 4)))
+    halved = positions.unflatten(0, (2, 2, 2, 2)).mean(dim=(1, 3)).flatten(0, 1)
+    few = features[:, :, :4]
+    torch.testing.assert_close(run(resampler, few, (2, 2)), run(plain, few + halved, (2, 2)))
+    run(resampler, features, (4, 4)).square().sum().backward()
+    assert positions.grad is not None
+    assert (positions.grad.abs().sum(dim=1) > 0).all()
+
+
+def test_gates_have_the_activation_that_is_asked_for():
+    patches = torch.randn(2, 3, 3, 8)
+    for gate, activation in (("silu", functional.silu), ("relu", functional.relu)):
+        block = SqueezeExcitation(8, squeezed=4, gate=gate)
+        inner = activation(block.squeeze(patches.mean(dim=(1, 2))))
+        expected = patches * torch.sigmoid(block.excite(inner))[:, None, None]
+        torch.testing.assert_close(block(patches), expected)
