@@ -48,7 +48,7 @@ def test_a_stitched_run_trains_evaluates_and_is_exported(arguments: list[str], c
     [
         (["crop.pitch_rows_deg=[-30,30]"], "pitches of -30, 30 degrees"),
         (["crop=cubemap", "crop.poles=true"], "pitches of -90, 0, 90 degrees"),
-        (["crop.overlap=0.9"], "40 tiles have 4 columns of tokens each"),
+        (["model.join=stitch_nearest", "crop.overlap=0.9"], "40 tiles have 4 columns of tokens each"),
     ],
 )
 def test_what_cannot_be_stitched_is_refused_before_training(
