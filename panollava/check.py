@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.sources import check_data
+from panollava.assemble.sources import check_data, shared_pictures
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.partial import Covered
 from panollava.logs import configure_console, say
-from panollava.pipeline.data_check import Split, look_at, shared_pictures
+from panollava.pipeline.data_check import Split, look_at
 from panollava.pipeline.full_decode import decode_all
 
 
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
             say(problem)
     for split in splits:
         say(split.line())
-    for line in shared_pictures(splits):
+    for line in shared_pictures({split.name: split.source for split in splits if split.source is not None}):
         say(f"Note: {line}.")
     if options.texts != 0:
         _count_texts(splits, values, options.texts)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.checkpoint import write_json
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
-from panollava.evaluation.read_predictions import Form, Scored, read_predictions
+from panollava.evaluation.read_predictions import KEYED, Form, Scored, read_predictions
 from panollava.evaluation.scores import score
 from panollava.evaluation.statistics import Interval
 from panollava.evaluation.words import choose_words
@@ -25,6 +25,10 @@ class ScoreOptions:
 
     predictions: str
     form: Form
+    image_column: str | None
+    query_column: str | None
+    prediction_column: str | None
+    reference_column: str | None
     words: Literal["auto", "ptb", "unicode"]
     meteor: bool
     clip: str | None
@@ -45,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     path = Path(options.predictions).expanduser()
     out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
     words = choose_words(options.words)
-    scored = read_predictions(path, options.form)
+    scored = read_predictions(path, options.form, {role: getattr(options, f"{role}_column") for role in KEYED})
     clip = _clip_scores(scored, path, options) if options.clip else None
     report = score(scored, form=options.form, words=words, meteor=options.meteor, clip=clip)
     LOG.info("%s: %d answers, %d questions, %d pictures", path, report.answers, report.pairs, report.images)

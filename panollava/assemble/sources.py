@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +20,7 @@ from panollava.component import find_component
 from panollava.config.check import check_section
 from panollava.data.augment import AugmentOptions
 from panollava.data.files import FilesSource
+from panollava.data.pictures import alike
 from panollava.data.records import Source
 from panollava.data.remote.fetch import Fetcher
 from panollava.data.remote.rules import RemoteOptions, check_hosts
@@ -83,7 +87,7 @@ def _is_split_key(line: str, data: dict[str, Any], split: str) -> bool:
 
 
 def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureReader) -> dict[str, Source]:
-    """Several splits of a data set, by name.
+    """Several splits of a data set, by name; which of them share pictures is logged.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -100,7 +104,33 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
         raise ValueError("the data files have problems:\n" + "\n".join(errors))
     for only in errors.values():
         raise only
+    for line in shared_pictures(sources):
+        LOG.warning("Data %s: %s.", data["name"], line)
     return sources
+
+
+def shared_pictures(sources: Mapping[str, Source]) -> list[str]:
+    """A line for each pair of splits that have pictures in common: what is learnt by heart would be scored.
+
+    A file is one picture however its path is spelled, and so are copies of it.
+    """
+    of_files = [source.identities for source in sources.values() if isinstance(source, FilesSource)]
+    files = {identity: path for its in of_files for path, identity in its.items()}
+    sizes = Counter(identity[2] for identity in files)
+    known = {identity: alike(path) if sizes[identity[2]] > 1 else str(identity) for identity, path in files.items()}
+    seen: dict[str, dict[str, str]] = {}
+    for name, source in sources.items():
+        if isinstance(source, FilesSource):
+            seen[name] = {known[identity]: path for path, identity in source.identities.items()}
+        else:
+            seen[name] = {image: image for image in map(source.image_id, range(len(source)))}
+    lines = []
+    for first, second in combinations(seen, 2):
+        if common := sorted((path, seen[second][key]) for key, path in seen[first].items() if key in seen[second]):
+            path, other = common[0]
+            also = "" if os.path.abspath(path) == os.path.abspath(other) else f", which {second} calls {other}"
+            lines.append(f"{first} and {second} share {len(common):,} pictures, such as {path}{also}")
+    return lines
 
 
 def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Source:

@@ -6,7 +6,7 @@ scores are reported, and ``metadata.names_directions`` says how the texts name d
     {"image_id": 7, "image_path": "a.jpg", "metadata": {"type": "colour"},
      "conversations": [{"human": "…", "assistant": "…"}, …]}
 
-That of LLaVA, whose ``<image>`` says where the picture stands and is dropped::
+That of LLaVA; an ``<image>``, which says where the picture stands, is dropped from any question of either form::
 
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", "value": "…"}]}
 """
@@ -25,9 +25,11 @@ from panollava.data.entries import (
     Entry,
     Listing,
     Problem,
+    drop_placeholders,
     found_file,
     not_utf8,
     said_directions,
+    too_many_pictures,
     wrong_text,
 )
 from panollava.data.records import FREE_TEXT, Directions
@@ -36,8 +38,8 @@ IMAGE_KEYS = ("image_path", "image", "url")
 """Accepted names of the picture's key."""
 HUMAN, ASSISTANT = ("human", "user"), ("gpt", "assistant")
 """Accepted names of those who speak, in LLaVA's form."""
+_PLAIN = ("human", "assistant")
 
-_PLACEHOLDER = re.compile(r"\s*<image>\s*")
 _SPACE = re.compile(r"\s*")
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
@@ -201,7 +203,7 @@ def _image(value: Any, bad: _Bad) -> tuple[str, str]:
         hint = "; a file that is one list is JSON, and its name ends in .json" if isinstance(value, list) else ""
         bad.append(("", f"an object with a picture and conversations is expected, not {_kind_of(value)}{hint}"))
         return "", ""
-    keys = [key for key in IMAGE_KEYS if key in value]
+    keys = [key for name in IMAGE_KEYS for key in value if key.strip().lower() == name]
     if not keys:
         bad.append((IMAGE_KEYS[0], f"missing; it names the picture, as do {' and '.join(IMAGE_KEYS[1:])}"))
         return "", ""
@@ -227,26 +229,30 @@ def _turns(value: Any, bad: _Bad) -> tuple[tuple[str, str], ...]:
         if not isinstance(turn, dict):
             bad.append((f"conversations[{place}]", f"an object is expected, not {_kind_of(turn)}"))
             return ()
-    return _llava_turns(said, bad) if "from" in said[0] or "value" in said[0] else _plain_turns(said, bad)
-
-
-def _plain_turns(said: list[dict[str, Any]], bad: _Bad) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (_said_by("human", turn, place, bad), _said_by("assistant", turn, place, bad))
-        for place, turn in enumerate(said)
-    )
-
-
-def _said_by(who: str, turn: dict[str, Any], place: int, bad: _Bad) -> str:
-    key = f"conversations[{place}].{who}"
-    if who not in turn:
-        bad.append((key, f"missing; there are {', '.join(turn) or 'no keys'}"))
-        return ""
-    return _text(turn[who], key, bad)
-
-
-def _llava_turns(said: list[dict[str, Any]], bad: _Bad) -> tuple[tuple[str, str], ...]:
+    spoken = _llava_texts(said, bad) if "from" in said[0] or "value" in said[0] else _plain_texts(said, bad)
     texts: list[str] = []
+    pictures = 0
+    for place, (key, text) in enumerate(spoken):
+        if place % 2 == 0 and isinstance(text, str):
+            text, count = drop_placeholders(text)
+            pictures += count
+        texts.append(_text(text, key, bad))
+    if pictures > 1:
+        bad.append(("conversations", too_many_pictures(pictures)))
+    return tuple(zip(texts[::2], texts[1::2], strict=False))
+
+
+def _plain_texts(said: list[dict[str, Any]], bad: _Bad) -> list[tuple[str, Any]]:
+    """Questions and answers in turn, with their keys."""
+    texts = {f"conversations[{at}].{who}": (who, turn) for at, turn in enumerate(said) for who in _PLAIN}
+    for key, (who, turn) in texts.items():
+        if who not in turn:
+            bad.append((key, f"missing; there are {', '.join(turn) or 'no keys'}"))
+    return [(key, turn[who]) for key, (who, turn) in texts.items() if who in turn]
+
+
+def _llava_texts(said: list[dict[str, Any]], bad: _Bad) -> list[tuple[str, Any]]:
+    """Questions and answers in turn, with their keys."""
     for place, turn in enumerate(said):
         expected = ASSISTANT if place % 2 else HUMAN
         speaker = turn.get("from")
@@ -256,16 +262,10 @@ def _llava_turns(said: list[dict[str, Any]], bad: _Bad) -> tuple[tuple[str, str]
                 bad.append((key, "a system text is not read from data: give it with model.language.system"))
             else:
                 bad.append((key, f"{speaker!r} where {' or '.join(expected)} is expected: they take turns"))
-            return ()
-        value = turn.get("value")
-        if place == 0 and isinstance(value, str):
-            value, pictures = _PLACEHOLDER.subn("\n", value)
-            if pictures > 1:
-                bad.append(("conversations[0].value", f"asks about {pictures} pictures, and an entry has one"))
-        texts.append(_text(value, f"conversations[{place}].value", bad))
-    if len(texts) % 2:
+            return []
+    if len(said) % 2:
         bad.append(("conversations", "ends with a question: its answer is missing"))
-    return tuple(zip(texts[::2], texts[1::2], strict=False))
+    return [(f"conversations[{place}].value", turn.get("value")) for place, turn in enumerate(said)]
 
 
 def _text(value: Any, key: str, bad: _Bad) -> str:

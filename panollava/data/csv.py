@@ -1,9 +1,16 @@
-"""CSV tables: a row is a picture, a question about it and one answer."""
+"""CSV tables, read strictly: what is not of the form is refused with its place, and no cell is taken for another's.
+
+`Table` reads any table whose columns are known by their names, `read_csv` those of a data set: a row is a picture, a
+question about it and one answer.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from panollava.data.entries import (
@@ -12,12 +19,14 @@ from panollava.data.entries import (
     Entry,
     Listing,
     Problem,
+    drop_placeholders,
     found_file,
     not_utf8,
     said_directions,
+    too_many_pictures,
     wrong_text,
 )
-from panollava.data.records import Directions
+from panollava.logs import LOG
 
 ALIASES = {
     "image": (
@@ -34,10 +43,196 @@ ALIASES = {
     "query": ("query", "question", "instruction", "prompt"),
     "annotation": ("annotation", "answer", "response", "caption", "reference", "output"),
 }
-"""Accepted names of each column; the first is the documented one and wins over the others."""
+"""Accepted names of each column of a data set; the first is the documented one."""
 
 _SHOWN = 40
 """Columns that a message names, and letters of each: the header may be a row of texts."""
+_LONGEST = 131_072
+"""Characters of a text in a data set; a longer one is most likely many rows after a double quote without its partner."""
+_BREAK = re.compile(r"\r\n|\r|\n")
+_SEPARATOR_NOTE = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)
+_QUOTING = (
+    "A text with commas, line breaks or quotes stands in double quotes, without a blank around them, and a double quote "
+    'inside it is written twice: "".'
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column is for, and how it is found.
+
+    Attributes:
+        names: accepted ones, in lower case with ``_`` for blanks; the first is the documented one.
+        key: the config's, which names the column; empty where none does.
+        named: what that key says; None where the column is found by `names`.
+        is_needed: whether a table without it is refused.
+    """
+
+    names: tuple[str, ...]
+    key: str = ""
+    named: str | None = None
+    is_needed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        number: as a spreadsheet counts, the header being row 1.
+        line: of the file, in which it begins; another one below cells of several lines.
+        cells: by role, as they are written.
+        problems: columns that cannot be used, and why.
+    """
+
+    number: int
+    line: int
+    cells: dict[str, str]
+    problems: list[tuple[str, str]]
+
+
+class Table:
+    """A CSV file with a header.
+
+    Args:
+        path: UTF-8 file that is there, with or without byte order mark.
+        columns: by role; rows of which the ``image`` is one are also told from texts that have swallowed others.
+
+    Attributes:
+        header: names of the columns.
+        names: those of the roles that were found.
+
+    Raises:
+        ValueError: no UTF-8 CSV, or a column is missing or could be several.
+    """
+
+    def __init__(self, path: Path, columns: Mapping[str, Column]) -> None:
+        self._path = path
+        self._records = _records(path)
+        first = next(self._records, None)
+        if first is None:
+            raise ValueError(f"{path}: the file is empty. It needs a header such as {_example(columns)}.")
+        _, line, cells, text = first
+        if "\0" in text:
+            raise ValueError(
+                f"{path}: the file is not text: it begins with NUL bytes. Fetch or copy it again, or save it as UTF-8 "
+                "where it is UTF-16."
+            )
+        if _SEPARATOR_NOTE.fullmatch(text):
+            raise ValueError(
+                f"{path}, line {line}: {text.strip()} is a spreadsheet's note of its separator, not the header. Delete "
+                "this line, and save the file with commas."
+            )
+        if _loosely_quoted(cells, text):
+            raise ValueError(f"{path}, line {line}: a blank stands before a double quote in the header. {_QUOTING}")
+        self.header = [cell.strip() for cell in cells]
+        while self.header and not self.header[-1]:  # commas at the end of every line
+            self.header.pop()
+        self._places = self._found(columns)
+        self.names = {role: self.header[at] for role, at in self._places.items()}
+
+    def tell(self) -> None:
+        """Logs, once in a process, which columns are taken."""
+        _tell(f"{self._path}: columns taken: {', '.join(f'{role} = {name}' for role, name in self.names.items())}.")
+
+    def missing(self, role: str, columns: Mapping[str, Column]) -> ValueError:
+        """The error for a table without a column of a role."""
+        column = columns[role]
+        if column.named is not None:
+            told = f"{column.key}={column.named} is none of them."
+        else:
+            key = f", or name it with {column.key}" if column.key else ""
+            told = f"Accepted: {', '.join(column.names)}{key}.{self._hint(columns)}"
+        shown = ", ".join(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in self.header[:_SHOWN])
+        return ValueError(f"{self._path}: no column for the {role}. Columns found: {shown}. {told}")
+
+    def rows(self) -> Iterator[Row]:
+        """The rows below the header that are not blank.
+
+        Raises:
+            ValueError: this is no CSV, a double quote swallows rows, or there are no rows.
+        """
+        is_empty = True
+        for number, line, cells, text in self._records:
+            is_empty = False
+            of_roles = {role: cells[at] if at < len(cells) else "" for role, at in self._places.items()}
+            yield Row(number, line, of_roles, self._wrong(line, cells, text))
+        if is_empty:
+            raise ValueError(f"{self._path}: there are no rows below the header {','.join(self.header)}.")
+
+    def _found(self, columns: Mapping[str, Column]) -> dict[str, int]:
+        """Place of each role's column."""
+        named = {role: self._named(column.named) for role, column in columns.items() if column.named is not None}
+        taken = {at for places in named.values() for at in places}
+        free = [at for at in range(len(self.header)) if at not in taken]
+        places: dict[str, int] = {}
+        for role, column in columns.items():
+            found = named.get(role, [at for at in free if _plain(self.header[at]) in column.names])
+            if found:
+                places[role] = self._only(role, column, found)
+            elif column.is_needed or role in named:
+                raise self.missing(role, columns)
+        return places
+
+    def _named(self, wanted: str) -> list[int]:
+        """Places of the columns of a name, in its own letters where there is one."""
+        wanted = wanted.strip()
+        spelt = [at for at, name in enumerate(self.header) if name == wanted]
+        return spelt or [at for at, name in enumerate(self.header) if name.lower() == wanted.lower()]
+
+    def _only(self, role: str, column: Column, places: Sequence[int]) -> int:
+        names = list(dict.fromkeys(self.header[at] for at in places))
+        if len(names) > 1:
+            way_out = f"Choose one with {column.key}" if column.key else "Leave one of them"
+            raise ValueError(f"{self._path}: the columns {' and '.join(names)} could each be the {role}. {way_out}.")
+        if len(places) > 1:
+            raise ValueError(
+                f"{self._path}: the column {names[0]} stands {len(places)} times, and one would be read. Rename the "
+                "others. Several answers to one question are several rows."
+            )
+        return places[0]
+
+    def _hint(self, columns: Mapping[str, Column]) -> str:
+        """What may be wrong with a header that lacks a column."""
+        if len(self.header) == 1 and any(separator in self.header[0] for separator in ";\t|"):
+            return " The columns seem to be separated by another sign: save the file with commas."
+        if not {_plain(name) for name in self.header} & {name for column in columns.values() for name in column.names}:
+            return f" The first line must name the columns, such as {_example(columns)}."
+        return ""
+
+    def _wrong(self, line: int, cells: Sequence[str], text: str) -> list[tuple[str, str]]:
+        """Columns of a row that cannot be used, and why."""
+        width = len(self.header)
+        if len(cells) != width and any(cell.strip() for cell in cells[width:] or [text]):
+            at, advice = (-1, "put texts with commas in double quotes") if len(cells) > width else (len(cells), "")
+            counts = f"{len(cells)} cells where the header has {width}"
+            return [(self.header[at], f"{counts}: {advice or 'a comma is missing, or a line break is not in quotes'}")]
+        if loose := _loosely_quoted(cells, text):
+            return [(self.header[at], 'a blank stands before the double quote: write ,"…" without it') for at in loose]
+        if _BREAK.search(text.rstrip("\r\n")):
+            self._refuse_swallowed(line, cells)
+        if "image" in self.names and _BREAK.search(cells[self._places["image"]].strip()):
+            return [(self.names["image"], "a name in two lines: is a double quote missing?")]
+        return []
+
+    def _refuse_swallowed(self, line: int, cells: Sequence[str]) -> None:
+        """Refuses a text that has further rows in it: the double quote at its end belongs to the last one."""
+        at = self._places.get("image")
+        if at is None:
+            return
+        own = cells[at].strip()
+        opened = line
+        for cell in cells:
+            inside = _BREAK.split(cell)
+            for further, piece in enumerate(inside[1:], start=1):
+                looks = _next(csv.reader([piece])) or []
+                if max(2, at + 1) <= len(looks) <= len(self.header) and _alike(looks[at].strip(), own):
+                    raise ValueError(
+                        f"{self._path}, line {opened}: a text in double quotes that begins here ends in line "
+                        f"{opened + len(inside) - 1}, and line {opened + further}, {piece[:_SHOWN]!r}, looks like a row "
+                        f"of its own. Is a double quote missing? {_QUOTING}"
+                    )
+            opened += len(inside) - 1
 
 
 def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -> Listing:
@@ -50,99 +245,121 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no UTF-8 CSV, a column is missing, or there are no rows.
+        ValueError: no UTF-8 CSV, a column is missing or could be several, or there are no rows.
     """
-    rows = _rows(found_file(path))
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"{path}: the file is empty. It needs a header such as url,query,annotation.")
-    header = [cell.strip().strip("\ufeff").strip() for cell in first[1]]  # some programs write a second mark
-    if any("\0" in cell for cell in header):
-        raise ValueError(f"{path}: the file is not text: it begins with NUL bytes. Fetch or copy it again.")
-    columns = {role: _column(path, role, header, named[role]) for role in ALIASES}
-    image_key = f"column {header[columns['image']]}"
-    lower = [name.lower() for name in header]
-    said_at = lower.index(DIRECTIONS_KEY) if DIRECTIONS_KEY in lower else None
+    columns = {role: Column(names, f"data.{role}_column", named[role]) for role, names in ALIASES.items()}
+    table = Table(found_file(path), columns | {"directions": Column((DIRECTIONS_KEY,), is_needed=False)})
+    table.tell()
+    names = table.names
+    template, placed = drop_placeholders(query_template)
     entries: list[Entry] = []
     problems: list[Problem] = []
     known: dict[str, str] = {}  # equal names and questions are kept once
     count = 0
-    for number, cells in rows:
+    for row in table.rows():
         count += 1
-        wrong = _bad(header, columns, cells)
-        if (directions := _said(said_at, cells)) is None:
-            wrong.append((DIRECTIONS_KEY, f"{cells[said_at or 0]!r} {NOT_DIRECTIONS}"))
-        bad = [Problem(number, f"row {number}, column {at}", reason) for at, reason in wrong]
-        problems += bad
-        if not bad and directions is not None:
-            image, query, annotation = (cells[at].strip() for at in columns.values())
+        image, annotation = row.cells["image"].strip(), row.cells["annotation"].strip()
+        query, pictures = drop_placeholders(row.cells["query"])
+        wrong = list(row.problems)
+        if not wrong:
+            texts = {names["image"]: image, names["query"]: query, names["annotation"]: annotation}
+            wrong = [(name, reason) for name, text in texts.items() if (reason := _unusable(text))]
+            if placed + pictures > 1:
+                wrong.append((names["query"], too_many_pictures(placed + pictures)))
+        said = row.cells.get("directions", "")
+        if (directions := said_directions(said)) is None:
+            wrong.append((DIRECTIONS_KEY, f"{said!r} {NOT_DIRECTIONS}"))
+        place = f"row {row.number}" if row.line == row.number else f"row {row.number} (line {row.line})"
+        problems += [Problem(row.number, f"{place}, column {at}", reason) for at, reason in wrong]
+        if not wrong and directions is not None:
             image = known.setdefault(image, image)
-            question = query_template.replace("{query}", query)
+            question = template.replace("{query}", query)
             question = known.setdefault(question, question)
             turns = ((question, annotation),)
-            entries.append(Entry(number, f"row {number}", image, image_key, turns, directions=directions))
-    if count == 0:
-        raise ValueError(f"{path}: there are no rows below the header {','.join(header)}.")
+            entries.append(Entry(row.number, place, image, f"column {names['image']}", turns, directions=directions))
     return Listing("row", count, entries, problems)
 
 
-def _said(at: int | None, cells: Sequence[str]) -> Directions | None:
-    return said_directions(cells[at] if at is not None and at < len(cells) else "")
+def _unusable(text: str) -> str:
+    if len(text) > _LONGEST:
+        return f"a cell of {len(text):,} characters, more than {_LONGEST:,}: is a double quote missing before it?"
+    return wrong_text(text) if text else "the cell is empty"
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Numbered rows that are not blank."""
-    number = 0
+def _records(path: Path) -> Iterator[tuple[int, int, list[str], str]]:
+    """Number, first line, cells and text of the records that are not blank."""
+    lines: list[str] = []
+
+    def kept(file: Iterator[str]) -> Iterator[str]:
+        for line in file:
+            lines.append(line if lines or reader.line_num else line.lstrip("\ufeff"))  # some write the mark twice
+            yield lines[-1]
+
+    number, line = 0, 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, cells in enumerate(csv.reader(file, strict=True), start=1):
+            reader = csv.reader(kept(file), strict=True)
+            while (cells := _next(reader)) is not None:
+                number += 1
                 if any(cell.strip() for cell in cells):
-                    yield number, cells
+                    yield number, line, cells, "".join(lines)
+                lines.clear()
+                line = reader.line_num + 1
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     except csv.Error as error:
-        limit = f"a cell of more than {csv.field_size_limit():,} characters, or a double quote without its partner"
-        raise ValueError(
-            f"{path}, row {number + 1}: {limit if 'field limit' in str(error) else error}. A text with commas, line "
-            'breaks or quotes stands in double quotes, and a double quote inside it is written twice: "".'
-        ) from None
+        raise ValueError(_broken(path, number + 1, line, lines, str(error))) from None
 
 
-def _column(path: Path, role: str, header: Sequence[str], wanted: str | None) -> int:
-    lower = [name.lower() for name in header]
-    names = ALIASES[role] if wanted is None else (wanted.strip().lower(),)
-    found = [name for name in names if name in lower]
-    if not found:
-        accepted = f"Accepted: {', '.join(names)}, or name it with data.{role}_column."
-        told = f"data.{role}_column={wanted} is none of them." if wanted else f"{accepted}{_hint(header)}"
-        shown = ", ".join(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in header[:_SHOWN])
-        raise ValueError(f"{path}: no column for the {role}. Columns found: {shown}. {told}")
-    if found[0] != ALIASES[role][0] and len(found) > 1:
-        raise ValueError(
-            f"{path}: the columns {' and '.join(found)} could each be the {role}. Choose one with data.{role}_column."
-        )
-    if lower.count(found[0]) > 1:
-        raise ValueError(
-            f"{path}: the column {found[0]} stands {lower.count(found[0])} times, and one would be read. Rename the "
-            "others. Several answers to one question are several rows."
-        )
-    return lower.index(found[0])
+def _next(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next record, whatever the size of its cells; the limit, the whole process's, stays as it is."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)
 
 
-def _hint(header: Sequence[str]) -> str:
-    """What may be wrong with a header that lacks a column."""
-    if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
-        return " The columns seem to be separated by another sign: save the file with commas."
-    if not {name.lower() for name in header} & {name for names in ALIASES.values() for name in names}:
-        return " The first line must name the columns, such as url,query,annotation."
-    return ""
+def _broken(path: Path, number: int, line: int, lines: Sequence[str], reason: str) -> str:
+    """What is wrong with a record that is no CSV; where the quote was opened that breaks it."""
+    cells = _next(csv.reader(lines)) or [""]
+    is_open = "unexpected end" in reason
+    several = [at for at, cell in enumerate(cells) if _BREAK.search(cell)]
+    at = len(cells) - 1 if is_open else several[-1] if several else 0
+    opened = line + sum(len(_BREAK.findall(cell)) for cell in cells[:at])
+    told = "a double quote that is opened here is never closed" if is_open else reason
+    last = line + len(lines) - 1
+    if not is_open and last > opened:
+        told = f"a text in double quotes begins here, and in line {last} a double quote ends it in mid-text ({reason})"
+    return f"{path}, row {number}, line {opened}: {told}. {_QUOTING}"
 
 
-def _bad(header: Sequence[str], columns: Mapping[str, int], cells: Sequence[str]) -> list[tuple[str, str]]:
-    """Columns of a row that cannot be used, and why."""
-    if any(cell.strip() for cell in cells[len(header) :]):
-        counts = f"{len(cells)} cells where the header has {len(header)}"
-        return [(header[-1], f"{counts}: put texts with commas in double quotes")]
-    texts = {header[at]: cells[at].strip() if at < len(cells) else "" for at in columns.values()}
-    found = [(name, wrong_text(text) if text else "the cell is empty") for name, text in texts.items()]
-    return [(name, reason) for name, reason in found if reason]
+def _loosely_quoted(cells: Sequence[str], text: str) -> list[int]:
+    """Places of cells with a blank before their double quote, which makes the quote a part of the text."""
+    places, at = [], 0
+    for place, cell in enumerate(cells):
+        is_quoted = text.startswith('"', at)
+        if not is_quoted and cell.lstrip().startswith('"'):
+            places.append(place)
+        at += len(cell) + 1 + (cell.count('"') + 2 if is_quoted else 0)
+    return places
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether two texts could be names of pictures in one file."""
+    kinds = [Path(each).suffix.lower() for each in (name, other)]
+    shapes = [re.sub(r"\d+", "0", each) for each in (name, other)]
+    return bool(name) and (kinds[0] == kinds[1] != "" or shapes[0] == shapes[1])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.lower())
+
+
+def _example(columns: Mapping[str, Column]) -> str:
+    return ",".join(column.names[0] for column in columns.values() if column.is_needed)
+
+
+@cache
+def _tell(line: str) -> None:
+    LOG.info("%s", line)

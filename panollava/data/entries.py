@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,10 @@ SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson")
 """Of data files."""
 
 _NAMED = 6
+_PLACEHOLDER = re.compile(r"\s*<image>\s*")
+_UNITS = {"row": "rows", "line": "lines", "entry": "entries"}
+_PLACES = 3
+"""Entries that one line about them all names."""
 
 LISTED_PROBLEMS = 20
 """Bad rows that an error message spells out; the rest are counted."""
@@ -46,17 +52,19 @@ class Entry:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Problem:
-    """What is wrong with an entry.
+    """What is wrong with an entry, or with all the entries about one picture.
 
     Attributes:
         number: place of the entry in the file.
         place: the same in words, with the column or key.
         reason: in words.
+        others: places of further entries of which the same is true.
     """
 
     number: int
     place: str
     reason: str
+    others: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"
@@ -101,8 +109,24 @@ class BadEntries(ValueError):
 
 def summary(path: Path, unit: str, problems: Sequence[Problem], count: int) -> str:
     """How many entries of a file are bad, in words."""
-    units = {"row": "rows are bad (the header is row 1)", "line": "lines are bad", "entry": "entries are bad"}[unit]
-    return f"{path}: {len({problem.number for problem in problems})} of {count} {units}"
+    header = " (the header is row 1)" if unit == "row" else ""
+    return f"{path}: {len(bad_numbers(problems))} of {count} {_UNITS[unit]} are bad{header}"
+
+
+def bad_numbers(problems: Iterable[Problem]) -> set[int]:
+    """Places of the entries that problems are about."""
+    return {number for problem in problems for number in (problem.number, *problem.others)}
+
+
+def in_places(unit: str, entries: Sequence[Entry]) -> str:
+    """Where entries about one picture name it, in words."""
+    numbers = [str(entry.number) for entry in entries]
+    if len(numbers) == 1:
+        return f"{entries[0].place}, {entries[0].image_key}"
+    more = len(numbers) - _PLACES
+    last = f"{more} more" if more > 1 else numbers[-1]
+    first = numbers[:_PLACES] if more > 1 else numbers[:-1]
+    return f"{_UNITS[unit]} {', '.join(first)} and {last}, {entries[0].image_key}"
 
 
 def shown(problems: Sequence[Problem]) -> list[str]:
@@ -116,6 +140,9 @@ def shown(problems: Sequence[Problem]) -> list[str]:
 def not_utf8(path: Path) -> ValueError:
     """The error for a file in another encoding, with the line that shows it."""
     with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return ValueError(f"{path}: not UTF-8 text but UTF-16, by its first two bytes. Save it as UTF-8.")
+        file.seek(0)
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()
@@ -136,6 +163,17 @@ def wrong_text(text: str) -> str:
     except UnicodeEncodeError:  # JSON can spell one half of a character that takes two
         return "half a character: one \\ud800 to \\udfff without its other half"
     return ""
+
+
+def drop_placeholders(question: str) -> tuple[str, int]:
+    """A question without LLaVA's ``<image>``, which says where a picture stands, and how many there were."""
+    text, pictures = _PLACEHOLDER.subn("\n", question)
+    return text.strip(), pictures
+
+
+def too_many_pictures(count: int) -> str:
+    """What is wrong with an entry in whose questions ``<image>`` stands several times."""
+    return f"asks about {count} pictures, and an entry has one: <image> stands {count} times in its questions"
 
 
 def said_directions(text: str) -> Directions | None:

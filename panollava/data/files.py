@@ -12,8 +12,8 @@ import numpy as np
 from panollava.crop.file import check_panorama
 from panollava.data.conversations import read_json, read_jsonl
 from panollava.data.csv import read_csv
-from panollava.data.entries import BadEntries, Entry, Listing, Problem, shown, summary
-from panollava.data.pictures import Pictures
+from panollava.data.entries import BadEntries, Entry, Listing, Problem, bad_numbers, in_places, shown, summary
+from panollava.data.pictures import Identity, Pictures, identify
 from panollava.data.records import Directions, Question, Record
 from panollava.data.remote.fetch import Fetcher
 from panollava.data.scenes.questions import turn_words
@@ -43,6 +43,7 @@ class FilesSource:
         entries: those that are used.
         problems: of those that are left out.
         count: of all.
+        identities: of the pictures that are used, by their paths.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -82,11 +83,11 @@ class FilesSource:
         self._directions: Directions = names_directions
         columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
         listing = _listing(self.path, columns, query_template)
-        self._paths, unusable = self._looked_at(listing.entries)
         self._unit = listing.unit
+        self._paths, self.identities, unusable = self._looked_at(listing.entries)
         self.count = listing.count
         self.problems = sorted([*listing.problems, *unusable])
-        bad = {problem.number for problem in unusable}
+        bad = bad_numbers(unusable)
         self.entries = [entry for entry in listing.entries if entry.number not in bad] if bad else listing.entries
         if self.problems and (on_error == "stop" or not self.entries):
             raise BadEntries(self.path, self._unit, self.count, self.problems, is_empty=not self.entries)
@@ -113,7 +114,7 @@ class FilesSource:
         return Record(record.sample_id, tuple(turns))
 
     def image_id(self, index: int) -> str:
-        """Path of entry `index`'s picture."""
+        """Path of entry `index`'s picture, one and the same however entries spell its name."""
         return self._paths[self.entries[index].image]
 
     def panorama(self, index: int) -> np.ndarray:
@@ -165,28 +166,47 @@ class FilesSource:
     def _sample_id(self, entry: Entry) -> str:
         return f"{self.name}-{self._unit}{entry.number}"
 
-    def _looked_at(self, entries: Sequence[Entry]) -> tuple[dict[str, str], list[Problem]]:
-        """Path of every picture, and the entries whose picture cannot be used."""
+    def _looked_at(self, entries: Sequence[Entry]) -> tuple[dict[str, str], dict[str, Identity], list[Problem]]:
+        """Path of every name of a picture, what the files are known by, and the pictures that cannot be used."""
         self._pictures.fetch(((entry.image, entry.place) for entry in entries), file=self.path, name=self.name)
-        images = list(dict.fromkeys(entry.image for entry in entries))
+        images: dict[str, list[Entry]] = {}
+        for entry in entries:
+            images.setdefault(entry.image, []).append(entry)
         with ThreadPoolExecutor(max_workers=_LOOKERS) as pool:
-            found = dict(zip(images, pool.map(self._look_at, images), strict=True))
-        paths = {image: path for image, (path, reason) in found.items() if not reason}
+            found = dict(zip(images, pool.map(self._found, images), strict=True))
+            files: dict[Identity, str] = {}  # a file has the path by which it is named first
+            paths = {
+                image: path if reason else files.setdefault(identity, path)
+                for image, (path, identity, reason) in found.items()
+            }
+            wrong = dict(zip(files.values(), pool.map(self._wrong, files.values()), strict=True))
+        bad: dict[tuple[str, str], list[Entry]] = {}
+        for image, its in images.items():
+            if reason := found[image][2] or wrong[paths[image]]:
+                bad.setdefault((paths[image], reason), []).extend(its)
         problems = [
-            Problem(entry.number, f"{entry.place}, {entry.image_key}", reason)
-            for entry in entries
-            if (reason := found[entry.image][1])
+            Problem(its[0].number, in_places(self._unit, its), reason, tuple(entry.number for entry in its[1:]))
+            for (_, reason), named in bad.items()
+            for its in [sorted(named, key=lambda entry: entry.number)]  # several names may be of one picture
         ]
-        return paths, problems
+        identities = {path: identity for identity, path in files.items() if not wrong[path]}
+        return paths, identities, problems
 
-    def _look_at(self, image: str) -> tuple[str, str]:
-        """Path of a picture and what is wrong with it, if anything."""
+    def _found(self, image: str) -> tuple[str, Identity, str]:
+        """Path of a picture, what its file is known by, and what is wrong with its name, if anything."""
         try:
             path = self._pictures.path(image)
+        except (OSError, ValueError) as error:  # collected, as those of `_wrong` are
+            return image, (), str(error)
+        return path, identify(path), ""
+
+    def _wrong(self, path: str) -> str:
+        """What is wrong with a picture, if anything."""
+        try:
             self._check(path)
         except (OSError, ValueError) as error:  # collected, so that all bad entries are named at once
-            return "", str(error)
-        return path, ""
+            return str(error)
+        return ""
 
 
 def _listing(path: Path, columns: dict[str, str | None], query_template: str) -> Listing:

@@ -5,6 +5,7 @@ Those that it names by addresses are fetched first, where that is allowed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import unicodedata
@@ -21,6 +22,31 @@ _LONGEST = 1000
 """Characters of a name; no system takes many more."""
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 """How Unicode writes one letter: whole, or taken apart, as macOS does with accents and Korean syllables."""
+_SAMPLE = 1 << 16
+"""Bytes that are read at the start, in the middle and at the end of a file to compare it with one of its size."""
+
+Identity = tuple[int | str, ...]
+"""What a file is known by: device, inode, size and time, whatever its path; the path of one that is not there."""
+
+
+def identify(path: str) -> Identity:
+    """What a file is known by: the same for every spelling of its path, by links and in letters of either case too."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return (os.path.normpath(os.path.abspath(path)),)
+    # Size and time as well: some network disks make up inodes, and two pictures must never become one.
+    return state.st_dev, state.st_ino or os.path.realpath(path), state.st_size, state.st_mtime_ns
+
+
+def alike(path: str) -> str:
+    """Digest of a file's size and of samples of it; copies of a file share it."""
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    with open(path, "rb") as file:
+        for start in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE))
+    return f"{size} {digest.hexdigest()}"
 
 
 class Pictures:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
+import posixpath
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from panollava.data.csv import Column, Row, Table
+from panollava.data.entries import wrong_text
+from panollava.evaluation.predictions import Prediction
 
 ALIASES = {
     "image": ("image_id", "image", "url", "image_path", "image_url", "image_file", "file_name", "filename", "path"),
-    "question": ("question", "query", "instruction", "prompt"),
+    "query": ("question", "query", "instruction", "prompt"),
     "prediction": ("prediction", "answer_predicted", "generated", "hypothesis", "output"),
     "reference": ("reference", "annotation", "answer", "response", "caption", "ground_truth", "label"),
     "references": ("references",),
@@ -20,6 +25,8 @@ ALIASES = {
     "history": ("history",),
 }
 """Accepted names of each column; all but the picture, the prediction and one of the references may be missing."""
+KEYED = ("image", "query", "prediction", "reference")
+"""Roles whose columns ``score`` lets one name."""
 
 Form = Literal["grouped", "single"]
 
@@ -51,37 +58,40 @@ class Scored:
         return self.image_id, self.turn, self.history, self.question
 
 
-def read_predictions(path: Path, form: Form) -> list[Scored]:
+def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | None = None) -> list[Scored]:
     """The rows of a file, each with its references.
 
-    A file has a row a prediction with one ``reference``, or with a JSON list of ``references``.
+    A file has a row a prediction with one ``reference``, or with a JSON list of ``references``. Pictures are known by
+    their names, whose spellings may differ: ``./a.jpg`` is ``a.jpg``.
 
     Args:
         path: UTF-8 CSV, with or without byte order mark.
         form: ``grouped`` scores each row against the references of all rows that ask the same of the same picture, in
             the same turn after the same history where the file has columns for them; ``single`` scores it against its
             own alone, once for each.
+        named: column of each role of `KEYED`; None where it is found by its name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no UTF-8 CSV, a column is missing or twice, or a row has no picture or no reference.
+        ValueError: no UTF-8 CSV, a column is missing or could be several, or a row is not of the form.
     """
     if not path.is_file():
         raise FileNotFoundError(f"predictions={path}: there is no such file. Name a CSV of predictions.")
-    limit = csv.field_size_limit(2**31 - 1)  # of the whole process, whose data sets are read with the usual one
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            lines = [
-                (reader.line_num, row) for reader in [csv.reader(stream, strict=True)] for row in reader if any(row)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: this is not a CSV file in UTF-8 ({error}). Save it as one.") from error
-    finally:
-        csv.field_size_limit(limit)
-    if len(lines) < 2:
-        raise ValueError(f"{path}: there are no rows below a header.")
-    columns = _columns(path, [cell.strip() for cell in lines[0][1]])
-    rows = [_row(path, number, cells, columns) for number, cells in lines[1:]]
+    given = {role: (named or {}).get(role) for role in KEYED}
+    columns = {
+        role: Column(names, f"{role}_column" if role in KEYED else "", given.get(role), role in ("image", "prediction"))
+        for role, names in ALIASES.items()
+    }
+    if (wanted := given["reference"]) is not None:
+        role, other = ("references", "reference") if wanted.strip() == "references" else ("reference", "references")
+        columns[role] = Column(ALIASES[role], "reference_column", wanted)
+        del columns[other]
+    table = Table(path, columns)
+    if not {"reference", "references"} & table.names.keys():
+        raise table.missing("reference", columns)
+    table.tell()
+    spelt: dict[str, str] = {}
+    rows = [_row(path, row, table.names, spelt) for row in table.rows()]
     if form == "single":
         return [replace(row, references=(reference,)) for row in rows for reference in row.references]
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -90,45 +100,93 @@ def read_predictions(path: Path, form: Form) -> list[Scored]:
     return [replace(row, references=tuple(groups[row.asked])) for row in rows]
 
 
-def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
-    """Place of each role's column."""
-    lower = [name.lower() for name in header]
-    places: dict[str, int] = {}
-    for role, names in ALIASES.items():
-        found = next((name for name in names if name in lower), None)
-        if found is not None:
-            if lower.count(found) > 1:
-                raise ValueError(f"{path}: the column {found!r} is there {lower.count(found)} times. Leave one.")
-            places[role] = lower.index(found)
-    needed = ["image", "prediction", *(["reference"] if "references" not in places else [])]
-    missing = [role for role in needed if role not in places]
-    if missing:
-        allowed = "; ".join(f"{role}: {', '.join(ALIASES[role])}" for role in missing)
-        raise ValueError(
-            f"{path}: no column for {' and '.join(missing)} in {', '.join(header)}. Accepted are {allowed}."
-        )
-    return places
+def read_answers(path: Path) -> list[Prediction]:
+    """The rows of an evaluation's ``predictions.csv``.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not as evaluations write it.
+    """
+    optional = ("turn", "history")  # which older evaluations lack
+    needed = ("sample_id", "image_id", "kind", "question", "prediction", "references", "latency_s")
+    table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, *optional)})
+    return [_answer(path, row, table.names) for row in table.rows()]
 
 
-def _row(path: Path, number: int, cells: Sequence[str], columns: dict[str, int]) -> Scored:
+def _answer(path: Path, row: Row, names: Mapping[str, str]) -> Prediction:
+    _check(path, row, row.problems)
+    cells = row.cells
+    history = _json(path, row, "history", names) if cells.get("history") else []
+    if not isinstance(history, list) or not all(_is_texts(turn) and len(turn) == 2 for turn in history):
+        raise _bad(path, row, "history", "no JSON list of pairs of a question and its answer")
+    try:
+        latency_s = float(cells["latency_s"])
+    except ValueError:
+        raise _bad(path, row, "latency_s", f"{cells['latency_s'][:60]!r} is no number of seconds") from None
+    return Prediction(
+        sample_id=cells["sample_id"],
+        image_id=cells["image_id"],
+        kind=cells["kind"],
+        question=cells["question"],
+        prediction=cells["prediction"],
+        references=_texts(path, row, "references", names),
+        latency_s=latency_s,
+        history=tuple((question, answer) for question, answer in history),
+    )
+
+
+def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str]) -> Scored:
     """A row with its own references."""
-
-    def cell(role: str) -> str:
-        place = columns.get(role)
-        return "" if place is None or place >= len(cells) else cells[place].strip()
-
-    if not cell("image"):
-        raise ValueError(f"{path}, line {number}: no picture is named. Fill the column or leave the row out.")
-    references: list[str] = [cell("reference")]
-    if cell("references"):
-        try:
-            references = [str(one) for one in json.loads(cell("references"))]
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: references={cell('references')[:60]!r} is not a JSON list of texts."
-            ) from error
-    references = [one for one in references if one.strip()]
+    cells = {role: row.cells.get(role, "").strip() for role in ALIASES}
+    nul = [(names[role], reason) for role in names if role != "prediction" and (reason := wrong_text(cells[role]))]
+    _check(path, row, [*row.problems, *nul])
+    if not cells["image"]:
+        raise _bad(path, row, names["image"], "no picture is named. Fill the column or leave the row out")
+    references = (cells["reference"],)
+    if cells["references"]:
+        references = _texts(path, row, "references", names)
+        if cells["reference"] and cells["reference"] not in map(str.strip, references):
+            differs = f"{cells['reference'][:60]!r} is none of the {names['references']}"
+            raise _bad(path, row, names["reference"], f"{differs}: make them agree, or choose with reference_column")
+    references = tuple(one for one in references if one.strip())
     if not references:
-        raise ValueError(f"{path}, line {number}: there is no reference. Fill the column or leave the row out.")
-    place = cell("turn"), cell("history")
-    return Scored(cell("image"), cell("question"), cell("kind"), cell("prediction"), tuple(references), *place)
+        at = names.get("references", names.get("reference", ""))
+        raise _bad(path, row, at, "there is no reference. Fill the column or leave the row out")
+    image = spelt.setdefault(_spelling(cells["image"]), cells["image"])
+    place = cells["turn"], cells["history"]
+    return Scored(image, cells["query"], cells["kind"], cells["prediction"], references, *place)
+
+
+def _texts(path: Path, row: Row, role: str, names: Mapping[str, str]) -> tuple[str, ...]:
+    """The texts of a cell that is a JSON list of them."""
+    found = _json(path, row, role, names)
+    if not _is_texts(found):
+        raise _bad(path, row, names[role], f'{row.cells[role][:60]!r} is no JSON list of texts, such as ["a", "b"]')
+    _check(path, row, [(names[role], reason) for one in found if (reason := wrong_text(one))])
+    return tuple(found)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _json(path: Path, row: Row, role: str, names: Mapping[str, str]) -> Any:
+    try:
+        return json.loads(row.cells[role])
+    except (ValueError, RecursionError):
+        raise _bad(path, row, names[role], f"{row.cells[role][:60]!r} is no JSON") from None
+
+
+def _check(path: Path, row: Row, problems: Sequence[tuple[str, str]]) -> None:
+    for column, reason in problems:
+        raise _bad(path, row, column, reason)
+
+
+def _bad(path: Path, row: Row, column: str, reason: str) -> ValueError:
+    return ValueError(f"{path}, line {row.line}, column {column}: {reason}.")
+
+
+def _spelling(image: str) -> str:
+    """One text for all spellings of a picture's name, as far as the name itself tells."""
+    name = unicodedata.normalize("NFC", image)
+    return name if "://" in name else posixpath.normpath(name.replace("\\", "/"))

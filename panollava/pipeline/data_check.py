@@ -12,7 +12,7 @@ import numpy as np
 from panollava.assemble.sources import build_source
 from panollava.crop.file import check_panorama
 from panollava.crop.partial import Covered
-from panollava.data.entries import BadEntries, Problem
+from panollava.data.entries import BadEntries, Problem, bad_numbers
 from panollava.data.files import FilesSource
 from panollava.data.records import Source
 
@@ -58,7 +58,7 @@ class Split:
     def add(self, path: Path, problems: Sequence[Problem]) -> None:
         """Takes the problems of a file's entries."""
         self.problems += [f"{path}, {problem}" for problem in problems]
-        self.bad += len({problem.number for problem in problems})
+        self.bad += len(bad_numbers(problems))
 
 
 class Headers:
@@ -99,14 +99,3 @@ def look_at(data: dict[str, Any], name: str, covered: Covered | None) -> Split:
     if isinstance(split.source, FilesSource):
         split.add(split.source.path, split.source.problems)
     return split
-
-
-def shared_pictures(splits: Sequence[Split]) -> list[str]:
-    """A line for each pair of splits that have pictures in common: what is learnt by heart would be scored."""
-    seen = [(split.name, set(split.pictures())) for split in splits]
-    return [
-        f"{first} and {second} share {len(common):,} pictures, such as {min(common)}"
-        for at, (first, its) in enumerate(seen)
-        for second, others in seen[at + 1 :]
-        if (common := its & others)
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from panollava.assemble.datasets import describe_split
 from panollava.assemble.features import open_features
 from panollava.assemble.sources import open_source
 from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.read_predictions import read_answers
 from panollava.evaluation.results import result_folder
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
@@ -86,21 +86,3 @@ def find_answers(
         if settings.get("max_samples") is None or len(answers) == max_samples:
             return answers, int(settings["image_tokens"])
     return None
-
-
-def read_answers(path: Path) -> list[Prediction]:
-    """The rows of an evaluation's ``predictions.csv``."""
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return [
-            Prediction(
-                sample_id=row["sample_id"],
-                image_id=row["image_id"],
-                kind=row["kind"],
-                question=row["question"],
-                prediction=row["prediction"],
-                references=tuple(json.loads(row["references"])),
-                latency_s=float(row["latency_s"]),
-                history=tuple((question, answer) for question, answer in json.loads(row.get("history") or "[]")),
-            )
-            for row in csv.DictReader(stream)
-        ]

@@ -15,8 +15,9 @@ from panollava.assemble.status import FINISHED
 from panollava.checkpoint import BEST, TRAINED, follow
 from panollava.evaluation.answers import is_correct
 from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.read_predictions import read_answers
 from panollava.evaluation.seeds import Repeat
-from panollava.pipeline.results_of import METRICS, PREDICTIONS, read_answers
+from panollava.pipeline.results_of import METRICS, PREDICTIONS
 from panollava.run_folder import CONFIG, STAGES
 from panollava.untrusted import read_document
 

@@ -65,11 +65,22 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, said: list[
         assert [list(entry.turns) for entry in listing.entries] == written
 
 
-def test_the_placeholder_of_llava_is_dropped_from_the_first_question_alone(tmp_path: Path) -> None:
-    values = ["What is\n<image>", "a sign", "Does it say <image>?", "yes"]
-    said = [{"from": "user" if at % 2 == 0 else "assistant", "value": text} for at, text in enumerate(values)]
-    (entry,) = read(tmp_path, "a.json", [{"image": "a.jpg", "conversations": said}]).entries
-    assert entry.turns == (("What is", "a sign"), ("Does it say <image>?", "yes"))
+@pytest.mark.parametrize("form", ["llava", "plain"])
+def test_the_placeholder_of_a_picture_is_dropped_from_any_question_and_counted(tmp_path: Path, form: str) -> None:
+    def entry(*texts: str) -> dict[str, Any]:
+        said = [{"from": "user" if at % 2 == 0 else "assistant", "value": text} for at, text in enumerate(texts)]
+        if form == "plain":
+            said = [{"human": q, "assistant": a} for q, a in zip(texts[::2], texts[1::2], strict=True)]
+        return {"image": "a.jpg", "conversations": said}
+
+    asked = [("What is\n<image>", "a sign", "Is it?", "<image>"), ("Now?", "No", "Where <image> is it?", "There")]
+    listing = read(tmp_path, "a.json", [entry(*texts) for texts in [*asked, (*asked[0][:2], *asked[1][2:])]])
+    assert [each.turns for each in listing.entries] == [
+        (("What is", "a sign"), ("Is it?", "<image>")),
+        (("Now?", "No"), ("Where\nis it?", "There")),
+    ]
+    (problem,) = listing.problems
+    assert problem.reason.startswith("asks about 2 pictures, and an entry has one")
 
 
 def test_metadata_may_name_the_question_type(tmp_path: Path) -> None:
@@ -87,6 +98,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
         ({"image": None, "conversations": said}, ", key image: a text is expected, not null"),
         ({"image": " ", "conversations": said}, ", key image: the text is empty"),
         ({"image": "a", "url": "b", "conversations": said}, ", key image: names another picture than url: leave one"),
+        ({"image": "a", "Image ": "b", "conversations": said}, ", key image: names another picture than Image "),
         ({"image": "a.jpg"}, ", key conversations: missing; it lists what is said"),
         ({"image": "a.jpg", "conversations": "hello"}, ", key conversations: a list is expected, not a text"),
         ({"image": "a.jpg", "conversations": []}, ", key conversations: empty; there is nothing to learn"),
@@ -143,7 +155,7 @@ def test_speakers_take_turns(tmp_path: Path, speakers: list[str], message: str) 
 def test_two_pictures_in_one_conversation_are_a_problem(tmp_path: Path) -> None:
     said = [{"from": "human", "value": "<image>\n<image>\nWhich?"}, {"from": "gpt", "value": "The first."}]
     (problem,) = read(tmp_path, "a.json", [{"image": "a.jpg", "conversations": said}]).problems
-    assert problem.reason == "asks about 2 pictures, and an entry has one"
+    assert problem.reason.startswith("asks about 2 pictures, and an entry has one")
 
 
 def test_an_id_names_one_picture(tmp_path: Path) -> None:

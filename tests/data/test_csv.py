@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
+from panollava.data.csv import Column, Table
 from panollava.data.entries import LISTED_PROBLEMS
 from panollava.data.files import FilesSource
 
@@ -86,13 +90,13 @@ def test_a_missing_column_names_file_columns_and_aliases(write: Write) -> None:
         ("a.jpg,q,a\na.jpg,q,a\n", r"Columns found: a\.jpg, q, a\. .*The first line must name the columns"),
         (
             "url,query,annotation,Annotation\na.jpg,q,a,b\n",
-            "the column annotation stands 2 times, and one would be read",
+            r"the columns annotation and Annotation could each be the annotation\. Choose one with data\.annot",
         ),
         ("\0" * 500, "the file is not text: it begins with NUL bytes"),
         ("a," * 5000 + "\n", r"(?s)Columns found: (a, ){39}a\. "),
         (
             "url,query,annotation\na.jpg,q," + "x" * 200_000,
-            "row 2: a cell of more than 131,072 characters, or a double",
+            "row 2, column annotation: a cell of 200,000 characters, more than 131,072",
         ),
     ],
     ids=["no header", "twice", "zeros", "wide", "huge"],
@@ -122,13 +126,112 @@ def test_a_file_that_is_not_there_names_those_that_are(write: Write) -> None:
 
 def test_ambiguous_columns_are_refused_until_one_is_chosen(write: Write) -> None:
     path = write("image,query,caption,answer\na.jpg,q,no,yes\n")
-    with pytest.raises(ValueError, match=r"answer and caption could each be the annotation.*annotation_column"):
+    with pytest.raises(ValueError, match=r"caption and answer could each be the annotation.*annotation_column"):
         source(path)
     assert source(path, annotation_column="answer").record(0, 0).turns == (("q", "yes"),)
     with pytest.raises(ValueError, match=r"Columns found: image, .*data\.annotation_column=nothing is none of them"):
         source(path, annotation_column="nothing")
-    documented = write("url,query,annotation,answer\na.jpg,q,yes,no\n")
-    assert source(documented).record(0, 0).turns == (("q", "yes"),)
+    assert source(path, query_column="caption").record(0, 0).turns == (("no", "yes"),)  # then it is no annotation
+
+
+@pytest.mark.parametrize(
+    ("header", "role", "chosen", "turns"),
+    [
+        ("url,query,annotation,answer", "annotation", "annotation", ("q", "a")),
+        ("url,annotation,query,question", "query", "question", ("a2", "q")),
+        ("url,query,annotation,Image", "image", "url", ("q", "a")),
+        ("url,query,annotation,Image Path", "image", "url", ("q", "a")),
+        ("url,query,annotation, ANNOTATION ", "annotation", "ANNOTATION", ("q", "a2")),
+    ],
+)
+def test_the_documented_name_does_not_win_silently(
+    write: Write, header: str, role: str, chosen: str, turns: tuple[str, str]
+) -> None:
+    path = write(f"{header}\na.jpg,q,a,a2\n")
+    with pytest.raises(ValueError, match=rf"could each be the {role}\. Choose one with data\.{role}_column"):
+        source(path)
+    assert source(path, **{f"{role}_column": chosen}).record(0, 0).turns == (turns,)
+
+
+def test_the_columns_taken_are_logged_once(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "panollava")
+    path = write("Image,question,answer,other\na.jpg,q,a,b\n")
+    source(path), source(path)
+    assert [line for line in caplog.messages if "columns taken" in line] == [
+        f"{path}: columns taken: image = Image, query = question, annotation = answer."
+    ]
+
+
+def test_the_placeholder_of_a_picture_is_dropped_from_a_query(write: Write) -> None:
+    path = write("url,query,annotation\na.jpg,<image> What?,<image> is text\n")
+    assert source(path).record(0, 0).turns == (("What?", "<image> is text"),)
+    assert source(path, query_template="Say: {query}").record(0, 0).turns[0][0] == "Say: What?"
+    with pytest.raises(ValueError, match="row 2, column query: asks about 2 pictures"):
+        source(path, query_template="<image>\n{query}")
+    with pytest.raises(ValueError, match="row 2, column query: the cell is empty"):
+        source(write("url,query,annotation\na.jpg,<image>,a\n"), query_template="Say: {query}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sep=;\nurl;query;annotation\na.jpg;q;a\n", r"line 1: sep=; is a spreadsheet's note of its separator"),
+        ("sep=,\nurl,query,annotation\na.jpg,q,a\n", r"line 1: sep=, is a spreadsheet's note"),
+        ('url, "query", "annotation"\na.jpg,q,a\n', "line 1: a blank stands before a double quote in the header"),
+        ("url;query;annotation\na.jpg;q;a\n", "another sign: save the file with commas"),
+        ("url\tquery\tannotation\na.jpg\tq\ta\n", "another sign: save the file with commas"),
+        ("url,query,annotation\na.jpg;q;a\n", "row 2, column query: 1 cells where the header has 3"),
+        ('url,query,annotation\na.jpg, "what, now?", "red"\n', "row 2, column annotation: 4 cells where the header"),
+        ('url,query,annotation\na.jpg, "what?", "red"\n', "row 2, column query: a blank stands before the double quote"),
+        ('url,query,annotation\na.jpg,what?,\t"red"\n', "row 2, column annotation: a blank stands before"),
+        ("url,query,annotation,id\na.jpg,red,7\n", "row 2, column id: 3 cells where the header has 4"),
+        ('url,query,annotation\na.jpg,"two\nlines",a\n\na.jpg,q\n', r"row 4 \(line 5\), column annotation: 2 cells"),
+        ('url,query,annotation\na.jpg,"two\nlines","open\nb.jpg,q,a\n', "row 2, line 3: .* is never closed"),
+        ('url,query,annotation\na.jpg,"open,a\nb.jpg,"q",a\n', "row 2, line 2: .* begins here, and in line 3"),
+        ('url,query,annotation\na.jpg,q,"a" \n', "row 2, line 2: ',' expected after"),
+        (
+            'url,query,annotation\na.jpg,"two\nlines","open\nb.jpg,q,a\nc.jpg,q,blue"\n',
+            r"line 3: a text in double quotes that begins here ends in line 5, and line 4, 'b\.jpg,q,a', looks like a row",
+        ),
+        ('url,query,annotation\nscene-7,"q,a\nscene-12,where?,",a\n', "line 2: .* and line 3, 'scene-12,where"),
+        ('url,query,annotation\n"a.jpg\nb",q,a\n', "row 2, column url: a name in two lines"),
+    ],
+)
+def test_what_is_not_of_the_form_is_refused_with_its_line(write: Write, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        source(write(text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf_16_is_named(write: Write, encoding: str) -> None:
+    with pytest.raises(ValueError, match="UTF-16"):
+        source(write("url,query,annotation\na.jpg,q,a\n", encoding))
+
+
+def test_commas_at_the_end_of_all_lines_and_two_marks_are_no_cells(write: Write) -> None:
+    assert source(write("url,query,annotation,,\na.jpg,q,a,,\na.jpg,q,b\n")).record(1, 0).turns == (("q", "b"),)
+    assert source(write('\ufeff\ufeff"url",query,annotation\na.jpg,q,a,,\n')).record(0, 0).turns == (("q", "a"),)
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=4), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_what_python_writes_is_read_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[tuple[str, str]], ending: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    rows = [{"image": "a.jpg", "query": query, "annotation": answer} for query, answer in texts]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        # With another ending than its own, the writer leaves signs of the others without quotes.
+        quoting = csv.QUOTE_MINIMAL if ending == "\r\n" else csv.QUOTE_ALL
+        writer = csv.writer(file, lineterminator=ending, quoting=quoting)
+        writer.writerows([("image", "query", "annotation"), *(row.values() for row in rows)])
+    found = list(Table(path, {name: Column((name,)) for name in rows[0]}).rows())
+    assert [row.cells for row in found] == rows
+    assert not any(row.problems for row in found)
+    lines = re.split(r"\r\n|\r|\n", path.read_bytes().decode())
+    assert all(re.match('"?a.jpg"?,', lines[row.line - 1]) for row in found)  # it begins with its picture
 
 
 def test_every_bad_row_is_named_as_a_spreadsheet_numbers_it(write: Write) -> None:
@@ -154,12 +257,12 @@ def test_every_bad_row_is_named_as_a_spreadsheet_numbers_it(write: Write) -> Non
         "out with data.on_error=skip:"
     )
     expected = [
-        "row 4, column query: the cell is empty",
-        "row 5, column url: .*gone.jpg: there is no such file",
-        "row 6, column annotation: the cell is empty",
-        "row 7, column annotation: 4 cells where the header has 3: put texts with commas in double quotes",
-        "row 8, column url: ftp://example.org/p.jpg: ftp: pictures are fetched by http and https alone",
-        "row 9, column url: .*empty.jpg: the file is empty",
+        r"row 4 \(line 5\), column query: the cell is empty",
+        r"row 5 \(line 6\), column url: .*gone.jpg: there is no such file",
+        r"row 6 \(line 7\), column annotation: 2 cells where the header has 3: a comma is missing",
+        r"row 7 \(line 8\), column annotation: 4 cells where the header has 3: put texts with commas in double quotes",
+        r"row 8 \(line 9\), column url: ftp://example.org/p.jpg: ftp: pictures are fetched by http and https alone",
+        r"row 9 \(line 10\), column url: .*empty.jpg: the file is empty",
     ]
     assert len(lines) == 1 + len(expected)
     for line, pattern in zip(lines[1:], expected, strict=True):
@@ -168,7 +271,7 @@ def test_every_bad_row_is_named_as_a_spreadsheet_numbers_it(write: Write) -> Non
 
 def test_the_list_of_bad_rows_is_capped_and_counted(write: Write) -> None:
     with pytest.raises(ValueError) as error:
-        source(write("url,query,annotation\n" + "gone.jpg,q,a\n" * (LISTED_PROBLEMS + 5)))
+        source(write("url,query,annotation\n" + "".join(f"gone{n}.jpg,q,a\n" for n in range(LISTED_PROBLEMS + 5))))
     lines = str(error.value).splitlines()
     assert len(lines) == LISTED_PROBLEMS + 2
     assert lines[-1] == "  and 5 more; python -m panollava.check names them all"
@@ -215,7 +318,7 @@ def test_a_text_in_place_of_a_picture_is_a_bad_row(write: Write) -> None:
             "url,query,annotation\na.jpg,q,caf\u00e9\n".encode("latin-1"),
             r"train\.csv, line 2: not UTF-8 text.*Save it as UTF-8",
         ),
-        (b'url,query,annotation\na.jpg,q,"never closed\n', r"train.csv, row 2: unexpected end of data.*double"),
+        (b'url,query,annotation\na.jpg,q,"never closed\n', r"train.csv, row 2, line 2: a double quote .* is never"),
     ],
 )
 def test_unusable_files_say_what_is_wrong(write: Write, content: bytes, message: str) -> None:

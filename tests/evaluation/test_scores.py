@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from panollava.evaluation.answers import score_answers
-from panollava.evaluation.read_predictions import read_predictions
+from panollava.evaluation.read_predictions import read_answers, read_predictions
 from panollava.evaluation.results import write_results
 from panollava.evaluation.scores import as_scored, score
-from panollava.pipeline.results_of import read_answers
 
 TABLE = """image,query,prediction,reference
 a.jpg,what?,a ring,a ring
@@ -84,15 +83,30 @@ def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no rows"),
+        ("", "the file is empty"),
         ("image,prediction,reference\n", "no rows"),
-        ("image,reference\na,b\n", "no column for prediction"),
-        ("picture,prediction,reference\na,b,c\n", "no column for image in picture"),
-        ("image,image,prediction,reference\na,b,c,d\n", "is there 2 times"),
-        ("image,prediction,reference\na,b,\n", "line 2: there is no reference"),
-        ("image,prediction,reference\n,b,c\n", "line 2: no picture"),
-        ("image,prediction,references\na,b,{not json\n", "not a JSON list"),
-        ('image,prediction,reference\na,"b,c\n', "not a CSV file"),
+        ("image,reference\na,b\n", "no column for the prediction"),
+        ("picture,prediction,reference\na,b,c\n", "no column for the image.*found: picture"),
+        ("image,image,prediction,reference\na,b,c,d\n", "stands 2 times"),
+        ("image,prediction,reference\na,b,\n", "line 2, column reference: there is no reference"),
+        ("image,prediction,reference\n,b,c\n", "line 2, column image: no picture"),
+        ("image,prediction,reference,answer\na,b,c,d\n", "reference and answer could each be .* reference_column"),
+        ("image,prediction,Output,reference\na,b,c,d\n", "could each be the prediction.*with prediction_column"),
+        ("image,prediction,references\na,b,{not json\n", "line 2, column references: .* is no JSON"),
+        *(
+            (f"image,prediction,references\na,b,{cell}\n", "line 2, column references: .* is no JSON list of texts")
+            for cell in ['"""red"""', "5", "null", "true", '"[1]"', '"[[""red""]]"', '"[""red"", null]"', '"{""a"": 1}"']
+        ),
+        ('image,prediction,references,reference\na,b,"[""red""]",blue\n', "column reference: 'blue' is none of the ref"),
+        ("image,prediction,reference\na,it is red, blue,red\n", "line 2, column reference: 4 cells where"),
+        ("image,prediction,reference,kind\na,red,blue\n", "line 2, column kind: 3 cells where the header has 4"),
+        ('image,prediction,reference\na,"two\nlines",b\na,b\n', "line 4, column reference: 2 cells"),
+        ('image,prediction,reference\na, "b", "c"\n', "line 2, column prediction: a blank stands before"),
+        ('image,prediction,reference\na,"b,c\n', "line 2: a double quote that is opened here is never closed"),
+        ('image,prediction,reference\na.jpg,b,"c\nb.jpg,b,c\nc.jpg,d,e"\n', "line 2: .* line 3, .*looks like a row"),
+        ("image;prediction;reference\na;b;c\n", "save the file with commas"),
+        ("sep=,\nimage,prediction,reference\na,b,c\n", "line 1: sep=, is a"),
+        ("image,prediction,reference\na\0,b,c\n", "line 2, column image: a NUL"),
     ],
 )
 def test_bad_files_are_named_with_their_line(tmp_path: Path, text: str, message: str) -> None:
@@ -102,9 +116,51 @@ def test_bad_files_are_named_with_their_line(tmp_path: Path, text: str, message:
         read_predictions(path, "grouped")
 
 
+def test_a_column_that_is_named_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "named.csv"
+    path.write_text('image,question,answer,label,references\na,?,ours,one,"[""two""]"\n')
+    named = {"prediction": "answer", "reference": "label"}
+    (row,) = read_predictions(path, "grouped", named)
+    assert (row.prediction, row.references) == ("ours", ("one",))
+    (row,) = read_predictions(path, "grouped", named | {"reference": "references"})
+    assert row.references == ("two",)
+    with pytest.raises(ValueError, match="reference_column=truth is none of them"):
+        read_predictions(path, "grouped", named | {"reference": "truth"})
+
+
+def test_a_picture_is_one_however_its_name_is_spelled(tmp_path: Path) -> None:
+    path = tmp_path / "spelled.csv"
+    names = ["img/a.jpg", "./img/a.jpg", "img\\\\a.jpg", "img/x/../a.jpg", "other/a.jpg"]
+    path.write_text("image,prediction,reference\n" + "".join(f"{name},b,c\n" for name in names))
+    assert [row.image_id for row in read_predictions(path, "grouped")] == ["img/a.jpg"] * 4 + ["other/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"[""a""]"', '"""a"""', r"line 2, column references: '\"a\"' is no JSON list of texts"),
+        (",0.5", ",soon", "line 2, column latency_s: 'soon.*' is no number"),
+        ('"[[""What?"", ""a ring""]]"', '"[[""What?""]]"', "line 2, column history: no JSON list of pairs"),
+        (",0.5", ", and a half,0.5", "line 2, column latency_s: 12 cells where the header has 11"),
+        ("latency_s", "seconds", "no column for the latency_s"),
+    ],
+)
+def test_answers_of_ours_that_were_changed_are_refused(
+    tmp_path: Path, answer: Callable[..., object], old: str, new: str, message: str
+) -> None:
+    given = [answer("a", "a", history=(("What?", "a ring"),), latency_s=0.5)]
+    path = write_results(tmp_path, "demo", given, score_answers(given)).predictions  # type: ignore[arg-type]
+    assert read_answers(path) == given
+    text = path.read_text("utf-8-sig")
+    assert old in text
+    path.write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_answers(path)
+
+
 def test_other_bytes_and_no_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00\x00")
-    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8 text but UTF-16"):
         read_predictions(tmp_path / "bytes.csv", "grouped")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_predictions(tmp_path / "none.csv", "grouped")
