@@ -98,6 +98,17 @@ class ChatPrompt:
             ids.append(end[0])
         return ids
 
+    def control_tokens(self, text: str) -> list[str]:
+        """The tokens in a text that mean something to the chat format, such as ``<|im_end|>``, each once.
+
+        Special tokens of the tokenizer and other added ones that the template writes; the image placeholder is none,
+        as it is spelt in letters.
+        """
+        written = self.format.render((("", ""), ("", "")), None).text
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        control = {str(token) for token in tokens if token.special or str(token) in written} - {IMAGE_TOKEN}
+        return sorted((token for token in control if token in text), key=text.index)
+
     def encode(
         self,
         turns: Turns,

@@ -13,7 +13,8 @@ from panollava.crop.device import check_workers
 from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.augmented import AugmentedDataset
 from panollava.data.collate import Collate
-from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, count_cut
+from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, control_texts, count_cut
+from panollava.data.files import FilesSource
 from panollava.data.loader import StageLoader, eval_loader
 from panollava.data.records import Question, Source
 from panollava.logs import LOG
@@ -125,6 +126,12 @@ class RunData:
                 "stage.%s.max_text_length=%d cuts %d of %d texts looked at (%d tokens in all, %d left with nothing).",
                 name, options.max_text_length, cut.cut_samples, cut.samples, cut.cut_tokens, cut.silent_samples,
             )  # fmt: skip
+
+    def tell_control_tokens(self) -> None:
+        """Warns of texts that would be read as the end or the beginning of a turn."""
+        for source in (self.train, self.val, self.test):
+            if isinstance(source, FilesSource) and (told := control_texts(source, self.backbones.prompt)):
+                LOG.warning("%s.", told)
 
     def longest_question(self) -> int:
         """Tokens of the longest test question with its history, image tokens included; 0 without a test split."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from panollava.data.entries import (
     DIRECTIONS_KEY,
@@ -50,6 +51,7 @@ _SHOWN = 40
 _LONGEST = 131_072
 """Characters of a text in a data set; a longer one is most likely many rows after a double quote without its partner."""
 _BREAK = re.compile(r"\r\n|\r|\n")
+_LOOSE_QUOTE = re.compile(r'(?:^|,)[^\S\r\n]+"')
 _SEPARATOR_NOTE = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)
 _QUOTING = (
     "A text with commas, line breaks or quotes stands in double quotes, without a blank around them, and a double quote "
@@ -74,8 +76,7 @@ class Column:
     is_needed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
@@ -220,13 +221,13 @@ class Table:
         at = self._places.get("image")
         if at is None:
             return
-        own = cells[at].strip()
+        own = _shape(cells[at])
         opened = line
         for cell in cells:
             inside = _BREAK.split(cell)
             for further, piece in enumerate(inside[1:], start=1):
-                looks = _next(csv.reader([piece])) or []
-                if max(2, at + 1) <= len(looks) <= len(self.header) and _alike(looks[at].strip(), own):
+                looks = piece.split(",")  # no cell of it is quoted: the quote would have ended the text
+                if max(2, at + 1) <= len(looks) <= len(self.header) and looks[at] and _shape(looks[at]) == own:
                     raise ValueError(
                         f"{self._path}, line {opened}: a text in double quotes that begins here ends in line "
                         f"{opened + len(inside) - 1}, and line {opened + further}, {piece[:_SHOWN]!r}, looks like a row "
@@ -336,7 +337,10 @@ def _broken(path: Path, number: int, line: int, lines: Sequence[str], reason: st
 
 def _loosely_quoted(cells: Sequence[str], text: str) -> list[int]:
     """Places of cells with a blank before their double quote, which makes the quote a part of the text."""
-    places, at = [], 0
+    places: list[int] = []
+    if not _LOOSE_QUOTE.search(text):  # which is rare, and may also be in the midst of a text
+        return places
+    at = 0
     for place, cell in enumerate(cells):
         is_quoted = text.startswith('"', at)
         if not is_quoted and cell.lstrip().startswith('"'):
@@ -345,11 +349,10 @@ def _loosely_quoted(cells: Sequence[str], text: str) -> list[int]:
     return places
 
 
-def _alike(name: str, other: str) -> bool:
-    """Whether two texts could be names of pictures in one file."""
-    kinds = [Path(each).suffix.lower() for each in (name, other)]
-    shapes = [re.sub(r"\d+", "0", each) for each in (name, other)]
-    return bool(name) and (kinds[0] == kinds[1] != "" or shapes[0] == shapes[1])
+def _shape(name: str) -> str:
+    """What names of pictures in one file have in common: the suffix, or else all but the numbers."""
+    _, dot, suffix = name.strip().rpartition(".")
+    return suffix.lower() if dot and suffix.isalnum() else re.sub(r"\d+", "0", name.strip())
 
 
 def _plain(name: str) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panollava.crop.crop import Crop
+from panollava.data.entries import LISTED_PROBLEMS
+from panollava.data.files import FilesSource
 from panollava.data.records import Question, Record, Source
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
@@ -222,4 +224,23 @@ def count_cut(source: Source, encode: Callable[[Record], Encoded], *, epoch: int
         cut_samples=sum(text.cut > 0 for text in texts),
         cut_tokens=sum(text.cut for text in texts),
         silent_samples=sum(not any(text.is_target) for text in texts),
+    )
+
+
+def control_texts(source: FilesSource, prompt: ChatPrompt) -> str:
+    """Which records have tokens of the chat format in their texts, in words; empty where none has.
+
+    Such a text ends a turn, or begins one, where it should only be read.
+    """
+    texts = ["\n".join(map("\n".join, entry.turns)) for entry in source.entries]
+    tokens = prompt.control_tokens("\n".join(texts))
+    if not tokens:
+        return ""
+    found = {at: [token for token in tokens if token in text] for at, text in enumerate(texts)}
+    bad = [f"{source.entries[at].place} ({' '.join(its)})" for at, its in found.items() if its]
+    more = f" and {len(bad) - LISTED_PROBLEMS} more" if len(bad) > LISTED_PROBLEMS else ""
+    return (
+        f"{source.path}: {len(bad)} of {len(texts)} texts have control tokens of the language model, which it reads as "
+        f"the end or the beginning of a turn: {', '.join(bad[:LISTED_PROBLEMS])}{more}. Delete them, or write them in "
+        "another way, such as with a blank inside"
     )

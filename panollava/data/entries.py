@@ -167,7 +167,7 @@ def wrong_text(text: str) -> str:
 
 def drop_placeholders(question: str) -> tuple[str, int]:
     """A question without LLaVA's ``<image>``, which says where a picture stands, and how many there were."""
-    text, pictures = _PLACEHOLDER.subn("\n", question)
+    text, pictures = _PLACEHOLDER.subn("\n", question) if "<image>" in question else (question, 0)
     return text.strip(), pictures
 
 

@@ -36,6 +36,8 @@ def preflight(run: Run) -> None:
         check_writable(Path(run.cfg.evaluation.results_dir), "evaluation.results_dir")
     needs_language = any(name != "vision" for name in pending)
     language = _open_language(run, pending) if needs_language else None
+    if language is not None:
+        run.data.tell_control_tokens()
     crop, count = run.backbones.crop, run.backbones.image_tokens
     LOG.info("%s, %d image tokens a panorama.", crop.summary, count)
     width, asked = run.backbones.outline.width, run.cfg.model.latent_width

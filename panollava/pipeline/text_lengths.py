@@ -1,4 +1,4 @@
-"""How long the texts of a data set are in a language model's tokens, and what each stage's limit cuts."""
+"""How long the texts of a data set are in a language model's tokens, what each stage's limit cuts, and odd ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from panollava.data.dataset import TextEncoder
+from panollava.data.dataset import TextEncoder, control_texts
+from panollava.data.files import FilesSource
 from panollava.data.records import Source
 from panollava.model.hub import load_tokenizer
 from panollava.prompt import ChatPrompt
@@ -19,7 +20,7 @@ READING = ("resampler", "finetune")
 def text_lines(
     splits: Mapping[str, Source], language: Mapping[str, Any], stages: Mapping[str, Any], most: int | None
 ) -> list[str]:
-    """What there is to say of the lengths, a line a split and a line a stage.
+    """What there is to say of the lengths, a line a split and a line a stage, and of control tokens in the texts.
 
     Args:
         splits: by name.
@@ -33,10 +34,13 @@ def text_lines(
     """
     limits = {name: _limit(name, stages[name]["max_text_length"]) for name in READING}
     # One token stands for the panorama, whose tokens the limits do not count.
-    encoder = TextEncoder(ChatPrompt(load_tokenizer(language["name"]), system=language["system"]), image_tokens=1)
+    prompt = ChatPrompt(load_tokenizer(language["name"]), system=language["system"])
+    encoder = TextEncoder(prompt, image_tokens=1)
     lengths = {name: _lengths(source, encoder, most) for name, source in splits.items()}
     lines = [_described(name, found, len(splits[name])) for name, found in lengths.items()]
     learnt = [found for name, found in lengths.items() if name != "test"]  # whose questions no limit cuts
+    odd = [control_texts(source, prompt) for source in splits.values() if isinstance(source, FilesSource)]
+    lines += [f"Note: {told}." for told in odd if told]
     if not learnt:
         return lines
     every = np.concatenate(learnt)

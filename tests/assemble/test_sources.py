@@ -57,3 +57,27 @@ def test_what_is_left_out_is_logged(data: dict[str, Any], monkeypatch: pytest.Mo
     assert len(open_source({**data, "on_error": "skip"}, "train", CROP)) == 1
     (line,) = lines
     assert "1 of 2 rows are bad (the header is row 1) and left out:\n  row 3, column question: the cell is" in line
+
+
+def test_splits_that_share_pictures_are_told_of(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other folders, and as a copy of another name; pictures of one size alone are others."""
+    root = Path(data["dir"])
+    (root / "train").mkdir()
+    (root / "copy.jpg").write_bytes((root / "a.jpg").read_bytes())
+    for name, value in [("b.png", 100), ("c.png", 101)]:
+        cv2.imwrite(str(root / name), np.full((32, 64, 3), value, np.uint8))
+    assert (root / "b.png").stat().st_size == (root / "c.png").stat().st_size
+    files = {"train/train.csv": "../a.jpg ../b.png", "val.csv": "copy.jpg", "test.csv": "a.jpg c.png"}
+    for file, names in files.items():
+        (root / file).write_text("url,query,annotation\n" + "".join(f"{name},q,a\n" for name in names.split()))
+    paths = {f"{Path(file).stem}_csv": str(root / file) for file in files}
+    section = {key: value for key, value in data.items() if not key.endswith("_json")} | paths
+    lines: list[str] = []
+    monkeypatch.setattr(LOG, "warning", lambda text, *values: lines.append(text % values))
+    open_splits(section, ("train", "val", "test"), CROP)
+    a, copy = root / "train/../a.jpg", root / "copy.jpg"
+    assert lines == [
+        f"Data mine: train and val share 1 pictures, such as {a}, which val calls {copy}.",
+        f"Data mine: train and test share 1 pictures, such as {a}.",
+        f"Data mine: val and test share 1 pictures, such as {copy}, which test calls {root / 'a.jpg'}.",
+    ]

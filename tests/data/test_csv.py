@@ -182,7 +182,10 @@ def test_the_placeholder_of_a_picture_is_dropped_from_a_query(write: Write) -> N
         ("url\tquery\tannotation\na.jpg\tq\ta\n", "another sign: save the file with commas"),
         ("url,query,annotation\na.jpg;q;a\n", "row 2, column query: 1 cells where the header has 3"),
         ('url,query,annotation\na.jpg, "what, now?", "red"\n', "row 2, column annotation: 4 cells where the header"),
-        ('url,query,annotation\na.jpg, "what?", "red"\n', "row 2, column query: a blank stands before the double quote"),
+        (
+            'url,query,annotation\na.jpg, "what?", "red"\n',
+            "row 2, column query: a blank stands before the double quote",
+        ),
         ('url,query,annotation\na.jpg,what?,\t"red"\n', "row 2, column annotation: a blank stands before"),
         ("url,query,annotation,id\na.jpg,red,7\n", "row 2, column id: 3 cells where the header has 4"),
         ('url,query,annotation\na.jpg,"two\nlines",a\n\na.jpg,q\n', r"row 4 \(line 5\), column annotation: 2 cells"),

@@ -78,6 +78,35 @@ def test_references_are_grouped_by_picture_history_and_question(folder: Path) ->
     assert len({each.sample_id for each in questions}) == 4
 
 
+def test_a_picture_is_one_however_its_name_is_spelled(folder: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "link.jpg").symlink_to(folder / "a.jpg")
+    (folder / "hard.jpg").hardlink_to(folder / "a.jpg")
+    cv2.imwrite(str(folder / "other" / "a.jpg"), np.full((32, 64, 3), 99, np.uint8))
+    names = ["./a.jpg", "other/../a.jpg", str(folder / "a.jpg"), "link.jpg", "hard.jpg", "other\\..\\a.jpg", "a.jpg"]
+    entries = [said(name, ("What?", str(at))) for at, name in enumerate([*names, "other/a.jpg"])]
+    data = source(written(folder / "x.jsonl", *entries))
+    assert [(each.image_id, each.references) for each in data.questions()] == [
+        ("./a.jpg", tuple("0123456")),
+        ("other/a.jpg", ("7",)),
+    ]
+    assert len({data.image_id(index) for index in range(len(data))}) == len(data.identities) == 2
+    assert data.question_panorama(data.questions()[0]).max() == 0
+
+
+def test_a_broken_picture_is_one_line_with_its_rows(folder: Path) -> None:
+    (folder / "torn.jpg").write_bytes((folder / "a.jpg").read_bytes()[:-40])
+    rows = ["torn.jpg", "a.jpg", "gone.jpg", "torn.jpg", "./torn.jpg", *["torn.jpg"] * 11, "x/../gone.jpg"]
+    path = folder / "x.csv"
+    path.write_text("url,query,annotation\n" + "".join(f"{name},q,a\n" for name in rows), "utf-8")
+    with pytest.raises(BadEntries, match=r"16 of 17 rows are bad") as error:
+        source(path)
+    torn, gone = error.value.problems
+    assert str(torn).startswith(f"rows 2, 5, 6 and 11 more, column url: {folder / 'torn.jpg'}: ")
+    assert str(gone).startswith("rows 4 and 18, column url: ")
+    assert len(source(path, on_error="skip")) == 1
+
+
 def test_kinds_of_questions(folder: Path) -> None:
     entries = said("a.jpg", ("q", "a"), metadata={"type": "colour"}), said("b.png", ("q", "a"))
     assert [each.kind for each in source(written(folder / "x.jsonl", *entries)).questions()] == ["colour", "text"]

@@ -13,6 +13,7 @@ from small_runs import command
 
 from panollava import check
 from panollava.crop.file import check_panorama
+from panollava.model.hub import load_tokenizer
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "quic360_mini" / "data.csv"
 GOOD = "a.jpg,무엇이 보이나요?,파란 공\na.jpg,무엇이 보이나요?,하늘\n"
@@ -23,11 +24,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: a data set in ``data``, each split with a picture of its own and one damaged within."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    photo = by_pillow(np.asarray(noise(64, 128)), "JPEG")
+    photo = np.asarray(noise(64, 128))
     (tmp_path / "data" / "torn.jpg").write_bytes(torn_jpeg())
     assert check_panorama(tmp_path / "data" / "torn.jpg") == (128, 256)  # its header and its end are right
     for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
-        (tmp_path / "data" / f"{name}.jpg").write_bytes(photo)
+        (tmp_path / "data" / f"{name}.jpg").write_bytes(by_pillow(np.roll(photo, ord(name), axis=1), "JPEG"))
         write(tmp_path, split, GOOD.replace("a.jpg", f"{name}.jpg"))
     return tmp_path
 
@@ -57,6 +58,18 @@ def test_a_sound_data_set(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         "  stage.finetune.max_text_length=20 cuts 4 of 4 (100.0%)",
         "Nothing is wrong.",
     ]
+
+
+def test_control_tokens_in_texts_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = load_tokenizer("panollava/tiny-qwen3").eos_token
+    write(folder, "val", GOOD.replace("a.jpg", "b.jpg") + f"b.jpg,What?,Red.{token} <image>\n")
+    status, lines, _ = checked(monkeypatch, capsys)
+    assert status == 0
+    (note,) = [line.strip() for line in lines if "control tokens" in line]
+    assert note.startswith("Note: data/val.csv: 1 of 3 texts have control tokens of the language model")
+    assert f": row 4 ({token}). Delete them" in note
 
 
 def test_every_problem_of_every_split(

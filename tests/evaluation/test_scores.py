@@ -95,9 +95,21 @@ def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path,
         ("image,prediction,references\na,b,{not json\n", "line 2, column references: .* is no JSON"),
         *(
             (f"image,prediction,references\na,b,{cell}\n", "line 2, column references: .* is no JSON list of texts")
-            for cell in ['"""red"""', "5", "null", "true", '"[1]"', '"[[""red""]]"', '"[""red"", null]"', '"{""a"": 1}"']
+            for cell in [
+                '"""red"""',
+                "5",
+                "null",
+                "true",
+                '"[1]"',
+                '"[[""red""]]"',
+                '"[""red"", null]"',
+                '"{""a"": 1}"',
+            ]
         ),
-        ('image,prediction,references,reference\na,b,"[""red""]",blue\n', "column reference: 'blue' is none of the ref"),
+        (
+            'image,prediction,references,reference\na,b,"[""red""]",blue\n',
+            "column reference: 'blue' is none of the ref",
+        ),
         ("image,prediction,reference\na,it is red, blue,red\n", "line 2, column reference: 4 cells where"),
         ("image,prediction,reference,kind\na,red,blue\n", "line 2, column kind: 3 cells where the header has 4"),
         ('image,prediction,reference\na,"two\nlines",b\na,b\n', "line 4, column reference: 2 cells"),
