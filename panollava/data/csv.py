@@ -49,13 +49,13 @@ ALIASES = {
 _SHOWN = 40
 """Columns that a message names, and letters of each: the header may be a row of texts."""
 _LONGEST = 131_072
-"""Characters of a text in a data set; a longer one is most likely many rows after a double quote without its partner."""
+"""Characters of a text in a data set; a longer one is most likely many rows behind a lone double quote."""
 _BREAK = re.compile(r"\r\n|\r|\n")
 _LOOSE_QUOTE = re.compile(r'(?:^|,)[^\S\r\n]+"')
 _SEPARATOR_NOTE = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)
 _QUOTING = (
-    "A text with commas, line breaks or quotes stands in double quotes, without a blank around them, and a double quote "
-    'inside it is written twice: "".'
+    "A text with commas, line breaks or quotes stands in double quotes, without blanks around them, and a double "
+    'quote inside it is written twice: "".'
 )
 
 
@@ -184,8 +184,9 @@ class Table:
     def _only(self, role: str, column: Column, places: Sequence[int]) -> int:
         names = list(dict.fromkeys(self.header[at] for at in places))
         if len(names) > 1:
-            way_out = f"Choose one with {column.key}" if column.key else "Leave one of them"
-            raise ValueError(f"{self._path}: the columns {' and '.join(names)} could each be the {role}. {way_out}.")
+            way_out = f"Choose one with {column.key}, or rename" if column.key else "Rename"
+            told = f"the columns {' and '.join(names)} could each be the {role}"
+            raise ValueError(f"{self._path}: {told}. {way_out} the others.")
         if len(places) > 1:
             raise ValueError(
                 f"{self._path}: the column {names[0]} stands {len(places)} times, and one would be read. Rename the "
@@ -230,8 +231,8 @@ class Table:
                 if max(2, at + 1) <= len(looks) <= len(self.header) and looks[at] and _shape(looks[at]) == own:
                     raise ValueError(
                         f"{self._path}, line {opened}: a text in double quotes that begins here ends in line "
-                        f"{opened + len(inside) - 1}, and line {opened + further}, {piece[:_SHOWN]!r}, looks like a row "
-                        f"of its own. Is a double quote missing? {_QUOTING}"
+                        f"{opened + len(inside) - 1}, and line {opened + further}, {piece[:_SHOWN]!r}, looks like a "
+                        f"row of its own. Is a double quote missing? {_QUOTING}"
                     )
             opened += len(inside) - 1
 

@@ -142,7 +142,7 @@ def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str]) 
     _check(path, row, [*row.problems, *nul])
     if not cells["image"]:
         raise _bad(path, row, names["image"], "no picture is named. Fill the column or leave the row out")
-    references = (cells["reference"],)
+    references: tuple[str, ...] = (cells["reference"],)
     if cells["references"]:
         references = _texts(path, row, "references", names)
         if cells["reference"] and cells["reference"] not in map(str.strip, references):

@@ -194,7 +194,7 @@ def test_the_placeholder_of_a_picture_is_dropped_from_a_query(write: Write) -> N
         ('url,query,annotation\na.jpg,q,"a" \n', "row 2, line 2: ',' expected after"),
         (
             'url,query,annotation\na.jpg,"two\nlines","open\nb.jpg,q,a\nc.jpg,q,blue"\n',
-            r"line 3: a text in double quotes that begins here ends in line 5, and line 4, 'b\.jpg,q,a', looks like a row",
+            r"line 3: a text in double quotes that begins here ends in line 5, and line 4, 'b\.jpg,q,a', looks",
         ),
         ('url,query,annotation\nscene-7,"q,a\nscene-12,where?,",a\n', "line 2: .* and line 3, 'scene-12,where"),
         ('url,query,annotation\n"a.jpg\nb",q,a\n', "row 2, column url: a name in two lines"),
