@@ -29,6 +29,7 @@ from panollava.data.entries import (
     found_file,
     not_utf8,
     said_directions,
+    spelling,
     too_many_pictures,
     wrong_text,
 )
@@ -131,7 +132,7 @@ class _Collected:
             bad.append(("image_id", f"a text or a whole number is expected, not {_kind_of(image_id)}"))
             return
         known, where = self._images.setdefault(image_id, (image, place))
-        if known != image:
+        if spelling(known) != spelling(image):
             bad.append(("image_id", f"{image_id} is {image} here and {known} in {where}"))
 
 
@@ -207,7 +208,7 @@ def _image(value: Any, bad: _Bad) -> tuple[str, str]:
     if not keys:
         bad.append((IMAGE_KEYS[0], f"missing; it names the picture, as do {' and '.join(IMAGE_KEYS[1:])}"))
         return "", ""
-    if len({str(value[key]) for key in keys}) > 1:
+    if len({spelling(str(value[key])) for key in keys}) > 1:
         bad.append((keys[0], f"names another picture than {keys[1]}: leave one of them out"))
     return keys[0], _text(value[keys[0]], keys[0], bad)
 

@@ -219,22 +219,27 @@ class Table:
 
     def _refuse_swallowed(self, line: int, cells: Sequence[str]) -> None:
         """Refuses a text that has further rows in it: the double quote at its end belongs to the last one."""
-        at = self._places.get("image")
-        if at is None:
+        at, width = self._places.get("image"), len(self.header)
+        if at is None or (own := _shape(cells[at])).isdigit():  # what any number looks like
             return
-        own = _shape(cells[at])
-        opened = line
+        words = len(cells[at].split())
         for cell in cells:
-            inside = _BREAK.split(cell)
-            for further, piece in enumerate(inside[1:], start=1):
-                looks = piece.split(",")  # no cell of it is quoted: the quote would have ended the text
-                if max(2, at + 1) <= len(looks) <= len(self.header) and looks[at] and _shape(looks[at]) == own:
+            pieces = [piece.split(",") for piece in _BREAK.split(cell)]  # a quote in them would have ended the text
+            last = len(pieces) - 1
+            for further, piece in enumerate(pieces):
+                names = []
+                if further and len(piece) > at:  # a whole row, or the beginning of the last
+                    names.append(piece[at])
+                if further < last and len(piece) >= width - at:  # a whole row, or the end of the first
+                    names.append(piece[at - width])
+                looks = [name for name in names if 0 < len(name.split()) <= words and _shape(name) == own]
+                if looks and 1 < len(piece) <= width:
                     raise ValueError(
-                        f"{self._path}, line {opened}: a text in double quotes that begins here ends in line "
-                        f"{opened + len(inside) - 1}, and line {opened + further}, {piece[:_SHOWN]!r}, looks like a "
-                        f"row of its own. Is a double quote missing? {_QUOTING}"
+                        f"{self._path}, line {line}: a text in double quotes that begins here ends in line "
+                        f"{line + last}, and {','.join(piece)[:_SHOWN]!r} in line {line + further} looks like a row. "
+                        f"Is a double quote missing? {_QUOTING}"
                     )
-            opened += len(inside) - 1
+            line += last
 
 
 def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -> Listing:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +176,12 @@ def drop_placeholders(question: str) -> tuple[str, int]:
 def too_many_pictures(count: int) -> str:
     """What is wrong with an entry in whose questions ``<image>`` stands several times."""
     return f"asks about {count} pictures, and an entry has one: <image> stands {count} times in its questions"
+
+
+def spelling(image: str) -> str:
+    """One text for all spellings of a picture's name, as far as the name itself tells."""
+    name = unicodedata.normalize("NFC", image)
+    return name if "://" in name else posixpath.normpath(name.replace("\\", "/"))
 
 
 def said_directions(text: str) -> Directions | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import posixpath
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from panollava.data.csv import Column, Row, Table
-from panollava.data.entries import wrong_text
+from panollava.data.entries import spelling, wrong_text
 from panollava.evaluation.predictions import Prediction
 
 ALIASES = {
@@ -152,7 +150,7 @@ def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str]) 
     if not references:
         at = names.get("references", names.get("reference", ""))
         raise _bad(path, row, at, "there is no reference. Fill the column or leave the row out")
-    image = spelt.setdefault(_spelling(cells["image"]), cells["image"])
+    image = spelt.setdefault(spelling(cells["image"]), cells["image"])
     place = cells["turn"], cells["history"]
     return Scored(image, cells["query"], cells["kind"], cells["prediction"], references, *place)
 
@@ -184,9 +182,3 @@ def _check(path: Path, row: Row, problems: Sequence[tuple[str, str]]) -> None:
 
 def _bad(path: Path, row: Row, column: str, reason: str) -> ValueError:
     return ValueError(f"{path}, line {row.line}, column {column}: {reason}.")
-
-
-def _spelling(image: str) -> str:
-    """One text for all spellings of a picture's name, as far as the name itself tells."""
-    name = unicodedata.normalize("NFC", image)
-    return name if "://" in name else posixpath.normpath(name.replace("\\", "/"))

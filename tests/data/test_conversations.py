@@ -159,7 +159,11 @@ def test_two_pictures_in_one_conversation_are_a_problem(tmp_path: Path) -> None:
 
 
 def test_an_id_names_one_picture(tmp_path: Path) -> None:
-    listing = read(tmp_path, "a.json", [PLAIN, PLAIN, PLAIN | {"image_path": "b.jpg"}, PLAIN | {"image_id": "7"}])
+    listing = read(
+        tmp_path,
+        "a.json",
+        [PLAIN, PLAIN | {"image_path": "x/../a.jpg"}, PLAIN | {"image_path": "b.jpg"}, PLAIN | {"image_id": "7"}],
+    )
     assert len(listing.entries) == 3
     assert problems(listing) == ["entry 3 (line 30), key image_id: 7 is b.jpg here and a.jpg in entry 1 (line 2)"]
 

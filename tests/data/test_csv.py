@@ -194,9 +194,11 @@ def test_the_placeholder_of_a_picture_is_dropped_from_a_query(write: Write) -> N
         ('url,query,annotation\na.jpg,q,"a" \n', "row 2, line 2: ',' expected after"),
         (
             'url,query,annotation\na.jpg,"two\nlines","open\nb.jpg,q,a\nc.jpg,q,blue"\n',
-            r"line 3: a text in double quotes that begins here ends in line 5, and line 4, 'b\.jpg,q,a', looks",
+            r"line 3: a text in double quotes that begins here ends in line 5, and 'b\.jpg,q,a' in line 4 looks like",
         ),
-        ('url,query,annotation\nscene-7,"q,a\nscene-12,where?,",a\n', "line 2: .* and line 3, 'scene-12,where"),
+        ('query,annotation,url\nq,"a,a.jpg\nq,b",b.jpg\n', "line 2: .* and 'a,a.jpg' in line 2 looks like a row"),
+        ('query,url,annotation\n"q,a.jpg,a\nq",b.jpg,b\n', "line 2: .* and 'q,a.jpg,a' in line 2 looks like a row"),
+        ('url,query,annotation\nscene-7,"q,a\nscene-12,where?,",a\n', "line 2: .* 'scene-12,where.* in line 3 looks"),
         ('url,query,annotation\n"a.jpg\nb",q,a\n', "row 2, column url: a name in two lines"),
     ],
 )
@@ -209,6 +211,11 @@ def test_what_is_not_of_the_form_is_refused_with_its_line(write: Write, text: st
 def test_utf_16_is_named(write: Write, encoding: str) -> None:
     with pytest.raises(ValueError, match="UTF-16"):
         source(write("url,query,annotation\na.jpg,q,a\n", encoding))
+
+
+def test_lists_and_names_of_pictures_in_a_text_are_no_rows(write: Write) -> None:
+    text = "1, 2\n3, 4, 5\nas in a.jpg, on the left\nsee here, a.jpg shows it, too"
+    assert source(write(f'url,query,annotation\na.jpg,q,"{text}"\n')).record(0, 0).turns == (("q", text),)
 
 
 def test_commas_at_the_end_of_all_lines_and_two_marks_are_no_cells(write: Write) -> None:
