@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-
-from panollava.crop.decode import DIVISORS
+from panollava.crop.decode import DECODERS, DIVISORS
 from panollava.crop.file import decode_panorama
 from panollava.crop.partial import Covered
 
@@ -22,7 +20,7 @@ MEMORY = Path("cache/decoded.json")
 class Decoded:
     """The verdicts of full decodes, by file.
 
-    A file is known by its path, size, time and inode, and a verdict is OpenCV's, of one version.
+    A file is known by its path, size, time and inode, and a verdict is that of certain decoders.
 
     Args:
         path: where they are kept; a file that cannot be read, or is another version's, counts as empty.
@@ -47,7 +45,7 @@ class Decoded:
         """Writes all verdicts, with those that another process has written in the meantime."""
         from panollava.checkpoint import write_file  # here, as it brings in torch
 
-        document = {"opencv": cv2.__version__, "pictures": _read(self._path) | self._verdicts}
+        document = {"decoders": DECODERS, "pictures": _read(self._path) | self._verdicts}
         write_file(self._path, json.dumps(document, ensure_ascii=False))
 
     def checked(self, check: Callable[[str], object]) -> Callable[[str], object]:
@@ -63,16 +61,17 @@ def examined(picture: str, covered: Covered | None = None) -> tuple[str, list[in
     """
     identity = _identity(picture)
     try:
-        decode_panorama(picture, covered, lambda header: DIVISORS[0])  # noqa: ARG005
+        decode_panorama(picture, covered, lambda _: DIVISORS[0])
     except (OSError, ValueError) as error:  # collected, so that all damaged pictures are named at once
         return picture, identity, str(error)
     return picture, identity, ""
 
 
-def _check(decoded: Decoded, check: Callable[[str], object], picture: str) -> None:
-    check(picture)
+def _check(decoded: Decoded, check: Callable[[str], object], picture: str) -> object:
+    checked = check(picture)
     if reason := decoded.verdict(picture):
         raise ValueError(reason)
+    return checked
 
 
 def _identity(picture: str) -> list[int]:
@@ -86,7 +85,7 @@ def _identity(picture: str) -> list[int]:
 def _read(path: Path) -> dict[str, list[Any]]:
     try:
         document = json.loads(path.read_text("utf-8"))
-        pictures = document["pictures"] if document["opencv"] == cv2.__version__ else {}
+        pictures = document["pictures"] if document["decoders"] == DECODERS else {}
         return {name: known for name, known in pictures.items() if isinstance(known, list) and len(known) == 4}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a memory, not a record: it can be made again
         return {}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from panollava.component import find_component
 from panollava.crop.cameras import camera_tensor
+from panollava.crop.decode import DECODERS
 from panollava.crop.device import device_here
 from panollava.crop.extent import Spanned
-from panollava.crop.file import check_panorama
-from panollava.crop.partial import Covered, check_covered, check_shape, made_whole
+from panollava.crop.file import Panorama, check_panorama
+from panollava.crop.gpano import part_of
+from panollava.crop.partial import Covered, Part, check_covered, check_shape, made_whole
 from panollava.crop.read import needed_size, read_panorama
 from panollava.crop.render import Renderer, render_views
 from panollava.crop.strategies import CropStrategy
@@ -33,7 +34,8 @@ class Crop:
         view_size: (h, w).
         renderer: what cuts them.
         device: where the torch renderer runs.
-        panorama_fov_deg: degrees that the pictures cover, horizontally and vertically; None for the whole sphere.
+        panorama_fov_deg: degrees that the pictures cover, horizontally and vertically, before what their
+            tags say; None for that, and for the whole sphere where there are none.
         cameras: the V cameras, a global one first where there is one.
         camera_rows: ``(V, C)`` float32, the same as numbers.
     """
@@ -92,7 +94,7 @@ class Crop:
             "renderer": self.renderer,
             "device": self.device,
             "panorama_fov_deg": None if self.panorama_fov_deg is None else list(self.panorama_fov_deg),
-            "libraries": {"cv2": cv2.__version__, "numpy": np.__version__},
+            "libraries": {**DECODERS, "numpy": np.__version__},
         }
 
     def views(self, panorama: np.ndarray) -> Tensor:
@@ -100,21 +102,27 @@ class Crop:
         views = render_views(panorama, self.cameras, self.view_size, self.renderer, self.device)
         return torch.from_numpy(views).permute(0, 3, 1, 2).contiguous()
 
-    def read(self, path: str | Path) -> np.ndarray:
+    def read(self, source: str | Path | BinaryIO) -> np.ndarray:
         """A picture file as panorama ``(H, W, 3)`` uint8 RGB of the whole sphere, no finer than these views need."""
-        return read_panorama(path, self.cameras, self.view_size, self.panorama_fov_deg)
+        return read_panorama(source, self.cameras, self.view_size, self.panorama_fov_deg)
 
-    def whole(self, picture: np.ndarray) -> np.ndarray:
+    def whole(self, picture: np.ndarray, xmp: tuple[bytes, ...] = ()) -> np.ndarray:
         """A picture ``(H, W, 3)`` that is no file, as panorama of the whole sphere; one that was read is whole already.
 
+        Args:
+            picture: the pixels.
+            xmp: the XMP packets that came with it.
+
         Raises:
-            ValueError: it has not the shape of what it covers.
+            ValueError: it has not the shape of what it covers, or its tags cannot be used.
         """
         if isinstance(picture, Spanned):
             return picture
-        check_shape("The picture", (picture.shape[0], picture.shape[1]), self.panorama_fov_deg)
-        return made_whole(picture, self.panorama_fov_deg, needed_size(self.cameras, self.view_size))
+        covered = self.panorama_fov_deg
+        part = part_of("The picture", xmp) if covered is None else Part(*covered)
+        check_shape("The picture", (picture.shape[0], picture.shape[1]), part)
+        return made_whole(picture, part, needed_size(self.cameras, self.view_size))
 
-    def check(self, path: str | Path) -> None:
+    def check(self, source: str | Path | BinaryIO) -> Panorama:
         """Check a picture file without decoding it; raises what ``check_panorama`` does."""
-        check_panorama(path, self.panorama_fov_deg)
+        return check_panorama(source, self.panorama_fov_deg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,7 +23,34 @@ Covered = tuple[
 ]
 """Degrees that a panorama covers, from left to right and from top to bottom, around the centre of the sphere."""
 
+
+class Part(NamedTuple):
+    """The part of the sphere that a picture shows.
+
+    Attributes:
+        across_deg, down_deg: what it covers, from left to right and from top to bottom.
+        before, above: the shares of what is missing that lie on its left and above it.
+        is_said: by the tags of its file; otherwise by ``crop.panorama_fov_deg``.
+    """
+
+    across_deg: float
+    down_deg: float
+    before: float = 0.5
+    above: float = 0.5
+    is_said: bool = False
+
+    def __str__(self) -> str:
+        degrees = f"[{self.across_deg:g}, {self.down_deg:g}]"
+        return f"the {degrees} degrees of its GPano tags" if self.is_said else f"crop.panorama_fov_deg={degrees}"
+
+
 _ADVICE = "Give the degrees that the pictures cover, [horizontal, vertical], or null if they show the whole sphere."
+
+OTHERWISE = (
+    "Correct the tags, remove them (exiftool -XMP-GPano:all= FILE), or give the degrees that all pictures cover around "
+    "the centre with crop.panorama_fov_deg ([360,180] for the whole sphere), which goes before the tags."
+)
+"""Ways out where the tags of a file are wrong."""
 
 
 def check_covered(covered: Covered | None) -> None:
@@ -48,51 +75,56 @@ def check_covered(covered: Covered | None) -> None:
         )
 
 
-def check_shape(name: str, size: tuple[int, int], covered: Covered | None) -> None:
+def check_shape(name: str, size: tuple[int, int], part: Part | None) -> None:
     """Check that a picture has the shape of what it covers.
 
     Args:
         name: of the picture, for the message.
         size: its (H, W).
-        covered: degrees that it covers; None for the whole sphere.
+        part: of the sphere; None for the whole.
 
     Raises:
         ValueError: it has another shape.
     """
     height, width = size
-    across, down = covered or (360.0, 180.0)
-    if height > 0 and abs(width / height / (across / down) - 1) <= ASPECT_TOLERANCE:
+    shape = 2.0 if part is None else part.across_deg / part.down_deg
+    if height > 0 and abs(width / height / shape - 1) <= ASPECT_TOLERANCE:
         return
     pixels, tolerance = f"{width} x {height} pixels", f"within {ASPECT_TOLERANCE:.0%}"
-    if covered is None:
+    if part is None:
         raise ValueError(
             f"{name}: {pixels} is not a whole panorama, which is twice as wide as high ({tolerance}). Pad or cut it "
             "to 2:1, leave it out, or, if it is an equirectangular picture of a part of the sphere, say how many "
             "degrees it covers with crop.panorama_fov_deg=[horizontal,vertical]."
         )
     raise ValueError(
-        f"{name}: {pixels} do not cover crop.panorama_fov_deg=[{across:g}, {down:g}], which is {across / down:.3g} "
-        f"times as wide as high ({tolerance}); this is {width / height if height else math.inf:.3g} times. Set "
-        "crop.panorama_fov_deg to the degrees that the pictures cover (null for the whole sphere), or leave it out."
+        f"{name}: {pixels} do not cover {part}, which is {shape:.3g} times as wide as high ({tolerance}); this is "
+        f"{width / height if height else math.inf:.3g} times. "
+        + (
+            f"It was cut or stretched after they were written. {OTHERWISE}"
+            if part.is_said
+            else "Set crop.panorama_fov_deg to the degrees that the pictures cover (null: what the tags of each file "
+            "say, and the whole sphere without any), or leave it out."
+        )
     )
 
 
-def whole_size(size: Extent, covered: Covered | None) -> Extent:
+def whole_size(size: Extent, part: Part | None) -> Extent:
     """Rows and columns that the whole sphere takes where a part of it takes ``size``."""
-    across, down = covered or (360.0, 180.0)
-    return size[0] * 180 / down, size[1] * 360 / across
+    return size if part is None else (size[0] * 180 / part.down_deg, size[1] * 360 / part.across_deg)
 
 
-def made_whole(picture: np.ndarray, covered: Covered | None, needed: tuple[int, int]) -> np.ndarray:
+def made_whole(picture: np.ndarray, part: Part | None, needed: tuple[int, int]) -> np.ndarray:
     """The whole sphere, black where a picture of a part of it does not reach.
 
-    The picture keeps its pixels and lies exactly in the centre; for that the sphere gets up to one row and column
-    more or fewer than its angles ask for, which moves the picture's edges by half a pixel at most. A picture that is
+    The picture keeps its pixels and lies exactly in the centre, if that is its place; for that the sphere gets up to
+    one row and column more or fewer than its angles ask for, which moves the picture's edges by half a pixel at most,
+    as it does at any other place. A picture that is
     at least twice as fine as needed is averaged down first: the sphere around it may be many times as large.
 
     Args:
         picture: ``(H, W, 3)``, with an ``extent`` or without.
-        covered: degrees that it covers; None for the whole sphere.
+        part: of the sphere that it shows; None for the whole.
         needed: (H, W) of the coarsest sphere that will do.
 
     Returns:
@@ -101,27 +133,28 @@ def made_whole(picture: np.ndarray, covered: Covered | None, needed: tuple[int, 
     Raises:
         ValueError: the sphere would be larger however small the picture is made.
     """
-    if covered is None:
+    if part is None:
         return picture
-    picture = _averaged(picture, covered, needed)
+    picture = _averaged(picture, part, needed)
     rows, columns = extent_of(picture)
-    whole_rows, whole_columns = whole_size((rows, columns), covered)
-    top, left = round((whole_rows - rows) / 2), round((whole_columns - columns) / 2)
-    padded = cv2.copyMakeBorder(np.asarray(picture), top, top, left, left, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-    return spanning(padded, (rows + 2 * top, columns + 2 * left))
+    whole_rows, whole_columns = whole_size((rows, columns), part)
+    top, bottom = (max(0, round((whole_rows - rows) * share)) for share in (part.above, 1 - part.above))
+    left, right = (max(0, round((whole_columns - columns) * share)) for share in (part.before, 1 - part.before))
+    padded = cv2.copyMakeBorder(np.asarray(picture), top, bottom, left, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    return spanning(padded, (rows + top + bottom, columns + left + right))
 
 
-def _averaged(picture: np.ndarray, covered: Covered, needed: tuple[int, int]) -> np.ndarray:
+def _averaged(picture: np.ndarray, part: Part, needed: tuple[int, int]) -> np.ndarray:
     height, width = picture.shape[:2]
     rows, columns = extent_of(picture)
-    whole = whole_size((rows, columns), covered)
+    whole = whole_size((rows, columns), part)
     finer = min(have // want for have, want in zip(whole, needed, strict=True))
     divisor = max(1.0, finer, math.sqrt(math.prod(whole) / MAX_PIXELS))
     size = max(1, int(height / divisor)), max(1, int(width / divisor))
     if math.prod(whole) > MAX_PIXELS * height / size[0] * width / size[1]:
         raise ValueError(
-            f"crop.panorama_fov_deg=[{covered[0]:g}, {covered[1]:g}] is so little that the sphere around a single "
-            f"pixel would have more than {MAX_PIXELS:,}. {_ADVICE}"
+            f"{part} {'are' if part.is_said else 'is'} so little that the sphere around a single pixel would have more "
+            f"than {MAX_PIXELS:,}. {OTHERWISE if part.is_said else _ADVICE}"
         )
     if size == (height, width):
         return picture

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from panollava.crop.cameras import Camera, needed_panorama_size
 from panollava.crop.decode import DIVISORS
 from panollava.crop.extent import spanning
-from panollava.crop.file import decode_panorama
-from panollava.crop.header import PictureHeader
+from panollava.crop.file import Panorama, decode_panorama
 from panollava.crop.partial import Covered, made_whole, whole_size
 
 
 def read_panorama(
-    path: str | Path, cameras: Sequence[Camera], view_size: tuple[int, int], covered: Covered | None = None
+    source: str | Path | BinaryIO, cameras: Sequence[Camera], view_size: tuple[int, int], covered: Covered | None = None
 ) -> np.ndarray:
     """A panorama, upright, 8 bits a channel, alpha dropped; JPEGs no finer than the views need.
 
     Args:
-        path: a JPEG or PNG file.
+        source: a JPEG or PNG file, or one that is open.
         cameras: the views that will be cut from it.
         view_size: their (h, w).
-        covered: degrees that the picture covers, horizontally and vertically; None for the whole sphere.
+        covered: degrees that the picture covers, horizontally and vertically; None for what the tags of its
+            file say, and the whole sphere without any.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB of the whole sphere, black where the picture does not reach, with an ``extent`` where
@@ -35,10 +36,11 @@ def read_panorama(
         ValueError: the file is empty, cut short, damaged, not a picture, too large or of another shape.
     """
     needed = needed_size(cameras, view_size)
-    picture, header, divisor = decode_panorama(path, covered, lambda header: _divisor(header, needed, covered))
+    picture, panorama, divisor = decode_panorama(source, covered, lambda panorama: _divisor(panorama, needed))
     if divisor > 1:
-        picture = spanning(picture, (header.height / divisor, header.width / divisor))
-    return made_whole(picture, covered, needed)
+        height, width = panorama.size
+        picture = spanning(picture, (height / divisor, width / divisor))
+    return made_whole(picture, panorama.part, needed)
 
 
 def needed_size(cameras: Sequence[Camera], view_size: tuple[int, int]) -> tuple[int, int]:
@@ -47,13 +49,13 @@ def needed_size(cameras: Sequence[Camera], view_size: tuple[int, int]) -> tuple[
     return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
-def _divisor(header: PictureHeader, needed: tuple[int, int], covered: Covered | None) -> int:
+def _divisor(panorama: Panorama, needed: tuple[int, int]) -> int:
     """The largest divisor whose result is still as fine as needed.
 
     The last row and column of a side that it does not divide lie in part beyond the picture, and turned upright they
     might be the first, which an extent cannot say.
     """
-    whole = whole_size((header.height, header.width), covered)
+    header, whole = panorama.header, whole_size(panorama.size, panorama.part)
     return next(
         divisor
         for divisor in DIVISORS

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from panollava.crop.file import check_panorama
+from panollava.crop.file import Panorama, check_panorama
 from panollava.data.conversations import read_json, read_jsonl
 from panollava.data.csv import read_csv
 from panollava.data.entries import BadEntries, Entry, Listing, Problem, bad_numbers, in_places, shown, summary
@@ -17,6 +17,7 @@ from panollava.data.pictures import Identity, Pictures, identify
 from panollava.data.records import Directions, Question, Record
 from panollava.data.remote.fetch import Fetcher
 from panollava.data.scenes.questions import turn_words
+from panollava.logs import LOG
 
 _LOOKERS = 8
 """Threads that look at pictures: opening a file is waiting, above all on a network's disk."""
@@ -44,6 +45,7 @@ class FilesSource:
         problems: of those that are left out.
         count: of all.
         identities: of the pictures that are used, by their paths.
+        panoramas: what the headers of the pictures say, by path.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -82,6 +84,7 @@ class FilesSource:
         )
         self._directions: Directions = names_directions
         columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
+        self.panoramas: dict[str, Panorama] = {}
         listing = _listing(self.path, columns, query_template)
         self._unit = listing.unit
         self._paths, self.identities, unusable = self._looked_at(listing.entries)
@@ -184,6 +187,8 @@ class FilesSource:
         for image, its in images.items():
             if reason := found[image][2] or wrong[paths[image]]:
                 bad.setdefault((paths[image], reason), []).extend(its)
+        if tilted := [panorama.tilt for panorama in self.panoramas.values() if panorama.tilt]:
+            LOG.warning("%s: %d pictures are tilted, such as %s", self.path, len(tilted), min(tilted))
         problems = [
             Problem(its[0].number, in_places(self._unit, its), reason, tuple(entry.number for entry in its[1:]))
             for (_, reason), named in bad.items()
@@ -203,9 +208,11 @@ class FilesSource:
     def _wrong(self, path: str) -> str:
         """What is wrong with a picture, if anything."""
         try:
-            self._check(path)
+            checked = self._check(path)
         except (OSError, ValueError) as error:  # collected, so that all bad entries are named at once
             return str(error)
+        if isinstance(checked, Panorama):
+            self.panoramas[path] = checked
         return ""
 
 

@@ -146,10 +146,12 @@ def read_picture(path: Path) -> np.ndarray:
         file.seek(0)
         data = file.read()
     is_sound = header is not None and header.is_complete and header.width * header.height <= MAX_PIXELS
-    picture = decode(data, header) if header is not None and is_sound else None
-    if picture is None:
-        raise ValueError(f"{path} cannot be read: no JPEG or PNG picture, damaged, or of over {MAX_PIXELS:,} pixels.")
-    return picture
+    if header is None or not is_sound:
+        raise ValueError(f"{path} cannot be read: no JPEG or PNG picture, cut short, or of over {MAX_PIXELS:,} pixels.")
+    try:
+        return decode(data, header)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from panollava.crop.crop import Crop
+from panollava.crop.decode import eight_bits, turned_upright
+from panollava.crop.file import tilted
+from panollava.crop.header import orientation_of, xmp_of
 from panollava.model.configuration import PanoLlavaConfig
 from panollava.model.fusion import image_token_count
 from panollava.prompt import ChatPrompt
 from panollava.run_folder import FORM, upgraded
 
-Picture = str | Path | Image.Image | np.ndarray
+Picture = str | Path | bytes | io.BufferedIOBase | Image.Image | np.ndarray | Tensor
 Turns = Sequence[tuple[str, str | None]]
 
 
@@ -54,7 +59,7 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         """Views of panoramas.
 
         Args:
-            images: files, PIL pictures or ``(H, W, 3)`` uint8 RGB arrays; one or several.
+            images: what ``read_picture`` takes; one or several.
             **kwargs: ignored settings of other image processors.
 
         Returns:
@@ -193,7 +198,7 @@ def pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
 
 
 def read_picture(image: Picture, crop: Crop) -> np.ndarray:
-    """A whole panorama, ``(H, W, 3)`` uint8 RGB, of a file, a PIL picture or an array.
+    """A whole panorama, ``(H, W, 3)`` uint8 RGB, of a file or its content, a PIL picture, an array or a tensor.
 
     Raises:
         ValueError: a file that is none, an address, an array of another type, or a picture that has not the crop's
@@ -204,25 +209,57 @@ def read_picture(image: Picture, crop: Crop) -> np.ndarray:
             f"{image}: pictures are not fetched here. Give its file, such as panollava.data.remote.one.fetch_panorama("
             "address, RemoteOptions(remote=True)) fetches it."
         )
-    if isinstance(image, str | Path):
+    if isinstance(image, bytes | io.BufferedIOBase):
+        image = io.BytesIO(image if isinstance(image, bytes) else image.read())
+    if isinstance(image, str | Path | io.BytesIO):
+        _warn(crop.check(image).tilt)
         return crop.read(image)
-    array = _rgb(image) if isinstance(image, Image.Image) else image
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise ValueError(f"A panorama array must be (H, W, 3) uint8 RGB; this one is {array.shape} {array.dtype}.")
+    if isinstance(image, Image.Image):
+        _warn(tilted("The picture", xmp_of(image)))
+        return crop.whole(_rgb(image), xmp_of(image))
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(image).__name__}"
+        raise ValueError(
+            "A panorama is a file, the bytes of one, a PIL picture, or an array or tensor (H, W, 3) uint8 RGB, 0 to "
+            f"255; this is {found}."
+        )
     return crop.whole(array)
+
+
+def _warn(message: str) -> None:
+    if message:
+        warnings.warn(message, stacklevel=3)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """A PIL picture as it would be read from its file."""
-    upright = ImageOps.exif_transpose(image)
-    if not upright.mode.startswith("I"):
-        return np.asarray(upright.convert("RGB"))
-    grey = np.round(np.asarray(upright) / 257).clip(0, 255).astype(np.uint8)  # 16 bits, which PIL would cut off at 255
-    return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("F", "CMYK"):
+        raise ValueError(
+            f"The picture has PIL mode {image.mode}, "
+            + ("the inks of a printer, which look different on each" if image.mode == "CMYK" else "of no known range")
+            + ". Convert it to RGB first."
+        )
+    if not image.mode.startswith("I"):
+        pixels = np.asarray(image.convert("RGB"))
+    else:  # grey, of which PIL would cut off what is above 255
+        grey = np.asarray(image)
+        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+            raise ValueError(
+                f"The picture has PIL mode {image.mode}, and values beyond 16 bits. Convert it to RGB first."
+            )
+        try:
+            pixels = np.repeat(eight_bits(grey.astype(np.uint16))[..., None], 3, axis=2)
+        except ValueError as error:
+            raise ValueError(f"The picture has PIL mode {image.mode}: {error}") from error
+    return turned_upright(pixels, orientation_of(image))
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
-    return [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else list(images)
+    is_one = isinstance(images, str | Path | bytes | io.BufferedIOBase | Image.Image)
+    # An array or a tensor of four dimensions is several.
+    is_several = isinstance(images, Iterable) and not is_one and getattr(images, "ndim", 4) == 4
+    return list(images) if is_several else [images]  # type: ignore[arg-type, list-item]
 
 
 def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str | None]], list[Picture]]:

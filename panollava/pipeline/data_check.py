@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from panollava.assemble.sources import build_source
-from panollava.crop.file import check_panorama
+from panollava.crop.file import Panorama, check_panorama
+from panollava.crop.gpano import names_tags
 from panollava.crop.partial import Covered
 from panollava.data.entries import BadEntries, Problem, bad_numbers
 from panollava.data.files import FilesSource
@@ -43,6 +44,21 @@ class Split:
         return (
             f"{self.name}: {len(self.source):,} records{left_out}, {len(self.pictures()):,} pictures, {turns:,} turns; "
             f"{len(questions):,} questions with {sum(len(each.references) for each in questions):,} references"
+            f"{self._tags()}"
+        )
+
+    def _tags(self) -> str:
+        """What the GPano tags of the pictures say, in words; empty where there are none."""
+        found = self.source.panoramas.values() if isinstance(self.source, FilesSource) else ()
+        counts = {
+            "with GPano tags": sum(names_tags(panorama.header.xmp) for panorama in found),
+            "placed by them in a part of the sphere": sum(bool(each.part and each.part.is_said) for each in found),
+            "tilted": sum(bool(panorama.tilt) for panorama in found),
+        }
+        return (
+            f"; pictures {', '.join(f'{what}: {count:,}' for what, count in counts.items())}"
+            if any(counts.values())
+            else ""
         )
 
     def pictures(self) -> list[str]:
@@ -71,9 +87,9 @@ class Headers:
     def __init__(self, covered: Covered | None) -> None:
         self.covered = covered
 
-    def check(self, path: str) -> None:
+    def check(self, path: str) -> Panorama:
         """Refuses a file that could not be read."""
-        check_panorama(path, self.covered)
+        return check_panorama(path, self.covered)
 
     def read(self, path: Path) -> np.ndarray:
         """Nobody asks a check for a picture."""

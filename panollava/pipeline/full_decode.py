@@ -1,14 +1,12 @@
-"""Decodes every picture of a data set once, in several processes, with a forecast; what is known is not done again."""
+"""Decodes every picture of a data set once, in several threads, with a forecast; what is known is not done again."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 from tqdm import tqdm
 
@@ -29,7 +27,7 @@ def decode_all(pictures: Sequence[str], covered: Covered | None, num_workers: in
     Args:
         pictures: paths of files whose headers are right.
         covered: degrees that they cover; None for the whole sphere.
-        num_workers: processes beside this one that decode; 0 decodes here.
+        num_workers: threads that decode.
 
     Returns:
         The damaged ones.
@@ -73,24 +71,10 @@ def _examined(sizes: dict[str, int], covered: Covered | None, num_workers: int) 
         if left:
             seconds = elapsed * left / max(1, sum(sizes[picture] for picture in first)) / max(1, num_workers)
             LOG.info("The other %d pictures take about %s.", len(rest), _spoken(seconds))
-        for found in _spread(look, rest, num_workers):
-            bar.update(sizes[found[0]])
-            yield found
-
-
-def _spread(look: partial[_Found], pictures: Sequence[str], num_workers: int) -> Iterable[_Found]:
-    if num_workers == 0 or len(pictures) < 2 * num_workers:
-        yield from map(look, pictures)
-        return
-    # Spawned: decoders redirect the standard error stream of their process, which threads would share.
-    try:
-        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-            yield from pool.map(look, pictures, chunksize=4)
-    except BrokenProcessPool as error:
-        raise ValueError(
-            "a process that decodes pictures was ended from outside, most likely for want of memory. Start again with "
-            "fewer num_workers (0 decodes one picture at a time); what was found is kept."
-        ) from error
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            for found in pool.map(look, rest):
+                bar.update(sizes[found[0]])
+                yield found
 
 
 def _size(picture: str) -> int:

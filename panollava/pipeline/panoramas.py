@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from panollava.config.check import check_section
+from panollava.crop.file import tilted
+from panollava.crop.header import parse_header
 from panollava.data.remote.one import fetch_panorama, is_address
 from panollava.data.remote.rules import RemoteOptions, check_hosts
+from panollava.logs import LOG
 
-SUFFIXES = {".jpg", ".jpeg", ".png"}
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+"""Names by which a file is meant to be a picture, so that one with other content is named with what is wrong."""
 
 
 def check_remote(section: Mapping[str, Any]) -> list[str]:
@@ -25,11 +30,13 @@ def named_panorama(image: str, remote: RemoteOptions) -> Path:
         ValueError: an address that ``data.remote`` does not allow, or that gave no picture.
         OSError: the folder of fetched pictures cannot be written.
     """
-    return fetch_panorama(image, remote) if is_address(image) else Path(image).expanduser()
+    path = fetch_panorama(image, remote) if is_address(image) else Path(image).expanduser()
+    _tell_tilt([path])
+    return path
 
 
 def find_panoramas(image: str, remote: RemoteOptions) -> list[Path]:
-    """The file that ``image`` names, or all JPEG and PNG files of a folder, sorted by name.
+    """The file that ``image`` names, or all JPEG and PNG files of a folder, whatever their names, sorted by these.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no picture in the folder.
@@ -40,7 +47,27 @@ def find_panoramas(image: str, remote: RemoteOptions) -> list[Path]:
         raise FileNotFoundError(f"image={image}: there is no such file or folder. Check the path.")
     if not path.is_dir():
         return [path]
-    found = [one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and not one.name.startswith(".")]
+    files = sorted(one for one in path.iterdir() if not one.name.startswith(".") and one.is_file())
+    found = [one for one in files if one.suffix.lower() in _SUFFIXES or _is_picture(one)]
     if not found:
         raise FileNotFoundError(f"image={image}: there is no JPEG or PNG picture in this folder. Name another.")
-    return sorted(found)
+    _tell_tilt(found)
+    if others := [one.name for one in files if one not in set(found)]:
+        LOG.info("%s: %d other files, no JPEG or PNG, are left out, such as %s.", image, len(others), others[0])
+    return found
+
+
+def _tell_tilt(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with suppress(OSError), path.open("rb") as file:  # whoever reads it says what is wrong
+            header = parse_header(file)
+            if header is not None and (message := tilted(str(path), header.xmp)):
+                LOG.warning("%s", message)
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return parse_header(file) is not None
+    except OSError:  # whoever reads it says so
+        return True

@@ -54,7 +54,7 @@ def test_a_file_that_changed_is_not_known(pictures: list[str], change: str) -> N
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"opencv": "1", "pictures": {}}', '{"pictures": 3}', '{"opencv": null}']
+    "content", ["", "{", "[]", '{"opencv": "5.0.0", "pictures": {}}', '{"pictures": 3}', '{"decoders": null}']
 )
 def test_a_memory_that_cannot_be_read_is_made_again(pictures: list[str], content: str) -> None:
     Path("cache").mkdir()

@@ -15,7 +15,7 @@ from panollava.crop import partial
 from panollava.crop.crop import Crop
 from panollava.crop.extent import extent_of
 from panollava.crop.file import check_panorama
-from panollava.crop.partial import check_covered, check_shape, made_whole, whole_size
+from panollava.crop.partial import Part, check_covered, check_shape, made_whole, whole_size
 from panollava.crop.read import needed_size, read_panorama
 from panollava.crop.strategies import AnyresE2pCrop, CropStrategy, CubemapCrop, E2pCrop, ResizeCrop, SlidingWindowCrop
 
@@ -127,7 +127,7 @@ def test_a_lying_picture_is_turned_before_its_shape_is_looked_at(tmp_path: Path,
     upright, covered = photograph(400, 1200, (180.0, 60.0)), (180.0, 60.0)
     path = tmp_path / "a.jpg"
     path.write_bytes(with_orientation(by_pillow(stored_as(upright, orientation), "JPEG", quality=97), orientation))
-    assert check_panorama(path, covered) == (400, 1200)
+    assert check_panorama(path, covered).size == (400, 1200)
     checked(read_panorama(path, E2pCrop().cameras(), (64, 64), covered), covered, 4.0)
 
 
@@ -149,7 +149,7 @@ def test_the_whole_sphere_is_left_as_it_is() -> None:
     picture = gradient()
     assert made_whole(picture, None, (1, 2)) is picture
     assert Crop(ResizeCrop(), view_size=(8, 8)).whole(picture) is picture
-    assert (np.asarray(made_whole(picture, (360.0, 180.0), (64, 128))) == picture).all()
+    assert (np.asarray(made_whole(picture, Part(360.0, 180.0), (64, 128))) == picture).all()
 
 
 def test_a_panorama_that_was_read_is_not_made_whole_again(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_panorama_that_was_read_is_not_made_whole_again(tmp_path: Path) -> Non
 def test_a_picture_lies_in_the_centre_at_its_scale(
     size: tuple[int, int], covered: Covered, needed: tuple[int, int]
 ) -> None:
-    whole = made_whole(np.full((*size, 3), 200, np.uint8), covered, needed)
+    whole = made_whole(np.full((*size, 3), 200, np.uint8), Part(*covered), needed)
     rows, columns = extent_of(whole)
     assert whole.shape[:2] == (math.ceil(rows), math.ceil(columns))
     filled = np.asarray(whole)[..., 0] == 200
@@ -180,7 +180,7 @@ def test_a_picture_lies_in_the_centre_at_its_scale(
         assert abs(before - after) < 1e-6
     assert filled.sum() == filled.any(1).sum() * filled.any(0).sum()
     kept = filled.any(1).sum(), filled.any(0).sum()
-    for extent, exact in zip((rows, columns), whole_size(kept, covered), strict=True):
+    for extent, exact in zip((rows, columns), whole_size(kept, Part(*covered)), strict=True):
         assert abs(extent - exact) <= 1 + 1e-6
     if kept != size:  # it was finer than needed, and still is but for the pixel that rounding takes on each side
         fewest = [want * (1 - 1 / side) - 1 for want, side in zip(needed, kept, strict=True)]
@@ -190,10 +190,10 @@ def test_a_picture_lies_in_the_centre_at_its_scale(
 def test_a_sphere_is_never_larger_than_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "MAX_PIXELS", 100_000)
     needed = (10_000, 20_000)
-    whole = made_whole(np.zeros((100, 200, 3), np.uint8), (36.0, 18.0), needed)
+    whole = made_whole(np.zeros((100, 200, 3), np.uint8), Part(36.0, 18.0), needed)
     assert 60_000 < whole.shape[0] * whole.shape[1] <= 105_000
     with pytest.raises(ValueError, match=r"crop\.panorama_fov_deg=\[0\.1, 0\.1\] is so little"):
-        made_whole(np.zeros((100, 100, 3), np.uint8), (0.1, 0.1), needed)
+        made_whole(np.zeros((100, 100, 3), np.uint8), Part(0.1, 0.1), needed)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_picture_of_another_shape_is_refused(
 
 @pytest.mark.parametrize(("size", "covered"), [((100, 305), (180.0, 60.0)), ((100, 295), (180.0, 60.0))])
 def test_two_percent_are_accepted(size: tuple[int, int], covered: Covered) -> None:
-    check_shape("a", size, covered)
+    check_shape("a", size, Part(*covered))
 
 
 @pytest.mark.parametrize(

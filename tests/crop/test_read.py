@@ -77,7 +77,7 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture(tmp_path):
 def test_sizes_a_little_off_two_to_one_are_accepted(tmp_path, height, width):
     path = tmp_path / "a.png"
     path.write_bytes(png_of_size(width, height))
-    assert check_panorama(path) == (height, width)
+    assert check_panorama(path).size == (height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 64), (64, 132)])
@@ -120,7 +120,7 @@ def test_any_name_will_do(tmp_path):
     folder = tmp_path / "파노라마 사진 (1)"
     folder.mkdir()
     path = write(folder / "서울 하늘 #1.png", gradient())
-    assert check_panorama(path) == (64, 128)
+    assert check_panorama(path).size == (64, 128)
     assert (read(path) == gradient()).all()
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"서울 하늘 #1\.png: the PNG is cut short"):
@@ -210,5 +210,5 @@ def test_real_photographs_are_whole_panoramas():
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     for path in sorted(folder.glob("*.jpg")):
-        height, width = check_panorama(path)
+        height, width = check_panorama(path).size
         assert abs(width / height - 2) < 0.04

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").mkdir()
     photo = np.asarray(noise(64, 128))
     (tmp_path / "data" / "torn.jpg").write_bytes(torn_jpeg())
-    assert check_panorama(tmp_path / "data" / "torn.jpg") == (128, 256)  # its header and its end are right
+    assert check_panorama(tmp_path / "data" / "torn.jpg").size == (128, 256)  # its header and its end are right
     for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
         (tmp_path / "data" / f"{name}.jpg").write_bytes(by_pillow(np.roll(photo, ord(name), axis=1), "JPEG"))
         write(tmp_path, split, GOOD.replace("a.jpg", f"{name}.jpg"))
@@ -135,21 +134,6 @@ def test_keys_are_checked(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "stage.finetune.max_text_length=0: allowed is a whole number from 1 on" in errors
     _, _, errors = checked(monkeypatch, capsys, "data.val_csv=null")
     assert "data.val_csv=null" in errors
-
-
-def test_a_process_that_was_ended_while_it_decoded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("panollava.pipeline.full_decode._TRIED", 1)
-    monkeypatch.setattr("panollava.pipeline.full_decode.ProcessPoolExecutor", ended)
-    status, _, errors = checked(monkeypatch, capsys, "texts=0", "full=true", "num_workers=1")
-    assert status == 1
-    assert "was ended from outside" in errors
-    assert "num_workers" in errors
-
-
-def ended(*args: object, **options: object) -> None:
-    raise BrokenProcessPool
 
 
 def test_the_built_in_world(
