@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -12,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+XMP_HEAD = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+GPANO_SPACE = 'xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"'
 
 
 def gradient(height: int = 64, width: int = 128) -> np.ndarray:
@@ -96,3 +99,39 @@ def stored_as(upright: np.ndarray, orientation: int) -> np.ndarray:
     if "right" in (row, column):
         result = result[:, ::-1]
     return np.ascontiguousarray(result.swapaxes(0, 1) if row in ("left", "right") else result)
+
+
+def gpano(tags: Mapping[str, object], as_elements: bool = False) -> bytes:
+    """An XMP packet as programs write it, padding included."""
+    if as_elements:
+        written = "".join(f"<GPano:{key}> {value}</GPano:{key}>" for key, value in tags.items())
+        body = f'<rdf:Description rdf:about="" {GPANO_SPACE}>{written}</rdf:Description>'
+    else:
+        written = " ".join(f'GPano:{key}="{value}"' for key, value in tags.items())
+        body = f'<rdf:Description rdf:about="" {GPANO_SPACE} {written}/>'
+    start = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    return f'{start}{XMP_HEAD}{body}</rdf:RDF></x:xmpmeta>{" " * 99}<?xpacket end="w"?>'.encode()
+
+
+def cut_tags(
+    top: float, left: float, height: float, width: float, whole: tuple[float, float] = (1024, 2048)
+) -> dict[str, object]:
+    return {
+        "ProjectionType": "equirectangular",
+        "CroppedAreaImageWidthPixels": width,
+        "CroppedAreaImageHeightPixels": height,
+        "FullPanoWidthPixels": whole[1],
+        "FullPanoHeightPixels": whole[0],
+        "CroppedAreaLeftPixels": left,
+        "CroppedAreaTopPixels": top,
+    }
+
+
+def segment(content: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+def with_xmp(file: bytes, xmp: bytes) -> bytes:
+    if file.startswith(b"\xff\xd8"):
+        return file[:2] + segment(b"http://ns.adobe.com/xap/1.0/\0" + xmp) + file[2:]
+    return file[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)) + file[33:]

@@ -53,7 +53,7 @@ def find_panoramas(image: str, remote: RemoteOptions) -> list[Path]:
         raise FileNotFoundError(f"image={image}: there is no JPEG or PNG picture in this folder. Name another.")
     _tell_tilt(found)
     if others := [one.name for one in files if one not in set(found)]:
-        LOG.info("%s: %d other files, no JPEG or PNG, are left out, such as %s.", image, len(others), others[0])
+        LOG.info("%s: left out, as they are no JPEG or PNG: %d, such as %s.", image, len(others), others[0])
     return found
 
 

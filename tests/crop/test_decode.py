@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_files import by_pillow, chunk, gradient, noise, png, stored_as, with_orientation
+from picture_files import by_pillow, chunk, gradient, noise, png, segment, stored_as, with_orientation
 from PIL import Image, ImageOps
 
 from panollava.crop.decode import DIVISORS, decode
@@ -254,10 +254,6 @@ def exif_of(value: int, field: int, order: str) -> bytes:
         order + ("HH" if field == 3 else "I"), value, *[0][: 4 - field]
     )
     return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 1) + entry + bytes(4)
-
-
-def segment(content: bytes) -> bytes:
-    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'

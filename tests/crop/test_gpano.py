@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from picture_files import by_pillow, chunk, gradient, png
+from picture_files import XMP_HEAD, by_pillow, cut_tags, gpano, gradient, png, segment, with_xmp
 from PIL import Image
 
 from panollava.crop.crop import Crop
@@ -23,9 +21,8 @@ from panollava.crop.partial import Part
 from panollava.crop.sphere import direction_to_pixel
 from panollava.crop.strategies import AnyresE2pCrop, ResizeCrop
 from panollava.model.processor import read_picture
+from panollava.pipeline.picture_file import read_twice
 
-HEAD = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-SPACE = 'xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"'
 WHOLE = (1024, 2048)
 CUTS = {
     "narrow, high and to the left": (60, 130, 400, 700),
@@ -36,46 +33,10 @@ CUTS = {
 }
 
 
-def packet(tags: Mapping[str, object], as_elements: bool = False) -> bytes:
-    """An XMP packet as programs write it, padding included."""
-    if as_elements:
-        written = "".join(f"<GPano:{key}> {value}</GPano:{key}>" for key, value in tags.items())
-        body = f'<rdf:Description rdf:about="" {SPACE}>{written}</rdf:Description>'
-    else:
-        written = " ".join(f'GPano:{key}="{value}"' for key, value in tags.items())
-        body = f'<rdf:Description rdf:about="" {SPACE} {written}/>'
-    start = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-    return f'{start}{HEAD}{body}</rdf:RDF></x:xmpmeta>{" " * 99}<?xpacket end="w"?>'.encode()
-
-
-def cut_tags(
-    top: float, left: float, height: float, width: float, whole: tuple[float, float] = WHOLE
-) -> dict[str, object]:
-    return {
-        "ProjectionType": "equirectangular",
-        "CroppedAreaImageWidthPixels": width,
-        "CroppedAreaImageHeightPixels": height,
-        "FullPanoWidthPixels": whole[1],
-        "FullPanoHeightPixels": whole[0],
-        "CroppedAreaLeftPixels": left,
-        "CroppedAreaTopPixels": top,
-    }
-
-
-def segment(content: bytes) -> bytes:
-    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
-
-
-def with_xmp(file: bytes, xmp: bytes) -> bytes:
-    if file.startswith(b"\xff\xd8"):
-        return file[:2] + segment(b"http://ns.adobe.com/xap/1.0/\0" + xmp) + file[2:]
-    return file[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)) + file[33:]
-
-
 def with_more_xmp(file: bytes, xmp: bytes) -> bytes:
     """In segments of their own that the first packet names, as for packets of more than 64 kB; not in their order."""
     name, parts = b"0123456789ABCDEF0123456789ABCDEF", [(0, xmp[:150]), (150, xmp[150:])]
-    first = HEAD.encode() + b'<rdf:Description xmpNote:HasExtendedXMP="' + name + b'"/></rdf:RDF></x:xmpmeta>'
+    first = XMP_HEAD.encode() + b'<rdf:Description xmpNote:HasExtendedXMP="' + name + b'"/></rdf:RDF></x:xmpmeta>'
     first = first.replace(b"<x:xmpmeta", b'<x:xmpmeta xmlns:xmpNote="http://ns.adobe.com/xmp/note/"')
     more = b"".join(
         segment(b"http://ns.adobe.com/xmp/extension/\0" + name + struct.pack(">II", len(xmp), at) + part)
@@ -112,7 +73,7 @@ def test_a_part_lies_where_its_tags_say(
     top, left, height, width = cut
     picture = np.round(panorama * 127 + 127.5).astype(np.uint8)[top : top + height, left : left + width]
     picture = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    xmp = packet(cut_tags(*cut), as_elements="elements" in kind)
+    xmp = gpano(cut_tags(*cut), as_elements="elements" in kind)
     data = png(picture) if kind == "PNG" else by_pillow(picture, "JPEG", quality=100, subsampling=0)
     data = with_more_xmp(data, xmp) if "more" in kind else with_xmp(data, xmp)
     path = tmp_path / "a.jpg"
@@ -133,15 +94,26 @@ def test_a_whole_panorama_is_read_as_without_tags(tmp_path: Path) -> None:
     crop = Crop(ResizeCrop(), view_size=(32, 32))
     for tags in (cut_tags(0, 0, *WHOLE), {"ProjectionType": "equirectangular"}, {"FullPanoWidthPixels": 9}):
         path = tmp_path / "a.jpg"
-        path.write_bytes(with_xmp(data, packet(tags)))
+        path.write_bytes(with_xmp(data, gpano(tags)))
         assert crop.check(path).part is None
         assert (crop.read(path) == read_picture(data, crop)).all()
+
+
+def test_pictures_that_show_borders_show_the_whole_sphere(tmp_path: Path, panorama: np.ndarray) -> None:
+    top, left, height, width = cut = CUTS["narrow, high and to the left"]
+    whole = np.round(panorama * 127 + 127.5).astype(np.uint8)
+    path = tmp_path / "a.png"
+    path.write_bytes(with_xmp(png(whole[top : top + height, left : left + width]), gpano(cut_tags(*cut))))
+    shown, _ = read_twice(path, Crop(AnyresE2pCrop(), view_size=(64, 64)))
+    expected = np.zeros_like(whole)
+    expected[top : top + height, left : left + width] = whole[top : top + height, left : left + width]
+    assert (shown == expected).all()
 
 
 def test_the_key_goes_before_the_tags(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(
-        with_xmp(by_pillow(gradient(), "JPEG"), packet({**cut_tags(1, 2, 3, 4), "ProjectionType": "fisheye"}))
+        with_xmp(by_pillow(gradient(), "JPEG"), gpano({**cut_tags(1, 2, 3, 4), "ProjectionType": "fisheye"}))
     )
     crop = Crop(ResizeCrop(), view_size=(32, 32), panorama_fov_deg=(180, 90))
     assert crop.check(path).part == Part(180, 90)
@@ -173,7 +145,7 @@ def test_the_key_goes_before_the_tags(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_placed_is_refused_with_ways_out(tmp_path: Path, tags: dict[str, object], said: str) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(with_xmp(png(gradient()), packet(tags)))
+    path.write_bytes(with_xmp(png(gradient()), gpano(tags)))
     crop = Crop(ResizeCrop(), view_size=(8, 8))
     for action in (check_panorama, crop.read):
         with pytest.raises(ValueError, match=rf"a\.png: .*({said}).*exiftool.*crop\.panorama_fov_deg"):
@@ -185,10 +157,10 @@ def test_what_cannot_be_placed_is_refused_with_ways_out(tmp_path: Path, tags: di
 @pytest.mark.parametrize(
     "xmp",
     [
-        packet({"ProjectionType": "equirectangular"})[:-150],
-        b"<!DOCTYPE a [<!ENTITY b 'bb'>]>" + packet({"ProjectionType": "equirectangular"}),
-        packet({"CroppedAreaTopPixels": 1}).replace(
-            b"</rdf:RDF>", packet({"CroppedAreaTopPixels": 2})[60:-170] + b"</rdf:RDF>"
+        gpano({"ProjectionType": "equirectangular"})[:-150],
+        b"<!DOCTYPE a [<!ENTITY b 'bb'>]>" + gpano({"ProjectionType": "equirectangular"}),
+        gpano({"CroppedAreaTopPixels": 1}).replace(
+            b"</rdf:RDF>", gpano({"CroppedAreaTopPixels": 2})[60:-170] + b"</rdf:RDF>"
         ),
     ],
     ids=["broken", "entities", "contradiction"],
@@ -213,10 +185,10 @@ def test_tags_that_cannot_be_read_are_refused(xmp: bytes) -> None:
 def test_a_tilt_is_told(tmp_path: Path, pose: dict[str, object], degrees: float) -> None:
     tags = {f"Pose{axis}Degrees": value for axis, value in pose.items()} | {"PoseHeadingDegrees": 225}
     path = tmp_path / "a.jpg"
-    path.write_bytes(with_xmp(by_pillow(gradient(), "JPEG"), packet(tags)))
+    path.write_bytes(with_xmp(by_pillow(gradient(), "JPEG"), gpano(tags)))
     crop = Crop(ResizeCrop(), view_size=(8, 8))
     said = f"a.jpg: tilted by {degrees:.0f}.0 degrees" if degrees else ""
-    assert tilt_deg([packet(tags)]) == pytest.approx(degrees, abs=0.02)
+    assert tilt_deg([gpano(tags)]) == pytest.approx(degrees, abs=0.02)
     assert said in crop.check(path).tilt
     assert bool(crop.check(path).tilt) == bool(degrees)
     if degrees:

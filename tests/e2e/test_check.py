@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import by_pillow, noise, torn_jpeg
+from picture_files import by_pillow, cut_tags, gpano, noise, torn_jpeg, with_xmp
 from small_runs import command
 
 from panollava import check
@@ -69,6 +69,22 @@ def test_control_tokens_in_texts_are_named(
     (note,) = [line.strip() for line in lines if "control tokens" in line]
     assert note.startswith("Note: data/val.csv: 1 of 3 texts have control tokens of the language model")
     assert f": row 4 ({token}). Delete them" in note
+
+
+def test_what_the_tags_of_pictures_say_is_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = by_pillow(np.asarray(noise(64, 128)), "JPEG")
+    tags = {"a": {}, "b": cut_tags(100, 9, 512, 1024), "c": {"PoseRollDegrees": 9}, "d": {"ProjectionType": "fisheye"}}
+    for name, said in tags.items():
+        (folder / "data" / f"{name}.jpg").write_bytes(with_xmp(photo, gpano(said)) if said else photo)
+    write(folder, "train", "".join(f"{name}.jpg,what?,red\n" for name in "abcd"))
+    status, lines, errors = checked(monkeypatch, capsys, "texts=0", "splits=[train]", "data.on_error=skip")
+    assert status == 0, errors
+    assert "d.jpg: its GPano tags say ProjectionType=fisheye" in lines[0]
+    assert lines[1].endswith("; pictures with GPano tags: 2, placed by them in a part of the sphere: 1, tilted: 1")
+    assert "train.csv: 1 pictures are tilted, such as " in errors
+    assert "c.jpg: tilted by 9.0 degrees" in errors
 
 
 def test_every_problem_of_every_split(

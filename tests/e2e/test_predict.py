@@ -72,6 +72,19 @@ def rows(path: str) -> list[list[str]]:
     return below
 
 
+def test_a_folder_is_read_by_content(photos: Path, ask: Ask) -> None:
+    """Whatever the names; what is left out is counted."""
+    for name in ("d.png", "bb.jpg"):
+        (photos / name).unlink()
+    for old, new in (("a.jpg", "a.jfif"), ("b.jpeg", "b"), ("c.PNG", "c.jpe")):
+        (photos / old).rename(photos / new)
+    (photos / "sound.wav").write_bytes(b"RIFF")
+    status, out, error = ask(f"image={photos}")
+    assert status == 0, error
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["a.jfif", "b", "c.jpe"]
+    assert "left out, as they are no JPEG or PNG: 2, such as notes.txt." in error
+
+
 def test_a_folder(photos: Path, ask: Ask) -> None:
     pano = PanoLlava.from_pretrained("runs/recorded")
     names = ["a.jpg", "b.jpeg", "c.PNG"]
@@ -83,7 +96,7 @@ def test_a_folder(photos: Path, ask: Ask) -> None:
     assert "bb.jpg: the JPEG is cut short" in error
     assert "d.png: neither a JPEG nor a PNG" in error
     assert "2 of 5 pictures in" in error
-    assert "notes.txt" not in error
+    assert "left out, as they are no JPEG or PNG: 1, such as notes.txt." in error
     assert rows("deep/answers.csv") == [[name, QUESTION, expected[name]] for name in names]
     for name in ("bb.jpg", "d.png"):
         (photos / name).unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from transformers import AutoImageProcessor, AutoProcessor, pipeline
 import panollava.model.registration  # noqa: F401
 from panollava.crop.crop import Crop
 from panollava.model.facade import PanoLlava
-from panollava.model.processor import PanoLlavaImageProcessor, PanoLlavaProcessor
+from panollava.model.processor import PanoLlavaImageProcessor, PanoLlavaProcessor, read_picture
 from panollava.prompt import ChatPrompt
 
 Backbone = Callable[[str], Path]
@@ -48,7 +49,7 @@ def test_a_file_a_picture_and_an_array_are_the_same_views(tmp_path: Path) -> Non
         assert torch.equal(output["cameras"], crop.camera_rows[None])
         assert output["view_mask"].all()
     assert output["pixel_values"].dtype == torch.uint8
-    with pytest.raises(ValueError, match=r"uint8 RGB; this one is \(64, 128, 3\) float32"):
+    with pytest.raises(ValueError, match=r"uint8 RGB, .*this is \(64, 128, 3\) float32"):
         processor(panorama().astype(np.float32))
 
 
@@ -63,6 +64,56 @@ def test_pictures_are_read_as_their_files_would_be(tmp_path: Path) -> None:
     for file in files:
         with Image.open(file) as image:
             assert torch.equal(processor(image)["pixel_values"], processor(file)["pixel_values"]), file
+
+
+def test_bytes_open_files_and_tensors_are_pictures_too(tmp_path: Path) -> None:
+    processor = PanoLlavaImageProcessor({"type": "resize"}, (16, 16))
+    expected = processor(panorama())["pixel_values"]
+    data = png(panorama())
+    (tmp_path / "a.png").write_bytes(data)
+    with (tmp_path / "a.png").open("rb") as file:
+        for given in (data, io.BytesIO(data), file, torch.from_numpy(panorama()), [data]):
+            assert torch.equal(processor(given)["pixel_values"], expected)
+    several = torch.from_numpy(np.stack([panorama(), panorama(1)]))
+    assert processor(several)["pixel_values"].shape[0] == 2
+    assert torch.equal(processor(several.numpy())["pixel_values"][0], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "this is a NoneType"),
+        (3, "this is a int"),
+        ({"a": 1}, "this is a str|no such file"),
+        ([[[0, 0, 0]] * 4] * 2, "this is a list"),
+        (torch.zeros(3, 64, 128), r"this is \(3, 64, 128\) float32"),
+        (torch.zeros(3, 64, 128, dtype=torch.uint8), r"this is \(3, 64, 128\) uint8"),
+        (np.zeros((64, 128), np.uint8), r"this is \(64, 128\) uint8"),
+        (b"", r"The picture: the file is empty"),
+        (b"no picture", "The picture: neither a JPEG nor a PNG"),
+        (Image.new("F", (128, 64)), "PIL mode F, of no known range. Convert it to RGB"),
+        (Image.new("CMYK", (128, 64)), "PIL mode CMYK, the inks of a printer"),
+        (Image.fromarray(np.full((64, 128), -1, np.int32)), "PIL mode I, and values beyond 16 bits"),
+        (Image.fromarray(np.full((64, 128), 200, np.int32)), "PIL mode I: .*brightest value is 200 of 65535"),
+        (Image.fromarray(np.full((64, 128), 4000, np.uint16)), "PIL mode I;16: .*brightest value is 4000 of 65535"),
+    ],
+)
+def test_what_is_no_picture_is_told(given: Any, said: str) -> None:
+    processor = PanoLlavaImageProcessor({"type": "resize"}, (16, 16))
+    with pytest.raises((ValueError, OSError), match=said):
+        processor(given)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "YCbCr", "HSV", "I;16", "I"])
+def test_every_other_mode_shows_what_it_shows_in_rgb(mode: str) -> None:
+    grey = np.repeat(np.repeat(np.array([[0, 255], [255, 0]], np.uint8), 32, 0), 64, 1)
+    if mode.startswith("I"):
+        image = Image.fromarray(grey.astype(np.int32 if mode == "I" else np.uint16) * 257)
+    else:
+        image = Image.fromarray(grey).convert("RGB" if mode == "HSV" else "L").convert(mode)
+    assert image.mode == mode
+    crop = Crop.from_spec({"type": "resize"}, view_size=(16, 16))
+    assert (read_picture(image, crop) == grey[..., None]).all()
 
 
 def test_pictures_of_a_part_of_the_sphere(tmp_path: Path) -> None:
