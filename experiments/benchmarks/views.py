@@ -147,7 +147,7 @@ def _quality_table(quality: Mapping[str, list[float]]) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    names = ("opencv-python", "pillow", "py360convert", "pyequilib", "torch", "scipy", "numpy")
+    names = ("opencv-python", "simplejpeg", "pillow", "py360convert", "pyequilib", "torch", "scipy", "numpy")
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

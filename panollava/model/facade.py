@@ -237,8 +237,8 @@ class PanoLlava:
         """Answers a question about a panorama.
 
         Args:
-            image: a file, an ``(H, W, 3)`` uint8 RGB array, or a PIL picture: of the whole sphere, 2:1, or of the part
-                that the run's ``crop.panorama_fov_deg`` names.
+            image: a file, its bytes, an ``(H, W, 3)`` uint8 RGB array or tensor, or a PIL picture: of the whole sphere,
+                2:1, or of the part that the run's ``crop.panorama_fov_deg``, or else its GPano tags, name.
             question: any text.
             history: earlier (question, answer) turns about the same panorama; the oldest are left out where all do
                 not fit into the language model.
