@@ -68,17 +68,18 @@ def _jpeg(data: bytes, size: tuple[int, int], divisor: int) -> np.ndarray:
         return attempt(data)
     except ValueError:
         data = _plain_jpeg(data)
-    try:
-        return attempt(data)
-    except ValueError as error:
-        if "subsampling" in str(error):
-            raise ValueError("its colours are sampled in an unusual way. Save it again as a JPEG of 4:2:0.") from error
-        if (filled := _zeros_at_the_end(data, str(error))) == 0:
-            raise _damaged(str(error)) from error
-    try:
-        return attempt(data[: -len(_JPEG_END) - filled] + _JPEG_END)
-    except ValueError as error:
-        raise _damaged(str(error)) from error
+    while True:
+        try:
+            return attempt(data)
+        except ValueError as error:
+            if "subsampling" in str(error):
+                raise ValueError(
+                    "its colours are sampled in an unusual way. Save it again as a JPEG of 4:2:0."
+                ) from error
+            filled = _zeros_at_the_end(data, str(error))
+            if not filled:
+                raise _damaged(str(error)) from error
+        data = data[: -len(_JPEG_END) - filled] + _JPEG_END
 
 
 def _plain_jpeg(data: bytes) -> bytes:

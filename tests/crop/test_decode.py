@@ -231,6 +231,15 @@ def test_an_oddity_hides_no_damage(odd, progressive, damage):
     assert decoded(damage(data, len(data) // 2)) is None
 
 
+def test_a_black_end_is_told_from_filling():
+    """Of a picture that ends in black the last bytes of the data, with tables of its own, are zeros too."""
+    picture = cv2.GaussianBlur(noise(128, 256), (0, 0), 1)
+    picture[64:] = 0
+    data = by_pillow(picture, "JPEG", quality=90, optimize=True)
+    for zeros in (1, 100, 5000):
+        assert (decoded(data[:-2] + bytes(zeros) + data[-2:]) == decoded(data)).all()
+
+
 def test_left_over_data_is_no_filling():
     data = jpeg(progressive=False)
     assert decoded(data[:-2] + data[-300:-2] + data[-2:]) is None
