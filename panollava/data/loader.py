@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 import cv2
@@ -175,6 +180,9 @@ class _Batches:
     ) -> None:
         self._plan = _Plan()
         self._complete = complete
+        ending = multiprocessing.RawValue(ctypes.c_bool, False)
+        # Runs before multiprocessing, at the end of the process, sends SIGTERM to the workers and waits for them.
+        Finalize(self, setattr, (ending, "value", True), exitpriority=100)
         self._loader: DataLoader[Any] = DataLoader(
             _Guarded(dataset, collate),
             batch_sampler=self._plan,
@@ -182,7 +190,7 @@ class _Batches:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_begin,
+            worker_init_fn=functools.partial(_begin, ending=ending),
             # Iterators draw a base seed: from here, not from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
@@ -244,10 +252,11 @@ def _as_is(batch: Any) -> Any:  # what `_Guarded` made is a batch already
     return batch
 
 
-def _begin(worker: int) -> None:  # noqa: ARG001
+def _begin(worker: int, *, ending: ctypes.c_bool) -> None:  # noqa: ARG001
     # A terminal's Ctrl-C goes to every process, and so does torchrun's SIGTERM; workers live until the main one has
-    # saved and tells them to end.
+    # saved and tells them to end, or does not need them any more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
+    signal.siginterrupt(signal.SIGTERM, False)  # the file being read is not cut short
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

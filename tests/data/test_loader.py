@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +95,30 @@ def test_windows_do_not_depend_on_workers_and_can_be_left_and_resumed(workers: i
         for ours, theirs in zip(chain(*windows), chain(*reference[epoch][start:]), strict=True):
             assert torch.equal(ours.pixel_values, theirs.pixel_values)
             assert torch.equal(ours.input_ids, theirs.input_ids)
+
+
+HELD = """
+import multiprocessing, sys
+sys.path[:0] = sys.argv[1:]
+from test_loader import loader
+
+def hold():
+    global held
+    data = loader(num_workers=2)
+    held = data, data.windows(0), data.validation()
+    next(held[1]), next(held[2])
+
+child = multiprocessing.get_context("fork").Process(target=hold)
+child.start()
+child.join()
+hold()
+sys.exit(7 + child.exitcode)
+"""
+
+
+def test_a_process_ends_while_it_holds_a_loader_whose_workers_wait() -> None:
+    command = [sys.executable, "-c", HELD, str(Path(__file__).parent), *sys.path]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 7
 
 
 def test_workers_know_the_epoch() -> None:
