@@ -22,6 +22,7 @@ from panollava import train
 from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.config.entrypoint import _guarded
 from panollava.tracking.store import open_client
+from panollava.training.state import Progress
 
 EVERYTHING = os.environ.get("PANOLLAVA_EVERY_CUT") == "1"
 """Strike at every operation; else at a few."""
@@ -134,6 +135,8 @@ def assert_same(folder: Path, whole: Path) -> None:
             assert found[0].name == found[1].name
             assert_same_bits(checkpoint_tensors(found[0]), checkpoint_tensors(found[1]))
             told = [{k: v for k, v in read_state(each).items() if k not in VARYING} for each in found if each]
+            places = [Progress(**one.pop("progress")) for one in told]
+            assert places[0] == places[1]
             assert told[0] == told[1]
         assert (one / "model_final.safetensors").read_bytes() == (other / "model_final.safetensors").read_bytes()
         metadata = [json.loads((each / "checkpoint_metadata.json").read_text()) for each in (one, other)]

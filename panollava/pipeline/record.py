@@ -92,15 +92,15 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
     run.procs.barrier()  # the folder of a dry run goes when the first process is done
     if not run.procs.is_main:
         return
-    loss = read_state(best)["validation_loss"]
+    loss, progress = read_state(best)["validation_loss"], result.progress
     run.tracker.metrics(
         {
-            f"{name}/seconds": result.seconds,
+            f"{name}/seconds": progress.seconds,
             f"{name}/best_val_loss": loss,
-            f"{name}/mean_samples_per_second": result.samples_per_second,
-            f"{name}/peak_memory_gb": result.peak_memory_gb,
+            f"{name}/mean_samples_per_second": progress.samples_per_second,
+            f"{name}/peak_memory_gb": progress.peak_memory_gb,
         },
-        step=result.progress.global_step,
+        step=progress.global_step,
     )
     run.tracker.flush()  # a finished stage is not looked at again
     run.experiment.record(
@@ -111,13 +111,13 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
         max_steps=run.trainer.max_steps,
         checkpoint=str(best.relative_to(run.experiment.root)),
         validation_loss=loss,
-        seconds=round(result.seconds, 2),
-        samples_per_second=round(result.samples_per_second, 2),
-        peak_memory_gb=round(result.peak_memory_gb, 3),
+        seconds=round(progress.seconds, 2),
+        samples_per_second=round(progress.samples_per_second, 2),
+        peak_memory_gb=round(progress.peak_memory_gb, 3),
     )
     LOG.info(
         "Stage %s: %.1f s, %.1f samples/s, peak %.2f GB, best validation loss %.4f in %s",
-        name, result.seconds, result.samples_per_second, result.peak_memory_gb, loss, folder / BEST,
+        name, progress.seconds, progress.samples_per_second, progress.peak_memory_gb, loss, folder / BEST,
     )  # fmt: skip
     for concern in result.concerns:
         LOG.warning("Stage %s ended with a concern: %s", name, concern)

@@ -47,19 +47,13 @@ class FitResult:
     """How a stage went.
 
     Attributes:
-        progress: where it ended.
-        seconds: wall-clock time of training, validation included.
-        samples_per_second: training samples over the time spent in training steps.
-        peak_memory_gb: most memory used.
+        progress: where it ended, and what the whole stage took.
         metrics: of the last validation.
         concerns: what was wrong with it to the end, in words.
         interrupted: whether Ctrl-C ended it.
     """
 
     progress: Progress
-    seconds: float
-    samples_per_second: float
-    peak_memory_gb: float
     metrics: dict[str, float]
     concerns: list[str]
     interrupted: bool = False
@@ -109,7 +103,7 @@ def fit(
     validate_at = _validation_steps(data.steps_per_epoch, trainer.validations_per_epoch)
     limit = trainer.max_steps or math.inf
     compute.reset_peak_memory()
-    started, seen, metrics, stepping = time.perf_counter(), 0, {}, 0.0
+    started, metrics = time.perf_counter() - progress.seconds, {}
     bar = tqdm(
         total=min(total, limit), initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs)
     )
@@ -128,14 +122,16 @@ def fit(
                 samples = sum(map(len, window)) * procs.world_size
                 now = time.perf_counter()
                 spent, tick = now - tick, now
-                seen, stepping = seen + samples, stepping + spent
+                progress.samples, progress.step_seconds = progress.samples + samples, progress.step_seconds + spent
+                _measure(progress, started, compute)
                 bar.update()
-                _log_step(stage.name, report, lr, samples, spent, compute, progress, trainer, procs, tracker, bar)
+                _log_step(stage.name, report, lr, samples, spent, progress, trainer, procs, tracker, bar)
                 last = progress.global_step >= limit
                 if progress.step_in_epoch in validate_at or last:
                     if progress.step_in_epoch == data.steps_per_epoch:
                         progress.epoch, progress.step_in_epoch = epoch + 1, 0
                     metrics = validate(stage, module, data, compute, procs)
+                    _measure(progress, started, compute)
                     _after_validation(stage, metrics, progress, procs, checkpointer, tracker)
                     watch.validation(metrics)
                     stop = _in_vain(progress, trainer)
@@ -152,9 +148,8 @@ def fit(
             if stop:
                 LOG.info("%s: no better loss in %d validations, stopped early.", stage.name, trainer.patience)
                 break
-    seconds = time.perf_counter() - started
-    rate, memory = seen / max(stepping, 1e-9), compute.peak_memory_gb()
-    return FitResult(progress, seconds, rate, memory, metrics, watch.concerns, interrupted)
+    _measure(progress, started, compute)
+    return FitResult(progress, metrics, watch.concerns, interrupted)
 
 
 @torch.no_grad()
@@ -183,6 +178,18 @@ def validate(stage: Stage, module: nn.Module, data: TrainData, compute: Compute,
     if not result:
         raise ValueError("The validation split gave no batch: it is empty, or smaller than the number of processes.")
     return result
+
+
+def _measure(progress: Progress, started: float, compute: Compute) -> None:
+    """Brings what the stage took up to now: each checkpoint keeps it, and whoever goes on from there adds to it.
+
+    Args:
+        progress: of the stage.
+        started: when it would have begun, had it not been stopped.
+        compute: knows the memory.
+    """
+    progress.seconds = time.perf_counter() - started
+    progress.peak_memory_gb = max(progress.peak_memory_gb, compute.peak_memory_gb())
 
 
 def _in_vain(progress: Progress, trainer: TrainerOptions) -> bool:
@@ -242,7 +249,6 @@ def _log_step(
     lr: float,
     samples: int,
     spent: float,
-    compute: Compute,
     progress: Progress,
     trainer: TrainerOptions,
     procs: Processes,
@@ -251,8 +257,7 @@ def _log_step(
 ) -> None:
     if not procs.is_main or progress.global_step % trainer.log_every_steps:
         return
-    memory = compute.peak_memory_gb()
-    rate = samples / max(spent, 1e-9)
+    memory, rate = progress.peak_memory_gb, samples / max(spent, 1e-9)
     left = tqdm.format_interval((bar.total - progress.global_step) * spent)
     bar.set_postfix_str(f"loss {report['loss']:.4f} lr {lr:.1e} {rate:.0f} samples/s {memory:.1f} GB")
     LOG.debug(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 _COUNTS = ("epoch", "step_in_epoch", "global_step", "validations_since_best")
+_MEASURES = ("seconds", "samples", "step_seconds", "peak_memory_gb")
+"""Older checkpoints have none of them."""
 
 
 def read_progress(state: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -25,10 +27,11 @@ def read_progress(state: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """
     found = state.get("progress")
     progress = dict(found) if isinstance(found, dict) else {}
-    wrong = {*progress} ^ {*_COUNTS, "best_loss"}
+    wrong = ({*progress} - {*_MEASURES}) ^ {*_COUNTS, "best_loss"}
     wrong |= {key for key in _COUNTS if type(progress.get(key)) is not int or progress[key] < 0}
+    wrong |= {key for key in _MEASURES if not (_is_number(progress.get(key, 0)) and progress.get(key, 0) >= 0)}
     best = progress.get("best_loss")
-    if best is not None and not (isinstance(best, int | float) and math.isfinite(best)):
+    if best is not None and not _is_number(best):
         wrong.add("best_loss")
     if not isinstance(state.get("scaler"), dict):
         wrong.add("scaler")
@@ -81,6 +84,10 @@ def check_random(states: Mapping[str, Tensor], source: Path) -> None:
         f"resume={source}: its random state is {problem}. Resume with the version of torch it was made with, or use "
         f"init_from={source}."
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _fits(key: str, value: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,9 @@ class Progress:
         global_step: optimiser steps taken.
         best_loss: lowest validation loss so far.
         validations_since_best: for early stopping.
+        seconds: wall-clock time of training, validation included, over all processes that took part one after another.
+        samples, step_seconds: training samples, and the time spent in training steps.
+        peak_memory_gb: most memory used.
     """
 
     epoch: int = 0
@@ -37,6 +40,15 @@ class Progress:
     global_step: int = 0
     best_loss: float = math.inf
     validations_since_best: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    samples: float = field(default=0.0, compare=False)
+    step_seconds: float = field(default=0.0, compare=False)
+    peak_memory_gb: float = field(default=0.0, compare=False)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Training samples over the time spent in training steps."""
+        return self.samples / max(self.step_seconds, 1e-9)
 
 
 class Checkpointer:

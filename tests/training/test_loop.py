@@ -147,6 +147,45 @@ def test_a_crash_loses_what_came_after_the_last_save(
     assert again.checkpoints() == whole.checkpoints()
 
 
+class Clock:
+    """Time that passes only where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_time_samples_and_memory_are_those_of_the_whole_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("panollava.training.loop.time", clock)
+    monkeypatch.setattr("panollava.training.precision._process_peak_gb", lambda: 8.0 if clock.now < 30 else 2.0)
+    original, taken = OptimiserStep.__call__, []
+
+    def step(self, *args):
+        clock.now += 10.0
+        taken.append(clock.now)
+        if len(taken) == 3:  # two steps were saved, the third is lost with its seconds
+            power_cut()
+        return original(self, *args)
+
+    monkeypatch.setattr(OptimiserStep, "__call__", step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        Toy(tmp_path).fit(steps(3), save_every_steps=1)
+    clock.now = 1000.0
+    again = Toy(tmp_path)
+    last = follow(tmp_path / LAST)
+    assert last is not None
+    whole = again.fit(steps(3), again.checkpointer.restore(last)).progress
+    assert (whole.seconds, whole.step_seconds, whole.samples, whole.peak_memory_gb) == (30.0, 30.0, 6, 8.0)
+    extended = Toy(tmp_path)
+    last = follow(tmp_path / LAST)
+    assert last is not None
+    longer = extended.fit(steps(3), extended.checkpointer.restore(last), epochs=2).progress
+    assert (longer.seconds, longer.samples, longer.samples_per_second) == (60.0, 12, 0.2)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     before = signal.getsignal(signal.SIGINT)

@@ -54,6 +54,8 @@ HOSTILE = {
     "a place in words": (state(progress={**PLACE, "epoch": "one"}), r"\(epoch\)"),
     "a place before the start": (state(progress={**PLACE, "global_step": -1}), r"\(global_step\)"),
     "a place with more to it": (state(progress={**PLACE, "__class__": 1}), "__class__"),
+    "a time that is none": (state(progress={**PLACE, "seconds": "long"}), r"\(seconds\)"),
+    "a time before the start": (state(progress={**PLACE, "step_seconds": -1.0}), r"\(step_seconds\)"),
     "a best loss that is none": (state(progress={**PLACE, "best_loss": "low"}), r"\(best_loss\)"),
     "no scaler": (state(scaler=[1]), r"\(scaler\)"),
 }
@@ -73,3 +75,11 @@ def test_it_is_refused_and_nothing_changes(tmp_path: Path, kind: str) -> None:
     assert torch.equal(toy.weight(), before)
     assert torch.equal(torch.get_rng_state(), random)
     assert not toy.optimizer.state
+
+
+def test_a_checkpoint_from_before_measures_were_kept_goes_on(tmp_path: Path) -> None:
+    Toy(tmp_path).fit(steps(2))
+    checkpoint = find_checkpoint(tmp_path)
+    state(progress=PLACE)(checkpoint)
+    progress = Toy(tmp_path).checkpointer.restore(checkpoint)
+    assert (progress.global_step, progress.seconds, progress.samples) == (2, 0, 0)
