@@ -24,6 +24,7 @@ from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
 from panollava.store.options import StoreOptions
+from panollava.tracking.location import absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
@@ -227,9 +228,13 @@ def check_tracking(section: dict[str, Any]) -> list[str]:
     tracking = dict(section)
     kind = tracking.pop("type", None)
     problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
-    return problems + check_section(
-        tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags", "outbox")
-    )
+    problems += check_section(tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags", "outbox"))
+    if not problems and kind == "mlflow":
+        try:
+            absolute_uri(tracking.get("uri"))
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _rest(values: dict[str, Any]) -> list[str]:

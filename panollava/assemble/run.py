@@ -29,7 +29,8 @@ from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
 from panollava.store.making import FeatureMaker
 from panollava.store.options import StoreOptions
 from panollava.sweep_folder import job_name, read_start
-from panollava.tracking.store import FOLDER_TAG, STAGES_TAG
+from panollava.tracking.database import FOLDER_TAG
+from panollava.tracking.store import STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
 from panollava.training.optim import OptimOptions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from panollava.config.locate import CONF
 from panollava.config.resolvers import register_resolvers
 from panollava.config.sweep import Report, SweepParent
 from panollava.config.sweep_arguments import FLAGS, as_sweep
+from panollava.tracking.location import refuse_secret
 
 _log = logging.getLogger("panollava")
 
@@ -73,6 +75,9 @@ def _understood(
 ) -> list[str]:
     """The command line for Hydra; one that cannot be meant ends here, with a message."""
     try:
+        for key, _, value in (argument.partition("=") for argument in typed):
+            if re.search("track|mlflow|uri", key):  # a misspelt key is shown with its value further on
+                refuse_secret(key, value.strip("'\""))
         arguments = canonical(typed, bare=bare, loose=loose)
         arguments = as_sweep(arguments, scratch) if config_name == SWEPT else arguments
     except ValueError as error:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from panollava.config.launch import tell_failures
 from panollava.config.resolvers import register_resolvers
 from panollava.sweep_folder import JobRecord, Start, read_jobs, read_start, write_start
-from panollava.tracking.location import absolute_uri, is_server
+from panollava.tracking.location import absolute_uri, experiment_name, is_server
 from panollava.tracking.sweep import end_parent, start_parent
 from panollava.tracking.tracker import Status
 
@@ -128,9 +128,10 @@ def _open(config: DictConfig) -> Sweep:
         uri, wait_seconds = absolute_uri(config.tracking.uri), config.tracking.wait_seconds
         if "SlurmLauncher" in config.hydra.launcher._target_ and not is_server(uri):
             sys.stderr.write(f"\n{_FILE_ON_CLUSTER.format(uri=uri)}\n")
-        known = before.run_id if before is not None and before.uri == uri else None
+        known = before.run_id if before is not None else None
         name = config.tracking.run_name or folder.name
-        start = Start(start.id, uri, start_parent(uri, config.tracking.experiment, name, folder, known))
+        experiment = experiment_name(config.tracking.experiment)
+        start = Start(start.id, uri, start_parent(uri, experiment, name, folder, known))
     write_start(folder, start)
     return Sweep(folder, start, lock, is_kept=not config.dry_run, wait_seconds=wait_seconds)
 

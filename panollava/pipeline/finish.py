@@ -19,7 +19,7 @@ from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import PICTURE, Evaluation, answer_logs, evaluate_answers
 from panollava.pipeline.restore import Restored
 from panollava.stages.instruct import InstructStage
-from panollava.tracking.location import is_server
+from panollava.tracking.location import absolute_uri, way_to_look
 
 VIEWS = "views.png"
 
@@ -94,9 +94,7 @@ def farewell(run: Run) -> None:
     pictures = [run.experiment.root / VIEWS, *(Path(f) / PICTURE for f in [_evaluated(run)] if f)]
     LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
-        address = run.cfg.tracking.uri
-        way = address if is_server(address) else f"`mlflow ui` in {Path.cwd()}, then http://127.0.0.1:5000"
-        LOG.info("Compare runs: %s", way)
+        LOG.info("Compare runs: %s", way_to_look(absolute_uri(run.cfg.tracking.uri)))
 
 
 def _subject(run: Run, stage: str) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from panollava.tracking.delivery import Delivery
+from panollava.tracking.location import StoreBusyError
 from panollava.tracking.operations import Operation, perform
 from panollava.tracking.outbox import Outbox
 from panollava.tracking.store import written
@@ -18,10 +20,25 @@ logger = logging.getLogger(__name__)
 
 
 class Direct:
-    """Does each operation as it comes; an error is the caller's."""
+    """Does each operation as it comes; an error is the caller's.
 
-    def __init__(self, client: MlflowClient, run_id: str, uri: str) -> None:
+    Args:
+        client, uri: of the store.
+        run_id: the run.
+        spare: opens the way that the rest takes from when another process keeps the store locked; None makes that the
+            caller's error too.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        uri: str,
+        spare: Callable[[StoreBusyError], Posted] | None = None,
+    ) -> None:
         self._client, self._run_id, self._uri = client, run_id, uri
+        self._spare = spare
+        self._posted: Posted | None = None
 
     def put(self, operation: Operation, source: Path | None = None) -> None:
         """Does an operation.
@@ -31,11 +48,21 @@ class Direct:
             source: file or folder that goes along.
         """
         path = {} if source is None else {"path": str(source)}
-        with written(self._uri):
-            perform(self._client, self._run_id, {**operation, **path}, folder=Path())
+        if self._posted is None:
+            try:
+                with written(self._uri):
+                    perform(self._client, self._uri, self._run_id, {**operation, **path}, folder=Path())
+                return
+            except StoreBusyError as error:
+                if self._spare is None:
+                    raise
+                self._posted = self._spare(error)
+        self._posted.put(operation, source)
 
     def close(self) -> None:
-        """Nothing waits."""
+        """Nothing waits, unless the store was locked."""
+        if self._posted is not None:
+            self._posted.close()
 
 
 class Posted:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from panollava.tracking.location import StoreBusyError
 from panollava.tracking.operations import Operation, beyond, perform
 from panollava.tracking.outbox import Outbox
 from panollava.tracking.server import answers, is_out_of_reach, reason_of
-from panollava.tracking.store import end_killed, experiment_id, local_run, open_client, reached_steps
+from panollava.tracking.store import end_killed, experiment_id, local_run, open_client, reached_steps, written
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -79,14 +80,15 @@ class Delivery:
 
     def _run(self) -> None:
         try:
-            client = open_client(self.uri)
+            client: MlflowClient | None = None
             while not self._all_sent():
                 try:
+                    client = client or open_client(self.uri)
                     self._send_all(client)
-                except _OutOfReachError as error:
+                except (_OutOfReachError, StoreBusyError) as error:
                     if self._finishing.is_set() and time.monotonic() > self._deadline:
                         return
-                    self._pause(str(error))
+                    self._pause(reason_of(error))
         except Exception as error:
             logger.error("Sending to MLflow at %s has stopped (%s); the rest stays on disk.", self.uri, error)
             logger.debug("The reason:", exc_info=True)
@@ -105,7 +107,8 @@ class Delivery:
             while (waiting := box.next()) is not None:
                 operation, end = waiting
                 try:
-                    self._send(client, box, operation)
+                    with written(self.uri):
+                        self._send(client, box, operation)
                 except Exception as error:
                     box.in_doubt = True
                     reason = reason_of(error)
@@ -123,7 +126,7 @@ class Delivery:
             if box.header["reached"] is None:
                 box.learn(reached=reached_steps(client, run_id))
             operation = {**operation, "rows": beyond(operation["rows"], box.header["reached"])}
-        perform(client, run_id, operation, folder=box.folder, again=box.in_doubt)
+        perform(client, self.uri, run_id, operation, folder=box.folder, again=box.in_doubt)
 
     def _may_pass(self) -> bool:
         """Whether to try again: the server is away, or has not failed often enough to be believed."""
@@ -220,7 +223,8 @@ def _emptied(uri: str, boxes: Sequence[Outbox], wait_seconds: float, *, is_away:
     left = delivery.finish(wait_seconds)
     if not left:
         try:
-            end_killed(open_client(uri), [box.header["run_id"] for box in boxes])
+            with written(uri):
+                end_killed(open_client(uri), [box.header["run_id"] for box in boxes])
         except Exception as error:
             if not is_out_of_reach(error):
                 raise

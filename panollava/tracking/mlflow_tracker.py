@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import posixpath
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from annotated_types import Interval
 
 from panollava.tracking.channel import Direct, Posted
 from panollava.tracking.form import key_of, picture_of, value_of
-from panollava.tracking.location import DEFAULT_URI, absolute_uri, is_server
+from panollava.tracking.location import EXPERIMENT, URI, absolute_uri, experiment_name
 from panollava.tracking.opening import Asked, open_run
 from panollava.tracking.operations import Operation, Row, beyond
 from panollava.tracking.registry import check_names
@@ -41,15 +42,15 @@ class MlflowTracker:
     thousand hardly more. A killed process loses at most `flush_seconds` of them.
 
     A server is written to by way of an outbox on disk (see ``Outbox``), so that one that goes away neither ends nor
-    holds up the run. It has to be there when a run of its own begins. A run that goes on, and a job of a sweep, whose
-    server did answer before, begin without it.
+    holds up the run; a file likewise, from when another process keeps it locked. A server has to be there when a run of
+    its own begins. A run that goes on, and a job of a sweep, whose server did answer before, begin without it.
     """
 
     def __init__(
         self,
         *,
-        uri: str = DEFAULT_URI,
-        experiment: str = "panollava",
+        uri: str | None = None,
+        experiment: str | None = None,
         run_name: str | None = None,
         run_id: str | None = None,
         parent_run_id: str | None = None,
@@ -66,13 +67,15 @@ class MlflowTracker:
     ) -> None:
         """
         Args:
-            uri: store; a relative SQLite path is taken from the working directory of this moment.
-            experiment: name under which runs are listed.
+            uri: store; a relative SQLite path is taken from the working directory of this moment. None takes that of
+                ``MLFLOW_TRACKING_URI``, else `sqlite:///mlflow.db`.
+            experiment: name under which runs are listed; None takes that of ``MLFLOW_EXPERIMENT_NAME``, else
+                `panollava`.
             run_name: name of a new run; MLflow invents one if it is missing.
             run_id: run to go on with.
             parent_run_id: parent run of a sweep.
             tags: further tags of the run.
-            outbox: folder for what a server does not take at once; None writes to a server directly.
+            outbox: folder for what the store does not take at once; None writes directly.
             wait_seconds: how long to wait at the end for a server that does not answer.
             system_metrics: log the load of processors, memory, disk, network and GPUs.
             system_seconds: seconds between two of their measurements.
@@ -86,20 +89,21 @@ class MlflowTracker:
             ValueError: MLflow keeps no runs at that address, or takes no such name or alias.
         """
         check_names(register, alias)
-        self.uri = absolute_uri(uri)
-        self.experiment = experiment
+        self.uri, self.experiment = absolute_uri(uri), experiment_name(experiment)
+        values = ((URI, uri, self.uri), (EXPERIMENT, experiment, self.experiment))
+        self._of_environment = [f"{key}={now}" for key, given, now in values if given is None and os.environ.get(key)]
         self.flush_every = flush_every
         self.flush_seconds = flush_seconds
         self.register, self.alias = register, alias
         self.model_form: ModelForm = "checkpoint" if register and log_model == "none" else log_model
         self._asked = Asked(
             uri=self.uri,
-            experiment=experiment,
+            experiment=self.experiment,
             run_name=run_name,
             run_id=run_id,
             parent_run_id=parent_run_id,
             tags=dict(tags or {}),
-            outbox=outbox if is_server(self.uri) else None,
+            outbox=outbox,
             wait_seconds=wait_seconds,
         )
         self._run_id: str | None = None
@@ -122,6 +126,8 @@ class MlflowTracker:
         Raises:
             ConnectionError: the server does not answer, and never did.
         """
+        if self._of_environment:
+            logger.info("MLflow's variables are used: %s.", ", ".join(self._of_environment))
         opened = open_run(self._asked)
         self._run_id, self._is_new, self._channel = opened.run_id, opened.is_new, opened.channel
         self._reached = opened.reached

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from panollava.tracking.channel import Direct, Posted
-from panollava.tracking.location import is_server
+from panollava.tracking.database import FOLDER_TAG, recorded_folder
+from panollava.tracking.location import StoreBusyError, is_server
 from panollava.tracking.operations import RUNNING
 from panollava.tracking.outbox import OUTBOX, Outbox
-from panollava.tracking.server import check_answers, is_out_of_reach, no_answer, reason_of, set_limits
+from panollava.tracking.server import check_access, check_answers, is_out_of_reach, no_answer, reason_of, set_limits
 from panollava.tracking.store import (
     LOCAL_TAG,
     PARENT_TAG,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_AWAY = "MLflow at %s does not answer (%s). The run goes on; its record is kept in %s until it can be sent."
+
 LOCAL = "local-"
 """How the id of a run begins that its server has not made yet."""
 
@@ -48,7 +51,7 @@ class Asked:
         run_id: of the run to go on with.
         parent_run_id: parent run of a sweep.
         tags: further tags.
-        outbox: folder for what a server does not take at once; None writes directly.
+        outbox: folder for what the store does not take at once; None writes directly.
         wait_seconds: how long to wait at the end for a server that does not answer.
     """
 
@@ -84,28 +87,40 @@ def open_run(asked: Asked) -> Opened:
 
     Raises:
         ConnectionError: the server does not answer, and nothing says that it ever did.
+        PermissionError: the server wants to know who asks.
     """
     tags = {**asked.tags, **process_tags()}
+    if FOLDER_TAG in tags:
+        tags[FOLDER_TAG] = recorded_folder(Path(tags[FOLDER_TAG]), asked.uri)
     if asked.parent_run_id:
         tags[PARENT_TAG] = asked.parent_run_id
-    if asked.outbox is None:
+    outbox = asked.outbox
+    if outbox is None:
         client, run_id, is_new = _in_store(asked, tags, begun=set())
         reached = {} if is_new else reached_steps(client, run_id)
         return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id, asked.uri), reached))
-    left, is_away = Outbox.left_behind(asked.outbox, asked.uri), False
+    left, is_away = Outbox.left_behind(outbox, asked.uri), False
     try:
-        _, run_id, is_new = _in_store(asked, tags, begun={box.header["local_id"] for box in left})
+        client, run_id, is_new = _in_store(asked, tags, begun={box.header["local_id"] for box in left})
+        if not is_server(asked.uri) and not left:
+            with written(asked.uri):
+                reached = {} if is_new else reached_steps(client, run_id)
+
+            def spare(error: StoreBusyError) -> Posted:
+                logger.warning(_AWAY, asked.uri, reason_of(error), outbox / OUTBOX)
+                box = Outbox.create(outbox, {**_header(asked, run_id, tags), "reached": {}})
+                box.in_doubt = True
+                return Posted(asked.uri, [], box, asked.wait_seconds, is_away=True)
+
+            return _welcomed(tags, Opened(run_id, is_new, Direct(client, run_id, asked.uri, spare), reached))
     except ConnectionError as error:
-        if not (asked.run_id or asked.parent_run_id):
+        if not (asked.run_id or asked.parent_run_id or isinstance(error, StoreBusyError)):
             for box in left:
                 box.release()
             raise
-        logger.warning(
-            "MLflow at %s does not answer (%s). The run goes on; its record is kept in %s until it can be sent.",
-            asked.uri, reason_of(error), asked.outbox / OUTBOX,
-        )  # fmt: skip
+        logger.warning(_AWAY, asked.uri, reason_of(error), outbox / OUTBOX)
         run_id, is_new, is_away = asked.run_id or f"{LOCAL}{uuid.uuid4().hex}", asked.run_id is None, True
-    box = Outbox.create(asked.outbox, _header(asked, run_id, tags) | {"reached": {} if is_new else None})
+    box = Outbox.create(outbox, _header(asked, run_id, tags) | {"reached": {} if is_new else None})
     channel = Posted(asked.uri, left, box, asked.wait_seconds, is_away=is_away)
     return _welcomed(tags, Opened(run_id, is_new, channel, {}))
 
@@ -136,6 +151,7 @@ def _in_store(asked: Asked, tags: dict[str, str], begun: set[str]) -> tuple[Mlfl
         client = open_client(asked.uri)
         return client, *_found_or_made(client, asked, tags, begun)
     except Exception as error:
+        check_access(asked.uri, error)
         if isinstance(error, ConnectionError) or not is_out_of_reach(error):
             raise
         raise ConnectionError(no_answer(asked.uri, error)) from error

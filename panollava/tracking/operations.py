@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from panollava.tracking.location import ARTIFACTS, database_file
 from panollava.tracking.registry import register
 
 if TYPE_CHECKING:
@@ -25,14 +26,16 @@ Row = Sequence[Any]
 """A metric as JSON has it: name, value, time in milliseconds, step."""
 
 
-def perform(client: MlflowClient, run_id: str, operation: Operation, *, folder: Path, again: bool = False) -> None:
+def perform(
+    client: MlflowClient, uri: str, run_id: str, operation: Operation, *, folder: Path, again: bool = False
+) -> None:
     """Does one operation.
 
     All but metrics are of a kind that the store takes twice as it takes them once. Metrics are looked up first where
     they may have arrived already: stores that are no databases would list them twice.
 
     Args:
-        client: of the store.
+        client, uri: of the store.
         run_id: the run.
         operation: what to do.
         folder: what its ``path`` starts from.
@@ -48,10 +51,8 @@ def perform(client: MlflowClient, run_id: str, operation: Operation, *, folder: 
             client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
         case {"do": "tags", "values": values}:
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
-        case {"do": "file", "path": path, "into": into}:
-            client.log_artifact(run_id, str(folder / path), into)
-        case {"do": "folder", "path": path, "into": into}:
-            client.log_artifacts(run_id, str(folder / path), into)
+        case {"do": "file" | "folder", "path": path, "into": into}:
+            _keep(client, uri, run_id, folder / path, into)
         case {"do": "table", "name": name}:
             tables = json.loads(client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
             entry = {"path": name, "type": "table"}
@@ -60,7 +61,7 @@ def perform(client: MlflowClient, run_id: str, operation: Operation, *, folder: 
         case {"do": "inputs", "datasets": datasets}:
             _log_inputs(client, run_id, datasets)
         case {"do": "register", **options}:
-            register(client, run_id, **{str(key): value for key, value in options.items()})
+            register(client, uri, run_id, **{str(key): value for key, value in options.items()})
         case {"do": "status", "status": status, "time": time_ms}:
             if status == RUNNING:
                 client.update_run(run_id, status=status)
@@ -93,6 +94,22 @@ def _identity(metric: Metric) -> tuple[str, int, int, float | None]:
     """What makes a metric the same one; stores keep infinity as the largest number, and NaN equals nothing."""
     value = max(-sys.float_info.max, min(sys.float_info.max, metric.value))
     return metric.key, metric.step, metric.timestamp, None if math.isnan(metric.value) else value
+
+
+def _keep(client: MlflowClient, uri: str, run_id: str, path: Path, into: str | None) -> None:
+    """Copies a file or folder to a run's artifacts.
+
+    A relative address is taken from the database's folder; MLflow's client takes it from the working directory.
+    """
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    file = database_file(uri)
+    address = "" if file is None else client.get_run(run_id).info.artifact_uri
+    if file is not None and address.startswith(f"{ARTIFACTS}/"):
+        local = LocalArtifactRepository((file.parent / address).as_uri())
+        (local.log_artifacts if path.is_dir() else local.log_artifact)(str(path), into)
+    else:
+        (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), into)
 
 
 def _log_inputs(client: MlflowClient, run_id: str, datasets: Sequence[dict[str, Any]]) -> None:

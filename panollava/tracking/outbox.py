@@ -2,7 +2,7 @@
 
 ::
 
-    tracking_outbox/<time>-<number>/run.json            the run, or how to make it
+    tracking_outbox/<time>-<number>/run.json            the run, or how to make it, and its store
                                     operations.jsonl    one operation a line, in order
                                     sent                how many bytes of them have arrived
                                     files/              what goes along: links to, or copies of, the originals
@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from panollava.tracking.location import SQLITE, absolute_uri, database_file
 from panollava.tracking.operations import Operation
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ class Outbox:
         self._lock.acquire(timeout=0)
         try:
             self.header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            database = folder / self.header.get("database", "")
+            if database.is_file():  # both may have been moved
+                self.header["uri"] = absolute_uri(f"{SQLITE}{database}")
             self._mend()
             self._stream = (folder / OPERATIONS).open("ab")
         except BaseException:
@@ -78,6 +82,8 @@ class Outbox:
         stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(now // 10**9))
         folder = parent / OUTBOX / f"{stamp}_{now % 10**9:09d}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
+        if (file := database_file(header["uri"])) is not None:
+            header = {**header, "database": os.path.relpath(file, folder.resolve())}
         (folder / HEADER).write_text(json.dumps(header, indent=2, ensure_ascii=False), encoding="utf-8")
         box = cls(folder)
         box.in_doubt = False

@@ -35,7 +35,7 @@ def check_names(name: str | None, alias: str) -> None:
 
 
 def register(
-    client: MlflowClient, run_id: str, *, name: str, alias: str, artifact: str, loss: float, measured_on: str
+    client: MlflowClient, uri: str, run_id: str, *, name: str, alias: str, artifact: str, loss: float, measured_on: str
 ) -> None:
     """Makes a run's model a version of a registered model, and sees to it that the best version has the alias.
 
@@ -44,7 +44,7 @@ def register(
     server, where no lock keeps them apart, end with the best as well: each looks again after it has moved the alias.
 
     Args:
-        client: of the store.
+        client, uri: of the store.
         run_id: the run.
         name: the registered model; made if it is missing.
         alias: what the best version is called.
@@ -52,7 +52,7 @@ def register(
         loss: lowest validation loss.
         measured_on: stage, data and language model, in words.
     """
-    with store_lock(client.tracking_uri):
+    with store_lock(uri):
         version = _version(client, run_id, name, artifact)
         client.set_model_version_tag(name, version.version, LOSS_TAG, repr(loss))
         client.set_model_version_tag(name, version.version, MEASURED_TAG, measured_on)

@@ -1,8 +1,11 @@
-"""A tracking server at the other end of a network: whether it answers, and how long to wait for that."""
+"""A store that may be away, a server above all: whether it answers, and how long to wait for that."""
 
 from __future__ import annotations
 
 import os
+
+from panollava.tracking.database import opened
+from panollava.tracking.location import PASSWORD, USER, connection_uri, database_file, store_lock
 
 PROBE_SECONDS = 5.0
 LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -10,8 +13,12 @@ LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT":
 
 BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BROKEN = 500
+DENIED, DENIED_STATUS = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"), (401, 403)
 
 REASONS = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not known here: MLFLOW_TRACKING_SERVER_CERT_PATH names the file, "
+    "MLFLOW_TRACKING_INSECURE_TLS=true takes any",
+    "is locked": "another process keeps it locked",
     "refused": "connection refused",
     "NameResolutionError": "its name is not known",
     "timed out": "no answer in time",
@@ -29,19 +36,42 @@ def set_limits() -> None:
 
 
 def check_answers(uri: str) -> None:
-    """Asks a server whether it is there, in a few seconds; any answer will do.
+    """Asks a store whether it is there, in a few seconds; any answer of a server will do.
 
     Raises:
         ConnectionError: it is not.
     """
+    if (file := database_file(uri)) is not None:
+        with store_lock(uri, PROBE_SECONDS), opened(file, PROBE_SECONDS) as database:
+            database.execute("begin immediate")
     if not uri.startswith("http"):
         return
     import requests
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS)
-    except requests.RequestException as error:
+        # With the certificates, the user and whatever else MLflow's variables say.
+        creds = get_default_host_creds(connection_uri(uri))
+        http_request(creds, "/health", "GET", max_retries=0, timeout=PROBE_SECONDS, raise_on_status=False)
+    except (MlflowException, requests.RequestException) as error:
         raise ConnectionError(no_answer(uri, error)) from error
+
+
+def check_access(uri: str, error: Exception) -> None:
+    """Says what a server wants to know that turned a request away.
+
+    Raises:
+        PermissionError: it did so because of who asked.
+    """
+    code = getattr(error, "error_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if code in DENIED or status in DENIED_STATUS:
+        raise PermissionError(
+            f"tracking.uri={uri} turns the request away ({reason_of(error)}). Set {USER} and {PASSWORD}, or "
+            "MLFLOW_TRACKING_TOKEN, in the environment."
+        ) from error
 
 
 def answers(uri: str) -> bool:

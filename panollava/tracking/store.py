@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,16 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from panollava.tracking.location import BUSY_SECONDS, SQLITE, absolute_uri, artifact_location, is_server, store_lock
+from panollava.tracking.database import FOLDER_TAG, check_database, settle
+from panollava.tracking.location import (
+    ARTIFACTS,
+    StoreBusyError,
+    absolute_uri,
+    connection_uri,
+    database_file,
+    is_server,
+    store_lock,
+)
 from panollava.tracking.server import is_out_of_reach, no_answer, set_limits
 
 if TYPE_CHECKING:
@@ -22,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FOLDER_TAG, STAGES_TAG = "panollava.folder", "panollava.stages"
-"""Tags of training runs: the experiment's folder, and what was trained in it."""
+STAGES_TAG = "panollava.stages"
+"""Tag of training runs: what was trained."""
 
 HOST_TAG, PID_TAG, SINCE_TAG = "panollava.host", "panollava.pid", "panollava.since"
 PARENT_TAG = "mlflow.parentRunId"
@@ -32,6 +42,7 @@ LOCAL_TAG = "panollava.local_id"
 CLOCK_SLACK_S = 5.0
 _DISK_FAILURES = ("database or disk is full", "disk I/O error", "readonly database", "unable to open database file")
 """What SQLite says of them."""
+_LOCKED = "database is locked"
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -42,6 +53,10 @@ def open_client(uri: str) -> MlflowClient:
 
     Args:
         uri: from `absolute_uri`.
+
+    Raises:
+        ValueError: the file is damaged, or of another version of MLflow.
+        StoreBusyError: another process keeps it locked.
     """
     if is_server(uri):
         set_limits()
@@ -50,7 +65,10 @@ def open_client(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     with store_lock(uri), _quiet("mlflow.store.db.utils", "alembic"):
-        return MlflowClient(tracking_uri=_patient(uri))
+        check_database(uri)
+        client = MlflowClient(tracking_uri=connection_uri(uri))
+        settle(uri)
+        return client
 
 
 @contextlib.contextmanager
@@ -59,13 +77,18 @@ def written(uri: str) -> Iterator[None]:
 
     Raises:
         OSError: the disk is full, read-only or broken.
+        StoreBusyError: another process keeps the file locked.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         with _quiet("mlflow.store.db.utils", level=logging.CRITICAL):  # it would print what is raised as well
             yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        file = database_file(uri)
+        if file is not None and _LOCKED in str(error):
+            raise StoreBusyError(file) from error
         reasons = (getattr(error, "strerror", None), *(text for text in _DISK_FAILURES if text in str(error)))
         reason = next((text for text in reasons if text), None)
         if reason is None:
@@ -94,7 +117,12 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             raise ConnectionError(no_answer(uri, error)) from error
         if experiment is None:
             try:
-                return client.create_experiment(name, artifact_location=artifact_location(uri))
+                file = database_file(uri)
+                made = client.create_experiment(
+                    name, artifact_location=(file.parent / ARTIFACTS).as_uri() if file else None
+                )
+                settle(uri)
+                return made
             except MlflowException as error:
                 # A server has no file lock: another process may have been faster.
                 experiment = client.get_experiment_by_name(name)
@@ -178,13 +206,6 @@ def _alive(tags: dict[str, str]) -> bool:
         return True
 
 
-def _patient(uri: str) -> str:
-    """The address with a time to wait for other writers; SQLite's own five seconds are short for a sweep."""
-    if not uri.startswith(SQLITE) or "timeout=" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}timeout={BUSY_SECONDS}"
-
-
 @contextlib.contextmanager
 def _quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
     """Keeps the messages of making the tables out of the run's log."""
@@ -199,19 +220,20 @@ def _quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
             each.setLevel(before)
 
 
-def folders_of(experiment: str, uri: str) -> list[str]:
+def folders_of(experiment: str, uri: str | None) -> list[str]:
     """Folders of the finished training runs of an experiment that are still there, the oldest first.
 
     Args:
         experiment: its name in MLflow.
-        uri: of the store.
+        uri: of the store; None for that of the environment, else the one of the working directory.
 
     Raises:
         ValueError: there is no such experiment.
     """
     address = absolute_uri(uri)
-    client = open_client(address)
-    found = client.get_experiment_by_name(experiment)
+    with written(address):
+        client = open_client(address)
+        found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments()))
         raise ValueError(
@@ -223,4 +245,6 @@ def folders_of(experiment: str, uri: str) -> list[str]:
         order_by=["attributes.start_time ASC"],
         max_results=5000,
     )
-    return [folder for run in runs if Path(folder := run.data.tags.get(FOLDER_TAG, "")).is_dir() and folder]
+    file = database_file(address)
+    base = file.parent if file else Path()
+    return [str(base / tag) for run in runs if (tag := run.data.tags.get(FOLDER_TAG)) and (base / tag).is_dir()]

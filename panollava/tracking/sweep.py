@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from panollava.tracking.channel import Direct
+from panollava.tracking.database import FOLDER_TAG, recorded_folder
 from panollava.tracking.delivery import deliver, post
-from panollava.tracking.location import is_server
+from panollava.tracking.location import StoreBusyError, is_server
 from panollava.tracking.operations import Operation
 from panollava.tracking.outbox import OUTBOX
 from panollava.tracking.server import set_limits
 from panollava.tracking.store import (
-    FOLDER_TAG,
     end_killed,
     experiment_id,
     find_run,
@@ -41,22 +42,24 @@ def start_parent(uri: str, experiment: str, name: str, folder: Path, run_id: str
         The id that each job's tracker takes as `parent_run_id`.
 
     Raises:
-        ConnectionError: the server does not answer.
+        ConnectionError: the server does not answer, or the file is locked.
     """
     set_limits()
-    client = open_client(uri)
-    experiment_key = experiment_id(client, uri, experiment)
+    with written(uri):
+        client = open_client(uri)
+        experiment_key = experiment_id(client, uri, experiment)
     if (folder / OUTBOX).is_dir():
         deliver(folder)
-    mark_dead_runs(client, experiment_key)
-    tags = {FOLDER_TAG: str(folder.resolve()), **process_tags()}
-    known = find_run(client, run_id) if run_id else None
-    if known is None or known.info.experiment_id != experiment_key:
-        return client.create_run(experiment_key, run_name=name, tags=tags).info.run_id
-    for key, value in tags.items():
-        client.set_tag(known.info.run_id, key, value)
-    client.update_run(known.info.run_id, status="RUNNING")
-    return known.info.run_id
+    with written(uri):
+        mark_dead_runs(client, experiment_key)
+        tags = {FOLDER_TAG: recorded_folder(folder, uri), **process_tags()}
+        known = find_run(client, run_id) if run_id else None
+        if known is None or known.info.experiment_id != experiment_key:
+            return client.create_run(experiment_key, run_name=name, tags=tags).info.run_id
+        for key, value in tags.items():
+            client.set_tag(known.info.run_id, key, value)
+        client.update_run(known.info.run_id, status="RUNNING")
+        return known.info.run_id
 
 
 def end_parent(
@@ -79,11 +82,12 @@ def end_parent(
     """
     operations: list[tuple[Operation, Path | None]] = [({"do": "file", "into": "sweep"}, file) for file in files]
     operations.append(({"do": "status", "status": status, "time": int(time.time() * 1000)}, None))
-    if is_server(uri):
-        return post(folder, uri, run_id, operations, wait_seconds=wait_seconds)
-    channel = Direct(open_client(uri), run_id, uri)
-    for operation, source in operations:
-        channel.put(operation, source)
-    with written(uri):
-        end_killed(open_client(uri), [run_id])
-    return 0
+    if not is_server(uri):
+        with contextlib.suppress(StoreBusyError), written(uri):
+            client = open_client(uri)
+            channel = Direct(client, run_id, uri)
+            for operation, source in operations:
+                channel.put(operation, source)
+            end_killed(client, [run_id])
+            return 0
+    return post(folder, uri, run_id, operations, wait_seconds=wait_seconds)

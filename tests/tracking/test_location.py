@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from panollava.tracking.location import absolute_uri, artifact_location, database_file
+from panollava.tracking.location import absolute_uri, artifact_root, database_file
 
 
 def test_a_relative_path_is_fixed_to_the_folder_of_the_moment(tmp_path, monkeypatch) -> None:
@@ -21,13 +21,12 @@ def test_artifacts_lie_beside_the_database_also_with_odd_names(tmp_path) -> None
     folder = tmp_path / "my runs 파노라마 (1)"
     uri = absolute_uri("sqlite:///sub/runs.db", folder)
     assert database_file(uri) == folder.resolve() / "sub" / "runs.db"
-    assert artifact_location(uri) == (folder.resolve() / "sub" / "mlruns").as_uri()
+    assert artifact_root(database_file(uri)) == (folder.resolve() / "sub" / "mlruns").as_uri()
 
 
 def test_a_server_is_left_as_it_is() -> None:
     assert absolute_uri("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
     assert database_file("http://127.0.0.1:5000") is None
-    assert artifact_location("http://127.0.0.1:5000") is None
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:./mlruns", "sqlite:///", "", str(Path("a") / "mlflow.db")])
