@@ -17,10 +17,15 @@ PATIENCE_S = 120
 
 
 class Server:
-    """``mlflow server`` on this machine, with its database and artifacts in a folder."""
+    """``mlflow server`` on this machine, with its database and artifacts in a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: its working directory.
+        database: an SQLite file there.
+    """
+
+    def __init__(self, folder: Path, database: str = "server.db") -> None:
+        self.folder, self.database = folder, database
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -29,7 +34,7 @@ class Server:
 
     def start(self) -> None:
         """Returns when the server answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///server.db"]
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.database}"]
         command += ["--artifacts-destination", str(self.folder / "artifacts"), "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
         with (self.folder / "server.log").open("ab") as log:

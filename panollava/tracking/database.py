@@ -71,10 +71,10 @@ def _check_version(file: Path, found: str) -> None:
     if found == versions.get_current_head():
         return
     if found in {one.revision for one in versions.walk_revisions()}:
-        command = f"mlflow db upgrade {shlex.quote(sqlalchemy_uri(file))}"
         raise ValueError(
-            f"{file} was made by an older MLflow than {mlflow.__version__}. Copy it, then bring it up to date with: "
-            f"{command}; {_ELSEWHERE}."
+            f"{file} was made by an older MLflow than {mlflow.__version__}. Give another place, "
+            f"tracking.uri=sqlite:////elsewhere/mlflow.db, or keep a copy of it and bring it up to date with: "
+            f"mlflow db upgrade {shlex.quote(sqlalchemy_uri(file))}"
         )
     raise ValueError(
         f"{file} was made by a newer MLflow than {mlflow.__version__} (its tables are of version {found}). Install "

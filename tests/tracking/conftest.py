@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,14 @@ def store_uri(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def client(store_uri):
     return open_client(store_uri)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A database without runs, to be copied."""
+    folder = tmp_path_factory.mktemp("empty")
+    open_client(absolute_uri("sqlite:///mlflow.db", folder))
+    return folder / "mlflow.db"
 
 
 @pytest.fixture
