@@ -132,16 +132,19 @@ def processes(*, device: str = "auto", timeout_s: float = 1800.0) -> Iterator[Pr
         timeout_s: longest wait for another process.
 
     Raises:
-        ValueError: more processes than GPUs, or a variable of torchrun is missing.
+        ValueError: more processes than GPUs, or a variable of torchrun is missing or wrong.
+        ConnectionError: the processes do not find each other.
         ProcessLost: another process ended or did not answer.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = _number("WORLD_SIZE", range(1, 2**31)) if "WORLD_SIZE" in os.environ else 1
     if world_size == 1:
         yield Processes()
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(f"WORLD_SIZE={world_size}, but {', '.join(missing)} is not set. Start with torchrun.")
+    _number("RANK", range(world_size))
+    _number("MASTER_PORT", range(2**16))
     procs = _join(device, timedelta(seconds=timeout_s))
     try:
         with terminable(), procs.together():
@@ -154,7 +157,7 @@ def processes(*, device: str = "auto", timeout_s: float = 1800.0) -> Iterator[Pr
 
 
 def _join(device: str, timeout: timedelta) -> Processes:
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = _number("LOCAL_RANK", range(2**31))
     if device.startswith("cuda:"):
         raise ValueError(
             f"trainer.device={device} names one GPU, and each process takes one of its own: use trainer.device=cuda."
@@ -169,12 +172,46 @@ def _join(device: str, timeout: timedelta) -> Processes:
         raise ValueError("trainer.device=mps trains in one process. Leave torchrun out, or use trainer.device=cpu.")
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    backend = "nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    group = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        backend = "nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        group = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
+    except RuntimeError as error:
+        raise ConnectionError(_why_alone(str(error), timeout)) from error
     assert isinstance(group, dist.ProcessGroup)
     return Processes(rank, world_size, local_rank, group, dist.PrefixStore("panollava", store))
+
+
+def _number(name: str, allowed: range) -> int:
+    """A variable of torchrun."""
+    text = os.environ[name]
+    if not (text.isdecimal() and int(text) in allowed):
+        raise ValueError(
+            f"{name}={text!r} in the environment: {allowed.start} to {allowed.stop - 1} is allowed. Use torchrun."
+        )
+    return int(text)
+
+
+def _why_alone(error: str, timeout: timedelta) -> str:
+    """What keeps the processes from finding each other, in words."""
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    count, rank = os.environ["WORLD_SIZE"], os.environ["RANK"]
+    if "EADDRINUSE" in error:
+        return (
+            f"Port {os.environ['MASTER_PORT']} is in use by another program, so the {count} processes cannot meet "
+            "there. Give torchrun another one, --master-port=<number>, or --standalone, which finds a free one."
+        )
+    if "imed out" in error:
+        return (
+            f"Process {rank} of {count} has waited {timeout.total_seconds():.0f} s at {place}, and not all of the "
+            "others came. Start every process with the same MASTER_ADDR and MASTER_PORT (torchrun does), and see why "
+            "the others ended. trainer.process_timeout_s is how long to wait."
+        )
+    return (
+        f"Process {rank} of {count} could not join the others at {place} ({' '.join(error.split())[:300]}). See that "
+        "every machine reaches that address, and start again with torchrun."
+    )
 
 
 def _last_words(procs: Processes, wait_s: float = 0.0) -> str | None:

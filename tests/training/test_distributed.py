@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,29 @@ def test_a_process_by_itself_answers_itself(monkeypatch: pytest.MonkeyPatch) -> 
         assert (procs.max(3.0), procs.any(True), procs.any(False)) == (3.0, True, False)
         assert procs.texts("x") == ["x"]
         procs.barrier()
+
+
+def test_processes_that_do_not_find_each_other_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> str:
+        with pytest.raises((ConnectionError, ValueError)) as refused, processes(device="cpu", timeout_s=1):
+            pass
+        return str(refused.value)
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        place = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        assert re.match(f"Port {port} is in use .*--master-port", said())
+    assert re.match(f"Process 0 of 2 has waited 1 s at 127.0.0.1:{port}, .*trainer.process_timeout_s", said())
+    monkeypatch.setenv("RANK", "1")
+    assert re.match("Process 1 of 2 has waited 1 s", said())
+    monkeypatch.setenv("RANK", "2")
+    assert re.match("RANK='2' in the environment: 0 to 1 is allowed", said())
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert re.match("WORLD_SIZE='two' in the environment", said())
 
 
 def test_variables_that_do_not_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:
