@@ -77,7 +77,7 @@ def _understood(
     try:
         for key, _, value in (argument.partition("=") for argument in typed):
             if re.search("track|mlflow|uri", key):  # a misspelt key is shown with its value further on
-                refuse_secret(key, value.strip("'\""))
+                refuse_secret(key.lstrip("+"), value.strip("'\""))
         arguments = canonical(typed, bare=bare, loose=loose)
         arguments = as_sweep(arguments, scratch) if config_name == SWEPT else arguments
     except ValueError as error:

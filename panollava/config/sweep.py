@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from panollava.config.launch import tell_failures
 from panollava.config.resolvers import register_resolvers
+from panollava.disk import check_writable
 from panollava.sweep_folder import JobRecord, Start, read_jobs, read_start, write_start
 from panollava.tracking.location import absolute_uri, experiment_name, is_server
 from panollava.tracking.sweep import end_parent, start_parent
@@ -114,6 +115,8 @@ class SweepParent(Callback):
 
 def _open(config: DictConfig) -> Sweep:
     folder = Path(config.hydra.sweep.dir)
+    uri = absolute_uri(config.tracking.uri) if config.tracking.type == "mlflow" and not config.dry_run else None
+    check_writable(folder, "output_dir")  # what is refused leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -124,8 +127,8 @@ def _open(config: DictConfig) -> Sweep:
             "own with experiment_name=<name>."
         ) from None
     before, start, wait_seconds = read_start(folder), Start(uuid.uuid4().hex), 0.0
-    if config.tracking.type == "mlflow" and not config.dry_run:
-        uri, wait_seconds = absolute_uri(config.tracking.uri), config.tracking.wait_seconds
+    if uri is not None:
+        wait_seconds = config.tracking.wait_seconds
         if "SlurmLauncher" in config.hydra.launcher._target_ and not is_server(uri):
             sys.stderr.write(f"\n{_FILE_ON_CLUSTER.format(uri=uri)}\n")
         known = before.run_id if before is not None else None
