@@ -24,9 +24,9 @@ from panollava.evaluation.comparison_report import (
     verdicts_csv,
 )
 from panollava.evaluation.words import choose_words
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG, configure_console, counted
 from panollava.model.facade import PanoLlava
-from panollava.pipeline.asked_data import asked_data
+from panollava.pipeline.asked_data import asked_data, asked_name
 from panollava.pipeline.restore import Restored, restore
 from panollava.pipeline.results_of import answer_split, find_answers
 from panollava.store.options import StoreOptions
@@ -73,7 +73,8 @@ def main(cfg: DictConfig) -> None:
     contenders = [_contender(name, run, data, options, store) for name, run in zip(names, runs, strict=True)]
     words = choose_words(options.words)
     found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
-    text = markdown(places, found, f"{len(runs)} runs on {data['name']}-{options.split}, by {options.measure}")
+    title = f"{len(runs)} runs on {asked_name(options, data)}, by {options.measure}"
+    text = markdown(places, found, title, words)
     LOG.info("\n%s", text)
     out = Path(options.out).expanduser()
     files: dict[str, str | bytes] = {
@@ -98,8 +99,8 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
     folders = [*options.runs, *(folder for folder in tracked if folder not in options.runs)]
     if len(folders) < 2:
         raise ValueError(
-            f"{len(folders)} runs: it takes two to compare. Name them, python -m panollava.compare runs/a runs/b, or "
-            "an MLflow experiment of several, mlflow_experiment=<name>."
+            f"{counted(len(folders), 'run')}: it takes two to compare. Name them, python -m panollava.compare runs/a "
+            "runs/b, or an MLflow experiment of several, mlflow_experiment=<name>."
         )
     return folders
 

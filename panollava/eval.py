@@ -22,7 +22,7 @@ from panollava.evaluation.results import write_measures
 from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console
 from panollava.model.facade import PanoLlava
-from panollava.pipeline.asked_data import asked_data
+from panollava.pipeline.asked_data import asked_data, asked_name
 from panollava.pipeline.evaluate import answer_questions
 from panollava.pipeline.measure import measure
 from panollava.pipeline.restore import Restored, restore
@@ -104,7 +104,7 @@ def _answer(
     result = answer_split(
         run, data, options.split, evaluation, compute, tracker, pano=pano, store=store, num_workers=workers
     )
-    LOG.info("%s", result.summary(f"{data['name']}-{options.split}"))
+    LOG.info("%s", result.summary(asked_name(options, data)))
     if options.turn_deg:
         upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
         features = open_features(store, pano.model.vision.tower, pano.crop)

@@ -77,6 +77,11 @@ def in_words(count: float, base: int = 1024) -> str:
     return f"{value:.0f} {units[power]}" if value >= 100 or not power else f"{value:.3g} {units[power]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in the singular where it is one; only for nouns that take an s."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def say(text: str, end: str = "\n") -> None:
     """Writes what a command was asked for to standard output; log lines go to standard error.
 

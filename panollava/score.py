@@ -16,7 +16,7 @@ from panollava.evaluation.read_predictions import KEYED, Form, Scored, read_pred
 from panollava.evaluation.scores import score
 from panollava.evaluation.statistics import Interval
 from panollava.evaluation.words import choose_words
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG, configure_console, counted
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def main(cfg: DictConfig) -> None:
     scored = read_predictions(path, options.form, {role: getattr(options, f"{role}_column") for role in KEYED})
     clip = _clip_scores(scored, path, options) if options.clip else None
     report = score(scored, form=options.form, words=words, meteor=options.meteor, clip=clip)
-    LOG.info("%s: %d answers, %d questions, %d pictures", path, report.answers, report.pairs, report.images)
+    counts = {"answer": report.answers, "question": report.pairs, "picture": report.images}
+    LOG.info("%s: %s", path, ", ".join(counted(number, noun) for noun, number in counts.items()))
     LOG.info("Form: %s. Words: %s.\n\n%s\n", report.form, report.words, report.table())
     write_json(out, {"predictions": str(path), "clip": options.clip, **report.record()})
     LOG.info("Scores: %s", out)

@@ -7,22 +7,66 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.statistics import mean_interval
 
 FINAL_PUNCTUATION = ".,!?;:。、।؟۔،؛…"
 LEADING_ARTICLE = re.compile(r"^(?:a|an|the) ")
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
+"""Characters without any picture of their own (Unicode's Default_Ignorable_Code_Point)."""
+
+ALIKE = str.maketrans(
+    dict.fromkeys("‘’‚‛ʼʹ′´`＇", "'")
+    | dict.fromkeys("“”„‟″＂", '"')
+    | dict.fromkeys("‐‑‒–—―−﹘﹣－", "-")
+    | {"⁄": "/", "∕": "/", "˚": "°", "〜": "~"}
+)
+"""Characters that are typed for each other."""
+
+OTHER_MEANING = ("<super>", "<sub>", "<circle>", "<fraction>")
+"""Compatibility forms that say something else: 10² is no 102."""
+
+
+def fold(text: str) -> str:
+    """The text with every character as it is usually written, in lower case.
+
+    Full-width and half-width forms, ligatures, presentation forms, quotation marks, dashes and decomposed letters
+    become the usual ones, and what nobody sees goes. Superscripts, subscripts, fractions and numbers in circles, in
+    brackets or with a unit in one character stay as they are, and so do the letters of the Hangul compatibility block.
+
+    Source: Unicode Standard Annex 15, Unicode Normalization Forms, table 1 (kinds of compatibility forms).
+    """
+    visible = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    usual = "".join(_usual(char) for char in visible)
+    return unicodedata.normalize("NFC", "".join(_usual(char) for char in usual.casefold()))
+
+
+@lru_cache(maxsize=65_536)
+def _usual(char: str) -> str:
+    """What a character is usually written as; itself for most."""
+    if (alike := char.translate(ALIKE)) != char:
+        return alike
+    form, *codes = unicodedata.decomposition(char).split() or [""]
+    if not form.startswith("<") or form in OTHER_MEANING or "\u3130" <= char <= "\u318f":
+        return char
+    parts = [chr(int(code, 16)) for code in codes]
+    if len(parts) > 1 and (parts[0] == " " or any(part.isdecimal() for part in parts)):
+        return char  # an accent by itself; a number in brackets, with a full stop, or of a day or an hour
+    return "".join(_usual(part) for part in parts)
 
 
 def normalise(text: str) -> str:
     """A text as it is compared: how it is written does not count, what it says does.
 
-    In this order: Unicode NFKC and case folding, runs of white space as one space, no punctuation at the end,
-    no leading "a", "an" or "the". A text that would vanish altogether keeps its characters.
+    In this order: ``fold``, runs of white space as one space, no punctuation at the end, no leading "a", "an" or "the".
+    A text that would vanish altogether keeps its characters.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    spaced = " ".join(folded.split())
+    spaced = " ".join(fold(text).split())
     bare = spaced.rstrip(FINAL_PUNCTUATION + " ") or spaced
     return LEADING_ARTICLE.sub("", bare)
 
@@ -43,8 +87,8 @@ class KindScore:
     """The one answer that is right most often among the evaluated references of this type."""
     majority_share: float
     """How often it is right: what always guessing it would score."""
-    interval: tuple[float, float]
-    """95 % interval of the exact match, over pictures."""
+    interval: tuple[float, float] | None
+    """95 % interval of the exact match, over pictures; None where they are too few."""
     blank_exact_match: float | None = None
     """Exact match on the same questions with blank pictures, where that was measured."""
     blank_interval: tuple[float, float] | None = None
@@ -56,8 +100,8 @@ class AnswerReport:
 
     count: int
     exact_match: float
-    interval: tuple[float, float]
-    """95 % interval of the exact match, over pictures."""
+    interval: tuple[float, float] | None
+    """95 % interval of the exact match, over pictures; None where they are too few."""
     majority_share: float
     """What guessing the majority answer of each type would score over all questions."""
     blank_exact_match: float | None
@@ -66,9 +110,9 @@ class AnswerReport:
 
     def metrics(self) -> dict[str, float]:
         """Flat `name -> number`: `exact_match`, `exact_match/<type>`, and likewise `majority` and `blank`."""
-        low, high = self.interval
         values = {"exact_match": self.exact_match, "majority": self.majority_share}
-        values |= {"exact_match_low": low, "exact_match_high": high}
+        if self.interval is not None:
+            values |= dict(zip(("exact_match_low", "exact_match_high"), self.interval, strict=True))
         if self.blank_exact_match is not None:
             values["blank"] = self.blank_exact_match
         for kind, score in self.kinds.items():
@@ -112,11 +156,11 @@ def exact_match(predictions: Sequence[Prediction]) -> float:
     return sum(is_correct(each.prediction, each.references) for each in predictions) / len(predictions)
 
 
-def exact_match_interval(predictions: Sequence[Prediction]) -> tuple[float, float]:
-    """95 % interval of the share of predictions that match, over pictures."""
+def exact_match_interval(predictions: Sequence[Prediction]) -> tuple[float, float] | None:
+    """95 % interval of the share of predictions that match, over pictures; None where they are too few."""
     right = [float(is_correct(each.prediction, each.references)) for each in predictions]
     found = mean_interval(right, [each.image_id for each in predictions])
-    return found.low, found.high
+    return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def majority_answer(references: Sequence[Sequence[str]]) -> tuple[str, float]:

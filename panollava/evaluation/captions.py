@@ -1,24 +1,31 @@
 """Caption scores with intervals over pictures: BLEU, ROUGE-L and CIDEr as pycocoevalcap has them, and METEOR.
 
-Legend: ``Q`` scored answers, ``G`` pictures, ``R`` resamples.
+Legend: ``Q`` scored answers, ``G`` pictures, ``R`` sets of answers.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import precook
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from panollava.evaluation.statistics import Interval, interval_of, mean_interval
+from panollava.logs import counted
 
 ORDER = 4
+TOP = {"CIDEr": 10.0}
+"""The highest value of scores that are no shares."""
+
 _SMALL, _TINY = 1e-9, 1e-15
 """What BleuScorer adds to counts, so that nothing is divided by 0."""
 
@@ -45,17 +52,26 @@ class CaptionScores:
     scores: dict[str, Interval]
     unavailable: dict[str, str]
 
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it: a score that is not there is null."""
+        return asdict(self) | {"scores": scores_record(self.scores, self.unavailable)}
+
     def lines(self) -> list[str]:
         """A line a score, with its interval or the reason why it is not there."""
         there = [f"{name}: {interval}" for name, interval in self.scores.items()]
         return [*there, *(f"{name}: unavailable, {why}" for name, why in sorted(self.unavailable.items()))]
 
 
-def score_captions(answers: Sequence[Answer], *, meteor: bool = True) -> CaptionScores:
-    """All caption scores of a set of answers.
+def scores_record(scores: Mapping[str, Interval], unavailable: Mapping[str, str]) -> dict[str, Any]:
+    """Scores as JSON keeps them: one that is not there is null."""
+    return {name: asdict(interval) for name, interval in scores.items()} | dict.fromkeys(unavailable)
 
-    ROUGE-L and CIDEr are means over answers, and resampled as such; the document frequencies of CIDEr are those of
-    the whole set. BLEU belongs to the set and is made again from the counts of each resample.
+
+def score_captions(answers: Sequence[Answer], *, meteor: bool = True) -> CaptionScores:
+    """All caption scores of a set of answers; those that are not defined on it are told with the reason.
+
+    ROUGE-L and CIDEr are means over answers; the document frequencies of CIDEr are those of the whole set. BLEU belongs
+    to the set and is made from summed counts, for its interval too.
 
     Args:
         answers: ``Q`` of them.
@@ -71,7 +87,8 @@ def score_captions(answers: Sequence[Answer], *, meteor: bool = True) -> Caption
     images = [answer.image_id for answer in answers]
     predictions = {place: [answer.prediction] for place, answer in enumerate(answers)}
     references = {place: list(answer.references) for place, answer in enumerate(answers)}
-    unavailable = {"SPICE": "needs Stanford CoreNLP models, which are not part of pycocoevalcap"}
+    unavailable = why_undefined(answers)
+    unavailable |= {"SPICE": "needs Stanford CoreNLP models, which are not part of pycocoevalcap"}
     if not meteor:
         unavailable["METEOR"] = "was not asked for"
     elif shutil.which("java") is None:
@@ -80,15 +97,34 @@ def score_captions(answers: Sequence[Answer], *, meteor: bool = True) -> Caption
         # Java does its work on another core.
         from_java = None if "METEOR" in unavailable else elsewhere.submit(_meteor, references, predictions)
         scores = _bleu(answers, images)
-        scores["ROUGE-L"] = mean_interval(answer_scores(answers, "ROUGE-L"), images)
-        if len(answers) > 1:
-            scores["CIDEr"] = mean_interval(answer_scores(answers, "CIDEr"), images)
-        else:
-            unavailable["CIDEr"] = "is 0 for a single answer, since each of its words is in every document"
+        for name in ("ROUGE-L", "CIDEr"):
+            if name not in unavailable:
+                scores[name] = mean_interval(answer_scores(answers, name), images, top=TOP.get(name, 1.0))
         if from_java is not None:
+            # The score of the set is made from summed statistics and is not the mean of its answers'.
             value, segments = from_java.result()
-            scores["METEOR"] = _shifted(mean_interval(segments, images), value)
-    return CaptionScores(scores, unavailable)
+            counts = np.array([(segment, 1.0) for segment in segments])
+            scores["METEOR"] = interval_of(counts, images, lambda sums: sums[:, 0] / sums[:, 1], value=value)
+    return CaptionScores({name: one for name, one in scores.items() if name not in unavailable}, unavailable)
+
+
+def why_undefined(answers: Sequence[Answer]) -> dict[str, str]:
+    """Scores that would be the same whatever the answers are, or 0 for a right one, and why."""
+    documents = [{ngram for text in answer.references for ngram in precook(text, ORDER)} for answer in answers]
+    frequencies = Counter(ngram for own in documents for ngram in own)
+    longest = max((len(ngram) for ngram in frequencies), default=0)
+    found = {f"BLEU-{order}": f"no reference has {counted(order, 'word')}" for order in range(longest + 1, ORDER + 1)}
+    if longest == 0:
+        found |= dict.fromkeys(("ROUGE-L", "CIDEr", "METEOR"), "no reference has a word")
+    without = sum(bool(own) and all(frequencies[ngram] == len(answers) for ngram in own) for own in documents)
+    if len({answer.image_id for answer in answers}) < 2:
+        found["CIDEr"] = "weighs words by how few pictures they are said of, and there is one picture"
+    elif without:
+        found["CIDEr"] = (
+            f"weighs words by how few references have them, and {without:,} of {len(answers):,} answers have "
+            "references with none that the others have not"
+        )
+    return found
 
 
 def answer_scores(answers: Sequence[Answer], name: str) -> np.ndarray:
@@ -139,9 +175,3 @@ def _bleu_of(order: int) -> Callable[[np.ndarray], np.ndarray]:
         return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
 
     return score
-
-
-def _shifted(interval: Interval, value: float) -> Interval:
-    """The interval of the segments' mean around the score of the set, which METEOR makes from summed statistics."""
-    by = value - interval.value
-    return Interval(value, interval.low + by, interval.high + by)

@@ -131,7 +131,8 @@ def clip_scores(scored: Sequence[Scored], clip: Clip, picture: Pictures) -> dict
     best = np.array([max(_cosine(said[text], said[one.prediction]) for text in one.references) for one in scored])
     # Harmonic mean; 0 where either is.
     both = 2 * fits * best / np.maximum(fits + best, np.finfo(np.float64).tiny)
-    return {CLIP: mean_interval(fits, images), REF_CLIP: mean_interval(both, images)}
+    highest = 2 * WEIGHT / (WEIGHT + 1)
+    return {CLIP: mean_interval(fits, images, top=WEIGHT), REF_CLIP: mean_interval(both, images, top=highest)}
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from panollava.evaluation.answers import is_correct
-from panollava.evaluation.captions import CaptionScores, answer_scores
+from panollava.evaluation.captions import TOP, CaptionScores, answer_scores, why_undefined
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.scores import EXACT, as_scored, caption_scores, split_answers
-from panollava.evaluation.statistics import Comparison, Interval, compare, groups_needed, mean_interval
+from panollava.evaluation.statistics import LEVEL, Comparison, Interval, compare_pairs, mean_interval, rounded
 from panollava.evaluation.words import Words
+from panollava.logs import counted
 
 PER_ANSWER = (EXACT, "ROUGE-L", "CIDEr")
 """Scores that each answer has by itself, so that two models can be compared question by question."""
@@ -62,36 +63,33 @@ class Verdict:
 
     Attributes:
         first, second: their names.
-        found: the second less the first.
-        adjusted_p: the p-value after Holm's correction for the number of pairs.
-        pictures: on so many pictures.
+        found: the second less the first, with the correction for the number of pairs.
+        pairs: how many there are.
     """
 
     first: str
     second: str
     found: Comparison
-    adjusted_p: float
-    pictures: int
-
-    @property
-    def is_distinguishable(self) -> bool:
-        """Whether chance alone is an unlikely reason, at 5 % over all pairs."""
-        return self.adjusted_p < 0.05
+    pairs: int
 
     def __str__(self) -> str:
         """In words."""
-        points, low, high = (
-            100 * value
-            for value in (self.found.difference.value, self.found.difference.low, self.found.difference.high)
-        )
-        numbers = f"{points:+.1f} points ({low:+.1f} to {high:+.1f}), p = {self.adjusted_p:.4f}"
-        if self.is_distinguishable:
-            return f"{self.second} is {'better' if points > 0 else 'worse'} than {self.first}: {numbers}"
-        needed = groups_needed(self.found, self.pictures)
-        wanted = (
-            "no number of pictures would part them" if needed is None else f"some {needed:,} pictures would be needed"
-        )
-        return f"{self.first} and {self.second} are not distinguishable: {numbers}; {wanted} to tell them apart"
+        found, pictures = self.found, counted(self.found.groups, "picture")
+        if found.adjusted_p is None:
+            same = "the same score" if found.groups == 1 else "the same score on each"
+            return f"{self.first} and {self.second} are not distinguishable: {same} of {pictures}"
+        value = found.difference.value
+        numbers = f"{difference_text(found.difference)}, p = {rounded(found.adjusted_p, 4, LEVEL)}"
+        if found.is_distinguishable:
+            return f"{self.second} is {'better' if value > 0 else 'worse'} than {self.first}: {numbers}"
+        if found.groups < found.least_groups:
+            among = f" among {self.pairs} pairs of runs" if self.pairs > 1 else ""
+            why = f"{pictures} cannot show any difference at 5 %{among}, it takes {found.least_groups} at least"
+        elif found.groups_needed is None:
+            why = "their means are equal, so no number of pictures can be named that would tell them apart"
+        else:
+            why = f"some {found.groups_needed:,} pictures would be needed to tell them apart"
+        return f"{self.first} and {self.second} are not distinguishable: {numbers}; {why}"
 
 
 def standings(contenders: Sequence[Contender], words: Words) -> list[Standing]:
@@ -115,9 +113,9 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
         measure: one of ``PER_ANSWER``.
 
     Raises:
-        ValueError: fewer than two models, an unknown measure, or other questions.
+        ValueError: fewer than two models, an unknown measure, one that is not defined on these questions, or
+            other questions.
 
-    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
     if len(contenders) < 2:
         raise ValueError("It takes two runs to compare: name another one.")
@@ -127,23 +125,18 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
     images = [one.image_id for one in contenders[0].predictions]
     scores = {one.name: _scores(one, asked, words, measure) for one in contenders}
     pairs = list(itertools.combinations(scores, 2))
-    found = [compare(scores[first], scores[second], images) for first, second in pairs]
-    adjusted = holm([one.p_value for one in found])
-    pictures = len(set(images))
-    return [
-        Verdict(first, second, each, p, pictures)
-        for (first, second), each, p in zip(pairs, found, adjusted, strict=True)
-    ]
+    found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=TOP.get(measure, 1))
+    return [Verdict(first, second, each, len(pairs)) for (first, second), each in zip(pairs, found, strict=True)]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number: the smallest times all, the next times one less, and so on."""
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    result, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - rank)))
-        result[place] = highest
-    return result
+def difference_text(difference: Interval) -> str:
+    """A difference with its interval: in points of a share, else on the score's own scale."""
+    factor, digits, unit = (100, 1, " points") if difference.top == 1 else (1, 3, "")
+    text = f"{rounded(factor * difference.value, digits, sign='+')}{unit}"
+    if difference.low is None or difference.high is None:
+        return text
+    low, high = (rounded(factor * end, digits, sign="+") for end in (difference.low, difference.high))
+    return f"{text} ({low} to {high})"
 
 
 def _scores(contender: Contender, asked: Sequence[str], words: Words, measure: str) -> np.ndarray:
@@ -158,4 +151,7 @@ def _scores(contender: Contender, asked: Sequence[str], words: Words, measure: s
     ordered = [by_id[one] for one in asked]
     if measure == EXACT:
         return np.array([float(is_correct(one.prediction, one.references)) for one in ordered])
-    return answer_scores(split_answers(as_scored(ordered), words), measure)
+    answers = split_answers(as_scored(ordered), words)
+    if why := why_undefined(answers).get(measure):
+        raise ValueError(f"measure={measure!r} is unavailable on these questions: {why}. Compare by another measure.")
+    return answer_scores(answers, measure)

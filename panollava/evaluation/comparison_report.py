@@ -13,15 +13,22 @@ from matplotlib.figure import Figure
 from panollava.evaluation.comparison import Standing, Verdict
 from panollava.evaluation.scores import EXACT
 from panollava.evaluation.statistics import Interval
+from panollava.evaluation.words import Words
 
 INK, PAPER = "#1f4e79", "white"
+TESTS = (
+    "p-values of a paired permutation test over pictures, after Holm's correction for the number of pairs; each "
+    "difference has the interval of the same test at the same level."
+)
 
 
-def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str) -> str:
-    """Both tables and the verdicts in words."""
+def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str, words: Words) -> str:
+    """Both tables and the verdicts in words; `words` is how caption scores split texts."""
     rows = table(standings)
     lines = [f"# {title}", "", _row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:])]
-    lines += ["", "95 % intervals over pictures; p-values of a paired permutation test, after Holm's correction.", ""]
+    lines += ["", f"Scores have 95 % intervals over pictures, from five pictures on; words={words}. {TESTS}", ""]
+    missing = {f"- {name} is unavailable: {why}" for one in standings for name, why in one.captions.unavailable.items()}
+    lines += [*sorted(missing), ""] if missing else []
     lines += [f"- {verdict}" for verdict in verdicts]
     return "\n".join(lines) + "\n"
 
@@ -67,9 +74,9 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
             one.second,
             *_ends(one.found.difference),
             one.found.p_value,
-            one.adjusted_p,
+            one.found.adjusted_p,
             one.found.detectable,
-            one.is_distinguishable,
+            one.found.is_distinguishable,
         ]
         for one in verdicts
     ]
@@ -83,7 +90,7 @@ def scores_picture(standings: Sequence[Standing]) -> bytes:
     axes = figure.add_subplot()
     values = [100 * one.exact.value for one in ordered]
     axes.errorbar(
-        values, range(len(ordered)), xerr=_bars([one.exact for one in ordered]), fmt="o", color=INK, capsize=4
+        values, range(len(ordered)), xerr=interval_bars([one.exact for one in ordered]), fmt="o", color=INK, capsize=4
     )
     axes.set_yticks(range(len(ordered)), [one.name for one in ordered])
     axes.set_xlabel("exact match, % (95 % interval over pictures)")
@@ -95,7 +102,7 @@ def trade_off_picture(standings: Sequence[Standing]) -> bytes:
     figure = Figure(figsize=(11, 4.5), dpi=120, facecolor=PAPER, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     values = [100 * one.exact.value for one in standings]
-    bars = _bars([one.exact for one in standings])
+    bars = interval_bars([one.exact for one in standings])
     for axes, x, label in (
         (left, [float(one.image_tokens) for one in standings], "image tokens a panorama"),
         (right, [1000 * one.latency_s for one in standings], "ms an answer"),
@@ -122,13 +129,15 @@ def png(figure: Figure, *axes: Axes) -> bytes:
     return stream.getvalue()
 
 
-def _bars(intervals: Sequence[Interval]) -> list[list[float]]:
-    below = [100 * max(0.0, one.value - one.low) for one in intervals]
-    return [below, [100 * max(0.0, one.high - one.value) for one in intervals]]
+def interval_bars(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Lengths below and above the values, in percent; 0 where there is no interval."""
+    below = [0.0 if one.low is None else 100 * (one.value - one.low) for one in intervals]
+    return [below, [0.0 if one.high is None else 100 * (one.high - one.value) for one in intervals]]
 
 
-def _ends(interval: Interval | None) -> list[float | str]:
-    return ["", "", ""] if interval is None else [interval.value, interval.low, interval.high]
+def _ends(interval: Interval | None) -> list[float | None]:
+    """Empty cells where there is none."""
+    return [None, None, None] if interval is None else [interval.value, interval.low, interval.high]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -133,12 +133,15 @@ def result_folder(root: Path, experiment: str) -> Path:
 
 
 def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Latency per answer in seconds, the 95 % interval of its mean over pictures, and how it was measured."""
+    """Latency per answer in seconds, the 95 % interval of its mean over pictures (None where they are too few), and how
+    it was measured.
+    """
     values = sorted(each.latency_s for each in predictions)
-    mean = mean_interval([each.latency_s for each in predictions], [each.image_id for each in predictions])
+    images = [each.image_id for each in predictions]
+    mean = mean_interval([each.latency_s for each in predictions], images, top=math.inf)
     return {
         "mean_s": mean.value,
-        "mean_s_interval": [mean.low, mean.high],
+        "mean_s_interval": None if mean.low is None else [mean.low, mean.high],
         "median_s": statistics.median(values),
         "p95_s": values[math.ceil(0.95 * len(values)) - 1],
         "measured_as": "time of a batch divided by the number of its questions",

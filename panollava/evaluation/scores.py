@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from panollava.evaluation.answers import is_correct
-from panollava.evaluation.captions import Answer, CaptionScores, score_captions
+from panollava.evaluation.captions import Answer, CaptionScores, score_captions, scores_record
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.read_predictions import Form, Scored
 from panollava.evaluation.statistics import Interval, mean_interval
@@ -50,15 +50,15 @@ class ScoreReport:
     unavailable: dict[str, str]
 
     def record(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        return asdict(self)
+        """As JSON keeps it: a score that is not there is null."""
+        return asdict(self) | {"scores": scores_record(self.scores, self.unavailable)}
 
     def table(self) -> str:
         """Markdown: a line a score."""
         rows = [(name, str(interval)) for name, interval in self.scores.items()]
         rows += [(f"{EXACT}, {kind}", str(interval)) for kind, interval in self.kinds.items() if len(self.kinds) > 1]
         rows += [(name, f"unavailable: {why}") for name, why in sorted(self.unavailable.items())]
-        lines = ["| score | value in percent (95 % interval over pictures) |", "|---|---|"]
+        lines = ["| score | value (95 % interval over pictures, from five on) |", "|---|---|"]
         return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows)])
 
 

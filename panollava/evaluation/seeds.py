@@ -8,7 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from panollava.evaluation.statistics import compare, mean_interval
+from panollava.evaluation.comparison import difference_text
+from panollava.evaluation.comparison_report import TESTS
+from panollava.evaluation.statistics import LEVEL, compare_pairs, mean_interval, rounded
 
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
 T_800 = {1: 1.376, 2: 1.061, 3: 0.978, 4: 0.941, 5: 0.920, 6: 0.906, 7: 0.896, 8: 0.889, 9: 0.883, 10: 0.879}
@@ -56,7 +58,7 @@ def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
             *setting,
             str(len(members)),
             f"{100 * interval.value:.1f}",
-            f"{100 * interval.low:.1f} to {100 * interval.high:.1f}",
+            interval.ends,
             ", ".join(f"{score:.1f}" for score in own),
             *(members[0].facts.get(name, "") for name in facts),
         ]
@@ -66,23 +68,33 @@ def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
 
 def _comparisons(groups: Mapping[tuple[str, ...], Sequence[Repeat]]) -> list[str]:
     """Markdown lines: differences with both their sources of chance, the scenes and the seeds."""
-    lines = [
-        "| second less first | points | interval by scene | p by scene | interval by seed | least visible by seed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for first, second in itertools.combinations(groups, 2):
-        (questions, a), (others, b) = mean_scores(groups[first]), mean_scores(groups[second])
+    pairs = list(itertools.combinations(groups, 2))
+    if not pairs:
+        return []
+    scores = {setting: mean_scores(members) for setting, members in groups.items()}
+    questions = next(iter(scores.values()))[0]
+    for setting, (others, _) in scores.items():
         if questions != others:
-            raise ValueError(f"{first} and {second} were asked different questions: give both the same test set.")
-        scene_of = groups[first][0].scene_of
-        found = compare(a, b, [scene_of[one] for one in questions])
+            raise ValueError(f"{setting} was asked other questions than the first: give all the same test set.")
+    scene_of = next(iter(groups.values()))[0].scene_of
+    tested = [(scores[first][1], scores[second][1]) for first, second in pairs]
+    lines = [
+        "| second less first, with its interval by scene | p by scene | distinguishable by scene "
+        "| 95 % interval by seed, of this pair alone | least visible by seed |",
+        "|---|---|---|---|---|",
+    ]
+    found = compare_pairs(tested, [scene_of[one] for one in questions])
+    for (first, second), one in zip(pairs, found, strict=True):
         half, least = seed_spread(groups[first], groups[second])
-        middle, low, high = (100 * x for x in (found.difference.value, found.difference.low, found.difference.high))
-        lines.append(
-            f"| {' '.join(second)} − {' '.join(first)} | {middle:+.1f} | {low:+.1f} to {high:+.1f} "
-            f"| {found.p_value:.4f} | {middle - half:+.1f} to {middle + half:+.1f} | {least:.1f} |"
-        )
-    return lines
+        by_seed, visible = "–", "–"
+        if math.isfinite(half):
+            low, high = (100 * one.difference.value + end for end in (-half, half))
+            by_seed, visible = f"{max(low, -100):+.1f} to {min(high, 100):+.1f}", f"{least:.1f}"
+        p = "the same scores" if one.adjusted_p is None else rounded(one.adjusted_p, 4, LEVEL)
+        verdict = "yes" if one.is_distinguishable else "no"
+        name = f"{' '.join(second)} − {' '.join(first)}"
+        lines.append(f"| {name}: {difference_text(one.difference)} | {p} | {verdict} | {by_seed} | {visible} |")
+    return [*lines, "", f"By scene: {TESTS}"]
 
 
 def mean_scores(repeats: Sequence[Repeat]) -> tuple[list[str], list[float]]:
@@ -96,13 +108,14 @@ def mean_scores(repeats: Sequence[Repeat]) -> tuple[list[str], list[float]]:
 def seed_spread(first: Sequence[Repeat], second: Sequence[Repeat]) -> tuple[float, float]:
     """Half of the 95 % interval of a difference over seeds, and the smallest that four of five such studies would see.
 
-    Student's t for two groups of one variance, in points; infinite with a single seed each.
+    Student's t for two groups of one variance, in points; infinite with a single seed each, and where the scores of all
+    seeds are equal, so that they tell no variance.
     """
     scores = [[100 * statistics.fmean(one.correct.values()) for one in group] for group in (first, second)]
     freedom = sum(len(group) - 1 for group in scores)
-    if freedom == 0:
-        return math.inf, math.inf
     squares = sum((score - statistics.fmean(group)) ** 2 for group in scores for score in group)
+    if freedom == 0 or squares < 1e-18:
+        return math.inf, math.inf
     error = math.sqrt(squares / freedom * sum(1 / len(group) for group in scores))
     place = min(freedom, max(T_975))
     return T_975[place] * error, (T_975[place] + T_800[place]) * error

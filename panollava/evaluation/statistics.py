@@ -1,78 +1,126 @@
 """How sure a score is: intervals, paired differences and what could have been seen, over pictures and not over rows.
 
 Questions about one picture share its difficulties, so a picture with all its questions is one draw. Legend: ``Q``
-questions, ``G`` groups (pictures or scenes), ``R`` resamples.
+questions, ``G`` groups (pictures or scenes), ``R`` ways to swap two models' answers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-RESAMPLES = 10_000
-_BLOCK = 2_000
-"""Resamples made at a time: they would not all fit into memory for a large test set."""
+LEVEL = 0.05
+"""Risk that an interval misses the truth, or that a comparison sees a difference where there is none."""
 
-Z_TWO_SIDED_5, Z_POWER_80 = 1.959964, 0.841621
-"""Normal quantiles of a two-sided test at 5 %, and of a power of 80 %."""
+FEWEST = 5
+"""Groups below which there is no interval."""
+
+SWAPS = 10_000
+"""Swaps that are drawn where there are more; p-values are then multiples of its inverse."""
+
+_BLOCK = 2_000
+"""Swaps made at a time: they would not all fit into memory for a large test set."""
+
+_ROUNDING = 1e-9
+"""Share of a score's range below which a difference is one of rounding."""
+
+_DOUBT = 2
+"""How many groups the doubt counts for whether mistakes come by group, where few groups have any."""
+
+_EDGE = 1e-3
+"""Share of a score's range from its ends within which the variance over groups tells nothing."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval."""
+    """A value with its interval.
+
+    Attributes:
+        value: the score.
+        low, high: ends of the interval; None where there are too few pictures, or all of them agree on a difference.
+        top: the highest possible value. Of a share, which is shown in percent, it is 1.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    top: float = 1.0
 
     def __str__(self) -> str:
-        """In percent."""
-        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
+        """In percent where it is a share, else on its own scale."""
+        value = f"{100 * self.value:.1f} %" if self.top == 1 else f"{self.value:.3f}"
+        return f"{value} ({self.ends})" if self.low is not None else value
+
+    @property
+    def ends(self) -> str:
+        """The interval on the scale of ``str``, a dash where there is none."""
+        if self.low is None or self.high is None:
+            return "–"
+        factor, digits = (100, 1) if self.top == 1 else (1, 3)
+        return f"{factor * self.low:.{digits}f} to {factor * self.high:.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two models on the same questions.
 
+    The interval holds 0 where ``is_distinguishable`` is false, and never where it is true.
+
     Attributes:
-        difference: mean score of the second less that of the first, with its interval.
-        p_value: of a difference at least as large if it did not matter which model gave which answers.
+        difference: mean score of the second less that of the first. Its interval is at the level at which this pair
+            was tested; it has none where no difference could be seen on so few groups, where the models do not differ
+            and where all groups differ by the same.
+        p_value: of a difference at least as large if it did not matter which model gave which answers; None where the
+            models have the same score in each group.
+        adjusted_p: the same after Holm's correction for the number of pairs.
         detectable: smallest difference that this many groups would have shown, in four of five cases.
+        groups: how many there are.
+        least_groups: with fewer, no difference can be seen at this level.
     """
 
     difference: Interval
-    p_value: float
+    p_value: float | None
+    adjusted_p: float | None
     detectable: float
+    groups: int
+    least_groups: int
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether chance alone is an unlikely reason, at 5 %."""
-        return self.p_value < 0.05
+        """Whether chance alone is an unlikely reason, at 5 % over all pairs."""
+        return self.adjusted_p is not None and self.adjusted_p < LEVEL
+
+    @property
+    def groups_needed(self) -> int | None:
+        """How many groups would show the observed difference in four of five cases; None where it is 0.
+
+        More than there are where it was not seen on these.
+        """
+        if abs(self.difference.value) <= _ROUNDING * self.difference.top:
+            return None
+        needed = max(self.least_groups, math.ceil(self.groups * (self.detectable / self.difference.value) ** 2))
+        return needed if self.is_distinguishable else max(needed, self.groups + 1)
 
 
-def mean_interval(
-    scores: Sequence[float] | np.ndarray, groups: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
-    """Mean score with a 95 % percentile bootstrap interval over groups.
+def mean_interval(scores: Sequence[float] | np.ndarray, groups: Sequence[str], *, top: float = 1.0) -> Interval:
+    """Mean score with a 95 % interval over groups (see ``interval_of``).
 
     Args:
-        scores: ``(Q,)``.
+        scores: ``(Q,)``, from 0 to ``top``.
         groups: ``(Q,)``, which picture each belongs to.
-        seed: of the resamples.
-        resamples: how many.
+        top: the highest possible score; infinite where there is none.
 
     Raises:
         ValueError: there are no scores, or the two differ in length.
-
-    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3; groups are drawn whole.
     """
-    sums, counts = _by_group(scores, groups)
-    means = _resampled_means(sums, counts, seed, resamples)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+    values = np.asarray(scores, dtype=np.float64)
+    counts = np.stack([values, np.ones(len(values))], axis=1)
+    is_share = bool(np.isin(values, (0.0, top)).all())
+    return interval_of(counts, groups, lambda sums: sums[:, 0] / sums[:, 1], top=top, is_share=is_share)
 
 
 def interval_of(
@@ -80,24 +128,55 @@ def interval_of(
     groups: Sequence[str],
     score: Callable[[np.ndarray], np.ndarray],
     *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    top: float = 1.0,
+    value: float | None = None,
+    is_share: bool = False,
 ) -> Interval:
-    """A score that is made from sums, such as BLEU, with a 95 % percentile bootstrap interval over groups.
+    """A score that is made from sums, with its 95 % interval over groups.
+
+    Wilson's interval for a share, with as many independent answers as would have the variance that the jackknife over
+    groups finds, and Student's quantile because that variance is estimated. It lies within what the score can be. Where
+    the groups do not differ (all right, all wrong) their variance tells nothing, and each group counts as one answer.
+    Near such an end few groups tell it: of right and wrong answers the variance is the mean of what is found, once for
+    each group with the rarer kind, and of what groups that are wholly right or wrong would have, ``_DOUBT`` times.
 
     Args:
         counts: ``(Q, C)``, what is summed.
         groups: ``(Q,)``, which picture each row belongs to.
-        score: sums ``(R, C)`` -> scores ``(R,)``.
-        seed: of the resamples.
-        resamples: how many.
+        score: sums ``(R, C)`` -> scores ``(R,)`` from 0 to ``top``.
+        top: the highest possible score; infinite where there is none.
+        value: the score of all, where it is known better than ``score`` tells.
+        is_share: the first column is 0 where an answer is wrong and ``top`` where it is right.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference; Korn and Graubard 1998,
+        Confidence intervals for proportions with small expected number of positive counts (the effective number of
+        answers, Student's quantile); Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 11.5
+        (jackknife); Kish 1965, Survey Sampling, section 11.7 (the number of groups, where they are not of one size).
     """
-    names, place = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.zeros((len(names), counts.shape[1]))
-    np.add.at(sums, place, counts)
-    found = np.concatenate([score(times @ sums) for times in _draws(len(names), seed, resamples)])
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(float(score(sums.sum(axis=0, keepdims=True))[0]), float(low), float(high))
+    sums, sizes = _by_group(counts, groups), _by_group(np.ones((len(counts), 1)), groups)[:, 0]
+    if value is None:
+        value = float(score(sums.sum(axis=0, keepdims=True))[0])
+    value = min(max(value, 0.0), top)
+    if len(sums) < FEWEST:
+        return Interval(value, None, None, top)
+    variance = float((len(sums) - 1) * score(sums.sum(axis=0) - sums).var())
+    alike = sizes.sum() ** 2 / (sizes**2).sum()
+    room = value * (1 - value / top)
+    if is_share:
+        rarer = min(np.sum(sums[:, 0] > 0), np.sum(sums[:, 0] < top * sizes))
+        variance = max(variance, room * top / len(counts))
+        variance = (rarer * variance + _DOUBT * max(variance, room * top / alike)) / (rarer + _DOUBT)
+    # Ends are where the square of the distance from the value is `scale` times end * (1 - end / top).
+    if room > (0.0 if math.isinf(top) else _EDGE * top) and variance > (_ROUNDING * value) ** 2:
+        scale = student(LEVEL, len(sums) - 1) ** 2 * variance / room
+    elif math.isinf(top):
+        return Interval(value, None, None, top)
+    else:
+        scale = normal(LEVEL) ** 2 * top / alike
+    middle, shrink = value + scale / 2, 1 + scale / top
+    half = math.sqrt(max(0.0, middle**2 - shrink * value**2))
+    low, high = (middle - half) / shrink, (middle + half) / shrink
+    return Interval(value, min(max(low, 0.0), value), max(min(high, top), value), top)
 
 
 def compare(
@@ -105,74 +184,175 @@ def compare(
     second: Sequence[float] | np.ndarray,
     groups: Sequence[str],
     *,
+    top: float = 1.0,
     seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> Comparison:
-    """The second model against the first, question by question.
+    """The second model against the first, question by question: one pair of ``compare_pairs``."""
+    return compare_pairs([(first, second)], groups, top=top, seed=seed)[0]
 
-    The interval is a paired bootstrap over groups, the p-value a permutation test in which all answers about a
-    picture change sides together.
+
+def compare_pairs(
+    pairs: Sequence[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]],
+    groups: Sequence[str],
+    *,
+    top: float = 1.0,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Second models against first ones, question by question, with Holm's correction for the number of pairs.
+
+    The test swaps the two models' answers about whole pictures: all ways of it up to ``SWAPS``, so that the p-value is
+    exact, else as many drawn ones. The interval is of all differences that the same test would not have rejected, at
+    the level at which Holm's procedure came to this pair.
 
     Args:
-        first: ``(Q,)``, scores of one model.
-        second: ``(Q,)``, scores of the other on the same questions in the same order.
+        pairs: scores ``(Q,)`` of one model, and of the other on the same questions in the same order.
         groups: ``(Q,)``, which picture each question belongs to.
-        seed: of the resamples.
-        resamples: how many.
+        top: the highest possible score.
+        seed: of the drawn swaps.
 
     Raises:
-        ValueError: there are no scores, or the three differ in length.
+        ValueError: there are no scores, or they differ in length.
 
-    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 13.3 and 15.2; Phipson and Smyth
-        2010, Permutation p-values should never be zero (the one that is added above and below).
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure; Efron and Tibshirani 1993, An
+        Introduction to the Bootstrap, section 15.2; Phipson and Smyth 2010, Permutation p-values should never be zero
+        (what was observed counts as one of the drawn swaps).
     """
-    if len(first) != len(second):
-        raise ValueError(f"Two models are compared on the same questions, not on {len(first)} and {len(second)}.")
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    sums, counts = _by_group(differences, groups)
-    means = _resampled_means(sums, counts, seed, resamples)
-    low, high = np.quantile(means, [0.025, 0.975])
-    observed = sums.sum() / counts.sum()
-    generator, extreme = np.random.default_rng(seed), 0
-    for size in _blocks(resamples):
-        signs = generator.integers(0, 2, (size, len(sums))) * 2 - 1
-        extreme += int((np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12).sum())
-    return Comparison(
-        Interval(float(observed), float(low), float(high)),
-        p_value=(extreme + 1) / (resamples + 1),
-        detectable=(Z_TWO_SIDED_5 + Z_POWER_80) * float(means.std()),
+    tests, swaps = [], SWAPS * math.ceil(len(pairs) / 50)  # a quarter of the smallest level, or finer
+    for first, second in pairs:
+        if len(first) != len(second):
+            raise ValueError(f"Two models are compared on the same questions, not on {len(first)} and {len(second)}.")
+        differences = np.asarray(second, dtype=np.float64) - np.asarray(first)
+        tests.append(_Test(differences, groups, top, swaps, seed))
+    p_values = [1.0 if one.p_value is None else one.p_value for one in tests]
+    adjusted, levels = holm(p_values)
+    return [one.at(level, p) for one, level, p in zip(tests, levels, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """p-values corrected for their number, and the level at which each was tested.
+
+    The smallest is multiplied by how many there are, the next by one less, and so on; none gets smaller than one before
+    it. All from the first that is not rejected on are tested at that one's level.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted, levels = [0.0] * len(p_values), [LEVEL] * len(p_values)
+    highest, tested = 0.0, len(p_values)
+    for rank, place in enumerate(order):
+        if highest < LEVEL:
+            tested = len(p_values) - rank
+        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - rank)))
+        adjusted[place], levels[place] = highest, LEVEL / tested
+    return adjusted, levels
+
+
+class _Test:
+    """The swaps of one pair of models, from which its p-value and its interval at any level are taken."""
+
+    def __init__(self, differences: np.ndarray, groups: Sequence[str], top: float, swaps: int, seed: int) -> None:
+        sums = _by_group(differences[:, None], groups)[:, 0]
+        self._top, self._size = top, len(sums)
+        self._value = float(sums.sum() / len(differences))
+        # Mean squares: of what the groups contribute to the difference, and the most it can be.
+        self._square = float(self._size * (sums**2).sum() / len(differences) ** 2)
+        self._most = max(top**2, self._square)
+        self.p_value: float | None = None
+        if np.abs(sums).max() > _ROUNDING * top:
+            self._swapped = np.sort(np.abs(_swapped_sums(sums, swaps, seed)) / len(differences))[::-1]
+            self.p_value = float((self._swapped >= abs(self._value) - _ROUNDING * top).mean())
+
+    def at(self, level: float, adjusted: float) -> Comparison:
+        """The comparison, with the interval of a test at `level`."""
+        share = self._share(self._value)
+        spread = math.sqrt(share * (self._most - self._value**2) / max(1, self._size - 1))
+        found = Comparison(
+            Interval(self._value, None, None, self._top),
+            p_value=self.p_value,
+            adjusted_p=None if self.p_value is None else adjusted,
+            detectable=(normal(level) + normal(0.4)) * spread,
+            groups=self._size,
+            least_groups=math.floor(1 - math.log2(level)) + 1,  # 2 of the 2 ** G swaps leave all groups on one side
+        )
+        if self.p_value is None or share == 0 or self._size < found.least_groups:
+            return found
+        low, high = self._ends(level, adjusted < LEVEL)
+        return replace(found, difference=Interval(self._value, low, high, self._top))
+
+    def _ends(self, level: float, is_rejected: bool) -> tuple[float, float]:
+        """Differences whose distance from the observed one is not too large for their spread.
+
+        The spread is that of a score with limits, as in ``interval_of``. What is too large is the quantile of the
+        swaps, or Student's where it is larger (where few groups differ, the swaps' has few steps), unless it alone
+        would not reject "no difference".
+        """
+        kept = float(self._swapped[math.ceil(level * len(self._swapped) - _ROUNDING) - 1])
+        critical, student_critical = self._statistic(kept), student(level, self._size - 1) ** 2
+        if not is_rejected or student_critical < self._statistic(self._value):
+            critical = max(critical, student_critical)
+        scale = critical * self._share(self._value) / (self._size - 1)
+        half = math.sqrt(max(0.0, scale * (self._most * (1 + scale) - self._value**2)))
+        low, high = ((self._value + end) / (1 + scale) for end in (-half, half))
+        if not is_rejected:  # rounding must not part them
+            low, high = min(low, 0.0), max(high, 0.0)
+        return max(low, -self._top), min(high, self._top)
+
+    def _statistic(self, mean: float) -> float:
+        """Square of a mean over that of its standard error; it grows with the mean, so both order the swaps alike."""
+        share = self._share(mean)
+        return math.inf if share == 0 else (self._size - 1) * mean**2 / (self._most * share)
+
+    def _share(self, mean: float) -> float:
+        """Variance of the groups where the difference is `mean`, as a share of the largest possible one."""
+        if self._most - mean**2 <= _ROUNDING * self._most:
+            return 1.0
+        share = (self._square - mean**2) / (self._most - mean**2)
+        return share if share > _ROUNDING else 0.0
+
+
+def normal(level: float) -> float:
+    """Two-sided quantile of the normal distribution."""
+    return statistics.NormalDist().inv_cdf(1 - level / 2)
+
+
+def student(level: float, freedom: int) -> float:
+    """Two-sided quantile of Student's distribution, to 2 % and better from 4 degrees of freedom on.
+
+    Source: Abramowitz and Stegun 1964, Handbook of Mathematical Functions, 26.7.5.
+    """
+    z = normal(level)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
+    return z + sum(term / freedom**order for order, term in enumerate(terms, 1))
 
 
-def groups_needed(comparison: Comparison, groups: int) -> int | None:
-    """How many groups would show the observed difference in four of five cases; None where it is 0."""
-    if comparison.difference.value == 0:
-        return None
-    ratio = comparison.detectable / abs(comparison.difference.value)
-    return math.ceil(groups * ratio**2)
+def rounded(value: float, digits: int, limit: float = 0.0, sign: str = "") -> str:
+    """A number with so many digits, and with more where it would seem to be on the other side of `limit`, or on it."""
+    text = f"{value:{sign}.{digits}f}"
+    is_same_side = (value > limit) == (float(text) > limit) and (value < limit) == (float(text) < limit)
+    return text if is_same_side or digits > 12 else rounded(value, digits + 1, limit, sign)
 
 
-def _by_group(scores: Sequence[float] | np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the scores of each group, ``(G,)`` each."""
-    values = np.asarray(scores, dtype=np.float64)
-    if len(values) == 0 or len(values) != len(groups):
-        raise ValueError(f"{len(values)} scores of {len(groups)} questions: give one for each, and at least one.")
-    _, place = np.unique(np.asarray(groups), return_inverse=True)
-    return np.bincount(place, weights=values), np.bincount(place).astype(np.float64)
+def _by_group(counts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Sums ``(G, C)`` of the rows ``(Q, C)`` of each group."""
+    if len(counts) == 0 or len(counts) != len(groups):
+        raise ValueError(f"{len(counts)} scores of {len(groups)} questions: give one for each, and at least one.")
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.zeros((len(names), counts.shape[1]))
+    np.add.at(sums, place, counts)
+    return sums
 
 
-def _resampled_means(sums: np.ndarray, counts: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    """``(R,)``: means of as many groups, drawn with replacement."""
-    draws = _draws(len(sums), seed, resamples)
-    return np.concatenate([(times @ sums) / (times @ counts) for times in draws])
-
-
-def _draws(groups: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn, ``(R, G)``, some resamples at a time."""
-    generator, share = np.random.default_rng(seed), np.full(groups, 1 / groups)
-    for size in _blocks(resamples):
-        yield generator.multinomial(groups, share, size=size)
-
-
-def _blocks(resamples: int) -> list[int]:
-    return [min(_BLOCK, resamples - start) for start in range(0, resamples, _BLOCK)]
+def _swapped_sums(sums: np.ndarray, swaps: int, seed: int) -> np.ndarray:
+    """The sum over groups, with the sign of each turned or not: as it is first, then all ways or drawn ones."""
+    if 2 ** (len(sums) - 1) <= swaps:
+        found = sums[:1]
+        for one in sums[1:]:
+            found = np.concatenate([found + one, found - one])
+        return found
+    generator = np.random.default_rng(seed)
+    sizes = [min(_BLOCK, swaps - 1 - start) for start in range(0, swaps - 1, _BLOCK)]
+    drawn = [(generator.integers(0, 2, (size, len(sums))) * 2 - 1) @ sums for size in sizes]
+    return np.concatenate([sums.sum(keepdims=True), *drawn])

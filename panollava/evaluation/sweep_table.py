@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from panollava.evaluation.comparison_report import INK, PAPER, png
+from panollava.evaluation.comparison_report import INK, PAPER, interval_bars, png
 from panollava.evaluation.statistics import Interval
 
 STAGES = ("vision", "resampler", "finetune")
@@ -70,7 +70,7 @@ def rows_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["job", *keys, "status", *names, "exact_match_low", "exact_match_high", "error"])
     for row in rows:
-        ends = [row.exact.low, row.exact.high] if row.exact else ["", ""]
+        ends = [row.exact.low, row.exact.high] if row.exact else [None, None]
         values = [row.numbers.get(name, "") for name in names]
         writer.writerow([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, *ends, row.error])
     return stream.getvalue()
@@ -100,7 +100,7 @@ def picture(rows: Sequence[Row]) -> bytes:
             axes.errorbar(
                 [values[row.job] for row in jobs],
                 [places[row.job] for row in jobs],
-                xerr=_bars(jobs) if label.startswith("exact") else None,
+                xerr=interval_bars([row.exact for row in jobs if row.exact]) if label.startswith("exact") else None,
                 fmt="o",
                 color=INK,
                 capsize=4,
@@ -113,7 +113,7 @@ def picture(rows: Sequence[Row]) -> bytes:
             axes.errorbar(
                 [float(row.swept[axis]) for row in jobs],
                 [values[row.job] for row in jobs],
-                yerr=_bars(jobs) if label.startswith("exact") else None,
+                yerr=interval_bars([row.exact for row in jobs if row.exact]) if label.startswith("exact") else None,
                 fmt="o-",
                 capsize=4,
                 label=name,
@@ -154,12 +154,6 @@ def _lines(rows: Sequence[Row], axis: str) -> dict[str, list[Row]]:
         name = ", ".join(f"{key}={value}" for key, value in row.swept.items() if key != axis)
         found.setdefault(name, []).append(row)
     return found
-
-
-def _bars(rows: Sequence[Row]) -> list[list[float]]:
-    exact = [row.exact for row in rows if row.exact]
-    below = [100 * max(0.0, one.value - one.low) for one in exact]
-    return [below, [100 * max(0.0, one.high - one.value) for one in exact]]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
-"""Texts as the words that caption scores count: Penn Treebank's where Java is there, else runs of Unicode letters."""
+"""Texts as the words that caption scores count: runs of Unicode letters, or Penn Treebank's, which need Java."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import unicodedata
@@ -13,6 +14,10 @@ from typing import Literal
 
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
+from panollava.evaluation.answers import fold
+
+logger = logging.getLogger(__name__)
+
 Words = Literal["ptb", "unicode"]
 
 _SPACELESS = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
@@ -20,15 +25,16 @@ _SPACELESS = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHME
 
 
 def choose_words(asked: Literal["auto", "ptb", "unicode"]) -> Words:
-    """Which tokenisation is used: ``auto`` takes ``ptb`` where there is Java.
+    """Which tokenisation is used; ``auto``, which older configs have, is ``unicode`` on every machine.
 
     Raises:
         ValueError: ``ptb`` is asked for and there is no Java.
     """
-    has_java = shutil.which("java") is not None
-    if asked == "ptb" and not has_java:
+    if asked == "ptb" and shutil.which("java") is None:
         raise ValueError("words=ptb needs Java, and no java is on the PATH. Install one, or use words=unicode.")
-    return "unicode" if asked == "unicode" or not has_java else "ptb"
+    if asked == "auto":
+        logger.info("words=auto, of an older config, is words=unicode.")
+    return "ptb" if asked == "ptb" else "unicode"
 
 
 def split_words(texts: Sequence[str], words: Words) -> list[str]:
@@ -37,8 +43,8 @@ def split_words(texts: Sequence[str], words: Words) -> list[str]:
     Args:
         texts: any texts of any language.
         words: ``ptb``, Stanford's tokeniser and the list of punctuation that is left out as pycocoevalcap has them;
-            or ``unicode``, runs of letters, digits and the marks on them after NFKC and case folding, where each
-            letter of a script without spaces is a word of its own.
+            or ``unicode``, runs of letters, digits and the marks on them after ``fold``, where each letter of a script
+            without spaces is a word of its own.
 
     Raises:
         RuntimeError: Java fails.
@@ -47,10 +53,9 @@ def split_words(texts: Sequence[str], words: Words) -> list[str]:
 
 
 def _unicode(text: str) -> list[str]:
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     parts: list[str] = []
     after_whole = False
-    for char in folded:
+    for char in fold(text):
         kind, is_whole = _kind(char)
         if kind not in "LMN":
             parts.append(" ")

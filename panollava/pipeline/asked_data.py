@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -20,6 +21,11 @@ class Asked(Protocol):
 
     @property
     def world_scenes(self) -> int | None: ...
+
+
+def asked_name(options: Asked, data: Mapping[str, Any]) -> str:
+    """What was asked, as reports call it: the file that was named, else the data set and its split."""
+    return Path(options.csv_input).name if options.csv_input is not None else f"{data['name']}-{options.split}"
 
 
 def asked_data(options: Asked, recorded: Mapping[str, Any], *, turn_deg: float | None = None) -> dict[str, Any]:

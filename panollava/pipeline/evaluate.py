@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from panollava.evaluation.results import ResultFiles, latency_summary, result_fo
 from panollava.evaluation.runner import evaluate
 from panollava.evaluation.scores import as_scored, caption_scores, with_clip
 from panollava.evaluation.table import markdown_table, text_table
-from panollava.evaluation.words import choose_words
-from panollava.logs import LOG
+from panollava.evaluation.words import Words, choose_words
+from panollava.logs import LOG, counted
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.memory import answers_too_large, explained
 from panollava.store.making import FeatureMaker
@@ -45,6 +45,7 @@ class Evaluation:
     Attributes:
         report: exact match, by question type.
         captions: BLEU, ROUGE-L, CIDEr and METEOR.
+        words: how texts were split for them.
         predictions: answers, in the order of the questions.
         files: where they were written.
         image_tokens: tokens that a panorama takes in the language model.
@@ -52,15 +53,16 @@ class Evaluation:
 
     report: AnswerReport
     captions: CaptionScores
+    words: Words
     predictions: list[Prediction]
     files: ResultFiles
     image_tokens: int
 
     def summary(self, title: str) -> str:
         """What a user is shown: the table, and for free text the caption scores."""
-        parts = [f"\n{title}, {self.report.count} questions:\n", text_table(self.report)]
+        parts = [f"\n{title}, {counted(self.report.count, 'question')}:\n", text_table(self.report)]
         if set(self.report.kinds) == {FREE_TEXT}:
-            parts += ["", *self.captions.lines()]
+            parts += ["", f"Caption scores with words={self.words}:", *self.captions.lines()]
         return "\n".join([*parts, ""])
 
 
@@ -99,7 +101,7 @@ def evaluate_answers(
     scored = as_scored(predictions)
     by_clip = None if clip is None else clip_scores(scored, clip, _pictures(source))
     captions = with_clip(caption_scores(scored, words, meteor=options.meteor), by_clip)
-    record = {"form": "grouped", "words": words, "clip": options.clip, **asdict(captions)}
+    record = {"form": "grouped", "words": words, "clip": options.clip, **captions.record()}
     kept = {**(settings or {}), "max_samples": options.max_samples, "image_tokens": pano.image_tokens}
     files = write_results(
         Path(options.results_dir),
@@ -118,7 +120,7 @@ def evaluate_answers(
         written(files)
     for log in logs:  # last: stopped before, an evaluation finds here that its result is there
         log.discard()
-    return Evaluation(report, captions, predictions, files, pano.image_tokens)
+    return Evaluation(report, captions, words, predictions, files, pano.image_tokens)
 
 
 def answer_logs(

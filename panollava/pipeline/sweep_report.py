@@ -7,10 +7,10 @@ from pathlib import Path
 
 from panollava.checkpoint import write_file
 from panollava.evaluation.comparison import Contender, verdicts
+from panollava.evaluation.comparison_report import TESTS
 from panollava.evaluation.seeds import settings_table
 from panollava.evaluation.statistics import Interval
 from panollava.evaluation.sweep_table import Row, markdown, picture, rows_csv
-from panollava.evaluation.words import choose_words
 from panollava.pipeline.sweep_jobs import Job, read_job
 from panollava.sweep_folder import JobRecord, read_jobs
 
@@ -41,7 +41,9 @@ def sweep_report(folder: Path) -> list[Path]:
 def _row(record: JobRecord, job: Job | None) -> Row:
     if job is None:
         return Row(record.name, record.swept, record.status, record.error)
-    exact = Interval(job.metrics["exact_match"], *job.metrics["interval"]) if job.metrics else None
+    exact = None
+    if job.metrics:
+        exact = Interval(job.metrics["exact_match"], *(job.metrics["interval"] or (None, None)))
     return Row(record.name, record.swept, record.status, record.error, job.numbers(), exact)
 
 
@@ -60,6 +62,5 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
             f"More than {MOST_COMPARED} jobs: python -m panollava.compare tests the differences of those it is given.\n"
         ]
     contenders = [Contender(record.name, tuple(job.predictions), job.image_tokens) for record, job in answered]
-    found = verdicts(contenders, choose_words("unicode"))
-    note = "95 % intervals over pictures; p-values of a paired permutation test, after Holm's correction."
-    return ["\n".join([note, "", *(f"- {verdict}" for verdict in found)]) + "\n"]
+    found = verdicts(contenders, "unicode")
+    return ["\n".join([f"By exact match: {TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n"]

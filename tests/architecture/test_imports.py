@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"disk", "logs", "sweep_folder", "tracking"},
     "crop": {"component"},
     "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
-    "evaluation": {"batch", "checkpoint", "crop", "data", "disk", "losses", "model"},
+    "evaluation": {"batch", "checkpoint", "crop", "data", "disk", "logs", "losses", "model"},
     "logs": {"disk"},
     "losses": {"batch", "crop"},
     # The facade opens run folders.

@@ -14,7 +14,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from panollava.evaluation.captions import Answer, score_captions
 from panollava.evaluation.read_predictions import read_predictions
-from panollava.evaluation.words import split_words
+from panollava.evaluation.words import choose_words, split_words
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "caption_predictions.csv"
 WORDS = ["a", "the", "red", "blue", "ring", "ball", "is", "left", "of", "near", "sky", "tower", "people", "walk"]
@@ -73,8 +73,50 @@ def test_the_interval_of_bleu_is_that_of_resampled_sets_of_pictures() -> None:
 def test_a_single_answer_has_no_cider() -> None:
     found = score_captions([Answer("a red ring", ("a red ring",), "one")], meteor=False)
     assert "CIDEr" not in found.scores
-    assert "single answer" in found.unavailable["CIDEr"]
+    assert "one picture" in found.unavailable["CIDEr"]
+    assert found.unavailable["BLEU-4"] == "no reference has 4 words"
     assert found.scores["BLEU-3"].value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("references", "why"),
+    [
+        (("red", "red"), "2 of 2 answers"),  # the same words of both pictures: none weighs anything
+        (("a red ring", "a red ring", "a red ring"), "3 of 3 answers"),
+        (("a red ring", "a red"), "1 of 2 answers"),
+        (("", ""), "no reference has a word"),
+    ],
+)
+def test_cider_is_unavailable_where_a_right_answer_would_score_nothing(references: tuple[str, ...], why: str) -> None:
+    given = [Answer(text, (text,), str(place)) for place, text in enumerate(references)]
+    found = score_captions(given, meteor=False)
+    assert why in found.unavailable["CIDEr"]
+    assert found.record()["scores"]["CIDEr"] is None
+    assert any(line.startswith("CIDEr: unavailable, ") for line in found.lines())
+
+
+def test_scores_at_their_ends_have_possible_intervals_of_some_width() -> None:
+    texts = [f"the ring at place {number} is red" for number in range(12)]
+    for right in (True, False):
+        given = [Answer(text if right else "no", (text,), str(place)) for place, text in enumerate(texts)]
+        found = score_captions(given, meteor=False).scores
+        assert set(found) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+        for name, one in found.items():
+            assert one.value == pytest.approx(one.top if right else 0, abs=1e-3)
+            assert one.low is not None
+            assert one.high is not None
+            assert 0 <= one.low < one.high <= (10 if name == "CIDEr" else 1)
+            assert one.high - one.low > 0.1 * one.top
+
+
+def test_words_are_the_same_with_java_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert choose_words("auto") == choose_words("unicode") == "unicode"
+    assert choose_words("ptb") == "ptb"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert choose_words("auto") == "unicode"
+    with pytest.raises(ValueError, match="needs Java"):
+        choose_words("ptb")
 
 
 def test_an_empty_answer_scores_nothing() -> None:
@@ -124,6 +166,8 @@ def test_real_predictions_score_as_pycocoevalcap_says(form: str) -> None:
         ("हिन्दी में", "हिन्दी में"),
         ("cafe\u0301 Ｆｕｌｌ", "café full"),
         ("!!! …", ""),
+        ("10²", "10²"),
+        ("soft\u00adhy\u200bphen it’s", "softhyphen it s"),
         ("", ""),
     ],
 )
