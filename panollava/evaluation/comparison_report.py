@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.text import Text
 
 from panollava.evaluation.comparison import Standing, Verdict
+from panollava.evaluation.drawing import KOREAN, WIDE_FONTS, tell_undrawn
 from panollava.evaluation.scores import EXACT
 from panollava.evaluation.statistics import Interval
 from panollava.evaluation.words import Words
@@ -122,11 +128,25 @@ def png(figure: Figure, *axes: Axes) -> bytes:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
     stream = io.BytesIO()
-    with warnings.catch_warnings():
-        # Names may be of any script; a letter that the font has not is a box, which needs no warning a letter.
-        warnings.filterwarnings("ignore", message="Glyph")
+    with warnings.catch_warnings(record=True) as told:
+        # Names may be of any script; a letter that no font has is a box, and needs no warning a letter.
+        warnings.simplefilter("always")
+        figure.draw_without_rendering()  # makes the labels of the axes
+        for text in figure.findobj(Text):
+            text.set_fontfamily(_families())
+        told.clear()
         figure.savefig(stream, format="png")
+    glyphs = [match for one in told if (match := re.match(r"Glyph (\d+) .* missing from font", str(one.message)))]
+    tell_undrawn(chr(int(match[1])) for match in glyphs)
     return stream.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _families() -> list[str]:
+    """Matplotlib's own font, and those of ``drawing`` that are here, for the letters that it has not."""
+    there = {Path(one.fname).name: one.name for one in fontManager.ttflist}
+    fontManager.addfont(KOREAN)
+    return ["DejaVu Sans", *(there[name] for name in WIDE_FONTS if name in there), "Noto Sans KR"]
 
 
 def interval_bars(intervals: Sequence[Interval]) -> list[list[float]]:

@@ -1,13 +1,18 @@
-"""Text and frames for pictures: any text of any language is drawn, as boxes where no font knows it."""
+"""Text and frames for pictures: any text of any language is drawn, as boxes where no font knows it, which is told."""
 
 from __future__ import annotations
 
+import logging
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+logger = logging.getLogger(__name__)
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -34,8 +39,18 @@ WIDE_FONTS = (
     "DejaVuSans.ttf",
     "arial.ttf",
     "Arial.ttf",
+    "Symbola_hint.ttf",
 )
 """Fonts of the usual systems that know more than Latin letters; Pillow finds them by name."""
+
+KOREAN = Path(__file__).with_name("fonts") / "NotoSansKR-Regular.ttf"
+"""Latin and Korean letters for systems without a font of the latter."""
+
+PACKAGES = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL"), "fonts-noto-cjk")
+"""Debian's packages of fonts, by the first word of their letters' names; of others fonts-noto-core has most."""
+
+_undrawn: set[str] = set()
+"""Characters of the picture at hand that were drawn as boxes."""
 
 
 def draw_text(
@@ -140,7 +155,9 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """The picture (H, W, 3) uint8 RGB as the content of a PNG file."""
+    """The picture (H, W, 3) uint8 RGB as the content of a PNG file; says which of its characters no font here knows."""
+    tell_undrawn(_undrawn)
+    _undrawn.clear()
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 6])
     return data.tobytes()
 
@@ -167,8 +184,9 @@ def palette(count: int) -> list[Colour]:
 def _letters(text: str, size: int, box: tuple[int, int], at: tuple[float, float], anchor: str) -> Image.Image:
     """How much each pixel of a box (width, height) is covered by a line of text, as a picture of grey levels."""
     fine = Image.new("L", (box[0] * _FINER, box[1] * _FINER))
-    place = (at[0] * _FINER, at[1] * _FINER)
-    ImageDraw.Draw(fine).text(place, text, fill=255, font=_font_for(text, size * _FINER), anchor=anchor)
+    place, font = (at[0] * _FINER, at[1] * _FINER), _font_for(text, size * _FINER)
+    _undrawn.update(char for char in _unusual(text) if not _knows(font, char))
+    ImageDraw.Draw(fine).text(place, text, fill=255, font=font, anchor=anchor)
     return fine.reduce(_FINER)
 
 
@@ -196,11 +214,42 @@ def _printable(text: str) -> str:
 
 def _font_for(text: str, size: int) -> Font:
     """The first font that knows most of the text."""
-    unusual = frozenset(char for char in text if ord(char) > 0x7E)
+    unusual = _unusual(text)
     if not unusual:
         return _plain_font(size)
-    fonts = [_plain_font(size), *_system_fonts(size)]
-    return max(fonts, key=lambda font: sum(_knows(font, char) for char in unusual))
+
+    def known(font: Font) -> int:
+        return sum(_knows(font, char) for char in unusual)
+
+    best = max([_plain_font(size), *_fonts((*WIDE_FONTS, str(KOREAN)), size)], key=known)
+    scripts = sorted({_script(char).title() for char in unusual if not _knows(best, char)})
+    return max([best, *_fonts(tuple(f"NotoSans{script}-Regular.ttf" for script in scripts), size)], key=known)
+
+
+def tell_undrawn(characters: Iterable[str]) -> None:
+    """Says in one line that a picture has characters which no font here knows, and what to install."""
+    missing = sorted(set(characters))
+    if not missing:
+        return
+    symbols = {"fonts-symbola" for char in missing if unicodedata.category(char) == "So"}
+    letters = [char for char in missing if unicodedata.category(char) != "So"]
+    packages = sorted(symbols | {PACKAGES.get(_script(char), "fonts-noto-core") for char in letters})
+    logger.warning(
+        "Characters that no font here knows are drawn as boxes: %s%s. Debian and Ubuntu have such fonts in %s.",
+        " ".join(missing[:5]),
+        f" and {len(missing) - 5} more" if len(missing) > 5 else "",
+        ", ".join(packages),
+    )
+
+
+def _script(char: str) -> str:
+    """The first word of a letter's name."""
+    return unicodedata.name(char, "?").split()[0]
+
+
+def _unusual(text: str) -> frozenset[str]:
+    """Characters that have a picture and that not every font knows."""
+    return frozenset(char for char in text if ord(char) > 0x7E and unicodedata.category(char)[0] not in "CMZ")
 
 
 @lru_cache(maxsize=8)
@@ -208,10 +257,11 @@ def _plain_font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-@lru_cache(maxsize=8)
-def _system_fonts(size: int) -> tuple[Font, ...]:
+@lru_cache(maxsize=256)
+def _fonts(names: tuple[str, ...], size: int) -> tuple[Font, ...]:
+    """Those that are there."""
     found: list[Font] = []
-    for name in WIDE_FONTS:
+    for name in names:
         try:
             found.append(ImageFont.truetype(name, size))
         except OSError:  # not on this system

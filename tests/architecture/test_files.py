@@ -14,7 +14,7 @@ SHIPPED = sorted(
     file
     for folder in ("panollava", "conf", "experiments", ".ci")
     for file in (ROOT / folder).rglob("*")
-    if file.is_file() and file.suffix not in {".pyc", ".safetensors", ".png", ".jpg"}
+    if file.is_file() and file.suffix not in {".pyc", ".safetensors", ".png", ".jpg", ".ttf"}
 ) + sorted(file for file in ROOT.iterdir() if file.suffix in {".md", ".toml", ".txt"} or file.name == "Makefile")
 FOREIGN = re.compile(r"/work\b(?!ing)|\bshared/|(?i:\bpredecessor)|\b(?:DESIGN|SPEC|FACTS|STYLE|CONTRACTS)(?:\.md| §)")
 """Places and papers that whoever clones the repository does not have."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
+from panollava.evaluation import drawing
+from panollava.evaluation.comparison_report import png
 from panollava.evaluation.drawing import (
     PAPER,
     draw_tag,
@@ -43,6 +48,52 @@ def test_any_text_is_drawn_within_its_width(text) -> None:
     draw_text(canvas, text, (-5, 4), size=14, background=PAPER)
     for line in wrap_text(text, 100, 14, max_lines=3):
         assert text_width(line, 14) <= 100 or len(line) == 1
+
+
+def test_korean_is_drawn_on_systems_without_such_a_font(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The font that comes with the package has every syllable and Latin letters; boxes would all look the same."""
+    encode_png(GREY)  # ends what other tests drew
+    caplog.clear()
+    monkeypatch.setattr(drawing, "WIDE_FONTS", ("DejaVuSans.ttf",))
+    patches = []
+    for text in ("가", "힣", "뷁", "a", "b"):
+        canvas = np.full((40, 60, 3), 255, np.uint8)
+        draw_text(canvas, f"붉은 {text}"[-1], (0, 0), size=24)
+        patches.append(canvas.tobytes())
+        draw_text(canvas, f"붉은 {text}", (0, 0), size=24)
+    encode_png(canvas)
+    assert len(set(patches)) == 5
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("text", "package"), [("한글 여럿", "fonts-noto-cjk"), ("हिन्दी हिन्दी", "fonts-noto-core"), ("🎈", "fonts-symbola")]
+)
+def test_letters_that_no_font_knows_are_told_once_a_picture(
+    text: str, package: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode_png(GREY)  # ends what other tests drew
+    caplog.clear()
+    monkeypatch.setattr(drawing, "WIDE_FONTS", ())
+    monkeypatch.setattr(drawing, "KOREAN", Path("gone.ttf"))
+    canvas = np.full((40, 300, 3), 255, np.uint8)
+    for line in (text, "plain", text):
+        draw_text(canvas, line, (0, 0), size=16)
+    encode_png(canvas)
+    assert [package in message for message in caplog.messages] == [True]
+    encode_png(canvas)
+    assert len(caplog.messages) == 1
+
+
+def test_diagrams_have_korean_labels_and_tell_what_they_lack(caplog: pytest.LogCaptureFixture) -> None:
+    for label, told in (("모델 하나", 0), ("\U00012000", 1)):
+        figure = Figure(figsize=(3, 2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_yticks([0, 1], [label, label])
+        png(figure, axes)
+        assert len(caplog.messages) == told
 
 
 def test_long_text_is_cut_with_a_mark() -> None:
