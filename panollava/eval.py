@@ -20,7 +20,7 @@ from panollava.data.scenes.questions import names_direction, turn_words
 from panollava.evaluation.clip import clip_config
 from panollava.evaluation.results import write_measures
 from panollava.evaluation.turns import turn_consistency
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG, configure_console, counted
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.asked_data import asked_data, asked_name
 from panollava.pipeline.evaluate import answer_questions
@@ -111,7 +111,8 @@ def _answer(
         with compute.autocast():
             before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
         along = turn_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
-        LOG.info("Of %d answers that name a direction, %.1f %% turned along.", along.count, 100 * along.share)
+        named = counted(along.count, "answer")
+        LOG.info("Of %s naming a direction, %.1f %% turned along.", named, 100 * along.share)
     LOG.info("Predictions and metrics: %s", result.files.folder)
 
 

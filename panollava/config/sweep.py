@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from panollava.config.launch import tell_failures
 from panollava.config.resolvers import register_resolvers
 from panollava.disk import check_writable
+from panollava.logs import counted
 from panollava.sweep_folder import JobRecord, Start, read_jobs, read_start, write_start
 from panollava.tracking.location import absolute_uri, experiment_name, is_server
 from panollava.tracking.sweep import end_parent, start_parent
@@ -143,7 +144,7 @@ def _last_word(folder: Path, jobs: Sequence[JobRecord], files: Sequence[Path], *
     counts = Counter[str](job.status for job in jobs)
     killed = {"running": "killed or still running"}
     numbers = ", ".join(f"{number} {killed.get(status, status)}" for status, number in sorted(counts.items()))
-    lines = [f"Sweep {folder}: {len(jobs)} jobs started, {numbers or 'none finished'}."]
+    lines = [f"Sweep {folder}: {counted(len(jobs), 'job')} started, {numbers or 'none finished'}."]
     lines += [f"  {job.name} failed: {job.error}" for job in jobs if job.status == "failed"]
     if not is_whole or counts["finished"] < len(jobs):
         lines.append("The same command goes on with what is not finished.")

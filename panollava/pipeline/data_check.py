@@ -16,6 +16,7 @@ from panollava.crop.partial import Covered
 from panollava.data.entries import BadEntries, Problem, bad_numbers
 from panollava.data.files import FilesSource
 from panollava.data.records import Source
+from panollava.logs import counted
 
 
 @dataclass
@@ -41,9 +42,11 @@ class Split:
         questions = self.source.questions()
         turns = sum(len(self.source.record(index, 0).turns) for index in range(len(self.source)))
         left_out = f", {self.bad:,} bad" if self.bad else ""
+        pictures = counted(len(self.pictures()), "picture")
+        references = sum(len(each.references) for each in questions)
         return (
-            f"{self.name}: {len(self.source):,} records{left_out}, {len(self.pictures()):,} pictures, {turns:,} turns; "
-            f"{len(questions):,} questions with {sum(len(each.references) for each in questions):,} references"
+            f"{self.name}: {counted(len(self.source), 'record')}{left_out}, {pictures}, "
+            f"{counted(turns, 'turn')}; {counted(len(questions), 'question')} with {counted(references, 'reference')}"
             f"{self._tags()}"
         )
 

@@ -50,7 +50,7 @@ def test_a_sound_data_set(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     status, lines, _ = checked(monkeypatch, capsys, "stage.finetune.max_text_length=20")
     assert status == 0
     assert [line.partition(":")[0] for line in lines[:3]] == ["train", "val", "test"]
-    assert lines[0] == "train: 2 records, 1 pictures, 2 turns; 1 questions with 2 references"
+    assert lines[0] == "train: 2 records, 1 picture, 2 turns; 1 question with 2 references"
     assert lines[3].startswith("Text tokens of panollava/tiny")
     assert lines[7:] == [
         "  stage.resampler.max_text_length=224 cuts none of them",
@@ -105,8 +105,8 @@ def test_every_problem_of_every_split(
     assert problems[31:33] == [f"{train}, row 35, column {at}: the cell is empty" for at in ("annotation", "query")]
     assert "test.csv: there is no such file" in problems[33]
     assert lines[34:] == [
-        "train: 2 records, 32 bad, 1 pictures, 2 turns; 1 questions with 2 references",
-        "val: 2 records, 1 pictures, 2 turns; 1 questions with 2 references",
+        "train: 2 records, 32 bad, 1 picture, 2 turns; 1 question with 2 references",
+        "val: 2 records, 1 picture, 2 turns; 1 question with 2 references",
         "test: nothing that can be used",
         f"Note: train and val share 1 pictures, such as {Path('data/a.jpg')}.",
     ]
