@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from panollava.evaluation.answers import score_answers
 from panollava.evaluation.read_predictions import read_answers, read_predictions
 from panollava.evaluation.results import write_results
 from panollava.evaluation.scores import as_scored, score
+from panollava.pipeline.asked_data import asked_data, asked_name
 
 TABLE = """image,query,prediction,reference
 a.jpg,what?,a ring,a ring
@@ -203,3 +206,15 @@ def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "predictions is missing" in done.stderr
+
+
+def test_commands_share_their_defaults_and_name_what_was_asked() -> None:
+    conf = Path(__file__).parents[2] / "conf"
+    read = [OmegaConf.load(conf / name) for name in ("score.yaml", "compare.yaml", "evaluation/default.yaml")]
+    assert {str(one.words) for one in read} == {"unicode"}
+    assert {bool(one.get("meteor", False)) for one in read} == {False}
+    asked = SimpleNamespace(split="test", csv_input="data/val.csv", world_seed=None, world_scenes=None)
+    data = asked_data(asked, {"type": "world", "name": "world"})
+    assert asked_name(asked, data) == "val.csv"
+    asked.csv_input = None
+    assert asked_name(asked, {"name": "world"}) == "world-test"
