@@ -24,7 +24,7 @@ from panollava.data.pictures import alike
 from panollava.data.records import Source
 from panollava.data.remote.fetch import Fetcher
 from panollava.data.remote.rules import RemoteOptions, check_hosts
-from panollava.logs import LOG
+from panollava.logs import LOG, counted
 
 SPLITS = ("train", "val", "test")
 GIVEN = ("split", "dir", "reader", "check", "fetcher", "name")
@@ -129,7 +129,7 @@ def shared_pictures(sources: Mapping[str, Source]) -> list[str]:
         if common := sorted((path, seen[second][key]) for key, path in seen[first].items() if key in seen[second]):
             path, other = common[0]
             also = "" if os.path.abspath(path) == os.path.abspath(other) else f", which {second} calls {other}"
-            lines.append(f"{first} and {second} share {len(common):,} pictures, such as {path}{also}")
+            lines.append(f"{first} and {second} share {counted(len(common), 'picture')}, such as {path}{also}")
     return lines
 
 

@@ -77,7 +77,7 @@ def test_splits_that_share_pictures_are_told_of(data: dict[str, Any], monkeypatc
     open_splits(section, ("train", "val", "test"), CROP)
     a, copy = root / "train/../a.jpg", root / "copy.jpg"
     assert lines == [
-        f"Data mine: train and val share 1 pictures, such as {a}, which val calls {copy}.",
-        f"Data mine: train and test share 1 pictures, such as {a}.",
-        f"Data mine: val and test share 1 pictures, such as {copy}, which test calls {root / 'a.jpg'}.",
+        f"Data mine: train and val share 1 picture, such as {a}, which val calls {copy}.",
+        f"Data mine: train and test share 1 picture, such as {a}.",
+        f"Data mine: val and test share 1 picture, such as {copy}, which test calls {root / 'a.jpg'}.",
     ]

@@ -108,7 +108,7 @@ def test_every_problem_of_every_split(
         "train: 2 records, 32 bad, 1 picture, 2 turns; 1 question with 2 references",
         "val: 2 records, 1 picture, 2 turns; 1 question with 2 references",
         "test: nothing that can be used",
-        f"Note: train and val share 1 pictures, such as {Path('data/a.jpg')}.",
+        f"Note: train and val share 1 picture, such as {Path('data/a.jpg')}.",
     ]
     assert "bad entries or files: 32 in train, 1 in test" in errors
 
