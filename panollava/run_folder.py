@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -190,8 +191,7 @@ def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str,
     result = {}
     for key in sorted({*old, *new}):
         other_stage = key.startswith("stage.") and not key.startswith(f"stage.{stage}.")
-        free = any(key == name or key.startswith(f"{name}.") for name in (*MAY_DIFFER, f"stage.{stage}.epochs"))
-        if not (other_stage or free) and old.get(key) != new.get(key):
+        if not (other_stage or is_free(key)) and old.get(key) != new.get(key):
             result[key] = (old.get(key), new.get(key))
     return result
 
@@ -220,6 +220,12 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
             if loss.get("type") == "auto" and model["resampler"].get("type") not in ("qformer", "perceiver"):
                 loss["pairing"] = loss.get("pairing") or "columns"
     return result
+
+
+def is_free(key: str) -> bool:
+    """Whether a config key may change between the starts of a run without making it another run."""
+    free = any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+    return free or re.fullmatch(r"stage\.\w+\.epochs", key) is not None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from panollava.component import component_names, find_component
+from panollava.component import component_names, find_component, meant
 from panollava.config.check import check_section
 from panollava.crop.matches import angles_between, column_matches
 from panollava.crop.overlap import columns_line_up, neighbour_pairs
@@ -32,8 +31,8 @@ def check_objective(section: Mapping[str, Any]) -> list[str]:
     kind = section.get("type")
     allowed = [AUTO, *component_names(_ROOM, "Objective")]
     if kind not in allowed:
-        close = get_close_matches(str(kind), allowed, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        close = meant(str(kind), allowed)
+        hint = f" Did you mean {close}?" if close else ""
         return [f"{KEY}.type={kind}: there is no such objective.{hint} Available: {', '.join(allowed)}."]
     name = WITH_GRID if kind == AUTO else str(kind)
     head = {key: value for key, value in section.items() if key == "head_width"}

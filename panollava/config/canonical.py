@@ -12,6 +12,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import HydraException
+
+from panollava.config.command_line import split, words
 from panollava.config.locate import CONF
 
 TEXT_KEYS = frozenset(
@@ -66,8 +71,6 @@ TEXT_KEYS = frozenset(
 _SENTENCES = frozenset({"question"})
 """Text keys whose values nobody quotes for Hydra, sweeps or interpolates: quotes and ``${`` are part of the text."""
 
-_OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-name", "-cn", "--config-dir", "-cd")
-
 _ARGUMENT = re.compile(r"^(?P<op>\+\+|\+|~)?(?P<key>[A-Za-z_][\w/]*)(?P<rest>(?:[=@.].*)?)$", re.DOTALL)
 
 
@@ -81,27 +84,27 @@ def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Seque
         loose: sections whose keys are not known beforehand, such as those of a recorded crop.
 
     Returns:
-        The same arguments with short group names written out and text values quoted. ``--cfg`` gains
-        ``--resolve``, so that what it shows are the final numbers.
+        Hydra's flags, wherever they stood, and then the other arguments with short group names written out and text
+        values quoted. ``--cfg job`` gains ``--resolve``, so that what it shows are the final numbers.
 
     Raises:
-        ValueError: an argument has no key and none that it could be of, or that key has one already.
+        ValueError: an argument has no key and none that it could be of, or that key has one already; or a flag is
+            wrong.
     """
-    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    named = _named(arguments, bare)
-    result = [_canonical_argument(_opened(argument, loose), sweep) for argument in named]
-    shows_config = any(a in ("--cfg", "-c") or a.startswith("--cfg=") for a in result)
-    if shows_config and not {"--resolve", "hydra", "all"} & set(result):  # Hydra's own section does not resolve
-        result.append("--resolve")
-    return result
+    flags, overrides = split(arguments)
+    sweep = flags.multirun or "hydra.mode=MULTIRUN" in overrides
+    if flags.cfg == "job":  # Hydra's own section does not resolve
+        flags.resolve = True
+    named = _named(overrides, bare)
+    return [*words(flags), *(_canonical_argument(_opened(argument, loose), sweep) for argument in named)]
 
 
 def _named(arguments: Sequence[str], key: str | None) -> list[str]:
     """The arguments with the key before those that have none."""
     result: list[str] = []
     values: list[str] = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_option = argument.startswith(("-", "+", "~")) or before in _OPTIONS_WITH_VALUE
+    for argument in arguments:
+        is_option = argument.startswith(("+", "~"))
         is_bare = not is_option and ("=" not in argument or (key is not None and Path(argument).exists()))
         (values if is_bare else result).append(argument)
     if not values:
@@ -151,10 +154,23 @@ def _quote_text(key: str, rest: str, sweep: bool) -> str:
     if dotted in _SENTENCES:
         return f"{dotted}={quoted(_without_interpolation(value))}"
     already_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    is_sweep = sweep and "," in value
-    if already_quoted or is_sweep or "${" in value:
+    if already_quoted or "${" in value:
         return key + rest
-    return f"{dotted}={quoted(value)}"
+    return f"{dotted}={_swept_text(value) if sweep else quoted(value)}"
+
+
+def _swept_text(value: str) -> str:
+    """A text value of a sweep: as it is where Hydra reads texts in it, else each part between commas quoted."""
+    try:
+        override = OverridesParser.create().parse_override(f"text={value}")
+    except HydraException:
+        return ",".join(quoted(part.strip()) for part in value.split(","))
+    if not override.is_sweep_override():
+        return quoted(value)
+    if override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
+        return value
+    pairs = zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
+    return ",".join(quoted(text) if isinstance(each, int | float) else text for each, text in pairs)
 
 
 def _without_interpolation(value: str) -> str:

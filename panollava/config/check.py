@@ -12,10 +12,11 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from panollava.component import meant
 
 
 def check_section(
@@ -79,8 +80,8 @@ def _sentence(problem: Any, schema: type[BaseModel], key: str) -> str:
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         allowed = sorted(schema.model_fields)
-        close = get_close_matches(name, allowed, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        close = meant(name, allowed)
+        hint = f" Did you mean {close!r}?" if close else ""
         return f"{where} is not a key here.{hint} Keys of {key or 'the config'}: {', '.join(allowed)}."
     if problem["type"] == "missing":
         return f"{where} is missing; it has no default."

@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from panollava.config.canonical import canonical
-from panollava.config.hint import misspelt_key
+from panollava.config.command_line import VERSION_BASE, CommandLine, message, split, words
+from panollava.config.hint import check_keys
 from panollava.config.job import MENDABLE, Load, in_sweep, run_job
 from panollava.config.locate import CONF
 from panollava.config.resolvers import register_resolvers
 from panollava.config.sweep import Report, SweepParent
-from panollava.config.sweep_arguments import FLAGS, as_sweep
+from panollava.config.sweep_arguments import as_sweep, check_launcher
 from panollava.tracking.location import refuse_secret
 
 _log = logging.getLogger("panollava")
@@ -50,13 +52,11 @@ def entrypoint(
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(function)
         def run() -> None:
-            if config_name != SWEPT and FLAGS & set(sys.argv[1:]):
-                sys.exit(f"\nValueError: -m: only panollava.{SWEPT} sweeps. Start this command once a value.")
             register_resolvers()
             with tempfile.TemporaryDirectory(prefix="panollava-dry-run-") as scratch:
                 sys.argv[1:] = _understood(config_name, sys.argv[1:], Path(scratch), bare, loose)
                 try:
-                    hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(
+                    hydra.main(version_base=VERSION_BASE, config_path=CONF, config_name=config_name)(
                         _guarded(function, load)
                     )()
                 except BaseException:
@@ -73,18 +73,48 @@ def entrypoint(
 def _understood(
     config_name: str, typed: Sequence[str], scratch: Path, bare: str | None, loose: Sequence[str]
 ) -> list[str]:
-    """The command line for Hydra; one that cannot be meant ends here, with a message."""
+    """The command line for Hydra; one that cannot be meant ends here, with a message, before anything is made."""
     try:
         for key, _, value in (argument.partition("=") for argument in typed):
             if re.search("track|mlflow|uri", key):  # a misspelt key is shown with its value further on
                 refuse_secret(key.lstrip("+"), value.strip("'\""))
-        arguments = canonical(typed, bare=bare, loose=loose)
-        arguments = as_sweep(arguments, scratch) if config_name == SWEPT else arguments
+        flags, overrides = split(canonical(typed, bare=bare, loose=loose))
+        if flags.help or flags.hydra_help or flags.shell_completion or flags.info:
+            return [*words(flags), *overrides]
+        try:
+            line = CommandLine(config_name, flags, overrides)
+            check_launcher(line.parsed)
+            is_sweep = line.is_sweep
+        except HydraException:  # an override of no grammar, an option that there is not: Hydra tells it at its start
+            return [*words(flags), *overrides]
+        _check_place(line)
+        if is_sweep and config_name != SWEPT:
+            raise ValueError(f"-m: only panollava.{SWEPT} sweeps. Start this command once a value.")
+        try:
+            of_options = check_keys(line)
+            return [*words(flags), *(as_sweep(line, of_options, scratch) if is_sweep and not flags.cfg else overrides)]
+        except HydraException as error:
+            raise ValueError(message(error)) from error
     except ValueError as error:
         sys.exit(f"\nValueError: {error}")
-    if (message := misspelt_key(config_name, arguments)) is not None:
-        sys.exit(f"\nValueError: {message}")
-    return arguments
+
+
+def _check_place(line: CommandLine) -> None:
+    """Whether the command stays in the folder where it was started, from which all of its paths are taken.
+
+    Raises:
+        ValueError: it would not.
+    """
+    if line.base.hydra.job.chdir:
+        raise ValueError(
+            "hydra.job.chdir=true: paths, such as data.dir and tracking.uri, are taken from the folder in which a "
+            "command is started. Leave it out; output_dir= says where runs go."
+        )
+    if line.base.hydra.run.dir != ".":
+        raise ValueError(
+            f"hydra.run.dir={line.base.hydra.run.dir}: output_dir= and experiment_name= say where a run goes, and "
+            "hydra.sweep.dir= where a sweep goes. Leave it out."
+        )
 
 
 def _guarded(function: Callable[[DictConfig], None], load: Load | None) -> Callable[[DictConfig], None]:

@@ -2,61 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from difflib import get_close_matches
-from pathlib import Path
+from collections.abc import Collection
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-
-from panollava.config.locate import CONF
+from panollava.component import meant
+from panollava.config.command_line import CommandLine, known_keys
 
 
-def misspelt_key(config_name: str, arguments: Sequence[str]) -> str | None:
-    """A sentence about the first argument whose key the composed config does not have, or None.
+def check_keys(line: CommandLine) -> set[str]:
+    """Whether the configs of a command line, one or those of a sweep's jobs, have the keys that it changes.
 
-    Args:
-        config_name: root config.
-        arguments: canonical command line; flags and sweeps are left to Hydra.
+    Returns:
+        Keys that every job has and the config without what is swept has not: those of a swept group's options.
+
+    Raises:
+        ValueError: about the first key that is wrong.
+        HydraException: an option of a swept group does not exist.
     """
-    plain = [a for a in arguments if "=" in a and not a.startswith(("-", "hydra.", "hydra/"))]
-    if len(plain) != len(arguments):
-        return None
-    keys = {a: a.partition("=")[0] for a in plain}
-    groups = [a for a in plain if _is_group(keys[a].lstrip("+~"))]
-    values = [a for a in plain if a not in groups and not a.startswith(("+", "~"))]
-    for argument in groups:
-        if argument.partition("=")[2] == "null":
-            options = sorted(path.stem for path in (Path(CONF) / keys[argument]).glob("*.yaml"))
-            return f"{argument}: a group always has an option. Choose one of {', '.join(options)}."
-    try:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose(config_name, overrides=groups)
-    except (HydraException, ValueError):
-        return None  # a group or option that does not exist: Hydra lists those there are
-    known = _keys(cfg)
-    for argument in values:
-        if keys[argument] not in known:
-            close = get_close_matches(keys[argument], known, n=1)
-            section = keys[argument].rpartition(".")[0]
-            siblings = sorted(k for k in known if k.rpartition(".")[0] == section) or sorted(cfg)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            return f"{keys[argument]} is not a key of this config.{hint} There are: {', '.join(map(str, siblings))}."
-    return None
+    for override in line.parsed:
+        if line.is_group(override) and override.value() is None and not override.is_delete():
+            options = ", ".join(line.options(override.key_or_group))
+            raise ValueError(f"{override.input_line}: a group always has an option. Choose one of {options}.")
+    variants = {label: known_keys(config) for label, config in line.variants.items()}
+    base, theirs = known_keys(line.base), set()
+    for override in line.swept if line.is_sweep else line.parsed:
+        key, is_change = override.key_or_group, override.get_key_element() == override.key_or_group
+        if not is_change or override.is_hydra_override() or line.is_group(override):
+            continue
+        lacking = [label for label, known in variants.items() if key not in known]
+        if len(lacking) == len(variants):
+            raise ValueError(_unknown(key, set().union(*variants.values())))
+        if lacking:
+            having = [label for label in variants if label not in lacking]
+            groups = {label.partition("=")[0] for label in lacking} & {label.partition("=")[0] for label in having}
+            without, having = ([x for x in each if x.partition("=")[0] in groups] for each in (lacking, having))
+            raise ValueError(
+                f"{override.input_line}: {', '.join(without)} has no such key, {', '.join(having)} has. Give it in a "
+                "start with the options that have it, and start the others without it."
+            )
+        if key not in base:
+            theirs.add(key)
+    return theirs
 
 
-def _is_group(key: str) -> bool:
-    return (Path(CONF) / key.partition("@")[0]).is_dir()
-
-
-def _keys(cfg: DictConfig, prefix: str = "") -> set[str]:
-    """Every key of a config, sections included."""
-    found: set[str] = set()
-    for key in cfg:
-        name = f"{prefix}{key!s}"
-        found.add(name)
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not OmegaConf.is_missing(cfg, key) and not node._is_none():
-            found |= _keys(node, f"{name}.")
-    return found
+def _unknown(key: str, known: Collection[str]) -> str:
+    section = key.rpartition(".")[0]
+    same = [other for other in known if other.partition(".")[2] == key]  # without its section, as in overlap=0
+    close = meant(key, known) or (same[0] if len(same) == 1 else None)
+    siblings = sorted(k for k in known if k.rpartition(".")[0] == section) or sorted(k for k in known if "." not in k)
+    hint = f" Did you mean {close}?" if close else ""
+    return f"{key} is not a key of this config.{hint} There are: {', '.join(siblings)}."

@@ -19,7 +19,7 @@ ANYTHING = {"assemble", "pipeline", "tiny"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model"},  # the front door shows the facade when asked
     "checkpoint": {"disk", "untrusted"},
-    "config": {"disk", "logs", "sweep_folder", "tracking"},
+    "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking"},
     "crop": {"component"},
     "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
     "evaluation": {"batch", "checkpoint", "crop", "data", "disk", "logs", "losses", "model"},

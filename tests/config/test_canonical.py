@@ -25,7 +25,7 @@ from panollava.config.locate import CONF
         ("crop.overlap=0.0", "crop.overlap=0.0"),
         ("stage=vision", "stage=vision"),
         ("stage.vision.epochs=2", "stage.vision.epochs=2"),
-        ("-m", "-m"),
+        ("-m", "--multirun"),
         ("vision.name=some/folder", "model.vision.name='some/folder'"),
         ("data.train_csv=../a (1)/b,c.csv", "data.train_csv='../a (1)/b,c.csv'"),
         ("out=views (1).png", "out='views (1).png'"),
@@ -78,8 +78,8 @@ def test_cfg_shows_final_numbers() -> None:
     [
         (["predictions.csv"], ["predictions='predictions.csv'"]),
         (["/a/my (1), b.csv", "form=single"], ["form=single", "predictions='/a/my (1), b.csv'"]),
-        (["--cfg", "job", "a.csv"], ["--cfg", "job", "predictions='a.csv'", "--resolve"]),
-        (["predictions=a.csv", "--help"], ["predictions='a.csv'", "--help"]),
+        (["--cfg", "job", "a.csv"], ["--cfg", "job", "--resolve", "predictions='a.csv'"]),
+        (["predictions=a.csv", "--help"], ["--help", "predictions='a.csv'"]),
         (["+x=1"], ["+x=1"]),
     ],
 )
@@ -116,3 +116,61 @@ def test_several_arguments_without_a_key_are_a_list() -> None:
     meant = ["split=val", "runs=['runs/a','runs/b, c']"]
     assert canonical(["runs/a", "split=val", "runs/b, c"], bare="runs[]") == meant
     assert canonical(["runs=[a,b]"], bare="runs[]") == ["runs=[a,b]"]
+
+
+FLAGS = [
+    (["a=1", "-m"], ["--multirun", "a=1"]),
+    (["-m", "a=1", "b=2"], ["--multirun", "a=1", "b=2"]),
+    (["a=1", "--multi", "b=2"], ["--multirun", "a=1", "b=2"]),
+    (["a=1", "--cfg", "job", "-p", "crop", "b=2"], ["--cfg", "job", "--resolve", "--package", "crop", "a=1", "b=2"]),
+    (["--package=crop", "a=1", "--cfg=job"], ["--cfg", "job", "--resolve", "--package", "crop", "a=1"]),
+    (["a=1", "-c", "hydra", "~b"], ["--cfg", "hydra", "a=1", "~b"]),
+    (["a=1", "--info", "defaults"], ["--info", "defaults", "a=1"]),
+    (["a=1", "b=2", "-i"], ["--info", "all", "a=1", "b=2"]),
+    (["a=1", "-m", "-cd", "mine", "+b=2"], ["--multirun", "--config-dir", "mine", "a=1", "+b=2"]),
+    (["a=1", "-cn", "my", "b=2"], ["--config-name", "my", "a=1", "b=2"]),
+    (["a=1", "--hydra-help"], ["--hydra-help", "a=1"]),
+    (["install=bash", "-sc"], ["--shell-completion", "install=bash"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "meant"), FLAGS)
+def test_hydras_flags_stand_anywhere(typed: list[str], meant: list[str]) -> None:
+    assert canonical(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["a=1", "--sweep"], "--sweep is no option"),
+        (["--cfg", "jobs", "a=1"], "invalid choice: 'jobs'"),
+        (["-m", "a=1", "--cfg", "job"], "--cfg and --multirun exclude each other"),
+        (["--resolve", "a=1"], "--resolve goes with --cfg"),
+        (["a=1", "-p"], "expected one argument"),
+    ],
+)
+def test_flags_that_cannot_be_meant(typed: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        canonical(typed)
+
+
+@pytest.mark.parametrize(
+    ("value", "values"),
+    [
+        ("o (1),o é2", ["o (1)", "o é2"]),
+        ("a,b", ["a", "b"]),
+        ("1,2.0,none", ["1", "2.0", "none"]),
+        ("'a,b',c d", ["a,b", "c d"]),
+        ("choice(a b,c)", ["a b", "c"]),
+        ("가,나/다", ["가", "나/다"]),
+    ],
+)
+def test_texts_of_a_sweep_arrive_as_they_are(value: str, values: list[str]) -> None:
+    _, argument = canonical(["-m", f"data.dir={value}"])
+    override = OverridesParser.create().parse_override(argument)
+    found = [getattr(each, "text", each) for each in override.sweep_iterator()]
+    assert found == values
+
+
+def test_one_text_of_a_sweep_is_no_sweep() -> None:
+    assert canonical(["-m", "data.dir=o (1)"]) == ["--multirun", "data.dir='o (1)'"]

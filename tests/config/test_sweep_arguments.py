@@ -5,37 +5,166 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from panollava.config import sweep_arguments
-from panollava.config.sweep_arguments import slug
+from panollava.config.canonical import canonical
+from panollava.config.command_line import CommandLine, split
+from panollava.config.entrypoint import _understood
+from panollava.config.hint import check_keys
+from panollava.config.resolvers import register_resolvers
+from panollava.config.sweep_arguments import as_sweep, check_launcher, slug
 
-SWEEP_ARGUMENTS = ["-m", "model/resampler=mlp,bimamba", "crop.overlap=0.0,0.5", "seed=3"]
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_resolvers()
+    monkeypatch.chdir(tmp_path)
 
 
-def as_sweep(typed: list[str]) -> list[str]:
-    return sweep_arguments.as_sweep(typed, Path("scratch"))
+def line(*typed: str) -> CommandLine:
+    return CommandLine("train", *split(canonical(typed)))
+
+
+def sweep(*typed: str) -> list[str]:
+    """The overrides of a sweep."""
+    asked = line(*typed)
+    assert asked.is_sweep
+    return as_sweep(asked, check_keys(asked), Path("scratch"))
+
+
+def folder(*typed: str) -> str:
+    """The sweep's folder."""
+    (word,) = [word for word in sweep(*typed) if word.startswith("hydra.sweep.dir=")]
+    return word.partition("=")[2].strip("'")
+
+
+def started(*typed: str) -> str:
+    """The sweep's folder, with the record that Hydra leaves in it."""
+    words = sweep(*typed)
+    place = Path(folder(*typed))
+    place.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(line("-m", *words).compose(words), place / "multirun.yaml")
+    return str(place)
 
 
 def test_a_sweep_is_named_after_what_it_sweeps() -> None:
-    *same, folder, constant = as_sweep(SWEEP_ARGUMENTS)
-    assert same == SWEEP_ARGUMENTS
-    assert folder == "hydra.sweep.dir='${output_dir}/sweep_resampler_crop.overlap'"
+    *same, place, constant = sweep("-m", "resampler=mlp,bimamba", "crop.overlap=0.0,0.5", "seed=3")
+    assert same == ["model/resampler=mlp,bimamba", "crop.overlap=0.0,0.5", "seed=3"]
+    assert place == "hydra.sweep.dir='runs/sweep_resampler_crop.overlap'"
     assert constant == "hydra.job.config.override_dirname.exclude_keys=['seed']"
 
 
-def test_a_list_is_no_sweep() -> None:
-    folder = as_sweep(["-m", "stage.run=[vision,resampler]", "seed=1,2"])[-2]
-    assert folder.endswith("/sweep_seed'")
+SWEEPS = [
+    "seed=0,1",
+    "seed=choice(0,1)",
+    "seed=range(1,3)",
+    "seed=shuffle(range(1,3))",
+    "seed=sort(2,1)",
+    "seed=sort(shuffle(1,2))",
+    "seed=shuffle(3,1)",
+    "seed=tag(mine,choice(1,2))",
+    "seed=int(choice(1.0,2.0))",
+    "resampler=glob(*m*)",
+    "resampler=glob(*,exclude=[i*,p*])",
+    "stage.run=[vision],[vision,resampler]",
+    "data.dir='a, b','c'",
+]
+
+
+@pytest.mark.parametrize("value", SWEEPS)
+def test_whatever_hydra_calls_a_sweep_is_one(value: str) -> None:
+    flags = ("-m", value) if len(value) % 2 else (value, "--multirun")
+    key = value.partition("=")[0]
+    *_, place, constant = sweep(*flags, "trainer.max_steps=1", *["data=csv"] * value.startswith("data."))
+    assert place == f"hydra.sweep.dir='runs/sweep_{key}'"
+    assert "trainer.max_steps" in constant
+    assert repr(key) not in constant
+
+
+def test_a_list_and_a_quoted_text_are_no_sweep() -> None:
+    assert folder("-m", "stage.run=[vision,resampler]", "data.name='a,b'", "seed=1,2") == "runs/sweep_seed"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["seed=interval(0,1)"], "takes values one by one"),
+        (["seed=0,0"], "has a job twice: seed=0"),
+        (["resampler=mlp,bimambo"], "model/resampler/bimambo"),
+        (["crop.overlap=0,0.5", "crop.overlp=0"], "Did you mean crop.overlap"),
+        (["output_dir=o (1),o é2"], "a sweep has one output_dir"),
+        (["tracking=mlflow,none"], "a sweep has one tracking"),
+        (["+experiment=overlap_sweep,bimamba_overlap0"], "overlap_sweep is a sweep itself"),
+        (["+experiment=glob(*)"], "overlap_sweep is a sweep itself"),
+        (["seed=0,1", "hydra.job.chdir=true"], "hydra.job.chdir"),
+        (["seed=0,1", "hydra.run.dir=x"], "hydra.run.dir=x"),
+        (["crop=cubemap,e2p", "crop.poles=true"], "crop=e2p has no such key"),
+        (["seed=0,1", "--cfg", "job"], "exclude each other"),
+    ],
+)
+def test_what_cannot_be_swept_is_one_message(typed: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=said):
+        _understood("train", [*typed, "-m"], tmp_path, None, ())
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("typed", [["-m"], ["--multi"], ["hydra.mode=MULTIRUN"]])
+def test_only_training_sweeps(typed: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"only panollava\.train sweeps"):
+        _understood("eval", ["checkpoint=x", *typed], tmp_path, "checkpoint", ("crop",))
+
+
+def test_a_key_of_the_swept_options_is_a_constant_of_the_jobs() -> None:
+    *same, _, constant = sweep("-m", "resampler=qformer,perceiver", "resampler.heads=4")
+    assert same == ["model/resampler=qformer,perceiver", "model.resampler.heads=choice(4)"]
+    assert "'model.resampler.heads'" in constant
+
+
+def test_sweeps_of_other_constants_have_folders_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    first = started("-m", "seed=0,1", "lora.rank=8")
+    assert first == "runs/sweep_seed"
+    second = started("-m", "seed=0,1", "lora.rank=16")
+    assert second == "runs/sweep_seed_lora.rank-16"
+    assert f"this one is in {second}" in capsys.readouterr().err
+    assert folder("-m", "seed=0,1", "lora.rank=8") == first
+    assert folder("-m", "seed=0,1,2", "lora.rank=16", "trainer.num_workers=1", "stage.vision.epochs=9") == second
+    assert started("-m", "seed=0,1", "lora.rank=4") == "runs/sweep_seed_lora.rank-4"
+    assert folder("-m", "seed=0,1", "crop=e2p") == "runs/sweep_seed_crop-e2p"
+    one = started("-m", "resampler=qformer,perceiver", "resampler.heads=4")
+    assert folder("-m", "resampler=qformer,perceiver", "resampler.heads=2") != one
+    assert folder("-m", "resampler=qformer,perceiver") != one
+
+
+def test_a_folder_that_was_named_is_refused_to_a_sweep_of_other_constants() -> None:
+    started("-m", "seed=0,1", "lora.rank=8", "experiment_name=x")
+    with pytest.raises(ValueError, match=r"runs/x holds a sweep.*lora.rank: 8 there, 16 now.*experiment_name="):
+        sweep("-m", "seed=0,1", "lora.rank=16", "experiment_name=x")
+    with pytest.raises(ValueError, match=r"hydra.sweep.dir=<folder>"):
+        sweep("-m", "seed=0,1", "lora.rank=16", "hydra.sweep.dir=runs/x")
+    assert folder("-m", "seed=0,1", "lora.rank=16", "experiment_name=x", "overwrite=true") == "runs/x"
 
 
 def test_slugs_need_no_quotes_and_stay_apart() -> None:
     assert slug("crop.overlap=0.0,model/resampler=mlp") == "crop.overlap-0.0_resampler-mlp"
+    assert slug("data.name=뒤") == "data.name-뒤"
     strange = [slug(f"question='{text}'") for text in ("a b", "a/b", "a:b", "뒤", "왼")]
     assert len(set(strange)) == len(strange)
     assert all(
-        set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in strange
+        set(name) <= set("뒤왼abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in strange
     )
-    assert len(slug("a=" + "x" * 500)) <= 96
+    assert len(slug("a=" + "파" * 500).encode()) <= 96
+    assert slug("a=\u1111\u1161").startswith("a-파-")
+
+
+@given(st.lists(st.text("ab_-=.,1/[ 파", min_size=1, max_size=12), min_size=2, max_size=2, unique=True))
+def test_two_texts_never_have_the_same_name(values: list[str]) -> None:
+    for one in ("k={0}", "a={0},model.b=1", "a=1,b={0}"):
+        assert len({slug(one.format(value)) for value in values}) == 2
+    one, other = values
+    assert slug(f"a={one},b={other}") != slug(f"a={other},b={one}")
+    assert slug(f"a={one}_b-{other},b=1") != slug(f"a={one},b={other}_b-1")
 
 
 @pytest.mark.parametrize(
@@ -43,42 +172,46 @@ def test_slugs_need_no_quotes_and_stay_apart() -> None:
     [
         (["+experiment=overlap_sweep"], "overlap_sweep", "'experiment'"),
         (["+experiment=overlap_sweep", "-m", "seed=0,1"], "overlap_sweep_seed", "'experiment'"),
-        (["+experiment=overlap_sweep", "crop.overlap=0.1"], "overlap_sweep", "'experiment'"),
         (["+experiment=[bimamba_overlap0,resampler_sweep]", "seed=1"], "resampler_sweep", "'experiment','seed'"),
-        (["+experiment=overlap_sweep", "experiment_name='my, sweep'"], "my_-sweep-", "'experiment','experiment_name'"),
+        (["+experiment=overlap_sweep", "experiment_name=my, sweep"], "my_-sweep-", "'experiment','experiment_name'"),
+        (["seed=1,2", "hydra.mode=MULTIRUN"], "sweep_seed", None),
     ],
 )
-def test_an_overlay_that_varies_something_is_a_sweep(typed: list[str], name: str, constant: str) -> None:
-    *same, folder, excluded = as_sweep(typed)
-    assert same == typed
-    assert folder.removeprefix("hydra.sweep.dir='${output_dir}/").startswith(name)
-    assert excluded == f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"
+def test_an_overlay_that_varies_something_is_a_sweep(typed: list[str], name: str, constant: str | None) -> None:
+    excluded = [word for word in sweep(*typed) if word.startswith("hydra.job.config")]
+    assert folder(*typed).removeprefix("runs/").startswith(name)
+    assert excluded == ([f"hydra.job.config.override_dirname.exclude_keys=[{constant}]"] if constant else [])
 
 
-@pytest.mark.parametrize("typed", [["+experiment=bimamba_overlap0"], ["crop.overlap=0.0"], ["+experiment=nothing"]])
-def test_other_commands_are_none(typed: list[str]) -> None:
-    assert as_sweep(typed) == typed
+def test_ones_own_overlay_is_a_sweep_of_its_own_name(tmp_path: Path) -> None:
+    own = tmp_path / "mine" / "experiment"
+    own.mkdir(parents=True)
+    text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: range(0,3)\n"
+    (own / "seeds.yaml").write_text(text)
+    assert folder("+experiment=seeds", "--config-dir", str(tmp_path / "mine")) == "runs/seeds"
+    with pytest.raises(ValueError, match="seeds is a sweep itself"):
+        sweep("-m", "+experiment=seeds,bimamba_overlap0", "--config-dir", str(tmp_path / "mine"))
 
 
-def test_a_sweep_is_no_job_of_another() -> None:
-    with pytest.raises(ValueError, match="overlap_sweep is a sweep itself"):
-        as_sweep(["-m", "+experiment=overlap_sweep,bimamba_overlap0"])
+@pytest.mark.parametrize("typed", [["+experiment=bimamba_overlap0"], ["crop.overlap=0.0"], ["seed='1,2'"]])
+def test_other_commands_are_none(typed: list[str], tmp_path: Path) -> None:
+    assert _understood("train", typed, tmp_path, None, ()) == canonical(typed)
 
 
 @pytest.mark.parametrize("typed", [["-m", "seed=0,1"], ["+experiment=overlap_sweep"]])
-def test_torchrun_starts_no_sweep(typed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_starts_no_sweep(typed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match=r"torchrun(.|\n)*hydra/launcher=parallel(.|\n)*tasks_per_node=2"):
-        as_sweep(typed)
-    assert as_sweep(["seed=1"]) == ["seed=1"]
+        sweep(*typed)
+    assert _understood("train", ["seed=1"], tmp_path, None, ()) == ["seed=1"]
 
 
 def test_a_missing_launcher_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panollava.config.sweep_arguments.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"hydra/launcher=parallel needs .*\.\[joblib\]"):
-        as_sweep(["-m", "seed=0,1", "hydra/launcher=parallel"])
+        check_launcher(line("-m", "seed=0,1", "hydra/launcher=parallel").parsed)
 
 
 def test_a_dry_run_has_its_folder_elsewhere() -> None:
-    for typed in (["-m", "seed=0,1", "dry_run=true"], ["-m", "hydra.sweep.dir=runs/x", "seed=0,1", "dry_run=True"]):
-        assert f"hydra.sweep.dir='{Path('scratch') / 'sweep_seed'}'" in as_sweep(typed)
+    for typed in (("-m", "seed=0,1", "dry_run=true"), ("-m", "hydra.sweep.dir=runs/x", "seed=0,1", "dry_run=True")):
+        assert f"hydra.sweep.dir='{Path('scratch') / 'sweep_seed'}'" == sweep(*typed)[-2]
