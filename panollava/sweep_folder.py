@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +26,13 @@ class Start:
     Attributes:
         id: tells its jobs from those of earlier starts.
         uri, run_id: where the parent run is kept; None where nothing is tracked.
+        arrays: job arrays that a cluster has accepted.
     """
 
     id: str
     uri: str | None = None
     run_id: str | None = None
+    arrays: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,19 @@ def read_jobs(sweep: Path) -> list[JobRecord]:
     return [JobRecord(**values) for values in found if values is not None]
 
 
+def read_job(folder: Path) -> JobRecord | None:
+    """The record of one job's folder, None where there is none."""
+    values = _read(folder / JOB)
+    return None if values is None else JobRecord(**values)
+
+
 def job_name(folder: Path) -> str | None:
     """``<sweep>/<job>`` where an experiment's folder is a job's, else None."""
-    values = _read(folder / JOB)
-    if values is None:
+    job = read_job(folder)
+    if job is None:
         return None
-    name = str(values["name"])
-    sweep = folder.resolve().parents[len(Path(name).parts) - 1]
-    return f"{sweep.name}/{name}"
+    sweep = folder.resolve().parents[len(Path(job.name).parts) - 1]
+    return f"{sweep.name}/{job.name}"
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

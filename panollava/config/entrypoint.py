@@ -15,6 +15,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from panollava.config.apart import INTERRUPTED
 from panollava.config.canonical import canonical
 from panollava.config.command_line import VERSION_BASE, CommandLine, message, split, words
 from panollava.config.hint import check_keys
@@ -59,6 +60,9 @@ def entrypoint(
                     hydra.main(version_base=VERSION_BASE, config_path=CONF, config_name=config_name)(
                         _guarded(function, load)
                     )()
+                except KeyboardInterrupt:  # between jobs, or while a launcher waits for them
+                    _end_sweep(report, is_whole=False)
+                    sys.exit(INTERRUPTED)
                 except BaseException:
                     _end_sweep(report, is_whole=False)
                     raise
@@ -132,7 +136,7 @@ def _guarded(function: Callable[[DictConfig], None], load: Load | None) -> Calla
             sys.exit(1)
         except KeyboardInterrupt:
             _log.warning("Interrupted.")
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
 
     return guarded
 

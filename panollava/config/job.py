@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from panollava.config.apart import INTERRUPTED, IS_POSSIBLE, how_it_ended, run_apart
 from panollava.logs import label_console
-from panollava.sweep_folder import JobRecord, JobStatus, read_start, write_job
+from panollava.sweep_folder import JobRecord, JobStatus, read_job, read_start, write_job
 
 MENDABLE = (ValueError, OSError)
 """Failures whose message says enough; others come with a traceback."""
@@ -36,6 +36,12 @@ def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load 
     _join_cluster()
     sweep = Path(HydraConfig.get().sweep.dir)
     name = Path(HydraConfig.get().runtime.output_dir).relative_to(sweep.resolve()).as_posix()
+    start, before = read_start(sweep), read_job(sweep / name)
+    if start is not None and before is not None and before.start == start.id and before.swept != swept_values():
+        raise ValueError(
+            f"{sweep / name} is the folder of two jobs of this sweep ({before.swept} and {swept_values()}). Leave "
+            "hydra.sweep.subdir and hydra.job.config.override_dirname as they are."
+        )
     if not is_alone():
         label_console(name)
     _record(sweep, name, "running")

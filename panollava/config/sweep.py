@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from panollava.config.launch import tell_failures
+from panollava.config.launch import queued, watch
 from panollava.config.resolvers import register_resolvers
 from panollava.disk import check_writable
 from panollava.logs import counted
@@ -68,7 +68,8 @@ class Sweep:
         """
         jobs = [job for job in read_jobs(self.folder) if job.start == self.start.id]
         is_done = is_whole and all(job.status == "finished" for job in jobs)
-        is_stopped = any(job.status == "interrupted" for job in jobs)
+        arrays = [] if is_whole else queued((read_start(self.folder) or self.start).arrays)
+        is_stopped = bool(arrays) or any(job.status == "interrupted" for job in jobs)
         files: Sequence[Path] = ()
         try:
             if report is not None and self.is_kept and any(job.status == "finished" for job in jobs):
@@ -77,7 +78,7 @@ class Sweep:
             self._end_parent("FINISHED" if is_done else "KILLED" if is_stopped else "FAILED", files)
             self.lock.release()
             os.environ.pop(NO_BARS, None)
-            sys.stderr.write("\n" + _last_word(self.folder, jobs, files, is_whole=is_whole))
+            sys.stderr.write("\n" + _last_word(self.folder, jobs, files, arrays, is_whole=is_whole))
         return is_done
 
     def _end_parent(self, status: Status, files: Sequence[Path]) -> None:
@@ -111,7 +112,7 @@ class SweepParent(Callback):
         launcher = config.hydra.launcher._target_
         if "basic_launcher" not in launcher:
             os.environ[NO_BARS] = "1"  # the bars of several jobs would tear each other
-            tell_failures(launcher)
+            watch(launcher, Path(config.hydra.sweep.dir))
 
 
 def _open(config: DictConfig) -> Sweep:
@@ -128,6 +129,12 @@ def _open(config: DictConfig) -> Sweep:
             "own with experiment_name=<name>."
         ) from None
     before, start, wait_seconds = read_start(folder), Start(uuid.uuid4().hex), 0.0
+    if before is not None and (arrays := queued(before.arrays)):
+        lock.release()
+        raise ValueError(
+            f"{folder}: of an earlier start {_cancelled(arrays)} When it has ended, this command does what is left "
+            "and makes the table."
+        )
     if uri is not None:
         wait_seconds = config.tracking.wait_seconds
         if "SlurmLauncher" in config.hydra.launcher._target_ and not is_server(uri):
@@ -140,13 +147,22 @@ def _open(config: DictConfig) -> Sweep:
     return Sweep(folder, start, lock, is_kept=not config.dry_run, wait_seconds=wait_seconds)
 
 
-def _last_word(folder: Path, jobs: Sequence[JobRecord], files: Sequence[Path], *, is_whole: bool) -> str:
+def _cancelled(arrays: Sequence[str]) -> str:
+    names = ",".join(arrays)
+    return f"job array {names} still waits or runs (squeue -j {names}); scancel {' '.join(arrays)} ends it."
+
+
+def _last_word(
+    folder: Path, jobs: Sequence[JobRecord], files: Sequence[Path], arrays: Sequence[str], *, is_whole: bool
+) -> str:
     counts = Counter[str](job.status for job in jobs)
     killed = {"running": "killed or still running"}
     numbers = ", ".join(f"{number} {killed.get(status, status)}" for status, number in sorted(counts.items()))
     lines = [f"Sweep {folder}: {counted(len(jobs), 'job')} started, {numbers or 'none finished'}."]
     lines += [f"  {job.name} failed: {job.error}" for job in jobs if job.status == "failed"]
-    if not is_whole or counts["finished"] < len(jobs):
+    if arrays:
+        lines.append(f"Without this process {_cancelled(arrays)} When it has ended, the same command makes the table.")
+    elif not is_whole or counts["finished"] < len(jobs):
         lines.append("The same command goes on with what is not finished.")
     if files:
         lines.append(f"Table and pictures: {', '.join(map(str, files))}")

@@ -100,7 +100,7 @@ def check_launcher(overrides: Sequence[Override]) -> None:
             plugin, extra = LAUNCHERS[str(override.value())]
             if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{plugin}") is None:
                 raise ValueError(
-                    f"{override.input_line} needs a package that is not installed: pip install '.[{extra}]' in the "
+                    f'{override.input_line} needs a package that is not installed: pip install ".[{extra}]" in the '
                     f"repository, or pip install {plugin.replace('_', '-')}."
                 )
 

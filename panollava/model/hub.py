@@ -231,7 +231,7 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     if find_spec("bitsandbytes") is None:
         raise ValueError(
             "model.language.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
-            "'panollava[4bit]', or use load_in_4bit=false."
+            '".[4bit]" in the repository, or use load_in_4bit=false.'
         )
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype

@@ -86,8 +86,8 @@ def start_from(
     inherited = {key: tensors[key] for key in tensors.keys() & frozen.keys()}
     report = transfer(tensors, trained, kept=inherited)
     LOG.info("%s", report.summary(source))
-    if report.is_long:
-        LOG.debug("%s", report.summary(source, shown=None))
+    if details := report.details():
+        LOG.debug("%s", details)  # hundreds of names: for the log file alone
     if not report.loaded:
         raise ValueError(
             f"init_from={source}: none of its {len(tensors)} tensors fits this model"

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from panollava.training.parallel import put
 
-SHOWN = 6
-"""Tensors of a kind that the note names; of a language model's adapter there are hundreds."""
-
 
 @dataclass
 class Transfer:
@@ -30,32 +27,21 @@ class Transfer:
     fresh: list[str]
     unused: list[str]
 
-    @property
-    def is_long(self) -> bool:
-        """Whether ``summary`` leaves some out."""
-        return any(len(names) > SHOWN for names in (self.misfits, self.fresh, self.unused))
+    def summary(self, source: Path) -> str:
+        """A line for the log: where the weights come from, and how many."""
+        counts = [f"{len(names)} {what}" for what, names in self._left() if names]
+        return f"Starting from {source}: {', '.join([f'{len(self.loaded)} tensors loaded', *counts])}."
 
-    def summary(self, source: Path, *, shown: int | None = SHOWN) -> str:
-        """A note for the log: a line, and a line for each kind of leftover.
+    def details(self) -> str:
+        """What was not loaded, a line a kind; empty where all was."""
+        return "\n".join(f"  {what}: {', '.join(names)}" for what, names in self._left() if names)
 
-        Args:
-            source: the checkpoint.
-            shown: how many of a kind are named; None names all.
-        """
-        lines = [f"Starting from {source}: {len(self.loaded)} tensors loaded."]
-        for what, names in (
-            ("of another shape, left as they were", self.misfits),
-            ("not in the checkpoint, left as they were", self.fresh),
-            ("in the checkpoint only, not used", self.unused),
-        ):
-            if names:
-                more = (
-                    f" and {len(names) - shown} more (the log file names them)"
-                    if shown is not None and len(names) > shown
-                    else ""
-                )
-                lines.append(f"  {what}: {', '.join(names[:shown])}{more}")
-        return "\n".join(lines)
+    def _left(self) -> list[tuple[str, list[str]]]:
+        return [
+            ("of another shape and left as they were", self.misfits),
+            ("not in the checkpoint and left as they were", self.fresh),
+            ("in the checkpoint only and not used", self.unused),
+        ]
 
 
 def transfer(

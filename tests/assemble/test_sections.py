@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from small_runs import config
 
 from panollava.assemble.check import checked
 from panollava.assemble.sections import check_crop
+from panollava.component import component_names, find_component
 
 CROP = {"type": "anyres_e2p", "view_size": None}
 
@@ -65,3 +67,38 @@ def test_what_other_sections_do_not_allow(monkeypatch: pytest.MonkeyPatch) -> No
         checked(config("crop.panorama_fov_deg=[180,60]"))
     files = [f"data.{split}_csv={split}.csv" for split in ("train", "val", "test")]
     assert checked(config("crop.panorama_fov_deg=[180,60]", "data=csv", *files)).crop.panorama_fov_deg == [180, 60]
+
+
+ROOMS = [
+    ("data", "Source"),
+    ("crop.strategies", "Crop"),
+    ("model.resampler", "Resampler"),
+    ("model.position", "Position"),
+    ("model.projector", "Projector"),
+    ("losses.objective", "Objective"),
+]
+
+
+@pytest.mark.parametrize(("room", "suffix"), ROOMS)
+def test_every_name_that_is_offered_is_a_component(room: str, suffix: str) -> None:
+    names = component_names(room, suffix)
+    assert names
+    for name in names:
+        assert inspect.isclass(find_component(room, name, suffix))
+
+
+@pytest.mark.parametrize("name", ["csv", "dataset", "None", "../world", ""])
+def test_what_is_no_component_is_told_with_those_there_are(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"there is no {name!r}\. Available: files, world\."):
+        find_component("data", name, "Source")
+
+
+@pytest.mark.parametrize("data", ["world", "small_world", "csv", "json", "quic360"])
+def test_the_debugging_overlay_goes_with_every_data_set(data: str) -> None:
+    cfg = checked(config("+debug=default", f"data={data}"))
+    assert cfg.trainer.max_steps == 2
+    assert cfg.data.get("train_scenes", 0) == {"world": 1600, "small_world": 16}.get(data, 0)
+
+
+def test_the_debugging_overlay_alone_draws_few_scenes() -> None:
+    assert checked(config("+debug=default")).data.train_scenes == 16

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException
 
-from panollava.config.launch import tell_failures
+from panollava.config.launch import queued, watch
 
 
 @pytest.fixture
@@ -24,10 +25,9 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             return [job_overrides, initial_job_idx]
 
     monkeypatch.setitem(Plugins.instance().class_name_to_class, "hydra_plugins.failing", Failing)  # type: ignore[arg-type]
-    tell_failures("hydra_plugins.failing")
-    once = Failing.launch
-    tell_failures("hydra_plugins.failing")
-    assert Failing.launch is once
+    watch("hydra_plugins.failing", Path())
+    watch("hydra_plugins.failing", Path())
+    assert not hasattr(Failing.launch.__wrapped__, "__wrapped__")  # type: ignore[attr-defined]
     return Failing().launch
 
 
@@ -48,4 +48,13 @@ def test_jobs_pass(launcher: Callable[..., Any]) -> None:
 
 
 def test_an_unknown_launcher_is_left_to_hydra() -> None:
-    tell_failures("hydra_plugins.nobody")
+    watch("hydra_plugins.nobody", Path())
+
+
+def test_only_arrays_that_the_cluster_knows_are_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert queued(["1", "2", "3"]) == []
+    program = tmp_path / "squeue"
+    program.write_text('#!/bin/sh\n[ "$3" = 1 ] && echo "1_0 pending"\n[ "$3" != 3 ]\n')
+    program.chmod(0o755)
+    assert queued(["1", "2", "3"]) == ["1"]

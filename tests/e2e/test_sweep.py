@@ -181,6 +181,36 @@ def test_a_cluster_that_is_not_there_and_a_file_that_it_should_not_share(
     assert "is a file" not in capsys.readouterr().err
 
 
+def test_a_job_array_that_was_accepted_outlives_ctrl_c_and_is_not_submitted_twice(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    scripts = {"sbatch": "echo x >> submitted; echo Submitted batch job 4711", "srun": "", "sacct": ""}
+    scripts["squeue"] = "[ -e ended ] || echo 4711_0"
+    for name, script in scripts.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
+
+    def waits(job: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("submitit.core.core.Job.results", waits)
+    asked = ["-m", *backbones(backbone), UNTRACKED, "hydra/launcher=slurm", "seed=0,1"]
+    assert command(monkeypatch, train, *asked) == 130
+    said = capsys.readouterr().err
+    assert "job array 4711 still waits or runs (squeue -j 4711); scancel 4711 ends it" in said
+    assert "Traceback" not in said
+    assert command(monkeypatch, train, *asked) == 1
+    assert "of an earlier start job array 4711 still waits or runs" in capsys.readouterr().err
+    assert Path("submitted").read_text() == "x\n"
+    Path("ended").touch()
+    assert command(monkeypatch, train, *asked) == 130
+    assert Path("submitted").read_text() == "x\nx\n"
+
+
 def test_two_jobs_of_submitit(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

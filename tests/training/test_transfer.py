@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from panollava.training.transfer import SHOWN, transfer
+from panollava.training.transfer import transfer
 
 
 def test_what_fits_is_loaded_and_the_rest_is_listed_with_its_shapes() -> None:
@@ -22,19 +22,12 @@ def test_what_fits_is_loaded_and_the_rest_is_listed_with_its_shapes() -> None:
     assert report.loaded == ["same.weight"]
     assert targets["same.weight"].eq(1).all()
     assert not any(target.any() for name, target in targets.items() if name != "same.weight")
-    assert report.summary(Path("runs/x")).splitlines() == [
-        "Starting from runs/x: 1 tensors loaded.",
-        "  of another shape, left as they were: wider.weight (2, 3) -> (4, 3)",
-        "  not in the checkpoint, left as they were: new.scale (), new.weight (5,)",
-        "  in the checkpoint only, not used: gone.bias (7,)",
+    assert report.summary(Path("runs/x")) == (
+        "Starting from runs/x: 1 tensors loaded, 1 of another shape and left as they were, "
+        "2 not in the checkpoint and left as they were, 1 in the checkpoint only and not used."
+    )
+    assert report.details().splitlines() == [
+        "  of another shape and left as they were: wider.weight (2, 3) -> (4, 3)",
+        "  not in the checkpoint and left as they were: new.scale (), new.weight (5,)",
+        "  in the checkpoint only and not used: gone.bias (7,)",
     ]
-    assert not report.is_long
-
-
-def test_a_long_list_is_cut_on_the_terminal_alone() -> None:
-    targets = {f"new.{number}": nn.Parameter(torch.zeros(2)) for number in range(SHOWN + 3)}
-    report = transfer({}, targets)
-    assert report.is_long
-    assert report.summary(Path("x")).endswith("new.5 (2,) and 3 more (the log file names them)")
-    assert all(f"{name} (2,)" in report.summary(Path("x"), shown=None) for name in targets)
-    assert "more" not in report.summary(Path("x"), shown=None)
