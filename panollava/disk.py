@@ -1,12 +1,12 @@
-"""Failures of the disk in words: what was not written, why, and what to do."""
+"""Failures of the disk in words: what was not written, why, and what to do; and taking away what was made in vain."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -51,6 +51,18 @@ def check_writable(folder: Path, key: str) -> None:
             f"{key}={folder} cannot be written: {place} is read-only, or not this user's. Make it writable, or choose "
             f"another place with {key}=<folder>."
         )
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there yet, the innermost first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def take_away(files: Iterable[Path], folders: Sequence[Path]) -> None:
+    """Removes files, and folders where they are empty then; what cannot be removed stays."""
+    for path in (*sorted(files, reverse=True), *folders):  # what lies in a folder before the folder
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _code(error: Exception) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, tidy, write_file, write_json
-from panollava.disk import DiskError, writing
+from panollava.disk import DiskError, missing_folders, take_away, writing
 from panollava.untrusted import read_document
 
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
@@ -66,7 +66,8 @@ _NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}
 class Experiment:
     """An experiment's folder, owned by one process at a time.
 
-    Use as a context manager; leaving it gives the folder up.
+    Use as a context manager; leaving it gives the folder up. What a start made that ends with an error before `begin`
+    is taken away again.
 
     Args:
         root: ``runs/<experiment>``.
@@ -79,9 +80,16 @@ class Experiment:
         self.root, self.setting, self.name = root, setting, name or root.name
         self._owner = owner
         self._exit = ExitStack()
+        self.is_begun = False
+
+    def begin(self) -> None:
+        """From here on the start is one that leaves a record, however it ends."""
+        self.is_begun = True
 
     def __enter__(self) -> Experiment:
         if self._owner:
+            self._made = missing_folders(self.root)
+            self._before = set(self.root.rglob("*"))
             try:
                 with writing(self.root):
                     self.root.mkdir(parents=True, exist_ok=True)
@@ -104,6 +112,8 @@ class Experiment:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._owner and not self.is_begun and any(exception):
+            take_away(set(self.root.rglob("*")) - self._before, self._made)
         self._exit.close()
 
     def _take(self) -> bool:

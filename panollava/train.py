@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
     from panollava.assemble.check import checked
     from panollava.assemble.run import open_run
-    from panollava.pipeline.finish import evaluate_run, farewell, show_views
+    from panollava.pipeline.finish import evaluate_run, farewell
     from panollava.pipeline.keep_model import keep_model
     from panollava.pipeline.preflight import preflight
     from panollava.pipeline.stage import run_stage
@@ -40,9 +40,8 @@ def main(cfg: DictConfig) -> None:
 
     cfg = checked(cfg)  # every key, type and range, before anything is opened
     ranks = processes(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
-    with ranks as procs, open_run(cfg, procs) as run:  # folder, log, tracker, data, backbones
+    with ranks as procs, open_run(cfg, procs) as run:  # folder, log, data, backbones
         preflight(run)  # whatever can fail fails here, before the first step
-        show_views(run)
         trained = None
         for name in run.pending:
             trained = run_stage(run, name) or trained

@@ -7,9 +7,10 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,30 @@ class Run:
     Attributes:
         cfg: the checked config.
         experiment: its folder on disk.
-        tracker: where metrics go; keeps nothing on ranks other than 0.
+        recording: opens the tracker with further parameters of the run; one that keeps nothing on ranks other than 0.
         procs, compute: processes, device and number format.
         backbones: encoder and language model, opened once.
         data: the splits.
         pending: stages to train, in order; the others were finished when the run was opened.
+        parameters: what its stages add to the parameters in the tracker, before it is opened.
     """
 
     cfg: DictConfig
     experiment: Experiment
-    tracker: Tracker
+    recording: Callable[[Mapping[str, object]], Tracker]
     procs: Processes
     compute: Compute
     backbones: Backbones
     data: RunData
     pending: list[str]
+    parameters: dict[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Where metrics go; opened when it is first asked for, since a start that is refused leaves no record."""
+        tracker = self.recording(self.parameters)
+        self.experiment.begin()
+        return tracker
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -172,14 +182,18 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         is_over = not pending and not waits
         if is_over and procs.is_main:
             send_left(root)
-        tracker = NullTracker() if is_over else stack.enter_context(_tracker(cfg, experiment, procs))
-        settings = {key: value for key, value in flatten(plain(cfg)).items() if value is not None}
-        tracker.params({**settings, **_swept()})
-        tracker.text(OmegaConf.to_yaml(cfg), CONFIG)
-        if tracker.run_id:
-            tracker.inputs(data.described(plain(cfg.data)))
+
+        def recording(parameters: Mapping[str, object]) -> Tracker:
+            tracker = NullTracker() if is_over else stack.enter_context(_tracker(cfg, experiment, procs))
+            settings = {key: value for key, value in flatten(plain(cfg)).items() if value is not None}
+            tracker.params({**settings, **_swept(), **parameters})
+            tracker.text(OmegaConf.to_yaml(cfg), CONFIG)
+            if tracker.run_id:
+                tracker.inputs(data.described(plain(cfg.data)))
+            return tracker
+
         try:
-            yield Run(cfg, experiment, tracker, procs, compute, backbones, data, pending)
+            yield Run(cfg, experiment, recording, procs, compute, backbones, data, pending)
         except Exception:
             LOG.debug("The run stopped.", exc_info=True)  # for the log file; the terminal gets the message alone
             raise

@@ -75,7 +75,7 @@ def _announce(run: Run, objective: Objective, settings: dict[str, Any]) -> None:
     LOG.info("Stage vision: objective %s (%s).", settings["type"], told)
     if note := pairing_note(objective, run.backbones.crop.camera_rows, run.backbones.outline.token_grid):
         LOG.info("%s", note)
-    run.tracker.params({f"stage.vision.objective.{key}": value for key, value in settings.items()})
+    run.parameters.update({f"stage.vision.objective.{key}": value for key, value in settings.items()})
     if not objective.coupled:
         return
     options, processes = run.stage_options("vision"), run.procs.world_size

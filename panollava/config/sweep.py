@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +18,12 @@ from omegaconf import DictConfig
 
 from panollava.config.launch import queued, watch
 from panollava.config.resolvers import register_resolvers
-from panollava.disk import check_writable
+from panollava.config.sweep_arguments import RECORD
+from panollava.disk import check_writable, missing_folders, take_away
 from panollava.logs import counted
-from panollava.sweep_folder import JobRecord, Start, read_jobs, read_start, write_start
+from panollava.sweep_folder import JOB, SWEEP, JobRecord, Start, read_jobs, read_start, write_start
 from panollava.tracking.location import absolute_uri, experiment_name, is_server
-from panollava.tracking.sweep import end_parent, start_parent
+from panollava.tracking.sweep import discard_parent, end_parent, start_parent
 from panollava.tracking.tracker import Status
 
 Report = Callable[[Path], Sequence[Path]]
@@ -46,6 +48,7 @@ class Sweep:
         folder: the sweep's.
         start: this start of it.
         lock: keeps a second start of the same sweep away.
+        made: folders that this start made for it, the innermost first; none where it has been started before.
         is_kept: False for a dry run, of which nothing stays.
         wait_seconds: how long to wait at the end for a tracking server that does not answer.
     """
@@ -53,6 +56,7 @@ class Sweep:
     folder: Path
     start: Start
     lock: FileLock
+    made: Sequence[Path]
     is_kept: bool
     wait_seconds: float = 0.0
 
@@ -75,11 +79,25 @@ class Sweep:
             if report is not None and self.is_kept and any(job.status == "finished" for job in jobs):
                 files = report(self.folder)
         finally:
-            self._end_parent("FINISHED" if is_done else "KILLED" if is_stopped else "FAILED", files)
+            if self.made and not is_done and not arrays and self._is_empty():
+                self._take_away()
+            else:
+                self._end_parent("FINISHED" if is_done else "KILLED" if is_stopped else "FAILED", files)
             self.lock.release()
             os.environ.pop(NO_BARS, None)
             sys.stderr.write("\n" + _last_word(self.folder, jobs, files, arrays, is_whole=is_whole))
         return is_done
+
+    def _is_empty(self) -> bool:
+        """Whether no job has left more than the record of its failure."""
+        records = (RECORD, SWEEP, JOB, ".lock")
+        return all(path.is_dir() or path.name in records for path in self.folder.rglob("*"))
+
+    def _take_away(self) -> None:
+        take_away(self.folder.rglob("*"), self.made)
+        if self.start.uri and self.start.run_id:
+            with suppress(OSError):
+                discard_parent(self.start.uri, self.start.run_id)
 
     def _end_parent(self, status: Status, files: Sequence[Path]) -> None:
         """Ends the parent run; a store that is gone keeps no sweep from ending, since all of it lies on disk."""
@@ -119,6 +137,7 @@ def _open(config: DictConfig) -> Sweep:
     folder = Path(config.hydra.sweep.dir)
     uri = absolute_uri(config.tracking.uri) if config.tracking.type == "mlflow" and not config.dry_run else None
     check_writable(folder, "output_dir")  # what is refused leaves nothing behind
+    made = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -144,7 +163,9 @@ def _open(config: DictConfig) -> Sweep:
         experiment = experiment_name(config.tracking.experiment)
         start = Start(start.id, uri, start_parent(uri, experiment, name, folder, known))
     write_start(folder, start)
-    return Sweep(folder, start, lock, is_kept=not config.dry_run, wait_seconds=wait_seconds)
+    return Sweep(
+        folder, start, lock, made if folder in made else (), is_kept=not config.dry_run, wait_seconds=wait_seconds
+    )
 
 
 def _cancelled(arrays: Sequence[str]) -> str:

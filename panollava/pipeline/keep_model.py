@@ -25,7 +25,7 @@ def keep_model(run: Run) -> None:
         run: the run, all of whose stages are finished.
     """
     last, config = run.cfg.stage.run[-1], plain(run.cfg)
-    if not (run.procs.is_main and run.tracker.run_id and awaits_model(config, run.experiment)):
+    if not (run.procs.is_main and awaits_model(config, run.experiment) and run.tracker.run_id):
         return
     folder = run.experiment.stage_folder(last)
     pano = PanoLlava.from_pretrained(folder) if run.tracker.model_form == "export" else None

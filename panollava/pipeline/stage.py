@@ -14,6 +14,7 @@ from panollava.assemble.stage import AnyStage, build_stage, skip_reason
 from panollava.assemble.status import SKIPPED
 from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.logs import LOG, log_file
+from panollava.pipeline.finish import show_views
 from panollava.pipeline.fitting import fit_batch
 from panollava.pipeline.forecast import forecast
 from panollava.pipeline.inherited import trained_backbones
@@ -99,7 +100,6 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         procs=run.procs,
         notes={
             "has_lora": carries_lora(stage),
-            "tracking_run": run.tracker.run_id,
             "share": asdict(Share.of(options, run.procs.world_size)),
         },
         on_save=recorder(run, name, folder, stage),
@@ -112,6 +112,9 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
         if follow(folder / BEST) is None:
             progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
+    if not run.experiment.is_begun:  # nothing refuses this start any more: its record is opened
+        show_views(run)
+    checkpointer.notes["tracking_run"] = run.tracker.run_id
     checkpointer.notes["trained_backbones"] = trained_backbones(checkpointer.weights)
     if run.procs.is_main:
         if resume is not None and resume == follow(folder / LAST):

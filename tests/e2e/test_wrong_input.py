@@ -13,11 +13,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mlflow.entities import ViewType
+from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
-from small_runs import QUICK, UNTRACKED, backbones, run_train
+from small_runs import QUICK, UNTRACKED, backbones, command, run_train
 
 from panollava import eval as evaluation
 from panollava import train
+from panollava.tracking.location import absolute_uri
 
 Backbone = Callable[[str], Path]
 Capture = pytest.CaptureFixture[str]
@@ -33,12 +36,13 @@ def arguments(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def refused(refused: Callable[..., str]) -> Callable[..., str]:
-    """``refused(*arguments)``: the message with which a command ends before it trains."""
+    """``refused(*arguments)``: the message with which a command ends before it trains, and leaves nothing."""
 
     def run(*typed: str, module: object = train) -> str:
+        before = sorted(Path().rglob("*"))
         said = refused(module, *typed)
         assert "validation loss" not in said
-        assert [path for path in Path().glob("runs/x/*/*/*_step*.ckpt") if "_loss" not in path.name] == []
+        assert sorted(Path().rglob("*")) == before
         return said
 
     return run
@@ -240,6 +244,32 @@ def test_a_tracking_server_that_does_not_answer(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert "tracking.uri" in refused(*arguments, "tracking=mlflow", "tracking.uri=http://127.0.0.1:9")
+
+
+def test_a_refused_start_leaves_no_record_either(
+    arguments: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a run in a new store nor one beside those of a run that trained."""
+    tracked = [argument for argument in arguments if argument != UNTRACKED]
+    gone = without_scenes(tracked)
+    assert "nowhere" in refused(*gone, "data=quic360", "data.dir=nowhere")
+    assert "one patch" in refused(*tracked, "crop.view_size=4")
+    assert command(monkeypatch, train, *tracked, "stage=vision") == 0
+    client = MlflowClient(absolute_uri())
+    key = client.get_experiment_by_name("panollava").experiment_id
+    before = [(run.info.run_id, run.info.status) for run in client.search_runs([key], run_view_type=ViewType.ALL)]
+    assert "another config" in refused(*tracked, "stage=vision", "model.latent_width=48")
+    assert "none of its" in refused(
+        *tracked, "stage=vision", "init_from=runs/x", "experiment_name=y", "model.latent_width=48", "resampler.width=20"
+    )
+    assert [
+        (run.info.run_id, run.info.status) for run in client.search_runs([key], run_view_type=ViewType.ALL)
+    ] == before
+
+
+def test_a_refused_sweep_leaves_nothing(arguments: list[str], refused: Callable[..., str]) -> None:
+    message = refused(*without_scenes(arguments), "data=quic360", "data.dir=nowhere", "-m", "seed=0,1")
+    assert "2 jobs started, 2 failed" in message
 
 
 def test_checkpoints_of_another_shape(arguments: list[str], refused: Callable[..., str], capsys: Capture) -> None:
