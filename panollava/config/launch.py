@@ -77,8 +77,8 @@ def _on_record(folder: Path) -> Iterator[None]:
             write_start(folder, replace(start, arrays=tuple(arrays)))
         return jobs
 
-    AutoExecutor.map_array = recorded
+    AutoExecutor.map_array = recorded  # type: ignore[method-assign]
     try:
         yield
     finally:
-        AutoExecutor.map_array = submit
+        AutoExecutor.map_array = submit  # type: ignore[method-assign]
