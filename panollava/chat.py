@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
+from panollava.assemble.sections import check_generation
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.remote.rules import RemoteOptions
@@ -24,7 +24,6 @@ class ChatOptions:
 
     checkpoint: str
     image: str | None
-    max_new_tokens: Annotated[int, Interval(ge=1)]
     device: str
 
 
@@ -36,23 +35,25 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/chat.yaml`` and the command line.
     """
     configure_console()
-    options, remote = _checked(cfg)
+    options, remote, generation = _checked(cfg)
     compute = choose_compute(options.device, "auto", section="")
     pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
-    chat = Chat(pano, max_new_tokens=options.max_new_tokens, remote=remote)
+    pano.generation = pano.generation.changed(generation)
+    chat = Chat(pano, remote=remote)
     with compute.autocast():
         if options.image is not None:
             chat.open(options.image)
         chat.run()
 
 
-def _checked(cfg: DictConfig) -> tuple[ChatOptions, RemoteOptions]:
+def _checked(cfg: DictConfig) -> tuple[ChatOptions, RemoteOptions, dict[str, Any]]:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    remote = values.pop("data")
-    refuse(check_section(values, ChatOptions, "") + check_remote(remote))
-    return ChatOptions(**values), RemoteOptions(**remote)
+    remote, generation = values.pop("data"), values.pop("generation")
+    problems = check_section(values, ChatOptions, "") + check_remote(remote)
+    refuse(problems + check_generation(generation, recorded=True))
+    return ChatOptions(**values), RemoteOptions(**remote), generation
 
 
 if __name__ == "__main__":

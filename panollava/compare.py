@@ -11,6 +11,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import EvaluationOptions, check_tracking
+from panollava.assemble.sections import check_generation
 from panollava.assemble.tracking import open_tracker
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
@@ -63,8 +64,8 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/compare.yaml`` and the command line.
     """
     configure_console()
-    options, tracking, store = _checked(cfg)
-    runs = [restore(folder) for folder in _folders(options, tracking)]
+    options, tracking, store, generation = _checked(cfg)
+    runs = [restore(folder, generation=generation) for folder in _folders(options, tracking)]
     without_answers = [str(run.folder) for run in runs if run.stage == "vision"]
     if without_answers:
         raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
@@ -116,7 +117,6 @@ def _contender(
         evaluation = EvaluationOptions(
             enabled=True,
             batch_size=options.batch_size or recorded["batch_size"],
-            max_new_tokens=recorded["max_new_tokens"],
             max_samples=options.max_samples,
             blank=False,
             words=options.words,
@@ -155,13 +155,13 @@ def _name(run: Restored, parts: int) -> str:
     return "/".join(whole[:parts])
 
 
-def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any], StoreOptions]:
+def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any], StoreOptions, dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking, store = values.pop("tracking"), values.pop("store")
+    tracking, store, generation = (values.pop(key) for key in ("tracking", "store", "generation"))
     problems = check_section(values, CompareOptions, "") + check_tracking(tracking)
-    problems += check_section(store, StoreOptions, "store")
+    problems += check_section(store, StoreOptions, "store") + check_generation(generation, recorded=True)
     refuse(problems)
-    return CompareOptions(**values), tracking, StoreOptions(**store)
+    return CompareOptions(**values), tracking, StoreOptions(**store), generation
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import EvaluationOptions, check_tracking
 from panollava.assemble.features import open_features
+from panollava.assemble.sections import check_generation
 from panollava.assemble.sources import open_source
 from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section, refuse
@@ -50,7 +51,6 @@ class EvalOptions:
     meteor: bool | None
     clip: str | None
     batch_size: Annotated[int, Interval(ge=1)] | None
-    max_new_tokens: Annotated[int, Interval(ge=1)] | None
     results_dir: str
     log_samples: bool
     log_interval: Annotated[int, Interval(ge=1)]
@@ -67,10 +67,10 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/eval.yaml`` and the command line.
     """
     configure_console()
-    options, tracking, store, crop = _checked(cfg)
+    options, tracking, store, crop, generation = _checked(cfg)
     if options.clip is not None:
         clip_config(options.clip)
-    run = restore(options.checkpoint, config=options.config, crop=crop)
+    run = restore(options.checkpoint, config=options.config, crop=crop, generation=generation)
     for line in run.lines():
         LOG.info("%s", line)
     compute = recorded_compute(options.device, run.settings["precision"])
@@ -144,19 +144,20 @@ def turned(answer: str, turn_deg: float) -> str | None:
     return turn_words(answer, turn_deg) if names_direction(answer) else None
 
 
-def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], StoreOptions, dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], StoreOptions, dict[str, Any], dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     tracking, crop, store = values.pop("tracking"), values.pop("crop"), values.pop("store")
+    generation = values.pop("generation")
     problems = check_section(values, EvalOptions, "") + check_tracking(tracking)
-    problems += check_section(store, StoreOptions, "store")
+    problems += check_section(store, StoreOptions, "store") + check_generation(generation, recorded=True)
     refuse(problems)
-    return EvalOptions(**values), tracking, StoreOptions(**store), crop
+    return EvalOptions(**values), tracking, StoreOptions(**store), crop, generation
 
 
 def _evaluation(options: EvalOptions, recorded: dict[str, Any]) -> EvaluationOptions:
     """The run's own evaluation settings with what the command line changes."""
     recorded = {"clip": None, **recorded}  # runs from before there was CLIP-score do not have it
-    keys = ("batch_size", "max_new_tokens", "blank", "words", "meteor", "clip")
+    keys = ("batch_size", "blank", "words", "meteor", "clip")
     asked = {key: value for key in keys if (value := getattr(options, key)) is not None}
     return EvaluationOptions(
         **{key: recorded[key] for key in keys} | asked,

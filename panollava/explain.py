@@ -11,6 +11,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import check_tracking
+from panollava.assemble.sections import check_generation
 from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
@@ -37,7 +38,6 @@ class ExplainOptions:
     yaw: float
     pitch: Annotated[float, Interval(ge=-90.0, le=90.0)]
     layers: list[Annotated[int, Interval(ge=1)]] | None
-    max_new_tokens: Annotated[int, Interval(ge=1)]
     device: str
     out: str
 
@@ -50,11 +50,13 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/explain.yaml`` and the command line.
     """
     configure_console()
-    options, remote, tracking = _checked(cfg)
+    options, remote, tracking, generation = _checked(cfg)
     image = None if options.image is None else named_panorama(options.image, remote)
     out = checked_out(Path(options.out).expanduser(), image, "explain.png")
     compute = choose_compute(options.device, "auto", section="")
     sight = Sight.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    if sight.pano is not None:
+        sight.pano.generation = sight.pano.generation.changed(generation)
     panorama, seen, question = _subject(image, sight.crop)
     with compute.autocast():
         asked = _asked(sight.pano, seen, options.question or question, options)
@@ -93,19 +95,20 @@ def _asked(
         return None
     answer = options.answer
     if answer is None:
-        answer = pano.generate(panorama, question, max_new_tokens=options.max_new_tokens)
+        answer = pano.generate(panorama, question)
     LOG.info("Question: %s", question)
     LOG.info("Answer: %s", answer)
     return question, answer
 
 
-def _checked(cfg: DictConfig) -> tuple[ExplainOptions, RemoteOptions, dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[ExplainOptions, RemoteOptions, dict[str, Any], dict[str, Any]]:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking, remote = values.pop("tracking"), values.pop("data")
-    refuse(check_section(values, ExplainOptions, "") + check_remote(remote) + check_tracking(tracking))
-    return ExplainOptions(**values), RemoteOptions(**remote), tracking
+    tracking, remote, generation = (values.pop(key) for key in ("tracking", "data", "generation"))
+    problems = check_section(values, ExplainOptions, "") + check_remote(remote) + check_tracking(tracking)
+    refuse(problems + check_generation(generation, recorded=True))
+    return ExplainOptions(**values), RemoteOptions(**remote), tracking, generation
 
 
 if __name__ == "__main__":

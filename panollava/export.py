@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from panollava.assemble.sections import check_generation
 from panollava.checkpoint import replace_folder
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
@@ -39,9 +40,10 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/export.yaml`` and the command line.
     """
     configure_console()
-    options = _checked(cfg)
+    options, generation = _checked(cfg)
     out = _checked_out(Path(options.out).expanduser(), options.overwrite)
     pano = PanoLlava.from_pretrained(options.checkpoint, dtype=DTYPES[options.precision], in_4bit=False)
+    pano.generation = pano.generation.changed(generation)
     adapted = has_lora(pano.model)
     if options.merge:
         pano.merge_lora_weights()
@@ -59,13 +61,14 @@ def _fill(folder: Path, pano: PanoLlava, *, keep_lora: bool) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
 
 
-def _checked(cfg: DictConfig) -> ExportOptions:
+def _checked(cfg: DictConfig) -> tuple[ExportOptions, dict[str, Any]]:
     missing = [key for key in ("checkpoint", "out") if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: export such as checkpoint=runs/demo out=export.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    refuse(check_section(values, ExportOptions, ""))
-    return ExportOptions(**values)
+    generation = values.pop("generation")
+    refuse(check_section(values, ExportOptions, "") + check_generation(generation, recorded=True))
+    return ExportOptions(**values), generation
 
 
 def _checked_out(out: Path, overwrite: bool) -> Path:

@@ -13,6 +13,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from panollava.assemble.sections import check_generation
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
@@ -35,7 +36,6 @@ class PredictOptions:
     image: str
     question: str
     out: str | None
-    max_new_tokens: Annotated[int, Interval(ge=1)]
     batch_size: Annotated[int, Interval(ge=1)]
     device: str
 
@@ -48,15 +48,17 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/predict.yaml`` and the command line.
     """
     configure_console()
-    options, remote = _checked(cfg)
+    options, remote, generation = _checked(cfg)
     paths = find_panoramas(options.image, remote)
     out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")
     pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    pano.generation = pano.generation.changed(generation)
     is_folder = Path(options.image).expanduser() not in paths and not is_address(options.image)
     answered: list[Answered] = []
     try:
-        with compute.autocast(), explained(lambda: answers_too_large(options.batch_size, options.max_new_tokens)):
+        new = pano.generation.max_new_tokens
+        with compute.autocast(), explained(lambda: answers_too_large(options.batch_size, new)):
             for path, answer in _answers(pano, paths, options, skips=is_folder):
                 answered.append((path, answer))
                 say(f"{path.name}\t{' '.join(answer.split())}" if is_folder else answer)
@@ -70,10 +72,10 @@ def main(cfg: DictConfig) -> None:
 
 def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *, skips: bool) -> Iterator[Answered]:
     """Answers in the order of the paths; where ``skips``, a bad picture is named and passed over."""
-    question = pano.encode(options.question, max_new_tokens=options.max_new_tokens)
+    question = pano.encode(options.question)
     for group in _groups(_views(pano, paths, skips), options.batch_size):
         batch = pano.batch([views for _, views in group], [question] * len(group))
-        answers = pano.answer(batch, max_new_tokens=options.max_new_tokens)
+        answers = pano.answer(batch)
         yield from zip([path for path, _ in group], answers, strict=True)
 
 
@@ -98,7 +100,7 @@ def _groups(items: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[list[tu
         yield group
 
 
-def _checked(cfg: DictConfig) -> tuple[PredictOptions, RemoteOptions]:
+def _checked(cfg: DictConfig) -> tuple[PredictOptions, RemoteOptions, dict[str, Any]]:
     missing = [key for key in ("checkpoint", "image", "question") if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise ValueError(
@@ -106,11 +108,12 @@ def _checked(cfg: DictConfig) -> tuple[PredictOptions, RemoteOptions]:
             'question="what is behind me?".'
         )
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    remote = values.pop("data")
-    refuse(check_section(values, PredictOptions, "") + check_remote(remote))
+    remote, generation = values.pop("data"), values.pop("generation")
+    problems = check_section(values, PredictOptions, "") + check_remote(remote)
+    refuse(problems + check_generation(generation, recorded=True))
     if not str(values["question"]).strip():
         raise ValueError("question= is empty: write what you want to know.")
-    return PredictOptions(**values), RemoteOptions(**remote)
+    return PredictOptions(**values), RemoteOptions(**remote), generation
 
 
 def _checked_out(out: Path) -> Path:

@@ -37,6 +37,7 @@ MAY_DIFFER = (
     "evaluation",
     "experiment_name",
     "form",
+    "generation",
     "output_dir",
     "overwrite",
     "resume",

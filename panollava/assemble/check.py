@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panollava.assemble.objective import check_objective
-from panollava.assemble.sections import check_component, check_crop
+from panollava.assemble.sections import check_component, check_crop, check_generation
 from panollava.assemble.sources import check_data
 from panollava.assemble.trains import check_flags, check_what_trains
 from panollava.component import component_names
@@ -30,7 +30,7 @@ from panollava.training.optim import OptimOptions
 from panollava.training.options import StageOptions, TrainerOptions
 
 STAGES = ("vision", "resampler", "finetune")
-SECTIONS = ("crop", "data", "evaluation", "model", "optim", "stage", "store", "tracking", "trainer")
+SECTIONS = ("crop", "data", "evaluation", "generation", "model", "optim", "stage", "store", "tracking", "trainer")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ class EvaluationOptions:
     Attributes:
         enabled: evaluate the test split when training ends.
         batch_size: questions answered at once.
-        max_new_tokens: longest answer.
         max_samples: questions to ask; None asks all.
         blank: answer blank pictures too, to see what can be guessed without looking.
         words, meteor: how caption scores split texts, and whether METEOR is among them where there is Java.
@@ -75,7 +74,6 @@ class EvaluationOptions:
 
     enabled: bool
     batch_size: Annotated[int, Interval(ge=1)]
-    max_new_tokens: Annotated[int, Interval(ge=1)]
     max_samples: Annotated[int, Interval(ge=1)] | None
     blank: bool
     words: Literal["auto", "ptb", "unicode"]
@@ -245,6 +243,9 @@ def _rest(values: dict[str, Any]) -> list[str]:
             "Choose checkpoint, or stages that end with resampler or finetune."
         )
     problems += check_section(values["optim"], OptimOptions, "optim")
+    problems += check_generation(values["generation"])
+    if "max_new_tokens" in values["evaluation"]:  # of an overlay from before there was the group
+        return [*problems, "evaluation.max_new_tokens is generation.max_new_tokens in a file: move it there."]
     return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")
 
 

@@ -10,6 +10,7 @@ from panollava.config.check import check_section
 from panollava.crop.crop import COMMON_KEYS, Crop
 from panollava.crop.device import check_device
 from panollava.crop.partial import check_covered
+from panollava.generation import KEY, GenerationOptions
 
 LARGEST_VIEW = 4096
 """Largest side of a view in pixels: no encoder takes more, and a slip of the keyboard would fill the memory."""
@@ -25,6 +26,24 @@ def check_crop(section: Mapping[str, Any]) -> list[str]:
         problems.append(f"crop.view_size={view_size!r}: allowed are 1 to {LARGEST_VIEW} pixels, or null.")
     common = {key: crop.pop(key) for key in COMMON_KEYS if key in crop}
     return [*problems, *_common(common), *_strategy(crop)]
+
+
+def check_generation(section: Mapping[str, Any], *, recorded: bool = False) -> list[str]:
+    """Problems of a ``generation`` section.
+
+    Args:
+        section: its keys.
+        recorded: a null stands for what the run has recorded, with which the others are checked together later.
+    """
+    given = {key: value for key, value in section.items() if not (recorded and value is None)}
+    problems = check_section(given, GenerationOptions, KEY)
+    if problems or recorded:
+        return problems
+    try:
+        GenerationOptions(**given)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def check_component(

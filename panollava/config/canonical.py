@@ -131,6 +131,13 @@ def _opened(argument: str, loose: Sequence[str]) -> str:
     return argument
 
 
+_SHORT_KEYS = {
+    "evaluation.max_new_tokens": "generation.max_new_tokens",
+    "max_new_tokens": "generation.max_new_tokens",
+}
+"""Other spellings of a key."""
+
+
 def short_names() -> dict[str, str]:
     """Short group name -> real group, read from the folders below ``conf/model``."""
     return {path.name: f"model/{path.name}" for path in sorted((Path(CONF) / "model").iterdir()) if path.is_dir()}
@@ -144,7 +151,8 @@ def _canonical_argument(argument: str, sweep: bool) -> str:
     if key in (names := short_names()):
         target = names[key]
         key = target.replace("/", ".") if rest.startswith(".") else target
-    return operator + _quote_text(key, rest, sweep)
+    dotted, equals, value = (key + rest).partition("=")
+    return operator + _quote_text(_SHORT_KEYS.get(dotted, dotted), equals + value, sweep)
 
 
 def _quote_text(key: str, rest: str, sweep: bool) -> str:

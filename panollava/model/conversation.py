@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from panollava.generation import GenerationOptions
 from panollava.model.processor import Picture
 
 if TYPE_CHECKING:
@@ -27,13 +28,21 @@ class Conversation:
         self._views = pano.views(image)
         self.turns: list[tuple[str, str]] = []
 
-    def ask(self, question: str, *, max_new_tokens: int = 64, on_text: Callable[[str], None] | None = None) -> str:
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
         """Answers a question. Where all turns do not fit into the language model, the oldest ones are left out.
 
         Args:
             question: any text.
-            max_new_tokens: longest answer.
-            on_text: is given the answer piece by piece, while it is made.
+            max_new_tokens: see ``PanoLlava.generate``; likewise ``generation`` and ``on_text``.
+            generation: how to decode.
+            on_text: is given the answer piece by piece.
 
         Raises:
             ValueError: the question alone is too long.
@@ -46,10 +55,11 @@ class Conversation:
             if on_text is not None:
                 on_text(piece)
 
-        encoded = self._pano.encode(question, self.turns, max_new_tokens=max_new_tokens)
+        options = self._pano.decoding(generation, max_new_tokens)
+        encoded = self._pano.encode(question, self.turns, max_new_tokens=options.max_new_tokens)
         batch = self._pano.batch([self._views], [encoded])
         try:
-            (answer,) = self._pano.answer(batch, max_new_tokens=max_new_tokens, on_text=listen)
+            (answer,) = self._pano.answer(batch, generation=options, on_text=listen)
         except KeyboardInterrupt:
             if said:
                 self.turns.append((question, "".join(said)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import panollava.model.registration  # noqa: F401  an export's processor is open
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, read_state, read_weights
 from panollava.crop.crop import Crop
+from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model.backbones import Backbones
 from panollava.model.conversation import Conversation
+from panollava.model.decoding import from_transformers, sampler, stop_ids, to_transformers
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import quiet_transformers
 from panollava.model.lora import (
@@ -46,6 +48,7 @@ class PanoLlava:
         model: the composite, a transformers model.
         prompt: how conversations are written for its language model.
         crop: how panoramas are cut into views.
+        generation: how answers are decoded where a call does not say otherwise: as the run or the export has it.
         metadata: of the run it was opened from; empty for a model in memory.
     """
 
@@ -55,8 +58,10 @@ class PanoLlava:
         prompt: ChatPrompt,
         crop: Crop,
         metadata: Mapping[str, Any] | None = None,
+        generation: GenerationOptions | None = None,
     ) -> None:
         self.model, self.prompt, self.crop = model, prompt, crop
+        self.generation = generation or GenerationOptions()
         self.metadata = dict(metadata or {})
 
     @classmethod
@@ -103,7 +108,7 @@ class PanoLlava:
 
         Args:
             checkpoint: a ``*.ckpt`` folder.
-            settings: the run's metadata; of it ``stage``, ``model`` and ``crop`` are read.
+            settings: the run's metadata; of it ``stage``, ``model``, ``crop`` and ``generation`` are read.
             device: where the model goes.
             dtype: of the frozen backbones.
 
@@ -121,7 +126,7 @@ class PanoLlava:
             add_lora(model, **lora_arguments(settings["model"]["lora"]))
         load_trained(model, read_weights(checkpoint), str(checkpoint))
         model.to(device)  # type: ignore[arg-type]
-        return cls(model.eval(), backbones.prompt, backbones.crop, settings)
+        return cls(model.eval(), backbones.prompt, backbones.crop, settings, recorded_generation(settings))
 
     @classmethod
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
@@ -129,7 +134,8 @@ class PanoLlava:
             model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
         processor = PanoLlavaProcessor.from_pretrained(path, trust_remote_code=False)
         model.to(device)
-        return cls(model.eval(), processor.prompt, processor.image_processor.build_crop())
+        generation = from_transformers(model.generation_config)
+        return cls(model.eval(), processor.prompt, processor.image_processor.build_crop(), generation=generation)
 
     def load_lora_weights(self, folder: str | Path, name: str = DEFAULT) -> None:
         """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``, and uses it.
@@ -174,8 +180,7 @@ class PanoLlava:
                 self.save_pretrained(folder)
             save_lora(self.model, Path(folder) / LORA)
             return
-        config: Any = self.model.generation_config
-        config.eos_token_id, config.pad_token_id = self.prompt.stop_ids, self._pad_id
+        self.model.generation_config = to_transformers(self.generation, self.stop_ids, self._pad_id)
         with quiet_transformers():
             self.model.save_pretrained(folder)
         PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system).save_pretrained(
@@ -183,9 +188,16 @@ class PanoLlava:
         )
 
     @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: of tokenizer, chat template, and all that the language model's files state."""
+        return list(dict.fromkeys([*self.prompt.stop_ids, *stop_ids(self.model)]))
+
+    @property
     def _pad_id(self) -> int:
-        tokenizer = self.prompt.tokenizer
-        return self.prompt.stop_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        """The tokenizer's pad, or another id that can be embedded; the mask hides it."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        possible = (self.prompt.tokenizer.pad_token_id, *self.stop_ids)
+        return next((int(one) for one in possible if one is not None and one < rows), 0)
 
     @property
     def image_tokens(self) -> int:
@@ -197,23 +209,26 @@ class PanoLlava:
             self.model.vision.token_grid,
         )
 
-    def encode(self, question: str, history: Turns = (), *, max_new_tokens: int = 64) -> Encoded:
+    def encode(self, question: str, history: Turns = (), *, max_new_tokens: int | None = None) -> Encoded:
         """Token ids of a question, ready for generation; the oldest turns go where all would be too long.
 
         Raises:
+            TypeError: question or history are no texts.
             ValueError: the panorama, the question alone and the answer are more than the language model can take.
         """
+        _check_texts(question, history)
+        new = self.decoding(None, max_new_tokens).max_new_tokens
         positions = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
         try:
             return self.prompt.encode(
                 [*history, (question, None)],
                 image_tokens=self.image_tokens,
-                max_text_length=positions - self.image_tokens - max_new_tokens,
+                max_text_length=positions - self.image_tokens - new,
             )
         except ValueError as error:
             raise ValueError(
                 f"The language model takes {positions} tokens. The panorama has {self.image_tokens} of them, "
-                f"max_new_tokens={max_new_tokens} are for the answer, and the question does not fit into the rest. "
+                f"max_new_tokens={new} are for the answer, and the question does not fit into the rest. "
                 "Shorten it, or lower max_new_tokens."
             ) from error
 
@@ -231,7 +246,8 @@ class PanoLlava:
         question: str,
         *,
         history: Turns = (),
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> str:
         """Answers a question about a panorama.
@@ -242,27 +258,72 @@ class PanoLlava:
             question: any text.
             history: earlier (question, answer) turns about the same panorama; the oldest are left out where all do
                 not fit into the language model.
-            max_new_tokens: longest answer.
-            on_text: is given the answer piece by piece, while it is made.
+            max_new_tokens: longest answer, in place of that of the options.
+            generation: how to decode; None: as ``self.generation`` says.
+            on_text: is given the answer piece by piece, while it is made; of a beam search all at its end.
 
         Raises:
             FileNotFoundError: there is no such file.
+            TypeError: several pictures or questions, or none.
             ValueError: it is no panorama, or the question is too long.
         """
-        encoded = self.encode(question, history, max_new_tokens=max_new_tokens)
-        batch = self.batch([self.views(image)], [encoded])
-        return self.answer(batch, max_new_tokens=max_new_tokens, on_text=on_text)[0]
+        options = self.decoding(generation, max_new_tokens)
+        encoded = self.encode(question, history, max_new_tokens=options.max_new_tokens)
+        return self.answer(self.batch([self.views(image)], [encoded]), generation=options, on_text=on_text)[0]
 
     def generate_batch(
-        self, images: Sequence[Picture], questions: Sequence[str], *, max_new_tokens: int = 64
+        self,
+        images: Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
     ) -> list[str]:
-        """Answers several questions at once, each about its own panorama; see ``generate``."""
-        encoded = [self.encode(question, max_new_tokens=max_new_tokens) for question in questions]
-        batch = self.batch([self.views(image) for image in images], encoded)
-        return self.answer(batch, max_new_tokens=max_new_tokens)
+        """Answers several questions at once, each about its own panorama; see ``generate``.
+
+        Args:
+            images: the panoramas.
+            questions: as many, or one for all of them.
+            max_new_tokens: longest answer, in place of that of the options.
+            generation: how to decode; None: as ``self.generation`` says.
+
+        Raises:
+            TypeError: the panoramas are one, or a question is none.
+            ValueError: pictures and questions differ in number.
+        """
+        options = self.decoding(generation, max_new_tokens)
+        is_one = isinstance(images, str | Path | bytes) or getattr(images, "ndim", 4) != 4
+        if is_one or not isinstance(images, Iterable):
+            raise TypeError(f"images are a list of panoramas, not one {type(images).__name__}: see generate.")
+        pictures = list(images)
+        asked = [questions] * len(pictures) if isinstance(questions, str) else list(questions)
+        if len(asked) != len(pictures):
+            raise ValueError(
+                f"{len(pictures)} pictures and {len(asked)} questions: give one question a picture, or one text for "
+                "all of them."
+            )
+        encoded = [self.encode(question, max_new_tokens=options.max_new_tokens) for question in asked]
+        views = [self.views(picture) for picture in pictures]
+        return self.answer(self.batch(views, encoded), generation=options) if views else []
+
+    def decoding(self, generation: GenerationOptions | None, max_new_tokens: int | None) -> GenerationOptions:
+        """The options of a call: those given, else ``self.generation``, with the answer length that is given."""
+        options = self.generation if generation is None else generation
+        if not isinstance(options, GenerationOptions):
+            raise TypeError(
+                f"generation={options!r}: give panollava.generation.GenerationOptions, such as "
+                "GenerationOptions(num_beams=4)."
+            )
+        return options.changed({"max_new_tokens": max_new_tokens})
 
     def views(self, image: Picture) -> torch.Tensor:
-        """Views ``(V, 3, h, w)`` uint8 of a panorama."""
+        """Views ``(V, 3, h, w)`` uint8 of a panorama.
+
+        Raises:
+            TypeError: several pictures, or none.
+        """
+        if image is None or isinstance(image, list | tuple | dict | set):
+            raise TypeError(f"One panorama is asked about, not a {type(image).__name__}. generate_batch takes several.")
         return self.crop.views(read_picture(image, self.crop))
 
     def batch(self, views: Sequence[torch.Tensor], texts: Sequence[Encoded]) -> Batch:
@@ -278,10 +339,24 @@ class PanoLlava:
 
     @torch.inference_mode()
     def answer(
-        self, batch: Batch, *, max_new_tokens: int = 64, on_text: Callable[[str], None] | None = None
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """Greedy answers to a left-padded batch of questions; a single one can be listened to."""
+        """Answers to a left-padded batch of questions; a single one can be listened to.
+
+        Args:
+            batch: of what ``batch`` gives.
+            max_new_tokens: see ``generate``; likewise ``generation`` and ``on_text``.
+            generation: how to decode.
+            on_text: is given the answer piece by piece.
+        """
+        options = self.decoding(generation, max_new_tokens)
         on_device = batch.to(self.model.device)
+        streams = on_text is not None and options.num_beams == 1
         ids = self.model.generate(  # type: ignore[misc]
             input_ids=on_device.input_ids,
             attention_mask=on_device.attention_mask,
@@ -289,12 +364,38 @@ class PanoLlava:
             vision_features=on_device.vision_features,
             cameras=on_device.cameras,
             view_mask=on_device.view_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.prompt.stop_ids,
-            pad_token_id=self._pad_id,
-            streamer=None if on_text is None else AnswerStream(self.prompt.tokenizer, on_text),
+            # A sample is the most likely token after the sampler, which draws for each row by itself.
+            generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
+            logits_processor=sampler(options, _row_keys(batch) if options.temperature > 0 else ()),
+            streamer=AnswerStream(self.prompt.tokenizer, on_text) if streams else None,
         )
         assert on_device.input_ids is not None
         new = ids[:, on_device.input_ids.shape[1] :]
-        return [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        answers = [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        if on_text is not None and not streams:
+            on_text(answers[0])
+        return answers
+
+
+def _row_keys(batch: Batch) -> list[bytes]:
+    """What tells a row's picture and question from others, whatever else is in its batch."""
+    seen = batch.pixel_values if batch.pixel_values is not None else batch.vision_features
+    assert seen is not None
+    assert batch.input_ids is not None
+    assert batch.attention_mask is not None
+    rows = zip(seen.cpu(), batch.input_ids.cpu(), batch.attention_mask.cpu().bool(), strict=True)
+    return [
+        picture.contiguous().view(torch.uint8).numpy().tobytes() + ids[mask].numpy().tobytes()
+        for picture, ids, mask in rows
+    ]
+
+
+def _check_texts(question: Any, history: Any) -> None:
+    if not isinstance(question, str):
+        raise TypeError(f"question={question!r}: give one text. generate_batch takes several.")
+    is_list = isinstance(history, Sequence) and not isinstance(history, str)
+    if not is_list or not all(
+        isinstance(turn, tuple | list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in history
+    ):
+        raise TypeError(f"history={history!r}: give a list of (question, answer) texts.")

@@ -239,5 +239,5 @@ def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:
     if has_lora(model):
         raise ValueError(
             f"The language model carries LoRA already ({', '.join(lora_names(model))}). Load another under a name of "
-            "its own, or call merge_lora(model) first."
+            "its own, or call pano.merge_lora_weights() first."
         )

@@ -80,7 +80,8 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         if hasattr(self.language_model, "peft_config"):
             raise ValueError(
                 "The language model carries LoRA, which a plain Hugging Face folder cannot hold. Call "
-                "merge_lora(model) first (or on a copy), or keep the adapter by save_lora(model, folder)."
+                "pano.merge_lora_weights() first, or keep the adapter beside it: pano.save_pretrained(folder, "
+                "keep_lora=True)."
             )
         if (Path(save_directory) / LORA).exists():
             raise ValueError(

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -20,6 +21,7 @@ from panollava.batch import IGNORE_INDEX
 from panollava.model.build import Spec, build_component, float_dtype
 from panollava.model.components import position_class, projector_class
 from panollava.model.configuration import PanoLlavaConfig
+from panollava.model.decoding import AnswerProcessors, stop_ids
 from panollava.model.encoder import PanoVision
 from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.pretrained import PanoLlavaPreTrainedModel
@@ -133,8 +135,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             language_name=language_model.config.name_or_path or "",
         )
         model = cls(config, vision_tower=vision_tower, language_model=language_model, seed=seed)
-        if language_model.generation_config is not None:
-            model.generation_config = GenerationConfig.from_dict(language_model.generation_config.to_dict())
+        # Of the language model's own decoding settings only the stop tokens: the others are a stranger's.
+        model.generation_config = GenerationConfig(eos_token_id=stop_ids(language_model) or None)
         return model
 
     def checkpoint_activations(self) -> None:
@@ -259,6 +261,14 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             for name in VISION_INPUTS:
                 inputs.pop(name, None)
         return inputs
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """Those of transformers, as they apply to an answer about a panorama."""
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        placeholder = self.config.image_token_id
+        assert placeholder is not None
+        length = kwargs.get("input_ids_seq_length") or 0
+        return LogitsProcessorList([AnswerProcessors(processors, length, placeholder)])
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor, logits_to_keep: int | Tensor) -> Tensor:

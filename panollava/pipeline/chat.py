@@ -28,7 +28,6 @@ class Chat:
 
     Args:
         pano: the model.
-        max_new_tokens: longest answer.
         remote: which panoramas may be named by addresses; None: none.
 
     Attributes:
@@ -36,9 +35,8 @@ class Chat:
         conversation: about it.
     """
 
-    def __init__(self, pano: PanoLlava, *, max_new_tokens: int, remote: RemoteOptions | None = None) -> None:
-        self._pano, self._max_new_tokens = pano, max_new_tokens
-        self._remote = remote or RemoteOptions()
+    def __init__(self, pano: PanoLlava, *, remote: RemoteOptions | None = None) -> None:
+        self._pano, self._remote = pano, remote or RemoteOptions()
         self.image: Path | None = None
         self.conversation: Conversation | None = None
 
@@ -100,9 +98,7 @@ class Chat:
         if self.conversation is None:
             raise ValueError("There is no panorama yet: /image <path> opens one.")
         try:
-            self.conversation.ask(
-                question, max_new_tokens=self._max_new_tokens, on_text=lambda piece: say(piece, end="")
-            )
+            self.conversation.ask(question, on_text=lambda piece: say(piece, end=""))
         except KeyboardInterrupt:
             say(" …", end="")
         say("")

@@ -93,7 +93,9 @@ def evaluate_answers(
     """
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
-    logs = answer_logs(source, options, experiment, settings or {})
+    settings = {**(settings or {}), "generation": asdict(pano.generation)}
+    LOG.info("%s is answered by %s.", source.name, pano.generation.summary)
+    logs = answer_logs(source, options, experiment, settings)
     predictions = ask(log=logs[0], log_samples=options.log_samples)
     blind = ask(log=logs[1], blank=True) if options.blank else None
     report = score_answers(predictions, blind)
@@ -102,7 +104,7 @@ def evaluate_answers(
     by_clip = None if clip is None else clip_scores(scored, clip, _pictures(source))
     captions = with_clip(caption_scores(scored, words, meteor=options.meteor), by_clip)
     record = {"form": "grouped", "words": words, "clip": options.clip, **captions.record()}
-    kept = {**(settings or {}), "max_samples": options.max_samples, "image_tokens": pano.image_tokens}
+    kept = {**settings, "max_samples": options.max_samples, "image_tokens": pano.image_tokens}
     files = write_results(
         Path(options.results_dir),
         experiment,
@@ -128,7 +130,7 @@ def answer_logs(
 ) -> list[AnswerLog]:
     """The answers that are kept while they are given: those to the pictures, and those to blank ones."""
     folder = result_folder(Path(options.results_dir), experiment)
-    asked = {"source": source.name, "max_new_tokens": options.max_new_tokens, **settings}
+    asked = {"source": source.name, **settings}
     asked.pop("folder", None)  # the weights, whose fingerprint is there, answer the same wherever they lie
     return [AnswerLog(folder, {**asked, "blank": blank}) for blank in (False, True)]
 
@@ -149,7 +151,7 @@ def answer_questions(
     Args:
         pano: the model.
         source: the split.
-        options: batch size, answer length, limits.
+        options: batch size, limits.
         num_workers: processes that cut panoramas.
         features: of the model's encoder; None leaves encoding to the model.
         blank: hide every view behind plain grey.
@@ -166,9 +168,9 @@ def answer_questions(
         return list(known.values())[: options.max_samples]
     grey = GREY if blank else None
     batches = question_batches(pano, source, options.batch_size, num_workers, known, features=features, blank=grey)
-    with explained(lambda: answers_too_large(options.batch_size, options.max_new_tokens, kept=log is not None)):
+    with explained(lambda: answers_too_large(options.batch_size, pano.generation.max_new_tokens, kept=log is not None)):
         given = evaluate(
-            lambda batch: pano.answer(batch, max_new_tokens=options.max_new_tokens),
+            pano.answer,
             batches,
             total=len(everything) - len(known),
             max_samples=left,

@@ -14,6 +14,7 @@ from panollava.evaluation.answer_log import FOLDER
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import gallery_picture
 from panollava.evaluation.results import result_folder
+from panollava.generation import GenerationOptions
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import PICTURE, Evaluation, answer_logs, evaluate_answers
@@ -60,6 +61,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
         pano = PanoLlava.from_pretrained(
             run.experiment.stage_folder(last), device=run.compute.device, dtype=run.compute.dtype
         )
+    pano.generation = GenerationOptions(**plain(run.cfg.generation))
     features = open_features(run.store, pano.model.vision.tower, pano.crop)
     with run.compute.autocast():
         result = evaluate_answers(
@@ -101,7 +103,7 @@ def _subject(run: Run, stage: str) -> dict[str, Any]:
     """What the record says of the model and the questions, as evaluations of the checkpoint do."""
     checkpoint = find_checkpoint(run.experiment.stage_folder(stage))
     subject = Restored(checkpoint, {"stage": stage, "crop": plain(run.cfg.crop)}).subject()
-    return {**subject, "split": "test", "data": plain(run.cfg.data)}
+    return {**subject, "split": "test", "data": plain(run.cfg.data), "generation": plain(run.cfg.generation)}
 
 
 def _discard_kept(run: Run, stage: str, options: EvaluationOptions) -> None:

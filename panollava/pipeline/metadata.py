@@ -53,6 +53,7 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "crop": plain(cfg.crop),
         "data": data,
         "evaluation": plain(cfg.evaluation),
+        "generation": plain(cfg.generation),
         "stage_settings": plain(cfg.stage[name]),
         "precision": cfg.trainer.precision,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},

@@ -63,12 +63,12 @@ def preflight(run: Run) -> None:
             )
     if language and run.data.test is not None and run.cfg.evaluation.clip is not None:
         clip_config(run.cfg.evaluation.clip, "evaluation.clip")
-    longest, new = run.data.longest_question() if language else 0, run.cfg.evaluation.max_new_tokens
+    longest, new = run.data.longest_question() if language else 0, run.cfg.generation.max_new_tokens
     if language and longest and longest + new > language:
         raise ValueError(
             f"The longest test question has {longest} tokens ({count} of the image) and may get {new} new ones "
-            f"(evaluation.max_new_tokens), but {run.cfg.model.language.name} has {language} positions. Shorten it, "
-            "lower evaluation.max_new_tokens or crop.overlap, or set evaluation.enabled=false."
+            f"(generation.max_new_tokens), but {run.cfg.model.language.name} has {language} positions. Shorten it, "
+            "lower generation.max_new_tokens or crop.overlap, or set evaluation.enabled=false."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from panollava.checkpoint import find_checkpoint, fingerprint, read_state
 from panollava.config.locate import CONF
 from panollava.config.resolvers import register_resolvers
 from panollava.crop.crop import COMMON_KEYS
+from panollava.generation import recorded_generation
 from panollava.logs import LOG
 from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata, upgraded
 from panollava.sweep_folder import job_name
@@ -32,7 +33,7 @@ class Restored:
 
     Attributes:
         checkpoint: the ``*.ckpt`` folder.
-        settings: as in ``checkpoint_metadata.json``, crop overrides applied.
+        settings: as in ``checkpoint_metadata.json``, overrides of crop and generation applied.
     """
 
     checkpoint: Path
@@ -71,7 +72,13 @@ class Restored:
         ]
 
 
-def restore(checkpoint: str | None, *, config: str | None = None, crop: Mapping[str, Any] | None = None) -> Restored:
+def restore(
+    checkpoint: str | None,
+    *,
+    config: str | None = None,
+    crop: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Restored:
     """Finds a checkpoint and its settings.
 
     Settings come from the run's ``checkpoint_metadata.json``. A config file (``config``, else the run's own
@@ -82,10 +89,11 @@ def restore(checkpoint: str | None, *, config: str | None = None, crop: Mapping[
         checkpoint: a run folder, an experiment's folder or a checkpoint; None to find it by the config.
         config: a YAML file such as a run's ``config.yaml``.
         crop: keys of the crop section that shall differ from the run's.
+        generation: keys of the generation section that shall; None leaves a key as the run's.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or neither metadata nor config.
-        ValueError: neither is given, the config is of another model, or the crop is none.
+        ValueError: neither is given, the config is of another model, or crop or generation are none.
     """
     given = None if config is None else _read_config(Path(config).expanduser())
     if checkpoint is None and given is None:
@@ -104,6 +112,8 @@ def restore(checkpoint: str | None, *, config: str | None = None, crop: Mapping[
         settings = _reconciled(settings, _from_config(given, folder), config or str(folder / CONFIG))
     elif not has_metadata:
         LOG.warning("%s has no %s: its settings are those of %s.", folder, METADATA, config or folder / CONFIG)
+    decoding = recorded_generation(settings).changed(generation or {})
+    settings = {**settings, "generation": asdict(decoding)}
     return Restored(found, {**settings, "crop": _with_overrides(settings["crop"], dict(crop or {}))})
 
 
@@ -154,6 +164,7 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "crop": config["crop"],
         "data": config["data"],
         "evaluation": config["evaluation"],
+        "generation": config.get("generation"),
         "stage_settings": config["stage"][stage],
         "precision": config["trainer"]["precision"],
     }

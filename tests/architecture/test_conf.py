@@ -17,7 +17,7 @@ from panollava.config.locate import CONF
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "gallery", "predict"}
 ROOTS |= {"score", "train"}
-INCLUDED = {"data/augment", "data/remote", "stage/settings"}
+INCLUDED = {"data/augment", "data/remote", "generation/recorded", "stage/settings"}
 """Groups that only roots and other options of their group include."""
 ADDED = {"debug", "experiment"}
 """Groups outside the defaults list: chosen with ``+group=option``."""

@@ -49,7 +49,7 @@ def default(value: Any) -> str:
     return yaml.safe_dump(value).splitlines()[0]
 
 
-@pytest.mark.parametrize("group", ["store", "trainer"])
+@pytest.mark.parametrize("group", ["generation", "store", "trainer"])
 def test_keys_and_defaults(group: str) -> None:
     options = OmegaConf.to_container(OmegaConf.load(CONF / group / "default.yaml"))
     assert isinstance(options, dict)

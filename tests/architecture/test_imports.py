@@ -14,7 +14,7 @@ import panollava
 
 PACKAGE = Path(panollava.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"batch", "chat_format", "component", "disk", "tracking", "untrusted"}
+LEAVES = {"batch", "chat_format", "component", "disk", "generation", "tracking", "untrusted"}
 ANYTHING = {"assemble", "pipeline", "tiny"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model"},  # the front door shows the facade when asked
@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "logs": {"disk"},
     "losses": {"batch", "crop"},
     # The facade opens run folders.
-    "model": {"batch", "checkpoint", "component", "crop", "prompt", "run_folder", "untrusted"},
+    "model": {"batch", "checkpoint", "component", "crop", "generation", "prompt", "run_folder", "untrusted"},
     "prompt": {"chat_format"},
     "run_folder": {"checkpoint", "disk", "untrusted"},
     "stages": {"batch", "crop", "losses", "model"},

@@ -127,7 +127,7 @@ def heeds_ctrl_c() -> Iterator[None]:
 def test_ctrl_c_stops_the_answer_only(talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     talk("")  # for its folder
     pano = PanoLlava.from_pretrained("runs/recorded")
-    session = Chat(pano, max_new_tokens=TOKENS)
+    session = Chat(pano)
     session.open("one.jpg")
     assert session.conversation is not None
     spoken: list[str] = []

@@ -1,0 +1,117 @@
+"""How answers are decoded: the options of the ``generation`` config group, the same wherever a model answers."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, get_args, get_type_hints
+
+from annotated_types import Interval
+
+KEY = "generation"
+
+_SAMPLING = ("top_k", "top_p", "seed")
+_LIMITS = {"gt": (">", operator.gt), "ge": (">=", operator.ge), "lt": ("<", operator.lt), "le": ("<=", operator.le)}
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Decoding options (``generation.*``); greedy by default.
+
+    What has been said already, for ``repetition_penalty`` and ``no_repeat_ngram_size``, is the answer so far: neither
+    the question nor the image counts.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        num_beams: width of the beam search; 1 searches none.
+        length_penalty: of a beam search, the power of the length by which scores are divided; above 0 favours long
+            answers.
+        repetition_penalty: divides the logits of tokens that the answer has already. Source: Keskar et al. 2019,
+            arXiv:1909.05858, section 4.1.
+        no_repeat_ngram_size: n-grams of this size occur once in an answer; 0 allows any.
+        temperature: 0 takes the most likely token; above, tokens are sampled at this temperature.
+        top_k: sample among the k most likely tokens; 0 among all.
+        top_p: sample among the most likely tokens that hold this share of the probability.
+        seed: of the sampling. An answer depends on the seed, the picture and the question, not on its batch.
+
+    Raises:
+        ValueError: a value is out of range, or has no effect beside the others; the message names the key.
+    """
+
+    max_new_tokens: Annotated[int, Interval(ge=1)] = 64
+    num_beams: Annotated[int, Interval(ge=1)] = 1
+    length_penalty: float = 1.0
+    repetition_penalty: Annotated[float, Interval(gt=0)] = 1.0
+    no_repeat_ngram_size: Annotated[int, Interval(ge=0)] = 0
+    temperature: Annotated[float, Interval(ge=0)] = 0.0
+    top_k: Annotated[int, Interval(ge=0)] = 0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(GenerationOptions, include_extras=True).items():
+            kind, interval = get_args(hint) or (hint, Interval())
+            _check_range(f"{KEY}.{name}", getattr(self, name), kind, interval)
+        if self.temperature > 0 and self.num_beams > 1:
+            raise ValueError(
+                f"{KEY}.temperature={self.temperature} and {KEY}.num_beams={self.num_beams}: answers are either "
+                f"sampled or searched for. Set {KEY}.temperature=0.0 or {KEY}.num_beams=1."
+            )
+        unused = [name for name in _SAMPLING if getattr(self, name) != getattr(GenerationOptions, name)]
+        if unused and self.temperature == 0:
+            raise ValueError(
+                f"{KEY}.{unused[0]}={getattr(self, unused[0])} is for sampling, and {KEY}.temperature=0.0 samples "
+                f"nothing. Set {KEY}.temperature above 0, such as 0.7, or leave {KEY}.{unused[0]} out."
+            )
+        if self.length_penalty != GenerationOptions.length_penalty and self.num_beams == 1:
+            raise ValueError(
+                f"{KEY}.length_penalty={self.length_penalty} is for beam search, and {KEY}.num_beams=1 searches none. "
+                f"Set {KEY}.num_beams above 1, or leave {KEY}.length_penalty out."
+            )
+
+    def changed(self, section: Mapping[str, Any]) -> GenerationOptions:
+        """These options with those keys of a section that are not None."""
+        return replace(self, **{key: value for key, value in section.items() if value is not None})
+
+    @property
+    def without_sampling(self) -> GenerationOptions:
+        """These options without the sampling."""
+        return replace(self, **{name: getattr(GenerationOptions, name) for name in (*_SAMPLING, "temperature")})
+
+    @property
+    def summary(self) -> str:
+        """The options in a few words: the way of decoding, the longest answer, and what is not at its default."""
+        sampled = f"sampled at temperature {self.temperature:g}"
+        way = sampled if self.temperature else f"{self.num_beams} beams" if self.num_beams > 1 else "greedy"
+        told = ("max_new_tokens", "num_beams", "temperature")
+        rest = {name: value for name, value in vars(self).items() if name not in told}
+        others = [f"{name} {value:g}" for name, value in rest.items() if value != getattr(GenerationOptions, name)]
+        return ", ".join([way, f"at most {self.max_new_tokens} new tokens", *others])
+
+
+def recorded_generation(settings: Mapping[str, Any]) -> GenerationOptions:
+    """The options of a run's metadata; of runs from before they were kept, greedy with the recorded answer length."""
+    section = settings.get(KEY)
+    if section is None:
+        length = (settings.get("evaluation") or {}).get("max_new_tokens")
+        section = {} if length is None else {"max_new_tokens": length}
+    try:
+        return GenerationOptions(**section)
+    except TypeError as error:
+        raise ValueError(f"The metadata's {KEY} section is not of this panollava ({error}).") from error
+
+
+def _check_range(key: str, value: Any, kind: type, interval: Interval) -> None:
+    limits = [
+        (f"{sign} {limit}", holds, limit)
+        for name, (sign, holds) in _LIMITS.items()
+        if (limit := getattr(interval, name)) is not None
+    ]
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not all(holds(value, limit) for _, holds, limit in limits):
+        number = "whole number" if kind is int else "number"
+        raise ValueError(
+            f"{key}={value!r}: allowed is a {number} {' and '.join(text for text, _, _ in limits)}".strip() + "."
+        )

@@ -1,0 +1,123 @@
+"""Decoding options in transformers' terms: their generation config, and the processors that it has no field for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from panollava.generation import GenerationOptions
+
+_SAMPLING = ("temperature", "top_k", "top_p")
+
+
+def stop_ids(model: PreTrainedModel) -> list[int]:
+    """All ids that end an answer according to a language model's own files."""
+    config = model.generation_config
+    stated = None if config is None else config.eos_token_id
+    is_assumed = config is not None and config._from_model_config
+    if is_assumed and stated == type(model.config.get_text_config())().eos_token_id:
+        return []  # no file states it: the default of the architecture, which may be a word of this vocabulary
+    ids = stated if isinstance(stated, list | tuple) else [stated]
+    return [one for one in ids if isinstance(one, int) and one >= 0]
+
+
+def to_transformers(options: GenerationOptions, stop: Sequence[int], pad_id: int | None) -> GenerationConfig:
+    """A generation config that states every option, so that no other file's values take the place of one.
+
+    Args:
+        options: what to decode with.
+        stop: ids that end an answer.
+        pad_id: id of a pad.
+    """
+    values = vars(options)
+    sampled = options.temperature > 0
+    chosen = {name: value for name, value in values.items() if sampled or name not in _SAMPLING}
+    return GenerationConfig(**chosen, do_sample=sampled, eos_token_id=list(stop) or None, pad_token_id=pad_id)
+
+
+def from_transformers(config: GenerationConfig) -> GenerationOptions:
+    """The options that an export's generation config states; the defaults where another program wrote it."""
+    if not hasattr(config, "seed"):
+        return GenerationOptions()
+    stated = {field.name: getattr(config, field.name, None) for field in fields(GenerationOptions)}
+    if not config.do_sample:
+        stated |= dict.fromkeys((*_SAMPLING, "seed"))
+    elif stated["temperature"] is None:
+        stated["temperature"] = 1.0  # as transformers samples
+    return GenerationOptions().changed(stated)
+
+
+def sampler(options: GenerationOptions, keys: Sequence[bytes]) -> LogitsProcessorList:
+    """Processors after which the most likely token is a sample; empty where nothing is sampled.
+
+    Args:
+        options: what to decode with.
+        keys: of each row, what its random numbers depend on beside the seed.
+    """
+    processors = LogitsProcessorList()
+    if options.temperature > 0:
+        processors.append(TemperatureLogitsWarper(float(options.temperature)))
+        if options.top_k:
+            processors.append(TopKLogitsWarper(options.top_k))
+        if options.top_p < 1:
+            processors.append(TopPLogitsWarper(options.top_p))
+        processors.append(_Gumbel(options.seed, keys))
+    return processors
+
+
+class AnswerProcessors(LogitsProcessor):
+    """Processors of transformers, with two corrections.
+
+    The image placeholder is never generated. What an answer has said already begins after the prompt, where
+    transformers also counts question, placeholders and pads, so that a row's answer would depend on its batch.
+
+    Args:
+        processors: what transformers would apply.
+        prompt_length: tokens before the answer.
+        placeholder: its id.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, prompt_length: int, placeholder: int) -> None:
+        self._processors, self._prompt_length, self._placeholder = processors, prompt_length, placeholder
+        for processor in processors:
+            if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+                processor.prompt_ignore_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``(B, vocabulary)`` of the next token."""
+        if self._placeholder < scores.shape[-1]:
+            scores = scores.index_fill(-1, torch.tensor([self._placeholder], device=scores.device), -torch.inf)
+        for processor in self._processors:
+            is_of_answer = isinstance(processor, NoRepeatNGramLogitsProcessor)
+            scores = processor(input_ids[:, self._prompt_length :] if is_of_answer else input_ids, scores)
+        return scores
+
+
+class _Gumbel(LogitsProcessor):
+    """Adds Gumbel noise, so that the largest sum is a sample of the softmax; a row's noise is its own.
+
+    Source: Gumbel 1954, as in Maddison et al. 2014, arXiv:1411.0030, section 2.
+    """
+
+    def __init__(self, seed: int, keys: Sequence[bytes]) -> None:
+        digests = [hashlib.sha256(f"{seed}/".encode() + key).digest() for key in keys]
+        self._generators = [torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")) for digest in digests]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``(B, vocabulary)`` with noise."""
+        rows = [torch.empty(scores.shape[-1]).exponential_(generator=each).log() for each in self._generators]
+        return scores - torch.stack(rows).to(scores)
