@@ -183,9 +183,9 @@ class PanoLlava:
         self.model.generation_config = to_transformers(self.generation, self.stop_ids, self._pad_id)
         with quiet_transformers():
             self.model.save_pretrained(folder)
-        PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system).save_pretrained(
-            folder
-        )
+        processor = PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system)
+        processor.tokenizer.pad_token_id = self._pad_id  # a pipeline takes no batch without one
+        processor.save_pretrained(folder)
 
     @property
     def stop_ids(self) -> list[int]:

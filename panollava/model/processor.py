@@ -102,6 +102,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         self.join, self.form = upgraded({"form": form, "model": {"join": join}})["model"]["join"], FORM
         self.token_grid = None if token_grid is None else [int(side) for side in token_grid]
         self.prompt = ChatPrompt(tokenizer, system=system)
+        tokenizer.padding_side = "left"  # by which a pipeline pads a batch: an answer begins after the prompt's end
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod

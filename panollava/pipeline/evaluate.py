@@ -94,7 +94,7 @@ def evaluate_answers(
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
     settings = {**(settings or {}), "generation": asdict(pano.generation)}
-    LOG.info("%s is answered by %s.", source.name, pano.generation.summary)
+    LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
     logs = answer_logs(source, options, experiment, settings)
     predictions = ask(log=logs[0], log_samples=options.log_samples)
     blind = ask(log=logs[1], blank=True) if options.blank else None
