@@ -293,9 +293,11 @@ class PanoLlava:
         """
         options = self.decoding(generation, max_new_tokens)
         is_one = isinstance(images, str | Path | bytes) or getattr(images, "ndim", 4) != 4
-        if is_one or not isinstance(images, Iterable):
+        if is_one or hasattr(images, "read") or not isinstance(images, Iterable):
             raise TypeError(f"images are a list of panoramas, not one {type(images).__name__}: see generate.")
         pictures = list(images)
+        if not isinstance(questions, Iterable):
+            raise TypeError(f"questions={questions!r}: give a text for each picture, or one for all of them.")
         asked = [questions] * len(pictures) if isinstance(questions, str) else list(questions)
         if len(asked) != len(pictures):
             raise ValueError(

@@ -162,10 +162,41 @@ def load_lora(
     path = Path(folder)
     config, tensors = read_adapter(path)
     if isinstance(config.target_modules, set | list):
-        check_targets(model.language_model, sorted(config.target_modules))
+        try:
+            check_targets(model.language_model, sorted(config.target_modules))
+        except ValueError as error:
+            raise ValueError(f"The LoRA adapter in {path} cannot be attached. {error}") from error
     warn_of_base(config, str(model.language_model.config.name_or_path or ""), path)
-    model.language_model = _attach(model, path, name, config, set(tensors), trainable)
+    stored = set(tensors) - _vocabulary_copies(model.language_model, config, tensors, path)
+    model.language_model = _attach(model, path, name, config, stored, trainable)
     use_lora(model, name)
+
+
+def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping[str, Tensor], path: Path) -> set[str]:
+    """Names of an adapter's weights that are the language model's own embeddings or output layer.
+
+    peft saves these beside an adapter on one of them, or of a model whose vocabulary was resized.
+
+    Raises:
+        ValueError: they are of another language model.
+    """
+    base = language_model.get_base_model() if isinstance(language_model, PeftModel) else language_model
+    layers = {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings())}
+    own = {name: layers[id(module)].weight for name, module in base.named_modules() if id(module) in layers}
+    trained = tuple(config.modules_to_save or ())
+    copies = set()
+    for stored, tensor in tensors.items():
+        name = stored.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
+        if name not in own or name.endswith(trained):
+            continue
+        if tensor.shape != own[name].shape or not tensor.to(own[name]).equal(own[name]):
+            raise ValueError(
+                f"The LoRA adapter in {path} comes with {name} {tuple(tensor.shape)} of the model that it was trained "
+                f"on, which is not that of this language model, {tuple(own[name].shape)}. Give the model it was "
+                "trained on, or merge the two with peft (merge_and_unload) and save them as one folder."
+            )
+        copies.add(stored)
+    return copies
 
 
 def _attach(

@@ -65,8 +65,10 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         Returns:
             ``pixel_values`` ``(B, V, 3, h, w)`` uint8, ``cameras`` ``(B, V, C)``, ``view_mask`` ``(B, V)``.
         """
-        crop = self.build_crop()
-        views = [crop.views(read_picture(image, crop)) for image in _listed(images)]
+        crop, listed = self.build_crop(), _listed(images)
+        if not listed:
+            raise ValueError("There is no picture among images: give a panorama, or as many as there are texts.")
+        views = [crop.views(read_picture(image, crop)) for image in listed]
         cameras = crop.camera_rows.expand(len(views), -1, -1).contiguous()
         mask = torch.ones(cameras.shape[:2], dtype=torch.bool)
         return BatchFeature({"pixel_values": torch.stack(views), "cameras": cameras, "view_mask": mask})
@@ -147,6 +149,8 @@ class PanoLlavaProcessor(ProcessorMixin):
         if text is None:
             return BatchFeature(pictures)
         questions = [text] if isinstance(text, str) else list(text)
+        if not questions:
+            raise ValueError("There is no question among text: give one, or as many as there are images.")
         if images is not None and len(questions) != len(pictures["pixel_values"]):
             raise ValueError(
                 f"{len(pictures['pixel_values'])} pictures and {len(questions)} texts: give one text a picture."
@@ -176,6 +180,8 @@ class PanoLlavaProcessor(ProcessorMixin):
                 "PanoLlavaProcessor only encodes conversations that end in a question (tokenize=True, "
                 "add_generation_prompt=True): the prompt is built in tokens, never as one string."
             )
+        if not conversation:
+            raise ValueError("A conversation must end in a user message, the question to answer; this one is empty.")
         batch = [conversation] if isinstance(conversation[0], Mapping) else list(conversation)
         parsed = [_parse(messages) for messages in batch]
         pictures = [picture for _, found in parsed for picture in found]
@@ -273,7 +279,7 @@ def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str |
         words = "\n".join(part["text"] for part in parts if part["type"] == "text")
         for part in parts:
             if part["type"] == "image":
-                pictures.append(next(part[key] for key in ("image", "path", "url") if key in part))
+                pictures += [part[key] for key in ("image", "path", "url") if key in part][:1]
         if message["role"] == "user":
             turns.append((words, None))
         elif message["role"] == "assistant" and turns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.pretrained import PanoLlavaPreTrainedModel
 from panollava.model.vision import VisionTower
 from panollava.run_folder import FORM
+
+logger = logging.getLogger(__name__)
 
 VISION_INPUTS = ("pixel_values", "vision_features", "cameras", "view_mask")
 EMBEDDED_INSTEAD_OF_IMAGE = 0
@@ -278,4 +281,7 @@ def _next_token_loss(logits: Tensor, labels: Tensor, logits_to_keep: int | Tenso
         targets = targets[:, logits_to_keep]
     elif logits_to_keep > 0:
         targets = targets[:, -logits_to_keep:]
+    if not targets.ne(IGNORE_INDEX).any():
+        logger.warning("All labels are %d, so there is nothing to learn: the loss is 0.", IGNORE_INDEX)
+        return logits.float().sum() * 0
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)

@@ -17,6 +17,7 @@ from small_runs import command
 from panollava import chat
 from panollava.crop.look import look
 from panollava.data.world import WorldSource
+from panollava.generation import GenerationOptions
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.chat import Chat
 
@@ -127,6 +128,7 @@ def heeds_ctrl_c() -> Iterator[None]:
 def test_ctrl_c_stops_the_answer_only(talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     talk("")  # for its folder
     pano = PanoLlava.from_pretrained("runs/recorded")
+    pano.generation = GenerationOptions(max_new_tokens=TOKENS)
     session = Chat(pano)
     session.open("one.jpg")
     assert session.conversation is not None

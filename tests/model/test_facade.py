@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from families import composite
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
@@ -177,3 +179,42 @@ def test_an_adapter_is_kept_beside_and_found_again(backbone: Backbone, tmp_path:
     assert not (tmp_path / "merged" / LORA).exists()
     merged = PanoLlava.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(again), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((None, "what?"), TypeError, "One panorama is asked about, not a NoneType"),
+        (([panorama()], "what?"), TypeError, "not a list. generate_batch takes several"),
+        ((panorama(), ["what?"]), TypeError, "give one text. generate_batch takes several"),
+        ((panorama(), None), TypeError, "question=None: give one text"),
+        ((panorama()[..., 0], "what?"), ValueError, "must be .H, W, 3. uint8"),
+        ((panorama() / 255, "what?"), ValueError, "float64"),
+    ],
+)
+def test_arguments_that_are_none(arguments: Any, error: type[Exception], message: str, backbone: Backbone) -> None:
+    with pytest.raises(error, match=message):
+        opened(backbone).generate(*arguments)
+
+
+def test_a_batch_takes_one_question_for_all(backbone: Backbone) -> None:
+    pano = opened(backbone)
+    images = [panorama(seed) for seed in range(2)]
+    asked = pano.generate_batch(images, "what?", max_new_tokens=4)
+    assert asked == pano.generate_batch(np.stack(images), ["what?", "what?"], max_new_tokens=4)
+    assert pano.generate_batch([], []) == pano.generate_batch([], "what?") == []
+    for single in ("a.jpg", Path("a.jpg"), images[0], Image.fromarray(images[0])):
+        with pytest.raises(TypeError, match="images are a list of panoramas, not one"):
+            pano.generate_batch(single, "what?")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="2 pictures and 1 questions: give one question a picture, or one text for"):
+        pano.generate_batch(images, ["what?"])
+    with pytest.raises(TypeError, match="questions=None"):
+        pano.generate_batch(images, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"history=.*give a list of .question, answer. texts"):
+        pano.generate(images[0], "what?", history=["what?"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"generation=.*give panollava.generation.GenerationOptions"):
+        pano.generate(images[0], "what?", generation={"num_beams": 2})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"generation.max_new_tokens=0: allowed"):
+        pano.chat(images[0]).ask("what?", max_new_tokens=0)
+    with pytest.raises(ValueError, match=r"pano.merge_lora_weights\(\) first.*keep_lora=True"):
+        with_adapter(pano).save_pretrained("never")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import composite
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from panollava.model.hub import load_language_model
@@ -185,6 +185,34 @@ def test_an_adapter_that_does_not_fit_is_refused(backbone: Backbone, tmp_path: P
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 2}))
     with pytest.raises(ValueError, match=r"does not fit together.*asks for rank 2, .* has 4"):
         load_lora(small(backbone, "llama"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"]}], ids=str
+)
+def test_an_adapter_of_plain_peft_may_come_with_the_vocabulary_it_was_trained_on(
+    targets: list[str], backbone: Backbone, tmp_path: Path
+) -> None:
+    """peft saves output layer or embeddings beside it; those of another model are refused, with that reason."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets)
+    trained = get_peft_model(load_language_model(backbone("llama")), config)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(2), std=0.3)
+    trained.save_pretrained(tmp_path, save_embedding_layers=True)
+    model = small(backbone, "llama")
+    load_lora(model, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model), trained.eval()(input_ids=IDS).logits)
+    merge_lora(model)
+    other = small(backbone, "llama")
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(2)
+    before = other.get_output_embeddings().weight.clone()
+    with pytest.raises(ValueError, match=r"comes with lm_head \(300, 32\) of the model that it was trained on.*merge"):
+        load_lora(other, tmp_path)
+    assert torch.equal(other.get_output_embeddings().weight, before)
 
 
 def test_adapters_start_from_their_own_seed_and_stay_fp32(backbone: Backbone) -> None:

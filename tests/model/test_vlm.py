@@ -259,6 +259,18 @@ def test_an_export_reloads_with_every_buffer_and_tie(
     assert torch.equal(reloaded(**batch).logits, model(**batch).logits)
 
 
+def test_a_batch_without_a_label_has_the_loss_0(backbone: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    model = small(backbone)
+    batch = inputs(model)
+    labels = torch.full_like(batch["input_ids"], -100)
+    for kept in (0, 2):
+        loss = model(**batch, labels=labels, logits_to_keep=kept).loss
+        loss.backward()
+        assert loss.item() == 0
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert "All labels are -100" in caplog.text
+
+
 def test_a_damaged_export_is_refused(backbone: Backbone, tmp_path: Path) -> None:
     model = small(backbone)
     model.save_pretrained(tmp_path)
