@@ -109,7 +109,8 @@ def _check_range(key: str, value: Any, kind: type, interval: Interval) -> None:
         for name, (sign, holds) in _LIMITS.items()
         if (limit := getattr(interval, name)) is not None
     ]
-    is_number = isinstance(value, int | kind) and not isinstance(value, bool) and math.isfinite(value)
+    kinds = (int,) if kind is int else (int, float)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not all(holds(value, limit) for _, holds, limit in limits):
         number = "whole number" if kind is int else "number"
         raise ValueError(

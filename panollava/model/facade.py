@@ -195,7 +195,7 @@ class PanoLlava:
     @property
     def _pad_id(self) -> int:
         """The tokenizer's pad, or another id that can be embedded; the mask hides it."""
-        rows = self.model.get_input_embeddings().weight.shape[0]
+        rows = len(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
         possible = (self.prompt.tokenizer.pad_token_id, *self.stop_ids)
         return next((int(one) for one in possible if one is not None and one < rows), 0)
 
@@ -358,7 +358,9 @@ class PanoLlava:
         """
         options = self.decoding(generation, max_new_tokens)
         on_device = batch.to(self.model.device)
-        streams = on_text is not None and options.num_beams == 1
+        streamer = None
+        if on_text is not None and options.num_beams == 1:
+            streamer = AnswerStream(self.prompt.tokenizer, on_text)
         ids = self.model.generate(  # type: ignore[misc]
             input_ids=on_device.input_ids,
             attention_mask=on_device.attention_mask,
@@ -369,12 +371,12 @@ class PanoLlava:
             # A sample is the most likely token after the sampler, which draws for each row by itself.
             generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
             logits_processor=sampler(options, _row_keys(batch) if options.temperature > 0 else ()),
-            streamer=AnswerStream(self.prompt.tokenizer, on_text) if streams else None,
+            streamer=streamer,
         )
         assert on_device.input_ids is not None
         new = ids[:, on_device.input_ids.shape[1] :]
         answers = [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
-        if on_text is not None and not streams:
+        if on_text is not None and streamer is None:
             on_text(answers[0])
         return answers
 

@@ -180,7 +180,7 @@ def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping
     Raises:
         ValueError: they are of another language model.
     """
-    base = language_model.get_base_model() if isinstance(language_model, PeftModel) else language_model
+    base: Any = language_model.get_base_model() if isinstance(language_model, PeftModel) else language_model
     layers = {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings())}
     own = {name: layers[id(module)].weight for name, module in base.named_modules() if id(module) in layers}
     trained = tuple(config.modules_to_save or ())

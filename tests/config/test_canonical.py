@@ -30,6 +30,10 @@ from panollava.config.locate import CONF
         ("data.train_csv=../a (1)/b,c.csv", "data.train_csv='../a (1)/b,c.csv'"),
         ("out=views (1).png", "out='views (1).png'"),
         ("experiment_name=null", "experiment_name=null"),
+        ("max_new_tokens=8", "generation.max_new_tokens=8"),
+        ("evaluation.max_new_tokens=8,16", "generation.max_new_tokens=8,16"),
+        ("++evaluation.max_new_tokens=8", "++generation.max_new_tokens=8"),
+        ("generation.max_new_tokens=8", "generation.max_new_tokens=8"),
         ("init_from='runs/a b'", "init_from='runs/a b'"),
     ],
 )

@@ -57,6 +57,21 @@ def test_a_folder_is_enough_and_is_told(copy: Path, monkeypatch: pytest.MonkeyPa
     assert (settings["split"], settings["crop"]["overlap"]) == ("test", 0.0)
 
 
+def test_decoding_is_recorded_and_of_older_runs_taken_from_their_evaluation(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    said = evaluated(monkeypatch, capsys, "runs/recorded", "generation.num_beams=2", "max_samples=2")
+    assert "Decoding of world-test: 2 beams, at most 8 new tokens." in said
+    assert metrics("recorded")["settings"]["generation"]["num_beams"] == 2
+    path = copy / "checkpoint_metadata.json"
+    metadata = json.loads(path.read_text("utf-8"))
+    assert metadata.pop("generation")["max_new_tokens"] == 8
+    metadata["evaluation"]["max_new_tokens"] = 5
+    path.write_text(json.dumps(metadata), encoding="utf-8")
+    said = evaluated(monkeypatch, capsys, "runs/recorded", "max_samples=2", "results_dir=older")
+    assert "Decoding of world-test: greedy, at most 5 new tokens." in said
+
+
 def test_without_metadata_a_config_is_enough(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     before = evaluated(monkeypatch, capsys, "runs/recorded")
     expected = predictions("recorded")

@@ -50,7 +50,7 @@ def test_a_run_alone_is_enough(run: Path, monkeypatch: pytest.MonkeyPatch, capsy
     panorama, question = scene.panorama(0), next(one.question for one in scene.questions() if not one.history)
     sight = Sight.from_pretrained(run)
     assert sight.pano is not None
-    answer = sight.pano.generate(panorama, question, max_new_tokens=64)
+    answer = sight.pano.generate(panorama, question)
     assert f"Question: {question}" in said
     assert f"Answer: {answer}" in said
     assert CAVEAT in said
@@ -111,7 +111,7 @@ def test_an_export_and_a_checkpoint_show_what_the_run_does(run: Path, monkeypatc
 
 
 def test_the_config_names_every_option() -> None:
-    keys = set(config("checkpoint=x", root="explain")) - {"data", "tracking"}
+    keys = set(config("checkpoint=x", root="explain")) - {"data", "generation", "tracking"}
     assert keys == set(explain.ExplainOptions.__dataclass_fields__)
 
 

@@ -37,8 +37,7 @@ for folder in sys.argv[1:]:
         save_file({"logits": model(**inputs).logits, **inputs}, f"{folder}.safetensors")
     ask = pipeline("image-text-to-text", model=folder)
     content = [{"type": "image", "path": "one.png"}, {"type": "text", "text": "what is there?"}]
-    options = {"generate_kwargs": {"max_new_tokens": 8, "do_sample": False}, "return_full_text": False}
-    (said,) = ask(text=[{"role": "user", "content": content}], **options)
+    (said,) = ask(text=[{"role": "user", "content": content}], return_full_text=False)
     print(said["generated_text"].strip().replace("\\n", " "))
 """
 
@@ -63,15 +62,17 @@ def write(in_recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 def test_a_fresh_process_opens_both_kinds_and_computes_the_same(write: Write) -> None:
     assert write("out=merged") == (0, said("its adapter merged", "merged"))
-    assert write("out=a, b/kept", "merge=false") == (0, said("its adapter beside it in lora_weights", "a, b/kept"))
+    kept = write("out=a, b/kept", "merge=false", "generation.repetition_penalty=1.5")
+    assert kept == (0, said("its adapter beside it in lora_weights", "a, b/kept"))
     cv2.imwrite("one.png", WorldSource(split="test", scenes=1).panorama(0)[..., ::-1])
     line = [sys.executable, "-c", PROGRAM, "merged", "a, b/kept"]
     done = subprocess.run(line, capture_output=True, text=True, encoding="utf-8", env={**os.environ, **UTF8})
     assert done.returncode == 0, done.stderr[-2000:]
     pano = PanoLlava.from_pretrained("runs/recorded")
-    answer = pano.generate("one.png", QUESTION, max_new_tokens=8)
-    assert answer
-    assert done.stdout.splitlines() == [answer.replace("\n", " ")] * 2
+    options = [pano.generation, pano.generation.changed({"repetition_penalty": 1.5})]
+    answers = [pano.generate("one.png", QUESTION, generation=each).replace("\n", " ") for each in options]
+    assert answers[0] != answers[1]
+    assert done.stdout.splitlines() == answers  # as the run, and the command line, have it
     for folder in ("merged", "a, b/kept"):
         found = load_file(f"{folder}.safetensors")
         logits = found.pop("logits")

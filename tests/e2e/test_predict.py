@@ -14,6 +14,7 @@ from small_runs import command
 from panollava import predict
 from panollava.data.world import WorldSource
 from panollava.evaluation.read_predictions import read_predictions
+from panollava.generation import GenerationOptions
 from panollava.model.facade import PanoLlava
 
 Capture = pytest.CaptureFixture[str]
@@ -45,7 +46,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Ask:
 
     def run(*arguments: str, question: str = QUESTION) -> tuple[int, str, str]:
         capsys.readouterr()
-        typed = ["checkpoint=runs/recorded", f"question={question}", "device=cpu", "max_new_tokens=8", *arguments]
+        typed = ["checkpoint=runs/recorded", f"question={question}", "device=cpu", *arguments]
         status = command(monkeypatch, predict, *typed)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
@@ -62,6 +63,21 @@ def test_one_panorama(photos: Path, ask: Ask, question: str) -> None:
     status, out, _ = ask(f"image={photos / 'a.jpg'}", "out=one.csv", question=question)
     assert (status, out) == (0, f"{expected}\n")
     assert rows("one.csv") == [[(photos / "a.jpg").as_posix(), question, expected]]
+
+
+def test_decoding_is_the_runs_unless_the_command_says_otherwise(photos: Path, ask: Ask) -> None:
+    image, pano = photos / "a.jpg", PanoLlava.from_pretrained("runs/recorded")
+    assert pano.generation == GenerationOptions(max_new_tokens=8)  # typed as evaluation.max_new_tokens
+    for typed, options in (
+        (["max_new_tokens=3"], {"max_new_tokens": 3}),
+        (["generation.num_beams=3"], {"num_beams": 3}),
+        (["generation.temperature=1.5", "generation.seed=4"], {"temperature": 1.5, "seed": 4}),
+    ):
+        expected = pano.generate(image, QUESTION, generation=pano.generation.changed(options))
+        assert ask(f"image={image}", *typed)[:2] == (0, f"{expected}\n")
+    status, _, error = ask(f"image={image}", "generation.top_p=0.5")
+    assert status == 1
+    assert "generation.top_p=0.5 is for sampling" in error
 
 
 def rows(path: str) -> list[list[str]]:
