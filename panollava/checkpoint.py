@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -190,15 +189,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(state.get("stage"), str):
         raise ValueError(f"{path} names no stage, so it is not of a checkpoint. Choose another one of the run.")
     return state
-
-
-def fingerprint(checkpoint: Path) -> str:
-    """A short digest of the weights in a checkpoint: the same for the same weights, wherever they lie."""
-    digest = hashlib.sha256()
-    with (checkpoint / TRAINED).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def point(link: Path, target: Path) -> None:

@@ -11,11 +11,14 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.assemble.check import EvaluationOptions, check_tracking
+from panollava.assemble.conditions import answer_conditions, unequal
 from panollava.assemble.sections import check_generation
+from panollava.assemble.sources import open_source
 from panollava.assemble.tracking import open_tracker
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
+from panollava.crop.crop import Crop
 from panollava.evaluation.comparison import Contender, standings, verdicts
 from panollava.evaluation.comparison_report import (
     markdown,
@@ -29,7 +32,8 @@ from panollava.logs import LOG, configure_console, counted
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.asked_data import asked_data, asked_name
 from panollava.pipeline.restore import Restored, restore
-from panollava.pipeline.results_of import answer_split, find_answers
+from panollava.pipeline.results_of import Answers, answer_split, find_answers, first_difference
+from panollava.store.catalogue import known_pictures
 from panollava.store.options import StoreOptions
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
@@ -71,11 +75,16 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
     data = asked_data(options, runs[0].settings["data"])
     names = _names(runs)
-    contenders = [_contender(name, run, data, options, store) for name, run in zip(names, runs, strict=True)]
+    answers = {name: _answers(name, run, data, options, store) for name, run in zip(names, runs, strict=True)}
+    _check_same_questions(answers)
+    contenders = [Contender(name, tuple(one.predictions), one.image_tokens) for name, one in answers.items()]
     words = choose_words(options.words)
     found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
     title = f"{len(runs)} runs on {asked_name(options, data)}, by {options.measure}"
     text = markdown(places, found, title, words)
+    for line in unequal({name: one.conditions for name, one in answers.items()}):
+        LOG.warning("%s.", line)
+        text += f"\n{line}.\n"
     LOG.info("\n%s", text)
     out = Path(options.out).expanduser()
     files: dict[str, str | bytes] = {
@@ -106,34 +115,50 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
     return folders
 
 
-def _contender(
-    name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions
-) -> Contender:
+def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions) -> Answers:
     """A run's answers to the asked questions."""
-    found = find_answers(run, data, options.split, Path(options.results_dir), options.max_samples)
-    if found is None:
-        LOG.info("%s has no answers to these questions yet: they are asked now.", name)
-        recorded = run.settings["evaluation"]
-        evaluation = EvaluationOptions(
-            enabled=True,
-            batch_size=options.batch_size or recorded["batch_size"],
-            max_samples=options.max_samples,
-            blank=False,
-            words=options.words,
-            meteor=False,
-            results_dir=options.results_dir,
-            log_samples=False,
-            log_interval=25,
-            log_max_samples=0,
-        )
-        compute = recorded_compute(options.device, run.settings["precision"])
-        pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
-        workers = options.num_workers
-        result = answer_split(
-            run, data, options.split, evaluation, compute, NullTracker(), pano=pano, store=store, num_workers=workers
-        )
-        found = result.predictions, result.image_tokens
-    return Contender(name, tuple(found[0]), found[1])
+    recorded = run.settings["evaluation"]
+    evaluation = EvaluationOptions(
+        enabled=True,
+        batch_size=options.batch_size or recorded["batch_size"],
+        max_samples=options.max_samples,
+        blank=False,
+        words=options.words,
+        meteor=False,
+        results_dir=options.results_dir,
+        log_samples=False,
+        log_interval=25,
+        log_max_samples=0,
+    )
+    # The size of the views is the encoder's, which need not be opened to look at the questions.
+    source = open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
+    conditions = answer_conditions(run.checkpoint, run.settings, source, known_pictures(store))
+    found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)
+    if found is not None:
+        return found
+    LOG.info("%s has no answers to these questions yet: they are asked now.", name)
+    compute = recorded_compute(options.device, run.settings["precision"])
+    pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
+    workers = options.num_workers
+    given = answer_split(
+        run, data, options.split, evaluation, compute, NullTracker(), pano=pano, store=store, num_workers=workers
+    )
+    return Answers(given.predictions, given.image_tokens, given.conditions)
+
+
+def _check_same_questions(answers: dict[str, Answers]) -> None:
+    """Refuses to compare answers to other questions, or by other references.
+
+    Raises:
+        ValueError: naming the first sample that differs.
+    """
+    (first, one), *others = answers.items()
+    for name, other in others:
+        if difference := first_difference(one.predictions, other.predictions):
+            raise ValueError(
+                f"{first} and {name} were not asked the same ({difference}). Evaluate both on one test set, with "
+                "csv_input= or world_seed=."
+            )
 
 
 def _names(runs: list[Restored]) -> list[str]:

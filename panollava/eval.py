@@ -28,6 +28,7 @@ from panollava.pipeline.evaluate import answer_questions
 from panollava.pipeline.measure import measure
 from panollava.pipeline.restore import Restored, restore
 from panollava.pipeline.results_of import answer_split
+from panollava.store.catalogue import known_pictures
 from panollava.store.options import StoreOptions
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, recorded_compute
@@ -134,7 +135,7 @@ def _measure(
         Path(options.results_dir),
         run.settings["experiment_name"],
         found,
-        {**run.subject(), "split": split, "data": data},
+        {**run.subject(known_pictures(store)), "split": split, "data": data},
     )
     LOG.info("Measures: %s", path)
 

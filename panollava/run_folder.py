@@ -60,6 +60,17 @@ MAY_DIFFER = (
 FORM = 2
 """Form of the ``model`` section in configs and metadata; older records have none and are read through ``upgraded``."""
 
+_PATHS = {
+    "model.vision": ("name",),
+    "model.language": ("name",),
+    "data": (
+        "dir",
+        "image_dir",
+        *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("csv", "json")),
+    ),
+    "evaluation": ("clip",),
+}
+"""Settings of a run, by section, that may be paths."""
 _NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}
 """What nothing can be opened without, of ``checkpoint_metadata.json``."""
 
@@ -298,6 +309,30 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if lacking := [key for key, kind in _NEEDED.items() if not isinstance(document.get(key), kind)]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}, so it does not say what the checkpoints beside it are.")
     return upgraded(document)
+
+
+def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's settings with relative paths that lead somewhere, from wherever a command is started.
+
+    A path is tried as it is, then from each folder above the run's, the nearest first, then from the folder that the
+    run was started in. One that is found nowhere, such as a hub name, stays as it is.
+
+    Args:
+        settings: as ``read_metadata`` gives them; not changed.
+        folder: of the stage.
+    """
+    result = copy.deepcopy(settings)
+    roots = [*folder.resolve().parents, *(Path(root) for root in [settings.get("workplace")] if root)]
+    for section, keys in _PATHS.items():
+        values = result
+        for part in section.split("."):
+            values = values.get(part, {})
+        for key in keys:
+            value = values.get(key)
+            if isinstance(value, str) and not Path(value).expanduser().exists():
+                found = next((root / value for root in roots if (root / value).exists()), None)
+                values[key] = value if found is None else str(found)
+    return result
 
 
 def find_run_folder(path: Path, order: Sequence[str] = ("finetune", "resampler", "vision")) -> Path:

@@ -13,10 +13,12 @@ from panollava.checkpoint import write_json
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.evaluation.read_predictions import KEYED, Form, Scored, read_predictions
+from panollava.evaluation.results import METRICS
 from panollava.evaluation.scores import score
 from panollava.evaluation.statistics import Interval
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
+from panollava.untrusted import read_document
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ def main(cfg: DictConfig) -> None:
     counts = {"answer": report.answers, "question": report.pairs, "picture": report.images}
     LOG.info("%s: %s", path, ", ".join(counted(number, noun) for noun, number in counts.items()))
     LOG.info("Form: %s. Words: %s.\n\n%s\n", report.form, report.words, report.table())
-    write_json(out, {"predictions": str(path), "clip": options.clip, **report.record()})
+    beside = path.with_name(METRICS)
+    conditions = read_document(beside).get("settings", {}).get("conditions") if beside.is_file() else None
+    if conditions is None:
+        LOG.info("Nothing beside %s tells which model gave its answers, how, or to which version of the data.", path)
+    write_json(out, {"predictions": str(path), "clip": options.clip, "conditions": conditions, **report.record()})
     LOG.info("Scores: %s", out)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from panollava.crop.decode import DECODERS, DIVISORS
 from panollava.crop.file import decode_panorama
 from panollava.crop.partial import Covered
+from panollava.store.pictures import file_state
 
 MEMORY = Path("cache/decoded.json")
 """Where it is kept: in the folder that commands are started in, like the other caches. Deleting it forgets."""
@@ -20,7 +21,7 @@ MEMORY = Path("cache/decoded.json")
 class Decoded:
     """The verdicts of full decodes, by file.
 
-    A file is known by its path, size, time and inode, and a verdict is that of certain decoders.
+    A file is known by its path, size, times and inode, and a verdict is that of certain decoders.
 
     Args:
         path: where they are kept; a file that cannot be read, or is another version's, counts as empty.
@@ -76,16 +77,15 @@ def _check(decoded: Decoded, check: Callable[[str], object], picture: str) -> ob
 
 def _identity(picture: str) -> list[int]:
     try:
-        state = os.stat(picture)
+        return file_state(picture)
     except OSError:
         return []
-    return [state.st_size, state.st_mtime_ns, state.st_ino]
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
     try:
         document = json.loads(path.read_text("utf-8"))
         pictures = document["pictures"] if document["decoders"] == DECODERS else {}
-        return {name: known for name, known in pictures.items() if isinstance(known, list) and len(known) == 4}
+        return {name: known for name, known in pictures.items() if isinstance(known, list) and len(known) == 5}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a memory, not a record: it can be made again
         return {}

@@ -17,9 +17,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from panollava.assemble.conditions import learnt_record
 from panollava.assemble.data import RunData, open_data
 from panollava.assemble.features import open_features
-from panollava.assemble.status import awaits_evaluation, awaits_model, pending_stages
+from panollava.assemble.status import awaits_model, changed_inputs, evaluation_due, pending_stages, recorded_inputs
 from panollava.assemble.tracking import open_tracker, send_left
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
 from panollava.config.job import gpu_beside_others, in_sweep, swept_values
@@ -27,8 +28,10 @@ from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
+from panollava.store.catalogue import known_pictures
 from panollava.store.making import FeatureMaker
 from panollava.store.options import StoreOptions
+from panollava.store.pictures import KnownPictures
 from panollava.sweep_folder import job_name, read_start
 from panollava.tracking.database import FOLDER_TAG
 from panollava.tracking.store import STAGES_TAG
@@ -52,6 +55,7 @@ class Run:
         data: the splits.
         pending: stages to train, in order; the others were finished when the run was opened.
         parameters: what its stages add to the parameters in the tracker, before it is opened.
+        evaluation_due: whether the last stage is to be evaluated, in the first process.
     """
 
     cfg: DictConfig
@@ -62,6 +66,7 @@ class Run:
     backbones: Backbones
     data: RunData
     pending: list[str]
+    evaluation_due: bool = False
     parameters: dict[str, object] = field(default_factory=dict)
 
     @cached_property
@@ -120,6 +125,24 @@ class Run:
             features=self._features(name),
         )
 
+    @cached_property
+    def known(self) -> KnownPictures:
+        """What recognises pictures and other files."""
+        return known_pictures(self.store)
+
+    def inputs(self, name: str) -> dict[str, Any]:
+        """The content of what a stage learns from: both backbones and the data; empty in a dry run, which ends soon."""
+        if self.cfg.dry_run:
+            return {}
+        parts = ("vision",) if name == "vision" else ("vision", "language")
+        return {part: self._inputs[part] for part in (*parts, "train", "val")}
+
+    @cached_property
+    def _inputs(self) -> dict[str, Any]:
+        backbones = {part: self.backbones.record(part, self.known.identify) for part in ("vision", "language")}
+        splits = {"train": self.data.train, "val": self.data.val}
+        return {**backbones, **{split: learnt_record(source, self.known) for split, source in splits.items()}}
+
     @property
     def store(self) -> StoreOptions:
         """``store.*``; a dry run keeps nothing."""
@@ -176,12 +199,9 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         LOG.info("Experiment %s in %s", root.name, root)
         pending = pending_stages(plain(cfg), experiment)  # refuses a folder of another config, nothing opened yet
         pending = json.loads(procs.texts(json.dumps(pending))[0])
-        backbones = Backbones(plain(cfg.model), plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
+        model = plain(cfg.model) if cfg.overwrite else _pinned(cfg, experiment)
+        backbones = Backbones(model, plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
         data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
-        waits = awaits_evaluation(plain(cfg), experiment) or awaits_model(plain(cfg), experiment)
-        is_over = not pending and not waits
-        if is_over and procs.is_main:
-            send_left(root)
 
         def recording(parameters: Mapping[str, object]) -> Tracker:
             tracker = NullTracker() if is_over else stack.enter_context(_tracker(cfg, experiment, procs))
@@ -192,11 +212,29 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
                 tracker.inputs(data.described(plain(cfg.data)))
             return tracker
 
+        run = Run(cfg, experiment, recording, procs, compute, backbones, data, pending)
+        if problem := procs.texts(changed_inputs(run) if procs.is_main else "")[0]:
+            raise ValueError(problem)
+        run.evaluation_due = procs.is_main and evaluation_due(run)
+        is_over = not (pending or run.evaluation_due or awaits_model(plain(cfg), experiment))
+        if is_over and procs.is_main:
+            send_left(root)
         try:
-            yield Run(cfg, experiment, recording, procs, compute, backbones, data, pending)
+            yield run
         except Exception:
             LOG.debug("The run stopped.", exc_info=True)  # for the log file; the terminal gets the message alone
             raise
+
+
+def _pinned(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
+    """The model section, with the commits of the hub that stages which were trained here have opened."""
+    model = plain(cfg.model)
+    for name in cfg.stage.run:
+        inputs = recorded_inputs(experiment.stage_folder(name)) or {}
+        for part in ("vision", "language"):
+            if model[part].get("revision") is None:
+                model[part]["revision"] = (inputs.get(part) or {}).get("commit")
+    return model
 
 
 def setting(cfg: DictConfig) -> str:

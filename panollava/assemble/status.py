@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panollava.assemble.check import STAGES
-from panollava.checkpoint import BEST, LAST, follow
-from panollava.run_folder import CONFIG, Experiment
+from panollava.assemble.check import STAGES, EvaluationOptions
+from panollava.assemble.conditions import answer_conditions, differences, mismatch, scoring, told
+from panollava.checkpoint import BEST, LAST, find_checkpoint, follow
+from panollava.evaluation.results import METRICS
+from panollava.logs import LOG
+from panollava.run_folder import CONFIG, METADATA, Experiment, read_metadata
+from panollava.untrusted import read_document
+
+if TYPE_CHECKING:
+    from panollava.assemble.run import Run
 
 FINISHED, SKIPPED = "finished", "skipped"
 
@@ -40,10 +47,100 @@ def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[st
     return pending
 
 
-def awaits_evaluation(config: Mapping[str, Any], experiment: Experiment) -> bool:
-    """Whether the last stage can answer questions and was not asked any yet."""
-    last = config["stage"]["run"][-1]
-    return config["evaluation"]["enabled"] and last != "vision" and not experiment.state(last).get("evaluated")
+def recorded_inputs(folder: Path) -> dict[str, Any] | None:
+    """The content of what a stage's folder was trained on, None where its metadata do not tell."""
+    if not (folder / METADATA).is_file():
+        return None
+    try:
+        found = read_metadata(folder).get("inputs")
+    except ValueError:  # which stage it is says config.yaml, and what trains writes the metadata anew
+        return None
+    return dict(found) if isinstance(found, dict) and found else None
+
+
+def check_inputs(run: Run, name: str, folder: Path, way_out: str) -> None:
+    """Refuses to go on with a stage whose data or backbones are no longer what it was trained on.
+
+    Args:
+        run: of now.
+        name: the stage.
+        folder: where it was trained.
+        way_out: what to do about it, beside putting things back.
+
+    Raises:
+        ValueError: naming what changed.
+    """
+    recorded = recorded_inputs(folder)
+    if recorded is None:
+        LOG.info("%s: the content of its data and backbones is not recorded, so changes since are not seen.", folder)
+        return
+    changed = dict.fromkeys(_named(run, key) for key in differences(recorded, run.inputs(name)))
+    if changed:
+        raise ValueError(
+            f"{folder} was trained on other content than there is now: {'; '.join(changed)}. Put back what it was, "
+            f"{way_out}."
+        )
+
+
+def changed_inputs(run: Run) -> str:
+    """Why stages that have begun or ended here are not of the data and backbones of now; empty where they are."""
+    if run.cfg.overwrite or run.cfg.dry_run:
+        return ""
+    for name in run.cfg.stage.run:
+        folder = run.experiment.stage_folder(name)
+        if _has_begun(folder):
+            try:
+                check_inputs(
+                    run, name, folder, "give this run a name of its own (experiment_name=<name>), or train anew "
+                    "(overwrite=true)",
+                )  # fmt: skip
+            except ValueError as error:  # for every process of the run to raise
+                return str(error)
+    return ""
+
+
+def evaluation_due(run: Run) -> bool:
+    """Whether the last stage can answer questions, and was not asked those of now under the conditions of now."""
+    last, test = run.cfg.stage.run[-1], run.data.test
+    if test is None or last == "vision" or run.cfg.dry_run:
+        return False
+    evaluated = run.experiment.state(last).get("evaluated")
+    if run.pending or not evaluated:
+        return True
+    path = Path(evaluated) / METRICS
+    if not path.is_file():
+        LOG.info("The evaluation on record, %s, is not there: the test split is evaluated again.", path.parent)
+        return True
+    options = EvaluationOptions(**run.plain["evaluation"])
+    folder, settings = run.experiment.stage_folder(last), read_document(path).get("settings", {})
+    sections = {
+        "model": run.backbones.model,
+        "crop": run.backbones.crop_spec,
+        "inputs": recorded_inputs(folder) or {},
+        "generation": run.plain["generation"],
+    }
+    now = answer_conditions(find_checkpoint(folder), sections, test, run.known)
+    found = mismatch(settings, now, options.max_samples)
+    if found is None:
+        LOG.info("%s does not record the conditions of its answers; it is taken as it is.", path.parent)
+        return False
+    found |= differences({"scores": settings.get("scores")}, {"scores": scoring(options)})
+    if found:
+        LOG.info("The evaluation in %s has other conditions (%s): a new one is made.", path.parent, told(found))
+    else:
+        LOG.info("The evaluation in %s is of these conditions, and stays.", path.parent)
+    return bool(found)
+
+
+def _named(run: Run, key: str) -> str:
+    """Which file or folder of a run a key of its inputs is about, in words."""
+    part, _, what = key.partition(".")
+    config = run.plain
+    if part in config["model"]:
+        return f"{part}.name={config['model'][part]['name']} ({what.removeprefix('files.')})"
+    files = [name for kind in ("csv", "json") if (name := f"{part}_{kind}") in config["data"]]
+    where = f"data.{files[0]}={config['data'][files[0]]}" if files else f"the {part} split of {config['data']['name']}"
+    return f"{where} ({what})"
 
 
 def recorded_config(folder: Path) -> dict[str, Any] | None:

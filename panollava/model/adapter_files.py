@@ -15,7 +15,7 @@ from panollava.untrusted import check_weights, read_document, read_safetensors
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, BELONGS = "adapter_config.json", "adapter_model.safetensors", "belongs_to.json"
 
 _SET_ASIDE = ("auto_mapping", "corda_config", "lora_ga_config", "eva_config", "loftq_config")
 """Names of classes to import and of further files, of pickles, to begin from: all that counts is in the weights."""
@@ -60,6 +60,21 @@ def warn_of_base(config: LoraConfig, base: str, path: Path) -> None:
             "are the same model.",
             path, trained_on, base,
         )  # fmt: skip
+
+
+def warn_of_sight(path: Path, digest: str) -> None:
+    """Says so where an adapter was trained behind other weights that see than those of the model it is attached to.
+
+    Args:
+        path: the adapter's folder; without ``BELONGS``, as plain peft leaves it, nothing is known.
+        digest: of the model's own weights between encoder and language model.
+    """
+    if (path / BELONGS).is_file() and read_document((path / BELONGS).resolve()).get("sight") not in (None, digest):
+        logger.warning(
+            "The LoRA adapter in %s was trained with another resampler and projector than this model has: its answers "
+            "are right only with those of its own run.",
+            path,
+        )
 
 
 def _last(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +14,13 @@ from transformers import PreTrainedModel
 from panollava.crop.crop import Crop
 from panollava.model.encoder import PanoVision
 from panollava.model.fusion import image_token_count
-from panollava.model.hub import load_language_model, load_tokenizer
+from panollava.model.hub import backbone_record, load_language_model, load_tokenizer
 from panollava.model.vision import VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
+from panollava.store.pictures import KnownPictures
+
+logger = logging.getLogger(__name__)
 
 
 class Backbones:
@@ -43,6 +48,7 @@ class Backbones:
             feature_layer=vision["feature_layer"],
             attn_implementation=vision["attn_implementation"],
             dtype=self.dtype,
+            revision=vision.get("revision"),
         )
 
     @cached_property
@@ -54,13 +60,41 @@ class Backbones:
             dtype=self.dtype,
             attn_implementation=language["attn_implementation"],
             load_in_4bit=language.get("load_in_4bit", False),
+            revision=language.get("revision"),
         )
 
     @cached_property
     def prompt(self) -> ChatPrompt:
         """The language model's way of writing conversations; reads only its tokenizer."""
         language = self.model["language"]
-        return ChatPrompt(load_tokenizer(language["name"]), system=language["system"])
+        return ChatPrompt(load_tokenizer(language["name"], language.get("revision")), system=language["system"])
+
+    def record(self, part: str, digest: Callable[[Path], str]) -> dict[str, Any] | None:
+        """What ``vision`` or ``language`` is made of, see ``backbone_record``; nothing is opened."""
+        section = self.model[part]
+        return backbone_record(section["name"], section.get("revision"), digest)
+
+    def warn_of_changes(self, inputs: Mapping[str, Any] | None) -> None:
+        """Says which backbones are no longer what a run was trained on.
+
+        Args:
+            inputs: as the run's metadata have them; None where they have none.
+        """
+        if inputs is None:
+            logger.info("The run does not record the content of its backbones, so changes since are not seen.")
+            return
+        place = Path("cache", "pictures")  # where commands that keep features remember files
+        known = KnownPictures(place if place.is_dir() else None)
+        for part in ("vision", "language"):
+            old, new = inputs.get(part), self.record(part, known.identify)
+            if old and new and old != new:
+                one, other = (found.get("files", found) for found in (old, new))
+                changed = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+                logger.warning(
+                    "%s.name=%s is no longer what the run was trained on (%s differs): its answers are not the trained "
+                    "model's. Put back what it was.",
+                    part, self.model[part]["name"], ", ".join(changed),
+                )  # fmt: skip
 
     @cached_property
     def crop(self) -> Crop:

@@ -36,7 +36,7 @@ from panollava.model.streaming import AnswerStream
 from panollava.model.trainable import load_trained
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded
-from panollava.run_folder import find_run_folder, read_metadata
+from panollava.run_folder import find_run_folder, read_metadata, with_paths_found
 
 Turns = Sequence[tuple[str, str]]
 
@@ -90,7 +90,7 @@ class PanoLlava:
             return cls._from_export(path, device, dtype)
         run = find_run_folder(path)
         checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
-        settings = read_metadata(run)
+        settings = with_paths_found(read_metadata(run), run)
         if not in_4bit:
             settings["model"]["language"]["load_in_4bit"] = False
         return cls.from_checkpoint(checkpoint, settings, device=device, dtype=dtype)
@@ -108,7 +108,8 @@ class PanoLlava:
 
         Args:
             checkpoint: a ``*.ckpt`` folder.
-            settings: the run's metadata; of it ``stage``, ``model``, ``crop`` and ``generation`` are read.
+            settings: the run's metadata; of it ``stage``, ``model``, ``crop``, ``inputs`` and
+                ``generation`` are read.
             device: where the model goes.
             dtype: of the frozen backbones.
 
@@ -121,6 +122,7 @@ class PanoLlava:
                 "or stage=finetune from it first."
             )
         backbones = Backbones(settings["model"], settings["crop"], dtype=dtype)
+        backbones.warn_of_changes(settings.get("inputs"))
         model = backbones.composite()
         if read_state(checkpoint)["has_lora"]:
             add_lora(model, **lora_arguments(settings["model"]["lora"]))

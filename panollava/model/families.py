@@ -141,7 +141,7 @@ def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
 
 
 def preprocessing(
-    source: str, config: PreTrainedConfig
+    source: str, config: PreTrainedConfig, revision: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int]]:
     """Mean, deviation and ``(h, w)`` of the encoder's own processor.
 
@@ -152,7 +152,9 @@ def preprocessing(
         data = resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))
         return tuple(data["mean"]), tuple(data["std"]), _native_size(config)
     try:
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(
+            source, revision=revision or "main", backend="pil", trust_remote_code=False
+        )
     except OSError:
         logger.warning(
             "%s has no preprocessor_config.json: normalising with the published values of %s, mean %s and std %s.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +18,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import extract_commit_hash
 
 from panollava.untrusted import read_document
 
@@ -28,6 +29,10 @@ LANGUAGE_KEY = "model.language.name"
 _TINY = Path(__file__).parents[1] / "tiny"
 SHIPPED = {"panollava/tiny-siglip": _TINY / "vision", "panollava/tiny-qwen3": _TINY / "language"}
 """Names of the miniature backbones inside the package, used like hub names."""
+NEWEST = "main"
+"""Branch of the hub that is opened where no revision is named."""
+_READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""Files of a folder that its model, tokenizer and preprocessing are made of."""
 
 
 def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
@@ -50,23 +55,53 @@ def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
     return str(name)
 
 
-def read_config(name: str, key: str) -> PreTrainedConfig:
+def backbone_record(name: str, revision: str | None, digest: Callable[[Path], str]) -> dict[str, Any] | None:
+    """What a backbone is made of: ``files`` of a folder by name, or the ``commit`` of a hub model.
+
+    Args:
+        name: as the user wrote it.
+        revision: of the hub.
+        digest: of a file's content.
+
+    Returns:
+        None where it is not on this machine.
+    """
+    folder = Path(resolve_source(name))
+    if folder.is_dir():
+        files = {file.name: file for pattern in _READ for file in folder.glob(pattern)}
+        return {"files": {file: digest(files[file]) for file in sorted(files)}}
+    try:
+        found = _file_of(name, CONFIG_NAME, revision=revision or NEWEST, local_files_only=True)
+    except OSError:  # no name that the hub could have
+        return None
+    commit = None if found is None else extract_commit_hash(str(found), None)
+    return None if commit is None else {"commit": commit}
+
+
+def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedConfig:
     """Configuration of a backbone.
 
     Args:
         name: what ``resolve_source`` gave.
         key: config key to name in messages, such as ``model.vision.name``.
+        revision: commit, branch or tag of a hub model; None for the newest.
 
     Raises:
         FileNotFoundError: neither a folder nor a model that the hub (or its local cache) gives.
+        ValueError: a revision is named of a folder.
     """
+    if revision is not None and Path(name).is_dir():
+        raise ValueError(
+            f"{key.removesuffix('name')}revision={revision!r} is for models of the Hugging Face hub, and "
+            f"{key}={name!r} is a folder, which has no revisions. Leave it at null."
+        )
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(
             f"{key}={name!r} is a folder without config.json, so it is no Hugging Face or timm model. Give a "
             "folder written by save_pretrained (or timm's save_for_hf), or a hub name."
         )
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and "
@@ -85,6 +120,7 @@ def load_pretrained(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     attn_implementation: str,
+    revision: str | None = None,
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """A model of an Auto class with all its weights found in the checkpoint.
@@ -94,7 +130,8 @@ def load_pretrained(
         ValueError: the checkpoint lacks weights, so that some would have stayed random; or it would make transformers
             open pickles.
     """
-    refuse_pickles(name, f"{key}={name!r}", _convert_recipe(name, key))
+    place = {"revision": revision or NEWEST}
+    refuse_pickles(name, f"{key}={name!r}", _convert_recipe(name, key), **place)
     try:
         with quiet_transformers():
             model, info = auto_class.from_pretrained(
@@ -102,6 +139,7 @@ def load_pretrained(
                 config=config,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
+                **place,
                 use_safetensors=True,
                 quantization_config=quantization_config,
                 trust_remote_code=False,
@@ -193,6 +231,7 @@ def load_language_model(
     dtype: torch.dtype = torch.float32,
     attn_implementation: Attention = "sdpa",
     load_in_4bit: bool = False,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of ``model.language.name``, in eval mode.
 
@@ -202,6 +241,7 @@ def load_language_model(
         attn_implementation: attention kernel of transformers.
         load_in_4bit: keep the matrices in four bits (NF4, scales quantised too), which frees memory and leaves only
             adapters to train. Source: Dettmers et al. 2023, arXiv:2305.14314.
+        revision: commit, branch or tag of a hub model; None for the newest.
 
     Raises:
         FileNotFoundError: no such model, or no safetensors weights.
@@ -209,7 +249,7 @@ def load_language_model(
     """
     quantisation = _four_bits(dtype) if load_in_4bit else None
     source = resolve_source(name, LANGUAGE_KEY)
-    config = read_config(source, LANGUAGE_KEY)
+    config = read_config(source, LANGUAGE_KEY, revision)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
             f"{LANGUAGE_KEY}={source!r} is a {config.model_type!r} model, which transformers does not "
@@ -223,6 +263,7 @@ def load_language_model(
         config=config,
         dtype=dtype,
         attn_implementation=attn_implementation,
+        revision=revision,
         quantization_config=quantisation,
     )
 
@@ -238,16 +279,16 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of ``model.language.name``.
+def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer of ``model.language.name``, of a revision of the hub.
 
     Raises:
         FileNotFoundError: no such model, or it has no tokenizer files.
     """
     source = resolve_source(name, LANGUAGE_KEY)
-    read_config(source, LANGUAGE_KEY)
+    read_config(source, LANGUAGE_KEY, revision)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the "

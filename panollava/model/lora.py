@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model, get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, uint8
 
-from panollava.model.adapter_files import read_adapter, warn_of_base
+from panollava.checkpoint import write_json
+from panollava.model.adapter_files import BELONGS, read_adapter, warn_of_base, warn_of_sight
 from panollava.model.build import seeded
 from panollava.model.lora_targets import check_targets
+from panollava.model.trainable import ENCODER, LANGUAGE_MODEL
 
 if TYPE_CHECKING:
     from panollava.model.vlm import PanoLlavaForConditionalGeneration
@@ -116,6 +119,8 @@ def save_lora(
 ) -> None:
     """Write the adapter in use, ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
 
+    ``belongs_to.json`` beside them says behind which resampler and projector it was trained.
+
     Args:
         model: whose adapter it is.
         folder: to write into.
@@ -138,6 +143,7 @@ def save_lora(
             file.replace(target / file.name)
         (target / name).rmdir()
     (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    write_json(target / BELONGS, {"sight": _sight_digest(model, tensors)})
 
 
 def load_lora(
@@ -167,6 +173,7 @@ def load_lora(
         except ValueError as error:
             raise ValueError(f"The LoRA adapter in {path} cannot be attached. {error}") from error
     warn_of_base(config, str(model.language_model.config.name_or_path or ""), path)
+    warn_of_sight(path, _sight_digest(model))
     stored = set(tensors) - _vocabulary_copies(model.language_model, config, tensors, path)
     model.language_model = _attach(model, path, name, config, stored, trainable)
     use_lora(model, name)
@@ -264,6 +271,17 @@ def without_lora(model: PanoLlavaForConditionalGeneration) -> Iterator[None]:
             for name in names:
                 load_lora(model, Path(aside) / name, name=name)
             use_lora(model, used)
+
+
+def _sight_digest(model: PanoLlavaForConditionalGeneration, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """Digest of the weights between encoder and language model, in place of which ``tensors`` may be given."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if name.startswith((ENCODER, LANGUAGE_MODEL)) or (tensors is not None and name not in tensors):
+            continue
+        value = weight if tensors is None else tensors[name]
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:

@@ -13,7 +13,7 @@ from panollava.model.backbones import Backbones
 from panollava.model.encoder import PanoVision
 from panollava.model.facade import PanoLlava
 from panollava.model.trainable import load_trained
-from panollava.run_folder import find_run_folder, read_metadata
+from panollava.run_folder import find_run_folder, read_metadata, with_paths_found
 
 _VISION = "vision."
 """What the names of the seeing part's tensors begin with, in checkpoints of every stage."""
@@ -62,9 +62,10 @@ class Sight:
     @classmethod
     def _of_stage_1(cls, path: Path, device: torch.device, dtype: torch.dtype) -> Sight:
         run = find_run_folder(path)
-        metadata = read_metadata(run)
+        metadata = with_paths_found(read_metadata(run), run)
         checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
         backbones = Backbones(metadata["model"], metadata["crop"], dtype=dtype)
+        backbones.warn_of_changes(metadata.get("inputs"))
         vision = backbones.vision()
         tensors = read_weights(checkpoint)  # the head that only stage 1 has is left where it is
         own = {name.removeprefix(_VISION): tensor for name, tensor in tensors.items() if name.startswith(_VISION)}

@@ -93,6 +93,7 @@ class VisionTower(nn.Module):
         feature_layer: int = -1,
         dtype: torch.dtype = torch.float32,
         attn_implementation: Attention = "sdpa",
+        revision: str | None = None,
     ) -> VisionTower:
         """Open an encoder by hub name (``google/siglip-base-patch16-224``, ``timm/...``) or local folder.
 
@@ -103,18 +104,25 @@ class VisionTower(nn.Module):
             feature_layer: see ``__init__``.
             dtype: type of the weights; normalisation is always fp32.
             attn_implementation: attention kernel of transformers.
+            revision: commit, branch or tag of a hub model; None for the newest.
 
         Raises:
             FileNotFoundError: no such model, or no safetensors weights.
             ValueError: the family is not supported, or the size is not possible.
         """
         source = resolve_source(name_or_path, KEY)
-        config = vision_config(read_config(source, KEY), source)
-        mean, std, own_size = preprocessing(source, config)
+        config = vision_config(read_config(source, KEY, revision), source)
+        mean, std, own_size = preprocessing(source, config, revision)
         size = own_size if image_size is None else _pair(image_size)
         use_image_size(config, size)
         model = load_pretrained(
-            AutoModel, source, KEY, config=config, dtype=dtype, attn_implementation=attn_implementation
+            AutoModel,
+            source,
+            KEY,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            revision=revision,
         )
         return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
 

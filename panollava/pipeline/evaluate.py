@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from panollava.assemble.check import EvaluationOptions
+from panollava.assemble.conditions import differences, scoring, told
 from panollava.assemble.data import question_batches
 from panollava.checkpoint import write_file
 from panollava.data.records import FREE_TEXT, Source
@@ -49,6 +50,7 @@ class Evaluation:
         predictions: answers, in the order of the questions.
         files: where they were written.
         image_tokens: tokens that a panorama takes in the language model.
+        conditions: what the answers depend on.
     """
 
     report: AnswerReport
@@ -57,6 +59,7 @@ class Evaluation:
     predictions: list[Prediction]
     files: ResultFiles
     image_tokens: int
+    conditions: dict[str, Any]
 
     def summary(self, title: str) -> str:
         """What a user is shown: the table, and for free text the caption scores."""
@@ -73,6 +76,7 @@ def evaluate_answers(
     *,
     experiment: str,
     tracker: Tracker,
+    conditions: dict[str, Any],
     num_workers: int = 0,
     settings: dict[str, Any] | None = None,
     features: FeatureMaker | None = None,
@@ -86,6 +90,7 @@ def evaluate_answers(
         options: ``evaluation.*``.
         experiment: names the folder below ``options.results_dir``.
         tracker: gets metrics, files, a table of answers and a picture.
+        conditions: what the answers depend on; see ``assemble.conditions``.
         num_workers: processes that cut panoramas.
         settings: kept in ``metrics.json``: what was evaluated, on what.
         features: of the model's encoder; None leaves encoding to the model.
@@ -93,9 +98,8 @@ def evaluate_answers(
     """
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
-    settings = {**(settings or {}), "generation": asdict(pano.generation)}
     LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
-    logs = answer_logs(source, options, experiment, settings)
+    logs = answer_logs(options, experiment, conditions)
     predictions = ask(log=logs[0], log_samples=options.log_samples)
     blind = ask(log=logs[1], blank=True) if options.blank else None
     report = score_answers(predictions, blind)
@@ -104,7 +108,13 @@ def evaluate_answers(
     by_clip = None if clip is None else clip_scores(scored, clip, _pictures(source))
     captions = with_clip(caption_scores(scored, words, meteor=options.meteor), by_clip)
     record = {"form": "grouped", "words": words, "clip": options.clip, **captions.record()}
-    kept = {**settings, "max_samples": options.max_samples, "image_tokens": pano.image_tokens}
+    kept = {
+        **(settings or {}),
+        "max_samples": options.max_samples,
+        "image_tokens": pano.image_tokens,
+        "conditions": conditions,
+        "scores": scoring(options),
+    }
     files = write_results(
         Path(options.results_dir),
         experiment,
@@ -122,17 +132,13 @@ def evaluate_answers(
         written(files)
     for log in logs:  # last: stopped before, an evaluation finds here that its result is there
         log.discard()
-    return Evaluation(report, captions, words, predictions, files, pano.image_tokens)
+    return Evaluation(report, captions, words, predictions, files, pano.image_tokens, conditions)
 
 
-def answer_logs(
-    source: Source, options: EvaluationOptions, experiment: str, settings: Mapping[str, Any]
-) -> list[AnswerLog]:
+def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping[str, Any]) -> list[AnswerLog]:
     """The answers that are kept while they are given: those to the pictures, and those to blank ones."""
     folder = result_folder(Path(options.results_dir), experiment)
-    asked = {"source": source.name, **settings}
-    asked.pop("folder", None)  # the weights, whose fingerprint is there, answer the same wherever they lie
-    return [AnswerLog(folder, {**asked, "blank": blank}) for blank in (False, True)]
+    return [AnswerLog(folder, {**conditions, "blank": blank}) for blank in (False, True)]
 
 
 def answer_questions(
@@ -162,6 +168,8 @@ def answer_questions(
     name = f"{source.name}, blank pictures" if blank else source.name
     if known:
         LOG.info("%s: %d answers are there from an evaluation that was stopped.", name, len(known))
+    elif log is not None and log.other is not None and (found := differences(log.other, log.settings)):
+        LOG.info("%s: an evaluation that did not end has other conditions (%s), and is left.", name, told(found))
     everything = source.questions()
     left = None if options.max_samples is None else options.max_samples - len(known)
     if left is not None and left <= 0:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from panollava.assemble.check import EvaluationOptions
+from panollava.assemble.conditions import answer_conditions
 from panollava.assemble.features import open_features
 from panollava.assemble.run import Run, plain
 from panollava.assemble.stage import AnyStage
@@ -52,8 +52,26 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
     if run.data.test is None or last == "vision":
         return None
     options = EvaluationOptions(**plain(run.cfg.evaluation))
-    if trained is None and _evaluated(run):
-        _discard_kept(run, last, options)
+    is_done = trained is None and not run.evaluation_due
+    if is_done and not (result_folder(Path(options.results_dir), run.experiment.name) / FOLDER).is_dir():
+        return None
+    subject = Restored(
+        find_checkpoint(run.experiment.stage_folder(last)),
+        {
+            "stage": last,
+            "crop": plain(run.cfg.crop),
+            "model": run.backbones.model,
+            "inputs": run.inputs(last),
+            "generation": plain(run.cfg.generation),
+        },
+    )
+    prompt, precision = run.backbones.prompt.format.record(), run.compute.name
+    conditions = answer_conditions(
+        subject.checkpoint, subject.settings, run.data.test, run.known, prompt=prompt, precision=precision
+    )
+    if is_done:
+        for log in answer_logs(options, run.experiment.name, conditions):
+            log.discard()  # of a process that died just after its result was on record
         return None
     if isinstance(trained, InstructStage) and trained.name == last and not run.is_sharded:
         pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
@@ -72,7 +90,8 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
             tracker=run.tracker,
             num_workers=run.trainer.num_workers,
             features=features,
-            settings=_subject(run, last),
+            conditions=conditions,
+            settings={**subject.subject(run.known), "split": "test", "data": plain(run.cfg.data)},
             written=lambda files: run.experiment.record(last, evaluated=str(files.folder)),
         )
     LOG.info("%s", result.summary("Test split"))
@@ -97,20 +116,6 @@ def farewell(run: Run) -> None:
     LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
         LOG.info("Compare runs: %s", way_to_look(absolute_uri(run.cfg.tracking.uri)))
-
-
-def _subject(run: Run, stage: str) -> dict[str, Any]:
-    """What the record says of the model and the questions, as evaluations of the checkpoint do."""
-    checkpoint = find_checkpoint(run.experiment.stage_folder(stage))
-    subject = Restored(checkpoint, {"stage": stage, "crop": plain(run.cfg.crop)}).subject()
-    return {**subject, "split": "test", "data": plain(run.cfg.data), "generation": plain(run.cfg.generation)}
-
-
-def _discard_kept(run: Run, stage: str, options: EvaluationOptions) -> None:
-    """Removes the answers that a process kept which died just after their result was on record."""
-    if run.data.test is not None and (result_folder(Path(options.results_dir), run.experiment.name) / FOLDER).is_dir():
-        for log in answer_logs(run.data.test, options, run.experiment.name, _subject(run, stage)):
-            log.discard()
 
 
 def _evaluated(run: Run) -> str | None:

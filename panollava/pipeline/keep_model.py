@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from panollava.assemble.datasets import digest_of
 from panollava.assemble.run import Run, plain
 from panollava.assemble.status import awaits_model, wanted_model
 from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state
@@ -43,7 +42,7 @@ def keep_model(run: Run) -> None:
                 gather_checkpoint(folder, target)
             for path in target.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
-        measured_on = f"{last}, validation data {digest_of(plain(run.cfg.data), 'val')}"
+        measured_on = f"{last}, validation data {' '.join(run.inputs(last)['val'].values())}"
         if last != "vision":
             measured_on += f", {run.cfg.model.language.name}"
         run.tracker.model(target, ModelLoss(read_state(find_checkpoint(folder))["validation_loss"], measured_on))

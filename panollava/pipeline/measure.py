@@ -96,6 +96,7 @@ def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> AnyStage:
         return InstructStage(pano.model, name=run.stage)
     settings = run.settings
     backbones = Backbones(settings["model"], settings["crop"], dtype=compute.dtype)
+    backbones.warn_of_changes(settings.get("inputs"))
     vision = backbones.vision()
     loss = settings["stage_settings"]["loss"]
     objective, _ = build_objective(

@@ -21,7 +21,9 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         loss: validation loss of the best checkpoint so far, None before there is one.
     """
     cfg, options = run.cfg, run.stage_options(name)
-    data = plain(cfg.data)
+    data, model, inputs = plain(cfg.data), plain(cfg.model), run.inputs(name)
+    for part in model.keys() & inputs.keys():  # a hub model is opened again at the commit it was trained with
+        model[part]["revision"] = (inputs[part] or {}).get("commit", model[part].get("revision"))
     return {
         "experiment_name": run.experiment.name,
         "stage": name,
@@ -49,13 +51,15 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "epoch": progress.epoch,
         "step": progress.global_step,
         "validation_loss": loss,
-        "model": plain(cfg.model),
+        "model": model,
         "crop": plain(cfg.crop),
         "data": data,
         "evaluation": plain(cfg.evaluation),
         "generation": plain(cfg.generation),
         "stage_settings": plain(cfg.stage[name]),
         "precision": cfg.trainer.precision,
+        "inputs": inputs,
+        "workplace": str(Path.cwd()),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},
         "git_commit": _git_commit(),
     }

@@ -10,20 +10,24 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from panollava.assemble.conditions import fingerprint
 from panollava.assemble.run import default_name, setting
 from panollava.assemble.sections import check_crop
-from panollava.checkpoint import find_checkpoint, fingerprint, read_state
+from panollava.checkpoint import find_checkpoint, read_state
 from panollava.config.locate import CONF
 from panollava.config.resolvers import register_resolvers
 from panollava.crop.crop import COMMON_KEYS
 from panollava.generation import recorded_generation
 from panollava.logs import LOG
-from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata, upgraded
+from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata, upgraded, with_paths_found
+from panollava.store.pictures import KnownPictures
 from panollava.sweep_folder import job_name
 
 IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
 """Keys that say which model it is: a config that names another one belongs to another run."""
 
+REVISIONS = ("model.vision.revision", "model.language.revision")
+"""Keys that metadata tell by the commit that was found, where the config leaves them open."""
 _SECTIONS = ("model", "crop", "data", "evaluation", "stage_settings", "precision")
 
 
@@ -49,13 +53,17 @@ class Restored:
         """The stage's run folder."""
         return self.checkpoint.parent
 
-    def subject(self) -> dict[str, Any]:
-        """What an evaluation records of the model."""
+    def subject(self, known: KnownPictures) -> dict[str, Any]:
+        """What an evaluation records of the model.
+
+        Args:
+            known: recognises files.
+        """
         return {
             "stage": self.stage,
             "folder": str(self.folder.resolve()),
             "checkpoint": self.checkpoint.name,
-            "fingerprint": fingerprint(self.checkpoint),
+            "fingerprint": fingerprint(self.checkpoint, known),
             "crop": self.settings["crop"],
         }
 
@@ -112,6 +120,7 @@ def restore(
         settings = _reconciled(settings, _from_config(given, folder), config or str(folder / CONFIG))
     elif not has_metadata:
         LOG.warning("%s has no %s: its settings are those of %s.", folder, METADATA, config or folder / CONFIG)
+    settings = with_paths_found(settings, folder)
     decoding = recorded_generation(settings).changed(generation or {})
     settings = {**settings, "generation": asdict(decoding)}
     return Restored(found, {**settings, "crop": _with_overrides(settings["crop"], dict(crop or {}))})
@@ -179,7 +188,7 @@ def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> 
     recorded, other = ({"model": each["model"], "crop": each["crop"]} for each in (metadata, config))
     old, new = flatten(recorded), flatten(other)
     for key in sorted(old.keys() & new.keys()):
-        if old[key] == new[key]:
+        if old[key] == new[key] or (key in REVISIONS and new[key] is None):
             continue
         if key in IDENTITY:
             raise ValueError(

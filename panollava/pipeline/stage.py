@@ -11,7 +11,7 @@ import torch
 
 from panollava.assemble.run import Run
 from panollava.assemble.stage import AnyStage, build_stage, skip_reason
-from panollava.assemble.status import SKIPPED
+from panollava.assemble.status import SKIPPED, recorded_config
 from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.logs import LOG, log_file
 from panollava.pipeline.finish import show_views
@@ -112,6 +112,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
         if follow(folder / BEST) is None:
             progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
+    before = None if resume is None else recorded_config(resume.parent)
     if not run.experiment.is_begun:  # nothing refuses this start any more: its record is opened
         show_views(run)
     checkpointer.notes["tracking_run"] = run.tracker.run_id
@@ -121,6 +122,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
             checkpointer.remove_unlinked()
         record_start(run, name, folder, stage, progress, resume)
     data = run.batches(name, options)
+    if before is not None:
+        _tell_schedule(run, name, before["stage"][name]["epochs"], progress, data.steps_per_epoch)
     # Another number of processes may leave out another sample of an epoch, and a step with it.
     progress.step_in_epoch = min(progress.step_in_epoch, data.steps_per_epoch - 1)
     try:
@@ -150,3 +153,18 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         raise KeyboardInterrupt
     finish(run, name, folder, result, trained)
     return stage
+
+
+def _tell_schedule(run: Run, name: str, epochs: int, progress: Progress, steps_per_epoch: int) -> None:
+    """Says what another number of epochs than at the last start does to the learning rate."""
+    options, step = run.stage_options(name), progress.global_step
+    if options.epochs == epochs:
+        return
+    total = options.epochs * steps_per_epoch
+    old = run.optim.learning_rate(options.lr, max(0, step - 1), epochs * steps_per_epoch)
+    new, last = (run.optim.learning_rate(options.lr, at, total) for at in (step, total - 1))
+    LOG.info(
+        "stage.%s.epochs=%d in place of %d: the learning rate follows the schedule of the new length, so it goes on at "
+        "%.2e after %.2e, and ends at %.2e.",
+        name, options.epochs, epochs, new, old, last,
+    )  # fmt: skip

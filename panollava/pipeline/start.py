@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from panollava.assemble.check import STAGES
+from panollava.assemble.conditions import differences
 from panollava.assemble.run import Run
-from panollava.assemble.status import FINISHED, recorded_config
+from panollava.assemble.status import FINISHED, check_inputs, recorded_config, recorded_inputs
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights
 from panollava.logs import LOG
 from panollava.pipeline.inherited import check_backbones
@@ -53,6 +54,7 @@ def _check_resume(run: Run) -> None:
             f"resume={checkpoint} is of a run with another config ({shown}), and resuming goes on with the very same "
             f"run. Give the same values, or start from its weights with init_from={checkpoint}."
         )
+    check_inputs(run, stage, checkpoint.parent, f"or start from its weights with init_from={checkpoint}")
 
 
 def start_from(
@@ -82,6 +84,12 @@ def start_from(
             )
         return {}
     tensors = read_weights(source)
+    if run.procs.is_main:
+        own = {part: run.inputs(name).get(part) for part in ("vision", "language")}
+        if changed := differences(recorded_inputs(source.parent) or {}, own):
+            LOG.warning(
+                "%s was trained on backbones of other content than this run's (%s).", source, ", ".join(changed)
+            )
     check_backbones(run, name, source, tensors, {**frozen, **trained})
     inherited = {key: tensors[key] for key in tensors.keys() & frozen.keys()}
     report = transfer(tensors, trained, kept=inherited)

@@ -11,14 +11,18 @@ from typing import Any
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
+from panollava.assemble.conditions import fingerprint
 from panollava.assemble.status import FINISHED
 from panollava.checkpoint import BEST, TRAINED, follow
 from panollava.evaluation.answers import is_correct
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.read_predictions import read_answers
+from panollava.evaluation.results import METRICS, PREDICTIONS
 from panollava.evaluation.seeds import Repeat
-from panollava.pipeline.results_of import METRICS, PREDICTIONS
+from panollava.logs import LOG
+from panollava.pipeline.results_of import Answers
 from panollava.run_folder import CONFIG, STAGES
+from panollava.store.pictures import KnownPictures
 from panollava.untrusted import read_document
 
 NUMBERS = ("seconds", "samples_per_second", "peak_memory_gb", "validation_loss")
@@ -44,6 +48,11 @@ class Job:
     metrics: Mapping[str, Any]
     predictions: Sequence[Prediction]
     parameters: int
+
+    @property
+    def answers(self) -> Answers:
+        """Its answers, with what they depend on as far as that is recorded."""
+        return Answers(self.predictions, self.image_tokens, self.metrics["settings"].get("conditions") or {})
 
     @property
     def image_tokens(self) -> int:
@@ -90,13 +99,23 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     last, state = list(done.items())[-1]
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / last / CONFIG))
     results = workplace / state["evaluated"] if state.get("evaluated") else None
-    has_answers = results is not None and (results / METRICS).is_file()
+    metrics = read_document(results / METRICS) if results and (results / METRICS).is_file() else {}
+    best = follow(folder / last / BEST)
+    if (
+        metrics
+        and best
+        and metrics["settings"].get("fingerprint") not in (None, fingerprint(best, KnownPictures(None)))
+    ):
+        LOG.warning(
+            "%s: its answers in %s are of earlier weights, and are left out of the report.", folder.name, results
+        )
+        metrics = {}
     return Job(
         name=folder.name,
         config=config,
         stages={key.partition("/")[0]: one for key, one in done.items()},
-        metrics=read_document(results / METRICS) if results and has_answers else {},
-        predictions=read_answers(results / PREDICTIONS) if results and has_answers else (),
+        metrics=metrics,
+        predictions=read_answers(results / PREDICTIONS) if results and metrics else (),
         parameters=_resampler_parameters(folder / last),
     )
 

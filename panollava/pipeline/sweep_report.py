@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from panollava.assemble.conditions import ASKED, differences, unequal
 from panollava.checkpoint import write_file
 from panollava.evaluation.comparison import Contender, verdicts
 from panollava.evaluation.comparison_report import TESTS
 from panollava.evaluation.seeds import settings_table
 from panollava.evaluation.statistics import Interval
 from panollava.evaluation.sweep_table import Row, markdown, picture, rows_csv
+from panollava.pipeline.results_of import first_difference
 from panollava.pipeline.sweep_jobs import Job, read_job
 from panollava.sweep_folder import JobRecord, read_jobs
 
@@ -51,16 +53,26 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
     """Markdown: every two settings on the same questions."""
     if len(answered) < 2:
         return []
-    asked = {frozenset(one.sample_id for one in job.predictions) for _, job in answered}
-    if len(asked) > 1:
-        return ["The jobs were asked different questions, so they are not compared with each other.\n"]
+    (first, one), *others = answered
+    for record, job in others:
+        asked = differences(one.answers.conditions, {key: job.answers.conditions.get(key) for key in ASKED})
+        if difference := first_difference(one.predictions, job.predictions) or ", ".join(asked):
+            reason = f"{first.name} and {record.name} were not asked the same ({difference})"
+            return [f"{reason}, so the jobs are not compared with each other.\n"]
+    known = {record.name: conditions for record, job in answered if (conditions := job.answers.conditions)}
+    notes = [f"{line}.\n" for line in unequal(known)]
     keys = [key for key in answered[0][0].swept if key != "seed"]
     if any("seed" in record.swept for record, _ in answered):
-        return [settings_table([job.repeat([record.swept[key] for key in keys]) for record, job in answered], keys)]
+        return [
+            *notes,
+            settings_table([job.repeat([record.swept[key] for key in keys]) for record, job in answered], keys),
+        ]
     if len(answered) > MOST_COMPARED:
         return [
-            f"More than {MOST_COMPARED} jobs: python -m panollava.compare tests the differences of those it is given.\n"
+            *notes,
+            f"More than {MOST_COMPARED} jobs: python -m panollava.compare tests the differences of those it is "
+            "given.\n",
         ]
     contenders = [Contender(record.name, tuple(job.predictions), job.image_tokens) for record, job in answered]
     found = verdicts(contenders, "unicode")
-    return ["\n".join([f"By exact match: {TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n"]
+    return [*notes, "\n".join([f"By exact match: {TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n"]

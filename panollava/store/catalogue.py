@@ -70,7 +70,7 @@ def open_store(
     store = FeatureStore(
         root / FEATURES / f"{name}_{whole['dtype']}_{digest}",
         features_of=whole,
-        pictures=KnownPictures(root / PICTURES, verify=options.verify),
+        pictures=known_pictures(options),
         quota=quota,
         shape=shape,
         dtype=dtype,
@@ -84,6 +84,11 @@ def open_store(
     except OSError as error:  # it is somebody else's, who lets others read
         store.stop(f"{error}")
     return store
+
+
+def known_pictures(options: StoreOptions) -> KnownPictures:
+    """What recognises pictures and other files, with all that was remembered of them in ``store.dir``."""
+    return KnownPictures(Path(options.dir).expanduser().absolute() / PICTURES, verify=options.verify)
 
 
 def kept_stores(folder: str) -> list[Kept]:

@@ -1,4 +1,4 @@
-"""Recognises pictures: a file by path, size, times and inode first, and by its content when those are new."""
+"""Recognises files, pictures above all: by path, size, times and inode first, by content when those are new."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SETTLED_NS = 2_000_000_000
 """How long a file must have lain still for its times to tell it from a later version: clocks of file systems tick."""
 
 
+_READERS = 8
+"""Threads that read files which are new; digests of several are taken at once."""
+
+
 class KnownPictures:
-    """Digests of pictures, remembered on disk for every process that uses the same folder.
+    """Digests of pictures and of other files, remembered on disk for every process that uses the same folder.
 
     Args:
-        folder: of the records, one small file a picture.
+        folder: of the records, one small file a picture; None remembers in this process alone.
         verify: read every picture once in this process, whatever is remembered of it.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+    def __init__(self, folder: Path | None, *, verify: bool = False) -> None:
         self.folder = folder
         self.verify = verify
         self._known: dict[str, tuple[list[int], str]] = {}
@@ -39,39 +45,46 @@ class KnownPictures:
         if isinstance(picture, str):
             return _digest(picture.encode())
         path = os.path.abspath(picture)
-        state = _state(path)
+        state = file_state(path)
         known = self._known.get(path)
-        if known is None and not self.verify:
-            known = self._recorded(path)
+        if known is None and not self.verify and self.folder is not None:
+            known = self._recorded(self.folder, path)
         if known is None or known[0] != state:
             known = self._read(path)
         self._known[path] = known
         return known[1]
 
+    def identify_all(self, pictures: Iterable[Path | str]) -> dict[Path | str, str]:
+        """Digests of several pictures, each looked at once."""
+        distinct = list(dict.fromkeys(pictures))
+        with ThreadPoolExecutor(max_workers=_READERS) as pool:
+            return dict(zip(distinct, pool.map(self.identify, distinct), strict=True))
+
     def _read(self, path: str) -> tuple[list[int], str]:
         while True:
-            state = _state(path)
+            state = file_state(path)
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if _state(path) == state:
+            if file_state(path) == state:
                 break  # else it was replaced in the meantime
         if time.time_ns() - max(state[1], state[2]) > SETTLED_NS:
-            self._write(path, state, digest)
+            if self.folder is not None:
+                self._write(self._record(self.folder, path), path, state, digest)
         else:
             state = [-1]  # a later version might look the same: look again next time
         return state, digest
 
-    def _recorded(self, path: str) -> tuple[list[int], str] | None:
+    def _recorded(self, folder: Path, path: str) -> tuple[list[int], str] | None:
         try:
-            record = json.loads(self._record(path).read_bytes())
+            record = json.loads(self._record(folder, path).read_bytes())
             if record["path"] == path and len(record["sha256"]) == 64:
                 return list(record["state"]), str(record["sha256"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass  # none there, or cut short: the picture itself is read
         return None
 
-    def _write(self, path: str, state: list[int], digest: str) -> None:
-        record = self._record(path)
+    @staticmethod
+    def _write(record: Path, path: str, state: list[int], digest: str) -> None:
         with contextlib.suppress(OSError):  # a disk that is full costs a look at the picture next time
             record.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=record.parent)
@@ -79,13 +92,14 @@ class KnownPictures:
                 json.dump({"path": path, "state": state, "sha256": digest}, file)
             os.replace(temporary, record)
 
-    def _record(self, path: str) -> Path:
+    @staticmethod
+    def _record(folder: Path, path: str) -> Path:
         name = _digest(path.encode("utf-8", "surrogateescape"))[:32]
-        return self.folder / name[:2] / f"{name}.json"
+        return folder / name[:2] / f"{name}.json"
 
 
-def _state(path: str) -> list[int]:
-    """Size, time of the content, time of the entry, and inode."""
+def file_state(path: str) -> list[int]:
+    """Size, time of the content, time of the entry, and inode: what a file keeps while nobody changes it."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

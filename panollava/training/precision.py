@@ -25,6 +25,11 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def name(self) -> str:
+        """The number format, such as ``bfloat16``."""
+        return str(self.dtype).removeprefix("torch.")
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
         if self.dtype is torch.float32:

@@ -25,8 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"batch", "checkpoint", "crop", "data", "disk", "logs", "losses", "model"},
     "logs": {"disk"},
     "losses": {"batch", "crop"},
-    # The facade opens run folders.
-    "model": {"batch", "checkpoint", "component", "crop", "generation", "prompt", "run_folder", "untrusted"},
+    # The facade opens run folders, and looks whether backbones are still the files that they were.
+    "model": {"batch", "checkpoint", "component", "crop", "generation", "prompt", "run_folder", "store", "untrusted"},
     "prompt": {"chat_format"},
     "run_folder": {"checkpoint", "disk", "untrusted"},
     "stages": {"batch", "crop", "losses", "model"},

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+from picture_files import by_pillow, gradient
 from small_runs import command
 
 from panollava import compare
+from panollava import eval as eval_command
 
 Capture = pytest.CaptureFixture[str]
 QUIET = ("tracking=none", "num_workers=0", "device=cpu", "words=unicode")
@@ -56,6 +60,31 @@ def test_a_run_and_itself(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> N
 def test_another_test_set_is_asked_of_all(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     said = compared(monkeypatch, capsys, "runs/recorded", "runs/recorded/resampler/anyres-e2p_mlp", "world_seed=7")
     assert said.count("has no answers to these questions yet") == 2
+
+
+@pytest.mark.usefixtures("runs")
+def test_answers_of_other_conditions_are_asked_for_again(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Fewer new tokens, corrected references, another picture of the same name, a file that was edited by hand."""
+    Path("pano.png").write_bytes(by_pillow(gradient(), "PNG"))
+    rows = [f"pano.png,what is {number}?,red" for number in range(3)]
+
+    def asks(*more: str) -> list[tuple[str, str, str]]:
+        said = compared(monkeypatch, capsys, "runs/recorded", "runs/recorded", "csv_input=test.csv", *more)
+        return re.findall(r"are not used: (.*)\.|(Reusing the answers in .*), given on 20|(was changed since)", said)
+
+    Path("test.csv").write_text("\n".join(["image,question,answer", *rows]))
+    evaluated = ("checkpoint=runs/recorded", "csv_input=test.csv", "blank=false", "max_samples=2", *QUIET)
+    assert command(monkeypatch, eval_command, *evaluated, "max_new_tokens=1") == 0
+    assert asks("max_samples=2") == [("generation.max_new_tokens: 1 there, 8 now", "", ""), ("", ANY, "")]
+    assert asks() == [("max_samples: 2 there, None now", "", ""), ("", ANY, "")]
+    Path("test.csv").write_text("\n".join(["image,question,answer", *rows[:-1], rows[-1] + "dish"]))
+    assert asks() == [("other references", "", ""), ("", ANY, "")]
+    Path("pano.png").write_bytes(by_pillow(gradient()[:, ::-1], "PNG"))
+    assert asks() == [("other pictures", "", ""), ("", ANY, "")]
+    assert [reused for _, reused, _ in asks()] == [ANY, ANY]
+    newest = max(Path("results/eval_results/recorded").glob("predictions_*/predictions.csv"))
+    newest.write_text(newest.read_text("utf-8-sig").replace('""red""', '""mauve""'), "utf-8-sig")
+    assert asks()[0] == ("", "", "was changed since")
 
 
 @pytest.mark.usefixtures("in_recorded")

@@ -18,8 +18,10 @@ def test_answers_come_back_as_they_were(tmp_path: Path, answer: Callable[..., Pr
         stream.write('{"sample_id": "s3", "pre')
     again = AnswerLog(tmp_path, {"seed": 1})
     assert list(again.answers.values()) == given
-    assert AnswerLog(tmp_path, {"seed": 2}).answers == {}
-    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    other = AnswerLog(tmp_path, {"seed": 2})
+    assert (other.answers, other.other, again.other) == ({}, {"seed": 1}, None)
+    head, *lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert head == {"settings": {"seed": 1}}
     assert [len(line.pop("history")) for line in lines] == [0, 2]
     log.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [one.history for one in AnswerLog(tmp_path, {"seed": 1}).answers.values()] == [(), ()]

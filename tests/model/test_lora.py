@@ -77,6 +77,7 @@ def test_saved_loaded_and_merged_say_the_same(options: dict[str, bool], backbone
     assert {path.name for path in (tmp_path / "lora_weights").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "belongs_to.json",
     }
     assert json.loads((tmp_path / "lora_weights" / "adapter_config.json").read_text())["r"] == 4
 
@@ -95,6 +96,28 @@ def test_saved_loaded_and_merged_say_the_same(options: dict[str, bool], backbone
     model.save_pretrained(tmp_path / "export")
     export = PanoLlavaForConditionalGeneration.from_pretrained(tmp_path / "export")
     assert torch.equal(logits(export), logits(model))
+
+
+def test_an_adapter_behind_other_eyes_is_warned_of(
+    backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shapes are the same, only the resampler or the projector has other weights."""
+    model = small(backbone)
+    add_lora(model, rank=2, alpha=4, dropout=0.0, target_modules=["q_proj"])
+    save_lora(model, tmp_path)
+    load_lora(small(backbone), tmp_path)
+    assert "another resampler" not in caplog.text
+    for part in ("vision.resampler.", "projector."):
+        other = small(backbone)
+        with torch.no_grad():
+            next(weight for name, weight in other.named_parameters() if name.startswith(part)).add_(0.01)
+        caplog.clear()
+        load_lora(other, tmp_path)
+        assert f"in {tmp_path} was trained with another resampler and projector" in caplog.text
+    (tmp_path / "belongs_to.json").unlink()  # as plain peft writes it: nothing is known
+    caplog.clear()
+    load_lora(other := small(backbone), tmp_path, name="again")
+    assert caplog.text == ""
 
 
 def test_adapters_are_loaded_beside_each_other_and_switched(backbone: Backbone, tmp_path: Path) -> None:
