@@ -140,6 +140,7 @@ def assert_same(folder: Path, whole: Path) -> None:
             assert told[0] == told[1]
         assert (one / "model_final.safetensors").read_bytes() == (other / "model_final.safetensors").read_bytes()
         metadata = [json.loads((each / "checkpoint_metadata.json").read_text()) for each in (one, other)]
+        assert metadata[0].pop("workplace") != metadata[1].pop("workplace")
         assert metadata[0] == metadata[1]
         settings = [(each / "config.yaml").read_text().splitlines() for each in (one, other)]
         assert [line for line in settings[0] if "num_workers" not in line] == [
