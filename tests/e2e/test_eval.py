@@ -62,7 +62,7 @@ def test_decoding_is_recorded_and_of_older_runs_taken_from_their_evaluation(
 ) -> None:
     said = evaluated(monkeypatch, capsys, "runs/recorded", "generation.num_beams=2", "max_samples=2")
     assert "Decoding of world-test: 2 beams, at most 8 new tokens." in said
-    assert metrics("recorded")["settings"]["generation"]["num_beams"] == 2
+    assert metrics("recorded")["settings"]["conditions"]["generation"]["num_beams"] == 2
     path = copy / "checkpoint_metadata.json"
     metadata = json.loads(path.read_text("utf-8"))
     assert metadata.pop("generation")["max_new_tokens"] == 8

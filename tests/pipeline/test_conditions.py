@@ -116,14 +116,14 @@ def test_what_was_evaluated_is_evaluated_again_under_other_conditions() -> None:
         return evaluations() - before
 
     assert evaluated_by() == 0
-    assert evaluated_by("evaluation.max_new_tokens=5") == 1
+    assert evaluated_by("generation.max_new_tokens=5") == 1
     reworded(Path("d/test.csv"))
-    assert evaluated_by("evaluation.max_new_tokens=5") == 1
-    assert evaluated_by("evaluation.max_new_tokens=5") == 0
-    assert evaluated_by("evaluation.max_new_tokens=5", "evaluation.max_samples=1") == 0
+    assert evaluated_by("generation.max_new_tokens=5") == 1
+    assert evaluated_by("generation.max_new_tokens=5") == 0
+    assert evaluated_by("generation.max_new_tokens=5", "evaluation.max_samples=1") == 0
     shutil.rmtree("results")
-    assert evaluated_by("evaluation.max_new_tokens=5", "evaluation.max_samples=1") == 1
-    assert evaluated_by("evaluation.max_new_tokens=5") == 1
+    assert evaluated_by("generation.max_new_tokens=5", "evaluation.max_samples=1") == 1
+    assert evaluated_by("generation.max_new_tokens=5") == 1
 
 
 @pytest.mark.usefixtures("place")
