@@ -23,7 +23,8 @@ from panollava.disk import check_writable, missing_folders, take_away
 from panollava.logs import counted
 from panollava.sweep_folder import JOB, SWEEP, JobRecord, Start, read_jobs, read_start, write_start
 from panollava.tracking.location import absolute_uri, experiment_name, is_server
-from panollava.tracking.sweep import discard_parent, end_parent, start_parent
+from panollava.tracking.opening import discard_run
+from panollava.tracking.sweep import end_parent, start_parent
 from panollava.tracking.tracker import Status
 
 Report = Callable[[Path], Sequence[Path]]
@@ -97,7 +98,7 @@ class Sweep:
         take_away(self.folder.rglob("*"), self.made)
         if self.start.uri and self.start.run_id:
             with suppress(OSError):
-                discard_parent(self.start.uri, self.start.run_id)
+                discard_run(self.start.uri, self.start.run_id)
 
     def _end_parent(self, status: Status, files: Sequence[Path]) -> None:
         """Ends the parent run; a store that is gone keeps no sweep from ending, since all of it lies on disk."""

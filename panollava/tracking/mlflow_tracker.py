@@ -22,7 +22,7 @@ from annotated_types import Interval
 from panollava.tracking.channel import Direct, Posted
 from panollava.tracking.form import key_of, picture_of, value_of
 from panollava.tracking.location import EXPERIMENT, URI, absolute_uri, experiment_name
-from panollava.tracking.opening import Asked, open_run
+from panollava.tracking.opening import LOCAL, Asked, discard_run, open_run
 from panollava.tracking.operations import Operation, Row, beyond
 from panollava.tracking.registry import check_names
 from panollava.tracking.system import SystemMetrics
@@ -107,7 +107,7 @@ class MlflowTracker:
             wait_seconds=wait_seconds,
         )
         self._run_id: str | None = None
-        self._is_new = False
+        self._is_new, self._is_empty = False, True
         self._channel: Direct | Posted | None = None
         self._system = SystemMetrics(self.metrics, system_seconds) if system_metrics else None
         self._held: list[Row] = []
@@ -227,8 +227,12 @@ class MlflowTracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # A command that was refused before it had anything to record is no run.
+        is_refused = self._is_new and self._is_empty and not self._held and isinstance(error, ValueError | OSError)
         try:
             self.close(closing_status(error_type))
+            if is_refused and self._run_id is not None and not self._run_id.startswith(LOCAL):
+                discard_run(self.uri, self._run_id)
         except OSError as failure:
             if error is None:
                 raise
@@ -247,6 +251,7 @@ class MlflowTracker:
     def _put(self, operation: Operation, source: Path | None = None) -> None:
         if self._channel is None:
             raise RuntimeError("The tracker is not open: use `with tracker:` or call start() first.")
+        self._is_empty = False
         self._channel.put(operation, source)
 
 

@@ -125,6 +125,21 @@ def open_run(asked: Asked) -> Opened:
     return _welcomed(tags, Opened(run_id, is_new, channel, {}))
 
 
+def discard_run(uri: str, run_id: str) -> None:
+    """Takes a run that was refused before it had anything to record out of the list.
+
+    Raises:
+        OSError: the store cannot be written, or does not answer.
+    """
+    try:
+        with written(uri):
+            open_client(uri).delete_run(run_id)
+    except Exception as error:
+        if isinstance(error, OSError) or not is_out_of_reach(error):
+            raise
+        raise ConnectionError(no_answer(uri, error)) from error
+
+
 def _welcomed(tags: dict[str, str], opened: Opened) -> Opened:
     """The run, marked as running in this process where it was made by an earlier one."""
     if not opened.is_new:

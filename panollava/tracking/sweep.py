@@ -13,7 +13,7 @@ from panollava.tracking.delivery import deliver, post
 from panollava.tracking.location import StoreBusyError, is_server
 from panollava.tracking.operations import Operation
 from panollava.tracking.outbox import OUTBOX
-from panollava.tracking.server import is_out_of_reach, no_answer, set_limits
+from panollava.tracking.server import set_limits
 from panollava.tracking.store import (
     end_killed,
     experiment_id,
@@ -91,18 +91,3 @@ def end_parent(
             end_killed(client, [run_id])
             return 0
     return post(folder, uri, run_id, operations, wait_seconds=wait_seconds)
-
-
-def discard_parent(uri: str, run_id: str) -> None:
-    """Takes the parent run of a sweep that was refused out of the list.
-
-    Raises:
-        OSError: the store cannot be written, or does not answer.
-    """
-    try:
-        with written(uri):
-            open_client(uri).delete_run(run_id)
-    except Exception as error:
-        if isinstance(error, OSError) or not is_out_of_reach(error):
-            raise
-        raise ConnectionError(no_answer(uri, error)) from error

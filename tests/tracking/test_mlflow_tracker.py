@@ -161,3 +161,16 @@ def test_data_sets_are_inputs_with_their_digests(client, new_tracker) -> None:
 
     source = mlflow.data.get_source(next(one for one in inputs if one.tags[0].value == "test").dataset)
     assert source.uri == "/data/test.csv"
+
+
+@pytest.mark.parametrize(("error", "is_kept"), [(ValueError("no such column"), False), (KeyboardInterrupt(), True)])
+def test_what_is_refused_before_anything_is_recorded_is_no_run(client, new_tracker, error, is_kept: bool) -> None:
+    tracker = new_tracker()
+    with pytest.raises(type(error)), tracker:
+        raise error
+    assert (client.get_run(tracker.run_id).info.lifecycle_stage == "active") is is_kept
+    again = new_tracker()
+    again.start()
+    again.metrics({"loss": 1.0}, step=1)
+    again.__exit__(type(error), error, None)
+    assert client.get_run(again.run_id).info.lifecycle_stage == "active"
