@@ -26,9 +26,17 @@ def rows(text: str) -> dict[str, set[str]]:
     return {re.findall(r"`(.+?)`", row[0])[0]: set(re.findall(r"`(.+?)`", row[-1])) for row in cells}
 
 
+def keys_of(path: Path) -> set[str]:
+    """Keys of an option, with those of the options of its group that it starts from."""
+    config = OmegaConf.load(path)
+    bases = [base for base in config.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    inherited = [keys_of(path.with_name(f"{base}.yaml")) for base in bases if "/" not in base]
+    return set(config).union(*inherited) - {"defaults"}
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_options_and_keys(group: str) -> None:
-    options = {path.stem: set(OmegaConf.load(path)) for path in (CONF / group).glob("*.yaml")}
+    options = {path.stem: keys_of(path) for path in (CONF / group).glob("*.yaml")}
     shared = set.intersection(*options.values())
     assert rows(GROUPS[group]) == {name: keys - shared for name, keys in options.items()}
 
