@@ -103,11 +103,10 @@ def fit(
     validate_at = _validation_steps(data.steps_per_epoch, trainer.validations_per_epoch)
     limit = trainer.max_steps or math.inf
     compute.reset_peak_memory()
-    started, metrics = time.perf_counter() - progress.seconds, {}
+    started, metrics, interrupted = time.perf_counter() - progress.seconds, {}, False
     bar = tqdm(
         total=min(total, limit), initial=progress.global_step, desc=stage.name, unit="step", disable=_no_bar(procs)
     )
-    interrupted = False
     with bar, heeded(procs.world_size) as signals, procs.together(), compiling(signals):
         while progress.epoch < options.epochs and progress.global_step < limit and not _in_vain(progress, trainer):
             stage.train()
