@@ -1,7 +1,8 @@
 """Conversation -> text in a language model's own chat format, with the place of each answer in it.
 
-A conversation is rendered once as a whole and once per turn as the prompt that would be generated from; the
-turn's answer begins where that prompt ends.
+A conversation is put together turn by turn: the prompt of a turn is everything said so far, as it was generated, and
+what the template writes around the next question. Training and generation see the same text by construction, also with
+templates that write earlier turns in another form than the last one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from datetime import date, datetime, time
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -41,10 +43,18 @@ CHATML_TEMPLATE = (
 )
 """ChatML whose turns end in the tokenizer's own EOS, the only end mark a foreign language model knows."""
 
-_PROBE: Turns = (("question 1", "answer 1"), ("question 2", "answer 2"))
+_PROBED_TURNS = 3
+"""How many turns a template is tried with before anything is trained."""
 
-_PLAIN = re.compile(r"[^<>\[\]{}|\ue000-\uf8ff]+")
-"""Texts that no template looks into: those with tags or private-use characters are rendered one by one."""
+_TWO_DATES = (date(2001, 2, 3), date(2012, 11, 10))
+"""Days that differ in all parts: what a template writes on both is not of a date."""
+
+_DIRECTIVES = ("-d", "-m", *"aAbBcdDeFGhHIjmMpSuUVwWxXyYzZ")
+"""Of ``strftime``, as far as a template may use them."""
+
+_WAY_OUT = (
+    "Copy the model's folder, write another chat_template.jinja in it, and name the copy with model.language.name."
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Rendered:
     """A conversation as text.
 
     Attributes:
-        text: as the model reads it; it ends with the generation prompt where the last answer is missing.
+        text: as the model reads it, up to the end of the last answer, or the generation prompt where that is missing.
         answers: (start, stop) characters of each given answer, its end of turn included.
         placeholder: where the placeholder of the panorama begins, None without one.
     """
@@ -62,30 +72,6 @@ class Rendered:
     placeholder: int | None
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A rendered conversation whose texts are still to be filled in."""
-
-    parts: list[str]
-    """What stands before, between and after the texts."""
-    lengths: list[int]
-    """Characters of the marks that stood for the texts."""
-    answers: list[tuple[int, int]]
-    placeholder: int | None
-
-    def filled(self, texts: list[str]) -> Rendered:
-        pieces = [self.parts[0]]
-        shifts = [0]
-        for text, part, length in zip(texts, self.parts[1:], self.lengths, strict=True):
-            pieces += (text, part)
-            shifts.append(shifts[-1] + len(text) - length)
-        spans = [
-            (start + shifts[2 * number + 1], stop + shifts[2 * number + 2])
-            for number, (start, stop) in enumerate(self.answers)
-        ]
-        return Rendered("".join(pieces), spans, self.placeholder)
-
-
 class ChatFormat:
     """The chat template of a tokenizer, or its family's documented format where it has none.
 
@@ -93,113 +79,101 @@ class ChatFormat:
         tokenizer: of the language model.
         system: text of the system turn; None leaves that to the template. Where a template refuses a system
             turn, the text opens the first user turn instead.
+        today: the day that a template writes which writes one; None is the day of now.
 
     Attributes:
-        end: what closes an answer, such as ``<|im_end|>``; may be empty.
+        end: what closes an answer, such as ``<|im_end|>``; the tokenizer's EOS where the template writes nothing that a
+            generation could stop at.
+        date: the day that the prompts name; None where the template names none.
+
+    Raises:
+        ValueError: the template does not tell answers from their headers, or writes them in a way that no prompt of a
+            conversation could be continued in.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None, today: date | None = None) -> None:
         self.tokenizer = tokenizer
         self.system = system
         self._name = tokenizer.name_or_path or "this tokenizer"
-        self._forms: dict[tuple[int, bool, str | None], _Form] = {}
-        self._template = None if tokenizer.chat_template else _family_template(tokenizer)
-        self._thinking, self._header, self.end = self._learn_format()
-        self._end_pattern = re.compile(r"\s*" + re.escape(self.end.strip()))
+        self._template = tokenizer.get_chat_template() if tokenizer.chat_template else _family_template(tokenizer)
+        self.date: date | None = None
+        self._turns: list[tuple[str, str]] = []
+        self._system_turn = False
+        self._thinking, self._header, self._lead, self.end = self._learn_format()
         self._system_turn = system is not None and self._accepts_system(system)
-        self.render(_PROBE, None)
+        self.date = (today or date.today()) if self._writes_date() else None
+        self._turn(_PROBED_TURNS - 1)
 
     def record(self) -> dict[str, str | None]:
-        """What prompts depend on beside their texts: the template's SHA-256 and the text of the system turn."""
-        template = self._template or self.tokenizer.chat_template
-        return {"template": hashlib.sha256(str(template).encode()).hexdigest(), "system": self.system}
+        """What prompts depend on beside their texts: the template's SHA-256, the system text, the date they name."""
+        return {
+            "template": hashlib.sha256(self._template.encode()).hexdigest(),
+            "system": self.system,
+            "date": None if self.date is None else self.date.isoformat(),
+        }
+
+    def written(self) -> dict[str, str | None]:
+        """The system text and the date that prompts name, for another format to write the same."""
+        record = self.record()
+        return {key: record[key] for key in ("system", "date")}
 
     def render(self, turns: Turns, placeholder: str | None) -> Rendered:
         """The conversation as text, `placeholder` opening the first question; its texts are stripped."""
-        turns = [(question.strip(), None if answer is None else answer.strip()) for question, answer in turns]
-        texts = [text for turn in turns for text in turn if text is not None]
-        if not all(_PLAIN.fullmatch(text) for text in texts):
-            return self._render(turns, placeholder)
-        shape = (len(turns), turns[-1][1] is None, placeholder)
-        if shape not in self._forms:
-            self._forms[shape] = self._form(*shape)
-        return self._forms[shape].filled(texts)
-
-    def _form(self, count: int, generating: bool, placeholder: str | None) -> _Form:
-        """What all conversations of `count` turns have in common, so that few need the template."""
-        marks = [(f"\ue000question {number}\ue001", f"\ue000answer {number}\ue001") for number in range(count)]
-        turns: list[tuple[str, str | None]] = [
-            *marks[:-1],
-            (marks[-1][0], None if generating else marks[-1][1]),
-        ]
-        rendered = self._render(turns, placeholder)
-        texts = [text for turn in turns for text in turn if text is not None]
-        parts = re.split("|".join(map(re.escape, texts)), rendered.text)
-        if len(parts) != len(texts) + 1:
-            raise ValueError(
-                f"The chat template of {self._name} does not write every question and answer exactly once. "
-                "Set another tokenizer.chat_template."
-            )
-        return _Form(parts, [len(text) for text in texts], rendered.answers, rendered.placeholder)
-
-    def _render(self, turns: Turns, placeholder: str | None) -> Rendered:
-        written = "".join(text for turn in turns for text in turn if text)
-        mark = next(mark for number in count() if (mark := f"\ue000{number}\ue001") not in written)
-        opening = f"{mark}\n" if placeholder else ""
-        messages = []
-        if self._system_turn and self.system is not None:
-            messages.append({"role": "system", "content": self.system})
-        elif self.system:
-            opening = f"{self.system}\n\n{opening}"
-        prompts = []
-        for number, (question, answer) in enumerate(turns):
-            messages.append({"role": "user", "content": opening + question if number == 0 else question})
-            prompts.append(len(messages))
-            if answer is not None:
-                messages.append({"role": "assistant", "content": answer})
-        generating = turns[-1][1] is None
-        text = self._prompt(messages, self._thinking) if generating else self._apply(messages)
+        text, place = "", None
         spans = []
-        for (_, answer), length in zip(turns, prompts, strict=True):
+        for number, (question, answer) in enumerate(turns):
+            before, after = self._turn(number)
+            text += before
+            if number == 0 and placeholder:
+                place = len(text)
+                text += f"{placeholder}\n"
+            text += question.strip() + after
             if answer is not None:
-                start = self._answer_start(text, messages[:length])
-                spans.append((start, self._answer_stop(text, start, answer)))
-        place = text.index(mark) if placeholder else None
-        if placeholder:
-            shift = len(mark) - len(placeholder)
-            text = text.replace(mark, placeholder)
-            spans = [(start - shift, stop - shift) for start, stop in spans]
+                start = len(text)
+                text += self._lead + answer.strip() + self.end
+                spans.append((start, len(text)))
         return Rendered(text, spans, place)
 
-    def _answer_start(self, text: str, asked: list[dict[str, str]]) -> int:
-        # Templates with thinking write it (empty, as it is off) before the last answer only: for the earlier
-        # ones the other form of the generation prompt is the one that the text continues.
-        for thinking in (self._thinking, not self._thinking):
-            prompt = self._prompt(asked, thinking)
-            if text.startswith(prompt):
-                return len(prompt)
-        raise ValueError(
-            f"The chat template of {self._name} does not continue its own "
-            f"generation prompt, so answers cannot be told from their headers. The prompt ends in "
-            f"{self._prompt(asked, self._thinking)[-40:]!r}. Set another tokenizer.chat_template."
-        )
+    def _turn(self, number: int) -> tuple[str, str]:
+        """What stands before a turn's question, after the end of the turn before, and between it and its answer."""
+        while len(self._turns) <= number:
+            self._turns.append(self._learn_turn(len(self._turns)))
+        return self._turns[number]
 
-    def _answer_stop(self, text: str, start: int, answer: str) -> int:
-        at = start
-        while at < len(text) and text[at].isspace():
-            at += 1
-        if not text.startswith(answer, at):
-            # The template rewrote the answer (moved its thinking, say): it lasts to the next end of turn.
-            end = self._end_pattern.search(text, start) if self.end else None
-            if end is None:
+    def _learn_turn(self, number: int) -> tuple[str, str]:
+        """Looks for a turn in the prompt that the template writes for it.
+
+        Raises:
+            ValueError: the prompt does not continue the earlier turns as they were asked.
+        """
+        texts = [f"\ue000{who} {turn}\ue001" for turn in range(number + 1) for who in ("question", "answer")][:-1]
+        prompt = self._prompt(self._messages(texts), self._thinking)
+        pattern = "|".join(map(re.escape, texts))
+        if re.findall(pattern, prompt) != texts:
+            raise ValueError(
+                f"The chat template of {self._name} does not write every question and answer of {number + 1} turns "
+                f"exactly once and in order. {_WAY_OUT}"
+            )
+        parts = re.split(pattern, prompt)
+        befores = [parts[0], *(re.sub(rf"^\s*{re.escape(self.end.strip())}", "", part) for part in parts[2::2])]
+        for (before, after), now, header in zip(self._turns, befores, parts[1::2], strict=False):
+            # Only what stands between a question and its answer may be written otherwise once the turn is over: there
+            # stands the thinking, which templates drop. What was generated from stays as it was.
+            if before != now or not (after.startswith(header.rstrip()) or header.startswith(after.rstrip())):
                 raise ValueError(
-                    f"The chat template of {self._name} changes the answer "
-                    f"{answer[:80]!r} and marks no end of turn. Set another tokenizer.chat_template."
+                    f"The chat template of {self._name} writes an earlier turn in another form than the one that was "
+                    f"asked: {before!r} and {after!r} became {now!r} and {header!r}. {_WAY_OUT}"
                 )
-            return end.end()
-        at += len(answer)
-        end = self._end_pattern.match(text, at) if self.end else None
-        return at if end is None else end.end()
+        return befores[-1], parts[-1]
+
+    def _messages(self, texts: Sequence[str]) -> list[dict[str, str]]:
+        """Questions and answers in turn, with the system text where it belongs."""
+        messages = [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(texts)]
+        if self._system_turn and self.system is not None:
+            return [{"role": "system", "content": self.system}, *messages]
+        if self.system:
+            messages[0]["content"] = f"{self.system}\n\n{texts[0]}"
+        return messages
 
     def _prompt(self, messages: list[dict[str, str]], thinking: bool) -> str:
         return self._apply(messages, add_generation_prompt=True, enable_thinking=thinking) + self._header
@@ -210,36 +184,85 @@ class ChatFormat:
         add_generation_prompt: bool = False,
         enable_thinking: bool = False,
     ) -> str:
-        rendered = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            enable_thinking=enable_thinking,
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=_dated(self._template, self.date or _TWO_DATES[0]),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=enable_thinking,
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"The chat template of {self._name} refuses a conversation: {error}. {_WAY_OUT}"
+            ) from error
         return str(rendered)
 
-    def _learn_format(self) -> tuple[bool, str, str]:
-        """Whether generation prompts need the thinking form, the header they lack, and the end of a turn."""
-        answer = "\ue000answer\ue001"
+    def _learn_format(self) -> tuple[bool, str, str, str]:
+        """Whether prompts take the thinking form, what they lack, the space before an answer, and what ends it."""
+        answer, later = "\ue000answer\ue001", "\ue000later\ue001"
         asked = [{"role": "user", "content": "question"}]
-        whole = self._apply([*asked, {"role": "assistant", "content": answer}])
-        before, _, after = whole.partition(answer)
+        answered = [*asked, {"role": "assistant", "content": answer}]
+        before, _, last = self._apply(answered).partition(answer)
         for thinking in (False, True):
             prompt = self._apply(asked, add_generation_prompt=True, enable_thinking=thinking)
             if before.startswith(prompt):
                 # Some templates know no generation prompt; white space belongs to the answer's first token.
                 rest = before[len(prompt) :]
-                return thinking, rest if rest.strip() else "", after.rstrip()
-        return False, "", after.rstrip()
+                header, lead = (rest, "") if rest.strip() else ("", rest)
+                goes_on = self._apply([*answered, {"role": "user", "content": later}], add_generation_prompt=True)
+                return thinking, header, lead, self._end_of_turn(last, goes_on.partition(answer)[2].split(later)[0])
+        raise ValueError(
+            f"The chat template of {self._name} does not continue its own generation prompt, so answers cannot be told "
+            f"from their headers. The prompt ends in {prompt[-40:]!r}. {_WAY_OUT}"
+        )
+
+    def _end_of_turn(self, last: str, earlier: str) -> str:
+        """What ends every answer, of what follows the last one and an earlier one; else what ends the last.
+
+        The EOS comes after what a generation could not stop at.
+        """
+        common = "".join(char for char, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, earlier)))  # noqa: B905
+        tokens = "|".join(map(re.escape, sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True))) or "(?!)"
+        for token in re.finditer(tokens, last):
+            if token.start() < len(common) < token.end():
+                common = common[: token.start()]
+        end = common.rstrip() or last.rstrip()
+        ids = self.tokenizer(end.strip(), add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 or (ids and ids[0] in self.tokenizer.added_tokens_decoder):
+            return end
+        if self.tokenizer.eos_token is None:
+            raise ValueError(
+                f"The chat template of {self._name} ends an answer with {end!r}, which is no single token, and its "
+                "tokenizer has no end-of-text token: an answer would never end. Set eos_token in its "
+                "tokenizer_config.json."
+            )
+        return f"{end}{self.tokenizer.eos_token}"
 
     def _accepts_system(self, system: str) -> bool:
         self._system_turn = True
         try:
-            text = self._render(_PROBE, None).text
-        except (TemplateError, ValueError):  # refusing is how templates say that they know no such turn
+            self._turn(_PROBED_TURNS - 1)
+            return system.strip() in self._turns[0][0]
+        except ValueError:  # refusing is how templates say that they know no such turn
             return False
-        return system.strip() in text
+        finally:
+            self._turns = []
+
+    def _writes_date(self) -> bool:
+        written = []
+        for self.date in _TWO_DATES:
+            written.append(self._prompt(self._messages(["question"]), self._thinking))
+        return written[0] != written[1]
+
+
+def _dated(template: str, day: date) -> str:
+    """A template whose clock stands still, as transformers' own tells the time of each call."""
+    if "strftime_now" not in template:
+        return template
+    midnight = datetime.combine(day, time())
+    written = "".join(f"|replace('%{each}', {midnight.strftime(f'%{each}')!r})" for each in _DIRECTIVES)
+    return f"{{% macro strftime_now(form) %}}{{{{ form{written} }}}}{{% endmacro +%}}{template}"
 
 
 def _family_template(tokenizer: PreTrainedTokenizerBase) -> str:

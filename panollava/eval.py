@@ -86,7 +86,9 @@ def main(cfg: DictConfig) -> None:
         if options.loss:
             recorded = run.settings.get("validation_loss")
             LOG.info("Validation loss in training: %s", "not recorded" if recorded is None else f"{recorded:.6f}")
-            _measure(run, pano, data, "val", options, store, compute, tracker)
+            # A data file that is named has no validation split beside it: the loss is of its own answers.
+            split = "val" if options.csv_input is None else options.split
+            _measure(run, pano, data, split, options, store, compute, tracker)
         _answer(run, pano, data, options, store, compute, tracker)
 
 

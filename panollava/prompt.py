@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import AddedToken
 
@@ -49,6 +50,25 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a language model can be given.
+
+    Attributes:
+        positions: tokens of the longest sequence.
+        rows: of its embeddings; ids from there on have none.
+    """
+
+    positions: int
+    rows: int
+
+    @classmethod
+    def of(cls, model: Any) -> Limits:
+        """Those of a transformers model."""
+        positions = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
+        return cls(positions, int(model.get_input_embeddings().weight.shape[0]))
+
+
+@dataclass(frozen=True)
 class _Draft:
     """A conversation in tokens with a single placeholder, at `image`, before the limit is applied."""
 
@@ -70,12 +90,15 @@ class ChatPrompt:
         tokenizer: of the language model; the image placeholder is added to it.
         system: text of the system turn; None leaves that to the template. Where a template refuses a system
             turn, the text opens the first user turn instead.
+        today: the day that a template writes which writes one; None is the day of now.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None, today: date | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_id = add_image_token(tokenizer)
-        self.format = ChatFormat(tokenizer, system)
+        self.format = ChatFormat(tokenizer, system, today)
         self._cache: dict[tuple[str, bool], list[int]] = {}
         # A literal "<image>" in somebody's text is spelt in two parts: it never becomes the placeholder.
         self._literal_image = [
@@ -93,8 +116,9 @@ class ChatPrompt:
     def stop_ids(self) -> list[int]:
         """Ids that end an answer: the tokenizer's EOS, and the template's end of turn if it is a token."""
         ids = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
-        end = self._token_ids(self.format.end, False)
-        if end and end[0] not in ids and (len(end) == 1 or self._marks.match(self.format.end)):
+        text = self.format.end.strip()
+        end = self._token_ids(text, False)
+        if end and end[0] not in ids and (len(end) == 1 or self._marks.match(text)):
             ids.append(end[0])
         return ids
 
@@ -108,6 +132,19 @@ class ChatPrompt:
         tokens = self.tokenizer.added_tokens_decoder.values()
         control = {str(token) for token in tokens if token.special or str(token) in written} - {IMAGE_TOKEN}
         return sorted((token for token in control if token in text), key=text.index)
+
+    def misfit(self, encoded: Encoded, limits: Limits, new_tokens: int = 0) -> str:
+        """Why a language model cannot be given a text and make an answer to it; empty where it can."""
+        length = len(encoded.ids)
+        if length + new_tokens > limits.positions:
+            new = f" and up to {new_tokens} new ones" if new_tokens else ""
+            return (
+                f"{length} tokens ({encoded.ids.count(self.image_id)} of them the panorama's){new} are more than the "
+                f"language model's {limits.positions} positions"
+            )
+        unknown = {token for token in encoded.ids if token >= limits.rows and token != self.image_id}
+        names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(unknown))))
+        return f"the language model has {limits.rows} embeddings and none for {names}" if unknown else ""
 
     def encode(
         self,
@@ -136,8 +173,10 @@ class ChatPrompt:
         draft = self._draft(turns, image_tokens > 0, targets)
         full_length = draft.text_length
         if max_text_length is not None and full_length > max_text_length:
-            shorten = self._drop_oldest if turns[-1][1] is None else self._drop_newest
-            draft = shorten(turns, draft, image_tokens > 0, targets, max_text_length)
+            if turns[-1][1] is None:
+                draft = self._drop_oldest(turns, draft, image_tokens > 0, targets, max_text_length)
+            else:
+                draft = self._drop_newest(draft, max_text_length)
         ids, is_target = draft.ids, draft.is_target
         if draft.image is not None:
             at = draft.image
@@ -145,21 +184,17 @@ class ChatPrompt:
             is_target = is_target[:at] + [False] * image_tokens + is_target[at + 1 :]
         return Encoded(ids, is_target, full_length - draft.text_length)
 
-    def _drop_newest(self, turns: Turns, full: _Draft, image: bool, targets: str, limit: int) -> _Draft:
-        fitting = [number for number, end in enumerate(full.ends, start=1) if end <= limit]
-        for kept in range(max(fitting, default=1), 0, -1):
-            # Encoded anew: a template may write the last turn differently from earlier ones.
-            draft = self._draft(turns[:kept], image, targets)
-            if draft.text_length <= limit:
-                return draft
-        kept_positions = [at for at in range(len(draft.ids)) if at != draft.image][:limit]
-        if draft.image is not None:
-            kept_positions = sorted([*kept_positions, draft.image])
+    def _drop_newest(self, full: _Draft, limit: int) -> _Draft:
+        # What comes later changes nothing before it, so whole turns are cut off where they end.
+        kept = max((end for end in full.ends if end <= limit), default=limit)
+        positions = [at for at in range(len(full.ids)) if at != full.image][:kept]
+        if full.image is not None:
+            positions = sorted([*positions, full.image])
         return _Draft(
-            ids=[draft.ids[at] for at in kept_positions],
-            is_target=[draft.is_target[at] for at in kept_positions],
-            image=None if draft.image is None else kept_positions.index(draft.image),
-            ends=[limit],
+            ids=[full.ids[at] for at in positions],
+            is_target=[full.is_target[at] for at in positions],
+            image=None if full.image is None else positions.index(full.image),
+            ends=[kept],
         )
 
     def _drop_oldest(self, turns: Turns, full: _Draft, image: bool, targets: str, limit: int) -> _Draft:
@@ -176,9 +211,6 @@ class ChatPrompt:
     def _draft(self, turns: Turns, image: bool, targets: str) -> _Draft:
         rendered = self.format.render(turns, IMAGE_TOKEN if image else None)
         text, spans = rendered.text, rendered.answers
-        generating = turns[-1][1] is None
-        if not generating:
-            text = text[: spans[-1][1]]
         ids, cuts = self._tokenise(text, [edge for span in spans for edge in span], rendered.placeholder)
         token_spans = list(zip(cuts[::2], cuts[1::2], strict=True))
         at = None if rendered.placeholder is None else ids.index(self.image_id)
@@ -187,10 +219,6 @@ class ChatPrompt:
         else:
             learnt = {position for start, stop in token_spans for position in range(start, stop)}
         is_target = [position in learnt for position in range(len(ids))]
-        if not generating and not self.format.end and self.tokenizer.eos_token_id is not None:
-            # The template closes answers with nothing; without an end to learn a model would never stop.
-            ids.append(int(self.tokenizer.eos_token_id))
-            is_target.append(True)
         return _Draft(ids, is_target, at, [stop - (at is not None) for _, stop in token_spans])
 
     def _tokenise(self, text: str, cuts: list[int], image_at: int | None) -> tuple[list[int], list[int]]:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,12 @@ def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
                 found = next((root / value for root in roots if (root / value).exists()), None)
                 values[key] = value if found is None else str(found)
     return result
+
+
+def prompt_date(metadata: Mapping[str, Any]) -> date | None:
+    """The day that a run's prompts name, of its metadata; None where they name none, or it is not recorded."""
+    recorded = (metadata.get("prompt") or {}).get("date")
+    return None if recorded is None else date.fromisoformat(recorded)
 
 
 def find_run_folder(path: Path, order: Sequence[str] = ("finetune", "resampler", "vision")) -> Path:

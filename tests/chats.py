@@ -1,10 +1,14 @@
-"""Chat formats in their public forms, written short, and small tokenizers that speak them."""
+"""Chat formats in their public forms, written short, and small tokenizers that speak them.
+
+Each has the model whose tokenizer_config.json or chat_template.jinja it follows as its source.
+"""
 
 from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+# Source: Qwen/Qwen2.5-7B-Instruct, without tools.
 QWEN2 = (
     "{% if messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n"
     "{% else %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -12,6 +16,7 @@ QWEN2 = (
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Source: Qwen/Qwen3-8B, without tools: the empty thinking stands before the last answer alone.
 QWEN3 = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}"
     "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
@@ -26,12 +31,42 @@ QWEN3 = (
     "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}"
     "{% endif %}{% endif %}"
 )
+# Source: Qwen/Qwen3-4B-Thinking-2507: a prompt opens the thinking, and an answer without any closes it.
+QWEN3_THINKING = QWEN3.replace(
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+    "{{ '<think>\n' }}",
+)
+# Source: meta-llama/Meta-Llama-3-8B-Instruct.
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# Source: meta-llama/Llama-3.2-1B-Instruct, without tools: a system turn names the day.
+LLAMA32 = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+    "{% endif %}"
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n' }}"
+    "{{ 'Today Date: ' + date_string + '\n\n' + system + '<|eot_id|>' }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# Source: microsoft/Phi-3-mini-4k-instruct: an EOS stands after the last answer alone.
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+# Source: mistralai/Mistral-7B-Instruct-v0.1.
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
 )
+# Source: mistralai/Mistral-7B-Instruct-v0.3: the system text opens the last question.
 MISTRAL_SYSTEM_LAST = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set s = messages[0].content + '\n\n' %}"
     "{% set loop_messages = messages[1:] %}"
@@ -40,6 +75,7 @@ MISTRAL_SYSTEM_LAST = (
     "{{ '[INST] ' + (s if loop.last or loop.index0 == loop.length - 2 else '') + m.content + '[/INST]' }}"
     "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
+# Source: meta-llama/Llama-2-7b-chat-hf.
 LLAMA2 = (
     "{% if messages[0].role == 'system' %}{% set loop_messages = messages[1:] %}"
     "{% set sys = messages[0].content %}"
@@ -50,12 +86,18 @@ LLAMA2 = (
     "{% endif %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+# Source: google/gemma-2-2b-it.
 GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}"
     "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' "
     "+ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+# Source: OpenAI's ChatML, as in many fine-tuned models.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 NO_GENERATION_PROMPT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TRAILING_SPACE = (
@@ -69,10 +111,12 @@ NO_END = "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor 
 TEMPLATES = {
     "qwen2": QWEN2, "qwen3": QWEN3, "mistral": MISTRAL, "mistral_system_last": MISTRAL_SYSTEM_LAST,
     "llama2": LLAMA2, "gemma": GEMMA, "no_generation_prompt": NO_GENERATION_PROMPT,
-    "trailing_space": TRAILING_SPACE, "none": None,
+    "trailing_space": TRAILING_SPACE, "none": None, "qwen3_thinking": QWEN3_THINKING, "llama3": LLAMA3,
+    "llama3.2": LLAMA32, "phi3": PHI3, "chatml": CHATML, "no_end": NO_END,
 }  # fmt: skip
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+SPECIALS += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEXTS = [
     "user: system: assistant: What colour is the ball to the left? It is blue.",
     "[INST] Where is the cube? [/INST] It is behind you. USER: ASSISTANT: How many are there? Two.",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
+from datetime import date, datetime
 
 import pytest
 from chats import (
+    CHATML,
     GEMMA,
     LLAMA2,
+    LLAMA32,
     MISTRAL,
     MISTRAL_SYSTEM_LAST,
     NO_END,
     QWEN2,
     QWEN3,
+    QWEN3_THINKING,
     TEMPLATES,
     TURNS,
     byte_level,
@@ -20,6 +26,7 @@ from chats import (
 )
 from tokenizers import AddedToken
 
+from panollava.model.hub import load_tokenizer
 from panollava.prompt import IMAGE_TOKEN, ChatPrompt, Encoded, add_image_token
 
 
@@ -28,18 +35,28 @@ def learnt(prompt: ChatPrompt, encoded: Encoded) -> str:
     return prompt.tokenizer.decode(ids)
 
 
+CONVERSATION = (*TURNS, ("What is <|left|> of [it]?", "<think>hm</think> a {cube}"))
+"""Four turns, one with what a template might look into."""
+
+
+@pytest.mark.parametrize("eos", ["</s>", "<|im_end|>"])
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("system", [None, "Answer in one word."])
-def test_training_continues_every_generation_prompt(name: str, system: str | None) -> None:
-    prompt = ChatPrompt(byte_level(TEMPLATES[name]), system=system)
-    full = prompt.encode(TURNS, image_tokens=3)
-    for number in range(1, len(TURNS) + 1):
-        shorter = prompt.encode(TURNS[:number], image_tokens=3)
-        asked = prompt.encode((*TURNS[: number - 1], (TURNS[number - 1][0], None)), image_tokens=3)
-        assert shorter.ids[: len(asked.ids)] == asked.ids
-        assert all(shorter.is_target[len(asked.ids) :])
-        assert prompt.tokenizer.decode(shorter.ids[len(asked.ids) :]).strip().startswith(TURNS[number - 1][1])
-        assert shorter.ids[-1] in prompt.stop_ids
+def test_training_continues_every_generation_prompt(name: str, system: str | None, eos: str) -> None:
+    prompt = ChatPrompt(byte_level(TEMPLATES[name], eos=eos), system=system)
+    full = prompt.encode(CONVERSATION, image_tokens=3)
+    learnt_until = 0
+    for number, (question, answer) in enumerate(CONVERSATION, start=1):
+        shorter = prompt.encode(CONVERSATION[:number], image_tokens=3)
+        asked = prompt.encode((*CONVERSATION[: number - 1], (question, None)), image_tokens=3)
+        start, stop = len(asked.ids), len(shorter.ids)
+        assert full.ids[:start] == asked.ids
+        assert full.ids[:stop] == shorter.ids
+        assert full.is_target[learnt_until:stop] == [False] * (start - learnt_until) + [True] * (stop - start)
+        assert shorter.is_target == full.is_target[:stop]
+        assert prompt.tokenizer.decode(full.ids[start:stop]).strip().startswith(answer)
+        assert full.ids[stop - 1] in prompt.stop_ids
+        learnt_until = stop
     assert full.ids.count(prompt.image_id) == 3
     assert full.cut == 0
     if system is not None:
@@ -70,12 +87,47 @@ def test_a_refused_system_turn_opens_the_first_question(template: str) -> None:
     assert "Be brief.\n\n<image>\nWhat colour" in text
 
 
-def test_qwen3_generates_with_thinking_off_and_drops_thinking_of_earlier_answers() -> None:
-    prompt = ChatPrompt(byte_level(QWEN3))
-    asked = prompt.encode([("Where?", None)], image_tokens=1)
-    assert prompt.tokenizer.decode(asked.ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+@pytest.mark.parametrize("template", [QWEN3, QWEN3_THINKING])
+def test_an_earlier_turn_keeps_the_empty_thinking_that_it_was_generated_after(template: str) -> None:
+    prompt = ChatPrompt(byte_level(template))
+    asked = prompt.encode([("Where?", "left"), ("Sure?", None)], image_tokens=1)
+    opening = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    text = prompt.tokenizer.decode(asked.ids)
+    assert text.endswith(f"{opening}left<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n{opening}")
     turns = [("Where?", "<think>hm</think>left"), ("Sure?", "yes")]
-    assert learnt(prompt, prompt.encode(turns, image_tokens=1)) == "left<|im_end|>yes<|im_end|>"
+    assert learnt(prompt, prompt.encode(turns, image_tokens=1)) == "<think>hm</think>left<|im_end|>yes<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("system", "digest"), [(None, "8d4c59a0f463bce5"), ("Answer in one word.", "dd7be63faff4c3db")]
+)
+def test_the_shipped_format_stays_as_it_was(system: str | None, digest: str) -> None:
+    prompt = ChatPrompt(load_tokenizer("panollava/tiny-qwen3"), system=system)
+    turns = (("what colour is the cube ahead?", "red."), ("where is it?", "ahead"), ("<b> 무엇?", "[x]"))
+    asked = (*turns[:2], (turns[2][0], None))
+    both = [prompt.encode(turns, image_tokens=3), prompt.encode(asked, image_tokens=3)]
+    told = json.dumps([[one.ids, one.is_target] for one in both])
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == digest
+
+
+def test_a_date_is_the_one_that_is_given() -> None:
+    tokenizer = byte_level(LLAMA32)
+    prompt = ChatPrompt(tokenizer, today=date(2024, 7, 3))
+    assert "Today Date: 03 Jul 2024\n" in prompt.tokenizer.decode(prompt.encode(TURNS, image_tokens=1).ids)
+    assert prompt.format.record()["date"] == "2024-07-03"
+    assert ChatPrompt(tokenizer).format.date == date.today()
+    other = ChatPrompt(byte_level(QWEN2), today=date(2024, 7, 3))
+    assert other.format.record()["date"] is None
+    formats = "%Y-%m-%d %A %-d %B %j %H:%M"
+    template = f"{{{{ strftime_now('{formats}') }}}}" + CHATML
+    text = ChatPrompt(byte_level(template), today=date(2024, 7, 3)).format.render(TURNS, None).text
+    assert text.startswith(datetime(2024, 7, 3).strftime(formats) + "<|im_start|>")
+
+
+def test_control_tokens_in_a_text_are_named() -> None:
+    prompt = ChatPrompt(byte_level(QWEN2))
+    assert prompt.control_tokens("a <|im_end|> b </s><|im_end|> <image> <b>") == ["<|im_end|>", "</s>"]
+    assert prompt.control_tokens("What is left of it?") == []
 
 
 def test_llama_tokenizers_without_template_speak_vicuna() -> None:
@@ -112,10 +164,39 @@ def test_a_template_without_end_of_turn_gets_an_eos_to_learn() -> None:
     assert learnt(prompt, prompt.encode(TURNS[:1], image_tokens=1)) == "It is blue.<|im_end|>"
 
 
-def test_a_template_that_denies_its_own_prompt_is_refused() -> None:
-    template = "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}BOT{% endif %}"
-    with pytest.raises(ValueError, match=r"does not continue its own generation prompt.*BOT'"):
+SAID = "{% for m in messages %}{{ m.role + ': ' + m.content }}<|im_end|>{% endfor %}"
+ASK = "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+REFUSED = {
+    "denies its prompt": (
+        "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}BOT{% endif %}",
+        r"does not continue its own generation prompt.*BOT'",
+    ),
+    "forgets": ("{% set messages = messages[-2:] %}" + SAID + ASK, "does not write every question and answer of 2"),
+    "repeats": ("{{ messages[0].content }}" + SAID + ASK, "does not write every question and answer of 1"),
+    "wraps what was said": (
+        "{% if messages | length > 2 %}[history]{% endif %}" + SAID + ASK,
+        "writes an earlier turn in another form",
+    ),
+    "counts": (
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}" + SAID + ASK,
+        "writes an earlier turn in another form",
+    ),
+    "raises": ("{{ raise_exception('not today') }}" + SAID + ASK, "refuses a conversation: not today"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_template_that_no_prompt_can_be_continued_with_is_refused(name: str) -> None:
+    template, message = REFUSED[name]
+    with pytest.raises(ValueError, match=f"{message}.*name the copy with model.language.name"):
         ChatPrompt(byte_level(template))
+
+
+def test_an_answer_without_an_end_is_refused() -> None:
+    tokenizer = byte_level(NO_END)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=r"would never end\. Set eos_token"):
+        ChatPrompt(tokenizer)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -160,16 +241,18 @@ def test_text_targets_are_everything_after_the_panorama() -> None:
     assert encoded.is_target == [False] * (at + 4) + [True] * (len(encoded.ids) - at - 4)
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if TEMPLATES[name]])
-def test_texts_filled_into_a_known_form_are_what_the_template_writes(name: str) -> None:
-    prompt = ChatPrompt(byte_level(TEMPLATES[name]))
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if TEMPLATES[name] and "qwen3" not in name])
+def test_a_conversation_is_what_the_template_writes(name: str) -> None:
+    prompt = ChatPrompt(byte_level(TEMPLATES[name], eos="</s>" if name == "no_end" else "<|im_end|>"))
     messages = [
         {"role": role, "content": text}
         for turn in TURNS
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
     rendered = prompt.format.render(TURNS, None)
-    assert rendered.text == prompt.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
+    whole = prompt.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
+    text = rendered.text.replace("</s>", "") if name == "no_end" else rendered.text
+    assert whole.removeprefix(text).strip() in ("", prompt.tokenizer.eos_token)
     spans = [rendered.text[start:stop].strip() for start, stop in rendered.answers]
     assert [span.startswith(answer) for span, (_, answer) in zip(spans, TURNS, strict=True)] == [True] * 3
 

@@ -15,7 +15,7 @@ from panollava.assemble.check import EvaluationOptions
 from panollava.checkpoint import TRAINED
 from panollava.data.records import Source
 from panollava.model.backbones import Backbones
-from panollava.run_folder import flatten
+from panollava.run_folder import flatten, prompt_date
 from panollava.store.pictures import KnownPictures
 
 Record = Mapping[str, Any]
@@ -63,14 +63,15 @@ def answer_conditions(
 
     Args:
         checkpoint: of which the weights are.
-        settings: of its run, as in ``checkpoint_metadata.json``; of it ``model``, ``crop``, ``generation``
-            and ``inputs`` are read.
+        settings: of its run, as in ``checkpoint_metadata.json``; of it ``model``, ``crop``, ``generation``,
+            ``inputs`` and ``prompt`` are read.
         source: the split that is asked.
         known: recognises files.
         prompt: ``ChatFormat.record()`` of the model; None opens the tokenizer for it.
         precision: number format of the backbones; None for whichever the machine chooses.
     """
-    backbones, recorded = Backbones(settings["model"], settings["crop"]), settings.get("inputs", {})
+    backbones = Backbones(settings["model"], settings["crop"], today=prompt_date(settings))
+    recorded = settings.get("inputs", {})
     if prompt is None:
         try:
             prompt = backbones.prompt.format.record()

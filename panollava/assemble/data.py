@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,14 @@ from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.augmented import AugmentedDataset
 from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, control_texts, count_cut
+from panollava.data.entries import LISTED_PROBLEMS
 from panollava.data.files import FilesSource
 from panollava.data.loader import StageLoader, eval_loader
-from panollava.data.records import Question, Source
+from panollava.data.records import Question, Record, Source
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.model.facade import PanoLlava
+from panollava.prompt import IMAGE_TOKEN, ChatPrompt, Encoded, Limits
 from panollava.store.making import FeatureMaker
 from panollava.tracking.tracker import Dataset
 from panollava.training.distributed import Processes
@@ -133,11 +136,11 @@ class RunData:
             if isinstance(source, FilesSource) and (told := control_texts(source, self.backbones.prompt)):
                 LOG.warning("%s.", told)
 
-    def longest_question(self) -> int:
-        """Tokens of the longest test question with its history, image tokens included; 0 without a test split."""
-        encoder = TextEncoder(self.backbones.prompt, self.backbones.image_tokens)
-        questions = [] if self.test is None else self.test.questions()
-        return max((len(encoder.question(question).ids) for question in questions), default=0)
+    def check_tokens(self, name: str, options: StageOptions, limits: Limits) -> None:
+        """Refuses texts of a stage with tokens that the language model does not know."""
+        encoder = self._text(name, options)
+        for source in (self.train, self.val):
+            check_records(source, encoder, limits)
 
 
 def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> RunData:
@@ -161,6 +164,78 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
         data["name"], len(result.train), len(result.val), f", {len(test)} for the test" if test else "",
     )  # fmt: skip
     return result
+
+
+def check_records(source: Source, encoder: TextEncoder, limits: Limits) -> None:
+    """Refuses training records that a language model cannot be given.
+
+    Raises:
+        ValueError: naming their file and rows.
+    """
+    tokenizer, longest = encoder.prompt.tokenizer, encoder.max_text_length
+    unknown = {token for token, number in tokenizer.get_vocab().items() if number >= limits.rows} - {IMAGE_TOKEN}
+    fits = longest is not None and encoder.image_tokens + longest <= limits.positions
+    if fits and not unknown:
+        return
+    records: Iterable[Record] = (source.record(index, 0) for index in range(len(source)))
+    if fits and unknown <= tokenizer.get_added_vocab().keys():
+        # The first shows what the chat format itself takes; of the others those may have one that spell one.
+        spelt = re.compile("|".join(map(re.escape, unknown)))
+        records = (each for at, each in enumerate(records) if at == 0 or spelt.search(str(each.turns)))
+    _check(source, ((each.sample_id, encoder.record(each)) for each in records), encoder.prompt, limits)
+
+
+def check_questions(source: Source, prompt: ChatPrompt, limits: Limits, *, image_tokens: int, new_tokens: int) -> None:
+    """Refuses a split that a language model cannot be asked: what would be cut or unknown is answered with anything.
+
+    Args:
+        source: the split.
+        prompt: how its questions are written.
+        limits: of the language model.
+        image_tokens: tokens of a panorama.
+        new_tokens: longest answer.
+
+    Raises:
+        ValueError: naming its file and rows.
+    """
+    encoder = TextEncoder(prompt, image_tokens)
+    texts = ((question.sample_id, encoder.question(question)) for question in source.questions())
+    _check(source, texts, prompt, limits, new_tokens)
+
+
+def _check(
+    source: Source, texts: Iterable[tuple[str, Encoded]], prompt: ChatPrompt, limits: Limits, new_tokens: int = 0
+) -> None:
+    """Refuses texts, given with their sample ids."""
+    rows: dict[str, list[str]] = {}
+    for name, text in texts:
+        if problem := prompt.misfit(text, limits, new_tokens):
+            rows.setdefault(problem, []).append(_place(name, source))
+    if not rows:
+        return
+    found = [
+        f"  {places[0]}{f' and {len(places) - 1} more' if places[1:] else ''}: {problem}"
+        for problem, places in rows.items()
+    ]
+    more = [f"  and {len(found) - LISTED_PROBLEMS} lines more"] if len(found) > LISTED_PROBLEMS else []
+    lines = [f"{getattr(source, 'path', source.name)}: the language model cannot be given all texts."]
+    lines += [*found[:LISTED_PROBLEMS], *more]
+    if any(problem.endswith("positions") for problem in rows):
+        lines.append(
+            "Shorten them, lower max_new_tokens or crop.overlap, or choose a resampler with fewer tokens or "
+            "a longer language model."
+        )
+    else:
+        lines.append(
+            "The tokenizer got tokens that the model was not resized for: take them out of the texts and of the chat "
+            "template, or save a model with resized embeddings."
+        )
+    raise ValueError("\n".join(lines))
+
+
+def _place(sample_id: str, source: Source) -> str:
+    """Where a sample stands in its file, such as ``row 5``."""
+    return re.sub(r"^(row|line|entry)(\d+)", r"\1 \2", sample_id.removeprefix(f"{source.name}-"))
 
 
 def question_batches(

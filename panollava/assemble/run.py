@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from panollava.assemble.check import STAGES
 from panollava.assemble.conditions import learnt_record
 from panollava.assemble.data import RunData, open_data
 from panollava.assemble.features import open_features
@@ -27,7 +29,15 @@ from panollava.config.job import gpu_beside_others, in_sweep, swept_values
 from panollava.data.loader import StageLoader
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
-from panollava.run_folder import CONFIG, Experiment, experiment_name, flatten
+from panollava.run_folder import (
+    CONFIG,
+    METADATA,
+    Experiment,
+    experiment_name,
+    flatten,
+    prompt_date,
+    read_metadata,
+)
 from panollava.store.catalogue import known_pictures
 from panollava.store.making import FeatureMaker
 from panollava.store.options import StoreOptions
@@ -200,7 +210,8 @@ def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
         pending = pending_stages(plain(cfg), experiment)  # refuses a folder of another config, nothing opened yet
         pending = json.loads(procs.texts(json.dumps(pending))[0])
         model = plain(cfg.model) if cfg.overwrite else _pinned(cfg, experiment)
-        backbones = Backbones(model, plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed)
+        today = date.fromisoformat(procs.texts((_date(cfg, experiment) or date.today()).isoformat())[0])
+        backbones = Backbones(model, plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed, today=today)
         data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
 
         def recording(parameters: Mapping[str, object]) -> Tracker:
@@ -235,6 +246,16 @@ def _pinned(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
             if model[part].get("revision") is None:
                 model[part]["revision"] = (inputs.get(part) or {}).get("commit")
     return model
+
+
+def _date(cfg: DictConfig, experiment: Experiment) -> date | None:
+    """The day that the prompts of the stages name from which this run goes on; None where there are none."""
+    begun = [experiment.stage_folder(name) for name in STAGES if not (cfg.overwrite and name in cfg.stage.run)]
+    if cfg.resume not in ("auto", "none") and not cfg.overwrite:
+        path = Path(cfg.resume).expanduser()
+        begun.insert(0, path.parent if path.suffix == ".ckpt" else path)
+    dates = (prompt_date(read_metadata(folder)) for folder in begun if (folder / METADATA).is_file())
+    return next((day for day in dates if day is not None), None)
 
 
 def setting(cfg: DictConfig) -> str:

@@ -151,6 +151,12 @@ def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> S
     """One split of a data set, as `open_source` gives it; pictures that were found to be damaged are refused."""
     component = find_component("data", data["type"], "Source")
     known = inspect.signature(component).parameters
+    covered = getattr(pictures, "panorama_fov_deg", None)
+    if covered is not None and "reader" not in known:
+        raise ValueError(
+            f"crop.panorama_fov_deg={list(covered)} is for pictures in files, and those of data={data['name']} are "
+            "drawn whole. Leave it out."
+        )
     remote = part_of(data, RemoteOptions)
     others = ("type", "name", "dir", *part_of(data, AugmentOptions), *remote)
     options = {k: v for k, v in source_arguments(data, split).items() if k not in others}

@@ -118,6 +118,7 @@ def evaluation_due(run: Run) -> bool:
         "crop": run.backbones.crop_spec,
         "inputs": recorded_inputs(folder) or {},
         "generation": run.plain["generation"],
+        "prompt": {"date": None if run.backbones.today is None else run.backbones.today.isoformat()},
     }
     now = answer_conditions(find_checkpoint(folder), sections, test, run.known)
     found = mismatch(settings, now, options.max_samples)

@@ -139,10 +139,13 @@ def answer_attention(
         layers: counted from 1; None takes the last third.
 
     Raises:
-        ValueError: a layer that is not there, or views that are joined by their mean.
+        ValueError: a layer that is not there, views that are joined by their mean, or a text that the language model
+            cannot be given.
     """
     chosen = chosen_layers(len(pano.model.language_blocks), layers)
     encoded = pano.prompt.encode([*history, (question, answer)], image_tokens=pano.image_tokens)
+    if problem := pano.prompt.misfit(encoded, pano.limits):
+        raise ValueError(f"The question and its answer cannot be read: {problem}.")
     ids, device = torch.tensor([encoded.ids]), pano.model.device
     targets = last_answer(encoded.is_target, encoded.ids, pano.prompt.stop_ids)
     start, stop = targets[0] - 1, targets[-1]  # what predicts a token stands before it

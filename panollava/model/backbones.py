@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,19 @@ class Backbones:
         crop: the ``crop`` section.
         dtype: of the backbones' weights; what is new is fp32.
         seed: of the new components.
+        today: the day that prompts name where the chat template names one; None is the day of now.
     """
 
     def __init__(
-        self, model: Mapping[str, Any], crop: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0
+        self,
+        model: Mapping[str, Any],
+        crop: Mapping[str, Any],
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        today: date | None = None,
     ) -> None:
-        self.model, self.crop_spec, self.dtype, self.seed = model, crop, dtype, seed
+        self.model, self.crop_spec, self.dtype, self.seed, self.today = model, crop, dtype, seed, today
 
     @cached_property
     def tower(self) -> VisionTower:
@@ -67,7 +75,8 @@ class Backbones:
     def prompt(self) -> ChatPrompt:
         """The language model's way of writing conversations; reads only its tokenizer."""
         language = self.model["language"]
-        return ChatPrompt(load_tokenizer(language["name"], language.get("revision")), system=language["system"])
+        tokenizer = load_tokenizer(language["name"], language.get("revision"))
+        return ChatPrompt(tokenizer, system=language["system"], today=self.today)
 
     def record(self, part: str, digest: Callable[[Path], str]) -> dict[str, Any] | None:
         """What ``vision`` or ``language`` is made of, see ``backbone_record``; nothing is opened."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, rea
 from panollava.model.streaming import AnswerStream
 from panollava.model.trainable import load_trained
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
-from panollava.prompt import ChatPrompt, Encoded
-from panollava.run_folder import find_run_folder, read_metadata, with_paths_found
+from panollava.prompt import ChatPrompt, Encoded, Limits
+from panollava.run_folder import find_run_folder, prompt_date, read_metadata, with_paths_found
 
 Turns = Sequence[tuple[str, str]]
+
+logger = logging.getLogger(__name__)
 
 
 class PanoLlava:
@@ -121,8 +124,16 @@ class PanoLlava:
                 f"{checkpoint} is of a stage-1 run: it has no language part and cannot answer. Train stage=resampler "
                 "or stage=finetune from it first."
             )
-        backbones = Backbones(settings["model"], settings["crop"], dtype=dtype)
+        today = prompt_date(settings)
+        backbones = Backbones(settings["model"], settings["crop"], dtype=dtype, today=today)
         backbones.warn_of_changes(settings.get("inputs"))
+        if today is None and (named := backbones.prompt.format.date) is not None:
+            logger.warning(
+                "%s: the chat template writes the date, and with which one this was trained is not recorded. Prompts "
+                "name %s now.",
+                checkpoint,
+                named,
+            )
         model = backbones.composite()
         if read_state(checkpoint)["has_lora"]:
             add_lora(model, **lora_arguments(settings["model"]["lora"]))
@@ -185,7 +196,7 @@ class PanoLlava:
         self.model.generation_config = to_transformers(self.generation, self.stop_ids, self._pad_id)
         with quiet_transformers():
             self.model.save_pretrained(folder)
-        processor = PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, system=self.prompt.format.system)
+        processor = PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, **self.prompt.format.written())
         processor.tokenizer.pad_token_id = self._pad_id  # a pipeline takes no batch without one
         processor.save_pretrained(folder)
 
@@ -197,9 +208,13 @@ class PanoLlava:
     @property
     def _pad_id(self) -> int:
         """The tokenizer's pad, or another id that can be embedded; the mask hides it."""
-        rows = len(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
         possible = (self.prompt.tokenizer.pad_token_id, *self.stop_ids)
-        return next((int(one) for one in possible if one is not None and one < rows), 0)
+        return next((int(one) for one in possible if one is not None and one < self.limits.rows), 0)
+
+    @property
+    def limits(self) -> Limits:
+        """What the language model can be given."""
+        return Limits.of(self.model)
 
     @property
     def image_tokens(self) -> int:
@@ -216,23 +231,26 @@ class PanoLlava:
 
         Raises:
             TypeError: question or history are no texts.
-            ValueError: the panorama, the question alone and the answer are more than the language model can take.
+            ValueError: the panorama, the question alone and the answer are more than the language model can take, or
+                it does not know a token in them.
         """
         _check_texts(question, history)
-        new = self.decoding(None, max_new_tokens).max_new_tokens
-        positions = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
+        new, limits = self.decoding(None, max_new_tokens).max_new_tokens, self.limits
         try:
-            return self.prompt.encode(
+            encoded = self.prompt.encode(
                 [*history, (question, None)],
                 image_tokens=self.image_tokens,
-                max_text_length=positions - self.image_tokens - new,
+                max_text_length=limits.positions - self.image_tokens - new,
             )
         except ValueError as error:
             raise ValueError(
-                f"The language model takes {positions} tokens. The panorama has {self.image_tokens} of them, "
+                f"The language model takes {limits.positions} tokens. The panorama has {self.image_tokens} of them, "
                 f"max_new_tokens={new} are for the answer, and the question does not fit into the rest. "
                 "Shorten it, or lower max_new_tokens."
             ) from error
+        if problem := self.prompt.misfit(encoded, limits, new):
+            raise ValueError(f"The question cannot be asked: {problem}.")
+        return encoded
 
     def chat(self, image: Picture) -> Conversation:
         """A conversation of several turns about a panorama: ``.ask(question)`` answers and remembers.

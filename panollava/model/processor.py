@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date as day
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         system: str | None = None,
         chat_template: str | None = None,
         form: int = 1,
+        date: str | None = None,
     ) -> None:
         """Join an image processor and a tokenizer.
 
@@ -99,27 +101,33 @@ class PanoLlavaProcessor(ProcessorMixin):
             system: text of the system turn.
             chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
             form: of these values (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
+            date: the day that prompts name, such as ``2026-01-31``, where the template names one.
         """
         self.tokens_per_view, self.system = tokens_per_view, system
         self.join, self.form = upgraded({"form": form, "model": {"join": join}})["model"]["join"], FORM
         self.token_grid = None if token_grid is None else [int(side) for side in token_grid]
-        self.prompt = ChatPrompt(tokenizer, system=system)
+        self.prompt = ChatPrompt(tokenizer, system=system, today=None if date is None else day.fromisoformat(date))
+        self.date = date
         tokenizer.padding_side = "left"  # by which a pipeline pads a batch: an answer begins after the prompt's end
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, *, system: str | None = None) -> PanoLlavaProcessor:
+    def of(
+        cls, model: Any, tokenizer: Any, *, system: str | None = None, date: str | None = None
+    ) -> PanoLlavaProcessor:
         """The processor that belongs to a model.
 
         Args:
             model: ``PanoLlavaForConditionalGeneration``.
             tokenizer: of its language model.
             system: text of the system turn it was trained with.
+            date: the day that its prompts name.
         """
         config: PanoLlavaConfig = model.config
         images = PanoLlavaImageProcessor(config.crop, config.image_size or ())
         vision = model.vision
-        return cls(images, tokenizer, vision.tokens_per_view, config.join, vision.token_grid, system, form=FORM)
+        sizes = vision.tokens_per_view, config.join, vision.token_grid
+        return cls(images, tokenizer, *sizes, system, form=FORM, date=date)
 
     def __call__(
         self,

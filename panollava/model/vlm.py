@@ -27,13 +27,14 @@ from panollava.model.encoder import PanoVision
 from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.pretrained import PanoLlavaPreTrainedModel
 from panollava.model.vision import VisionTower
+from panollava.prompt import Limits
 from panollava.run_folder import FORM
 
 logger = logging.getLogger(__name__)
 
 VISION_INPUTS = ("pixel_values", "vision_features", "cameras", "view_mask")
-EMBEDDED_INSTEAD_OF_IMAGE = 0
-"""Any valid id: its embedding gives way to the image token."""
+ANY_ID = 0
+"""Is embedded where the embedding gives way to an image token or is masked."""
 
 
 class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixin):
@@ -205,11 +206,18 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             positions predict.
 
         Raises:
-            ValueError: placeholders and image tokens differ in number, or an input is missing.
+            ValueError: placeholders and image tokens differ in number, an input is missing, or the sequence is longer
+                than the language model's positions.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids or inputs_embeds.")
+            width = input_ids.shape[1]
+            if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+                # The id of a pad may be any, also one that has no embedding.
+                input_ids = input_ids.masked_fill(attention_mask[:, -width:] == 0, ANY_ID)
+                width = attention_mask.shape[1]
+            self._check_length(width)
             inputs_embeds = self._embed(input_ids, pixel_values, vision_features, cameras, view_mask)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
@@ -238,7 +246,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         placeholder = self.config.image_token_id
         assert placeholder is not None
         is_image = input_ids.eq(placeholder)
-        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, EMBEDDED_INSTEAD_OF_IMAGE))
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, ANY_ID))
         if pixel_values is None and vision_features is None:
             if bool(is_image.any()):
                 raise ValueError(
@@ -256,6 +264,15 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         )  # (B, V, Q, Dl)
         image_tokens, counts = fuse(tokens, view_mask, self.config.join, cameras, self.vision.token_grid)
         return insert_image_tokens(embeddings, is_image, image_tokens, counts)
+
+    def _check_length(self, length: int) -> None:
+        positions = Limits.of(self).positions
+        if length > positions:
+            raise ValueError(
+                f"A sequence of {length} tokens, those of the panorama and of the answer included, is more than the "
+                f"language model's {positions} positions. Shorten the text, lower max_new_tokens, or use a crop with "
+                "fewer views."
+            )
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Drop the panorama after the prefill: its tokens are in the cache."""

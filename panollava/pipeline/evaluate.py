@@ -12,7 +12,7 @@ import numpy as np
 
 from panollava.assemble.check import EvaluationOptions
 from panollava.assemble.conditions import differences, scoring, told
-from panollava.assemble.data import question_batches
+from panollava.assemble.data import check_questions, question_batches
 from panollava.checkpoint import write_file
 from panollava.data.records import FREE_TEXT, Source
 from panollava.evaluation.answer_log import AnswerLog
@@ -95,7 +95,12 @@ def evaluate_answers(
         settings: kept in ``metrics.json``: what was evaluated, on what.
         features: of the model's encoder; None leaves encoding to the model.
         written: is called when all is on disk, before the answers that were kept on the way go.
+
+    Raises:
+        ValueError: questions that the model cannot be asked.
     """
+    new_tokens = pano.generation.max_new_tokens
+    check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
     LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from panollava.assemble.data import check_records
 from panollava.assemble.features import open_features
 from panollava.assemble.objective import build_objective
 from panollava.assemble.sources import open_source
@@ -62,6 +63,9 @@ def measure(
         compute: device and precision.
         store: of the encoder's features.
         num_workers: processes that cut panoramas.
+
+    Raises:
+        ValueError: texts that the model cannot be given.
     """
     options, stage = run.settings["stage_settings"], _stage(run, pano, compute)
     crop = pano.crop if pano is not None else Backbones(run.settings["model"], run.settings["crop"]).crop
@@ -69,7 +73,9 @@ def measure(
     encode = None
     if pano is not None:
         targets = "text" if run.stage == "resampler" else "assistant"
-        encode = TextEncoder(pano.prompt, pano.image_tokens, options["max_text_length"], targets).record  # type: ignore[arg-type]
+        encoder = TextEncoder(pano.prompt, pano.image_tokens, options["max_text_length"], targets)  # type: ignore[arg-type]
+        check_records(source, encoder, pano.limits)
+        encode = encoder.record
     vision = stage.model.vision if isinstance(stage, InstructStage) else stage.vision
     features = open_features(store, vision.tower, crop)
     dataset = PanoDataset(source, crop, encode, None if features is None else features.store)

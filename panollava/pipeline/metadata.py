@@ -62,6 +62,7 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "workplace": str(Path.cwd()),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},
         "git_commit": _git_commit(),
+        **({} if name == "vision" else {"prompt": run.backbones.prompt.format.record()}),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from panollava.assemble.data import check_questions
 from panollava.assemble.features import forecast
 from panollava.assemble.run import Run, plain
 from panollava.disk import check_writable
@@ -12,6 +13,7 @@ from panollava.logs import LOG
 from panollava.model.lora_targets import check_targets
 from panollava.model.trainable import check_language_blocks
 from panollava.pipeline.start import check_start
+from panollava.prompt import Limits
 from panollava.training.compiler import check_compiler
 
 
@@ -55,21 +57,18 @@ def preflight(run: Run) -> None:
             continue
         options = run.stage_options(name)
         run.data.check_text(name, options)
-        if count + options.max_text_length > language:
+        if count + options.max_text_length > language.positions:
             raise ValueError(
                 f"stage {name}: {count} image tokens and up to {options.max_text_length} text tokens are more than the "
-                f"{language} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length or "
-                "crop.overlap, or choose a resampler with fewer tokens or a longer language model."
+                f"{language.positions} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length "
+                "or crop.overlap, or choose a resampler with fewer tokens or a longer language model."
             )
+        run.data.check_tokens(name, options, language)
     if language and run.data.test is not None and run.cfg.evaluation.clip is not None:
         clip_config(run.cfg.evaluation.clip, "evaluation.clip")
-    longest, new = run.data.longest_question() if language else 0, run.cfg.generation.max_new_tokens
-    if language and longest and longest + new > language:
-        raise ValueError(
-            f"The longest test question has {longest} tokens ({count} of the image) and may get {new} new ones "
-            f"(generation.max_new_tokens), but {run.cfg.model.language.name} has {language} positions. Shorten it, "
-            "lower generation.max_new_tokens or crop.overlap, or set evaluation.enabled=false."
-        )
+    if language and run.data.test is not None:
+        new = run.cfg.generation.max_new_tokens
+        check_questions(run.data.test, run.backbones.prompt, language, image_tokens=count, new_tokens=new)
 
 
 def _check_blocks(run: Run, name: str) -> None:
@@ -84,15 +83,15 @@ def _check_blocks(run: Run, name: str) -> None:
         raise ValueError(f"stage.{name}.{error}") from error
 
 
-def _open_language(run: Run, pending: list[str]) -> int:
+def _open_language(run: Run, pending: list[str]) -> Limits:
     """Opens tokenizer and language model, which a damaged folder would otherwise end after stage 1 has trained.
 
     Returns:
-        The longest sequence the model takes.
+        What the model can be given.
     """
     run.backbones.prompt  # noqa: B018  opened for its own errors
     model = run.backbones.language
     lora = plain(run.cfg.model.lora)
     if lora["enabled"] and "finetune" in pending and lora["target_modules"] != "all-linear":
         check_targets(model, lora["target_modules"])
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
+    return Limits.of(model)

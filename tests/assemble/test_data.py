@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from chats import QWEN2, byte_level
+from plain_data import PlainSource
 from small_runs import QUICK, UNTRACKED, backbones, config, opened
 
 from panollava.assemble.check import checked
+from panollava.assemble.data import check_questions, check_records
+from panollava.data.dataset import TextEncoder
+from panollava.data.records import Record
+from panollava.prompt import ChatPrompt, Limits
 
 
 def test_training_pictures_change_and_no_others(
@@ -36,3 +42,35 @@ def test_panoramas_that_lack_the_seam_are_not_turned() -> None:
     with pytest.raises(ValueError, match=told):
         checked(config(*asked))
     checked(config(*asked, "data.augment_turn=false"))
+
+
+class Table(PlainSource):
+    """Records as of a data file; the third spells a token."""
+
+    name, path = "t", Path("t.csv")
+
+    def record(self, index: int, epoch: int) -> Record:
+        return Record(f"t-row{index + 2}", (("what?", "a <box>" if index == 2 else "a ball"),))
+
+
+def test_a_token_without_an_embedding_is_named_with_its_row_before_training() -> None:
+    tokenizer = byte_level(QWEN2)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["[PAD]", "<box>"])
+    limits = Limits(positions=512, rows=rows)
+    encoder = TextEncoder(ChatPrompt(tokenizer), image_tokens=3, max_text_length=100)
+    check_records(Table(2), encoder, limits)
+    with pytest.raises(
+        ValueError, match=rf"^t.csv: .*\n  row 4: the language model has {rows} embeddings and none for <box>"
+    ):
+        check_records(Table(4), encoder, limits)
+    with pytest.raises(ValueError, match=r"row 2 and 2 more: .* none for <\|im_start\|>"):
+        check_records(Table(4), encoder, Limits(512, tokenizer.convert_tokens_to_ids("<|im_start|>")))
+
+
+def test_a_question_beyond_the_positions_is_named() -> None:
+    prompt = ChatPrompt(byte_level(QWEN2))
+    fitting = len(prompt.encode([("what", None)], image_tokens=3).ids)
+    check_questions(PlainSource(1), prompt, Limits(fitting + 4, 10**6), image_tokens=3, new_tokens=4)
+    with pytest.raises(ValueError, match=rf"^plain: .*\n  0-0 and 1 more: {fitting} tokens \(3 of them .* 4 new ones"):
+        check_questions(PlainSource(1), prompt, Limits(fitting + 3, 10**6), image_tokens=3, new_tokens=4)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from small_clip import small_clip
 from small_runs import command, metrics, predictions, stage_folder
 
@@ -159,6 +161,39 @@ def test_the_validation_loss_is_that_of_training(
     recorded = json.loads((folder / "checkpoint_metadata.json").read_text())["validation_loss"]
     assert found == pytest.approx(recorded, abs=1e-6)
     assert copy.is_dir()
+
+
+@pytest.fixture
+def table(copy: Path) -> Path:
+    """A data file of two questions about one picture, in the working directory of ``copy``."""
+    Image.fromarray(np.full((64, 128, 3), 90, np.uint8)).save("a.png")
+    path = Path("t.csv")
+    path.write_text("url,query,annotation\na.png,what is it?,red\na.png,where?,ahead\n")
+    return path
+
+
+def test_the_loss_of_a_data_file_is_of_its_own_answers(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    said = evaluated(monkeypatch, capsys, "runs/recorded", f"csv_input={table}", "loss=true")
+    assert "Stage finetune on test: loss " in said
+    assert len(predictions("recorded")) == 2
+
+
+def test_what_the_model_cannot_be_asked_is_named_by_file_and_row(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    with table.open("a") as file:
+        file.write(f"a.png,{'left of it ' * 300},red\n")
+    said = refused(monkeypatch, capsys, "runs/recorded", f"csv_input={table}")
+    assert re.search(r"t\.csv: .*\n  row 4: \d+ tokens \(80 of them the panorama's\) and up to 8 new ones", said)
+    assert "more than the language model's 512 positions" in said
+    assert not Path("results").exists()
+    said = refused(monkeypatch, capsys, "runs/recorded", "max_samples=1", "crop.overlap=0.85")
+    assert re.search(r"world-test: .*\n  .*: \d+ tokens \(\d+ of them the panorama's\)", said)
+    said = refused(monkeypatch, capsys, "runs/recorded", "crop.panorama_fov_deg=[180,90]")
+    assert "crop.panorama_fov_deg=[180.0, 90.0] is for pictures in files" in said
+    assert not Path("results").exists()
 
 
 def test_a_stage_1_run_is_measured_by_its_own_measures(

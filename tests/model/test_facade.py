@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from chats import LLAMA32
 from families import composite
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from panollava.batch import Batch
 from panollava.crop.crop import Crop
+from panollava.data.collate import Collate
+from panollava.data.dataset import Sample
 from panollava.model.facade import PanoLlava
 from panollava.model.lora import LORA, add_lora, has_lora
 from panollava.model.streaming import AnswerStream
@@ -149,6 +154,59 @@ def test_what_does_not_fit_is_left_out_oldest_first_or_refused(backbone: Backbon
         pano.encode("a b c " * 200, max_new_tokens=20)
     with pytest.raises(ValueError, match="lower max_new_tokens"):
         pano.generate(panorama(), "what?", max_new_tokens=432)
+
+
+def test_a_token_without_an_embedding_may_pad_and_may_not_be_asked(backbone: Backbone) -> None:
+    pano = opened(backbone)
+    images = [panorama(seed) for seed in range(3)]
+    expected = pano.generate_batch(images, QUESTIONS, max_new_tokens=9)
+    tokenizer = pano.prompt.tokenizer
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens(["<box>"])
+    assert tokenizer.pad_token_id >= pano.limits.rows
+    assert pano.generate_batch(images, QUESTIONS, max_new_tokens=9) == expected
+    with pytest.raises(ValueError, match=r"cannot be asked: the language model has \d+ embeddings and none for <box>"):
+        pano.generate(images[0], "what is <box>?")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_id_of_a_pad_means_nothing(backbone: Backbone, side: Literal["left", "right"]) -> None:
+    pano = opened(backbone)
+    samples = [Sample("a", pano.views(panorama()), pano.crop.camera_rows, pano.encode(text)) for text in QUESTIONS]
+    batches = [Collate(pad_id=pad, padding_side=side)(samples) for pad in (0, 3, pano.limits.rows + 5)]
+    found = []
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        output = pano.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pixel_values=batch.pixel_values,
+            cameras=batch.cameras,
+            view_mask=batch.view_mask,
+        )
+        assert batch.attention_mask is not None
+        found.append(output.logits[batch.attention_mask.bool()])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_sequence_beyond_the_positions_is_refused(backbone: Backbone) -> None:
+    pano = opened(backbone)
+    encoded = pano.prompt.encode([("a b c " * 400, None)], image_tokens=pano.image_tokens)
+    batch = pano.batch([pano.views(panorama())], [encoded])
+    with pytest.raises(ValueError, match=r"more than the language model's 512 positions\. Shorten the text"):
+        pano.answer(batch, max_new_tokens=2)
+
+
+def test_an_export_keeps_the_day_that_prompts_name(backbone: Backbone, tmp_path: Path) -> None:
+    pano = opened(backbone)
+    pano.prompt.tokenizer.chat_template = LLAMA32
+    pano.prompt = ChatPrompt(pano.prompt.tokenizer, today=date(2024, 7, 3))
+    pano.save_pretrained(tmp_path)
+    again = PanoLlava.from_pretrained(tmp_path)
+    assert again.prompt.format.record() == pano.prompt.format.record()
+    assert again.encode("what?") == pano.encode("what?")
 
 
 def test_an_adapter_is_kept_beside_and_found_again(backbone: Backbone, tmp_path: Path) -> None:
