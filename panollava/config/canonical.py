@@ -131,7 +131,7 @@ def _opened(argument: str, loose: Sequence[str]) -> str:
     return argument
 
 
-_SHORT_KEYS = {
+SHORT_KEYS = {
     "evaluation.max_new_tokens": "generation.max_new_tokens",
     "max_new_tokens": "generation.max_new_tokens",
 }
@@ -152,7 +152,7 @@ def _canonical_argument(argument: str, sweep: bool) -> str:
         target = names[key]
         key = target.replace("/", ".") if rest.startswith(".") else target
     dotted, equals, value = (key + rest).partition("=")
-    return operator + _quote_text(_SHORT_KEYS.get(dotted, dotted), equals + value, sweep)
+    return operator + _quote_text(SHORT_KEYS.get(dotted, dotted), equals + value, sweep)
 
 
 def _quote_text(key: str, rest: str, sweep: bool) -> str:

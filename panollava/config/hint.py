@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from panollava.component import meant
+from panollava.config.canonical import SHORT_KEYS
 from panollava.config.command_line import CommandLine, known_keys
 
 
@@ -47,7 +48,8 @@ def check_keys(line: CommandLine) -> set[str]:
 def _unknown(key: str, known: Collection[str]) -> str:
     section = key.rpartition(".")[0]
     same = [other for other in known if other.partition(".")[2] == key]  # without its section, as in overlap=0
-    close = meant(key, known) or (same[0] if len(same) == 1 else None)
+    spellings = {short: full for short, full in SHORT_KEYS.items() if full in known}
+    close = meant(key, [*known, *spellings]) or (same[0] if len(same) == 1 else None)
     siblings = sorted(k for k in known if k.rpartition(".")[0] == section) or sorted(k for k in known if "." not in k)
-    hint = f" Did you mean {close}?" if close else ""
+    hint = f" Did you mean {spellings.get(close, close)}?" if close else ""
     return f"{key} is not a key of this config.{hint} There are: {', '.join(siblings)}."

@@ -221,6 +221,7 @@ def test_an_adapter_is_kept_beside_and_found_again(backbone: Backbone, tmp_path:
     torch.testing.assert_close(logits(pano), expected, rtol=0, atol=0)
     assert {path.name for path in (tmp_path / "kept" / LORA).iterdir()} == {
         "adapter_config.json",
+        "belongs_to.json",
         "adapter_model.safetensors",
     }
     again = PanoLlava.from_pretrained(tmp_path / "kept")
