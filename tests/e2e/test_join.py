@@ -61,4 +61,4 @@ def test_what_cannot_be_stitched_is_refused_before_training(
     assert "model.join=concat" in message
     assert "Traceback" not in message
     assert "trains" not in message
-    assert Path("runs").exists() == ("tokens" in said)  # the others are seen in the config alone
+    assert not Path("runs").exists()
