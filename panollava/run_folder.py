@@ -166,7 +166,8 @@ class Experiment:
         return self.states().get(f"{stage}/{self.setting}", {})
 
     def record(self, stage: str, **values: Any) -> None:
-        """Updates one stage's state on disk."""
+        """Updates one stage's state on disk; from here on the start leaves a record."""
+        self.begin()
         states = self.states()
         entry = states.setdefault(f"{stage}/{self.setting}", {})
         entry.update(values, updated=time.strftime("%Y-%m-%dT%H:%M:%S%z"))

@@ -55,10 +55,8 @@ def run_stage(run: Run, name: str) -> AnyStage | None:
     if reason:
         raise ValueError(f"stage={name} cannot run: {reason}. Choose another crop or resampler, or other stages.")
     folder = run.experiment.stage_folder(name)
-    if (
-        run.cfg.overwrite and run.procs.is_main
-    ):  # only now: everything that could be wrong with the new run was looked at
-        run.experiment.clear(name)
+    if run.cfg.overwrite and run.procs.is_main:
+        run.experiment.clear(name)  # only now: everything that could be wrong with the new run was looked at
     run.procs.barrier()
     log = log_file(folder / "logs", name) if run.procs.is_main else nullcontext()
     with log, explained(lambda: model_too_large(run, name)):
@@ -113,7 +111,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage
         if follow(folder / BEST) is None:
             progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
     before = None if resume is None else recorded_config(resume.parent)
-    if not run.experiment.is_begun:  # nothing refuses this start any more: its record is opened
+    if "tracker" not in vars(run):  # nothing refuses this start any more: its record is opened below
         show_views(run)
     checkpointer.notes["tracking_run"] = run.tracker.run_id
     checkpointer.notes["trained_backbones"] = trained_backbones(checkpointer.weights)

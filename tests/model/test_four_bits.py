@@ -53,7 +53,7 @@ def test_without_bitsandbytes_the_message_names_the_extra(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("panollava.model.hub.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"load_in_4bit=true needs bitsandbytes.*panollava\[4bit\]"):
+    with pytest.raises(ValueError, match=r"load_in_4bit=true needs bitsandbytes.*pip install \"\.\[4bit\]\""):
         run_train(*backbones(backbone), *QUICK, UNTRACKED, "stage=finetune", "language.load_in_4bit=true")
 
 
