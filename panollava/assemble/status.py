@@ -72,7 +72,7 @@ def check_inputs(run: Run, name: str, folder: Path, way_out: str) -> None:
     """
     recorded = recorded_inputs(folder)
     if recorded is None:
-        LOG.info("%s: the content of its data and backbones is not recorded, so changes since are not seen.", folder)
+        LOG.info("%s: the content of its data and backbones is not recorded, so changes go unnoticed.", folder)
         return
     changed = dict.fromkeys(_named(run, key) for key in differences(recorded, run.inputs(name)))
     if changed:

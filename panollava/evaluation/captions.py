@@ -121,8 +121,8 @@ def why_undefined(answers: Sequence[Answer]) -> dict[str, str]:
         found["CIDEr"] = "weighs words by how few pictures they are said of, and there is one picture"
     elif without:
         found["CIDEr"] = (
-            f"weighs words by how few references have them, and {without:,} of {len(answers):,} answers have "
-            "references with none that the others have not"
+            "weighs words by how few answers' references have them, those that all have with 0, and "
+            f"{without:,} of {len(answers):,} answers have references without any other word"
         )
     return found
 

@@ -90,7 +90,7 @@ class Backbones:
             inputs: as the run's metadata have them; None where they have none.
         """
         if inputs is None:
-            logger.info("The run does not record the content of its backbones, so changes since are not seen.")
+            logger.info("The run does not record the content of its backbones, so changes since training go unnoticed.")
             return
         place = Path("cache", "pictures")  # where commands that keep features remember files
         known = KnownPictures(place if place.is_dir() else None)

@@ -76,7 +76,7 @@ class Restored:
             f"Checkpoint: {self.checkpoint} (stage {self.stage}, {adapter})",
             f"Model: {model['vision']['name']}, {model['resampler']['type']}, {model['language']['name']}",
             f"Crop: {crop['type']} ({keys})",
-            f"Data: {self.settings['data']['name']}",
+            f"Trained on: {self.settings['data']['name']}",
         ]
 
 

@@ -41,7 +41,7 @@ def _python(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.
     return done
 
 
-def test_config_and_backbones_travel(wheel: Path) -> None:
+def test_config_backbones_and_fonts_travel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"panollava/_conf/{file.relative_to(ROOT / 'conf').as_posix()}" for file in ROOT.glob("conf/**/*.yaml")}
     tiny = {
@@ -49,7 +49,8 @@ def test_config_and_backbones_travel(wheel: Path) -> None:
     }
     assert "panollava/_conf/train.yaml" in configs
     assert {"panollava/tiny/vision/model.safetensors", "panollava/tiny/language/tokenizer.json"} <= tiny
-    assert (configs | tiny) - names == set()
+    fonts = {f"panollava/evaluation/fonts/{name}" for name in ("NotoSansKR-Regular.ttf", "OFL.txt")}
+    assert (configs | tiny | fonts) - names == set()
     assert {name.split("/")[0] for name in names if not name.startswith("panollava-")} == {"panollava"}
 
 
