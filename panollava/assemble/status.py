@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from panollava.assemble.check import STAGES, EvaluationOptions
 from panollava.assemble.conditions import answer_conditions, differences, mismatch, scoring, told
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow
+from panollava.evaluation.read_predictions import read_answers
 from panollava.evaluation.results import METRICS
 from panollava.logs import LOG
 from panollava.run_folder import CONFIG, METADATA, Experiment, read_metadata
@@ -111,8 +112,14 @@ def evaluation_due(run: Run) -> bool:
     if not path.is_file():
         LOG.info("The evaluation on record, %s, is not there: the test split is evaluated again.", path.parent)
         return True
+    metrics = read_document(path)
+    try:
+        read_answers(path.parent, metrics)
+    except (OSError, ValueError) as error:
+        LOG.warning("The test split is evaluated again: %s.", str(error).rstrip("."))
+        return True
     options = EvaluationOptions(**run.plain["evaluation"])
-    folder, settings = run.experiment.stage_folder(last), read_document(path).get("settings", {})
+    folder, settings = run.experiment.stage_folder(last), metrics.get("settings", {})
     sections = {
         "model": run.backbones.model,
         "crop": run.backbones.crop_spec,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from panollava.data.records import Question
@@ -47,3 +49,12 @@ def answered(question: Question, prediction: str, latency_s: float) -> Predictio
         latency_s=latency_s,
         history=question.history,
     )
+
+
+def answers_digest(predictions: Iterable[Prediction]) -> str:
+    """Tells whether answers are still the ones that were given: the same before and after they were on disk."""
+    found = hashlib.sha256()
+    for one in predictions:
+        line = json.dumps((one.sample_id, one.prediction), ensure_ascii=False)
+        found.update(line.encode(errors="backslashreplace") + b"\n")
+    return found.hexdigest()[:16]

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from panollava.data.csv import Column, Row, Table
 from panollava.data.entries import spelling, wrong_text
-from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.predictions import Prediction, answers_digest
+from panollava.evaluation.results import PREDICTIONS
 
 ALIASES = {
     "image": ("image_id", "image", "url", "image_path", "image_url", "image_file", "file_name", "filename", "path"),
@@ -98,17 +99,25 @@ def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | N
     return [replace(row, references=tuple(groups[row.asked])) for row in rows]
 
 
-def read_answers(path: Path) -> list[Prediction]:
-    """The rows of an evaluation's ``predictions.csv``.
+def read_answers(folder: Path, metrics: Mapping[str, Any]) -> list[Prediction]:
+    """The rows of an evaluation's ``predictions.csv``, as the model gave them.
+
+    Args:
+        folder: of the evaluation.
+        metrics: its ``metrics.json``, which tells the answers that its scores are of.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is not as evaluations write it.
+        ValueError: it is not as evaluations write it, or its answers were changed since.
     """
+    path = folder / PREDICTIONS
     optional = ("turn", "history")  # which older evaluations lack
     needed = ("sample_id", "image_id", "kind", "question", "prediction", "references", "latency_s")
     table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, *optional)})
-    return [_answer(path, row, table.names) for row in table.rows()]
+    answers = [_answer(path, row, table.names) for row in table.rows()]
+    if metrics.get("answers") not in (None, answers_digest(answers)):  # None: of before they were on record
+        raise ValueError(f"{path}: its answers were changed since they were given")
+    return answers
 
 
 def _answer(path: Path, row: Row, names: Mapping[str, str]) -> Prediction:

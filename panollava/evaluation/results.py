@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from panollava.checkpoint import tidy, write_json
 from panollava.disk import writing
 from panollava.evaluation.answers import AnswerReport, is_correct
-from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.predictions import Prediction, answers_digest
 from panollava.evaluation.statistics import mean_interval
 
 COLUMNS = (
@@ -186,6 +186,7 @@ def _write_metrics(
         "experiment_name": experiment,
         "created": now.isoformat(timespec="seconds"),
         **asdict(report),
+        "answers": answers_digest(predictions),
         "latency": latency_summary(predictions),
         **plain,
     }

@@ -16,7 +16,7 @@ from panollava.assemble.sources import open_source
 from panollava.data.records import Question, Source
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.read_predictions import read_answers
-from panollava.evaluation.results import METRICS, PREDICTIONS, result_folder
+from panollava.evaluation.results import METRICS, result_folder
 from panollava.logs import LOG
 from panollava.model.facade import PanoLlava
 from panollava.pipeline.evaluate import Evaluation, evaluate_answers
@@ -117,9 +117,9 @@ def find_answers(
         if found is None or found or "image_tokens" not in settings:
             continue
         try:
-            answers = read_answers(path.with_name(PREDICTIONS))[:max_samples]
+            answers = read_answers(path.parent, metrics)[:max_samples]
         except (OSError, ValueError, KeyError) as error:
-            LOG.warning("%s cannot be read (%s) and is passed over.", path.with_name(PREDICTIONS), error)
+            LOG.warning("%s is passed over: %s.", path.parent, str(error).rstrip("."))
             continue
         if difference := first_difference(asked, answers):
             LOG.warning("%s was changed since it was written (%s) and is passed over.", path.parent, difference)

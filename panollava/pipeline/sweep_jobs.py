@@ -17,7 +17,7 @@ from panollava.checkpoint import BEST, TRAINED, follow
 from panollava.evaluation.answers import is_correct
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.read_predictions import read_answers
-from panollava.evaluation.results import METRICS, PREDICTIONS
+from panollava.evaluation.results import METRICS
 from panollava.evaluation.seeds import Repeat
 from panollava.logs import LOG
 from panollava.pipeline.results_of import Answers
@@ -110,12 +110,19 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
             "%s: its answers in %s are of earlier weights, and are left out of the report.", folder.name, results
         )
         metrics = {}
+    predictions: Sequence[Prediction] = ()
+    if results and metrics:
+        try:
+            predictions = read_answers(results, metrics)
+        except (OSError, ValueError) as error:
+            LOG.warning("%s: its evaluation is left out of the report: %s.", folder.name, str(error).rstrip("."))
+            metrics = {}
     return Job(
         name=folder.name,
         config=config,
         stages={key.partition("/")[0]: one for key, one in done.items()},
         metrics=metrics,
-        predictions=read_answers(results / PREDICTIONS) if results and metrics else (),
+        predictions=predictions,
         parameters=_resampler_parameters(folder / last),
     )
 

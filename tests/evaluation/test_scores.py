@@ -76,7 +76,7 @@ def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path,
     path = write_results(tmp_path, "demo", given, score_answers(given)).predictions  # type: ignore[arg-type]
     rows = read_predictions(path, "grouped")
     assert [row.references for row in rows] == [("a",), ("b",), ("c",), ("d",)]
-    assert rows == as_scored(read_answers(path)) == as_scored(given)  # type: ignore[arg-type]
+    assert rows == as_scored(read_answers(path.parent, {})) == as_scored(given)  # type: ignore[arg-type]
     assert score(rows, form="grouped", words="unicode", meteor=False).pairs == 4
     others = tmp_path / "others.csv"
     others.write_text("image,query,turn_id,prediction,reference\na,Sure?,1,x,y\na,Sure?,2,x,z\na,Sure?,2,x,w\n")
@@ -156,6 +156,7 @@ def test_a_picture_is_one_however_its_name_is_spelled(tmp_path: Path) -> None:
         ('"[""a""]"', '"""a"""', r"line 2, column references: '\"a\"' is no JSON list of texts"),
         (",0.5", ",soon", "line 2, column latency_s: 'soon.*' is no number"),
         ('"[[""What?"", ""a ring""]]"', '"[[""What?""]]"', "line 2, column history: no JSON list of pairs"),
+        ("?,a,", "?,b,", "predictions.csv: its answers were changed since they were given"),
         (",0.5", ", and a half,0.5", "line 2, column latency_s: 12 cells where the header has 11"),
         ("latency_s", "seconds", "no column for the latency_s"),
     ],
@@ -164,13 +165,14 @@ def test_answers_of_ours_that_were_changed_are_refused(
     tmp_path: Path, answer: Callable[..., object], old: str, new: str, message: str
 ) -> None:
     given = [answer("a", "a", history=(("What?", "a ring"),), latency_s=0.5)]
-    path = write_results(tmp_path, "demo", given, score_answers(given)).predictions  # type: ignore[arg-type]
-    assert read_answers(path) == given
+    files = write_results(tmp_path, "demo", given, score_answers(given))  # type: ignore[arg-type]
+    path, metrics = files.predictions, json.loads(files.metrics.read_text())
+    assert read_answers(path.parent, metrics) == given
     text = path.read_text("utf-8-sig")
     assert old in text
     path.write_text(text.replace(old, new), "utf-8")
     with pytest.raises(ValueError, match=message):
-        read_answers(path)
+        read_answers(path.parent, metrics)
 
 
 def test_other_bytes_and_no_file_are_refused(tmp_path: Path) -> None:

@@ -121,6 +121,10 @@ def test_what_was_evaluated_is_evaluated_again_under_other_conditions() -> None:
     assert evaluated_by("generation.max_new_tokens=5") == 1
     assert evaluated_by("generation.max_new_tokens=5") == 0
     assert evaluated_by("generation.max_new_tokens=5", "evaluation.max_samples=1") == 0
+    (newest := max(Path("results").glob("**/predictions.csv"))).write_text(newest.read_text() + newest.name)
+    assert evaluated_by("generation.max_new_tokens=5") == 1
+    max(Path("results").glob("**/predictions.csv")).unlink()
+    assert evaluated_by("generation.max_new_tokens=5") == 1
     shutil.rmtree("results")
     assert evaluated_by("generation.max_new_tokens=5", "evaluation.max_samples=1") == 1
     assert evaluated_by("generation.max_new_tokens=5") == 1
