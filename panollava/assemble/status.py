@@ -198,6 +198,12 @@ def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bo
     experiment.check_same_config(name, config, recorded)
     epochs, steps = config["stage"][name]["epochs"], config["trainer"]["max_steps"]
     if state.get("status") == FINISHED and state.get("epochs", 0) >= epochs and state.get("max_steps") == steps:
+        if state["epochs"] > epochs:
+            LOG.warning(
+                "Stage %s was trained for %d epochs and stays as it is: stage.%s.epochs=%d needs a run of its own "
+                "(experiment_name=<name>) or overwrite=true.",
+                name, state["epochs"], name, epochs,
+            )  # fmt: skip
         return True
     if config["resume"] == "none" and _has_begun(experiment.stage_folder(name)):
         raise ValueError(

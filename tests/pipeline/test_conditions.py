@@ -173,6 +173,18 @@ def test_more_epochs_say_what_becomes_of_the_learning_rate() -> None:
     assert "stage.resampler.epochs=3 in place of 1: the learning rate follows the schedule of the new length" in text
 
 
+@pytest.mark.usefixtures("place")
+def test_fewer_epochs_than_were_trained_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_train(*ARGUMENTS, "stage.resampler.epochs=2", "evaluation.enabled=false")
+    monkeypatch.setattr(LOG, "propagate", True)
+    run_train(*ARGUMENTS, "stage.resampler.epochs=2", "evaluation.enabled=false")
+    assert "stays as it is" not in caplog.text
+    run_train(*ARGUMENTS, "stage.resampler.epochs=1", "evaluation.enabled=false")
+    assert caplog.text.count("trained for 2 epochs and stays as it is: stage.resampler.epochs=1") == 1
+
+
 def test_a_hub_model_stays_the_commit_that_it_was(
     place: Path, backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
