@@ -86,6 +86,7 @@ def answer_conditions(
         **{part: None if found is None else _digest([found]) for part, found in parts.items()},
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
+        "join": settings["model"].get("join"),
     }
 
 

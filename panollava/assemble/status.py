@@ -130,8 +130,12 @@ def evaluation_due(run: Run) -> bool:
     now = answer_conditions(find_checkpoint(folder), sections, test, run.known)
     found = mismatch(settings, now, options.max_samples)
     if found is None:
-        LOG.info("%s does not record the conditions of its answers; it is taken as it is.", path.parent)
-        return False
+        # An older record tells only of which weights the answers are, and of how many questions.
+        told_of = {**settings, "conditions": {"weights": settings.get("fingerprint")}}
+        found = mismatch(told_of, now, options.max_samples) or {}
+        if not found:
+            LOG.info("%s does not record the conditions of its answers; it is taken as it is.", path.parent)
+            return False
     found |= differences({"scores": settings.get("scores")}, {"scores": scoring(options)})
     if found:
         LOG.info("The evaluation in %s has other conditions (%s): a new one is made.", path.parent, told(found))

@@ -417,6 +417,8 @@ def _row_keys(batch: Batch) -> list[bytes]:
 def _check_texts(question: Any, history: Any) -> None:
     if not isinstance(question, str):
         raise TypeError(f"question={question!r}: give one text. generate_batch takes several.")
+    if not question.strip():
+        raise ValueError(f"question={question!r} asks nothing: give a text.")
     is_list = isinstance(history, Sequence) and not isinstance(history, str)
     if not is_list or not all(
         isinstance(turn, tuple | list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
