@@ -44,14 +44,17 @@ TEXT_KEYS = frozenset(
         "evaluation.results_dir",
         "experiment_name",
         "folder",
+        "hydra.sweep.dir",
         "image",
         "images",
         "init_from",
         "measure",
         "mlflow_experiment",
         "model.language.name",
+        "model.language.revision",
         "model.language.system",
         "model.vision.name",
+        "model.vision.revision",
         "out",
         "predictions",
         "output_dir",
@@ -92,11 +95,10 @@ def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Seque
             wrong.
     """
     flags, overrides = split(arguments)
-    sweep = flags.multirun or "hydra.mode=MULTIRUN" in overrides
     if flags.cfg == "job":  # Hydra's own section does not resolve
         flags.resolve = True
     named = _named(overrides, bare)
-    return [*words(flags), *(_canonical_argument(_opened(argument, loose), sweep) for argument in named)]
+    return [*words(flags), *(_canonical_argument(_opened(argument, loose), bool(flags.multirun)) for argument in named)]
 
 
 def _named(arguments: Sequence[str], key: str | None) -> list[str]:

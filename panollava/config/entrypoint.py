@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from panollava.config.apart import INTERRUPTED
 from panollava.config.canonical import canonical
 from panollava.config.command_line import VERSION_BASE, CommandLine, message, split, words
-from panollava.config.hint import check_keys
+from panollava.config.hint import check_groups, check_keys
 from panollava.config.job import MENDABLE, Load, in_sweep, run_job
 from panollava.config.locate import CONF
 from panollava.config.resolvers import register_resolvers
@@ -88,7 +88,10 @@ def _understood(
         try:
             line = CommandLine(config_name, flags, overrides)
             check_launcher(line.parsed)
+            check_groups(line)
             is_sweep = line.is_sweep
+            if is_sweep and not flags.multirun and not flags.cfg:  # an overlay's: its texts may be swept too
+                return _understood(config_name, ["--multirun", *typed], scratch, bare, loose)
         except HydraException:  # an override of no grammar, an option that there is not: Hydra tells it at its start
             return [*words(flags), *overrides]
         _check_place(line)

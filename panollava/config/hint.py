@@ -19,10 +19,6 @@ def check_keys(line: CommandLine) -> set[str]:
         ValueError: about the first key that is wrong.
         HydraException: an option of a swept group does not exist.
     """
-    for override in line.parsed:
-        if line.is_group(override) and override.value() is None and not override.is_delete():
-            options = ", ".join(line.options(override.key_or_group))
-            raise ValueError(f"{override.input_line}: a group always has an option. Choose one of {options}.")
     variants = {label: known_keys(config) for label, config in line.variants.items()}
     base, theirs = known_keys(line.base), set()
     for override in line.swept if line.is_sweep else line.parsed:
@@ -45,11 +41,24 @@ def check_keys(line: CommandLine) -> set[str]:
     return theirs
 
 
+def check_groups(line: CommandLine) -> None:
+    """Whether every group keeps an option; Hydra composes nothing of a line that takes one away.
+
+    Raises:
+        ValueError: about the first that does not.
+    """
+    for override in line.parsed:
+        if line.is_group(override) and (override.is_delete() or override.value() in (None, "")):
+            options = ", ".join(line.options(override.key_or_group))
+            raise ValueError(f"{override.input_line}: a group always has an option. Choose one of {options}.")
+
+
 def _unknown(key: str, known: Collection[str]) -> str:
     section = key.rpartition(".")[0]
-    same = [other for other in known if other.partition(".")[2] == key]  # without its section, as in overlap=0
+    same = [other for other in known if other.endswith(f".{key}")]
+    is_clear = len(same) == 1 and same[0].partition(".")[2] == key  # without its section, as in overlap=0
     spellings = {short: full for short, full in SHORT_KEYS.items() if full in known}
-    close = meant(key, [*known, *spellings]) or (same[0] if len(same) == 1 else None)
+    close = meant(key, [*known, *spellings]) or (same[0] if is_clear else None)
     siblings = sorted(k for k in known if k.rpartition(".")[0] == section) or sorted(k for k in known if "." not in k)
     hint = f" Did you mean {spellings.get(close, close)}?" if close else ""
     return f"{key} is not a key of this config.{hint} There are: {', '.join(siblings)}."

@@ -29,6 +29,8 @@ from panollava.config.locate import CONF
         ("vision.name=some/folder", "model.vision.name='some/folder'"),
         ("data.train_csv=../a (1)/b,c.csv", "data.train_csv='../a (1)/b,c.csv'"),
         ("out=views (1).png", "out='views (1).png'"),
+        ("language.revision=1234567", "model.language.revision='1234567'"),
+        ("vision.revision=12e4567", "model.vision.revision='12e4567'"),
         ("experiment_name=null", "experiment_name=null"),
         ("max_new_tokens=8", "generation.max_new_tokens=8"),
         ("evaluation.max_new_tokens=8,16", "generation.max_new_tokens=8,16"),

@@ -64,6 +64,7 @@ FOREIGN = """
     trainer.val_check_interval trainer.limit_train_batches trainer.fast_dev_run trainer.deterministic trainer.profiler
     trainer.check_val_every_n_epoch trainer.overfit_batches trainer.benchmark trainer.sync_batchnorm trainer.amp
     learning_rate per_device_train_batch_size gradient_accumulation_steps num_train_epochs lr_scheduler_type
+    batch_size lr epochs name
     bf16 fp16 report_to save_strategy save_total_limit eval_steps logging_steps model_name_or_path optimizer scheduler
     wandb.project ckpt_path resume_from_checkpoint max_seq_length dataloader_num_workers local_rank deepspeed fsdp
     gradient_checkpointing image_size patch_size hidden_size num_hidden_layers vocab_size vision_tower mm_projector_type

@@ -110,6 +110,19 @@ def test_what_cannot_be_swept_is_one_message(typed: list[str], said: str, tmp_pa
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("typed", ["lora=null", "~lora", "tracking=null", "stage=", "+experiment=null"])
+def test_a_group_keeps_an_option(typed: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"a group always has an option\. Choose one of [a-z]"):
+        _understood("train", [typed], tmp_path, None, ())
+
+
+@pytest.mark.parametrize("flag", ["-m", "hydra.mode=MULTIRUN", "++hydra.mode=MULTIRUN", "+experiment=overlap_sweep"])
+def test_texts_are_swept_however_a_sweep_is_asked_for(flag: str, tmp_path: Path) -> None:
+    words = _understood("train", [flag, "data=csv", "data.dir=한 글,b", "hydra.sweep.dir=o (1)"], tmp_path, None, ())
+    assert "data.dir='한 글','b'" in words
+    assert "hydra.sweep.dir='o (1)'" in words
+
+
 @pytest.mark.parametrize("typed", [["-m"], ["--multi"], ["hydra.mode=MULTIRUN"]])
 def test_only_training_sweeps(typed: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"only panollava\.train sweeps"):
