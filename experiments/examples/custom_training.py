@@ -63,7 +63,7 @@ def main(folder: str = "runs/by_hand", *, scenes: int = 200, epochs: int = 2) ->
     learning = {"optimizer": make_optimizer(trained, optim, options.lr), "scaler": compute.scaler()}
     keeper = Checkpointer(Path(folder), prefix="by_hand", stage_name=stage.name, parameters=trained, **learning)
     result = fit(stage, data, optim=optim, options=options, compute=compute, checkpointer=keeper, **learning)
-    logger.info("Validation loss %.4f after %.0f s.", result.metrics["loss"], result.seconds)
+    logger.info("Validation loss %.4f after %.0f s.", result.metrics["loss"], result.progress.seconds)
 
     model.eval()
     test = WorldSource(split="test", scenes=1)
