@@ -88,9 +88,13 @@ def _plain_jpeg(data: bytes) -> bytes:
     That is bytes between segments, versions of JFIF and colours of Adobe that are not known, and the parameters of a
     sequential scan, which can only be one thing. What follows the end is left out.
 
-    Source: ITU-T T.81, annex B; ITU-T T.871, section 10.1; Adobe Technical Note 5116, section 18.
+    Source: ITU-T T.81, annexes B and G; ITU-T T.871, section 10.1; Adobe Technical Note 5116, section 18.
+
+    Raises:
+        ValueError: scans are missing, of which decoders say nothing: what is left out was in their place.
     """
     pieces, position, is_sequential = [data[:2]], 2, True
+    lacking: set[tuple[int, int]] = set()  # colours and their coefficients
     while found := _MARKER.search(data, position):
         marker, start = found[1][0], found.end()
         if marker == 0xD9 or len(data) < start + 2:
@@ -99,17 +103,23 @@ def _plain_jpeg(data: bytes) -> bytes:
         body = data[start + 2 : position]
         if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):
             is_sequential = marker in _SEQUENTIAL
+            lacking = {(colour, at) for colour in body[6::3] for at in range(64)}
         elif marker == 0xE0 and body.startswith(b"JFIF\0"):
             body = body[:5] + b"\1\1" + body[7:]
         elif marker == 0xEE and body.startswith(b"Adobe"):
             body = body[:11] + bytes(min(value, 1) for value in body[11:12]) + body[12:]
-        elif marker == 0xDA and is_sequential:
-            body = body[:-3] + b"\0\x3f\0"
+        elif marker == 0xDA:
+            body = body[:-3] + b"\0\x3f\0" if is_sequential else body
+            first, last, precision = (bytes(3) + body)[-3:]
+            if not precision & 15:  # bits that are left to later scans
+                lacking -= {(colour, at) for colour in body[1:-3:2] for at in range(first, last + 1)}
         if marker not in _UNREAD:
             pieces.append(b"\xff%c%b%b" % (marker, struct.pack(">H", len(body) + 2), body))
         if marker == 0xDA:
             following = _MARKER.search(data, position)
             pieces.append(data[position : following.start() if following else len(data)])
+    if lacking:
+        raise _damaged("some of its scans are missing")
     return b"".join(pieces) + _JPEG_END
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 
@@ -238,6 +239,15 @@ def test_a_black_end_is_told_from_filling():
     data = by_pillow(picture, "JPEG", quality=90, optimize=True)
     for zeros in (1, 100, 5000):
         assert (decoded(data[:-2] + bytes(zeros) + data[-2:]) == decoded(data)).all()
+
+
+def test_zeros_in_the_place_of_passes_are_no_filling():
+    """A progressive picture without its later scans, which a decoder takes for a whole one, is a blurred one."""
+    data = jpeg(progressive=True)
+    starts = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    assert len(starts) > 5
+    for start in starts[1:]:
+        assert decoded(zeros_from(data, start)) is None
 
 
 def test_left_over_data_is_no_filling():
