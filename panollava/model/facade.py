@@ -312,7 +312,7 @@ class PanoLlava:
             ValueError: pictures and questions differ in number.
         """
         options = self.decoding(generation, max_new_tokens)
-        is_one = isinstance(images, str | Path | bytes) or getattr(images, "ndim", 4) != 4
+        is_one = isinstance(images, str | Path | bytes | bytearray | memoryview) or getattr(images, "ndim", 4) != 4
         if is_one or hasattr(images, "read") or not isinstance(images, Iterable):
             raise TypeError(f"images are a list of panoramas, not one {type(images).__name__}: see generate.")
         pictures = list(images)

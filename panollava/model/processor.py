@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date as day
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from panollava.model.fusion import image_token_count
 from panollava.prompt import ChatPrompt
 from panollava.run_folder import FORM, upgraded
 
-Picture = str | Path | bytes | io.BufferedIOBase | Image.Image | np.ndarray | Tensor
+Picture = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 Turns = Sequence[tuple[str, str | None]]
 
 
@@ -224,8 +225,8 @@ def read_picture(image: Picture, crop: Crop) -> np.ndarray:
             f"{image}: pictures are not fetched here. Give its file, such as panollava.data.remote.one.fetch_panorama("
             "address, RemoteOptions(remote=True)) fetches it."
         )
-    if isinstance(image, bytes | io.BufferedIOBase):
-        image = io.BytesIO(image if isinstance(image, bytes) else image.read())
+    if _is_content(image):
+        image = _content(image)
     if isinstance(image, str | Path | io.BytesIO):
         _warn(crop.check(image).tilt)
         return crop.read(image)
@@ -270,8 +271,23 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return turned_upright(pixels, orientation_of(image))
 
 
+def _is_content(image: Any) -> TypeGuard[bytes | BinaryIO]:
+    """Whether it is the content of a file, or an open one; temporary and uploaded files share no class with others."""
+    is_file = hasattr(image, "read") and not isinstance(image, io.TextIOBase)
+    return is_file or isinstance(image, bytes | bytearray | memoryview)
+
+
+def _content(image: bytes | BinaryIO) -> io.BytesIO:
+    """The whole content of what ``_is_content``, also where some of it was read before."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return io.BytesIO(image)
+    with suppress(AttributeError, OSError):  # of a stream that cannot go back
+        image.seek(0)
+    return io.BytesIO(image.read())
+
+
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
-    is_one = isinstance(images, str | Path | bytes | io.BufferedIOBase | Image.Image)
+    is_one = isinstance(images, str | Path | Image.Image) or _is_content(images)
     # An array or a tensor of four dimensions is several.
     is_several = isinstance(images, Iterable) and not is_one and getattr(images, "ndim", 4) == 4
     return list(images) if is_several else [images]  # type: ignore[arg-type, list-item]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,8 +73,15 @@ def test_bytes_open_files_and_tensors_are_pictures_too(tmp_path: Path) -> None:
     data = png(panorama())
     (tmp_path / "a.png").write_bytes(data)
     with (tmp_path / "a.png").open("rb") as file:
-        for given in (data, io.BytesIO(data), file, torch.from_numpy(panorama()), [data]):
+        for given in (data, bytearray(data), memoryview(data), file, torch.from_numpy(panorama()), [data]):
             assert torch.equal(processor(given)["pixel_values"], expected)
+    for open_one in (io.BytesIO, tempfile.SpooledTemporaryFile, tempfile.NamedTemporaryFile):
+        with open_one() as opened:
+            opened.write(data)
+            for _ in range(2):  # from its beginning, wherever it stands
+                assert torch.equal(processor(opened)["pixel_values"], expected)
+    with (tmp_path / "a.png").open("rb", buffering=0) as unbuffered:
+        assert torch.equal(processor(unbuffered)["pixel_values"], expected)
     several = torch.from_numpy(np.stack([panorama(), panorama(1)]))
     assert processor(several)["pixel_values"].shape[0] == 2
     assert torch.equal(processor(several.numpy())["pixel_values"][0], expected[0])
@@ -84,6 +92,7 @@ def test_bytes_open_files_and_tensors_are_pictures_too(tmp_path: Path) -> None:
     [
         (None, "this is a NoneType"),
         (3, "this is a int"),
+        (io.StringIO("text"), "this is a str|no such file"),
         ({"a": 1}, "this is a str|no such file"),
         ([[[0, 0, 0]] * 4] * 2, "this is a list"),
         (torch.zeros(3, 64, 128), r"this is \(3, 64, 128\) float32"),
