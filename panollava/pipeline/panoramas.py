@@ -47,7 +47,7 @@ def find_panoramas(image: str, remote: RemoteOptions) -> list[Path]:
         raise FileNotFoundError(f"image={image}: there is no such file or folder. Check the path.")
     if not path.is_dir():
         return [path]
-    files = sorted(one for one in path.iterdir() if not one.name.startswith(".") and one.is_file())
+    files = sorted(one for one in path.iterdir() if not one.name.startswith(".") and (one.is_file() or _is_dead(one)))
     found = [one for one in files if one.suffix.lower() in _SUFFIXES or _is_picture(one)]
     if not found:
         raise FileNotFoundError(f"image={image}: there is no JPEG or PNG picture in this folder. Name another.")
@@ -63,6 +63,11 @@ def _tell_tilt(paths: Sequence[Path]) -> None:
             header = parse_header(file)
             if header is not None and (message := tilted(str(path), header.xmp)):
                 LOG.warning("%s", message)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether it is a link to nothing, which is named as what cannot be read."""
+    return path.is_symlink() and not path.exists()
 
 
 def _is_picture(path: Path) -> bool:

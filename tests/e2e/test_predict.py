@@ -12,10 +12,12 @@ from picture_server import serving
 from small_runs import command
 
 from panollava import predict
+from panollava.data.remote.rules import RemoteOptions
 from panollava.data.world import WorldSource
 from panollava.evaluation.read_predictions import read_predictions
 from panollava.generation import GenerationOptions
 from panollava.model.facade import PanoLlava
+from panollava.pipeline.panoramas import find_panoramas
 
 Capture = pytest.CaptureFixture[str]
 Ask = Callable[..., tuple[int, str, str]]
@@ -99,6 +101,12 @@ def test_a_folder_is_read_by_content(photos: Path, ask: Ask) -> None:
     assert status == 0, error
     assert [line.split("\t")[0] for line in out.splitlines()] == ["a.jfif", "b", "c.jpe"]
     assert "left out, as they are no JPEG or PNG: 2, such as notes.txt." in error
+
+
+def test_a_link_to_nothing_is_named(photos: Path) -> None:
+    """Folders of links to a disk that is not there must not look smaller."""
+    (photos / "z.jpg").symlink_to("nowhere")
+    assert photos / "z.jpg" in find_panoramas(str(photos), RemoteOptions())
 
 
 def test_a_folder(photos: Path, ask: Ask) -> None:
