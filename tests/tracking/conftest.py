@@ -11,6 +11,12 @@ from panollava.tracking.location import absolute_uri
 from panollava.tracking.store import open_client
 
 
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path, monkeypatch) -> None:
+    """A folder of the test's own: MLflow makes its defaults in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory) -> str:
     return absolute_uri("sqlite:///mlflow.db", tmp_path_factory.mktemp("store 파노라마"))
