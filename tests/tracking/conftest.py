@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,20 +12,15 @@ from panollava.tracking.location import absolute_uri
 from panollava.tracking.store import open_client
 
 
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch) -> None:
-    """A folder of the test's own: MLflow makes its defaults in the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory) -> str:
     return absolute_uri("sqlite:///mlflow.db", tmp_path_factory.mktemp("store 파노라마"))
 
 
 @pytest.fixture(scope="session")
-def client(store_uri):
-    return open_client(store_uri)
+def client(store_uri, tmp_path_factory):
+    with contextlib.chdir(tmp_path_factory.mktemp("artifacts")):  # where MLflow puts those without a place of their own
+        return open_client(store_uri)
 
 
 @pytest.fixture(scope="session")
