@@ -100,7 +100,8 @@ class AnswerProcessors(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores ``(B, vocabulary)`` of the next token."""
         if self._placeholder < scores.shape[-1]:
-            scores = scores.index_fill(-1, torch.tensor([self._placeholder], device=scores.device), -torch.inf)
+            scores = scores.clone()  # what came in may be kept by who called
+            scores[:, self._placeholder] = -torch.inf
         for processor in self._processors:
             is_of_answer = isinstance(processor, NoRepeatNGramLogitsProcessor)
             scores = processor(input_ids[:, self._prompt_length :] if is_of_answer else input_ids, scores)
