@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from panollava.evaluation.seeds import settings_table
-from panollava.pipeline.sweep_jobs import read_job, value_at
+from panollava.run.sweep_report import read_job, value_at
 
 logger = logging.getLogger(__name__)
 

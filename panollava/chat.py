@@ -7,14 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.sections import check_generation
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.remote.rules import RemoteOptions
 from panollava.logs import configure_console
-from panollava.model.facade import PanoLlava
-from panollava.pipeline.chat import Chat
-from panollava.pipeline.panoramas import check_remote
+from panollava.model.api import PanoLlava
+from panollava.run.chat import Chat
+from panollava.run.config_check import check_generation
+from panollava.run.image_commands import check_remote
 from panollava.training.precision import choose_compute
 
 

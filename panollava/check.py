@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.sources import check_data, shared_pictures
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.partial import Covered
 from panollava.logs import configure_console, say
-from panollava.pipeline.data_check import Split, look_at
-from panollava.pipeline.full_decode import decode_all
+from panollava.run.data_check import Split, decode_all, look_at
+from panollava.run.sources import check_data, shared_pictures
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def _looked_at(values: dict[str, Any], options: CheckOptions, covered: Covered |
 
 
 def _count_texts(splits: list[Split], values: dict[str, Any], most: int | None) -> None:
-    from panollava.pipeline.text_lengths import text_lines  # here, as tokenizers bring in torch
+    from panollava.run.data_check import text_lines  # here, as tokenizers bring in torch
 
     sources = {split.name: split.source for split in splits if split.source is not None}
     if sources:

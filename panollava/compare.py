@@ -10,11 +10,6 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.check import EvaluationOptions, check_tracking
-from panollava.assemble.conditions import answer_conditions, unequal
-from panollava.assemble.sections import check_generation
-from panollava.assemble.sources import open_source
-from panollava.assemble.tracking import open_tracker
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
@@ -29,12 +24,15 @@ from panollava.evaluation.comparison_report import (
 )
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
-from panollava.model.facade import PanoLlava
-from panollava.pipeline.asked_data import asked_data, asked_name
-from panollava.pipeline.restore import Restored, restore
-from panollava.pipeline.results_of import Answers, answer_split, find_answers, first_difference
-from panollava.store.catalogue import known_pictures
-from panollava.store.options import StoreOptions
+from panollava.model.api import PanoLlava
+from panollava.run.conditions import answer_conditions, unequal
+from panollava.run.config_check import EvaluationOptions, check_generation, check_tracking
+from panollava.run.data import asked_data, asked_name
+from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
+from panollava.run.restore import Restored, restore
+from panollava.run.run import open_tracker
+from panollava.run.sources import open_source
+from panollava.store.catalogue import StoreOptions, known_pictures
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
 from panollava.training.precision import recorded_compute

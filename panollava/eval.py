@@ -10,11 +10,6 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.check import EvaluationOptions, check_tracking
-from panollava.assemble.features import open_features
-from panollava.assemble.sections import check_generation
-from panollava.assemble.sources import open_source
-from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.scenes.questions import names_direction, turn_words
@@ -22,14 +17,15 @@ from panollava.evaluation.clip import clip_config
 from panollava.evaluation.results import write_measures
 from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console, counted
-from panollava.model.facade import PanoLlava
-from panollava.pipeline.asked_data import asked_data, asked_name
-from panollava.pipeline.evaluate import answer_questions
-from panollava.pipeline.measure import measure
-from panollava.pipeline.restore import Restored, restore
-from panollava.pipeline.results_of import answer_split
-from panollava.store.catalogue import known_pictures
-from panollava.store.options import StoreOptions
+from panollava.model.api import PanoLlava
+from panollava.run.config_check import EvaluationOptions, check_generation, check_tracking
+from panollava.run.data import asked_data, asked_name
+from panollava.run.evaluate import answer_questions, answer_split
+from panollava.run.features import open_features
+from panollava.run.restore import Restored, measure, restore
+from panollava.run.run import open_tracker
+from panollava.run.sources import open_source
+from panollava.store.catalogue import StoreOptions, known_pictures
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, recorded_compute
 

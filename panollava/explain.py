@@ -10,9 +10,6 @@ import numpy as np
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.check import check_tracking
-from panollava.assemble.sections import check_generation
-from panollava.assemble.tracking import open_tracker
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
@@ -20,10 +17,18 @@ from panollava.data.remote.rules import RemoteOptions
 from panollava.data.scenes.questions import CAPTION_REQUEST
 from panollava.evaluation.explain_picture import explain_picture
 from panollava.logs import LOG, configure_console
-from panollava.model.facade import PanoLlava
-from panollava.model.sight import Sight
-from panollava.pipeline.panoramas import check_remote, named_panorama
-from panollava.pipeline.picture_file import checked_out, read_twice, world_scene, write_picture
+from panollava.model.api import PanoLlava
+from panollava.run.config_check import check_generation, check_tracking
+from panollava.run.image_commands import (
+    check_remote,
+    checked_out,
+    named_panorama,
+    read_twice,
+    world_scene,
+    write_picture,
+)
+from panollava.run.restore import Sight
+from panollava.run.run import open_tracker
 from panollava.training.precision import choose_compute
 
 

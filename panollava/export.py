@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.sections import check_generation
 from panollava.checkpoint import replace_folder
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console
-from panollava.model.configuration import PanoLlavaConfig
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA, has_lora
+from panollava.model.vlm import PanoLlavaConfig
+from panollava.run.config_check import check_generation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,16 +10,14 @@ from annotated_types import Ge, Len, MinLen
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.check import check_sight
-from panollava.assemble.features import forecast, open_features
-from panollava.assemble.sources import open_source
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console, in_words, say
 from panollava.model.backbones import Backbones
-from panollava.pipeline.warm import warm
-from panollava.store.catalogue import FEATURES, Kept, clear_stores, kept_stores
-from panollava.store.options import StoreOptions
+from panollava.run.config_check import check_sight
+from panollava.run.features import forecast, open_features, warm
+from panollava.run.sources import open_source
+from panollava.store.catalogue import FEATURES, Kept, StoreOptions, clear_stores, kept_stores
 from panollava.training.precision import choose_compute
 
 _DAY_S = 86400.0

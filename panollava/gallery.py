@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.assemble.sections import check_crop
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
 from panollava.data.remote.rules import RemoteOptions
 from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG, configure_console
-from panollava.pipeline.panoramas import check_remote, named_panorama
-from panollava.pipeline.picture_file import checked_out, read_twice, world_scene, write_picture
+from panollava.run.config_check import check_crop
+from panollava.run.image_commands import (
+    check_remote,
+    checked_out,
+    named_panorama,
+    read_twice,
+    world_scene,
+    write_picture,
+)
 
 VIEW_SIZE = 256
 """Side of a view in pixels where ``crop.view_size`` is null: no encoder is opened that would know better."""

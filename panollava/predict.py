@@ -13,16 +13,16 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from panollava.assemble.sections import check_generation
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.remote.one import is_address
 from panollava.data.remote.rules import RemoteOptions
 from panollava.logs import LOG, configure_console, say
-from panollava.model.facade import PanoLlava
-from panollava.pipeline.memory import answers_too_large, explained
-from panollava.pipeline.panoramas import check_remote, find_panoramas
+from panollava.model.api import PanoLlava
+from panollava.run.config_check import check_generation
+from panollava.run.image_commands import check_remote, find_panoramas
+from panollava.run.memory import answers_too_large, explained
 from panollava.training.precision import choose_compute
 
 Answered = tuple[Path, str]

@@ -11,15 +11,15 @@ from panollava.config.entrypoint import entrypoint
 
 def report(folder: Path) -> list[Path]:
     """What a sweep's folder shows in the end."""
-    from panollava.pipeline.sweep_report import sweep_report
+    from panollava.run.sweep_report import sweep_report
 
     return sweep_report(folder)
 
 
 def load() -> None:
     """What takes seconds to import: a launcher's process does so once for all of its jobs."""
-    import panollava.pipeline.finish
-    import panollava.pipeline.stage  # noqa: F401
+    import panollava.run.finish
+    import panollava.run.stage  # noqa: F401
 
 
 @entrypoint("train", report=report, load=load)
@@ -30,12 +30,11 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/train.yaml`` and the command line.
     """
     # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
-    from panollava.assemble.check import checked
-    from panollava.assemble.run import open_run
-    from panollava.pipeline.finish import evaluate_run, farewell
-    from panollava.pipeline.keep_model import keep_model
-    from panollava.pipeline.preflight import preflight
-    from panollava.pipeline.stage import run_stage
+    from panollava.run.config_check import checked
+    from panollava.run.finish import evaluate_run, farewell, keep_model
+    from panollava.run.preflight import preflight
+    from panollava.run.run import open_run
+    from panollava.run.stage import run_stage
     from panollava.training.distributed import processes
 
     cfg = checked(cfg)  # every key, type and range, before anything is opened

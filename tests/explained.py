@@ -11,7 +11,7 @@ from families import composite
 from torch import Tensor
 
 from panollava.crop.crop import Crop
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.prompt import ChatPrompt
 
 Backbone = Callable[[str], Path]

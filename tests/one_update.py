@@ -6,12 +6,11 @@ import torch
 from small_runs import opened
 from torch import Tensor
 
-from panollava.assemble.stage import build_stage
+from panollava.run.build_stage import build_stage
 from panollava.training.distributed import Processes, processes
-from panollava.training.loop import validate
-from panollava.training.optim import make_optimizer
+from panollava.training.loop import OptimiserStep, validate
+from panollava.training.options import make_optimizer
 from panollava.training.parallel import shard, spread, whole
-from panollava.training.step import OptimiserStep
 
 STAGES = ("vision", "resampler", "finetune")
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panollava.data.records import Directions, Question, Record
+from panollava.data.source import Directions, Question, Record
 from panollava.prompt import Encoded
 
 

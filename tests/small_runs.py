@@ -18,11 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from panollava import train
-from panollava.assemble.check import checked
-from panollava.assemble.run import Run, open_run
-from panollava.config.canonical import canonical
-from panollava.config.locate import CONF
-from panollava.config.resolvers import register_resolvers
+from panollava.config.command_line import CONF, canonical
+from panollava.config.sweep_arguments import register_resolvers
+from panollava.run.config_check import checked
+from panollava.run.run import Run, open_run
 from panollava.tracking.tracker import NullTracker
 from panollava.training.distributed import Processes
 
@@ -110,7 +109,7 @@ class Recorder(NullTracker):
 def record(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """A recorder that takes the place of every run's tracker for the rest of the test."""
     tracker = Recorder()
-    monkeypatch.setattr("panollava.assemble.run.open_tracker", lambda *args, **options: tracker)
+    monkeypatch.setattr("panollava.run.run.open_tracker", lambda *args, **options: tracker)
     return tracker
 
 

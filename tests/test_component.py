@@ -10,13 +10,7 @@ from typing import Protocol
 
 import pytest
 
-from panollava.component import (
-    allow,
-    allowed_packages,
-    find_component,
-    outside_class,
-    outside_packages,
-)
+from panollava.component import allow, allowed_packages, find_component, outside_class, outside_packages
 
 KEY = "model.resampler.type"
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import panollava
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 
 
 def test_importing_the_package_brings_in_nothing_heavy() -> None:

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from panollava.batch import Batch
 from panollava.stages.protocol import StepOutput
 from panollava.tracking.tracker import NullTracker
+from panollava.training.checkpointer import Checkpointer, Progress
 from panollava.training.distributed import Processes
 from panollava.training.loop import FitResult, fit
-from panollava.training.optim import OptimOptions
-from panollava.training.options import StageOptions, TrainerOptions
+from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
 from panollava.training.precision import Compute
-from panollava.training.state import Checkpointer, Progress
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 ALONE = Processes()

@@ -22,7 +22,7 @@ from panollava import train
 from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.config.entrypoint import _guarded
 from panollava.tracking.store import open_client
-from panollava.training.state import Progress
+from panollava.training.checkpointer import Progress
 
 EVERYTHING = os.environ.get("PANOLLAVA_EVERY_CUT") == "1"
 """Strike at every operation; else at a few."""
@@ -78,9 +78,8 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone: Callable[[str], Pat
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  once, before the processes fork
     from sqlalchemy.orm import configure_mappers
 
-    import panollava.pipeline.finish
-    import panollava.pipeline.keep_model
-    import panollava.pipeline.stage  # noqa: F401
+    import panollava.run.finish
+    import panollava.run.stage  # noqa: F401
 
     configure_mappers()
     root = tmp_path_factory.mktemp("kills")

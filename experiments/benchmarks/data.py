@@ -30,10 +30,9 @@ from picture import write_picture
 from torch.utils.data import DataLoader, Dataset
 
 from panollava.crop.crop import Crop
-from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset
 from panollava.data.files import FilesSource
-from panollava.data.loader import StageLoader
+from panollava.data.loader import Collate, StageLoader
 
 logger = logging.getLogger(__name__)
 

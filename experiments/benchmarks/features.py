@@ -24,20 +24,18 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from panollava.assemble.check import checked
-from panollava.assemble.features import open_features
-from panollava.assemble.run import Run, open_run
-from panollava.assemble.stage import build_stage
-from panollava.config.canonical import canonical
+from panollava.config.command_line import CONF, canonical
 from panollava.config.entrypoint import register_resolvers
-from panollava.config.locate import CONF
 from panollava.data.dataset import PanoDataset, Sample
 from panollava.model.vision import VisionTower
-from panollava.pipeline.warm import warm
+from panollava.run.build_stage import build_stage
+from panollava.run.config_check import checked
+from panollava.run.features import open_features, warm
+from panollava.run.run import Run, open_run
 from panollava.store.catalogue import clear_stores, kept_stores
 from panollava.training.distributed import Processes
-from panollava.training.optim import make_optimizer
-from panollava.training.step import OptimiserStep
+from panollava.training.loop import OptimiserStep
+from panollava.training.options import make_optimizer
 
 STAGES = ("vision", "resampler", "finetune")
 EPOCHS = 3

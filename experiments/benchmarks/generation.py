@@ -24,7 +24,7 @@ import torch
 from panollava.batch import Batch
 from panollava.crop.crop import Crop
 from panollava.data.world import WorldSource
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.hub import load_language_model, load_tokenizer
 from panollava.model.vision import VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration

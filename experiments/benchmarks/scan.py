@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer, mamba2_chunk_scan
 
-from panollava.model.scan import CHUNK, state_space_scan
-from panollava.model.state_space import BidirectionalStateSpace
+from panollava.model.state_space.layer import BidirectionalStateSpace
+from panollava.model.state_space.scan import CHUNK, state_space_scan
 
 logger = logging.getLogger(__name__)
 

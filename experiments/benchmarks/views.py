@@ -25,7 +25,7 @@ import torch
 import ways
 from picture import write_picture
 
-from panollava.crop.header import parse_header
+from panollava.crop.image_file import parse_header
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,8 @@ import torch
 
 from panollava import PanoLlava
 from panollava.crop.crop import Crop
-from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, TextEncoder
-from panollava.data.loader import StageLoader
+from panollava.data.loader import Collate, StageLoader
 from panollava.data.world import WorldSource
 from panollava.logs import configure_console
 from panollava.model.hub import load_language_model, load_tokenizer
@@ -24,11 +23,10 @@ from panollava.model.vision import VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
 from panollava.stages.instruct import InstructStage
+from panollava.training.checkpointer import Checkpointer
 from panollava.training.loop import fit
-from panollava.training.optim import OptimOptions, make_optimizer
-from panollava.training.options import StageOptions
+from panollava.training.options import OptimOptions, StageOptions, make_optimizer
 from panollava.training.precision import choose_compute
-from panollava.training.state import Checkpointer
 
 logger = logging.getLogger("panollava.example")
 

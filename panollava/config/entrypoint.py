@@ -15,15 +15,20 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from panollava.config.apart import INTERRUPTED
-from panollava.config.canonical import canonical
-from panollava.config.command_line import VERSION_BASE, CommandLine, message, split, words
-from panollava.config.hint import check_groups, check_keys
-from panollava.config.job import MENDABLE, Load, in_sweep, run_job
-from panollava.config.locate import CONF
-from panollava.config.resolvers import register_resolvers
+from panollava.config.command_line import (
+    CONF,
+    VERSION_BASE,
+    CommandLine,
+    canonical,
+    check_groups,
+    check_keys,
+    message,
+    split,
+    words,
+)
+from panollava.config.job import INTERRUPTED, MENDABLE, Load, in_sweep, run_job
 from panollava.config.sweep import Report, SweepParent
-from panollava.config.sweep_arguments import as_sweep, check_launcher
+from panollava.config.sweep_arguments import as_sweep, check_launcher, register_resolvers
 from panollava.tracking.location import refuse_secret
 
 _log = logging.getLogger("panollava")

@@ -1,4 +1,4 @@
-"""What a command line means as a sweep: what it varies, and the folder it has for itself."""
+"""What ``${for_size:…}``, ``${slug:…}`` and ``${options:…}`` in the config files mean."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.config.canonical import quoted
-from panollava.config.command_line import CommandLine
+from panollava.config.command_line import CONF, CommandLine, quoted
 
 ONE_A_SWEEP = ("dry_run", "experiment_name", "output_dir", "tracking.experiment", "tracking.type", "tracking.uri")
 """Keys that say where a sweep and its record are, which is one place for all of its jobs."""
@@ -214,3 +213,22 @@ def _other_constants(
 def _plain(config: Any) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(config)
     return {str(key): value for key, value in values.items() if key != "hydra"}
+
+
+def register_resolvers() -> None:
+    """Makes them known to OmegaConf; safe to call again."""
+    OmegaConf.register_new_resolver("for_size", _for_size, replace=True)
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("options", _options, replace=True)
+
+
+def _for_size(values: DictConfig, *, _root_: DictConfig) -> object:
+    size = _root_.model.size
+    if size not in values:
+        raise ValueError(f"model.size={size!r} has no default here; known: {', '.join(map(str, values))}.")
+    return values[size]
+
+
+def _options(group: str) -> str:
+    """The options of a config group, for help texts of commands that know few of the groups."""
+    return ", ".join(sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")))

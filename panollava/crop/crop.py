@@ -12,14 +12,10 @@ from torch import Tensor
 
 from panollava.component import find_component
 from panollava.crop.cameras import camera_tensor
-from panollava.crop.decode import DECODERS
-from panollava.crop.device import device_here
-from panollava.crop.extent import Spanned
-from panollava.crop.file import Panorama, check_panorama
 from panollava.crop.gpano import part_of
-from panollava.crop.partial import Covered, Part, check_covered, check_shape, made_whole
-from panollava.crop.read import needed_size, read_panorama
-from panollava.crop.render import Renderer, render_views
+from panollava.crop.image_file import DECODERS, Panorama, check_panorama, needed_size, read_panorama
+from panollava.crop.partial import Covered, Part, Spanned, check_covered, check_shape, made_whole
+from panollava.crop.render import Renderer, device_here, render_views
 from panollava.crop.strategies import CropStrategy
 
 COMMON_KEYS = ("renderer", "device", "panorama_fov_deg")

@@ -23,7 +23,7 @@ from panollava.crop.cameras import (
     pixels_per_radian,
     point_directions,
 )
-from panollava.crop.extent import Extent
+from panollava.crop.partial import Extent
 from panollava.crop.sphere import direction_to_angles
 
 LONGEST_SIDE = 32_700

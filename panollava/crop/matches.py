@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panollava.crop.cameras import Column, locate, point_directions, token_directions
-from panollava.crop.overlap import neighbour_pairs, overlap_columns, pair_overlap
+from panollava.crop.rings import neighbour_pairs, overlap_columns, pair_overlap
 
 LEAST_MATCHES = 2
 """Matched places below which a pair of views says nothing: one token has no variance."""

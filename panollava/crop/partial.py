@@ -1,4 +1,4 @@
-"""Panoramas of a part of the sphere: their shape, and how they become whole ones with black around them."""
+"""A panorama turned about the vertical axis by whole columns, so that nothing is sampled anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,42 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
-from panollava.crop.extent import Extent, extent_of, spanning
+Extent = tuple[float, float]
+"""Rows and columns."""
+
+
+class Spanned(np.ndarray):
+    """A panorama ``(H, W, 3)`` whose last row and column may lie in part beyond the sphere.
+
+    Attributes:
+        extent: the rows and columns that the sphere takes, each less than one short of all.
+    """
+
+    extent: Extent
+
+
+def spanning(panorama: np.ndarray, extent: Extent) -> Spanned:
+    """The same panorama, which knows where the sphere ends in it.
+
+    Of 3003 rows that a JPEG decoder divides by two there are 1502, and the last is half beyond the lower pole. Taking
+    them for the whole sphere would move what is seen by up to half a pixel.
+
+    Args:
+        panorama: ``(H, W, 3)``.
+        extent: the rows and columns that the sphere takes.
+    """
+    if tuple(map(math.ceil, extent)) != panorama.shape[:2]:
+        raise ValueError(f"A sphere of {extent[0]:g} x {extent[1]:g} pixels does not end in {panorama.shape[:2]}.")
+    spanned = panorama.view(Spanned)
+    spanned.extent = extent
+    return spanned
+
+
+def extent_of(panorama: np.ndarray) -> Extent:
+    """The rows and columns that the sphere takes: all of them, unless the panorama knows better."""
+    height, width = panorama.shape[:2]
+    return getattr(panorama, "extent", (float(height), float(width)))
+
 
 MAX_PIXELS = 300_000_000
 """A larger picture (24,500 x 12,250) is refused before it is decoded: it may be a decompression bomb."""
@@ -160,3 +195,29 @@ def _averaged(picture: np.ndarray, part: Part, needed: tuple[int, int]) -> np.nd
         return picture
     small = cv2.resize(np.asarray(picture), size[::-1], interpolation=cv2.INTER_AREA)
     return spanning(small, (rows * size[0] / height, columns * size[1] / width))
+
+
+def turned(panorama: np.ndarray, columns: int) -> np.ndarray:
+    """What was seen ahead is seen `columns` to the right, and what leaves the picture there comes in on the left.
+
+    Args:
+        panorama: ``(H, W, 3)`` of the whole sphere, with an ``extent`` or without.
+        columns: how far, counted modulo W.
+
+    Returns:
+        The same, turned. Every column is one of the panorama's; only where the sphere ends within the last column
+        does what comes in on the left lie between two of them.
+    """
+    width = panorama.shape[1]
+    columns %= width
+    pixels, (_, across) = np.asarray(panorama), extent_of(panorama)
+    share = across - math.floor(across)
+    if columns == 0:
+        return panorama
+    if share == 0:
+        result = np.roll(pixels, columns, axis=1)
+    else:
+        # Column c < columns is at c - columns + across, and the whole part of across is width - 1.
+        low, high = pixels[:, width - 1 - columns : width - 1], pixels[:, width - columns :]
+        result = np.concatenate([cv2.addWeighted(low, 1 - share, high, share, 0), pixels[:, : width - columns]], axis=1)
+    return spanning(result, panorama.extent) if isinstance(panorama, Spanned) else result

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from panollava.crop.cameras import Camera
-from panollava.crop.extent import Extent
 from panollava.crop.maps import Sheet, float_maps, sheets
+from panollava.crop.partial import Extent
 
 _FIXED_STEPS = 32
 """Steps from one pixel to the next in the fixed-point maps that cv2 samples uint8 pictures with."""

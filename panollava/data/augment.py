@@ -1,4 +1,4 @@
-"""Random changes of training pictures: a turn of the whole panorama, and mild changes of its colours.
+"""Training records with changed pictures.
 
 Never for validation and test. Features of changed pictures cannot be kept, so whoever keeps features asks
 ``AugmentOptions.is_on``.
@@ -6,13 +6,21 @@ Never for validation and test. Features of changed pictures cannot be kept, so w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import torch
 from annotated_types import Interval
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from panollava.data.records import Directions, Source
+from panollava.crop.crop import Crop
+from panollava.crop.partial import extent_of, turned
+from panollava.data.dataset import Sample
+from panollava.data.source import Directions, Record, Source
+from panollava.prompt import Encoded
 
 WORD_STEP_DEG = 45.0
 """Texts whose words are turned along are true after turns by multiples of this."""
@@ -130,3 +138,72 @@ def _allowed(share: float, directions: Directions) -> float:
         return share
     steps = 360.0 / WORD_STEP_DEG
     return np.floor(share * steps).item() / steps if directions == "words" else 0.0
+
+
+_MIDDLE = 127.5
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+"""Source: FCC NTSC standard, 47 CFR 73.682: brightness, and two axes of colour."""
+
+
+def recoloured(views: Tensor, change: Change) -> Tensor:
+    """All views of a panorama in changed colours; what is quite black stays so, as it may be padding.
+
+    Args:
+        views: ``(V, 3, h, w)`` uint8.
+        change: what is done to them.
+
+    Returns:
+        The same shape and type.
+    """
+    if (change.brightness, change.contrast, change.saturation, change.hue_deg) == (1.0, 1.0, 1.0, 0.0):
+        return views
+    red, green, blue = views.float().unbind(1)
+    offset = (1.0 - change.contrast) * _MIDDLE
+    # Plane by plane: a product of matrices may round otherwise with another number of threads.
+    mixed = [r * red + g * green + b * blue + offset for r, g, b in _mixture(change)]
+    changed = torch.stack(mixed, dim=1).round_().clamp_(0, 255).to(torch.uint8)
+    return torch.where(views.amax(dim=1, keepdim=True) == 0, views, changed)
+
+
+def _mixture(change: Change) -> list[list[float]]:
+    """What of red, green and blue each of them becomes; grey stays grey."""
+    angle = np.deg2rad(change.hue_deg)
+    in_yiq = np.eye(3)
+    in_yiq[1:, 1:] = change.saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    mixture: list[list[float]] = (
+        change.contrast * change.brightness * (np.linalg.inv(_TO_YIQ) @ in_yiq @ _TO_YIQ)
+    ).tolist()
+    return mixture
+
+
+class AugmentedDataset(Dataset[Sample]):
+    """Records with changed pictures, indexed by (epoch, index) as those of ``PanoDataset`` are.
+
+    Args:
+        source: the training split.
+        crop: cuts the views.
+        encode: makes tokens of a record; None for stages without text.
+        augment: draws the changes.
+    """
+
+    def __init__(
+        self, source: Source, crop: Crop, encode: Callable[[Record], Encoded] | None, augment: Augment
+    ) -> None:
+        self.source = source
+        self.crop = crop
+        self.encode = encode
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        change = self.augment.change(epoch, index, self.source.directions(index))
+        record = self.source.turned_record(index, epoch, 360.0 * change.turn)
+        panorama = self.source.panorama(index)
+        # A whole number of columns: at most half a column from the angle that the texts are turned by.
+        panorama = turned(panorama, round(change.turn * extent_of(panorama)[1]))
+        views = recoloured(self.crop.views(panorama), change)
+        text = None if self.encode is None else self.encode(record)
+        return Sample(sample_id=record.sample_id, views=views, cameras=self.crop.camera_rows, text=text)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from panollava.data.entries import (
+from panollava.data.csv import (
     DIRECTIONS_KEY,
     NOT_DIRECTIONS,
     Entry,
@@ -33,7 +33,7 @@ from panollava.data.entries import (
     too_many_pictures,
     wrong_text,
 )
-from panollava.data.records import FREE_TEXT, Directions
+from panollava.data.source import FREE_TEXT, Directions
 
 IMAGE_KEYS = ("image_path", "image", "url")
 """Accepted names of the picture's key."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panollava.crop.crop import Crop
-from panollava.data.entries import LISTED_PROBLEMS
+from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.files import FilesSource
-from panollava.data.records import Question, Record, Source
+from panollava.data.source import Question, Record, Source
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
 

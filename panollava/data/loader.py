@@ -11,19 +11,71 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.util import Finalize
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from panollava.batch import Batch
-from panollava.data.augmented import AugmentedDataset
-from panollava.data.collate import Collate
+from panollava.batch import IGNORE_INDEX, Batch
+from panollava.data.augment import AugmentedDataset
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
-from panollava.data.records import Question
-from panollava.store.making import PartBatch
+from panollava.data.source import Question
+from panollava.store.feature_maker import PartBatch
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes a `Batch` of samples, or a `PartBatch` where a feature store is used; all of them have text or none has.
+
+    Attributes:
+        pad_id: token that fills short texts.
+        padding_side: `right` for training; `left` for generation, which needs no labels.
+    """
+
+    pad_id: int = 0
+    padding_side: Literal["right", "left"] = "right"
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch | PartBatch:
+        batch = self._batch(samples)
+        views = [sample.views for sample in samples if sample.views is not None]
+        pictures = [sample.picture for sample in samples if sample.picture is not None]
+        if not pictures:
+            batch.pixel_values = pad_sequence(views, batch_first=True)
+            return batch
+        features = [sample.features for sample in samples if sample.features is not None]
+        return PartBatch(
+            batch=batch,
+            pictures=pictures,
+            known=[sample.features is not None for sample in samples],
+            features=torch.stack(features) if features else None,
+            views=torch.stack(views) if views else None,
+        )
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        counts = torch.tensor([len(sample.cameras) for sample in samples])
+        batch = Batch(
+            sample_ids=[sample.sample_id for sample in samples],
+            pixel_values=None,
+            cameras=pad_sequence([sample.cameras for sample in samples], batch_first=True),
+            view_mask=torch.arange(int(counts.max()))[None] < counts[:, None],
+        )
+        if samples[0].text is None:
+            return batch
+        texts = [sample.text for sample in samples if sample.text is not None]
+        batch.input_ids = self._padded([torch.tensor(text.ids) for text in texts], self.pad_id)
+        batch.attention_mask = self._padded([torch.ones(len(text.ids), dtype=torch.long) for text in texts], 0)
+        if self.padding_side == "right":
+            labels = [torch.tensor(text.ids).masked_fill(~torch.tensor(text.is_target), IGNORE_INDEX) for text in texts]
+            batch.labels = self._padded(labels, IGNORE_INDEX)
+        return batch
+
+    def _padded(self, rows: list[Tensor], value: int) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)
+
 
 _Item = TypeVar("_Item")
 

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
-from panollava.data.records import Directions, Question, Record
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
 from panollava.data.scenes.scene import SECTOR_DEG, SPLIT_CODES, Scene, scene_at
-from panollava.store.code import code_digest
+from panollava.data.source import Directions, Question, Record
+from panollava.store.identity import code_digest
 
 _TRAINING, _EVALUATION = 0, 1
 _DRAWN_BY = ("panollava.data.scenes.paint", "panollava.data.scenes.scene")

@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from panollava.crop.decode import decode
-from panollava.crop.file import found
-from panollava.crop.header import parse_header
+from panollava.crop.image_file import decode, found, parse_header
 from panollava.crop.partial import MAX_PIXELS
 from panollava.evaluation.read_predictions import Scored
 from panollava.evaluation.statistics import Interval, mean_interval

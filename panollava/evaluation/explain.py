@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from panollava.crop.sphere import angles_to_direction
 from panollava.evaluation.painting import nearest_tokens
-from panollava.model.encoder import PanoVision
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.fusion import fuse
+from panollava.model.vision import PanoVision
 
 COMPONENTS = 3
 """Principal components, shown as red, green and blue."""

@@ -7,18 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from panollava.evaluation.answers import is_correct
-from panollava.evaluation.drawing import (
-    BAD,
-    GOOD,
-    GREY,
-    INK,
-    PAPER,
-    Colour,
-    draw_text,
-    line_height,
-    resize,
-    wrap_text,
-)
+from panollava.evaluation.drawing import BAD, GOOD, GREY, INK, PAPER, Colour, draw_text, line_height, resize, wrap_text
 from panollava.evaluation.predictions import Prediction
 
 MARGIN = 12

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from panollava.data.records import Question
+from panollava.data.source import Question
 
 
 @dataclass(frozen=True)

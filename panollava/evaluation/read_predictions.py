@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from panollava.data.csv import Column, Row, Table
-from panollava.data.entries import spelling, wrong_text
+from panollava.data.csv import Column, Row, Table, spelling, wrong_text
 from panollava.evaluation.predictions import Prediction, answers_digest
 from panollava.evaluation.results import PREDICTIONS
 

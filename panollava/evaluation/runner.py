@@ -11,7 +11,7 @@ from annotated_types import Interval
 from tqdm import tqdm
 
 from panollava.batch import Batch
-from panollava.data.records import Question
+from panollava.data.source import Question
 from panollava.evaluation.predictions import Prediction, answered
 
 logger = logging.getLogger(__name__)

@@ -2,11 +2,114 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from panollava.losses.places import Places
+from panollava.crop.matches import Matches, column_matches, ray_matches
+from panollava.crop.rings import neighbour_pairs
+from panollava.losses.diagnostics import neighbour_cosine, retrieval_accuracy, spread, view_retrieval
+
+Pairing = Literal["columns", "rays"]
+_MATCHES = {"columns": column_matches, "rays": ray_matches}
+
+
+class Places(Protocol):
+    """What is compared.
+
+    Attributes:
+        needs_grid: whether the tokens of a view must keep a grid.
+    """
+
+    needs_grid: bool
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        """``(B, V, Q, D)`` tokens -> ``(B, V, Q', D)`` of which places are made."""
+        ...
+
+    def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:
+        """Places of ``tokens`` that views have in common, for cameras ``(B, V, C)`` and a mask ``(B, V)``."""
+        ...
+
+    def diagnostics(self, tokens: Tensor, matches: Matches) -> dict[str, Tensor]:
+        """How well ``tokens`` agree, and whether that means anything; each summed over pairs."""
+        ...
+
+
+class GridPlaces:
+    """Tokens of grids, place by place.
+
+    Args:
+        pairing: ``columns`` pairs the last columns of a view with the first of its right neighbour; ``rays``
+            pairs what truly looks the same way, in all views that overlap.
+    """
+
+    needs_grid = True
+
+    def __init__(self, pairing: Pairing) -> None:
+        self.pairing = pairing
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        """All of them."""
+        return tokens
+
+    def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:
+        """See ``panollava.crop.matches``.
+
+        Raises:
+            ValueError: no two views share enough.
+        """
+        assert grid is not None
+        matches = _MATCHES[self.pairing](cameras, view_mask, grid)
+        if len(matches.pairs) == 0:
+            raise ValueError(
+                f"stage.vision.loss.pairing={self.pairing}: no two views share 2 of their {grid[0]} x {grid[1]} "
+                "tokens. Use a larger crop.overlap, views with more tokens, or pairing=columns."
+            )
+        return matches
+
+    def diagnostics(self, tokens: Tensor, matches: Matches) -> dict[str, Tensor]:
+        """Retrieval is of the matching place among those of its pair."""
+        a, b = matches.take(tokens)
+        pairs = len(a)
+        return {
+            "neighbour_cosine": neighbour_cosine(a, b, matches.mask).sum(),
+            "retrieval": retrieval_accuracy(a, b, matches.mask).sum(),
+            **{name: value * pairs for name, value in spread(a[matches.mask]).items()},
+        }
+
+
+class ViewMeans:
+    """Views as wholes: each is the mean of its tokens, whether they keep a grid or not."""
+
+    needs_grid = False
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        """``(B, V, 1, D)``."""
+        return tokens.mean(dim=2, keepdim=True)
+
+    def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:
+        """Each tile with its right neighbour, which have one place each."""
+        pairs = neighbour_pairs(cameras, view_mask)
+        index = pairs.new_zeros(len(pairs), 1, 1)
+        weight = cameras.new_ones(index.shape)
+        return Matches(pairs, index, weight, index, weight, weight[..., 0] > 0)
+
+    def diagnostics(self, tokens: Tensor, matches: Matches) -> dict[str, Tensor]:
+        """Retrieval is of a neighbour among all other views of the batch."""
+        a, b = matches.take(tokens)
+        sample, first, second = matches.pairs.unbind(1)
+        own, neighbour = (sample * tokens.shape[1] + view for view in (first, second))
+        views, place = torch.unique(torch.cat((own, neighbour)), return_inverse=True)
+        is_neighbour = torch.zeros(len(views), len(views), dtype=torch.bool, device=tokens.device)
+        is_neighbour[place[: len(own)], place[len(own) :]] = True
+        every = tokens.flatten(0, 2)[views]
+        values = {"retrieval": view_retrieval(every, is_neighbour | is_neighbour.mT), **spread(every)}
+        return {
+            "neighbour_cosine": neighbour_cosine(a, b).sum(),
+            **{name: value * len(a) for name, value in values.items()},
+        }
 
 
 class Cost(NamedTuple):

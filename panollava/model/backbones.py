@@ -13,13 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 from panollava.crop.crop import Crop
-from panollava.model.encoder import PanoVision
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import backbone_record, load_language_model, load_tokenizer
-from panollava.model.vision import VisionTower
+from panollava.model.vision import PanoVision, VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
-from panollava.store.pictures import KnownPictures
+from panollava.store.identity import KnownPictures
 
 logger = logging.getLogger(__name__)
 

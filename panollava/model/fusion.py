@@ -2,12 +2,140 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from panollava.model.stitch import check_ring, kept_columns
+from panollava.crop.cameras import Column, point_directions, token_directions
+from panollava.crop.rings import neighbour_pairs
+from panollava.crop.sphere import direction_to_angles
+
+_ANGLE_TOLERANCE_RAD = 1e-4
+"""Angles closer than this are the same: camera rows are float32."""
+
+_EDGE_TOLERANCE = 1e-6
+"""Share of half a step that counts as nothing. A column that reaches into its tile's half step by less than this is
+left out. With ``nearest``, the interval of kept yaws is shifted by it, so that of two columns whose centres lie on the
+two edges the one on the left is kept."""
+
+_WAY_OUT = "Use model.join=concat, which keeps every token"
+
+
+def check_ring(cameras: Tensor, view_mask: Tensor) -> None:
+    """Refuses crops whose tiles are not one closed ring at the horizon; global views alone are none and pass.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        view_mask: ``(B, V)`` bool.
+
+    Raises:
+        ValueError: naming what the tiles are instead and the way out.
+    """
+    is_tile = _tiles(cameras, view_mask)
+    pitch, roll = cameras[..., Column.PITCH], cameras[..., Column.ROLL]
+    if bool((is_tile & (roll.abs() > _ANGLE_TOLERANCE_RAD)).any()):
+        raise ValueError(_refusal("are rolled"))
+    if bool((is_tile & (pitch.abs() > _ANGLE_TOLERANCE_RAD)).any()):
+        rows = sorted({f"{math.degrees(angle):.0f}" for angle in pitch[is_tile].tolist()}, key=float)
+        raise ValueError(_refusal(f"look to pitches of {', '.join(rows)} degrees"))
+    if any(_spread(cameras[..., column], is_tile) for column in (Column.PROJECTION, Column.H_EXTENT)):
+        raise ValueError(_refusal("are not all of one projection and width"))
+    if not bool((_has_even_step(cameras, view_mask) | ~is_tile).all()):
+        raise ValueError(_refusal("do not close the ring in equal steps that leave no gap"))
+
+
+def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: bool = False) -> Tensor:
+    """Columns of tokens that each view keeps.
+
+    The half step of a tile in a ring of n is the interval of yaws within 180/n degrees of its own: the directions
+    that are nearer to its centre than to a neighbour's. A tile keeps the columns whose interval of yaws reaches into
+    its half step, so that every direction is in at least one kept column. Where columns lie across the edge of two half
+    steps, directions near it are in two. At the horizon the columns of a tile have one interval of yaws each, from top
+    to bottom, whatever its projection. Global views keep everything, views that only pad a batch nothing.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        view_mask: ``(B, V)`` bool.
+        width: ``W'``, columns of tokens of a view.
+        nearest: keep the columns whose *centre* lies in the half step, as ``join=stitch`` did up to version 0.1. No
+            direction is shown twice, but those near the edge of two half steps may be in no kept column.
+
+    Returns:
+        ``(B, V, W')`` bool, on the processor.
+
+    Raises:
+        ValueError: the tiles are no such ring, or, with ``nearest``, so close that there is no column to keep.
+    """
+    cameras, view_mask = cameras.detach().cpu().double(), view_mask.cpu()
+    check_ring(cameras, view_mask)
+    is_tile = _tiles(cameras, view_mask)
+    yaw = cameras[..., Column.YAW, None]
+    centre = _longitude(token_directions(cameras, (1, width)))
+    turn = torch.remainder(centre - yaw + math.pi, 2 * math.pi) - math.pi  # (B, V, W'), from the tile's own yaw
+    half_step = _step(is_tile)[:, None, None] / 2
+    margin = _EDGE_TOLERANCE * half_step
+    if nearest:
+        is_own = (turn >= -half_step - margin) & (turn < half_step - margin)
+    else:
+        edges = _longitude(
+            point_directions(cameras, torch.linspace(0, 1, width + 1).double(), cameras.new_full((1,), 0.5))
+        )
+        # Each edge is measured from the centre of its column: from the tile's yaw, 180 degrees would be -180 as well.
+        to_left = torch.remainder(centre - edges[..., :-1], 2 * math.pi)
+        to_right = torch.remainder(edges[..., 1:] - centre, 2 * math.pi)
+        is_own = (turn - to_left < half_step - margin) & (turn + to_right > -half_step + margin)
+    if not bool((is_own.any(dim=-1) | ~is_tile).all()):
+        raise ValueError(
+            f"model.join=stitch_nearest has nothing to keep: the ring's {int(is_tile.sum(dim=1).max())} tiles have "
+            f"{width} columns of tokens each, and none of them is nearer to its own tile's centre than to a "
+            f"neighbour's. {_WAY_OUT}, model.join=stitch, or a lower crop.overlap."
+        )
+    return torch.where(is_tile[..., None], is_own, view_mask[..., None])
+
+
+def _longitude(directions: Tensor) -> Tensor:
+    """Longitudes ``(..., W)`` of one row of directions ``(..., 1, W, 3)``."""
+    return direction_to_angles(directions)[0].squeeze(-2)
+
+
+def _tiles(cameras: Tensor, view_mask: Tensor) -> Tensor:
+    return view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
+
+
+def _step(is_tile: Tensor) -> Tensor:
+    """Yaw ``(B)`` from each tile to the next in an even ring of them all."""
+    return 2 * math.pi / is_tile.sum(dim=1).clamp(min=1).double()
+
+
+def _spread(values: Tensor, is_tile: Tensor) -> bool:
+    """Whether the tiles of some panorama differ."""
+    highest = values.masked_fill(~is_tile, -math.inf).amax(dim=1)
+    lowest = values.masked_fill(~is_tile, math.inf).amin(dim=1)
+    return bool((highest - lowest > _ANGLE_TOLERANCE_RAD).any())
+
+
+def _has_even_step(cameras: Tensor, view_mask: Tensor) -> Tensor:
+    """Which tiles ``(B, V)`` meet or overlap their right neighbour, one n-th of a turn away; a strip alone itself."""
+    is_tile = _tiles(cameras, view_mask)
+    step = _step(is_tile)
+    is_alone = is_tile.sum(dim=1, keepdim=True) == 1
+    is_even = is_alone & (cameras[..., Column.H_EXTENT] > 2 * math.pi - _ANGLE_TOLERANCE_RAD)
+    sample, view, neighbour = neighbour_pairs(cameras, view_mask).unbind(1)
+    yaw = cameras[..., Column.YAW]
+    apart = torch.remainder(yaw[sample, neighbour] - yaw[sample, view], 2 * math.pi)
+    is_even[sample, view] = (apart - step[sample]).abs() < _ANGLE_TOLERANCE_RAD
+    return is_even
+
+
+def _refusal(reason: str) -> str:
+    return (
+        "model.join=stitch drops the columns of tokens that the tiles of one closed ring at the horizon see twice, "
+        f"but the tiles of this crop {reason}. {_WAY_OUT}, or a crop of one ring, such as crop=anyres_e2p with "
+        "crop.pitch_rows_deg=[0]."
+    )
+
 
 Join = Literal["concat", "mean", "stitch", "stitch_nearest"]
 """``concat`` lays all tokens one after the other. ``stitch`` leaves out the columns of a ring's tiles that lie wholly

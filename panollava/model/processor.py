@@ -19,11 +19,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from panollava.crop.crop import Crop
-from panollava.crop.decode import eight_bits, turned_upright
-from panollava.crop.file import tilted
-from panollava.crop.header import orientation_of, xmp_of
-from panollava.model.configuration import PanoLlavaConfig
+from panollava.crop.image_file import eight_bits, orientation_of, tilted, turned_upright, xmp_of
 from panollava.model.fusion import image_token_count
+from panollava.model.vlm import PanoLlavaConfig
 from panollava.prompt import ChatPrompt
 from panollava.run_folder import FORM, upgraded
 

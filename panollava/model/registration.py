@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-from panollava.model.configuration import PanoLlavaConfig
 from panollava.model.processor import PanoLlavaImageProcessor, PanoLlavaProcessor
-from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.model.vlm import PanoLlavaConfig, PanoLlavaForConditionalGeneration
 
 AutoConfig.register("panollava", PanoLlavaConfig, exist_ok=True)
 AutoModelForImageTextToText.register(PanoLlavaConfig, PanoLlavaForConditionalGeneration, exist_ok=True)

@@ -1,16 +1,21 @@
-"""Vision tower: any CLIP, SigLIP, SigLIP 2 (fixed size), DINOv2 or timm ViT encoder, as patches in a grid."""
+"""The one way in which features are made to be kept: a panorama a call, in the encoder's own type, no autocast."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from panollava.model.components import Spec, build_component, float_dtype, keeps_width, resampler_class
 from panollava.model.families import (
     Family,
     check_architecture,
@@ -291,3 +296,152 @@ class VisionTower(nn.Module):
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+class PanoVision(nn.Module):
+    """Encodes the views of panoramas into ``Q`` tokens a view."""
+
+    def __init__(self, tower: VisionTower, resampler: nn.Module, *, width: int) -> None:
+        """Join a tower and a resampler whose input width is the tower's.
+
+        Args:
+            tower: encoder of single views.
+            resampler: see ``panollava.model.components.Resampler``.
+            width: ``Dr``, the resampler's output width.
+        """
+        super().__init__()
+        self.tower = tower
+        self.resampler = resampler
+        self.width = width
+
+    @classmethod
+    def build(cls, tower: VisionTower, *, resampler: Spec, latent_width: int = 768, seed: int = 0) -> PanoVision:
+        """A tower with a new resampler.
+
+        Args:
+            tower: encoder of single views.
+            resampler: its type and keywords.
+            latent_width: ``Dr``; a resampler that keeps the width of the features does so all the same.
+            seed: of the run; the resampler draws from its own generator.
+        """
+        width = tower.width if keeps_width(resampler_class(resampler["type"])) else latent_width
+        module = build_component(
+            "resampler",
+            resampler_class,
+            resampler,
+            seed=seed,
+            input_width=tower.width,
+            output_width=width,
+        )
+        return cls(tower, module, width=width)
+
+    @property
+    def tokens_per_view(self) -> int:
+        """``Q``."""
+        return self._resampler.token_count(self.tower.grid)
+
+    @property
+    def token_grid(self) -> tuple[int, int] | None:
+        """Grid ``(H', W')`` of the tokens of a view, None where the resampler keeps none."""
+        return self._resampler.token_grid(self.tower.grid)
+
+    @property
+    def _resampler(self) -> Any:
+        return self.resampler
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """``(B, V, 3, h, w)`` views -> ``(B, V, N, Dv)`` features, all views in one call of the tower."""
+        flat = self.tower(pixel_values.flatten(0, 1))
+        return flat.unflatten(0, pixel_values.shape[:2])
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        cameras: Tensor,
+        view_mask: Tensor | None = None,
+        vision_features: Tensor | None = None,
+    ) -> Tensor:
+        """Encode panoramas.
+
+        Args:
+            pixel_values: ``(B, V, 3, h, w)`` uint8, or float in 0..1.
+            cameras: ``(B, V, C)``.
+            view_mask: ``(B, V)`` bool, False where a view only pads; None means all are real.
+            vision_features: ``(B, V, N, Dv)`` ready features of the tower in place of ``pixel_values``.
+
+        Returns:
+            ``(B, V, Q, Dr)``.
+
+        Raises:
+            ValueError: neither or both of pixels and features, or features of another grid.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("Give exactly one of pixel_values and vision_features.")
+        features = vision_features if pixel_values is None else self.features(pixel_values)
+        assert features is not None
+        height, width = self.tower.grid
+        if features.shape[2:] != (height * width, self.tower.width):
+            raise ValueError(
+                f"vision_features of shape {tuple(features.shape)} do not fit this encoder: expected "
+                f"(B, V, {height * width}, {self.tower.width}). They come from another encoder or image size."
+            )
+        if view_mask is None:
+            view_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        features = features.to(float_dtype(self.resampler, torch.float32))
+        return self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)
+
+
+_NOT_PART = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
+"""Keys of a configuration that say nothing of what the encoder computes; the type of its weights is told by them."""
+
+
+class Encoding:
+    """Encodes one panorama at a time, so that its bits depend on nothing but its views and ``signature``.
+
+    Args:
+        tower: the encoder; frozen, on the device where it shall run.
+    """
+
+    def __init__(self, tower: VisionTower) -> None:
+        self.tower = tower
+
+    def __call__(self, views: Tensor) -> Tensor:
+        """``(V, 3, h, w)`` uint8 views of a panorama -> ``(V, N, Dv)`` features on the encoder's device."""
+        device = self.tower.mean.device
+        self.tower.eval()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return self.tower(views.to(device, non_blocking=True))
+
+    def signature(self) -> dict[str, Any]:
+        """All that features depend on beside the views; plain values."""
+        tower = self.tower
+        config = {key: value for key, value in tower.config.to_dict().items() if key not in _NOT_PART}
+        return {
+            "weights": _digest_of_weights(tower),
+            "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+            "normalisation": [list(values) for values in tower.normalisation],
+            "feature_layer": tower.feature_layer,
+            "type": str(tower.dtype).removeprefix("torch."),
+            "attention": tower.config._attn_implementation,
+            "matmul": torch.get_float32_matmul_precision(),
+            "device": device_kind(tower.mean.device),
+            "libraries": {module.__name__: module.__version__ for module in (timm, torch, transformers)},
+        }
+
+
+def _digest_of_weights(tower: VisionTower) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def device_kind(device: torch.device) -> str:
+    """What chooses the kernels: the model of a GPU; the instructions of a CPU, and among how many threads it shares."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return device.type

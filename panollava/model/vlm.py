@@ -4,31 +4,216 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
 
 from panollava.batch import IGNORE_INDEX
-from panollava.model.build import Spec, build_component, float_dtype
-from panollava.model.components import position_class, projector_class
-from panollava.model.configuration import PanoLlavaConfig
+from panollava.model.components import Spec, build_component, float_dtype, position_class, projector_class
 from panollava.model.decoding import AnswerProcessors, stop_ids
-from panollava.model.encoder import PanoVision
 from panollava.model.fusion import fuse, insert_image_tokens
-from panollava.model.pretrained import PanoLlavaPreTrainedModel
-from panollava.model.vision import VisionTower
+from panollava.model.hub import check_all_loaded, refuse_pickles
+from panollava.model.lora import CONFIG, LORA, WEIGHTS, load_lora
+from panollava.model.vision import PanoVision, VisionTower
 from panollava.prompt import Limits
-from panollava.run_folder import FORM
+from panollava.run_folder import FORM, upgraded
+
+
+class PanoLlavaConfig(PreTrainedConfig):
+    """Configuration of ``PanoLlavaForConditionalGeneration``.
+
+    Attributes:
+        vision_config: of the encoder (a transformers or a timm-wrapper configuration).
+        text_config: of the causal language model.
+        resampler: ``{"type": ..., <keywords>}``; likewise ``position`` and ``projector``.
+        crop: ``{"type": ..., <keywords>}`` of the views the model was trained on.
+        join: how views join (see ``panollava.model.fusion``).
+        latent_width: ``Dr``.
+        image_size: ``[h, w]`` of a view.
+        image_mean: what views are normalised with, and ``image_std``.
+        feature_layer: see ``VisionTower``.
+        image_token_id: id of the placeholder; may lie outside the vocabulary.
+        form: of this configuration (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
+        vision_name: hub name or folder of the encoder the training started from, and ``language_name``.
+    """
+
+    model_type = "panollava"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "vision_config": SubConfigSpec(AutoConfig, model_type="siglip_vision_model"),
+        "text_config": SubConfigSpec(AutoConfig, model_type="qwen2"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    resampler: dict[str, Any] | None = None
+    position: dict[str, Any] | None = None
+    projector: dict[str, Any] | None = None
+    crop: dict[str, Any] | None = None
+    join: str = "concat"
+    latent_width: int = 768
+    image_size: list[int] | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    feature_layer: int = -1
+    image_token_id: int | None = None
+    vision_name: str = ""
+    language_name: str = ""
+    form: int = 1
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill what was left out, so that a configuration made from nothing is a whole one."""
+        super().__post_init__(**kwargs)
+        model = {"join": self.join, "resampler": dict(self.resampler or {"type": "mlp"})}
+        model, self.form = upgraded({"form": self.form, "model": model})["model"], FORM
+        self.join, self.resampler = model["join"], model["resampler"]
+        self.position = dict(self.position or {"type": "yaw_pitch"})
+        self.projector = dict(self.projector or {"type": "mlp"})
+        self.crop = dict(self.crop or {"type": "anyres_e2p"})
+        self.image_size = list(self.image_size or [224, 224])
+        self.image_mean = list(self.image_mean or [0.5, 0.5, 0.5])
+        self.image_std = list(self.image_std or [0.5, 0.5, 0.5])
+        if self.image_token_id is None:
+            self.image_token_id = self.text_config.vocab_size  # type: ignore[union-attr]
+
+
+WAY_OUT = (
+    "It is damaged, or a pickle under another name, and pickles are never opened. Export the run again with python -m "
+    "panollava.export, or download the folder again."
+)
+
+
+class PanoLlavaPreTrainedModel(PreTrainedModel):
+    """The side of the model that transformers' loading and saving machinery talks to."""
+
+    config: PanoLlavaConfig
+    config_class = PanoLlavaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = [r"^vision\.resampler\.", r"^position\.", r"^projector\."]
+
+    vision: PanoVision
+    language_model: Any
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, from safetensors only, never with weights left at random, with the adapter beside them.
+
+        Raises:
+            ValueError: the folder lacks weights, or holds some that are no safetensors, or its adapter is of another
+                model.
+        """
+        source = pretrained_model_name_or_path
+        if source is not None:
+            where = {**_place(kwargs), "subfolder": kwargs.get("subfolder", "")}
+            refuse_pickles(str(source), str(source), WAY_OUT, **where)
+        adapter = _adapter(source, kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.update(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
+        try:
+            loaded: Any = super().from_pretrained(source, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"{source}: a file of its weights is not safetensors ({error}). {WAY_OUT}") from error
+        model, info = loaded
+        check_all_loaded(info, str(source))
+        if adapter is not None:
+            load_lora(model, adapter)
+            model.eval()
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """As in transformers: a folder that the Auto classes open.
+
+        Raises:
+            ValueError: LoRA is attached, without which the folder would reload and without the weights under it; or
+                the folder holds an adapter, which would be attached to these weights.
+        """
+        if hasattr(self.language_model, "peft_config"):
+            raise ValueError(
+                "The language model carries LoRA, which a plain Hugging Face folder cannot hold. Call "
+                "pano.merge_lora_weights() first, or keep the adapter beside it: pano.save_pretrained(folder, "
+                "keep_lora=True)."
+            )
+        if (Path(save_directory) / LORA).exists():
+            raise ValueError(
+                f"{save_directory} holds {LORA} of another model, which would be attached to this one when the folder "
+                "is opened. Save into another folder, or remove it."
+            )
+        super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The wider of the backbones' types; an export is saved and reloaded in it."""
+        tower, language = self.vision.tower.dtype, float_dtype(self.language_model, torch.float32)
+        return torch.promote_types(tower, language)
+
+    @property
+    def language_blocks(self) -> nn.ModuleList:
+        """The language model's transformer blocks, first to last."""
+        return self.language_model.get_decoder().layers
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """The language model's."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.language_model.get_output_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave our components as their constructors made them; fill the buffers that meta construction lost.
+
+        transformers would draw every Linear anew. Weights missing from a checkpoint never get here: they are
+        refused by ``from_pretrained``.
+        """
+        if isinstance(module, VisionTower):
+            module.reset_buffers()
+
+
+def _adapter(source: Any, options: Mapping[str, Any]) -> Path | None:
+    """Folder of the adapter that lies beside a model, in a local folder or on the hub; None where there is none."""
+    if source is None:
+        return None
+    subfolder = f"{options.get('subfolder', '')}/{LORA}".strip("/")
+    found = [
+        cached_file(source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **_place(options))
+        for name in (CONFIG, WEIGHTS)
+    ]
+    return None if found[0] is None else Path(found[0]).parent
+
+
+def _place(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the options says where a model lies on the hub or in its cache."""
+    known = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    return {key: options[key] for key in known if key in options}
+
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from panollava.batch import Batch
 from panollava.crop.matches import Matches
-from panollava.crop.overlap import neighbour_pairs
-from panollava.losses.collapse import collapse
+from panollava.crop.rings import neighbour_pairs
+from panollava.losses.diagnostics import collapse
 from panollava.losses.protocol import Objective
-from panollava.model.encoder import PanoVision
 from panollava.model.trainable import Blocks, is_backbone
+from panollava.model.vision import PanoVision
 from panollava.stages.protocol import StepOutput
 
 LOSS = "overlap"

@@ -8,17 +8,34 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 
 from panollava.disk import writing
 from panollava.logs import in_words
-from panollava.store.features import FeatureStore
-from panollava.store.options import StoreOptions
-from panollava.store.pictures import KnownPictures
+from panollava.store.features import SUFFIX, FeatureStore
+from panollava.store.identity import KnownPictures
 from panollava.store.quota import MARK, Quota, folder_bytes, last_used, remove, stores
-from panollava.store.shards import SUFFIX
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Settings of the store of a frozen encoder's features.
+
+    Attributes:
+        enabled: keep features wherever the encoder is frozen and pictures are not changed at random.
+        dir: folder of the stores and of what is known of pictures.
+        max_gib: most that all stores may hold.
+        verify: read the whole of every picture to recognise it, not only its size and times.
+    """
+
+    enabled: bool = True
+    dir: str = "cache"
+    max_gib: Annotated[float, Gt(0)] = 50.0
+    verify: bool = False
+
 
 FORMAT = 1
 FEATURES, PICTURES = "features", "pictures"

@@ -1,19 +1,27 @@
-"""Sends what waits in outboxes to a tracking server, beside the training and without ever holding it up."""
+"""How operations reach the store: at once where it is a file, by way of an outbox where it is a server."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from panollava.tracking.location import StoreBusyError
-from panollava.tracking.operations import Operation, beyond, perform
-from panollava.tracking.outbox import Outbox
-from panollava.tracking.server import answers, is_out_of_reach, reason_of
-from panollava.tracking.store import end_killed, experiment_id, local_run, open_client, reached_steps, written
+from panollava.tracking.outbox import Operation, Outbox, beyond, perform
+from panollava.tracking.store import (
+    answers,
+    end_killed,
+    experiment_id,
+    is_out_of_reach,
+    local_run,
+    open_client,
+    reached_steps,
+    reason_of,
+    written,
+)
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -230,3 +238,80 @@ def _emptied(uri: str, boxes: Sequence[Outbox], wait_seconds: float, *, is_away:
                 raise
             logger.debug("Runs of processes that are gone stay open: %s", reason_of(error))
     return left
+
+
+class Direct:
+    """Does each operation as it comes; an error is the caller's.
+
+    Args:
+        client, uri: of the store.
+        run_id: the run.
+        spare: opens the way that the rest takes from when another process keeps the store locked; None makes that the
+            caller's error too.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        uri: str,
+        spare: Callable[[StoreBusyError], Posted] | None = None,
+    ) -> None:
+        self._client, self._run_id, self._uri = client, run_id, uri
+        self._spare = spare
+        self._posted: Posted | None = None
+
+    def put(self, operation: Operation, source: Path | None = None) -> None:
+        """Does an operation.
+
+        Args:
+            operation: what to do.
+            source: file or folder that goes along.
+        """
+        path = {} if source is None else {"path": str(source)}
+        if self._posted is None:
+            try:
+                with written(self._uri):
+                    perform(self._client, self._uri, self._run_id, {**operation, **path}, folder=Path())
+                return
+            except StoreBusyError as error:
+                if self._spare is None:
+                    raise
+                self._posted = self._spare(error)
+        self._posted.put(operation, source)
+
+    def close(self) -> None:
+        """Nothing waits, unless the store was locked."""
+        if self._posted is not None:
+            self._posted.close()
+
+
+class Posted:
+    """Writes each operation to disk, from where a thread sends it.
+
+    Args:
+        uri: the server.
+        left: outboxes that earlier processes left behind, which are sent first.
+        box: takes the operations.
+        wait_seconds: how long to wait at the end for a server that does not answer.
+        is_away: whether the server did not answer just now, and that was said.
+    """
+
+    def __init__(self, uri: str, left: list[Outbox], box: Outbox, wait_seconds: float, *, is_away: bool) -> None:
+        self._box, self._wait_seconds = box, wait_seconds
+        self._delivery = Delivery(uri, [*left, box], is_away=is_away)
+        self._delivery.start()
+
+    def put(self, operation: Operation, source: Path | None = None) -> None:
+        """Keeps an operation until it is sent (see ``Direct.put``)."""
+        self._box.put(operation, source)
+        self._delivery.notice()
+
+    def close(self) -> None:
+        """Sends what is left; what the server does not take stays on disk."""
+        if waiting := self._delivery.finish(self._wait_seconds):
+            folder = self._box.folder.parents[1]
+            logger.warning(
+                "%d records wait in %s for MLflow at %s; send them with: python -m panollava.deliver %s",
+                waiting, self._box.folder.parent, self._delivery.uri, folder,
+            )  # fmt: skip

@@ -6,33 +6,112 @@ import json
 import logging
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 from annotated_types import Interval
 
-from panollava.tracking.channel import Direct, Posted
-from panollava.tracking.form import key_of, picture_of, value_of
+from panollava.tracking.delivery import Direct, Posted
 from panollava.tracking.location import EXPERIMENT, URI, absolute_uri, experiment_name
 from panollava.tracking.opening import LOCAL, Asked, discard_run, open_run
-from panollava.tracking.operations import Operation, Row, beyond
+from panollava.tracking.outbox import Operation, Row, beyond
 from panollava.tracking.registry import check_names
-from panollava.tracking.system import SystemMetrics
 from panollava.tracking.tracker import Dataset, ModelForm, ModelLoss, Status, closing_status
 
-MODEL = "model"
-"""Folder of the model among a run's artifacts."""
+if TYPE_CHECKING:
+    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+
+MAX_KEY, MAX_VALUE = 250, 6000
+
+
+def key_of(name: str) -> str:
+    """A name MLflow accepts on every system: other characters become `_` (question types are free text)."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part).strip() for part in str(name).split("/")]
+    return "/".join(part for part in parts if part.strip("."))[:MAX_KEY].rstrip("/ ") or "_"
+
+
+def value_of(value: object) -> str:
+    """A parameter's value as text; one that is longer than MLflow keeps ends in "…", to be told from a whole one."""
+    text = str(value)
+    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
+
+
+def picture_of(picture: np.ndarray, suffix: str) -> bytes:
+    """An (H, W, 3) uint8 RGB picture as the content of a file with that ending."""
+    import cv2
+
+    done, data = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"A picture of shape {picture.shape} could not be written as {suffix!r}; use .png.")
+    return data.tobytes()
 
 
 logger = logging.getLogger(__name__)
+
+PREFIX = "system/"
+"""Where MLflow's page looks for them."""
+
+
+class SystemMetrics:
+    """A thread that measures processors, memory, disk and network, and NVIDIA's GPUs where ``nvidia-ml-py`` is there.
+
+    Args:
+        log: takes named numbers and a step; steps are whole seconds since 1970, so that a resumed run's follow on.
+        seconds: between two measurements.
+    """
+
+    def __init__(self, log: Callable[[Mapping[str, float], int], None], seconds: float) -> None:
+        self._log, self._seconds = log, seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="system metrics", daemon=True)
+
+    def start(self) -> None:
+        """Begins to measure."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Takes a last measurement and ends."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        monitors = _monitors()
+        while True:
+            over = self._ended.wait(self._seconds)
+            for monitor in monitors:
+                monitor.collect_metrics()
+                values = monitor.aggregate_metrics()
+                self._log({f"{PREFIX}{name}": value for name, value in values.items()}, int(time.time()))
+                monitor.clear_metrics()
+            if over:
+                return
+
+
+def _monitors() -> list[BaseMetricsMonitor]:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    try:
+        monitors.append(GPUMonitor())
+    except (ImportError, RuntimeError) as error:  # no nvidia-ml-py, or no NVIDIA driver
+        logger.debug("No GPU is measured: %s", error)
+    return monitors
+
+
+MODEL = "model"
+"""Folder of the model among a run's artifacts."""
 
 
 class MlflowTracker:

@@ -10,22 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from panollava.tracking.channel import Direct, Posted
 from panollava.tracking.database import FOLDER_TAG, recorded_folder
+from panollava.tracking.delivery import Direct, Posted
 from panollava.tracking.location import StoreBusyError, is_server
-from panollava.tracking.operations import RUNNING
-from panollava.tracking.outbox import OUTBOX, Outbox
-from panollava.tracking.server import check_access, check_answers, is_out_of_reach, no_answer, reason_of, set_limits
+from panollava.tracking.outbox import OUTBOX, RUNNING, Outbox
 from panollava.tracking.store import (
     LOCAL_TAG,
     PARENT_TAG,
+    check_access,
+    check_answers,
     experiment_id,
     find_run,
+    is_out_of_reach,
     local_run,
     mark_dead_runs,
+    no_answer,
     open_client,
     process_tags,
     reached_steps,
+    reason_of,
+    set_limits,
     written,
 )
 

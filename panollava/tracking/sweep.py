@@ -7,13 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from panollava.tracking.channel import Direct
 from panollava.tracking.database import FOLDER_TAG, recorded_folder
-from panollava.tracking.delivery import deliver, post
+from panollava.tracking.delivery import Direct, deliver, post
 from panollava.tracking.location import StoreBusyError, is_server
-from panollava.tracking.operations import Operation
-from panollava.tracking.outbox import OUTBOX
-from panollava.tracking.server import set_limits
+from panollava.tracking.outbox import OUTBOX, Operation
 from panollava.tracking.store import (
     end_killed,
     experiment_id,
@@ -21,6 +18,7 @@ from panollava.tracking.store import (
     mark_dead_runs,
     open_client,
     process_tags,
+    set_limits,
     written,
 )
 from panollava.tracking.tracker import Status

@@ -1,12 +1,17 @@
-"""What the loop can be told (``trainer.*`` and ``stage.<name>.*``)."""
+"""Going on with another number of processes: the same samples in every optimiser step, shared out anew."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import nn
 
+from panollava.logs import LOG
 from panollava.training.precision import Precision
 
 
@@ -70,3 +75,117 @@ class StageOptions:
     max_text_length: Annotated[int, Ge(8)]
     vision_trainable_blocks: Annotated[int, Ge(0)] | Literal["all"] = 0
     language_trainable_blocks: Annotated[int, Ge(0)] | Literal["all"] = 0
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """Optimiser and schedule (``optim.*``).
+
+    Attributes:
+        weight_decay: on parameters of two or more dimensions; never on biases, norms and single vectors.
+        betas, eps: AdamW's.
+        warmup_ratio: share of the optimiser steps that warm up linearly; ``warmup_steps`` overrides it.
+        schedule: what follows the warmup.
+        final_ratio: learning rate at the end, as a share of the peak.
+    """
+
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    betas: tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]] = (0.9, 0.98)
+    eps: Annotated[float, Interval(gt=0)] = 1e-8
+    warmup_ratio: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    warmup_steps: Annotated[int, Ge(0)] | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    final_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.0
+
+    def learning_rate(self, peak: float, step: int, total: int) -> float:
+        """Learning rate of optimiser step ``step`` (from 0) out of ``total``."""
+        warmup = self.warmup_steps if self.warmup_steps is not None else round(self.warmup_ratio * total)
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        if self.schedule == "constant":
+            return peak
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        factor = 1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        return peak * (self.final_ratio + (1.0 - self.final_ratio) * factor)
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], options: OptimOptions, lr: float) -> torch.optim.AdamW:
+    """AdamW over named parameters, in two groups: matrices decay, vectors do not."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=options.betas, eps=options.eps)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the samples of an optimiser step were shared out.
+
+    Attributes:
+        processes: number of processes.
+        batch_size: samples of a micro-batch in each.
+        accumulate: micro-batches of a step.
+    """
+
+    processes: int
+    batch_size: int
+    accumulate: int
+
+    @classmethod
+    def of(cls, options: StageOptions, processes: int) -> Share:
+        """As a stage is told to."""
+        return cls(processes, options.batch_size, options.accumulate)
+
+    @property
+    def samples(self) -> int:
+        """Samples of an optimiser step."""
+        return self.processes * self.batch_size * self.accumulate
+
+
+def same_steps(
+    options: StageOptions, saved: Mapping[str, Any] | None, processes: int, *, coupled: bool
+) -> StageOptions:
+    """Batch size and accumulation with which a run goes on as it began.
+
+    A step keeps its samples, so that the objective, the schedule and the place in the epoch stay what they were. The
+    micro-batch of a process does not grow, unless the objective is of the micro-batch of all processes.
+
+    Args:
+        options: of the config.
+        saved: ``share`` of the checkpoint that is resumed.
+        processes: of now.
+        coupled: whether the objective is taken over a whole micro-batch of all processes.
+
+    Raises:
+        ValueError: so many processes cannot share a step's samples equally.
+    """
+    if saved is None:
+        return options
+    before = Share(**saved)
+    if before.processes == processes:
+        return replace(options, batch_size=before.batch_size, accumulate=before.accumulate)
+    together = before.processes * before.batch_size
+    whole = together if coupled else before.samples
+    if whole % processes:
+        possible = ", ".join(str(count) for count in range(1, whole + 1) if whole % count == 0)
+        what = "micro-batch" if coupled else "optimiser step"
+        raise ValueError(
+            f"The run that is resumed took {whole} samples in each {what} with {before.processes} processes, which "
+            f"{processes} processes cannot share equally. Go on with one of {possible} processes."
+        )
+    each = whole // processes
+    if coupled:
+        result = replace(options, batch_size=each, accumulate=before.accumulate)
+    else:
+        size = max(size for size in range(1, before.batch_size + 1) if each % size == 0)
+        result = replace(options, batch_size=size, accumulate=each // size)
+    LOG.info(
+        "Resumed with %d processes in place of %d: batch size %d and accumulation %d in place of %d and %d, so that a "
+        "step has %d samples as before.",
+        processes, before.processes, result.batch_size, result.accumulate, before.batch_size, before.accumulate,
+        before.samples,
+    )  # fmt: skip
+    return result

@@ -8,11 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 from small_runs import config
 
-from panollava.assemble.check import check_tracking, checked
-from panollava.assemble.sections import check_crop
 from panollava.component import component_names
-from panollava.config.canonical import short_names
-from panollava.config.locate import CONF
+from panollava.config.command_line import CONF, short_names
+from panollava.run.config_check import check_crop, check_tracking, checked
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "gallery", "predict"}

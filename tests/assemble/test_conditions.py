@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 from picture_files import by_pillow, gradient, noise
 
-from panollava.assemble.conditions import (
-    asked_record,
-    differences,
-    learnt_record,
-    mismatch,
-    told,
-    unequal,
-)
 from panollava.data.files import FilesSource
 from panollava.data.world import WorldSource
-from panollava.store.pictures import KnownPictures
+from panollava.run.conditions import asked_record, differences, learnt_record, mismatch, told, unequal
+from panollava.store.identity import KnownPictures
 
 ROWS = ["a.png,what?,red", "a.png,what?,crimson", "b.png,where?,left"]
 

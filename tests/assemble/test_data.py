@@ -11,11 +11,11 @@ from chats import QWEN2, byte_level
 from plain_data import PlainSource
 from small_runs import QUICK, UNTRACKED, backbones, config, opened
 
-from panollava.assemble.check import checked
-from panollava.assemble.data import check_questions, check_records
 from panollava.data.dataset import TextEncoder
-from panollava.data.records import Record
+from panollava.data.source import Record
 from panollava.prompt import ChatPrompt, Limits
+from panollava.run.config_check import checked
+from panollava.run.data import check_questions, check_records
 
 
 def test_training_pictures_change_and_no_others(

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from panollava.assemble.datasets import describe_split, digest_of
-from panollava.assemble.sources import open_source
 from panollava.crop.crop import Crop
 from panollava.data.world import WorldSource
+from panollava.run.data import describe_split, digest_of
+from panollava.run.sources import open_source
 
 WORLD = {"name": "world", "type": "world", "train_scenes": 4, "val_scenes": 2, "test_scenes": 2, "seed": 3}
 

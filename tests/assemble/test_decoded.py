@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from picture_files import by_pillow, noise, torn_jpeg
 
-from panollava.assemble.decoded import Decoded, examined
-from panollava.crop.file import decode_panorama
-from panollava.pipeline.full_decode import decode_all
+from panollava.crop.image_file import decode_panorama
+from panollava.run.data_check import decode_all
+from panollava.run.sources import Decoded, examined
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from small_runs import QUICK, UNTRACKED, backbones, opened
 
-from panollava.assemble.features import forecast, open_features
 from panollava.logs import in_words
-from panollava.pipeline.warm import warm
+from panollava.run.features import forecast, open_features, warm
 from panollava.store.catalogue import kept_stores
 
 

@@ -8,13 +8,13 @@ import pytest
 from omegaconf import OmegaConf
 from small_runs import config
 
-from panollava.assemble.check import checked
-from panollava.assemble.objective import build_objective, check_objective, pairing_note
 from panollava.component import component_names, find_component
 from panollava.config.check import check_section
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop, AnyresMaxCrop, CropStrategy, CubemapCrop, E2pCrop
 from panollava.losses.objective.densecl import DenseclObjective
+from panollava.run.config_check import checked
+from panollava.run.objective import build_objective, check_objective, pairing_note
 
 ROOM = "losses.objective"
 HORIZON = camera_tensor(AnyresE2pCrop().cameras())

@@ -9,9 +9,8 @@ import pytest
 import torch
 from small_runs import config
 
-from panollava.assemble.check import checked
-from panollava.assemble.sections import check_crop
 from panollava.component import component_names, find_component
+from panollava.run.config_check import check_crop, checked
 
 CROP = {"type": "anyres_e2p", "view_size": None}
 

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from panollava.assemble.sources import open_source, open_splits
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
-from panollava.data.entries import BadEntries
+from panollava.data.csv import BadEntries
 from panollava.logs import LOG
+from panollava.run.sources import open_source, open_splits
 
 CROP = Crop(ResizeCrop(), view_size=(32, 32))
 ENTRY = {"image": "a.jpg", "conversations": [{"human": "q", "assistant": "a"}]}

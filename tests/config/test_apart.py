@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from panollava.config.apart import INTERRUPTED, IS_POSSIBLE, how_it_ended, run_apart
+from panollava.config.job import INTERRUPTED, IS_POSSIBLE, how_it_ended, run_apart
 
 pytestmark = pytest.mark.skipif(not IS_POSSIBLE, reason="forks")
 
 ORPHAN = """
 import os, sys, time
 from pathlib import Path
-from panollava.config.apart import run_apart
+from panollava.config.job import run_apart
 def work():
     Path(sys.argv[1]).write_text(f"{os.getpid()}\\n")
     time.sleep(100)

@@ -10,8 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panollava.config.canonical import canonical, quoted, short_names
-from panollava.config.locate import CONF
+from panollava.config.command_line import CONF, canonical, quoted, short_names
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from panollava.config.canonical import canonical
-from panollava.config.command_line import CommandLine, known_keys, split
-from panollava.config.hint import _unknown, check_keys
-from panollava.config.resolvers import register_resolvers
+from panollava.config.command_line import CommandLine, _unknown, canonical, check_keys, known_keys, split
+from panollava.config.sweep_arguments import register_resolvers
 
 
 def told(*typed: str) -> str:

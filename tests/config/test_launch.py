@@ -11,7 +11,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException
 
-from panollava.config.launch import queued, watch
+from panollava.config.sweep import queued, watch
 
 
 @pytest.fixture

@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from panollava.config.canonical import canonical
-from panollava.config.command_line import CommandLine, split
+from panollava.config.command_line import CommandLine, canonical, check_keys, split
 from panollava.config.entrypoint import _understood
-from panollava.config.hint import check_keys
-from panollava.config.resolvers import register_resolvers
-from panollava.config.sweep_arguments import as_sweep, check_launcher, slug
+from panollava.config.sweep_arguments import as_sweep, check_launcher, register_resolvers, slug
 
 
 @pytest.fixture(autouse=True)

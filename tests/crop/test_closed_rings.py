@@ -7,7 +7,7 @@ import math
 import torch
 
 from panollava.crop.cameras import PERSPECTIVE, Camera, camera_tensor
-from panollava.crop.closed_rings import closed_rings
+from panollava.crop.rings import closed_rings
 from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop, E2pCrop, ResizeCrop, SlidingWindowCrop
 
 

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from picture_files import by_pillow, chunk, gradient, noise, png, segment, stored_as, with_orientation
 from PIL import Image, ImageOps
 
-from panollava.crop.decode import DIVISORS, decode
-from panollava.crop.header import parse_header
-from panollava.crop.read import read_panorama
+from panollava.crop.image_file import DIVISORS, decode, parse_header, read_panorama
 from panollava.crop.strategies import E2pCrop
 
 CAMERAS = E2pCrop().cameras()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from panollava.crop.crop import Crop
-from panollava.crop.device import check_device, check_workers, device_here
+from panollava.crop.render import check_device, check_workers, device_here
 
 SPEC = {"type": "resize", "renderer": "torch"}
 

@@ -15,13 +15,13 @@ from picture_files import XMP_HEAD, by_pillow, cut_tags, gpano, gradient, png, s
 from PIL import Image
 
 from panollava.crop.crop import Crop
-from panollava.crop.file import check_panorama
 from panollava.crop.gpano import part_of, tilt_deg
+from panollava.crop.image_file import check_panorama
 from panollava.crop.partial import Part
 from panollava.crop.sphere import direction_to_pixel
 from panollava.crop.strategies import AnyresE2pCrop, ResizeCrop
 from panollava.model.processor import read_picture
-from panollava.pipeline.picture_file import read_twice
+from panollava.run.image_commands import read_twice
 
 WHOLE = (1024, 2048)
 CUTS = {

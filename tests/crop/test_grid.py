@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from panollava.crop.grid import grid_tiles, grids_within, largest_grid, least_wasteful_grid, whole_view
+from panollava.crop.strategies import grid_tiles, grids_within, largest_grid, least_wasteful_grid, whole_view
 
 SIDES = st.integers(1, 40)
 GRIDS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8)

@@ -10,10 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from picture_files import PNG_START, by_pillow, chunk, exif, gradient, png, png_of_size
 
-from panollava.crop import header as header_file
-from panollava.crop.file import check_panorama
-from panollava.crop.header import PictureHeader, parse_header
-from panollava.crop.read import read_panorama
+from panollava.crop import image_file as header_file
+from panollava.crop.image_file import PictureHeader, check_panorama, parse_header, read_panorama
 from panollava.crop.strategies import E2pCrop
 
 STARTS = [

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from panollava.crop.look import look
+from panollava.run.preflight import look
 
 
 @pytest.fixture

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from panollava.crop.cameras import (
-    EQUIRECTANGULAR,
-    PERSPECTIVE,
-    Camera,
-    Column,
-    camera_tensor,
-    locate,
-    point_directions,
-)
+from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera, Column, camera_tensor, locate, point_directions
 from panollava.crop.matches import Matches, column_matches, ray_matches
 from panollava.crop.strategies import (
     AnyresCrop,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera, camera_tensor
-from panollava.crop.overlap import neighbour_pairs, overlap_columns, pair_overlap
+from panollava.crop.rings import neighbour_pairs, overlap_columns, pair_overlap
 from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop, E2pCrop, ResizeCrop
 
 

@@ -13,10 +13,8 @@ from picture_files import by_pillow, gradient, png, png_of_size, stored_as, with
 
 from panollava.crop import partial
 from panollava.crop.crop import Crop
-from panollava.crop.extent import extent_of
-from panollava.crop.file import check_panorama
-from panollava.crop.partial import Part, check_covered, check_shape, made_whole, whole_size
-from panollava.crop.read import needed_size, read_panorama
+from panollava.crop.image_file import check_panorama, needed_size, read_panorama
+from panollava.crop.partial import Part, check_covered, check_shape, extent_of, made_whole, whole_size
 from panollava.crop.strategies import AnyresE2pCrop, CropStrategy, CubemapCrop, E2pCrop, ResizeCrop, SlidingWindowCrop
 
 Covered = tuple[float, float]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from panollava.crop.cameras import EQUIRECTANGULAR, Camera, camera_tensor, point_directions
 from panollava.crop.maps import sheets
-from panollava.crop.overlap import neighbour_pairs, pair_overlap
-from panollava.crop.ring import tile_count
+from panollava.crop.rings import neighbour_pairs, pair_overlap, tile_count
 from panollava.crop.strategies import (
     AnyresCrop,
     AnyresE2pCrop,

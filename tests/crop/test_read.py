@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from picture_files import gradient, png_of_size
 
-from panollava.crop.extent import extent_of
-from panollava.crop.file import check_panorama
-from panollava.crop.partial import MAX_PIXELS
-from panollava.crop.read import read_panorama
+from panollava.crop.image_file import check_panorama, read_panorama
+from panollava.crop.partial import MAX_PIXELS, extent_of
 from panollava.crop.render import render_views
 from panollava.crop.strategies import AnyresE2pCrop, E2pCrop
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
+from panollava.crop.image_file import read_panorama
 from panollava.crop.maps import sheets
-from panollava.crop.read import read_panorama
 from panollava.crop.render import bordered, render_views
 from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop, E2pCrop, ResizeCrop
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from panollava.crop.ring import MOST_TILES, check_strips, check_tiles, ring_overlap, strip_ring, tile_count, tile_rings
+from panollava.crop.rings import MOST_TILES, check_strips, check_tiles, ring_overlap, strip_ring, tile_count, tile_rings
 
 
 @given(fov=st.integers(1, 3600), overlap=st.integers(0, 90))

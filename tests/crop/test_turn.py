@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panollava.crop.cameras import Camera
-from panollava.crop.extent import extent_of, spanning
+from panollava.crop.partial import extent_of, spanning, turned
 from panollava.crop.render import Renderer, render_views
 from panollava.crop.strategies import AnyresE2pCrop, AnyresMaxCrop, SlidingWindowCrop
-from panollava.crop.turn import turned
 
 
 def panorama(height: int, width: int) -> np.ndarray:

@@ -11,12 +11,10 @@ from plain_data import PlainCrop, PlainSource, encode
 
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.data.augment import Augment, AugmentOptions, Change, check_turnable
-from panollava.data.augmented import AugmentedDataset
-from panollava.data.collate import Collate
+from panollava.data.augment import Augment, AugmentedDataset, AugmentOptions, Change, check_turnable
 from panollava.data.dataset import PanoDataset
-from panollava.data.loader import StageLoader
-from panollava.data.records import Directions
+from panollava.data.loader import Collate, StageLoader
+from panollava.data.source import Directions
 from panollava.data.world import WorldSource
 
 ALL = AugmentOptions(augment=True)

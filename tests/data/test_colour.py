@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from panollava.data.augment import Change
-from panollava.data.colour import recoloured
+from panollava.data.augment import Change, recoloured
 
 
 def test_colours_change_mildly_all_views_alike_and_padding_not() -> None:

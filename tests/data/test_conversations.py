@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panollava.data.conversations import read_json, read_jsonl
-from panollava.data.entries import Listing
+from panollava.data.csv import Listing
 
 TURNS = (("무엇이 보이나요?", "파란 공, 왼쪽"), ("Où ?", 'à "gauche"\nici'))
 PLAIN = {"image_id": 7, "image_path": "a.jpg", "conversations": [{"human": q, "assistant": a} for q, a in TURNS]}

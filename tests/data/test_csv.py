@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
-from panollava.data.csv import Column, Table
-from panollava.data.entries import LISTED_PROBLEMS
+from panollava.data.csv import LISTED_PROBLEMS, Column, Table
 from panollava.data.files import FilesSource
 
 REAL = Path(__file__).parents[3] / "shared/data/quic360_mini/data.csv"

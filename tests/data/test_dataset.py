@@ -9,9 +9,9 @@ from plain_data import PlainCrop, PlainSource, encode, encode_question
 from panollava.batch import IGNORE_INDEX
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.data.collate import Collate
 from panollava.data.dataset import CutCount, PanoDataset, QuestionDataset, TextEncoder, count_cut
-from panollava.data.records import Question, Record
+from panollava.data.loader import Collate
+from panollava.data.source import Question, Record
 from panollava.prompt import ChatPrompt
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
-from panollava.data.entries import BadEntries
+from panollava.data.csv import BadEntries
 from panollava.data.files import FilesSource
 
 CROP = Crop(ResizeCrop(), view_size=(32, 32))
@@ -154,7 +154,7 @@ def test_a_source_travels_to_workers(folder: Path) -> None:
 
 
 def test_hostile_pictures_are_named_before_one_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("panollava.crop.file.decode", None)
+    monkeypatch.setattr("panollava.crop.image_file.decode", None)
     photo = by_pillow(noise(32, 64), "JPEG")
     hostile = {
         "empty.jpg": (b"", "the file is empty"),

@@ -17,9 +17,8 @@ from plain_data import PlainCrop, PlainSource, encode, encode_question
 from panollava.batch import Batch
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.data.collate import Collate
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
-from panollava.data.loader import EpochSampler, StageLoader, eval_loader
+from panollava.data.loader import Collate, EpochSampler, StageLoader, eval_loader
 from panollava.prompt import ChatPrompt
 
 

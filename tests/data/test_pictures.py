@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from panollava.data.pictures import Pictures
+from panollava.data.files import Pictures
 
 
 def test_names_are_relative_to_the_folder(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from picture_files import by_pillow, cut_tags, gpano, noise, torn_jpeg, with_xmp
 from small_runs import command
 
 from panollava import check
-from panollava.crop.file import check_panorama
+from panollava.crop.image_file import check_panorama
 from panollava.model.hub import load_tokenizer
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "quic360_mini" / "data.csv"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_runs import QUICK, UNTRACKED, backbones, config, run_train
 
-from panollava.assemble.run import default_name, setting
+from panollava.run.run import default_name, setting
 
 CROPS = [
     (("crop=anyres_e2p",), "anyres-e2p", ""),

@@ -19,8 +19,8 @@ from small_runs import command, metrics, predictions, stage_folder
 from panollava import eval as evaluation
 from panollava.data.world import WorldSource
 from panollava.evaluation.clip import Clip
-from panollava.model.facade import PanoLlava
-from panollava.pipeline import evaluate as pipeline
+from panollava.model.api import PanoLlava
+from panollava.run import evaluate as pipeline
 
 QUIET = ("tracking=none", "results_dir=results", "num_workers=0", "device=cpu", "blank=false")
 Capture = pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from panollava.checkpoint import BEST, find_checkpoint, read_state
 from panollava.logs import configure_console
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "examples"
 

@@ -16,8 +16,8 @@ from small_runs import UNTRACKED, command, config
 from panollava import explain
 from panollava.data.world import WorldSource
 from panollava.evaluation.explain_picture import CAVEAT, SPEECHLESS, explain_picture
-from panollava.model.facade import PanoLlava
-from panollava.model.sight import Sight
+from panollava.model.api import PanoLlava
+from panollava.run.restore import Sight
 
 Capture = pytest.CaptureFixture[str]
 

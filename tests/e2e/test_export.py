@@ -16,7 +16,7 @@ from small_runs import command
 
 from panollava import export
 from panollava.data.world import WorldSource
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.lora import has_lora
 
 Capture = pytest.CaptureFixture[str]

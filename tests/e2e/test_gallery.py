@@ -184,7 +184,7 @@ def test_a_run_of_several_stages_tracks_the_gallery_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     album = Album()
-    monkeypatch.setattr("panollava.assemble.run.open_tracker", lambda *args, **options: album)
+    monkeypatch.setattr("panollava.run.run.open_tracker", lambda *args, **options: album)
     quick = [*backbones(backbone), *QUICK, "trainer.max_steps=1", "evaluation.enabled=false"]
     run_train(*quick, "stage.run=[vision,resampler]", "experiment_name=x")
     ((name, picture),) = album.pictures

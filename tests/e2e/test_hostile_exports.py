@@ -22,7 +22,7 @@ from small_runs import command, predictions
 
 from panollava import eval as evaluation
 from panollava import export, predict
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.lora import has_lora
 
 Change = Callable[[Path], None]

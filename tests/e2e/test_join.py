@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from panollava import train
 from panollava.data.world import WorldSource
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 
 Backbone = Callable[[str], Path]
 Capture = pytest.CaptureFixture[str]

@@ -11,8 +11,8 @@ from mlflow.artifacts import download_artifacts
 from small_runs import command, config
 
 from panollava import train
-from panollava.assemble.check import checked
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
+from panollava.run.config_check import checked
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.store import open_client
 

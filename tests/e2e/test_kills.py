@@ -149,9 +149,9 @@ def test_ctrl_c_anywhere(runs: Runs, whole: tuple[Path, list[str]]) -> None:
     assert "resumes from" in said
     assert "is saved at" not in said
     assert {entry["status"] for entry in states(folder).values()} == {"interrupted"}
-    interrupted(busy, folder, "panollava.pipeline.stage.run_stage", 2)
+    interrupted(busy, folder, "panollava.run.stage.run_stage", 2)
     assert [entry["status"] for entry in states(folder).values()] == ["finished"]
-    interrupted(busy, folder, "panollava.pipeline.evaluate.evaluate", 1)
+    interrupted(busy, folder, "panollava.run.evaluate.evaluate", 1)
     assert [entry["status"] for entry in states(folder).values()] == ["finished", "finished"]
     busy.finish(folder)
     assert re.search(r"Test split, 2 questions", (folder / "said.txt").read_text())

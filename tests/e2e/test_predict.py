@@ -16,8 +16,8 @@ from panollava.data.remote.rules import RemoteOptions
 from panollava.data.world import WorldSource
 from panollava.evaluation.read_predictions import read_predictions
 from panollava.generation import GenerationOptions
-from panollava.model.facade import PanoLlava
-from panollava.pipeline.panoramas import find_panoramas
+from panollava.model.api import PanoLlava
+from panollava.run.image_commands import find_panoramas
 
 Capture = pytest.CaptureFixture[str]
 Ask = Callable[..., tuple[int, str, str]]

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from panollava.checkpoint import BEST, LAST, follow, read_state
-from panollava.model.facade import PanoLlava
-from panollava.training.step import OptimiserStep
+from panollava.model.api import PanoLlava
+from panollava.training.loop import OptimiserStep
 
 Backbone = Callable[[str], Path]
 GREY = np.full((32, 64, 3), 128, np.uint8)

@@ -22,7 +22,7 @@ from small_runs import backbones, command
 from torch.distributed.run import get_args_parser
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from panollava.config.locate import CONF
+from panollava.config.command_line import CONF
 from panollava.data.csv import ALIASES
 from panollava.data.world import WorldSource
 

@@ -11,7 +11,7 @@ import pytest
 from small_runs import QUICK, UNTRACKED, backbones, command, stage_folder
 
 from panollava import train
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "quic360_mini" / "data.csv"
 pytestmark = [

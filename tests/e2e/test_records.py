@@ -17,7 +17,7 @@ from panollava import eval as evaluation
 from panollava import train
 from panollava.checkpoint import BEST, LAST, follow
 from panollava.data.world import WorldSource
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.tracking.location import absolute_uri
 
 STAGES = ("vision", "resampler", "finetune")

@@ -10,9 +10,9 @@ import pytest
 from small_runs import QUICK, UNTRACKED, backbones, command, config, run_train, stage_folder
 
 from panollava import train
-from panollava.assemble.check import checked
 from panollava.data.world import WorldSource
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
+from panollava.run.config_check import checked
 
 Backbone = Callable[[str], Path]
 Capture = pytest.CaptureFixture[str]

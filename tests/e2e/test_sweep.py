@@ -18,7 +18,7 @@ from small_runs import QUICK, UNTRACKED, backbones, command
 
 from panollava import train
 from panollava.checkpoint import BEST, follow, read_state
-from panollava.pipeline import stage
+from panollava.run import stage
 from panollava.sweep_folder import read_jobs
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker

@@ -26,7 +26,7 @@ from small_runs import (
 from panollava import train
 from panollava.checkpoint import BEST, follow, read_state
 from panollava.data.world import WorldSource
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 
 Backbone = Callable[[str], Path]
 PAIRS = [

@@ -24,7 +24,7 @@ from panollava.evaluation.explain import (
     token_towards,
     whole_length,
 )
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.lora import add_lora
 
 Backbone = Callable[[str], Path]

@@ -28,9 +28,9 @@ from panollava.evaluation.explain_picture import (
 )
 from panollava.evaluation.painting import TokenMap
 from panollava.evaluation.panels import PANEL
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.resampler.mlp import MlpResampler
-from panollava.model.sight import Sight
+from panollava.run.restore import Sight
 
 Backbone = Callable[[str], Path]
 

@@ -18,7 +18,6 @@ from panollava.crop.cameras import (
     point_directions,
     token_directions,
 )
-from panollava.crop.grid import whole_view
 from panollava.crop.sphere import angles_to_direction, pixel_to_direction
 from panollava.crop.strategies import (
     AnyresCrop,
@@ -28,6 +27,7 @@ from panollava.crop.strategies import (
     E2pCrop,
     ResizeCrop,
     SlidingWindowCrop,
+    whole_view,
 )
 from panollava.evaluation.painting import TokenMap, nearest_tokens, showing_tokens
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from panollava.batch import Batch
-from panollava.data.records import Question
+from panollava.data.source import Question
 from panollava.evaluation.runner import evaluate
 
 

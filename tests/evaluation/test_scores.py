@@ -17,7 +17,7 @@ from panollava.evaluation.answers import score_answers
 from panollava.evaluation.read_predictions import read_answers, read_predictions
 from panollava.evaluation.results import write_results
 from panollava.evaluation.scores import as_scored, score
-from panollava.pipeline.asked_data import asked_data, asked_name
+from panollava.run.data import asked_data, asked_name
 
 TABLE = """image,query,prediction,reference
 a.jpg,what?,a ring,a ring

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from panollava.losses.collapse import collapse
+from panollava.losses.diagnostics import collapse
 
 HEALTHY = {"collapsed": 0.0, "dead_share": 0.1, "effective_rank": 20.0, "variance": 0.6}
 

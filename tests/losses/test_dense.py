@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from panollava.losses import dense
-from panollava.losses.dense import dense_batch, dense_pairs
+from panollava.losses.objective import densecl as dense
+from panollava.losses.objective.densecl import dense_batch, dense_pairs
 
 MASK = torch.tensor([[True, True, True, True], [True, False, True, False], [False, True, True, True]])
 

@@ -6,12 +6,10 @@ import pytest
 import torch
 from part_of_batch import cost_of, objectives
 
-from panollava.losses.dense import dense_pairs
-from panollava.losses.objective.densecl import DenseclObjective
-from panollava.losses.objective.vicreg import VicregObjective
+from panollava.losses.objective.densecl import DenseclObjective, dense_pairs
+from panollava.losses.objective.vicreg import VicregObjective, vicreg_batch, vicreg_pairs
 from panollava.losses.objective.vicreg_batch import VicregBatchObjective
 from panollava.losses.objective.vicreg_pooled import VicregPooledObjective
-from panollava.losses.vicreg import vicreg_batch, vicreg_pairs
 
 EVERY = objectives()
 A, B = (torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))

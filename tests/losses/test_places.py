@@ -10,7 +10,7 @@ from panollava.crop.cameras import camera_tensor
 from panollava.crop.matches import column_matches, ray_matches
 from panollava.crop.strategies import AnyresE2pCrop, ResizeCrop
 from panollava.losses.diagnostics import neighbour_cosine, retrieval_accuracy
-from panollava.losses.places import GridPlaces, ViewMeans
+from panollava.losses.protocol import GridPlaces, ViewMeans
 
 GRID = (4, 4)
 CAMERAS = camera_tensor(AnyresE2pCrop(overlap=0.5).cameras((64, 64)))[None].expand(2, -1, -1)

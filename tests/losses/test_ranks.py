@@ -12,7 +12,7 @@ from part_of_batch import cost_of, objectives
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panollava.losses.ranks import alone, gather_rows, sum_over_ranks
+from panollava.losses.all_reduce import alone, gather_rows, sum_over_ranks
 
 PAIRS, CUT = 5, 2
 

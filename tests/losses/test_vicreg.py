@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from panollava.losses.vicreg import vicreg_batch, vicreg_pairs
+from panollava.losses.objective.vicreg import vicreg_batch, vicreg_pairs
 
 
 def slow_terms(a: Tensor, b: Tensor) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from panollava.model.area_pool import area_pool
+from panollava.model.layers import area_pool
 
 SIDE = st.integers(1, 9)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from panollava.model.attention import Attention, FeedForward, draw
+from panollava.model.layers import Attention, FeedForward, draw
 
 
 def test_is_multi_head_attention() -> None:

@@ -17,8 +17,8 @@ from transformers import GenerationConfig, pipeline
 
 from panollava.crop.crop import Crop
 from panollava.generation import GenerationOptions, recorded_generation
+from panollava.model.api import PanoLlava
 from panollava.model.decoding import from_transformers, sampler, to_transformers
-from panollava.model.facade import PanoLlava
 from panollava.prompt import ChatPrompt
 
 Backbone = Callable[[str], Path]

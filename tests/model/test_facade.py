@@ -18,11 +18,10 @@ from transformers import AutoModelForImageTextToText
 
 from panollava.batch import Batch
 from panollava.crop.crop import Crop
-from panollava.data.collate import Collate
 from panollava.data.dataset import Sample
-from panollava.model.facade import PanoLlava
+from panollava.data.loader import Collate
+from panollava.model.api import AnswerStream, PanoLlava
 from panollava.model.lora import LORA, add_lora, has_lora
-from panollava.model.streaming import AnswerStream
 from panollava.prompt import ChatPrompt
 
 Backbone = Callable[[str], Path]

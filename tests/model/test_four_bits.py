@@ -12,9 +12,9 @@ import torch
 from small_runs import QUICK, UNTRACKED, backbones, config, run_train
 from transformers import AutoModelForCausalLM
 
-from panollava.assemble.check import checked
+from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
-from panollava.model.facade import PanoLlava
+from panollava.run.config_check import checked
 
 Backbone = Callable[[str], Path]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from panollava.crop.cameras import PERSPECTIVE, Camera, Column, camera_tensor, token_directions
-from panollava.crop.ring import tile_count
+from panollava.crop.rings import tile_count
 from panollava.crop.sphere import direction_to_angles
 from panollava.crop.strategies import (
     AnyresCrop,
@@ -23,8 +23,7 @@ from panollava.crop.strategies import (
     ResizeCrop,
     SlidingWindowCrop,
 )
-from panollava.model.fusion import check_join, fuse, image_token_count
-from panollava.model.stitch import kept_columns
+from panollava.model.fusion import check_join, fuse, image_token_count, kept_columns
 
 Grid = tuple[int, int]
 

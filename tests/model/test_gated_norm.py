@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional
 
-from panollava.model.blocks import ELEMENTS
-from panollava.model.gated_norm import gated_norm
+from panollava.model.state_space.layer import gated_norm
+from panollava.model.state_space.scan import ELEMENTS
 
 
 def inputs(rows: int = 7) -> list[Tensor]:

@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
-from panollava.model import mamba_kernel
-from panollava.model.mamba_kernel import check_mamba_ssm, mamba_scan
 from panollava.model.resampler.bimamba import BimambaResampler
-from panollava.model.scan import state_space_scan
+from panollava.model.state_space.layer import scan as mamba_kernel
+from panollava.model.state_space.scan import check_mamba_ssm, mamba_scan, state_space_scan
 
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
 

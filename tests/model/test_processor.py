@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoProcessor, pipeline
 
 import panollava.model.registration  # noqa: F401
 from panollava.crop.crop import Crop
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.processor import PanoLlavaImageProcessor, PanoLlavaProcessor, read_picture
 from panollava.prompt import ChatPrompt
 

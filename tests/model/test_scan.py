@@ -10,8 +10,7 @@ from recurrence import ROUNDS, step_by_step
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from panollava.model.blocks import ELEMENTS
-from panollava.model.scan import chunked_scan, state_space_scan
+from panollava.model.state_space.scan import ELEMENTS, chunked_scan, state_space_scan
 
 
 def sequences(length: int, *, n: int = 2, heads: int = 3, head_width: int = 5, state: int = 4) -> list[Tensor]:

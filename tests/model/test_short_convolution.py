@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional
 
-from panollava.model.blocks import ELEMENTS
-from panollava.model.short_convolution import short_convolution
+from panollava.model.state_space.layer import short_convolution
+from panollava.model.state_space.scan import ELEMENTS
 
 
 def inputs(length: int, *, taps: int = 4, n: int = 3) -> list[Tensor]:

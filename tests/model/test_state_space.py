@@ -8,7 +8,7 @@ from recurrence import ROUNDS, step_by_step
 from torch import Tensor
 from torch.nn import functional
 
-from panollava.model.state_space import BidirectionalStateSpace
+from panollava.model.state_space.layer import BidirectionalStateSpace
 
 
 def small_layer() -> BidirectionalStateSpace:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from panollava.batch import IGNORE_INDEX
 from panollava.crop.crop import Crop
-from panollava.model.encoder import PanoVision
 from panollava.model.hub import load_language_model
-from panollava.model.vision import VisionTower
+from panollava.model.vision import PanoVision, VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
 Backbone = Callable[[str], Path]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from small_runs import QUICK, UNTRACKED, run_train, stage_folder
 
 from panollava.logs import LOG
-from panollava.model.facade import PanoLlava
-from panollava.pipeline.restore import restore
+from panollava.model.api import PanoLlava
+from panollava.run.restore import restore
 from panollava.run_folder import read_metadata
 
 Files = list[str]

@@ -9,9 +9,8 @@ import pytest
 import torch
 from small_runs import QUICK, UNTRACKED, backbones, opened
 
-from panollava.assemble.stage import build_stage
-from panollava.pipeline.fitting import longest
-from panollava.pipeline.forecast import estimate, forecast
+from panollava.run.build_stage import build_stage
+from panollava.run.memory import estimate, forecast, longest
 
 
 @pytest.mark.parametrize(
@@ -60,6 +59,6 @@ def test_what_is_told(
         assert "Its sequences: 80 image tokens and up to 64 of text, 144 of 512 positions." in told
         assert "a batch of 4" in told
         assert "may not fit" not in told
-        monkeypatch.setattr("panollava.pipeline.forecast._free", lambda device: 1000)
+        monkeypatch.setattr("panollava.run.memory._free", lambda device: 1000)
         forecast(run, "finetune", module, run.stage_options("finetune"))
         assert "may not fit: a smaller stage.finetune.batch_size" in capsys.readouterr().err

@@ -20,15 +20,14 @@ from small_runs import (
 from torch import Tensor
 
 from panollava.checkpoint import BEST, LAST, follow, read_state
-from panollava.model.facade import PanoLlava
+from panollava.model.api import PanoLlava
 from panollava.model.vision import VisionTower
-from panollava.pipeline.inherited import trained_backbones
-from panollava.pipeline.measure import measure
-from panollava.pipeline.restore import restore
+from panollava.run.build_stage import trained_backbones
+from panollava.run.restore import measure, restore
 from panollava.run_folder import read_metadata
-from panollava.store.options import StoreOptions
+from panollava.store.catalogue import StoreOptions
+from panollava.training.loop import OptimiserStep
 from panollava.training.precision import choose_compute
-from panollava.training.step import OptimiserStep
 
 Backbone = Callable[[str], Path]
 OLDER = ["+experiment=trained_encoder", "lora=none", "stage.finetune.language_trainable_blocks=1"]

@@ -25,11 +25,10 @@ from small_runs import (
 )
 
 from panollava import predict
-from panollava.assemble.stage import build_stage
 from panollava.checkpoint import LAST, read_state
-from panollava.model.facade import PanoLlava
-from panollava.pipeline.fitting import fit_batch, longest
-from panollava.pipeline.memory import is_out_of_memory, smaller
+from panollava.model.api import PanoLlava
+from panollava.run.build_stage import build_stage
+from panollava.run.memory import fit_batch, is_out_of_memory, longest, smaller
 from panollava.stages.instruct import InstructStage
 from panollava.stages.overlap import OverlapStage
 from panollava.training.options import StageOptions

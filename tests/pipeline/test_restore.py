@@ -11,11 +11,11 @@ import pytest
 from chats import LLAMA32
 from small_runs import QUICK, UNTRACKED, backbones, opened
 
-from panollava.assemble import run as assembled
-from panollava.pipeline.metadata import stage_metadata
-from panollava.pipeline.restore import _with_overrides
+from panollava.run import run as assembled
+from panollava.run.restore import _with_overrides
+from panollava.run.stage import stage_metadata
 from panollava.run_folder import METADATA, prompt_date, read_metadata, write_metadata
-from panollava.training.state import Progress
+from panollava.training.checkpointer import Progress
 
 
 def test_another_crop_reads_the_pictures_as_the_run_did() -> None:

@@ -10,7 +10,7 @@ import pytest
 from small_runs import QUICK, UNTRACKED, backbones, opened, run_train
 
 from panollava.checkpoint import follow
-from panollava.pipeline.start import check_start
+from panollava.run.build_stage import check_start
 
 SMALL_BIMAMBA = ["resampler.width=16", "resampler.state=4", "resampler.head_width=8"]
 

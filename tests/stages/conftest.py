@@ -13,10 +13,10 @@ import torch
 from small_runs import QUICK, UNTRACKED, backbones, opened
 from torch import Tensor
 
-from panollava.assemble.stage import build_stage
 from panollava.batch import Batch
+from panollava.run.build_stage import build_stage
 from panollava.training.distributed import Processes
-from panollava.training.step import OptimiserStep
+from panollava.training.loop import OptimiserStep
 
 
 @dataclass

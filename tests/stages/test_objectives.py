@@ -12,10 +12,10 @@ import torch
 from small_runs import QUICK, UNTRACKED, backbones, run_train
 from torch import Tensor
 
-from panollava.assemble.stage import skip_reason
 from panollava.logs import LOG
-from panollava.losses.vicreg import vicreg_pairs
+from panollava.losses.objective.vicreg import vicreg_pairs
 from panollava.model.resampler.mlp import MlpResampler
+from panollava.run.build_stage import skip_reason
 from panollava.training.distributed import Processes
 from panollava.training.loop import validate
 
@@ -159,7 +159,7 @@ def test_a_resampler_that_says_the_same_of_everything_is_a_concern(built: Build,
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Warnings so far."""
-    monkeypatch.setattr("panollava.assemble.run.configure_console", lambda level: None)
+    monkeypatch.setattr("panollava.run.run.configure_console", lambda level: None)
     monkeypatch.setattr(LOG, "propagate", True)
     caplog.set_level(logging.INFO, "panollava")
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

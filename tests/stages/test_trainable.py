@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_runs import config
 
-from panollava.assemble.check import checked
 from panollava.model.trainable import named_weights, plain_name
+from panollava.run.config_check import checked
 
 Build = Callable[..., Any]
 NEW = ("vision.resampler.", "position.", "projector.", "head.")

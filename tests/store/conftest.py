@@ -10,9 +10,8 @@ import torch
 from small_features import SHAPE
 
 from panollava.logs import LOG
-from panollava.store.catalogue import open_store
+from panollava.store.catalogue import StoreOptions, open_store
 from panollava.store.features import FeatureStore
-from panollava.store.options import StoreOptions
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from panollava.store.code import code_digest
+from panollava.store.identity import code_digest
 
 PLAIN = "x = 1\ndef f(a):\n    return a + x\n"
 SAME = [

@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import save_file
 from small_features import SHAPE, features
 
-from panollava.store.catalogue import clear_stores, kept_stores
+from panollava.store.catalogue import StoreOptions, clear_stores, kept_stores
 from panollava.store.features import FeatureStore
-from panollava.store.options import StoreOptions
 from panollava.store.quota import IDLE_S, MARK, folder_bytes
 
 Opened = Callable[..., FeatureStore]
@@ -227,7 +226,7 @@ def test_a_disk_that_fails_is_told_of_and_costs_nothing_but_the_keeping(
     def fails(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("panollava.store.shards.save_file", fails)
+    monkeypatch.setattr("panollava.store.features.save_file", fails)
     assert not store.put(ONE, features(1))
     assert "No space left" in caplog.text
     assert store.is_full

@@ -14,8 +14,8 @@ from small_features import SHAPE
 from torch import Tensor
 
 from panollava.batch import Batch
+from panollava.store.feature_maker import FeatureMaker, PartBatch
 from panollava.store.features import FeatureStore
-from panollava.store.making import FeatureMaker, PartBatch
 
 Opened = Callable[..., FeatureStore]
 

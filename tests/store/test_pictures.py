@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from panollava.store import pictures
-from panollava.store.pictures import SETTLED_NS, KnownPictures
+from panollava.store import identity as pictures
+from panollava.store.identity import SETTLED_NS, KnownPictures
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.tiny.optim import KEPT, cosine, keep, make_optimisers, resume, set_rate
 from panollava.checkpoint import read_tensors
-from panollava.tiny.optim import KEPT, cosine, keep, make_optimisers, resume, set_rate
 
 
 class Small(nn.Module):

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from experiments.tiny.reading import NO_WORD, WORDS_PER_TOKEN, Reader, conversation, crops, embed, question_turns
+from experiments.tiny.tokenizer import make_tokenizer, world_words
 from panollava.data.scenes.questions import KINDS, ask_all
 from panollava.data.scenes.scene import SECTORS, Solid, scene_at
 from panollava.prompt import ChatPrompt
-from panollava.tiny.reading import NO_WORD, WORDS_PER_TOKEN, Reader, conversation, crops, embed, question_turns
-from panollava.tiny.tokenizer import make_tokenizer, world_words
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from panollava.crop.cameras import camera_tensor, token_directions
-from panollava.data.scenes.scene import scene_at
-from panollava.tiny.seeing import (
+from experiments.tiny.seeing import (
     COLOUR_CLASSES,
     GRID,
     IGNORED,
@@ -16,6 +14,8 @@ from panollava.tiny.seeing import (
     default_bank,
     label_views,
 )
+from panollava.crop.cameras import camera_tensor, token_directions
+from panollava.data.scenes.scene import scene_at
 
 
 def test_direction_plus_offset_is_where_the_thing_stands() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from experiments.tiny.make import HERE, LANGUAGE_FOLDER, QUALITY, VISION_FOLDER, open_probe
+from experiments.tiny.reading import Reader
+from experiments.tiny.train_language import measure_language_model
+from experiments.tiny.train_vision import measure_encoder
 from panollava.data.scenes.questions import KINDS
-from panollava.tiny.make import HERE, LANGUAGE_FOLDER, QUALITY, VISION_FOLDER, open_probe
-from panollava.tiny.reading import Reader
-from panollava.tiny.train_language import measure_language_model
-from panollava.tiny.train_vision import measure_encoder
 
 MOST_BYTES = 8 * 2**20
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from panollava.tracking import channel, database, delivery, location, server
+from panollava.tracking import database, delivery, location
+from panollava.tracking import delivery as channel
+from panollava.tracking import store as server
 from panollava.tracking.database import check_database
 from panollava.tracking.delivery import deliver
 from panollava.tracking.location import StoreBusyError, absolute_uri

@@ -14,7 +14,7 @@ import pytest
 
 from panollava.tracking.location import absolute_uri, connection_uri, experiment_name, has_secret, without_secret
 from panollava.tracking.mlflow_tracker import MlflowTracker
-from panollava.tracking.server import check_answers
+from panollava.tracking.store import check_answers
 
 SECRETS = [
     "http://user:secret@host:5000",

@@ -15,7 +15,7 @@ from small_runs import QUICK, UNTRACKED, backbones, run_train, stage_folder
 from toy import Toy, steps
 
 from panollava.checkpoint import BEST
-from panollava.training.compiler import check_compiler
+from panollava.training.parallel import check_compiler
 
 
 def test_a_compiled_stage_takes_the_same_steps_under_the_same_names(

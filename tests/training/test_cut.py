@@ -17,7 +17,7 @@ from toy import Toy, steps
 
 from panollava.checkpoint import BEST, LAST, follow, read_state, read_weights
 from panollava.run_folder import STAGES, Experiment
-from panollava.training.state import Progress
+from panollava.training.checkpointer import Progress
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at its files through /proc")
 

@@ -13,10 +13,9 @@ from toy import ALONE, CPU, ScriptedStage, Toy, ToyData, ToyStage, batch, steps
 
 from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.logs import LOG
-from panollava.training.loop import validate
+from panollava.training.checkpointer import Progress
+from panollava.training.loop import OptimiserStep, validate
 from panollava.training.precision import choose_compute, recorded_compute
-from panollava.training.state import Progress
-from panollava.training.step import OptimiserStep
 
 
 def test_validation_weighs_samples_alike_however_they_are_batched() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from panollava.training.optim import OptimOptions, make_optimizer
+from panollava.training.options import OptimOptions, make_optimizer
 
 
 def test_warmup_rises_then_cosine_falls_to_zero() -> None:

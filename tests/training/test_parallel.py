@@ -20,11 +20,10 @@ from toy import CPU, Toy, ToyData, ToyStage, batch
 from panollava.batch import Batch
 from panollava.checkpoint import LAST, follow, read_state
 from panollava.stages.protocol import StepOutput
-from panollava.training.distributed import processes
-from panollava.training.interrupt import heeded
+from panollava.training.checkpointer import Progress
+from panollava.training.distributed import heeded, processes
+from panollava.training.loop import OptimiserStep
 from panollava.training.parallel import is_sharded, repeated_blocks, shard, whole
-from panollava.training.state import Progress
-from panollava.training.step import OptimiserStep
 
 STEPS, EPOCHS = 4, 2
 

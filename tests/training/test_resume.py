@@ -26,10 +26,9 @@ from small_runs import (
 )
 
 from panollava import train
-from panollava.assemble.stage import build_stage
 from panollava.checkpoint import BEST, LAST, follow
-from panollava.pipeline.start import start_from
-from panollava.training.step import OptimiserStep
+from panollava.run.build_stage import build_stage, start_from
+from panollava.training.loop import OptimiserStep
 
 Backbone = Callable[[str], Path]
 LEARNT = ("stage.finetune.epochs=2", "lora.dropout=0.3", "evaluation.enabled=false", "trainer.save_every_steps=2")

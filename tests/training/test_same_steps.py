@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from panollava.training.options import StageOptions
-from panollava.training.same_steps import Share, same_steps
+from panollava.training.options import Share, StageOptions, same_steps
 
 
 def options(batch_size: int, accumulate: int) -> StageOptions:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from toy import Toy, steps
 
 from panollava.checkpoint import STATE, TRAINED, find_checkpoint
-from panollava.training.state import OPTIMIZER, RANDOM
+from panollava.training.checkpointer import OPTIMIZER, RANDOM
 
 
 def tensors(file: str, **changes: torch.Tensor | None) -> Callable[[Path], None]:

@@ -13,7 +13,7 @@ from torch import nn
 from toy import Toy, ToyStage, steps
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow
-from panollava.training.state import Checkpointer, Progress, load_random, random_tensors
+from panollava.training.checkpointer import Checkpointer, Progress, load_random, random_tensors
 
 
 def trained(folder: Path, count: int = 2) -> Toy:

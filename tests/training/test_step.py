@@ -14,8 +14,8 @@ from small_runs import QUICK, UNTRACKED, assert_same_bits, backbones
 from torch import Tensor
 from toy import ALONE, CPU, ToyStage, batch
 
+from panollava.training.loop import MAX_OVERFLOWS, OptimiserStep, summarise
 from panollava.training.precision import Compute
-from panollava.training.step import MAX_OVERFLOWS, OptimiserStep, summarise
 
 Backbone = Callable[[str], Path]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from panollava.training.transfer import transfer
+from panollava.training.checkpointer import transfer
 
 
 def test_what_fits_is_loaded_and_the_rest_is_listed_with_its_shapes() -> None:

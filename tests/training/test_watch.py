@@ -10,7 +10,7 @@ import pytest
 from toy import ScriptedStage, Toy, ToyStage, steps
 
 from panollava.logs import LOG
-from panollava.training.watch import STILL_STEPS, STILL_VALIDATIONS, Watch
+from panollava.training.monitor import STILL_STEPS, STILL_VALIDATIONS, Watch
 
 
 @pytest.fixture(autouse=True)

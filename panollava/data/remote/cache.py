@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from panollava.crop.header import parse_header
+from panollava.crop.image_file import parse_header
 from panollava.data.remote.rules import Failed
 from panollava.data.remote.transfer import Received
 from panollava.logs import LOG

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panollava.data.records import Question
 from panollava.data.scenes.scene import COLOURS, SECTOR_DEG, SECTORS, SHAPES, Scene, Solid
+from panollava.data.source import Question
 
 KINDS = ("what", "where", "colour", "shape", "height", "pole", "count", "relation", "turns")
 NOTHING = "nothing"

@@ -6,10 +6,9 @@ from functools import partial
 
 from torch import Tensor
 
-from panollava.losses.places import GridPlaces, Pairing
-from panollava.losses.protocol import Cost
-from panollava.losses.ranks import alone, sum_over_ranks
-from panollava.losses.vicreg import Weight, vicreg_batch
+from panollava.losses.all_reduce import alone, sum_over_ranks
+from panollava.losses.objective.vicreg import Weight, vicreg_batch
+from panollava.losses.protocol import Cost, GridPlaces, Pairing
 
 
 class VicregBatchObjective:

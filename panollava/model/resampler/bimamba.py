@@ -9,9 +9,9 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.crop.closed_rings import closed_rings
-from panollava.model.mamba_kernel import check_mamba_ssm
-from panollava.model.state_space import BidirectionalStateSpace
+from panollava.crop.rings import closed_rings
+from panollava.model.state_space.layer import BidirectionalStateSpace
+from panollava.model.state_space.scan import check_mamba_ssm
 
 
 class BimambaResampler(nn.Module):

@@ -9,7 +9,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panollava.model.area_pool import area_pool
+from panollava.model.layers import area_pool
 
 Gate = Literal["relu", "silu"]
 

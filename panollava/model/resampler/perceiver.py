@@ -8,7 +8,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.attention import Attention, FeedForward, check_heads
+from panollava.model.layers import Attention, FeedForward, check_heads
 
 
 class PerceiverResampler(nn.Module):

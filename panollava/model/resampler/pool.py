@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.area_pool import area_pool
+from panollava.model.layers import area_pool
 
 
 class PoolResampler(nn.Module):

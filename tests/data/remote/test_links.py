@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from picture_server import JPEG, MakeFetcher, PictureServer, picture
 
-from panollava.assemble.sources import open_source
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
-from panollava.data.entries import BadEntries
-from panollava.data.pictures import Pictures
+from panollava.data.csv import BadEntries
+from panollava.data.files import Pictures
 from panollava.data.remote.links import report_path
 from panollava.logs import LOG
+from panollava.run.sources import open_source
 
 
 def test_remote_and_local_pictures_beside_each_other(
@@ -100,7 +100,7 @@ def test_a_data_file_of_links_stops_at_dead_ones_or_leaves_them_out(
     assert [len(question.references) for question in left.questions()] == [2, 1]
     # Left out once, a link stays so: a run that goes on finds what it began with.
     assert server.asked == {"/1": 1, "/gone": 1, "/2": 1}
-    monkeypatch.setattr("panollava.assemble.sources.psutil.Process", lambda: Started())
+    monkeypatch.setattr("panollava.run.sources.psutil.Process", lambda: Started())
     open_source({**data, "on_error": "skip", "remote_retry_dead": True}, "train", crop)
     assert server.asked["/gone"] == 2
     with pytest.raises(ValueError, match=r"row 2, row 5, row 3.*data\.remote=\[127\.0\.0\.1\] allows"):

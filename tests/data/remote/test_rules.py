@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from picture_server import MakeFetcher, PictureServer
 from small_runs import config
 
-from panollava.assemble.sources import check_data
 from panollava.data.remote.rules import Failed, Rules, parse_address
+from panollava.run.sources import check_data
 
 PRIVATE = ("10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "224.0.0.1")
 PRIVATE += ("::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "::")

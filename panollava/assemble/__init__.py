@@ -1,1 +1,0 @@
-"""From config to objects: the only room that knows all the others."""

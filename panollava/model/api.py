@@ -1,0 +1,531 @@
+"""PanoLlava: the small friendly face. Opens a run or an export and answers questions about panoramas."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+import panollava.model.registration  # noqa: F401  an export's processor is opened through the Auto classes
+from panollava.batch import Batch
+from panollava.checkpoint import find_checkpoint, read_state, read_weights
+from panollava.crop.crop import Crop
+from panollava.generation import GenerationOptions, recorded_generation
+from panollava.model.backbones import Backbones
+from panollava.model.decoding import from_transformers, sampler, stop_ids, to_transformers
+from panollava.model.fusion import image_token_count
+from panollava.model.hub import quiet_transformers
+from panollava.model.lora import (
+    DEFAULT,
+    LORA,
+    add_lora,
+    load_lora,
+    lora_arguments,
+    lora_in_use,
+    lora_names,
+    merge_lora,
+    save_lora,
+    use_lora,
+    without_lora,
+)
+from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
+from panollava.model.trainable import load_trained
+from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.prompt import ChatPrompt, Encoded, Limits
+from panollava.run_folder import find_run_folder, prompt_date, read_metadata, with_paths_found
+
+
+class Conversation:
+    """What ``PanoLlava.chat`` opens.
+
+    Args:
+        pano: the model.
+        image: the panorama; its views are cut once.
+
+    Attributes:
+        turns: (question, answer) pairs so far; emptying the list forgets them.
+    """
+
+    def __init__(self, pano: PanoLlava, image: Picture) -> None:
+        self._pano = pano
+        self._views = pano.views(image)
+        self.turns: list[tuple[str, str]] = []
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """Answers a question. Where all turns do not fit into the language model, the oldest ones are left out.
+
+        Args:
+            question: any text.
+            max_new_tokens: see ``PanoLlava.generate``; likewise ``generation`` and ``on_text``.
+            generation: how to decode.
+            on_text: is given the answer piece by piece.
+
+        Raises:
+            ValueError: the question alone is too long.
+            KeyboardInterrupt: Ctrl-C; what was said until then stays in ``turns``.
+        """
+        said: list[str] = []
+
+        def listen(piece: str) -> None:
+            said.append(piece)
+            if on_text is not None:
+                on_text(piece)
+
+        options = self._pano.decoding(generation, max_new_tokens)
+        encoded = self._pano.encode(question, self.turns, max_new_tokens=options.max_new_tokens)
+        batch = self._pano.batch([self._views], [encoded])
+        try:
+            (answer,) = self._pano.answer(batch, generation=options, on_text=listen)
+        except KeyboardInterrupt:
+            if said:
+                self.turns.append((question, "".join(said)))
+            raise
+        self.turns.append((question, answer))
+        return answer
+
+
+_UNFINISHED = "\ufffd"
+"""What decoding makes of a character of which only some bytes have come."""
+
+
+class AnswerStream(BaseStreamer):
+    """Hands on the text of one answer, as far as later tokens cannot change it.
+
+    The pieces put together are the answer as it is decoded in the end, without the white space around it.
+
+    Args:
+        tokenizer: of the language model.
+        on_text: is given each piece as soon as it is there.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._ids: list[int] = []
+        self._sent = ""
+        self._has_prompt = False
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt, which comes first and is passed over, then new tokens.
+
+        Raises:
+            ValueError: tokens of several answers.
+        """
+        if value.dim() > 1 and len(value) > 1:
+            raise ValueError(f"One answer can be streamed at a time, not {len(value)}.")
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        self._ids += value.flatten().tolist()
+        self._send(self._text().rstrip(_UNFINISHED).rstrip())
+
+    def end(self) -> None:
+        """Hands on what was held back."""
+        self._send(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True).strip()
+
+    def _send(self, text: str) -> None:
+        if len(text) > len(self._sent):
+            new, self._sent = text[len(self._sent) :], text
+            self._on_text(new)
+
+
+Turns = Sequence[tuple[str, str]]
+
+logger = logging.getLogger(__name__)
+
+
+class PanoLlava:
+    """A trained model with what it needs to see and to read.
+
+    Attributes:
+        model: the composite, a transformers model.
+        prompt: how conversations are written for its language model.
+        crop: how panoramas are cut into views.
+        generation: how answers are decoded where a call does not say otherwise: as the run or the export has it.
+        metadata: of the run it was opened from; empty for a model in memory.
+    """
+
+    def __init__(
+        self,
+        model: PanoLlavaForConditionalGeneration,
+        prompt: ChatPrompt,
+        crop: Crop,
+        metadata: Mapping[str, Any] | None = None,
+        generation: GenerationOptions | None = None,
+    ) -> None:
+        self.model, self.prompt, self.crop = model, prompt, crop
+        self.generation = generation or GenerationOptions()
+        self.metadata = dict(metadata or {})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        in_4bit: bool = True,
+    ) -> PanoLlava:
+        """Opens a run folder, an experiment's folder, a checkpoint in one, or an export.
+
+        Args:
+            folder: such as ``runs/<experiment>/finetune/<crop>_<resampler>``, or what ``save_pretrained`` wrote.
+            device: where the model goes.
+            dtype: of the backbones, also where they were trained.
+            in_4bit: keep the language model in four bits where training did.
+
+        Raises:
+            FileNotFoundError: no run there; the message names those nearby.
+            ValueError: a stage-1 run, which has no language part, or weights that do not fit the metadata.
+        """
+        path = Path(folder).expanduser()
+        if (path / "config.json").is_file():
+            return cls._from_export(path, device, dtype)
+        run = find_run_folder(path)
+        checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
+        settings = with_paths_found(read_metadata(run), run)
+        if not in_4bit:
+            settings["model"]["language"]["load_in_4bit"] = False
+        return cls.from_checkpoint(checkpoint, settings, device=device, dtype=dtype)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Path,
+        settings: Mapping[str, Any],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> PanoLlava:
+        """Opens a checkpoint with settings that may differ from its run's, such as another crop.
+
+        Args:
+            checkpoint: a ``*.ckpt`` folder.
+            settings: the run's metadata; of it ``stage``, ``model``, ``crop``, ``inputs`` and
+                ``generation`` are read.
+            device: where the model goes.
+            dtype: of the frozen backbones.
+
+        Raises:
+            ValueError: a stage-1 run, which has no language part, or weights that do not fit the settings.
+        """
+        if settings["stage"] == "vision":
+            raise ValueError(
+                f"{checkpoint} is of a stage-1 run: it has no language part and cannot answer. Train stage=resampler "
+                "or stage=finetune from it first."
+            )
+        today = prompt_date(settings)
+        backbones = Backbones(settings["model"], settings["crop"], dtype=dtype, today=today)
+        backbones.warn_of_changes(settings.get("inputs"))
+        if today is None and (named := backbones.prompt.format.date) is not None:
+            logger.warning(
+                "%s: the chat template writes the date, and with which one this was trained is not recorded. Prompts "
+                "name %s now.",
+                checkpoint,
+                named,
+            )
+        model = backbones.composite()
+        if read_state(checkpoint)["has_lora"]:
+            add_lora(model, **lora_arguments(settings["model"]["lora"]))
+        load_trained(model, read_weights(checkpoint), str(checkpoint))
+        model.to(device)  # type: ignore[arg-type]
+        return cls(model.eval(), backbones.prompt, backbones.crop, settings, recorded_generation(settings))
+
+    @classmethod
+    def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
+        with quiet_transformers():
+            model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
+        processor = PanoLlavaProcessor.from_pretrained(path, trust_remote_code=False)
+        model.to(device)
+        generation = from_transformers(model.generation_config)
+        return cls(model.eval(), processor.prompt, processor.image_processor.build_crop(), generation=generation)
+
+    def load_lora_weights(self, folder: str | Path, name: str = DEFAULT) -> None:
+        """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``, and uses it.
+
+        Raises:
+            ValueError: one of that name is attached already, or it is not of this language model.
+        """
+        load_lora(self.model, folder, name=name)
+        self.model.eval()
+
+    @property
+    def lora_names(self) -> list[str]:
+        """Names of the adapters that are attached."""
+        return lora_names(self.model)
+
+    def use_lora(self, name: str | None) -> None:
+        """Answers with one of the attached adapters from now on, or with None without any.
+
+        Raises:
+            ValueError: no adapter of this name is attached.
+        """
+        use_lora(self.model, name)
+
+    def merge_lora_weights(self) -> None:
+        """Adds the adapter in use to the language model's weights and takes off all; nothing to do without one."""
+        merge_lora(self.model)
+
+    def save_pretrained(self, folder: str | Path, *, keep_lora: bool = False) -> None:
+        """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava``.
+
+        Args:
+            folder: made if missing.
+            keep_lora: write the adapter in use beside the model, as ``lora_weights``, from where all that opens the
+                folder attaches it again.
+
+        Raises:
+            ValueError: an adapter is attached and not to be kept (``merge_lora_weights`` adds it to the weights), or
+                the folder holds one of an earlier save.
+        """
+        if keep_lora and lora_in_use(self.model) is not None:
+            with without_lora(self.model):
+                self.save_pretrained(folder)
+            save_lora(self.model, Path(folder) / LORA)
+            return
+        self.model.generation_config = to_transformers(self.generation, self.stop_ids, self._pad_id)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+        processor = PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, **self.prompt.format.written())
+        processor.tokenizer.pad_token_id = self._pad_id  # a pipeline takes no batch without one
+        processor.save_pretrained(folder)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: of tokenizer, chat template, and all that the language model's files state."""
+        return list(dict.fromkeys([*self.prompt.stop_ids, *stop_ids(self.model)]))
+
+    @property
+    def _pad_id(self) -> int:
+        """The tokenizer's pad, or another id that can be embedded; the mask hides it."""
+        possible = (self.prompt.tokenizer.pad_token_id, *self.stop_ids)
+        return next((int(one) for one in possible if one is not None and one < self.limits.rows), 0)
+
+    @property
+    def limits(self) -> Limits:
+        """What the language model can be given."""
+        return Limits.of(self.model)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one panorama takes in the language model."""
+        return image_token_count(
+            self.crop.camera_rows,
+            self.model.vision.tokens_per_view,
+            self.model.config.join,
+            self.model.vision.token_grid,
+        )
+
+    def encode(self, question: str, history: Turns = (), *, max_new_tokens: int | None = None) -> Encoded:
+        """Token ids of a question, ready for generation; the oldest turns go where all would be too long.
+
+        Raises:
+            TypeError: question or history are no texts.
+            ValueError: the panorama, the question alone and the answer are more than the language model can take, or
+                it does not know a token in them.
+        """
+        _check_texts(question, history)
+        new, limits = self.decoding(None, max_new_tokens).max_new_tokens, self.limits
+        try:
+            encoded = self.prompt.encode(
+                [*history, (question, None)],
+                image_tokens=self.image_tokens,
+                max_text_length=limits.positions - self.image_tokens - new,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"The language model takes {limits.positions} tokens. The panorama has {self.image_tokens} of them, "
+                f"max_new_tokens={new} are for the answer, and the question does not fit into the rest. "
+                "Shorten it, or lower max_new_tokens."
+            ) from error
+        if problem := self.prompt.misfit(encoded, limits, new):
+            raise ValueError(f"The question cannot be asked: {problem}.")
+        return encoded
+
+    def chat(self, image: Picture) -> Conversation:
+        """A conversation of several turns about a panorama: ``.ask(question)`` answers and remembers.
+
+        Args:
+            image: as for ``generate``.
+        """
+        return Conversation(self, image)
+
+    def generate(
+        self,
+        image: Picture,
+        question: str,
+        *,
+        history: Turns = (),
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """Answers a question about a panorama.
+
+        Args:
+            image: a file, its bytes, an ``(H, W, 3)`` uint8 RGB array or tensor, or a PIL picture: of the whole sphere,
+                2:1, or of the part that the run's ``crop.panorama_fov_deg``, or else its GPano tags, name.
+            question: any text.
+            history: earlier (question, answer) turns about the same panorama; the oldest are left out where all do
+                not fit into the language model.
+            max_new_tokens: longest answer, in place of that of the options.
+            generation: how to decode; None: as ``self.generation`` says.
+            on_text: is given the answer piece by piece, while it is made; of a beam search all at its end.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TypeError: several pictures or questions, or none.
+            ValueError: it is no panorama, or the question is too long.
+        """
+        options = self.decoding(generation, max_new_tokens)
+        encoded = self.encode(question, history, max_new_tokens=options.max_new_tokens)
+        return self.answer(self.batch([self.views(image)], [encoded]), generation=options, on_text=on_text)[0]
+
+    def generate_batch(
+        self,
+        images: Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
+    ) -> list[str]:
+        """Answers several questions at once, each about its own panorama; see ``generate``.
+
+        Args:
+            images: the panoramas.
+            questions: as many, or one for all of them.
+            max_new_tokens: longest answer, in place of that of the options.
+            generation: how to decode; None: as ``self.generation`` says.
+
+        Raises:
+            TypeError: the panoramas are one, or a question is none.
+            ValueError: pictures and questions differ in number.
+        """
+        options = self.decoding(generation, max_new_tokens)
+        is_one = isinstance(images, str | Path | bytes | bytearray | memoryview) or getattr(images, "ndim", 4) != 4
+        if is_one or hasattr(images, "read") or not isinstance(images, Iterable):
+            raise TypeError(f"images are a list of panoramas, not one {type(images).__name__}: see generate.")
+        pictures = list(images)
+        if not isinstance(questions, Iterable):
+            raise TypeError(f"questions={questions!r}: give a text for each picture, or one for all of them.")
+        asked = [questions] * len(pictures) if isinstance(questions, str) else list(questions)
+        if len(asked) != len(pictures):
+            raise ValueError(
+                f"{len(pictures)} pictures and {len(asked)} questions: give one question a picture, or one text for "
+                "all of them."
+            )
+        encoded = [self.encode(question, max_new_tokens=options.max_new_tokens) for question in asked]
+        views = [self.views(picture) for picture in pictures]
+        return self.answer(self.batch(views, encoded), generation=options) if views else []
+
+    def decoding(self, generation: GenerationOptions | None, max_new_tokens: int | None) -> GenerationOptions:
+        """The options of a call: those given, else ``self.generation``, with the answer length that is given."""
+        options = self.generation if generation is None else generation
+        if not isinstance(options, GenerationOptions):
+            raise TypeError(
+                f"generation={options!r}: give panollava.generation.GenerationOptions, such as "
+                "GenerationOptions(num_beams=4)."
+            )
+        return options.changed({"max_new_tokens": max_new_tokens})
+
+    def views(self, image: Picture) -> torch.Tensor:
+        """Views ``(V, 3, h, w)`` uint8 of a panorama.
+
+        Raises:
+            TypeError: several pictures, or none.
+        """
+        if image is None or isinstance(image, list | tuple | dict | set):
+            raise TypeError(f"One panorama is asked about, not a {type(image).__name__}. generate_batch takes several.")
+        return self.crop.views(read_picture(image, self.crop))
+
+    def batch(self, views: Sequence[torch.Tensor], texts: Sequence[Encoded]) -> Batch:
+        """A left-padded batch for ``answer``, of what ``views`` and ``encode`` gave."""
+        cameras = self.crop.camera_rows.expand(len(views), -1, -1).contiguous()
+        return Batch(
+            sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
+            pixel_values=torch.stack(list(views)),
+            cameras=cameras,
+            view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
+            **pad_left([text.ids for text in texts], self._pad_id),
+        )
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """Answers to a left-padded batch of questions; a single one can be listened to.
+
+        Args:
+            batch: of what ``batch`` gives.
+            max_new_tokens: see ``generate``; likewise ``generation`` and ``on_text``.
+            generation: how to decode.
+            on_text: is given the answer piece by piece.
+        """
+        options = self.decoding(generation, max_new_tokens)
+        on_device = batch.to(self.model.device)
+        streamer = None
+        if on_text is not None and options.num_beams == 1:
+            streamer = AnswerStream(self.prompt.tokenizer, on_text)
+        ids = self.model.generate(  # type: ignore[misc]
+            input_ids=on_device.input_ids,
+            attention_mask=on_device.attention_mask,
+            pixel_values=on_device.pixel_values,
+            vision_features=on_device.vision_features,
+            cameras=on_device.cameras,
+            view_mask=on_device.view_mask,
+            # A sample is the most likely token after the sampler, which draws for each row by itself.
+            generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
+            logits_processor=sampler(options, _row_keys(batch) if options.temperature > 0 else ()),
+            streamer=streamer,
+        )
+        assert on_device.input_ids is not None
+        new = ids[:, on_device.input_ids.shape[1] :]
+        answers = [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        if on_text is not None and streamer is None:
+            on_text(answers[0])
+        return answers
+
+
+def _row_keys(batch: Batch) -> list[bytes]:
+    """What tells a row's picture and question from others, whatever else is in its batch."""
+    seen = batch.pixel_values if batch.pixel_values is not None else batch.vision_features
+    assert seen is not None
+    assert batch.input_ids is not None
+    assert batch.attention_mask is not None
+    rows = zip(seen.cpu(), batch.input_ids.cpu(), batch.attention_mask.cpu().bool(), strict=True)
+    return [
+        picture.contiguous().view(torch.uint8).numpy().tobytes() + ids[mask].numpy().tobytes()
+        for picture, ids, mask in rows
+    ]
+
+
+def _check_texts(question: Any, history: Any) -> None:
+    if not isinstance(question, str):
+        raise TypeError(f"question={question!r}: give one text. generate_batch takes several.")
+    if not question.strip():
+        raise ValueError(f"question={question!r} asks nothing: give a text.")
+    is_list = isinstance(history, Sequence) and not isinstance(history, str)
+    if not is_list or not all(
+        isinstance(turn, tuple | list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in history
+    ):
+        raise TypeError(f"history={history!r}: give a list of (question, answer) texts.")

@@ -1,0 +1,128 @@
+"""Means of a grid of patches over the rectangles of a coarser grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to a context, with no position code: the order of the context is not seen.
+
+    There are no biases. One on the keys would add the same to every score of a query, so that softmax would take it
+    out again.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762), section 3.2.
+    """
+
+    def __init__(self, *, width: int, context_width: int, heads: int, residuals: int) -> None:
+        """Build and draw the weights.
+
+        Args:
+            width: of the tokens.
+            context_width: of the context.
+            heads: of attention; a divisor of ``width``.
+            residuals: branches that are added to the tokens from first to last (see ``draw``).
+        """
+        super().__init__()
+        self.heads = heads
+        self.query_projection = nn.Linear(width, width, bias=False)
+        self.context_projection = nn.Linear(context_width, 2 * width, bias=False)
+        self.out_projection = nn.Linear(width, width, bias=False)
+        draw(self.query_projection)
+        draw(self.context_projection)
+        draw(self.out_projection, residuals)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """``(n, Q, D)`` tokens and ``(n, M, C)`` context -> ``(n, Q, D)``."""
+        queries = self._by_head(self.query_projection(tokens))
+        keys, values = (self._by_head(half) for half in self.context_projection(context).chunk(2, dim=-1))
+        mixed = functional.scaled_dot_product_attention(queries, keys, values)
+        return self.out_projection(mixed.transpose(1, 2).flatten(2))
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        """``(n, M, D)`` -> ``(n, heads, M, D / heads)``."""
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, where tokens are four times as wide."""
+
+    def __init__(self, *, width: int, residuals: int) -> None:
+        """Build and draw the weights; see ``Attention``."""
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.out_projection = nn.Linear(4 * width, width)
+        draw(self.expand)
+        draw(self.out_projection, residuals)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(..., D)`` -> ``(..., D)``."""
+        return self.out_projection(functional.gelu(self.expand(tokens)))
+
+
+def draw(linear: nn.Linear, residuals: int = 1) -> None:
+    """Weights from a truncated normal, biases 0.
+
+    The deviation is BERT's 0.02 at BERT's width of 768, and at other widths what leaves the outputs at the same scale.
+    Branches that are added to the tokens share it, so that their sum does not grow with the depth. ``nn.init`` does
+    the drawing because loading can guard it.
+
+    Source: Devlin et al., "BERT", 2018 (arXiv:1810.04805), its code, for the deviation; Radford et al., "Language
+    Models are Unsupervised Multitask Learners", 2019, section 2.3, for the branches.
+
+    Args:
+        residuals: branches that are added to the tokens from first to last, 1 for a layer that ends none.
+    """
+    deviation = 0.02 * math.sqrt(768 / linear.in_features / residuals)
+    nn.init.trunc_normal_(linear.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuses a resampler's width that does not divide into heads.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if width % heads:
+        raise ValueError(
+            f"model.resampler.heads={heads} does not divide model.resampler.width={width}: choose a divisor of it."
+        )
+
+
+def area_pool(patches: Tensor, grid: tuple[int, int], pooled: tuple[int, int]) -> Tensor:
+    """Mean over each rectangle, in which a patch that lies across an edge counts by its part inside.
+
+    A rectangle's mean is then a mean around its centre, which is the direction a token is taken to look in; pooling
+    that gives every patch touched the same weight (PyTorch's adaptive average pooling) shifts it by up to a third of a
+    patch from 16 to 12. Where the sides divide, both are the same. It is a product with a matrix, so that its gradient
+    adds up in one order on a GPU too. Where there are more rectangles than patches, patches are repeated.
+
+    Args:
+        patches: ``(..., H * W, D)``, row by row.
+        grid: ``(H, W)``.
+        pooled: ``(H', W')``.
+
+    Returns:
+        ``(..., H' * W', D)``.
+    """
+    rows, columns = (_shares(*sides, like=patches) for sides in zip(grid, pooled, strict=True))
+    return torch.kron(rows, columns) @ patches
+
+
+def _shares(patches: int, pooled: int, like: Tensor) -> Tensor:
+    """``(pooled, patches)``: of each interval's length, the share that lies in each patch.
+
+    Lengths are counted in ``1 / (patches * pooled)`` of the whole, so they are whole numbers. Made at each call, as a
+    buffer would not survive construction on the meta device.
+    """
+    edges = torch.arange(max(patches, pooled) + 1, device=like.device)
+    starts, ends = edges[:pooled, None] * patches, edges[1 : pooled + 1, None] * patches
+    left, right = edges[:patches] * pooled, edges[1 : patches + 1] * pooled
+    inside = (torch.minimum(ends, right) - torch.maximum(starts, left)).clamp(min=0)
+    return inside.to(like.dtype) / patches

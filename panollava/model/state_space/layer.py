@@ -1,0 +1,264 @@
+"""A bidirectional state-space layer (Mamba-2 form) over sequences of tokens, or over closed rings of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from panollava.model.state_space.scan import Kernel, blocks, state_space_scan
+
+
+def short_convolution(
+    sequences: Tensor, weight: Tensor, bias: Tensor, *, splits: Sequence[int], periodic: bool = False
+) -> tuple[Tensor, ...]:
+    """``silu(bias + Σ_k weight_k x_{t - taps + 1 + k})`` for each channel, in float32 at least.
+
+    Args:
+        sequences: ``(d, n, L, x)``.
+        weight: ``(d, taps, x)``, the last tap for the step itself.
+        bias: ``(d, x)``.
+        splits: channels of each of the results.
+        periodic: whether the step before the first is the last; else it is zero.
+
+    Returns:
+        ``(d, n, L, split)`` for each split.
+    """
+    with torch.autocast(sequences.device.type, enabled=False):
+        dtype = torch.promote_types(sequences.dtype, torch.float32)
+        results: tuple[Tensor, ...] = _ShortConvolution.apply(
+            sequences, weight.to(dtype), bias.to(dtype), tuple(splits), periodic
+        )
+        return results
+
+
+class _ShortConvolution(torch.autograd.Function):
+    """Kept is the input alone; the sums before SiLU are made once more for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sequences: Tensor, weight: Tensor, bias: Tensor, splits: tuple[int, ...], periodic: bool
+    ) -> tuple[Tensor, ...]:
+        taps = weight.shape[1]
+        head = sequences[:, :, _before(sequences.shape[2], taps, sequences.device)]
+        padded = torch.cat([head if periodic else torch.zeros_like(head), sequences], dim=2)
+        results = [weight.new_empty(*sequences.shape[:3], split) for split in splits]
+        cuts = _cuts(sequences)
+        for rows, steps in cuts:
+            summed = _summed(padded[:, rows, _with_taps(steps, taps)], weight, bias)
+            for result, part in zip(results, summed.split(splits, dim=-1), strict=True):
+                result[:, rows, steps] = functional.silu(part)
+        ctx.save_for_backward(padded, weight, bias)
+        ctx.periodic, ctx.cuts = periodic, cuts
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        padded, weight, bias = ctx.saved_tensors
+        taps = weight.shape[1]
+        d_padded = torch.zeros(padded.shape, dtype=weight.dtype, device=padded.device)
+        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        for rows, steps in ctx.cuts:
+            block = padded[:, rows, _with_taps(steps, taps)].to(weight.dtype)
+            d_block = d_padded[:, rows, _with_taps(steps, taps)]
+            grad = torch.cat([part[:, rows, steps] for part in grads], dim=-1)
+            grad = torch.ops.aten.silu_backward(grad, _summed(block, weight, bias))
+            d_bias += grad.sum((1, 2))
+            for tap in range(taps):
+                seen = slice(tap, tap + grad.shape[2])
+                d_block[:, :, seen].addcmul_(grad, weight[:, tap, None, None])
+                d_weight[:, tap] += (grad * block[:, :, seen]).sum((1, 2))
+        d_sequences = d_padded[:, :, taps - 1 :]
+        if ctx.periodic:
+            before = _before(d_sequences.shape[2], taps, padded.device)
+            d_sequences.index_add_(2, before, d_padded[:, :, : taps - 1])
+        return d_sequences.to(padded.dtype), d_weight, d_bias, None, None
+
+
+def _cuts(sequences: Tensor) -> list[tuple[slice, slice]]:
+    """Pieces of ``(d, n, L, x)`` along n and, where one sequence is too large already, along L."""
+    sets, count, length, channels = sequences.shape
+    return [
+        (rows, steps)
+        for rows in blocks(count, sets * length * channels, sequences.device)
+        for steps in blocks(length, sets * (rows.stop - rows.start) * channels, sequences.device)
+    ]
+
+
+def _before(length: int, taps: int, device: torch.device) -> Tensor:
+    """The steps before the first of a ring, which may be shorter than the taps."""
+    return torch.arange(1 - taps, 0, device=device).remainder(length)
+
+
+def _with_taps(steps: slice, taps: int) -> slice:
+    """Where the steps and those that they hear of lie in a padded sequence."""
+    return slice(steps.start, steps.stop + taps - 1)
+
+
+def _summed(block: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``(d, n, steps + taps - 1, x)`` -> ``(d, n, steps, x)``."""
+    taps = weight.shape[1]
+    size = block.shape[2] - taps + 1
+    result = torch.addcmul(bias[:, None, None], block[:, :, :size], weight[:, 0, None, None])
+    for tap in range(1, taps):
+        result.addcmul_(block[:, :, tap : tap + size], weight[:, tap, None, None])
+    return result
+
+
+EPSILON = 1e-5
+
+
+def gated_norm(values: Tensor, gate: Tensor, gain: Tensor) -> Tensor:
+    """``rms_norm(values * silu(gate)) * gain``, computed in the type of the values.
+
+    Args:
+        values: ``(d, rows, x)``.
+        gate: ``(d, rows, x)``.
+        gain: ``(d, x)``.
+
+    Returns:
+        ``(d, rows, x)``, of the gate's type.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        result: Tensor = _GatedNorm.apply(values, gate, gain.to(values.dtype))
+        return result
+
+
+class _GatedNorm(torch.autograd.Function):
+    """Kept are the inputs alone; the rest is made once more for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, gate: Tensor, gain: Tensor) -> Tensor:
+        ctx.cuts = blocks(values.shape[1], values[:, 0].numel(), values.device)
+        ctx.save_for_backward(values, gate, gain)
+        result = torch.empty_like(gate, memory_format=torch.contiguous_format)
+        for cut in ctx.cuts:
+            normed, _ = _normed(values[:, cut] * functional.silu(gate[:, cut].to(values.dtype)))
+            result[:, cut] = normed.mul_(gain[:, None])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        values, gate, gain = ctx.saved_tensors
+        d_values, d_gate, d_gain = torch.empty_like(values), torch.empty_like(gate), torch.zeros_like(gain)
+        for cut in ctx.cuts:
+            value, opening, d_out = values[:, cut], gate[:, cut].to(values.dtype), grad[:, cut].to(values.dtype)
+            opened = functional.silu(opening)
+            normed, scale = _normed(value * opened)
+            d_normed = d_out * gain[:, None]
+            d_gain += d_out.mul(normed).sum(1)
+            along = (d_normed * normed).mean(-1, keepdim=True)
+            d_product = d_normed.sub_(normed.mul_(along)).mul_(scale)
+            torch.mul(d_product, opened, out=d_values[:, cut])
+            d_gate[:, cut] = torch.ops.aten.silu_backward(d_product.mul_(value), opening)
+        return d_values, d_gate, d_gain
+
+
+def _normed(product: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor over the root mean square of its last dimension, in place, and the factor that did it."""
+    scale = product.square().mean(-1, keepdim=True).add_(EPSILON).rsqrt_()
+    return product.mul_(scale), scale
+
+
+class BidirectionalStateSpace(nn.Module):
+    """``x + ½(forward scan + flipped backward scan)`` of the normed tokens.
+
+    Each direction has its own weights; both go through batched calls. Everything between the linear maps is
+    float32, or float64 in a layer of that type.
+
+    Source: Dao and Gu 2024, section 7.1 (block), and its reference code's ranges of the first decays.
+    """
+
+    def __init__(
+        self, *, width: int, state: int, conv: int, expand: int, head_width: int, kernel: Kernel = "torch"
+    ) -> None:
+        """Build one layer.
+
+        Args:
+            width: of the tokens.
+            state: numbers a head remembers for each of its channels.
+            conv: taps of the causal depthwise convolution.
+            expand: inner width over ``width``.
+            head_width: channels of a head; they share one decay.
+            kernel: see ``panollava.model.state_space.scan.state_space_scan``.
+        """
+        super().__init__()
+        self.kernel = kernel
+        inner = expand * width
+        heads, mixed = inner // head_width, inner + 2 * state
+        self.splits = [inner, state, state]
+        self.norm = nn.RMSNorm(width)
+        # Of both directions, one after the other, like all that follows. Vectors are kept flat: weight decay goes by
+        # dimension count.
+        self.gate_projection = nn.Linear(width, 2 * inner, bias=False)
+        self.mixed_projection = nn.Linear(width, 2 * mixed, bias=False)
+        self.step_projection = nn.Linear(width, 2 * heads, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(2, conv, mixed))
+        self.conv_bias = nn.Parameter(torch.empty(2 * mixed))
+        self.step_bias = nn.Parameter(torch.empty(2 * heads))
+        self.log_rate = nn.Parameter(torch.empty(2 * heads))
+        self.skip = nn.Parameter(torch.empty(2 * heads))
+        self.gate_norm = nn.Parameter(torch.empty(2 * inner))
+        self.out_projection = nn.Linear(inner, 2 * width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters that no submodule owns, through ``nn.init`` alone, which loading can guard."""
+        bound = 1 / math.sqrt(self.conv_weight.shape[1])
+        nn.init.uniform_(self.conv_weight, -bound, bound)
+        nn.init.zeros_(self.conv_bias)
+        # softplus of the bias is the step, between 0.001 and 0.1; the rate lies between 1 and 16.
+        nn.init.uniform_(self.step_bias, math.log(math.expm1(0.001)), math.log(math.expm1(0.1)))
+        nn.init.uniform_(self.log_rate, 0.0, math.log(16.0))
+        nn.init.ones_(self.skip)
+        nn.init.ones_(self.gate_norm)
+
+    def forward(self, tokens: Tensor, *, periodic: bool = False) -> Tensor:
+        """Mix along sequences.
+
+        Args:
+            tokens: ``(n, L, D)``.
+            periodic: whether each sequence is a closed ring, whose first token follows its last.
+
+        Returns:
+            ``(n, L, D)``.
+        """
+        normed = self.norm(tokens)
+        both = torch.stack([normed, normed.flip(1)]).flatten(1, 2)
+        gate, mixed, step = (
+            both @ _by_direction(linear.weight).mT
+            for linear in (self.gate_projection, self.mixed_projection, self.step_projection)
+        )
+        shape = (len(tokens), tokens.shape[1])
+        with torch.autocast(tokens.device.type, enabled=False):
+            values, write, read = short_convolution(
+                mixed.unflatten(1, shape),
+                self.conv_weight,
+                _by_direction(self.conv_bias),
+                splits=self.splits,
+                periodic=periodic,
+            )
+            step_bias, log_rate, skip = (
+                _by_direction(x).to(values.dtype) for x in (self.step_bias, self.log_rate, self.skip)
+            )
+            step = functional.softplus(step.to(values.dtype) + step_bias[:, None]).unflatten(1, shape)
+            values = values.unflatten(-1, (step.shape[-1], -1))
+            scanned = state_space_scan(
+                values, step, log_rate.exp(), write, read, skip, periodic=periodic, kernel=self.kernel
+            )
+            scanned = scanned.flatten(1, 2).flatten(2)
+        opened = gated_norm(scanned, gate, _by_direction(self.gate_norm))
+        forward, backward = (opened @ _by_direction(self.out_projection.weight).mT).unflatten(1, shape)
+        return tokens + 0.5 * (forward + backward.flip(1))
+
+
+def _by_direction(parameter: Tensor) -> Tensor:
+    """``(2 * x, ...)`` -> ``(2, x, ...)``."""
+    return parameter.unflatten(0, (2, -1))

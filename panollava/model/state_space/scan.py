@@ -1,0 +1,353 @@
+"""The state-space scan: a linear recurrence over tokens, computed in chunks with plain matrix products."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+KERNEL_CHUNK = 256
+"""Chunk length for which the kernels were tuned by their authors."""
+
+
+def check_mamba_ssm() -> None:
+    """Refuse the kernels where they cannot run.
+
+    Raises:
+        ValueError: there is no CUDA device, or the package is not installed.
+    """
+    way_out = "kernel=torch computes the same anywhere, with the same weights."
+    if not torch.cuda.is_available():
+        raise ValueError(f"model.resampler.kernel=mamba_ssm needs a CUDA device, and there is none here; {way_out}")
+    if find_spec("mamba_ssm") is None:
+        raise ValueError(
+            "model.resampler.kernel=mamba_ssm needs the package mamba-ssm, which is not installed "
+            f"(pip install mamba-ssm --no-build-isolation); {way_out}"
+        )
+
+
+def check_on_cuda(device: torch.device) -> None:
+    """Refuse the kernels for tensors that are elsewhere.
+
+    Raises:
+        ValueError: the device is another.
+    """
+    if device.type != "cuda":
+        raise ValueError(
+            f"model.resampler.kernel=mamba_ssm runs on CUDA alone, and the model is on {device}: use "
+            "trainer.device=cuda, or kernel=torch, which takes the same weights."
+        )
+
+
+def mamba_scan(
+    values: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, skip: Tensor, *, periodic: bool
+) -> Tensor:
+    """The scan of ``panollava.model.state_space.scan`` for one set of rates, at the precision of the kernels (TF32).
+
+    A periodic sequence is scanned twice: once from nothing, for the state at its end, and once from the state that
+    is its own continuation.
+
+    Args:
+        values: ``(n, L, heads, head_width)``.
+        step: ``(n, L, heads)``.
+        rate: ``(heads)``.
+        write: ``(n, L, state)``.
+        read: ``(n, L, state)``.
+        skip: ``(heads)``.
+        periodic: whether each sequence is a closed ring.
+    """
+    scan = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
+    arguments = (values, step, -rate, write.unsqueeze(2), read.unsqueeze(2), KERNEL_CHUNK)
+    start = None
+    if periodic:
+        _, last = scan(*arguments, return_final_states=True)
+        lost = -torch.expm1(-step.sum(1) * rate)
+        start = last / lost.clamp(min=torch.finfo(lost.dtype).tiny)[..., None, None]
+    result: Tensor = scan(*arguments, D=skip, initial_states=start)
+    return result
+
+
+ELEMENTS = {"cpu": 2**17, "other": 2**26}
+"""Elements of a piece: so few that a processor's caches hold several, so many that an accelerator is busy."""
+
+
+def blocks(rows: int, row_elements: int, device: torch.device) -> list[slice]:
+    """Slices that cover so many rows, each of as many rows as a piece has room for, one at least."""
+    size = max(1, ELEMENTS.get(device.type, ELEMENTS["other"]) // row_elements)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+CHUNK = 64
+"""Longest chunk: within one, cost grows with its length; between chunks, with their number."""
+
+
+Kernel = Literal["torch", "mamba_ssm"]
+
+
+def state_space_scan(
+    values: Tensor,
+    step: Tensor,
+    rate: Tensor,
+    write: Tensor,
+    read: Tensor,
+    skip: Tensor,
+    *,
+    periodic: bool = False,
+    kernel: Kernel = "torch",
+) -> Tensor:
+    """The scan of ``chunked_scan`` whose log decays are ``-step * rate``, for several sets of rates at once.
+
+    Args:
+        values: ``(d, n, L, heads, head_width)``.
+        step: ``(d, n, L, heads)``, positive.
+        rate: ``(d, heads)``, positive.
+        write: ``(d, n, L, state)``.
+        read: ``(d, n, L, state)``.
+        skip: ``(d, heads)``.
+        periodic: whether each sequence is a closed ring.
+        kernel: ``torch``, or the Triton kernels of the package mamba-ssm.
+
+    Returns:
+        ``(d, n, L, heads, head_width)``.
+
+    Raises:
+        ValueError: ``kernel`` is ``mamba_ssm`` and the tensors are not on a CUDA device.
+    """
+    if kernel == "mamba_ssm":
+        check_on_cuda(values.device)
+        each = zip(values, step, rate, write, read, skip, strict=True)
+        return torch.stack([mamba_scan(*of_one, periodic=periodic) for of_one in each])
+    sets, sequences = values.shape[:2]
+    log_decay = -step * rate[:, None, None]
+    row_skip = skip.unsqueeze(1).expand(-1, sequences, -1)
+    flat = (x.flatten(0, 1) for x in (values, step, log_decay, write, read, row_skip))
+    return chunked_scan(*flat, periodic=periodic).unflatten(0, (sets, sequences))
+
+
+def chunked_scan(
+    values: Tensor,
+    step: Tensor,
+    log_decay: Tensor,
+    write: Tensor,
+    read: Tensor,
+    skip: Tensor,
+    *,
+    chunk: int = CHUNK,
+    periodic: bool = False,
+) -> Tensor:
+    """Run ``state_t = exp(log_decay_t) state_{t-1} + write_t (step_t value_t)ᵀ``.
+
+    What comes out is ``state_tᵀ read_t + skip value_t``.
+
+    Sequences are cut into equal chunks of ``chunk`` steps at most. Inside a chunk, every step reads every earlier
+    one through a matrix product; the states at the chunks' ends are carried on one by one. Time and memory are
+    linear in the length. The sum of the log decays between two steps is accumulated from the first of them on: as a
+    difference of running sums it would lose all digits behind a strong decay. No exponent is ever positive.
+
+    A periodic sequence has no start: the state before its first step is the one after its last. With the decay
+    over the whole period p and the last state of a sequence that begins with nothing, it is last / (1 - p).
+
+    Args:
+        values: ``(n, L, heads, head_width)``.
+        step: ``(n, L, heads)``, weight of each value when it is written.
+        log_decay: ``(n, L, heads)``, none positive; in a periodic sequence not all zero.
+        write: ``(n, L, state)``, shared by the heads.
+        read: ``(n, L, state)``, likewise.
+        skip: ``(n, heads)``.
+        chunk: longest chunk.
+        periodic: whether each sequence is a closed ring.
+
+    Returns:
+        ``(n, L, heads, head_width)``, float32 also under autocast, or float64 if that is what came in.
+
+    Source: Dao and Gu 2024, Transformers are SSMs, section 6 and listing 1.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        sequences, length = values.shape[:2]
+        count = -(-length // chunk)
+        size = -(-length // count)
+        cut = [_cut(x.to(dtype), count, size) for x in (values, step, log_decay, write, read)]
+        result: Tensor = _Scan.apply(*cut, skip.to(dtype), periodic)
+        return result.view(sequences, count * size, *values.shape[2:])[:, :length]
+
+
+def _cut(sequence: Tensor, count: int, size: int) -> Tensor:
+    """``(n, L, ...)`` -> ``(n * count, size, ...)``; behind the end nothing is written and nothing decays."""
+    missing = count * size - sequence.shape[1]
+    if missing:
+        sequence = functional.pad(sequence, [0, 0] * (sequence.dim() - 2) + [0, missing])
+    return sequence.reshape(-1, size, *sequence.shape[2:])
+
+
+class _Scan(torch.autograd.Function):
+    """The scan over chunks, with its gradient by hand.
+
+    For one head of one chunk, with X the values (steps, head_width), V the values times their steps, S the entering
+    state (state, head_width), and decay(j, i) over the steps after j up to i:
+
+        W[j, i] = write_j · read_i decay(j, i) for j ≤ i
+        output = Wᵀ V + R S + skip X                      with R[i] = decay(start, i) read_i
+        leaving state = decay(start, end) S + Bᵀ V        with B[j] = decay(j, end) write_j
+
+    What lies between is made block by block, once more for the gradient, so that it stays in a processor's cache:
+    kept are the inputs and the entering states. The gradient of the states is the same recurrence, backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        step: Tensor,
+        log_decay: Tensor,
+        write: Tensor,
+        read: Tensor,
+        skip: Tensor,
+        periodic: bool,
+    ) -> Tensor:
+        rows, size, heads, width = values.shape
+        cuts = blocks(rows, heads * size * max(size, width), values.device)
+        through = log_decay.sum(1)
+        states = values.new_empty(rows, heads, write.shape[-1], width)
+        for cut in cuts:
+            rest = functional.pad(log_decay[cut, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1)
+            left = _heads_first(values[cut], rest.exp_().mul_(step[cut]))
+            torch.matmul(write[cut].mT.unsqueeze(1), left, out=states[cut])
+        _carry(states, through, len(skip), periodic=periodic)
+
+        result = torch.empty_like(values, memory_format=torch.contiguous_format)
+        row_skip = skip.repeat_interleave(rows // len(skip), dim=0)[:, None, :, None]
+        for cut in cuts:
+            value = _heads_first(values[cut], step[cut])
+            since, within = _decays(log_decay[cut])
+            weights = within.mul_((write[cut] @ read[cut].mT).triu_().unsqueeze(1))
+            out = weights.flatten(0, 1).mT @ value.flatten(0, 1)
+            out.baddbmm_((since * read[cut].unsqueeze(1)).flatten(0, 1), states[cut].flatten(0, 1))
+            torch.mul(values[cut], row_skip[cut], out=result[cut])
+            result[cut] += out.view_as(value).transpose(1, 2)
+        ctx.save_for_backward(values, step, log_decay, write, read, skip, through, states)
+        ctx.cuts, ctx.periodic = cuts, periodic
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, step, log_decay, write, read, skip, through, states = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            leaving = torch.empty_like(states)
+            for cut in ctx.cuts:
+                seen = _heads_first(grad[cut], log_decay[cut].cumsum(1).exp_())
+                torch.matmul(read[cut].mT.unsqueeze(1), seen, out=leaving[cut])
+            _carry(leaving, through, len(skip), periodic=ctx.periodic, backward=True)
+
+            inputs = (values, step, log_decay, write, read)
+            results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+            row_skip = skip.repeat_interleave(len(values) // len(skip), dim=0)[:, None, :, None]
+            d_skip = torch.empty_like(through)
+            for cut in ctx.cuts:
+                given = (*inputs, row_skip, states, leaving, grad, results[0])
+                for result, part in zip((*results[1:], d_skip), _gradients(*(x[cut] for x in given)), strict=True):
+                    result[cut] = part
+        return (*results, d_skip.unflatten(0, (len(skip), -1)).sum(1), None)
+
+
+def _gradients(
+    values: Tensor,
+    step: Tensor,
+    log_decay: Tensor,
+    write: Tensor,
+    read: Tensor,
+    skip: Tensor,
+    entering: Tensor,
+    leaving: Tensor,
+    grad: Tensor,
+    out: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradient of some chunks: of their values into ``out``; of steps, log decays, writes, reads and skips.
+
+    ``entering`` are the states that enter the chunks, ``leaving`` is the gradient of those that leave them, ``grad``
+    that of the output.
+    """
+    value, d_out = _heads_first(values, step), _heads_first(grad)
+    since, within = _decays(log_decay)
+    after = within[..., -1:]
+    kernel = (write @ read.mT).triu_()
+
+    d_value = (within * kernel.unsqueeze(1)).flatten(0, 1) @ d_out.flatten(0, 1)
+    d_value.baddbmm_((after * write.unsqueeze(1)).flatten(0, 1), leaving.flatten(0, 1))
+    d_value = d_value.view_as(value)
+
+    # Of the weights: times the decays they sum to the kernel's over the heads; times the weights themselves they are
+    # the gradient of the sum of log decays from j to i, in which the step t takes part for j < t <= i.
+    d_weights = (value @ d_out.mT).mul_(within)
+    d_kernel = d_weights.sum(1).triu_()
+    until = torch.ones_like(kernel[0]).tril_()
+    from_before = d_weights.mul_(kernel.unsqueeze(1)) @ until
+    d_decay = from_before.triu_(1).sum(-2)
+
+    d_written = (value @ leaving.mT).mul_(after)
+    d_write = d_written.sum(1).baddbmm_(d_kernel, read)
+    d_decay[..., 1:] += d_written.mul_(write.unsqueeze(1)).sum(-1).cumsum(-1)[..., :-1]
+
+    d_seen = (d_out @ entering.mT).mul_(since)
+    d_read = d_seen.sum(1).baddbmm_(d_kernel.mT, write)
+    d_decay += d_seen.mul_(read.unsqueeze(1)).sum(-1).flip(-1).cumsum(-1).flip(-1)
+    d_decay += since[..., -1, :] * (entering * leaving).sum((-1, -2)).unsqueeze(-1)
+
+    by_head = values.transpose(1, 2)
+    d_step = (d_value * by_head).sum(-1)
+    d_skip = (d_out * by_head).sum((-1, -2))
+    torch.mul(grad, skip, out=out)
+    out += d_value.mul_(step.mT.unsqueeze(-1)).transpose(1, 2)
+    return d_step.mT, d_decay.mT, d_write, d_read, d_skip
+
+
+def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Decays ``(r, size, heads)`` from a chunk's start up to step i ``(r, heads, i, 1)``, and from j to i.
+
+    The latter are ``(r, heads, j, i)``; before j they are exp(0), which the products they enter take away.
+    """
+    by_head = log_decay.mT
+    size = by_head.shape[-1]
+    later = torch.ones(size, size, dtype=by_head.dtype, device=by_head.device).triu_(1)
+    return by_head.cumsum(-1).exp_().unsqueeze(-1), (by_head.unsqueeze(-2) * later).cumsum(-1).exp_()
+
+
+def _carry(written: Tensor, log_through: Tensor, sequences: int, *, periodic: bool, backward: bool = False) -> None:
+    """Replace what each chunk adds to the state by the state that enters it.
+
+    Args:
+        written: ``(sequences * chunks, heads, state, head_width)``, replaced in place.
+        log_through: ``(sequences * chunks, heads)``, log decay over each whole chunk.
+        sequences: how many.
+        periodic: whether the state after the last chunk enters the first.
+        backward: from the last chunk to the first.
+    """
+    written, log_through = (x.unflatten(0, (sequences, -1)) for x in (written, log_through))
+    through = log_through.exp()[..., None, None]
+    order = range(written.shape[1])[:: -1 if backward else 1]
+    state = torch.zeros_like(written[:, 0])
+    for chunk in order:
+        left = (state * through[:, chunk]).add_(written[:, chunk])
+        written[:, chunk] = state
+        state = left
+    if periodic:
+        lost = -torch.expm1(log_through.sum(1))
+        state /= lost.clamp_(min=torch.finfo(lost.dtype).tiny)[..., None, None]
+        for chunk in order:
+            written[:, chunk] += state
+            state *= through[:, chunk]
+
+
+def _heads_first(sequence: Tensor, scale: Tensor | None = None) -> Tensor:
+    """``(r, size, heads, width)``, times ``(r, size, heads)`` -> ``(r, heads, size, width)``, laid out so."""
+    turned = sequence.transpose(1, 2)
+    result = torch.empty(turned.shape, dtype=turned.dtype, device=turned.device)
+    if scale is None:
+        return result.copy_(turned)
+    return torch.mul(turned, scale.mT.unsqueeze(-1), out=result)

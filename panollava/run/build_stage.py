@@ -1,0 +1,297 @@
+"""The weights a stage starts from: the stage before it, a named run, or the newest vision stage that suits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights
+from panollava.logs import LOG
+from panollava.losses.protocol import Objective
+from panollava.model.lora import add_lora, lora_arguments
+from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
+from panollava.run.conditions import differences
+from panollava.run.config_check import STAGES
+from panollava.run.objective import build_objective, pairing_note
+from panollava.run.run import FINISHED, Run, check_inputs, plain, recorded_config, recorded_inputs
+from panollava.run_folder import METADATA, differing_keys, find_run_folder, known_checkpoints, read_metadata
+from panollava.stages.instruct import InstructStage
+from panollava.stages.overlap import OverlapStage
+from panollava.training.checkpointer import transfer
+
+AnyStage = OverlapStage | InstructStage
+
+
+def build_stage(run: Run, name: str) -> AnyStage:
+    """The stage ``name`` around the run's backbones, its new components as the seed gives them."""
+    options = run.stage_options(name)
+    encoder: nn.Module = run.backbones.tower.model
+    encoder.to(run.backbones.dtype)  # an earlier stage of this run may have trained it, in fp32
+    if name == "vision":
+        objective, settings = _objective(run)
+        _announce(run, objective, settings)
+        return OverlapStage(
+            run.backbones.vision(),
+            objective=objective,
+            head_width=run.cfg.stage.vision.loss.head_width,
+            vision_blocks=options.vision_trainable_blocks,
+            checkpoint_activations=run.trainer.checkpoint_activations,
+        )
+    model = run.backbones.composite()
+    lora = plain(run.cfg.model.lora)
+    if lora["enabled"] and name == "finetune":
+        add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
+    return InstructStage(
+        model,
+        name=name,
+        vision_blocks=options.vision_trainable_blocks,
+        language_blocks=options.language_trainable_blocks,
+        checkpoint_activations=run.trainer.checkpoint_activations,
+    )
+
+
+def skip_reason(run: Run, name: str) -> str | None:
+    """Why a stage has nothing to learn from this model and crop, or None.
+
+    Raises:
+        ValueError: it has, but not with the objective that was asked for.
+    """
+    if name != "vision":
+        return None
+    reason = OverlapStage.obstacle(run.backbones.outline, run.backbones.crop.camera_rows)
+    if reason is None:
+        _objective(run)
+    return reason
+
+
+def _objective(run: Run) -> tuple[Objective, dict[str, Any]]:
+    has_grid = run.backbones.outline.token_grid is not None
+    return build_objective(
+        plain(run.cfg.stage.vision.loss),
+        has_grid=has_grid,
+        resampler=run.cfg.model.resampler.type,
+        cameras=run.backbones.crop.camera_rows,
+    )
+
+
+def _announce(run: Run, objective: Objective, settings: dict[str, Any]) -> None:
+    """Says which objective was taken, with the values behind ``auto`` and ``null``, and what it depends on."""
+    told = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "type")
+    LOG.info("Stage vision: objective %s (%s).", settings["type"], told)
+    if note := pairing_note(objective, run.backbones.crop.camera_rows, run.backbones.outline.token_grid):
+        LOG.info("%s", note)
+    run.parameters.update({f"stage.vision.objective.{key}": value for key, value in settings.items()})
+    if not objective.coupled:
+        return
+    options, processes = run.stage_options("vision"), run.procs.world_size
+    LOG.info(
+        "Its %s are taken over a whole micro-batch, %d panoramas%s: the objective changes with "
+        "stage.vision.batch_size, and its validation loss is that of each process's own batches.",
+        objective.coupled,
+        options.batch_size * processes,
+        f" of {processes} processes" if processes > 1 else "",
+    )
+    if options.accumulate > 1:
+        LOG.info(
+            "stage.vision.accumulate=%d averages so many micro-batches, which is not the same as a larger one: "
+            "raise stage.vision.batch_size for that.",
+            options.accumulate,
+        )
+
+
+BACKBONES = {"vision": ENCODER, "language": LANGUAGE_MODEL}
+"""How the names of each backbone's weights begin."""
+
+
+def trained_backbones(names: Iterable[str]) -> list[str]:
+    """Which backbones are no longer the ones that the config names, by the names of a checkpoint's tensors.
+
+    Features kept of the named encoder must not stand in for those of a trained one, ``vision`` here.
+    """
+    held = list(names)
+    return [part for part, prefix in BACKBONES.items() if any(_is_of(name, prefix) for name in held)]
+
+
+def check_backbones(
+    run: Run, name: str, source: Path, tensors: Mapping[str, Tensor], places: Mapping[str, nn.Parameter]
+) -> None:
+    """Refuses a checkpoint that trained another encoder or language model than this run's.
+
+    Args:
+        run: the run.
+        name: of its stage.
+        source: the checkpoint.
+        tensors: its weights.
+        places: weights of the stage's model, by name.
+
+    Raises:
+        ValueError: a trained backbone has another name or other shapes, or ``lora.save_only`` would lose it.
+    """
+    path = source.parent / METADATA
+    recorded = read_metadata(source.parent)["model"] if path.is_file() else {}
+    for part in trained_backbones(tensors):
+        if part == "language" and name == "vision":
+            continue  # there is none in this stage
+        own = [key for key in tensors if _is_of(key, BACKBONES[part])]
+        strange = [key for key in own if key not in places or places[key].shape != tensors[key].shape]
+        named = run.cfg.model[part].name
+        other = recorded.get(part, {}).get("name", named)
+        if strange or other != named:
+            raise ValueError(
+                f"init_from={source} trained its own {part} backbone, from {other}, and this run names {named}"
+                f"{' (' + strange[0] + ' has no place in it)' if strange else ''}. Use {part}.name={other}, or a "
+                "checkpoint that left it frozen, or init_from=none."
+            )
+        if part == "language" and run.cfg.model.lora.save_only:
+            raise ValueError(
+                f"init_from={source} trained weights of the language model, which lora.save_only=true would not save. "
+                "Set it to false, or start from another checkpoint."
+            )
+
+
+def _is_of(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and is_backbone(name)
+
+
+AUTO, NONE, NEWEST = "auto", "none", "newest"
+"""Values of ``init_from`` that are no folder."""
+
+
+def check_start(run: Run, name: str) -> None:
+    """Whether the checkpoint a stage would start from or resume can be read, without reading its tensors.
+
+    Raises:
+        FileNotFoundError: ``init_from`` or ``resume`` names no checkpoint.
+        ValueError: it is not one of ours.
+    """
+    if name == run.pending[0] and run.cfg.resume not in ("auto", "none") and not run.cfg.overwrite:
+        _check_resume(run)
+    if (resume := run.resume_point(name)) is not None:
+        read_state(resume)
+        return
+    if _is_first(run, name) and (source := _source(run, name)) is not None:
+        read_state(source)
+
+
+def _check_resume(run: Run) -> None:
+    """Whether ``resume=<path>`` names a checkpoint of a stage that is trained now, and of this very run."""
+    path = Path(run.cfg.resume).expanduser()
+    checkpoint = follow(path / LAST) or find_checkpoint(path)
+    stage = read_state(checkpoint)["stage"]
+    if stage not in run.pending:
+        raise ValueError(
+            f"resume={checkpoint} is a checkpoint of stage {stage!r}, not {', '.join(map(repr, run.pending))}, which "
+            f"is to be trained. To start from its weights use init_from={checkpoint}."
+        )
+    recorded = recorded_config(checkpoint.parent)
+    if different := differing_keys(stage, run.plain, recorded) if recorded else {}:
+        shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())
+        raise ValueError(
+            f"resume={checkpoint} is of a run with another config ({shown}), and resuming goes on with the very same "
+            f"run. Give the same values, or start from its weights with init_from={checkpoint}."
+        )
+    check_inputs(run, stage, checkpoint.parent, f"or start from its weights with init_from={checkpoint}")
+
+
+def start_from(
+    run: Run, name: str, trained: dict[str, nn.Parameter], frozen: dict[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Loads what fits of the weights that ``init_from`` names.
+
+    Args:
+        run: the run.
+        name: the stage.
+        trained: its parameters that train, by name.
+        frozen: weights of its backbones that do not.
+
+    Returns:
+        Weights of the frozen backbones that an earlier stage has trained, not yet put in their place.
+
+    Raises:
+        ValueError: nothing fits, or a backbone was trained further that is not the one of this run.
+    """
+    source = run.agreed_path(_source(run, name))
+    if source is None:
+        if name != STAGES[0]:
+            LOG.info(
+                "Stage %s starts fresh: %s has no finished earlier stage (init_from=<folder> starts from another run).",
+                name,
+                run.experiment.root,
+            )
+        return {}
+    tensors = read_weights(source)
+    if run.procs.is_main:
+        own = {part: run.inputs(name).get(part) for part in ("vision", "language")}
+        if changed := differences(recorded_inputs(source.parent) or {}, own):
+            LOG.warning(
+                "%s was trained on backbones of other content than this run's (%s).", source, ", ".join(changed)
+            )
+    check_backbones(run, name, source, tensors, {**frozen, **trained})
+    inherited = {key: tensors[key] for key in tensors.keys() & frozen.keys()}
+    report = transfer(tensors, trained, kept=inherited)
+    LOG.info("%s", report.summary(source))
+    if details := report.details():
+        LOG.debug("%s", details)  # hundreds of names: for the log file alone
+    if not report.loaded:
+        raise ValueError(
+            f"init_from={source}: none of its {len(tensors)} tensors fits this model"
+            f"{' (' + '; '.join(report.misfits[:3]) + ')' if report.misfits else ''}. "
+            f"Vision checkpoints below {run.cfg.output_dir}: {_listed(run)}. Use one of the same resampler and sizes, "
+            "or init_from=none."
+        )
+    if run.procs.is_main:
+        run.experiment.record(name, started_from=str(source))
+    return inherited
+
+
+def _source(run: Run, name: str) -> Path | None:
+    """Checkpoint folder to start from: the named one, or the same experiment's previous stage."""
+    earlier = STAGES[: STAGES.index(name)]
+    asked, is_first = run.cfg.init_from, _is_first(run, name)
+    if asked == NONE and is_first:
+        return None
+    if asked == NEWEST and is_first:
+        return _newest_vision(run)
+    if asked not in (AUTO, NONE, NEWEST) and is_first:
+        path = Path(asked).expanduser()
+        if not path.exists():
+            raise ValueError(
+                f"init_from={path} does not exist. Give auto, none, newest, or a run's folder. Vision checkpoints "
+                f"below {run.cfg.output_dir}: {_listed(run)}."
+            )
+        if path.suffix == ".ckpt":
+            return find_checkpoint(path)
+        # Of an experiment's stages the ones before this one come first: it is their work that goes on.
+        order = [*reversed(earlier), *(stage for stage in reversed(STAGES) if stage not in earlier)]
+        return find_checkpoint(find_run_folder(path, order))
+    for previous in reversed(earlier):
+        folder = run.experiment.stage_folder(previous)
+        if run.experiment.state(previous).get("status") == FINISHED and follow(folder / BEST):
+            return find_checkpoint(folder)
+    return None
+
+
+def _newest_vision(run: Run) -> Path:
+    """The newest checkpoint of a vision stage with this encoder and this resampler, whatever its crop."""
+    model = run.cfg.model
+    for folder in known_checkpoints(Path(run.cfg.output_dir), "vision"):
+        recorded: dict[str, Any] = read_metadata(folder)["model_config"]
+        if (recorded["vision_name"], recorded["resampler_type"]) == (model.vision.name, model.resampler.type):
+            return find_checkpoint(folder)
+    raise ValueError(
+        f"init_from=newest: no vision stage below {run.cfg.output_dir} has vision.name={model.vision.name} and "
+        f"resampler={model.resampler.type}. Vision checkpoints there: {_listed(run)}. Train one, python -m "
+        f"panollava.train stage=vision resampler={model.resampler.type}, or name a run, init_from=<folder>."
+    )
+
+
+def _is_first(run: Run, name: str) -> bool:
+    """Whether the run trains no stage before this one."""
+    return not any(stage in run.cfg.stage.run for stage in STAGES[: STAGES.index(name)])
+
+
+def _listed(run: Run) -> str:
+    return ", ".join(map(str, known_checkpoints(Path(run.cfg.output_dir), "vision")[:5])) or "none"

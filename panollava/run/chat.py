@@ -1,0 +1,119 @@
+"""A conversation in the terminal: reads lines, answers questions, obeys commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from panollava.data.remote.rules import RemoteOptions
+from panollava.logs import LOG, say
+from panollava.model.api import Conversation, PanoLlava
+from panollava.run.image_commands import named_panorama, write_picture
+from panollava.run.preflight import look
+
+HELP = """\
+/image <path>        look at another panorama, and begin anew; an address where data.remote allows it
+/view <yaw> <pitch>  save the view in a direction as a picture; degrees to the right and up
+/reset               forget what was said
+/help                these lines
+/quit                leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+class Chat:
+    """Questions and commands, one a line.
+
+    Args:
+        pano: the model.
+        remote: which panoramas may be named by addresses; None: none.
+
+    Attributes:
+        image: the panorama that is talked about, None until there is one.
+        conversation: about it.
+    """
+
+    def __init__(self, pano: PanoLlava, *, remote: RemoteOptions | None = None) -> None:
+        self._pano, self._remote = pano, remote or RemoteOptions()
+        self.image: Path | None = None
+        self.conversation: Conversation | None = None
+
+    def run(self) -> None:
+        """Reads standard input to its end, or to ``/quit``; what goes wrong with a line is said, and the next read."""
+        prompt = "> " if sys.stdin.isatty() else ""
+        if prompt:
+            with suppress(ImportError):  # Windows has none; elsewhere it lets a line be edited and called back
+                import readline  # noqa: F401
+        while True:
+            try:
+                line = input(prompt).strip()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                LOG.info("\n(Ctrl-D or /quit leaves.)")
+                continue
+            if line == "/quit":
+                return
+            try:
+                self.hear(line)
+            except (ValueError, OSError) as error:
+                LOG.error("%s", error)
+        if prompt:
+            say("")
+
+    def hear(self, line: str) -> None:
+        """Obeys a command, or answers a question.
+
+        Raises:
+            OSError: a picture cannot be opened or written.
+            ValueError: there is no such command, or it does not make sense.
+        """
+        word, _, rest = line.partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/image": self.open,
+            "/view": self._view,
+            "/reset": self._reset,
+            "/help": lambda _: LOG.info("%s", HELP),
+        }
+        if word in commands:
+            commands[word](rest.strip())
+        elif word.startswith("/"):
+            raise ValueError(f"{word} is no command. There are {', '.join(commands)} and /quit.")
+        elif line:
+            self._answer(line)
+
+    def open(self, image: str) -> None:
+        """Looks at a panorama; the one before stays where this one cannot be opened."""
+        if not image:
+            raise ValueError("/image needs the path of a panorama.")
+        unquoted = image[1:-1] if len(image) > 1 and image[0] == image[-1] and image[0] in "'\"" else image
+        path = named_panorama(unquoted, self._remote)
+        self.conversation = self._pano.chat(path)
+        self.image = path
+        LOG.info("Looking at %s. /help lists the commands.", unquoted)
+
+    def _answer(self, question: str) -> None:
+        if self.conversation is None:
+            raise ValueError("There is no panorama yet: /image <path> opens one.")
+        try:
+            self.conversation.ask(question, on_text=lambda piece: say(piece, end=""))
+        except KeyboardInterrupt:
+            say(" …", end="")
+        say("")
+
+    def _view(self, direction: str) -> None:
+        if self.image is None:
+            raise ValueError("There is no panorama yet: /image <path> opens one.")
+        try:
+            yaw, pitch = map(float, direction.replace(",", " ").split())
+        except ValueError:
+            raise ValueError(f"/view {direction}: two numbers are needed, such as /view 90 -30.") from None
+        picture = look(self.image, yaw, pitch, covered=self._pano.crop.panorama_fov_deg)
+        out = Path(f"view_{yaw:g}_{pitch:g}.png")
+        write_picture(out, picture)
+        LOG.info("%s shows 90 degrees around yaw %g, pitch %g.", out, yaw, pitch)
+
+    def _reset(self, _: str) -> None:
+        if self.conversation is not None:
+            self.conversation.turns.clear()
+        LOG.info("What was said is forgotten.")

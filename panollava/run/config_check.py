@@ -1,0 +1,381 @@
+"""The strict check of a composed config, section by section, against the components it configures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Interval, MinLen
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from panollava.component import component_names, find_component
+from panollava.config.check import check_section
+from panollava.crop.crop import COMMON_KEYS, Crop
+from panollava.crop.partial import check_covered
+from panollava.crop.render import check_device, check_workers
+from panollava.generation import KEY, GenerationOptions
+from panollava.model.components import keeps_width, position_class, resampler_class
+from panollava.model.fusion import Join, check_join
+from panollava.model.hub import load_language_model
+from panollava.model.lora import add_lora, lora_arguments
+from panollava.model.vision import VisionTower
+from panollava.prompt import ChatPrompt
+from panollava.run.objective import check_objective
+from panollava.run.sources import check_data
+from panollava.store.catalogue import StoreOptions
+from panollava.tracking.location import absolute_uri
+from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
+
+LARGEST_VIEW = 4096
+"""Largest side of a view in pixels: no encoder takes more, and a slip of the keyboard would fill the memory."""
+
+
+def check_crop(section: Mapping[str, Any]) -> list[str]:
+    """Problems of a ``crop`` section."""
+    crop = dict(section)
+    view_size = crop.pop("view_size", None)
+    problems = []
+    is_number = isinstance(view_size, int) and not isinstance(view_size, bool)
+    if view_size is not None and not (is_number and 1 <= view_size <= LARGEST_VIEW):
+        problems.append(f"crop.view_size={view_size!r}: allowed are 1 to {LARGEST_VIEW} pixels, or null.")
+    common = {key: crop.pop(key) for key in COMMON_KEYS if key in crop}
+    return [*problems, *_common(common), *_strategy(crop)]
+
+
+def check_generation(section: Mapping[str, Any], *, recorded: bool = False) -> list[str]:
+    """Problems of a ``generation`` section.
+
+    Args:
+        section: its keys.
+        recorded: a null stands for what the run has recorded, with which the others are checked together later.
+    """
+    given = {key: value for key, value in section.items() if not (recorded and value is None)}
+    problems = check_section(given, GenerationOptions, KEY)
+    if problems or recorded:
+        return problems
+    try:
+        GenerationOptions(**given)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def check_component(
+    section: Mapping[str, Any], key: str, room: str, suffix: str, given: Iterable[str] = ()
+) -> list[str]:
+    """Problems of a section whose ``type`` names a component.
+
+    Args:
+        section: ``type`` and the component's keywords.
+        key: full key of the section, such as ``model.resampler``.
+        room: where the component is looked for, like the suffix (see ``find_component``).
+        suffix: of the component's class.
+        given: arguments that the program supplies and the config must not.
+    """
+    options = dict(section)
+    try:
+        component = find_component(room, str(options.pop("type", None)), suffix)
+    except ValueError as error:
+        return [str(error)]
+    return check_section(options, component, key, given=given)
+
+
+def _common(values: dict[str, Any]) -> list[str]:
+    """Problems of the keys that every crop has; what is out of range in words that say what would follow."""
+    problems = check_section(values, Crop, "crop", given=("strategy", "view_size"))
+    covered = values.get("panorama_fov_deg")
+    if isinstance(covered, list) and len(covered) == 2 and all(type(each) in (int, float) for each in covered):
+        problems = [line for line in problems if not line.startswith("crop.panorama_fov_deg")]
+        problems += _refused(check_covered, (covered[0], covered[1]))
+    if not problems:
+        problems += _refused(check_device, values.get("device", "cpu"), values.get("renderer", "cv2"))
+    return problems
+
+
+def _refused(check: Callable[..., None], *values: Any) -> list[str]:
+    try:
+        check(*values)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _strategy(crop: dict[str, Any]) -> list[str]:
+    """Problems of a strategy's keys; a value that it refuses itself in its own words, which say what would follow."""
+    problems = check_component(crop, "crop", "crop.strategies", "Crop")
+    options = {key: value for key, value in crop.items() if key != "type"}
+    try:
+        find_component("crop.strategies", str(crop.get("type")), "Crop")(**options)
+    except (TypeError, ValueError) as error:
+        key = str(error).partition("=")[0]
+        if not problems or key.startswith("crop."):  # else a wrong key or type, which is told already
+            return [*(line for line in problems if not line.startswith((f"{key}=", f"{key}."))), str(error)]
+    return problems
+
+
+LANGUAGE = "stage.finetune.language_trainable_blocks"
+
+
+def check_what_trains(values: Mapping[str, Any]) -> list[str]:
+    """Problems of ``stage``, ``model.lora`` and ``model.language`` with each other."""
+    lora, blocks = values["model"]["lora"], (values["stage"].get("finetune") or {}).get("language_trainable_blocks", 0)
+    has_lora, saves_only = lora.get("enabled"), lora.get("save_only")
+    problems = []
+    if has_lora and blocks == "all":
+        problems.append(
+            f"{LANGUAGE}=all trains every weight of the language model, beside which an adapter has nothing to add: "
+            "use lora=none with it, or a number of blocks."
+        )
+    if saves_only and not has_lora:
+        problems.append("model.lora.save_only=true saves an adapter, and model.lora.enabled=false has none: leave it.")
+    if saves_only and blocks != 0:
+        problems.append(
+            f"model.lora.save_only=true saves no weights of the language model, and {LANGUAGE}={blocks} trains some, "
+            "which would be lost. Set the one to false or the other to 0."
+        )
+    if values["model"]["language"].get("load_in_4bit") and blocks != 0:
+        problems.append(
+            f"model.language.load_in_4bit=true holds the language model in four bits, which cannot train: "
+            f"{LANGUAGE}={blocks} needs load_in_4bit=false. An adapter can train on it (lora=lora)."
+        )
+    return problems
+
+
+def check_flags(section: dict[str, Any], key: str, *names: str) -> list[str]:
+    """Problems of keys that are true or false."""
+    return [
+        f"{key}.{name}={section.get(name)!r}: allowed is true or false."
+        for name in names
+        if not isinstance(section.get(name), bool)
+    ]
+
+
+STAGES = ("vision", "resampler", "finetune")
+SECTIONS = ("crop", "data", "evaluation", "generation", "model", "optim", "stage", "store", "tracking", "trainer")
+
+
+@dataclass(frozen=True)
+class RootOptions:
+    """Plain keys of ``conf/train.yaml``."""
+
+    experiment_name: str | None
+    output_dir: Annotated[str, MinLen(1)]
+    init_from: Annotated[str, MinLen(1)]
+    resume: Annotated[str, MinLen(1)]
+    overwrite: bool
+    dry_run: bool
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    form: Literal[2]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Plain keys of ``model``."""
+
+    size: str
+    latent_width: Annotated[int, Interval(ge=1)]
+    join: Join
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What evaluation does (``evaluation.*``).
+
+    Attributes:
+        enabled: evaluate the test split when training ends.
+        batch_size: questions answered at once.
+        max_samples: questions to ask; None asks all.
+        blank: answer blank pictures too, to see what can be guessed without looking.
+        words, meteor: how caption scores split texts, and whether METEOR is among them where there is Java.
+        clip: folder of a CLIP, which gives CLIP-scores; None takes none.
+        results_dir: where predictions and metrics go.
+        log_samples, log_interval, log_max_samples: write predictions to the log, of every so many batches, up
+            to so many samples.
+    """
+
+    enabled: bool
+    batch_size: Annotated[int, Interval(ge=1)]
+    max_samples: Annotated[int, Interval(ge=1)] | None
+    blank: bool
+    words: Literal["auto", "ptb", "unicode"]
+    meteor: bool
+    results_dir: str
+    log_samples: bool
+    log_interval: Annotated[int, Interval(ge=1)]
+    log_max_samples: Annotated[int, Interval(ge=0)]
+    clip: str | None = None
+
+
+def checked(cfg: DictConfig) -> DictConfig:
+    """The config, resolved and read-only, if every key, type and range is right.
+
+    Raises:
+        ValueError: one line a problem, each with the full key, the value and what is allowed.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"The config does not resolve: {error}") from error
+    assert isinstance(values, dict)
+    problems = _problems({str(key): value for key, value in values.items()})
+    if problems:
+        raise ValueError("the config has " + _count(problems) + "\n  " + "\n  ".join(problems))
+    result = OmegaConf.create(values)
+    OmegaConf.set_readonly(result, True)
+    return result
+
+
+def _problems(values: dict[str, Any]) -> list[str]:
+    plain = {key: value for key, value in values.items() if key not in SECTIONS}
+    problems = check_section(plain, RootOptions, "")
+    missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
+    if missing:
+        return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
+    for find in (check_sight, _stage, _rest):
+        problems += find(values)
+    return problems
+
+
+def check_sight(values: dict[str, Any]) -> list[str]:
+    """Problems of the sections that say what is seen, with what and where: of data, crop, model, trainer and store."""
+    problems = check_crop(values["crop"]) or _join(values) + _panoramas(values)
+    problems += _model(values) + check_data(values["data"])
+    problems += check_section(values["trainer"], TrainerOptions, "trainer")
+    return problems + check_section(values["store"], StoreOptions, "store")
+
+
+def _join(values: dict[str, Any]) -> list[str]:
+    """Whether views of this crop can be joined as asked; of the encoder's view size only the shape would matter."""
+    join = values["model"].get("join")
+    if join not in get_args(Join):
+        return []  # told with the model's other keys
+    side = values["crop"].get("view_size") or 1
+    try:
+        check_join(Crop.from_spec(values["crop"], view_size=(side, side)).camera_rows, join)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _panoramas(values: dict[str, Any]) -> list[str]:
+    """Whether the loader can cut views where it shall, and whether the pictures can be partial."""
+    crop, problems = values["crop"], []
+    try:
+        check_workers(crop.get("device", "cpu"), _number(values["trainer"].get("num_workers")))
+    except ValueError as error:
+        problems.append(str(error).replace("num_workers", "trainer.num_workers"))
+    if crop.get("panorama_fov_deg") is not None and values["data"].get("type") == "world":
+        problems.append(
+            "crop.panorama_fov_deg is for pictures that cover a part of the sphere, and those of data=world are drawn "
+            "whole. Leave it at null, or choose data=csv."
+        )
+    covered, augment = crop.get("panorama_fov_deg"), values["data"]
+    if augment.get("augment") is True and augment.get("augment_turn") is True and covered and covered[0] < 360:
+        problems.append(
+            f"data.augment_turn=true: pictures of {covered[0]:g} of 360 degrees (crop.panorama_fov_deg) have no seam "
+            "to be turned around. Set data.augment_turn=false; colours may still change."
+        )
+    return problems
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0  # another type is told in its turn
+
+
+def _model(values: dict[str, Any]) -> list[str]:
+    model = dict(values["model"])
+    problems = _position_width(model)
+    for part, suffix in (("resampler", "Resampler"), ("projector", "Projector"), ("position", "Position")):
+        room = f"model.{part}"
+        given = ("input_width", "output_width") if part != "position" else ("width",)
+        problems += check_component(model.pop(part), room, room, suffix, given=given)
+    vision = dict(model.pop("vision"))
+    problems += check_section(
+        _renamed(vision, "name", "name_or_path"),
+        VisionTower.from_pretrained,
+        "model.vision",
+        given=("image_size", "dtype"),
+    )
+    language = dict(model.pop("language"))
+    system = {"system": language.pop("system")} if "system" in language else {}
+    problems += check_section(system, ChatPrompt, "model.language", given=("tokenizer",))
+    problems += check_section(language, load_language_model, "model.language", given=("dtype",))
+    lora = dict(model.pop("lora"))
+    problems += check_flags(lora, "model.lora", "enabled", "save_only")
+    problems += check_section(lora_arguments(lora), add_lora, "model.lora", given=("model", "seed"))
+    return problems + check_section(model, ModelOptions, "model")
+
+
+def _position_width(model: dict[str, Any]) -> list[str]:
+    """Whether the position code fits into the tokens, which would otherwise show when stage 1 has trained."""
+    spec, width = dict(model["position"]), model.get("latent_width")
+    if check_component(spec, "model.position", "model.position", "Position", given=("width",)):
+        return []  # told in its turn
+    resampler = model["resampler"].get("type")
+    if resampler in component_names("model.resampler", "Resampler") and keeps_width(resampler_class(resampler)):
+        return []  # they have the width of the encoder, which is not opened yet
+    if not isinstance(width, int) or width < 1:
+        return []
+    try:
+        position_class(str(spec.pop("type")))(**spec, width=width)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _stage(values: dict[str, Any]) -> list[str]:
+    stage = dict(values["stage"])
+    run = stage.pop("run", None)
+    problems = []
+    if not isinstance(run, list) or not run or any(name not in STAGES for name in run) or len(set(run)) != len(run):
+        problems.append(f"stage.run={run!r}: allowed is a list out of {', '.join(STAGES)}.")
+    elif run != [name for name in STAGES if name in run]:
+        problems.append(f"stage.run={run!r}: the order is {', '.join(STAGES)}.")
+    for name in STAGES:
+        options = dict(stage.pop(name, None) or {})
+        if name == "vision":
+            problems += check_objective(options.pop("loss", None) or {})
+        given = () if name == "finetune" else ("language_trainable_blocks",)
+        problems += check_section(options, StageOptions, f"stage.{name}", given=given)
+    problems += check_what_trains(values)
+    problems += [f"stage.{key} is not a key here. Keys of stage: run, {', '.join(STAGES)}." for key in stage]
+    return problems
+
+
+def check_tracking(section: dict[str, Any]) -> list[str]:
+    """Problems of a ``tracking`` section."""
+    tracking = dict(section)
+    kind = tracking.pop("type", None)
+    problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
+    problems += check_section(tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags", "outbox"))
+    if not problems and kind == "mlflow":
+        try:
+            absolute_uri(tracking.get("uri"))
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _rest(values: dict[str, Any]) -> list[str]:
+    problems = check_tracking(values["tracking"])
+    if values["tracking"].get("log_model") == "export" and (values["stage"].get("run") or [None])[-1] == "vision":
+        problems.append(
+            "tracking.log_model=export: a stage-1 model has no language part, so transformers could not open it. "
+            "Choose checkpoint, or stages that end with resampler or finetune."
+        )
+    problems += check_section(values["optim"], OptimOptions, "optim")
+    problems += check_generation(values["generation"])
+    if "max_new_tokens" in values["evaluation"]:  # of an overlay from before there was the group
+        return [*problems, "evaluation.max_new_tokens is generation.max_new_tokens in a file: move it there."]
+    return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")
+
+
+def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if key == old else key: value for key, value in values.items()}
+
+
+def _count(problems: list[str]) -> str:
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"

@@ -1,0 +1,361 @@
+"""The answers that a checkpoint gave to a test set: read where they are on disk, else asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from panollava.checkpoint import write_file
+from panollava.data.source import FREE_TEXT, Question, Source
+from panollava.evaluation.answer_log import AnswerLog
+from panollava.evaluation.answers import AnswerReport, score_answers
+from panollava.evaluation.captions import CaptionScores
+from panollava.evaluation.clip import Clip, clip_scores
+from panollava.evaluation.drawing import encode_png
+from panollava.evaluation.pictures import answers_picture
+from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.read_predictions import read_answers
+from panollava.evaluation.results import METRICS, ResultFiles, latency_summary, result_folder, write_results
+from panollava.evaluation.runner import evaluate
+from panollava.evaluation.scores import as_scored, caption_scores, with_clip
+from panollava.evaluation.table import markdown_table, text_table
+from panollava.evaluation.words import Words, choose_words
+from panollava.logs import LOG, counted
+from panollava.model.api import PanoLlava
+from panollava.run.conditions import answer_conditions, differences, mismatch, scoring, told
+from panollava.run.config_check import EvaluationOptions
+from panollava.run.data import check_questions, describe_split, question_batches
+from panollava.run.features import open_features
+from panollava.run.memory import answers_too_large, explained
+from panollava.run.restore import Restored
+from panollava.run.sources import open_source
+from panollava.store.catalogue import StoreOptions, known_pictures
+from panollava.store.feature_maker import FeatureMaker
+from panollava.tracking.tracker import Tracker
+from panollava.training.precision import Compute
+
+GREY = 128
+"""Value of every pixel of a blank picture."""
+SHOWN_ANSWERS = 12
+PICTURE = "answers.png"
+
+
+@dataclass
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        report: exact match, by question type.
+        captions: BLEU, ROUGE-L, CIDEr and METEOR.
+        words: how texts were split for them.
+        predictions: answers, in the order of the questions.
+        files: where they were written.
+        image_tokens: tokens that a panorama takes in the language model.
+        conditions: what the answers depend on.
+    """
+
+    report: AnswerReport
+    captions: CaptionScores
+    words: Words
+    predictions: list[Prediction]
+    files: ResultFiles
+    image_tokens: int
+    conditions: dict[str, Any]
+
+    def summary(self, title: str) -> str:
+        """What a user is shown: the table, and for free text the caption scores."""
+        parts = [f"\n{title}, {counted(self.report.count, 'question')}:\n", text_table(self.report)]
+        if set(self.report.kinds) == {FREE_TEXT}:
+            parts += ["", f"Caption scores with words={self.words}:", *self.captions.lines()]
+        return "\n".join([*parts, ""])
+
+
+def evaluate_answers(
+    pano: PanoLlava,
+    source: Source,
+    options: EvaluationOptions,
+    *,
+    experiment: str,
+    tracker: Tracker,
+    conditions: dict[str, Any],
+    num_workers: int = 0,
+    settings: dict[str, Any] | None = None,
+    features: FeatureMaker | None = None,
+    written: Callable[[ResultFiles], None] | None = None,
+) -> Evaluation:
+    """Evaluates a model on a split and records the result on disk and in the tracker.
+
+    Args:
+        pano: the model.
+        source: the split.
+        options: ``evaluation.*``.
+        experiment: names the folder below ``options.results_dir``.
+        tracker: gets metrics, files, a table of answers and a picture.
+        conditions: what the answers depend on; see ``run.conditions``.
+        num_workers: processes that cut panoramas.
+        settings: kept in ``metrics.json``: what was evaluated, on what.
+        features: of the model's encoder; None leaves encoding to the model.
+        written: is called when all is on disk, before the answers that were kept on the way go.
+
+    Raises:
+        ValueError: questions that the model cannot be asked.
+    """
+    new_tokens = pano.generation.max_new_tokens
+    check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
+    clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
+    ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
+    LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
+    logs = answer_logs(options, experiment, conditions)
+    predictions = ask(log=logs[0], log_samples=options.log_samples)
+    blind = ask(log=logs[1], blank=True) if options.blank else None
+    report = score_answers(predictions, blind)
+    words = choose_words(options.words)
+    scored = as_scored(predictions)
+    by_clip = None if clip is None else clip_scores(scored, clip, _pictures(source))
+    captions = with_clip(caption_scores(scored, words, meteor=options.meteor), by_clip)
+    record = {"form": "grouped", "words": words, "clip": options.clip, **captions.record()}
+    kept = {
+        **(settings or {}),
+        "max_samples": options.max_samples,
+        "image_tokens": pano.image_tokens,
+        "conditions": conditions,
+        "scores": scoring(options),
+    }
+    files = write_results(
+        Path(options.results_dir),
+        experiment,
+        predictions,
+        report,
+        captions=record,
+        settings=kept,
+        key=logs[0].key,
+        goes_on=logs[0].goes_on,
+    )
+    _draw_answers(source, predictions, files.folder / PICTURE)
+    _track(predictions, report, captions, files, tracker)
+    tracker.flush()  # what counts as done is not evaluated again
+    if written is not None:
+        written(files)
+    for log in logs:  # last: stopped before, an evaluation finds here that its result is there
+        log.discard()
+    return Evaluation(report, captions, words, predictions, files, pano.image_tokens, conditions)
+
+
+def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping[str, Any]) -> list[AnswerLog]:
+    """The answers that are kept while they are given: those to the pictures, and those to blank ones."""
+    folder = result_folder(Path(options.results_dir), experiment)
+    return [AnswerLog(folder, {**conditions, "blank": blank}) for blank in (False, True)]
+
+
+def answer_questions(
+    pano: PanoLlava,
+    source: Source,
+    options: EvaluationOptions,
+    *,
+    num_workers: int = 0,
+    features: FeatureMaker | None = None,
+    blank: bool = False,
+    log_samples: bool = False,
+    log: AnswerLog | None = None,
+) -> list[Prediction]:
+    """A model's answers to a split's questions.
+
+    Args:
+        pano: the model.
+        source: the split.
+        options: batch size, limits.
+        num_workers: processes that cut panoramas.
+        features: of the model's encoder; None leaves encoding to the model.
+        blank: hide every view behind plain grey.
+        log_samples: write answers to the log on the way.
+        log: keeps the answers until all are given; those it has are not asked for again.
+    """
+    known = {} if log is None else dict(log.answers)
+    name = f"{source.name}, blank pictures" if blank else source.name
+    if known:
+        LOG.info("%s: %d answers are there from an evaluation that was stopped.", name, len(known))
+    elif log is not None and log.other is not None and (found := differences(log.other, log.settings)):
+        LOG.info("%s: an evaluation that did not end has other conditions (%s), and is left.", name, told(found))
+    everything = source.questions()
+    left = None if options.max_samples is None else options.max_samples - len(known)
+    if left is not None and left <= 0:
+        return list(known.values())[: options.max_samples]
+    grey = GREY if blank else None
+    batches = question_batches(pano, source, options.batch_size, num_workers, known, features=features, blank=grey)
+    with explained(lambda: answers_too_large(options.batch_size, pano.generation.max_new_tokens, kept=log is not None)):
+        given = evaluate(
+            pano.answer,
+            batches,
+            total=len(everything) - len(known),
+            max_samples=left,
+            log_samples=log_samples,
+            log_interval=options.log_interval,
+            log_max_samples=options.log_max_samples,
+            name=name,
+            keep=None if log is None else log.add,
+        )
+    return [*known.values(), *given]
+
+
+def _pictures(source: Source) -> Callable[[str], np.ndarray]:
+    """The panoramas of a split's questions, by their ids."""
+    first = {one.image_id: one for one in reversed(source.questions())}
+    return lambda image_id: source.question_panorama(first[image_id])
+
+
+def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path) -> None:
+    """A picture of the first panorama with the answers about it."""
+    first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
+    about_it = [one for one in predictions if one.image_id == first.image_id][:SHOWN_ANSWERS]
+    write_file(path, encode_png(answers_picture(source.question_panorama(first), about_it)))
+
+
+def _track(
+    predictions: Sequence[Prediction],
+    report: AnswerReport,
+    captions: CaptionScores,
+    files: ResultFiles,
+    tracker: Tracker,
+) -> None:
+    values = report.metrics() | {name: interval.value for name, interval in captions.scores.items()}
+    latency = latency_summary(predictions)
+    values |= {f"latency_{name}": latency[name] for name in ("mean_s", "median_s", "p95_s")}
+    tracker.metrics({f"test/{name}": value for name, value in values.items()}, step=0)
+    tracker.folder(files.folder, "evaluation")
+    tracker.text(markdown_table(report), "evaluation/table.md")
+    rows = [
+        {
+            "question": one.question,
+            "prediction": one.prediction,
+            "reference": one.references[0],
+            "kind": one.kind,
+            "image": one.image_id,
+        }
+        for one in predictions[:: max(1, len(predictions) // 50)]
+    ]
+    tracker.table(rows, "sample_answers.json")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to a split, given now or before.
+
+    Attributes:
+        predictions: in the order of the questions.
+        image_tokens: tokens that a panorama takes in the language model.
+        conditions: what they depend on.
+    """
+
+    predictions: Sequence[Prediction]
+    image_tokens: int
+    conditions: Mapping[str, Any]
+
+
+def answer_split(
+    run: Restored,
+    data: Mapping[str, Any],
+    split: str,
+    options: EvaluationOptions,
+    compute: Compute,
+    tracker: Tracker,
+    *,
+    pano: PanoLlava,
+    store: StoreOptions,
+    num_workers: int = 0,
+) -> Evaluation:
+    """Evaluates a checkpoint on a split.
+
+    Args:
+        run: the checkpoint.
+        data: the ``data`` section.
+        split: ``train``, ``val`` or ``test``.
+        options: batch size, answer length, limits.
+        compute: device and precision.
+        tracker: gets the result.
+        pano: its model.
+        store: of the encoder's features.
+        num_workers: processes that cut panoramas.
+    """
+    source, known = open_source(dict(data), split, pano.crop), known_pictures(store)
+    prompt = pano.prompt.format.record()
+    tracker.inputs([describe_split(data, split, source)])
+    features = open_features(store, pano.model.vision.tower, pano.crop)
+    with compute.autocast():
+        return evaluate_answers(
+            pano,
+            source,
+            options,
+            experiment=run.settings["experiment_name"],
+            tracker=tracker,
+            num_workers=num_workers,
+            features=features,
+            conditions=answer_conditions(
+                run.checkpoint, run.settings, source, known, prompt=prompt, precision=compute.name
+            ),
+            settings={**run.subject(known), "split": split, "data": dict(data)},
+        )
+
+
+def find_answers(
+    run: Restored, source: Source, results_dir: Path, max_samples: int | None, conditions: Mapping[str, Any]
+) -> Answers | None:
+    """The newest answers on disk that were given under these conditions; the log says which, or what is in the way.
+
+    Args:
+        run: whose answers.
+        source: the split that is asked.
+        results_dir: where evaluations are kept.
+        max_samples: how many questions are asked; None for all.
+        conditions: see ``run.conditions``.
+    """
+    nearest: tuple[Path, dict[str, tuple[Any, Any]]] | None = None
+    untold = None
+    folder, asked = result_folder(results_dir, run.settings["experiment_name"]), source.questions()[:max_samples]
+    for path in sorted(folder.glob(f"predictions_*/{METRICS}"), reverse=True):
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            settings = metrics["settings"]
+        except (json.JSONDecodeError, KeyError):
+            LOG.warning("%s cannot be read and is passed over.", path)
+            continue
+        found = mismatch(settings, conditions, max_samples)
+        if found is None and settings.get("fingerprint") == conditions["weights"]:
+            untold = path.parent
+        if found and settings.get("stage") == run.stage and (nearest is None or len(found) < len(nearest[1])):
+            nearest = path.parent, found
+        if found is None or found or "image_tokens" not in settings:
+            continue
+        try:
+            answers = read_answers(path.parent, metrics)[:max_samples]
+        except (OSError, ValueError, KeyError) as error:
+            LOG.warning("%s is passed over: %s.", path.parent, str(error).rstrip("."))
+            continue
+        if difference := first_difference(asked, answers):
+            LOG.warning("%s was changed since it was written (%s) and is passed over.", path.parent, difference)
+            continue
+        LOG.info("Reusing the answers in %s, given on %s.", path.parent, metrics.get("created", "an unknown date"))
+        return Answers(answers, int(settings["image_tokens"]), settings["conditions"])
+    if nearest is not None:
+        LOG.info("The answers in %s are not used: %s.", nearest[0], told(nearest[1]))
+    elif untold is not None:
+        LOG.info("%s does not record the conditions of its answers, so they are not used.", untold)
+    return None
+
+
+def first_difference(asked: Sequence[Question | Prediction], other: Sequence[Question | Prediction]) -> str:
+    """What differs first between two lists of what was asked, with its sample id; empty where they are the same."""
+    by_id = {one.sample_id: one for one in other}
+    for one in asked:
+        if (same := by_id.pop(one.sample_id, None)) is None:
+            return f"{one.sample_id} is in only one of them"
+        for part in ("image_id", "history", "question", "references", "kind"):
+            values = getattr(one, part), getattr(same, part)
+            if values[0] != values[1]:
+                return f"{part} of {one.sample_id}: {values[0]!r} and {values[1]!r}"
+    return f"{next(iter(by_id))} is in only one of them" if by_id else ""

@@ -1,0 +1,131 @@
+"""The panoramas that a command line names: a file, an address, or the pictures of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from panollava.checkpoint import write_file
+from panollava.config.check import check_section
+from panollava.crop.crop import Crop
+from panollava.crop.image_file import parse_header, read_panorama, tilted
+from panollava.crop.strategies import whole_view
+from panollava.data.remote.one import fetch_panorama, is_address
+from panollava.data.remote.rules import RemoteOptions, check_hosts
+from panollava.data.world import WorldSource
+from panollava.evaluation.drawing import encode_png
+from panollava.logs import LOG
+
+PANORAMA_SIZE = (1024, 2048)
+"""Rows and columns that do for the panorama in a picture, and the size of one of the built-in world."""
+
+
+def checked_out(out: Path, image: Path | None, example: str) -> Path:
+    """The file to write a picture of ``image`` to, before any work is done for it.
+
+    Args:
+        out: as the user wrote it.
+        image: the panorama that must not be written over.
+        example: a name for it to show in messages.
+
+    Raises:
+        ValueError: it is no PNG, a folder, or the panorama itself.
+    """
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"out={out}: the picture is a PNG file. Give it a name that ends in .png.")
+    if out.is_dir():
+        raise ValueError(f"out={out} is a folder. Name a file in it, such as out={out / example}.")
+    if image is not None and out.exists() and image.exists() and out.samefile(image):
+        raise ValueError(f"out={out} is the panorama itself, which would be lost. Choose another name.")
+    return out
+
+
+def read_twice(image: Path, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """A panorama file as fine as a picture shows it, and as the crop reads it for its views."""
+    whole = [whole_view("resize", PANORAMA_SIZE)]
+    return read_panorama(image, whole, PANORAMA_SIZE, crop.panorama_fov_deg), crop.read(image)
+
+
+def world_scene(split: Literal["train", "test"]) -> WorldSource:
+    """One scene of the built-in world, as fine as a picture shows it."""
+    return WorldSource(split=split, scenes=1, height=PANORAMA_SIZE[0])
+
+
+def write_picture(out: Path, picture: np.ndarray) -> None:
+    """Writes a picture (H, W, 3) uint8 RGB as PNG.
+
+    Raises:
+        OSError: naming the key, if the file cannot be written.
+    """
+    try:
+        write_file(out, encode_png(picture))
+    except OSError as error:
+        raise OSError(f"out={out} cannot be written ({error.strerror}). Choose another folder.") from error
+
+
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+"""Names by which a file is meant to be a picture, so that one with other content is named with what is wrong."""
+
+
+def check_remote(section: Mapping[str, Any]) -> list[str]:
+    """Problems of the ``data`` section of a command that asks about a picture: ``remote`` and what belongs to it."""
+    return check_section(section, RemoteOptions, "data") + check_hosts(section.get("remote", False))
+
+
+def named_panorama(image: str, remote: RemoteOptions) -> Path:
+    """The path of ``image``, which is fetched where it is an address; a path need not be there.
+
+    Raises:
+        ValueError: an address that ``data.remote`` does not allow, or that gave no picture.
+        OSError: the folder of fetched pictures cannot be written.
+    """
+    path = fetch_panorama(image, remote) if is_address(image) else Path(image).expanduser()
+    _tell_tilt([path])
+    return path
+
+
+def find_panoramas(image: str, remote: RemoteOptions) -> list[Path]:
+    """The file that ``image`` names, or all JPEG and PNG files of a folder, whatever their names, sorted by these.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no picture in the folder.
+        ValueError, OSError: as of ``named_panorama``.
+    """
+    path = named_panorama(image, remote)
+    if not image or not path.exists():
+        raise FileNotFoundError(f"image={image}: there is no such file or folder. Check the path.")
+    if not path.is_dir():
+        return [path]
+    files = sorted(one for one in path.iterdir() if not one.name.startswith(".") and (one.is_file() or _is_dead(one)))
+    found = [one for one in files if one.suffix.lower() in _SUFFIXES or _is_picture(one)]
+    if not found:
+        raise FileNotFoundError(f"image={image}: there is no JPEG or PNG picture in this folder. Name another.")
+    _tell_tilt(found)
+    if others := [one.name for one in files if one not in set(found)]:
+        LOG.info("%s: left out, as they are no JPEG or PNG: %d, such as %s.", image, len(others), others[0])
+    return found
+
+
+def _tell_tilt(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with suppress(OSError), path.open("rb") as file:  # whoever reads it says what is wrong
+            header = parse_header(file)
+            if header is not None and (message := tilted(str(path), header.xmp)):
+                LOG.warning("%s", message)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether it is a link to nothing, which is named as what cannot be read."""
+    return path.is_symlink() and not path.exists()
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return parse_header(file) is not None
+    except OSError:  # whoever reads it says so
+        return True

@@ -1,0 +1,383 @@
+"""The seeing part of a run, with the language model behind it where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from panollava.batch import Batch
+from panollava.checkpoint import find_checkpoint, read_state, read_weights
+from panollava.config.command_line import CONF
+from panollava.config.sweep_arguments import register_resolvers
+from panollava.crop.crop import COMMON_KEYS, Crop
+from panollava.data.dataset import PanoDataset, TextEncoder
+from panollava.data.loader import Collate, StageLoader
+from panollava.generation import recorded_generation
+from panollava.logs import LOG
+from panollava.model.api import PanoLlava
+from panollava.model.backbones import Backbones
+from panollava.model.trainable import load_trained
+from panollava.model.vision import PanoVision
+from panollava.run.build_stage import AnyStage
+from panollava.run.conditions import fingerprint
+from panollava.run.config_check import check_crop
+from panollava.run.data import check_records
+from panollava.run.features import open_features
+from panollava.run.memory import explained
+from panollava.run.objective import build_objective
+from panollava.run.run import default_name, setting
+from panollava.run.sources import open_source
+from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata, upgraded, with_paths_found
+from panollava.stages.instruct import InstructStage
+from panollava.stages.overlap import OverlapStage
+from panollava.store.catalogue import StoreOptions
+from panollava.store.identity import KnownPictures
+from panollava.sweep_folder import job_name
+from panollava.training.distributed import Processes
+from panollava.training.loop import validate
+from panollava.training.precision import Compute
+
+IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
+"""Keys that say which model it is: a config that names another one belongs to another run."""
+
+REVISIONS = ("model.vision.revision", "model.language.revision")
+"""Keys that metadata tell by the commit that was found, where the config leaves them open."""
+_SECTIONS = ("model", "crop", "data", "evaluation", "stage_settings", "precision")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint and the settings it is opened with.
+
+    Attributes:
+        checkpoint: the ``*.ckpt`` folder.
+        settings: as in ``checkpoint_metadata.json``, overrides of crop and generation applied.
+    """
+
+    checkpoint: Path
+    settings: dict[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """The stage it was trained in."""
+        return str(self.settings["stage"])
+
+    @property
+    def folder(self) -> Path:
+        """The stage's run folder."""
+        return self.checkpoint.parent
+
+    def subject(self, known: KnownPictures) -> dict[str, Any]:
+        """What an evaluation records of the model.
+
+        Args:
+            known: recognises files.
+        """
+        return {
+            "stage": self.stage,
+            "folder": str(self.folder.resolve()),
+            "checkpoint": self.checkpoint.name,
+            "fingerprint": fingerprint(self.checkpoint, known),
+            "crop": self.settings["crop"],
+        }
+
+    def lines(self) -> list[str]:
+        """What was restored, for the log."""
+        model, crop = self.settings["model"], self.settings["crop"]
+        adapter = "with its LoRA adapter" if read_state(self.checkpoint)["has_lora"] else "no adapter"
+        keys = ", ".join(f"{key} {value}" for key, value in crop.items() if key != "type" and value is not None)
+        return [
+            f"Checkpoint: {self.checkpoint} (stage {self.stage}, {adapter})",
+            f"Model: {model['vision']['name']}, {model['resampler']['type']}, {model['language']['name']}",
+            f"Crop: {crop['type']} ({keys})",
+            f"Trained on: {self.settings['data']['name']}",
+        ]
+
+
+def restore(
+    checkpoint: str | None,
+    *,
+    config: str | None = None,
+    crop: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Restored:
+    """Finds a checkpoint and its settings.
+
+    Settings come from the run's ``checkpoint_metadata.json``. A config file (``config``, else the run's own
+    ``config.yaml``) stands in where there is none, and names the run where no checkpoint is given. Crop settings may
+    be overridden.
+
+    Args:
+        checkpoint: a run folder, an experiment's folder or a checkpoint; None to find it by the config.
+        config: a YAML file such as a run's ``config.yaml``.
+        crop: keys of the crop section that shall differ from the run's.
+        generation: keys of the generation section that shall; None leaves a key as the run's.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or neither metadata nor config.
+        ValueError: neither is given, the config is of another model, or crop or generation are none.
+    """
+    given = None if config is None else _read_config(Path(config).expanduser())
+    if checkpoint is None and given is None:
+        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo, or a config=<yaml>.")
+    folder, found = _find(Path(checkpoint).expanduser() if checkpoint else _folder_of(given or {}))
+    has_metadata = (folder / METADATA).is_file()
+    if given is None and (folder / CONFIG).is_file():
+        given = _read_config(folder / CONFIG)
+    if not has_metadata and given is None:
+        raise FileNotFoundError(
+            f"{folder} has neither {METADATA} nor {CONFIG}, so nothing says what its checkpoint is. Give a config file "
+            "(config=<yaml>) of the run."
+        )
+    settings = read_metadata(folder) if has_metadata else _from_config(given or {}, folder)
+    if has_metadata and given is not None:
+        settings = _reconciled(settings, _from_config(given, folder), config or str(folder / CONFIG))
+    elif not has_metadata:
+        LOG.warning("%s has no %s: its settings are those of %s.", folder, METADATA, config or folder / CONFIG)
+    settings = with_paths_found(settings, folder)
+    decoding = recorded_generation(settings).changed(generation or {})
+    settings = {**settings, "generation": asdict(decoding)}
+    return Restored(found, {**settings, "crop": _with_overrides(settings["crop"], dict(crop or {}))})
+
+
+def _find(path: Path) -> tuple[Path, Path]:
+    """The stage's run folder and the checkpoint in it."""
+    if path.suffix == ".ckpt" or any(path.glob("*.ckpt")):
+        found = find_checkpoint(path)
+        return found.parent, found
+    folder = find_run_folder(path)
+    return folder, find_checkpoint(folder)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"config={path}: there is no such file. Name a YAML file, such as a run's {CONFIG}.")
+    try:
+        loaded = OmegaConf.load(path)
+        register_resolvers()
+        values: Any = OmegaConf.to_container(loaded, resolve=True)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"config={path} is not a run's config ({error}).") from error
+    missing = [section for section in ("model", "crop", "data", "stage") if section not in (values or {})]
+    if missing:
+        raise ValueError(f"config={path} has no section {', '.join(missing)}: give the {CONFIG} of a run.")
+    return upgraded(values)
+
+
+def _folder_of(config: Mapping[str, Any]) -> Path:
+    """Where the run of a config keeps its last stage."""
+    cfg = OmegaConf.create(dict(config))
+    root = Path(cfg.output_dir) / (cfg.experiment_name or default_name(cfg))
+    for stage in reversed(cfg.stage.run):
+        folder = root / stage / setting(cfg)
+        if any(folder.glob("*.ckpt")):
+            return folder
+    raise FileNotFoundError(f"No checkpoint of this config in {root}. Train it first, or name one with checkpoint=.")
+
+
+def _from_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A config in the form of the metadata of a stage."""
+    stage = folder.parent.name
+    if stage not in config["stage"]:
+        stage = config["stage"]["run"][-1]
+    return {
+        "experiment_name": job_name(folder.parent.parent) or config.get("experiment_name") or folder.parent.parent.name,
+        "stage": stage,
+        "model": config["model"],
+        "crop": config["crop"],
+        "data": config["data"],
+        "evaluation": config["evaluation"],
+        "generation": config.get("generation"),
+        "stage_settings": config["stage"][stage],
+        "precision": config["trainer"]["precision"],
+    }
+
+
+def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The metadata, with what only the config has; told where the two differ.
+
+    Raises:
+        ValueError: the config is of another model.
+    """
+    recorded, other = ({"model": each["model"], "crop": each["crop"]} for each in (metadata, config))
+    old, new = flatten(recorded), flatten(other)
+    for key in sorted(old.keys() & new.keys()):
+        if old[key] == new[key] or (key in REVISIONS and new[key] is None):
+            continue
+        if key in IDENTITY:
+            raise ValueError(
+                f"{name} says {key}={new[key]}, the checkpoint's metadata {old[key]}: they are of two runs. Leave "
+                "config= out, or give that of the checkpoint's run."
+            )
+        LOG.warning("%s: %s is %r in %s and %r in the metadata, which counts.", key, key, new[key], name, old[key])
+    return {**{key: config[key] for key in _SECTIONS}, **metadata}
+
+
+def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The crop section with keys of the command line; the keys that another type has for itself are its defaults."""
+    if not changes:
+        return crop
+    base = crop
+    if changes.get("type", crop["type"]) != crop["type"]:
+        path = Path(CONF) / "crop" / f"{changes['type']}.yaml"
+        own: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {"type": changes["type"]}
+        kept = ("view_size", *COMMON_KEYS)
+        base = {key: crop.get(key, value) if key in kept else value for key, value in own.items()}
+    result = {**base, **changes}
+    if problems := check_crop(result):
+        raise ValueError("\n  ".join(["the crop is not right:", *problems]))
+    for key in result.keys() | crop.keys():
+        if result.get(key) != crop.get(key):
+            LOG.warning("crop.%s: %r in training, %r in this evaluation.", key, crop.get(key), result.get(key))
+    return result
+
+
+@dataclass
+class _Split:
+    """A split in the place of the validation split."""
+
+    loader: StageLoader
+    steps_per_epoch: int = 0
+
+    def windows(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        raise NotImplementedError("nothing is trained here")
+
+    def validation(self) -> Iterator[Batch]:
+        return self.loader.validation()
+
+
+def measure(
+    run: Restored,
+    pano: PanoLlava | None,
+    data: dict[str, Any],
+    split: str,
+    compute: Compute,
+    *,
+    store: StoreOptions,
+    num_workers: int = 0,
+) -> dict[str, float]:
+    """Loss and metrics of a checkpoint on a split, each divided by its own total.
+
+    Args:
+        run: the checkpoint.
+        pano: its model where it is open; None for a stage-1 run, which has no language part.
+        data: the ``data`` section.
+        split: ``train``, ``val`` or ``test``.
+        compute: device and precision.
+        store: of the encoder's features.
+        num_workers: processes that cut panoramas.
+
+    Raises:
+        ValueError: texts that the model cannot be given.
+    """
+    options, stage = run.settings["stage_settings"], _stage(run, pano, compute)
+    crop = pano.crop if pano is not None else Backbones(run.settings["model"], run.settings["crop"]).crop
+    source = open_source(data, split, crop)
+    encode = None
+    if pano is not None:
+        targets = "text" if run.stage == "resampler" else "assistant"
+        encoder = TextEncoder(pano.prompt, pano.image_tokens, options["max_text_length"], targets)  # type: ignore[arg-type]
+        check_records(source, encoder, pano.limits)
+        encode = encoder.record
+    vision = stage.model.vision if isinstance(stage, InstructStage) else stage.vision
+    features = open_features(store, vision.tower, crop)
+    dataset = PanoDataset(source, crop, encode, None if features is None else features.store)
+    collate = Collate(pad_id=0 if pano is None else pano.prompt.tokenizer.pad_token_id or 0)
+    loader = StageLoader(
+        dataset,
+        dataset,
+        collate,
+        batch_size=options["batch_size"],
+        num_workers=num_workers,
+        complete=None if features is None else features.complete,
+    )
+    with explained(
+        lambda: (
+            f"Out of memory while measuring {options['batch_size']} samples at once, as the validation did: "
+            "device=cpu may have more."
+        )
+    ):
+        return validate(stage, stage, _Split(loader), compute, Processes())
+
+
+def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> AnyStage:
+    if pano is not None:
+        return InstructStage(pano.model, name=run.stage)
+    settings = run.settings
+    backbones = Backbones(settings["model"], settings["crop"], dtype=compute.dtype)
+    backbones.warn_of_changes(settings.get("inputs"))
+    vision = backbones.vision()
+    loss = settings["stage_settings"]["loss"]
+    objective, _ = build_objective(
+        loss,
+        has_grid=vision.token_grid is not None,
+        resampler=settings["model"]["resampler"]["type"],
+        cameras=backbones.crop.camera_rows,
+    )
+    stage = OverlapStage(vision, objective=objective, head_width=loss["head_width"])
+    load_trained(stage, read_weights(run.checkpoint), str(run.checkpoint))
+    return stage.to(compute.device)
+
+
+_VISION = "vision."
+"""What the names of the seeing part's tensors begin with, in checkpoints of every stage."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a run sees with.
+
+    Attributes:
+        name: of the experiment, or of an export's folder.
+        vision: encoder and resampler.
+        crop: how panoramas are cut into views.
+        pano: the whole model; None for a stage-1 run, which has no language part.
+    """
+
+    name: str
+    vision: PanoVision
+    crop: Crop
+    pano: PanoLlava | None
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Sight:
+        """Opens what ``PanoLlava.from_pretrained`` opens, and stage-1 runs too.
+
+        Args:
+            folder: a run folder, an experiment's folder, a checkpoint in one, or an export.
+            device: where the model goes.
+            dtype: of the frozen backbones.
+
+        Raises:
+            FileNotFoundError: no run there; the message names those nearby.
+            ValueError: weights that do not fit the metadata.
+        """
+        path = Path(folder).expanduser()
+        if not (path / "config.json").is_file():
+            metadata = read_metadata(find_run_folder(path))
+            if metadata["stage"] == "vision":
+                return cls._of_stage_1(path, torch.device(device), dtype)
+        pano = PanoLlava.from_pretrained(path, device=device, dtype=dtype)
+        name = pano.metadata.get("experiment_name", path.name)
+        return cls(name=name, vision=pano.model.vision, crop=pano.crop, pano=pano)
+
+    @classmethod
+    def _of_stage_1(cls, path: Path, device: torch.device, dtype: torch.dtype) -> Sight:
+        run = find_run_folder(path)
+        metadata = with_paths_found(read_metadata(run), run)
+        checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
+        backbones = Backbones(metadata["model"], metadata["crop"], dtype=dtype)
+        backbones.warn_of_changes(metadata.get("inputs"))
+        vision = backbones.vision()
+        tensors = read_weights(checkpoint)  # the head that only stage 1 has is left where it is
+        own = {name.removeprefix(_VISION): tensor for name, tensor in tensors.items() if name.startswith(_VISION)}
+        load_trained(vision, own, str(checkpoint))
+        return cls(name=metadata["experiment_name"], vision=vision.to(device).eval(), crop=backbones.crop, pano=None)

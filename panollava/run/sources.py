@@ -1,0 +1,275 @@
+"""The splits of a data set: the check of their config section, and their opening."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+
+from panollava.component import find_component
+from panollava.config.check import check_section
+from panollava.crop.image_file import DECODERS, DIVISORS, decode_panorama
+from panollava.crop.partial import Covered
+from panollava.data.augment import AugmentOptions
+from panollava.data.files import FilesSource, alike
+from panollava.data.remote.fetch import Fetcher
+from panollava.data.remote.rules import RemoteOptions, check_hosts
+from panollava.data.source import Source
+from panollava.logs import LOG, counted
+from panollava.store.identity import file_state
+
+MEMORY = Path("cache/decoded.json")
+"""Where it is kept: in the folder that commands are started in, like the other caches. Deleting it forgets."""
+
+
+class Decoded:
+    """The verdicts of full decodes, by file.
+
+    A file is known by its path, size, times and inode, and a verdict is that of certain decoders.
+
+    Args:
+        path: where they are kept; a file that cannot be read, or is another version's, counts as empty.
+    """
+
+    def __init__(self, path: Path = MEMORY) -> None:
+        self._path = path
+        self._verdicts: dict[str, list[Any]] = _read(path)
+
+    def verdict(self, picture: str) -> str | None:
+        """What is wrong with a picture's data, empty if nothing; None where that is not known."""
+        known = self._verdicts.get(os.path.abspath(picture))
+        if known is None or known[:-1] != _identity(picture):
+            return None
+        return str(known[-1])
+
+    def learn(self, picture: str, identity: list[int], reason: str) -> None:
+        """Remembers what ``examined`` found."""
+        self._verdicts[os.path.abspath(picture)] = [*identity, reason]
+
+    def save(self) -> None:
+        """Writes all verdicts, with those that another process has written in the meantime."""
+        from panollava.checkpoint import write_file  # here, as it brings in torch
+
+        document = {"decoders": DECODERS, "pictures": _read(self._path) | self._verdicts}
+        write_file(self._path, json.dumps(document, ensure_ascii=False))
+
+    def checked(self, check: Callable[[str], object]) -> Callable[[str], object]:
+        """A check of pictures that also refuses those whose data is known to be damaged."""
+        return partial(_check, self, check) if self._verdicts else check
+
+
+def examined(picture: str, covered: Covered | None = None) -> tuple[str, list[int], str]:
+    """Decodes a picture in full, at the smallest scale, which reads all of its data.
+
+    Returns:
+        The picture, the identity of its file, and what is wrong with its data, empty if nothing.
+    """
+    identity = _identity(picture)
+    try:
+        decode_panorama(picture, covered, lambda _: DIVISORS[0])
+    except (OSError, ValueError) as error:  # collected, so that all damaged pictures are named at once
+        return picture, identity, str(error)
+    return picture, identity, ""
+
+
+def _check(decoded: Decoded, check: Callable[[str], object], picture: str) -> object:
+    checked = check(picture)
+    if reason := decoded.verdict(picture):
+        raise ValueError(reason)
+    return checked
+
+
+def _identity(picture: str) -> list[int]:
+    try:
+        return file_state(picture)
+    except OSError:
+        return []
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        pictures = document["pictures"] if document["decoders"] == DECODERS else {}
+        return {name: known for name, known in pictures.items() if isinstance(known, list) and len(known) == 5}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a memory, not a record: it can be made again
+        return {}
+
+
+SPLITS = ("train", "val", "test")
+GIVEN = ("split", "dir", "reader", "check", "fetcher", "name")
+"""Arguments of a source that are no keys of ``data``, or keys that every data set has."""
+
+
+class PictureReader(Protocol):
+    """What opens pictures."""
+
+    def read(self, path: Path) -> np.ndarray:
+        """A picture, (H, W, 3) uint8 RGB."""
+        ...
+
+    def check(self, path: str) -> object:
+        """Refuses a file that could not be read, without decoding it."""
+        ...
+
+
+def part_of(section: Mapping[str, Any], options: type) -> dict[str, Any]:
+    """The keys of a section that a dataclass of options has."""
+    names = {each.name for each in fields(options)}
+    return {key: value for key, value in section.items() if key in names}
+
+
+def check_data(section: Mapping[str, Any]) -> list[str]:
+    """Problems of a ``data`` section."""
+    data = dict(section)
+    name = data.pop("name", None)
+    kind = data.pop("type", None)
+    data.pop("dir", None)
+    problems = [] if isinstance(name, str) and name else [f"data.name={name!r}: allowed is a short text."]
+    try:
+        source = find_component("data", str(kind), "Source")
+    except ValueError as error:
+        return [*problems, str(error)]
+    parts: list[type] = [AugmentOptions]
+    if "fetcher" in inspect.signature(source).parameters:
+        parts.append(RemoteOptions)
+        problems += check_hosts(data.get("remote", False))
+    for options in parts:
+        part = part_of(data, options)
+        problems += check_section(part, options, "data")
+        data = {key: value for key, value in data.items() if key not in part}
+    for split in SPLITS:
+        found = check_section(source_arguments(data, split), source, "data", given=GIVEN)
+        for line in found:
+            line = line.replace("data.path", f"data.{_file_key(data, split)}", 1)
+            problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
+    return list(dict.fromkeys(problems))
+
+
+def _file_key(data: dict[str, Any], split: str) -> str:
+    """Which key names the file of a split."""
+    return next((key for key in (f"{split}_csv", f"{split}_json") if key in data), f"{split}_csv")
+
+
+def _is_split_key(line: str, data: dict[str, Any], split: str) -> bool:
+    name = line.removeprefix("data.").split("=")[0].split(" ")[0]
+    return f"{split}_{name}" in data or (name not in data and any(f"{s}_{name}" in data for s in SPLITS))
+
+
+def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureReader) -> dict[str, Source]:
+    """Several splits of a data set, by name; which of them share pictures is logged.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: something is wrong with the files; all of it is told at once.
+    """
+    sources: dict[str, Source] = {}
+    errors: dict[str, Exception] = {}
+    for name in names:
+        try:
+            sources[name] = open_source(data, name, pictures)
+        except (ValueError, OSError) as error:  # raised below, together with those of the other splits
+            errors.setdefault(str(error), error)
+    if len(errors) > 1:
+        raise ValueError("the data files have problems:\n" + "\n".join(errors))
+    for only in errors.values():
+        raise only
+    for line in shared_pictures(sources):
+        LOG.warning("Data %s: %s.", data["name"], line)
+    return sources
+
+
+def shared_pictures(sources: Mapping[str, Source]) -> list[str]:
+    """A line for each pair of splits that have pictures in common: what is learnt by heart would be scored.
+
+    A file is one picture however its path is spelled, and so are copies of it.
+    """
+    of_files = [source.identities for source in sources.values() if isinstance(source, FilesSource)]
+    files = {identity: path for its in of_files for path, identity in its.items()}
+    sizes = Counter(identity[2] for identity in files)
+    known = {identity: alike(path) if sizes[identity[2]] > 1 else str(identity) for identity, path in files.items()}
+    seen: dict[str, dict[str, str]] = {}
+    for name, source in sources.items():
+        if isinstance(source, FilesSource):
+            seen[name] = {known[identity]: path for path, identity in source.identities.items()}
+        else:
+            seen[name] = {image: image for image in map(source.image_id, range(len(source)))}
+    lines = []
+    for first, second in combinations(seen, 2):
+        if common := sorted((path, seen[second][key]) for key, path in seen[first].items() if key in seen[second]):
+            path, other = common[0]
+            also = "" if os.path.abspath(path) == os.path.abspath(other) else f", which {second} calls {other}"
+            lines.append(f"{first} and {second} share {counted(len(common), 'picture')}, such as {path}{also}")
+    return lines
+
+
+def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Source:
+    """One split of a data set; what is left out of it is logged.
+
+    Args:
+        data: the ``data`` section.
+        split: ``train``, ``val`` or ``test``.
+        pictures: reads and checks them, such as a ``Crop``, which decodes no finer than its views need.
+    """
+    source = build_source(data, split, pictures)
+    if isinstance(source, FilesSource) and source.problems:
+        LOG.warning("%s", source.left_out())
+    return source
+
+
+def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Source:
+    """One split of a data set, as `open_source` gives it; pictures that were found to be damaged are refused."""
+    component = find_component("data", data["type"], "Source")
+    known = inspect.signature(component).parameters
+    covered = getattr(pictures, "panorama_fov_deg", None)
+    if covered is not None and "reader" not in known:
+        raise ValueError(
+            f"crop.panorama_fov_deg={list(covered)} is for pictures in files, and those of data={data['name']} are "
+            "drawn whole. Leave it out."
+        )
+    remote = part_of(data, RemoteOptions)
+    others = ("type", "name", "dir", *part_of(data, AugmentOptions), *remote)
+    options = {k: v for k, v in source_arguments(data, split).items() if k not in others}
+    given = {
+        "split": split,
+        "reader": pictures.read,
+        "check": Decoded().checked(pictures.check),
+        "name": f"{data['name']}-{split}",
+        "dir": data.get("dir"),
+        "fetcher": Fetcher(RemoteOptions(**remote), ask_dead=_ask_dead(data, remote)),
+    }
+    source: Source = component(**options, **{key: value for key, value in given.items() if key in known})
+    return source
+
+
+def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
+    """Arguments of a split's source: ``train_scenes`` is ``scenes`` of the training split, other keys are common."""
+    arguments: dict[str, Any] = {}
+    for key, value in data.items():
+        prefix, _, rest = key.partition("_")
+        if prefix not in SPLITS:
+            arguments[key] = value
+        elif prefix == split:
+            arguments["path" if rest in ("csv", "json") else rest] = value
+    return arguments
+
+
+def _ask_dead(data: dict[str, Any], remote: dict[str, Any]) -> float:
+    """Before which time a link must have been dead to be asked for again, seconds since 1970.
+
+    Where bad entries are left out, what was dead stays so: a run that goes on must find the entries that it began
+    with, and the processes of one the same; those are started within a minute.
+    """
+    if data.get("on_error", "stop") == "stop":
+        return time.time()
+    return psutil.Process().create_time() - 60.0 if remote.get("remote_retry_dead") else 0.0
