@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MLFLOW_PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage check format ui clean
+.PHONY: help install demo quick test coverage check format ui clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ install: $(STAMP) ## Make .venv and install the package with its development too
 
 demo: $(STAMP) ## Train and evaluate all three stages on the built-in world
 	$(BIN)/python -m panollava.train experiment_name=demo
+
+quick: $(STAMP) ## Run the unit tests alone: a minute and a half on two cores
+	$(BIN)/python -m pytest -n logical tests/unit -m "not integration and not slow"
 
 test: $(STAMP) ## Run the whole test suite
 	$(BIN)/python -m pytest -n logical

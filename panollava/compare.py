@@ -26,11 +26,12 @@ from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
 from panollava.model.api import PanoLlava
 from panollava.run.conditions import answer_conditions, unequal
-from panollava.run.config_check import EvaluationOptions, check_generation, check_tracking
+from panollava.run.config_check import EvaluationOptions, check_tracking
 from panollava.run.data import asked_data, asked_name
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
 from panollava.run.restore import Restored, restore
 from panollava.run.run import open_tracker
+from panollava.run.sections import check_generation
 from panollava.run.sources import open_source
 from panollava.store.catalogue import StoreOptions, known_pictures
 from panollava.tracking.store import folders_of

@@ -18,12 +18,13 @@ from panollava.evaluation.results import write_measures
 from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console, counted
 from panollava.model.api import PanoLlava
-from panollava.run.config_check import EvaluationOptions, check_generation, check_tracking
+from panollava.run.config_check import EvaluationOptions, check_tracking
 from panollava.run.data import asked_data, asked_name
 from panollava.run.evaluate import answer_questions, answer_split
 from panollava.run.features import open_features
 from panollava.run.restore import Restored, measure, restore
 from panollava.run.run import open_tracker
+from panollava.run.sections import check_generation
 from panollava.run.sources import open_source
 from panollava.store.catalogue import StoreOptions, known_pictures
 from panollava.tracking.tracker import Tracker

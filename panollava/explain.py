@@ -18,7 +18,8 @@ from panollava.data.scenes.questions import CAPTION_REQUEST
 from panollava.evaluation.explain_picture import explain_picture
 from panollava.logs import LOG, configure_console
 from panollava.model.api import PanoLlava
-from panollava.run.config_check import check_generation, check_tracking
+from panollava.model.sight import Sight
+from panollava.run.config_check import check_tracking
 from panollava.run.image_commands import (
     check_remote,
     checked_out,
@@ -27,8 +28,8 @@ from panollava.run.image_commands import (
     world_scene,
     write_picture,
 )
-from panollava.run.restore import Sight
 from panollava.run.run import open_tracker
+from panollava.run.sections import check_generation
 from panollava.training.precision import choose_compute
 
 

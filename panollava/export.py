@@ -16,7 +16,7 @@ from panollava.logs import LOG, configure_console
 from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA, has_lora
 from panollava.model.vlm import PanoLlavaConfig
-from panollava.run.config_check import check_generation
+from panollava.run.sections import check_generation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -15,7 +15,6 @@ from panollava.crop.crop import Crop
 from panollava.data.remote.rules import RemoteOptions
 from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG, configure_console
-from panollava.run.config_check import check_crop
 from panollava.run.image_commands import (
     check_remote,
     checked_out,
@@ -24,6 +23,7 @@ from panollava.run.image_commands import (
     world_scene,
     write_picture,
 )
+from panollava.run.sections import check_crop
 
 VIEW_SIZE = 256
 """Side of a view in pixels where ``crop.view_size`` is null: no encoder is opened that would know better."""

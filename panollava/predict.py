@@ -20,9 +20,9 @@ from panollava.data.remote.one import is_address
 from panollava.data.remote.rules import RemoteOptions
 from panollava.logs import LOG, configure_console, say
 from panollava.model.api import PanoLlava
-from panollava.run.config_check import check_generation
 from panollava.run.image_commands import check_remote, find_panoramas
 from panollava.run.memory import answers_too_large, explained
+from panollava.run.sections import check_generation
 from panollava.training.precision import choose_compute
 
 Answered = tuple[Path, str]

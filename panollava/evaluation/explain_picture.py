@@ -20,7 +20,7 @@ from panollava.evaluation.explain import (
 )
 from panollava.evaluation.painting import TokenMap
 from panollava.evaluation.panels import HEAT, LIKENESS, PANEL, Panel, colours, fitted, heat, marked, page
-from panollava.run.restore import Sight
+from panollava.model.sight import Sight
 
 WHOLE = (1, 1)
 """Grid of views whose tokens stand in none."""

@@ -10,8 +10,7 @@ from pathlib import Path
 from panollava.data.remote.rules import RemoteOptions
 from panollava.logs import LOG, say
 from panollava.model.api import Conversation, PanoLlava
-from panollava.run.image_commands import named_panorama, write_picture
-from panollava.run.preflight import look
+from panollava.run.image_commands import look, named_panorama, write_picture
 
 HELP = """\
 /image <path>        look at another panorama, and begin anew; an address where data.remote allows it

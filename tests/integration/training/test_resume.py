@@ -1,0 +1,177 @@
+"""Whole stages of small backbones: the same twice, and the same after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.runs import (
+    QUICK,
+    UNTRACKED,
+    assert_same_bits,
+    backbones,
+    checkpoint_tensors,
+    command,
+    opened,
+    record,
+    run_train,
+    stage_folder,
+)
+
+from panollava import train
+from panollava.checkpoint import BEST, LAST, follow
+from panollava.run.build_stage import build_stage, start_from
+from panollava.training.loop import OptimiserStep
+
+Backbone = Callable[[str], Path]
+LEARNT = ("stage.finetune.epochs=2", "lora.dropout=0.3", "evaluation.enabled=false", "trainer.save_every_steps=2")
+"""Six steps; the adapter's dropout draws from the random state that a checkpoint brings back."""
+
+
+@pytest.fixture
+def arguments(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A quick run in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return [*backbones(backbone), *QUICK, UNTRACKED]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
+    """Calls `how` where the optimiser step of that number (from 1) would begin."""
+    original, taken = OptimiserStep.__call__, [0]
+
+    def call(self: OptimiserStep, *args: Any) -> dict[str, float]:
+        taken[0] += 1
+        if taken[0] == step:
+            how()
+        return original(self, *args)
+
+    monkeypatch.setattr(OptimiserStep, "__call__", call)
+
+
+def power_cut() -> None:
+    raise RuntimeError("power cut")
+
+
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def final(experiment: str, stage: str = "finetune") -> dict[str, torch.Tensor]:
+    """Everything the last checkpoint of a stage holds."""
+    last = follow(stage_folder(experiment, stage) / LAST)
+    assert last is not None
+    return checkpoint_tensors(last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_runs_and_one_that_crashed_are_the_same_to_the_bit(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    # The recorder refuses a step whose numbers are not those that the first run logged for it.
+    tracker = record(monkeypatch)
+    asked = [*arguments, "stage=finetune", *LEARNT]
+    run_train(*asked, "experiment_name=first")
+    whole = dict(tracker.kept)
+    assert {step for key, step in whole if key == "finetune/loss"} == set(range(1, 7))
+    workers_now = f"trainer.num_workers={workers}"
+    run_train(*asked, "experiment_name=second", workers_now)
+    assert_same_bits(final("second"), final("first"))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6, power_cut)  # in mid-epoch, after the save of step 4 and one more step
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_train(*asked, "experiment_name=cut", workers_now)
+    assert json.loads(Path("runs/cut/stage_state.json").read_text())["stages"].popitem()[1]["status"] == "failed"
+    run_train(*asked, "experiment_name=cut", workers_now)
+    assert_same_bits(final("cut"), final("first"))
+    assert tracker.kept == whole
+    assert {path.name for path in stage_folder("cut", "finetune").glob("*.ckpt")} == {
+        path.name for path in stage_folder("first", "finetune").glob("*.ckpt")
+    }
+
+
+def test_another_seed_is_another_run(arguments: list[str]) -> None:
+    asked = [*arguments, "stage=finetune", "trainer.max_steps=1", "evaluation.enabled=false"]
+    run_train(*asked, "experiment_name=first")
+    run_train(*asked, "experiment_name=other", "seed=1")
+    one, other = final("first"), final("other")
+    weights = "trained.safetensors:vision.resampler.layers.0.weight"
+    assert not torch.equal(one[weights], other[weights])
+
+
+def test_ctrl_c_is_resumed_to_the_bit(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Changed pictures are others in each epoch, and the same when an epoch is gone on with.
+    asked = [*arguments, "stage=vision", "stage.vision.epochs=2", "data.augment=true"]
+    run_train(*asked, "experiment_name=whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, ctrl_c)
+        assert command(patch, train, *asked, "experiment_name=stopped") == 130
+    error = capsys.readouterr().err
+    assert "Stage vision is saved at step 4; the same command goes on." in error
+    assert "Traceback" not in error
+    run_train(*asked, "experiment_name=stopped")
+    assert "resumes from" in capsys.readouterr().err
+    assert_same_bits(final("stopped", "vision"), final("whole", "vision"))
+
+
+def test_resuming_by_path_and_from_another_stage(arguments: list[str]) -> None:
+    run_train(*arguments, "stage=vision", "experiment_name=x")
+    checkpoint = follow(stage_folder("x", "vision") / LAST)
+    with pytest.raises(ValueError, match=r"resume=.*stage 'vision', not 'resampler'.*init_from="):
+        run_train(*arguments, "stage=resampler", "experiment_name=y", f"resume={checkpoint}")
+    # A longer training goes on from a path as from the folder itself.
+    longer = [*arguments, "stage=vision", "stage.vision.epochs=2"]
+    run_train(*longer, "experiment_name=z", f"resume={checkpoint}")
+    run_train(*longer, "experiment_name=x")
+    assert_same_bits(final("z", "vision"), final("x", "vision"))
+
+
+def test_best_weights_go_on_to_the_next_stage(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last epoch's validation loss is the worse one: what is handed on is the first epoch's."""
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr("panollava.training.loop.validate", lambda *args: {"loss": next(losses)})
+    run_train(*arguments, "stage=vision", "experiment_name=x", "stage.vision.epochs=2")
+    folder = stage_folder("x", "vision")
+    best, last = follow(folder / BEST), follow(folder / LAST)
+    assert best is not None
+    assert ("epoch01" in best.name, last is not None and "epoch02" in last.name) == (True, True)
+    with opened(*arguments, "stage=resampler", "experiment_name=x") as run:
+        trained = build_stage(run, "resampler").trained()
+        start_from(run, "resampler", trained, {})
+    tensors = load_file(best / "trained.safetensors")
+    shared = set(trained) & set(tensors)
+    assert shared == {name for name in tensors if name.startswith("vision.resampler.")}
+    assert all(torch.equal(trained[name], tensors[name]) for name in shared)
+
+
+@pytest.mark.parametrize("stage", ["vision", "finetune"])
+def test_bf16_trains_fp32_weights_close_to_fp32(arguments: list[str], stage: str) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        with opened(*arguments, f"trainer.precision={precision}", f"experiment_name={precision}") as run:
+            torch.manual_seed(0)
+            module = build_stage(run, stage)
+            step = OptimiserStep(
+                module,
+                module,
+                torch.optim.SGD(module.trained().values()),
+                run.compute.scaler(),
+                run.compute,
+                run.procs,
+                0.0,
+            )
+            window = next(iter(run.batches(stage, run.stage_options(stage)).windows(0)))
+            losses[precision] = step(window, lr=0.1)["loss"]
+            assert {parameter.dtype for parameter in module.trained().values()} == {torch.float32}
+            frozen = {p.dtype for p in module.parameters() if not p.requires_grad}
+            assert frozen == {torch.float32 if precision == "fp32" else torch.bfloat16}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert losses["bf16"] != losses["fp32"]

@@ -1,0 +1,92 @@
+"""The record of conditions: the same for the same content wherever it lies, another for any other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support.picture_files import by_pillow, gradient, noise
+
+from panollava.data.files import FilesSource
+from panollava.data.world import WorldSource
+from panollava.run.conditions import asked_record, differences, learnt_record, mismatch, told, unequal
+from panollava.store.identity import KnownPictures
+
+ROWS = ["a.png,what?,red", "a.png,what?,crimson", "b.png,where?,left"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set of two pictures and two questions."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(by_pillow(gradient(), "PNG"))
+    (folder / "b.png").write_bytes(by_pillow(noise(64, 128), "PNG"))
+    return written(folder, ROWS)
+
+
+def written(folder: Path, rows: list[str]) -> Path:
+    (folder / "test.csv").write_text("\n".join(["image,question,answer", *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
+def asked(folder: Path) -> dict[str, str]:
+    source = FilesSource(path=str(folder / "test.csv"), reader=lambda path: noise(64, 128), name="csv-test")
+    return asked_record(source, KnownPictures(None))
+
+
+def changed(folder: Path, before: dict[str, str]) -> list[str]:
+    return list(differences(before, asked(folder)))
+
+
+def test_a_split_is_its_texts_and_pictures_in_their_order(folder: Path) -> None:
+    before = asked(folder)
+    copy = shutil.copytree(folder, folder.with_name("elsewhere"))
+    assert asked(copy) == before
+    assert changed(written(copy, [ROWS[0], ROWS[1], "b.png,where?,right"]), before) == ["references"]
+    assert changed(written(copy, [ROWS[0], ROWS[1], "b.png,where now?,left"]), before) == ["questions"]
+    assert "questions" in changed(written(copy, ROWS[::-1]), before)
+    assert "questions" in changed(written(copy, ROWS[:2]), before)
+    written(copy, ROWS)
+    (copy / "a.png").write_bytes(by_pillow(gradient()[:, ::-1], "PNG"))
+    assert changed(copy, before) == ["pictures"]
+
+
+def test_the_world_is_known_by_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = KnownPictures(None)
+    test = [asked_record(WorldSource(split="test", scenes=2, seed=1), known) for _ in range(2)]
+    assert test[0] == test[1]
+    other = asked_record(WorldSource(split="test", scenes=2, seed=1, turn_deg=45.0), known)
+    assert set(differences(test[0], other)) == {"questions", "references", "pictures"} - {
+        key for key in other if other[key] == test[0][key]
+    }
+    assert "pictures" in differences(test[0], other)
+    train = learnt_record(WorldSource(split="train", scenes=2), known)
+    monkeypatch.setattr("numpy.__version__", "0")  # a library of another version draws the same
+    assert learnt_record(WorldSource(split="train", scenes=2), known) == train
+    painted = WorldSource.panorama
+    monkeypatch.setattr(WorldSource, "panorama", lambda self, index: 255 - painted(self, index))
+    assert list(differences(train, learnt_record(WorldSource(split="train", scenes=2), known))) == ["pictures"]
+
+
+def test_what_one_does_not_know_is_not_compared() -> None:
+    now = {"generation": {"max_new_tokens": 16, "beams": 1}, "precision": None, "language": "x"}
+    assert differences({"generation": {"max_new_tokens": 16, "beams": 1}, "precision": "bfloat16"}, now) == {}
+    found = differences({"generation": {"max_new_tokens": 1, "beams": 1}, "language": "y"}, now)
+    assert told(found) == "generation.max_new_tokens: 1 there, 16 now; other language"
+
+
+@pytest.mark.parametrize(("limit", "wanted", "fits"), [(None, 5, True), (5, 5, True), (9, 5, True), (5, None, False)])
+def test_a_limited_evaluation_is_no_full_one(limit: int | None, wanted: int | None, fits: bool) -> None:
+    found = mismatch({"conditions": {"weights": "w"}, "max_samples": limit}, {"weights": "w"}, wanted)
+    assert found == ({} if fits else {"max_samples": (limit, wanted)})
+    assert mismatch({"max_samples": limit}, {"weights": "w"}, wanted) is None
+
+
+def test_unequal_ways_of_answering_are_named() -> None:
+    one = {"generation": {"max_new_tokens": 16}, "precision": "float32", "crop": {"type": "e2p"}}
+    assert unequal({"a": one, "b": {**one, "crop": {"type": "resize"}}}) == []
+    assert unequal({"a": one, "b": {**one, "precision": "bfloat16"}}) == [
+        "precision is not the same for all: 'float32' (a), 'bfloat16' (b)"
+    ]

@@ -1,0 +1,61 @@
+"""The crop that a restored run is given, and the date that its prompts name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pytest
+from support.chat_templates import LLAMA32
+from support.runs import QUICK, UNTRACKED, backbones, opened
+
+from panollava.run import run as assembled
+from panollava.run.restore import _with_overrides
+from panollava.run.stage import stage_metadata
+from panollava.run_folder import METADATA, prompt_date, read_metadata, write_metadata
+from panollava.training.checkpointer import Progress
+
+
+def test_another_crop_reads_the_pictures_as_the_run_did() -> None:
+    recorded = {"type": "anyres_e2p", "fov_deg": 60.0, "overlap": 0.25, "pitch_rows_deg": [0.0], "view_size": 32}
+    pictures = {"renderer": "torch", "device": "cpu", "panorama_fov_deg": [180, 60]}
+    other = _with_overrides({**recorded, **pictures}, {"type": "e2p", "overlap": 0.0})
+    own = {"type": "e2p", "fov_deg": 90.0, "overlap": 0.0, "pitch_rows_deg": [0.0], "view_size": 32}
+    assert other == {**own, **pictures}
+    assert _with_overrides(recorded, {"panorama_fov_deg": [180, 60]})["panorama_fov_deg"] == [180, 60]
+
+
+def test_a_run_keeps_the_date_of_its_first_start(
+    backbone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(backbone("llama"), "language")
+    Path("language/chat_template.jinja").write_text(LLAMA32)
+    arguments = [*backbones(backbone), "language.name=language", *QUICK, UNTRACKED, "experiment_name=x"]
+    first, later = date(2024, 7, 3), date(2025, 1, 9)
+
+    def start(day: date, *more: str) -> str | None:
+        """The date of a run that is opened on a day, as its metadata of the resampler stage keeps it."""
+
+        class Today(date):
+            @classmethod
+            def today(cls) -> date:
+                return day
+
+        monkeypatch.setattr(assembled, "date", Today)
+        with opened(*arguments, *more) as run:
+            folder = run.experiment.stage_folder("resampler")
+            if not (folder / METADATA).is_file():
+                write_metadata(folder, stage_metadata(run, "resampler", Progress(), None), "")
+                (folder / "config.yaml").unlink()
+            assert run.backbones.prompt.format.date is not None
+            return run.backbones.prompt.format.date.isoformat()
+
+    assert start(first, "stage=resampler") == first.isoformat()
+    assert prompt_date(read_metadata(next(Path("runs/x/resampler").iterdir()))) == first
+    assert start(later, "stage=resampler") == first.isoformat()
+    assert start(later, "stage=finetune") == first.isoformat()
+    assert start(later, "stage=finetune", "overwrite=true") == first.isoformat()
+    assert start(later, "stage=resampler", "overwrite=true") == later.isoformat()

@@ -1,0 +1,276 @@
+"""The loop: validation, early stopping, where it saves, how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.toy_training import ALONE, CPU, ScriptedStage, Toy, ToyData, ToyStage, batch, steps
+
+from panollava.checkpoint import BEST, LAST, follow, read_state
+from panollava.logs import LOG
+from panollava.training.checkpointer import Progress
+from panollava.training.loop import OptimiserStep, validate
+from panollava.training.precision import choose_compute, recorded_compute
+
+
+def test_validation_weighs_samples_alike_however_they_are_batched() -> None:
+    stage = ToyStage()
+    level = float(stage.weight.detach().sum())
+    values = [1.0, 2.0, 3.0, 9.0]
+    expected = sum((value - level) ** 2 for value in values) / 4
+    for split in ([values], [values[:3], values[3:]], [[value] for value in values]):
+        data = ToyData([], [batch(*part) for part in split])
+        result = validate(stage, stage, data, CPU, ALONE)
+        assert result["loss"] == pytest.approx(expected)
+        assert result["pull"] == pytest.approx(expected)
+        assert result["pull/seen"] == pytest.approx(15 / 4)
+    assert not stage.training
+
+
+def test_an_empty_validation_split_is_refused() -> None:
+    stage = ToyStage()
+    with pytest.raises(ValueError, match="validation split"):
+        validate(stage, stage, ToyData([], []), CPU, ALONE)
+
+
+def test_epochs_steps_and_checkpoints(tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    result = toy.fit(steps(3), epochs=4)
+    assert (result.progress.epoch, result.progress.step_in_epoch, result.progress.global_step) == (4, 0, 12)
+    assert len(toy.checkpoints()) <= 2
+    last = follow(tmp_path / LAST)
+    assert last is not None
+    assert read_state(last)["progress"]["epoch"] == 4
+    assert not result.interrupted
+
+
+def test_best_is_the_lowest_validation_loss(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, ScriptedStage([3.0, 1.0, 2.0]))
+    result = toy.fit(steps(2), epochs=3)
+    assert result.progress.best_loss == 1.0
+    assert toy.checkpoints() == ["toy_epoch02_loss1.0000.ckpt", "toy_epoch03_loss2.0000.ckpt"]
+    assert [loss for _, loss in toy.saved] == [3.0, 1.0]
+
+
+def test_early_stopping_waits_for_patience_in_a_row(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, ScriptedStage([5.0, 6.0, 4.0, 5.0, 4.5, 1.0]))
+    result = toy.fit(steps(2), epochs=6, patience=2)
+    assert result.progress.epoch == 5  # 4.0 in the third epoch started the count anew
+    assert result.progress.best_loss == 4.0
+
+
+@pytest.mark.parametrize("step", [5, 7])
+def test_early_stopping_survives_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """In mid-epoch with the count at one, and right after the validation that ended the stage."""
+    losses = [3.0, 1.0, 2.0, 2.5, 0.5]
+    whole = Toy(tmp_path / "whole", ScriptedStage(losses))
+    ended = whole.fit(steps(2), epochs=5, patience=2)
+    assert ended.progress.epoch == 4
+    cut = Toy(tmp_path / "cut", ScriptedStage(losses))
+    with monkeypatch.context() as patch:
+        if step == 7:
+            patch.setattr("panollava.training.loop.Watch.validation", lambda self, metrics: _die_at(cut, 4))
+        else:
+            stop_before(patch, step + 1, power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            cut.fit(steps(2), epochs=5, patience=2)
+    last = follow(tmp_path / "cut" / LAST)
+    assert last is not None
+    epoch = read_state(last)["progress"]["epoch"]
+    again = Toy(tmp_path / "cut", ScriptedStage(losses[epoch:]))
+    result = again.fit(steps(2), again.checkpointer.restore(last), epochs=5, patience=2)
+    assert result.progress == ended.progress
+    assert torch.equal(again.weight(), whole.weight())
+    assert again.checkpoints() == whole.checkpoints()
+
+
+def _die_at(toy: Toy, epoch: int) -> None:
+    last = follow(toy.folder / LAST)
+    if last is not None and read_state(last)["progress"]["epoch"] == epoch:
+        power_cut()
+
+
+def test_validating_several_times_an_epoch(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, ScriptedStage([5.0, 4.0, 3.0, 2.0]))
+    toy.fit(steps(4), epochs=2, validations_per_epoch=2)
+    assert [epoch for epoch, _ in toy.saved] == [0, 1, 1, 2]
+
+
+def test_max_steps_ends_a_stage_with_a_validation(tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    result = toy.fit(steps(3), epochs=4, max_steps=5)
+    assert (result.progress.epoch, result.progress.step_in_epoch, result.progress.global_step) == (1, 2, 5)
+    assert follow(tmp_path / BEST) is not None
+    assert result.metrics["loss"] > 0
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, step: int, how: Any) -> None:
+    """Calls `how` where the optimiser step of that number (from 1) would begin."""
+    original, taken = OptimiserStep.__call__, [0]
+
+    def call(self: OptimiserStep, *args: Any) -> dict[str, float]:
+        taken[0] += 1
+        if taken[0] == step:
+            how()
+        return original(self, *args)
+
+    monkeypatch.setattr(OptimiserStep, "__call__", call)
+
+
+def power_cut() -> None:
+    raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize(("every", "step", "place"), [(1, 6, 5), (2, 6, 4), (2, 5, 4), (0, 6, 3)])
+def test_a_crash_loses_what_came_after_the_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, step: int, place: int
+) -> None:
+    whole = Toy(tmp_path / "whole")
+    whole.fit(steps(3), epochs=3, save_every_steps=every)
+    with monkeypatch.context() as patch:
+        stop_before(patch, step, power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            Toy(tmp_path / "cut").fit(steps(3), epochs=3, save_every_steps=every)
+    again = Toy(tmp_path / "cut")
+    last = follow(tmp_path / "cut" / LAST)
+    assert last is not None
+    progress = again.checkpointer.restore(last)
+    assert progress.global_step == place
+    again.fit(steps(3), progress, epochs=3, save_every_steps=every)
+    assert torch.equal(again.weight(), whole.weight())
+    assert again.checkpoints() == whole.checkpoints()
+
+
+class Clock:
+    """Time that passes only where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_time_samples_and_memory_are_those_of_the_whole_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("panollava.training.loop.time", clock)
+    monkeypatch.setattr("panollava.training.precision._process_peak_gb", lambda: 8.0 if clock.now < 30 else 2.0)
+    original, taken = OptimiserStep.__call__, []
+
+    def step(self, *args):
+        clock.now += 10.0
+        taken.append(clock.now)
+        if len(taken) == 3:  # two steps were saved, the third is lost with its seconds
+            power_cut()
+        return original(self, *args)
+
+    monkeypatch.setattr(OptimiserStep, "__call__", step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        Toy(tmp_path).fit(steps(3), save_every_steps=1)
+    clock.now = 1000.0
+    again = Toy(tmp_path)
+    last = follow(tmp_path / LAST)
+    assert last is not None
+    whole = again.fit(steps(3), again.checkpointer.restore(last)).progress
+    assert (whole.seconds, whole.step_seconds, whole.samples, whole.peak_memory_gb) == (30.0, 30.0, 6, 8.0)
+    extended = Toy(tmp_path)
+    last = follow(tmp_path / LAST)
+    assert last is not None
+    longer = extended.fit(steps(3), extended.checkpointer.restore(last), epochs=2).progress
+    assert (longer.seconds, longer.samples, longer.samples_per_second) == (60.0, 12, 0.2)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stop_before(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+    toy = Toy(tmp_path)
+    result = toy.fit(steps(3), epochs=2)
+    assert result.interrupted
+    assert result.progress.global_step == step
+    assert signal.getsignal(signal.SIGINT) is before
+    again = Toy(tmp_path)
+    last = follow(tmp_path / LAST)
+    assert last is not None
+    assert again.checkpointer.restore(last) == result.progress
+    assert torch.equal(again.weight(), toy.weight())
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stop_before(monkeypatch, 2, twice)
+    with pytest.raises(KeyboardInterrupt):
+        Toy(tmp_path).fit(steps(3))
+
+
+def test_a_finished_stage_takes_no_further_step(tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    toy.fit(steps(2))
+    before = toy.weight()
+    result = toy.fit(steps(2), Progress(epoch=1, global_step=2))
+    assert result.progress.global_step == 2
+    assert torch.equal(toy.weight(), before)
+
+
+def test_number_formats() -> None:
+    assert choose_compute("cpu", "auto").dtype is torch.float32
+    half = choose_compute("cpu", "bf16")
+    assert half.dtype is torch.bfloat16
+    with half.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+    assert not half.scaler().is_enabled()
+    with pytest.raises(ValueError, match=r"trainer\.precision=fp16.*bf16"):
+        choose_compute("cpu", "fp16")
+    with pytest.raises(ValueError, match=r"trainer\.device=cpuu"):
+        choose_compute("cpuu", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:2", r"device=cuda:2: PyTorch sees 2 GPUs, from cuda:0 on\. Use device=auto\."),
+        ("mps", r"device=mps: this machine has no GPU of Apple's\."),
+        ("meta", r"device=meta: known are auto, cpu, cuda, cuda:1, mps\."),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch, device: str, message: str) -> None:
+    two_gpus(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        choose_compute(device, "fp32", section="")
+
+
+def two_gpus(monkeypatch: pytest.MonkeyPatch, *, bf16: bool = True) -> None:
+    """A machine with two GPUs, of a kind that has bf16 or imitates it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+
+
+def test_what_a_gpu_only_imitates_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LOG, "propagate", True)
+    two_gpus(monkeypatch)
+    assert choose_compute("auto", "auto").dtype is torch.bfloat16
+    two_gpus(monkeypatch, bf16=False)
+    assert choose_compute("auto", "auto").dtype is torch.float32
+    assert not caplog.text
+    assert choose_compute("cuda:1", "bf16").dtype is torch.bfloat16
+    assert "trainer.precision=bf16 is imitated by this GPU, slowly: fp16 is what it has." in caplog.text
+
+
+def test_a_run_is_opened_as_it_was_trained_where_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recorded_compute("cpu", "fp16").dtype is torch.float32
+    assert recorded_compute("cpu", "bf16").dtype is torch.bfloat16
+    two_gpus(monkeypatch)
+    assert recorded_compute("auto", "fp16").dtype is torch.float16
+    assert recorded_compute("cuda", "fp32").dtype is torch.float32
