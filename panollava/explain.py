@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.fetch import FetchOptions
 from panollava.data.scenes.questions import CAPTION_REQUEST
 from panollava.evaluation.explain_picture import explain_picture
 from panollava.logs import LOG, configure_console
@@ -21,7 +21,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.sight import Sight
 from panollava.run.config_check import check_tracking
 from panollava.run.image_commands import (
-    check_remote,
+    check_fetch,
     checked_out,
     named_panorama,
     read_twice,
@@ -56,8 +56,8 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/explain.yaml`` and the command line.
     """
     configure_console()
-    options, remote, tracking, generation = _checked(cfg)
-    image = None if options.image is None else named_panorama(options.image, remote)
+    options, fetch, tracking, generation = _checked(cfg)
+    image = None if options.image is None else named_panorama(options.image, fetch)
     out = checked_out(Path(options.out).expanduser(), image, "explain.png")
     compute = choose_compute(options.device, "auto", section="")
     sight = Sight.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
@@ -107,14 +107,14 @@ def _asked(
     return question, answer
 
 
-def _checked(cfg: DictConfig) -> tuple[ExplainOptions, RemoteOptions, dict[str, Any], dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[ExplainOptions, FetchOptions, dict[str, Any], dict[str, Any]]:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking, remote, generation = (values.pop(key) for key in ("tracking", "data", "generation"))
-    problems = check_section(values, ExplainOptions, "") + check_remote(remote) + check_tracking(tracking)
+    tracking, fetch, generation = (values.pop(key) for key in ("tracking", "fetch", "generation"))
+    problems = check_section(values, ExplainOptions, "") + check_fetch(fetch) + check_tracking(tracking)
     refuse(problems + check_generation(generation, recorded=True))
-    return ExplainOptions(**values), RemoteOptions(**remote), tracking, generation
+    return ExplainOptions(**values), FetchOptions(**fetch), tracking, generation
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.fetch import FetchOptions
 from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG, configure_console
 from panollava.run.image_commands import (
-    check_remote,
+    check_fetch,
     checked_out,
     named_panorama,
     read_twice,
@@ -45,8 +45,8 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/gallery.yaml`` and the command line.
     """
     configure_console()
-    options, remote, spec = _checked(cfg)
-    image = None if options.image is None else named_panorama(options.image, remote)
+    options, fetch, spec = _checked(cfg)
+    image = None if options.image is None else named_panorama(options.image, fetch)
     out = checked_out(Path(options.out).expanduser(), image, "gallery.png")
     size = spec.get("view_size") or VIEW_SIZE
     crop = Crop.from_spec(spec, view_size=(size, size))
@@ -57,14 +57,14 @@ def main(cfg: DictConfig) -> None:
     LOG.info("Picture: %s", out)
 
 
-def _checked(cfg: DictConfig) -> tuple[GalleryOptions, RemoteOptions, dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[GalleryOptions, FetchOptions, dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    spec, remote = values.pop("crop"), values.pop("data")
-    problems = check_section(values, GalleryOptions, "") + check_remote(remote) + check_crop(spec)
+    spec, fetch = values.pop("crop"), values.pop("fetch")
+    problems = check_section(values, GalleryOptions, "") + check_fetch(fetch) + check_crop(spec)
     if spec.get("panorama_fov_deg") is not None and values["image"] is None:
         problems.append("crop.panorama_fov_deg needs image=<file>: the panorama of the built-in world is a whole one.")
     refuse(problems)
-    return GalleryOptions(**values), RemoteOptions(**remote), spec
+    return GalleryOptions(**values), FetchOptions(**fetch), spec
 
 
 def _panoramas(image: Path | None, crop: Crop) -> tuple[np.ndarray, np.ndarray]:

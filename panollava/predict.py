@@ -16,11 +16,11 @@ from torch import Tensor
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
-from panollava.data.remote.one import is_address
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.csv import is_address
+from panollava.data.fetch import FetchOptions
 from panollava.logs import LOG, configure_console, say
 from panollava.model.api import PanoLlava
-from panollava.run.image_commands import check_remote, find_panoramas
+from panollava.run.image_commands import check_fetch, find_panoramas
 from panollava.run.memory import answers_too_large, explained
 from panollava.run.sections import check_generation
 from panollava.training.precision import choose_compute
@@ -48,8 +48,8 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/predict.yaml`` and the command line.
     """
     configure_console()
-    options, remote, generation = _checked(cfg)
-    paths = find_panoramas(options.image, remote)
+    options, fetch, generation = _checked(cfg)
+    paths = find_panoramas(options.image, fetch)
     out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")
     pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
@@ -100,7 +100,7 @@ def _groups(items: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[list[tu
         yield group
 
 
-def _checked(cfg: DictConfig) -> tuple[PredictOptions, RemoteOptions, dict[str, Any]]:
+def _checked(cfg: DictConfig) -> tuple[PredictOptions, FetchOptions, dict[str, Any]]:
     missing = [key for key in ("checkpoint", "image", "question") if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise ValueError(
@@ -108,12 +108,12 @@ def _checked(cfg: DictConfig) -> tuple[PredictOptions, RemoteOptions, dict[str, 
             'question="what is behind me?".'
         )
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    remote, generation = values.pop("data"), values.pop("generation")
-    problems = check_section(values, PredictOptions, "") + check_remote(remote)
+    fetch, generation = values.pop("fetch"), values.pop("generation")
+    problems = check_section(values, PredictOptions, "") + check_fetch(fetch)
     refuse(problems + check_generation(generation, recorded=True))
     if not str(values["question"]).strip():
         raise ValueError("question= is empty: write what you want to know.")
-    return PredictOptions(**values), RemoteOptions(**remote), generation
+    return PredictOptions(**values), FetchOptions(**fetch), generation
 
 
 def _checked_out(out: Path) -> Path:

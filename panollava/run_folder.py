@@ -27,13 +27,6 @@ from panollava.untrusted import read_document
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
 
 MAY_DIFFER = (
-    "data.remote",
-    "data.remote_cache",
-    "data.remote_connections",
-    "data.remote_max_mb",
-    "data.remote_retry_dead",
-    "data.remote_timeout_s",
-    "data.remote_tries",
     "dry_run",
     "evaluation",
     "experiment_name",
@@ -72,6 +65,16 @@ _PATHS = {
     "evaluation": ("clip",),
 }
 """Settings of a run, by section, that may be paths."""
+_FETCHING = {
+    "remote",
+    "remote_cache",
+    "remote_connections",
+    "remote_max_mb",
+    "remote_retry_dead",
+    "remote_timeout_s",
+    "remote_tries",
+}
+"""Keys of ``data`` with which training fetched pictures, in records of up to version 0.2."""
 _NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}
 """What nothing can be opened without, of ``checkpoint_metadata.json``."""
 
@@ -224,14 +227,18 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A config or metadata of an older form, in the words that say the same run today.
 
     Up to version 0.1 ``model.join=stitch`` was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and
-    no positions, and stage 1 paired columns by itself also where tiles look up or down.
+    no positions, and stage 1 paired columns by itself also where tiles look up or down. Keys of ``data`` with which
+    training fetched pictures are left out.
 
     Args:
         record: with a section ``model``; of today's form it comes back as it is.
     """
+    result = dict(record)
+    if isinstance(data := result.get("data"), Mapping):
+        result["data"] = {key: value for key, value in data.items() if key not in _FETCHING}
     if record.get("form") == FORM or not isinstance(record.get("model"), Mapping):
-        return dict(record)
-    result = copy.deepcopy(dict(record))
+        return result
+    result = copy.deepcopy(result)
     model = result["model"]
     if model.get("join") == "stitch":
         model["join"] = "stitch_nearest"

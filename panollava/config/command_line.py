@@ -196,7 +196,6 @@ TEXT_KEYS = frozenset(
         "data.name",
         "data.query_column",
         "data.query_template",
-        "data.remote_cache",
         "data.test_csv",
         "data.test_json",
         "data.train_csv",
@@ -206,6 +205,7 @@ TEXT_KEYS = frozenset(
         "evaluation.clip",
         "evaluation.results_dir",
         "experiment_name",
+        "fetch.folder",
         "folder",
         "hydra.sweep.dir",
         "image",
@@ -408,7 +408,17 @@ def check_groups(line: CommandLine) -> None:
             raise ValueError(f"{override.input_line}: a group always has an option. Choose one of {options}.")
 
 
+NO_REMOTE = (
+    "Training and evaluation read pictures from files. Those at addresses are fetched once by "
+    "python -m panollava.fetch data=…, which also writes the data file to train on; a command that takes one "
+    "picture, such as panollava.predict, fetches image=https://… by itself, from the hosts of fetch.hosts"
+)
+"""What became of the keys ``data.remote*``."""
+
+
 def _unknown(key: str, known: Collection[str]) -> str:
+    if key.startswith("data.remote"):
+        return f"{key} is not a key any more. {NO_REMOTE}."
     section = key.rpartition(".")[0]
     same = [other for other in known if other.endswith(f".{key}")]
     is_clear = len(same) == 1 and same[0].partition(".")[2] == key  # without its section, as in overlap=0

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +87,41 @@ def read_json(path: Path) -> Listing:
     for number, (line, value) in enumerate(_items(path, text), start=1):
         listing.add(number, f"entry {number} (line {line})", value)
     return listing.finished(path)
+
+
+def with_pictures(path: Path, file_of: Callable[[str], str | None]) -> str:
+    """The text of a conversation file with other names of its pictures.
+
+    Args:
+        path: file that `read_json` or `read_jsonl` reads.
+        file_of: the new name of a picture; None leaves its entries out.
+    """
+    text = path.read_text("utf-8-sig")
+    if path.suffix.lower() == ".json":
+        values = [_with_picture(value, file_of) for _, value in _items(path, text)]
+        return "[\n" + ",\n".join(_encoded(value) for value in values if value is not None) + "\n]\n"
+    lines = []
+    for line in text.split("\n"):
+        try:
+            value = _with_picture(_DECODER.decode(line.rstrip()), file_of)
+        except (ValueError, RecursionError):  # a bad line stays as it is
+            lines.append(line)
+        else:
+            lines += [] if value is None else [_encoded(value)]
+    return "\n".join(lines)
+
+
+def _with_picture(value: Any, file_of: Callable[[str], str | None]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    named = {key: text for key, text in value.items() if key.strip().lower() in IMAGE_KEYS and isinstance(text, str)}
+    files = {key: file_of(text.strip()) for key, text in named.items()}
+    return None if None in files.values() else value | files
+
+
+def _encoded(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if wrong_text(text) else text
 
 
 class _Collected:

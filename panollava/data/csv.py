@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -185,6 +186,11 @@ def too_many_pictures(count: int) -> str:
     return f"asks about {count} pictures, and an entry has one: <image> stands {count} times in its questions"
 
 
+def is_address(image: str) -> bool:
+    """Whether a name of a picture is an http(s) address."""
+    return image.lower().startswith(("http://", "https://"))
+
+
 def spelling(image: str) -> str:
     """One text for all spellings of a picture's name, as far as the name itself tells."""
     name = unicodedata.normalize("NFC", image)
@@ -354,6 +360,18 @@ class Table:
         if is_empty:
             raise ValueError(f"{self._path}: there are no rows below the header {','.join(self.header)}.")
 
+    def with_pictures(self, file_of: Callable[[str], str | None]) -> str:
+        """The table as text, with other names of its pictures; rows of which `file_of` gives None are left out."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.header)
+        at = self._places["image"]
+        for _, _, cells, _ in self._records:
+            name = file_of(cells[at].strip()) if len(cells) > at else ""
+            if name is not None:
+                writer.writerow([*cells[:at], name, *cells[at + 1 :]])
+        return text.getvalue()
+
     def _found(self, columns: Mapping[str, Column]) -> dict[str, int]:
         """Place of each role's column."""
         named = {role: self._named(column.named) for role, column in columns.items() if column.named is not None}
@@ -447,8 +465,7 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
         FileNotFoundError: there is no such file.
         ValueError: no UTF-8 CSV, a column is missing or could be several, or there are no rows.
     """
-    columns = {role: Column(names, f"data.{role}_column", named[role]) for role, names in ALIASES.items()}
-    table = Table(found_file(path), columns | {"directions": Column((DIRECTIONS_KEY,), is_needed=False)})
+    table = Table(found_file(path), _columns(named) | {"directions": Column((DIRECTIONS_KEY,), is_needed=False)})
     table.tell()
     names = table.names
     template, placed = drop_placeholders(query_template)
@@ -478,6 +495,21 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
             turns = ((question, annotation),)
             entries.append(Entry(row.number, place, image, f"column {names['image']}", turns, directions=directions))
     return Listing("row", count, entries, problems)
+
+
+def with_pictures(path: Path, named: Mapping[str, str | None], file_of: Callable[[str], str | None]) -> str:
+    """The text of a table with other names of its pictures.
+
+    Args:
+        path: file that `read_csv` reads.
+        named: see `read_csv`.
+        file_of: the new name of a picture; None leaves its rows out.
+    """
+    return Table(path, _columns(named)).with_pictures(file_of)
+
+
+def _columns(named: Mapping[str, str | None]) -> dict[str, Column]:
+    return {role: Column(names, f"data.{role}_column", named[role]) for role, names in ALIASES.items()}
 
 
 def _unusable(text: str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,19 @@ import numpy as np
 
 from panollava.crop.image_file import Panorama, check_panorama
 from panollava.data.conversations import read_json, read_jsonl
-from panollava.data.csv import BadEntries, Entry, Listing, Problem, bad_numbers, in_places, read_csv, shown, summary
-from panollava.data.remote.fetch import Fetched, Fetcher
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.csv import (
+    LISTED_PROBLEMS,
+    BadEntries,
+    Entry,
+    Listing,
+    Problem,
+    bad_numbers,
+    in_places,
+    is_address,
+    read_csv,
+    shown,
+    summary,
+)
 from panollava.data.scenes.questions import turn_words
 from panollava.data.source import Directions, Question, Record
 from panollava.logs import LOG
@@ -64,36 +75,11 @@ class Pictures:
     Args:
         folder: to which relative names are relative.
         inside: further folders in which pictures may lie; one outside them and `folder` is refused.
-        fetcher: fetches what is named by an address; None fetches nothing.
     """
 
-    def __init__(self, folder: Path, *, inside: Sequence[Path] = (), fetcher: Fetcher | None = None) -> None:
+    def __init__(self, folder: Path, *, inside: Sequence[Path] = ()) -> None:
         self.folder = folder
-        self._fetcher = fetcher or Fetcher(RemoteOptions())
-        self._fetched = Fetched()
         self._allowed = [os.path.abspath(each) for each in (folder, *inside)]
-
-    def fetch(self, places: Iterable[tuple[str, str]], *, file: Path, name: str) -> None:
-        """Fetches the pictures that are named by addresses, before their paths are asked for.
-
-        Args:
-            places: names of pictures and where they stand in the file, such as ``row 5``; in the file's order.
-            file: the data file.
-            name: of the split.
-
-        Raises:
-            ValueError: ``data.remote`` does not allow some of them.
-            OSError: the folder of the fetched pictures cannot be written.
-        """
-        links: dict[str, list[str]] = {}
-        for image, place in places:
-            if _ADDRESS.match(image):
-                links.setdefault(image, []).append(place)
-        if links:
-            # Here, as its reports are written by a module that brings in torch, and most data sets have no links.
-            from panollava.data.remote.links import fetch_links
-
-            self._fetched = fetch_links(self._fetcher, links, file, name)
 
     def path(self, image: str) -> str:
         """Path of a picture, which need not be there.
@@ -101,12 +87,13 @@ class Pictures:
         Links are followed: whoever can make one in the folder can put a picture there as well.
 
         Raises:
-            ValueError: the name is an address that gave no picture, or leads out of the folders of the data set.
+            ValueError: the name is an address, or leads out of the folders of the data set.
         """
         if _ADDRESS.match(image):
-            if image in self._fetched.paths:
-                return str(self._fetched.paths[image])
-            raise ValueError(f"{image}: {self._fetched.dead.get(image, 'not fetched')}")
+            scheme = image.partition(":")[0].lower()
+            if scheme not in ("http", "https"):
+                raise ValueError(f"{image}: {scheme}: pictures are fetched by http and https alone")
+            raise ValueError(f"{image}: not fetched; python -m panollava.fetch brings pictures at addresses")
         if image.startswith("data:"):
             raise ValueError("a picture inside of the text (data:…) is not read. Save it as a file and give its name")
         if len(image) > _LONGEST:
@@ -153,7 +140,7 @@ class FilesSource:
         name: name of the split in sample ids; the folder and stem of `path` where empty.
         on_error: `stop` refuses a file with bad entries, `skip` leaves them out.
         names_directions: how the texts do so, of entries that do not say it themselves (see ``records.Directions``).
-        fetcher: fetches pictures that are named by addresses; None fetches none.
+        split: `train`, `val` or `test`, which the error about addresses names.
         image_column, query_column, annotation_column: names of a CSV's columns where they are not among
             `ALIASES` or where several could be meant.
         query_template: question made of a CSV's query, such as ``Describe the {query} in this panorama.``
@@ -168,8 +155,7 @@ class FilesSource:
     Raises:
         FileNotFoundError: there is no such file.
         BadEntries: some entries are bad and `on_error` is `stop`, or all are.
-        ValueError: the file cannot be read, there is nothing in it, or it names addresses that are not allowed.
-        OSError: the folder of the fetched pictures cannot be written.
+        ValueError: the file cannot be read, there is nothing in it, or it names pictures by addresses.
     """
 
     def __init__(
@@ -183,7 +169,7 @@ class FilesSource:
         name: str = "",
         on_error: Literal["stop", "skip"] = "stop",
         names_directions: Literal["unknown", "none", "words"] = "unknown",
-        fetcher: Fetcher | None = None,
+        split: str = "train",
         image_column: str | None = None,
         query_column: str | None = None,
         annotation_column: str | None = None,
@@ -197,14 +183,15 @@ class FilesSource:
         self._check = check
         beside = self.path.parent
         folder = beside if image_dir is None else Path(image_dir).expanduser()
-        self._pictures = Pictures(
-            folder, inside=[beside, *([] if dir is None else [Path(dir).expanduser()])], fetcher=fetcher
-        )
+        self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir).expanduser()])])
         self._directions: Directions = names_directions
         columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
         self.panoramas: dict[str, Panorama] = {}
-        listing = _listing(self.path, columns, query_template)
+        listing = read_listing(self.path, columns, query_template)
         self._unit = listing.unit
+        if remote := [entry.place for entry in listing.entries if is_address(entry.image)]:
+            named = {"image_dir": image_dir, **{f"{role}_column": name for role, name in columns.items()}}
+            raise ValueError(_fetch_first(self.path, split, remote, named))
         self._paths, self.identities, unusable = self._looked_at(listing.entries)
         self.count = listing.count
         self.problems = sorted([*listing.problems, *unusable])
@@ -289,7 +276,6 @@ class FilesSource:
 
     def _looked_at(self, entries: Sequence[Entry]) -> tuple[dict[str, str], dict[str, Identity], list[Problem]]:
         """Path of every name of a picture, what the files are known by, and the pictures that cannot be used."""
-        self._pictures.fetch(((entry.image, entry.place) for entry in entries), file=self.path, name=self.name)
         images: dict[str, list[Entry]] = {}
         for entry in entries:
             images.setdefault(entry.image, []).append(entry)
@@ -334,7 +320,31 @@ class FilesSource:
         return ""
 
 
-def _listing(path: Path, columns: dict[str, str | None], query_template: str) -> Listing:
+def _fetch_first(path: Path, split: str, places: Sequence[str], named: Mapping[str, str | None]) -> str:
+    """The error about a data file that names addresses, with the command that fetches them."""
+    kind = "csv" if path.suffix.lower() == ".csv" else "json"
+    keys = {f"{split}_{kind}": str(path), **{key: value for key, value in named.items() if value is not None}}
+    words = " ".join(f"data.{key}={shlex.quote(value)}" for key, value in keys.items())
+    more = f" and {len(places) - LISTED_PROBLEMS} more" if len(places) > LISTED_PROBLEMS else ""
+    return (
+        f"{path}: pictures are named by addresses ({', '.join(places[:LISTED_PROBLEMS])}{more}), and only files are "
+        f"read. Fetch them first, which also writes a data file that names the files:\n"
+        f"  python -m panollava.fetch data={kind} {words} splits=[{split}]"
+    )
+
+
+def read_listing(path: Path, columns: dict[str, str | None], query_template: str) -> Listing:
+    """The entries of a data file, which its suffix says how to read.
+
+    Args:
+        path: the file.
+        columns: of a CSV, by role; None where they are found by their names.
+        query_template: see `FilesSource`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or there is nothing in it.
+    """
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return read_csv(path, columns, query_template)

@@ -220,8 +220,8 @@ def read_picture(image: Picture, crop: Crop) -> np.ndarray:
     """
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
         raise ValueError(
-            f"{image}: pictures are not fetched here. Give its file, such as panollava.data.remote.one.fetch_panorama("
-            "address, RemoteOptions(remote=True)) fetches it."
+            f"{image}: pictures are not fetched here. Give its file, such as panollava.data.fetch.fetch_panorama("
+            "address, FetchOptions()) fetches it."
         )
     if _is_content(image):
         image = _content(image)

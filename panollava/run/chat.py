@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.fetch import FetchOptions
 from panollava.logs import LOG, say
 from panollava.model.api import Conversation, PanoLlava
 from panollava.run.image_commands import look, named_panorama, write_picture
 
 HELP = """\
-/image <path>        look at another panorama, and begin anew; an address where data.remote allows it
+/image <path>        look at another panorama, and begin anew; a file or an http(s) address
 /view <yaw> <pitch>  save the view in a direction as a picture; degrees to the right and up
 /reset               forget what was said
 /help                these lines
@@ -25,15 +25,15 @@ class Chat:
 
     Args:
         pano: the model.
-        remote: which panoramas may be named by addresses; None: none.
+        fetch: how panoramas that are named by addresses are fetched.
 
     Attributes:
         image: the panorama that is talked about, None until there is one.
         conversation: about it.
     """
 
-    def __init__(self, pano: PanoLlava, *, remote: RemoteOptions | None = None) -> None:
-        self._pano, self._remote = pano, remote or RemoteOptions()
+    def __init__(self, pano: PanoLlava, *, fetch: FetchOptions | None = None) -> None:
+        self._pano, self._fetch = pano, fetch or FetchOptions()
         self.image: Path | None = None
         self.conversation: Conversation | None = None
 
@@ -86,7 +86,7 @@ class Chat:
         if not image:
             raise ValueError("/image needs the path of a panorama.")
         unquoted = image[1:-1] if len(image) > 1 and image[0] == image[-1] and image[0] in "'\"" else image
-        path = named_panorama(unquoted, self._remote)
+        path = named_panorama(unquoted, self._fetch)
         self.conversation = self._pano.chat(path)
         self.image = path
         LOG.info("Looking at %s. /help lists the commands.", unquoted)

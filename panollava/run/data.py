@@ -369,7 +369,7 @@ def asked_data(options: Asked, recorded: Mapping[str, Any], *, turn_deg: float |
             "query_column",
             "annotation_column",
         )
-        template = {key: value for key, value in data.items() if key in read_as or key.startswith("remote")}
+        template = {key: value for key, value in data.items() if key in read_as}
         data = {"type": "files", "name": "csv", f"{options.split}_csv": options.csv_input, **template}
     if changes and data["type"] != "world":
         raise ValueError(f"{', '.join(changes)}: only the built-in world has these, and the data are {data['type']}.")

@@ -18,8 +18,8 @@ from panollava.crop.image_file import parse_header, read_panorama, tilted
 from panollava.crop.partial import Covered
 from panollava.crop.render import render_views
 from panollava.crop.strategies import whole_view
-from panollava.data.remote.one import fetch_panorama, is_address
-from panollava.data.remote.rules import RemoteOptions, check_hosts
+from panollava.data.csv import is_address
+from panollava.data.fetch import FetchOptions, check_hosts, fetch_panorama
 from panollava.data.world import WorldSource
 from panollava.evaluation.drawing import encode_png
 from panollava.logs import LOG
@@ -75,31 +75,31 @@ _SUFFIXES = {".jpg", ".jpeg", ".png"}
 """Names by which a file is meant to be a picture, so that one with other content is named with what is wrong."""
 
 
-def check_remote(section: Mapping[str, Any]) -> list[str]:
-    """Problems of the ``data`` section of a command that asks about a picture: ``remote`` and what belongs to it."""
-    return check_section(section, RemoteOptions, "data") + check_hosts(section.get("remote", False))
+def check_fetch(section: Mapping[str, Any]) -> list[str]:
+    """Problems of the section ``fetch``."""
+    return check_section(section, FetchOptions, "fetch") + check_hosts(section.get("hosts"))
 
 
-def named_panorama(image: str, remote: RemoteOptions) -> Path:
+def named_panorama(image: str, fetch: FetchOptions) -> Path:
     """The path of ``image``, which is fetched where it is an address; a path need not be there.
 
     Raises:
-        ValueError: an address that ``data.remote`` does not allow, or that gave no picture.
+        ValueError: an address that gave no picture, or whose host ``fetch.hosts`` does not allow.
         OSError: the folder of fetched pictures cannot be written.
     """
-    path = fetch_panorama(image, remote) if is_address(image) else Path(image).expanduser()
+    path = fetch_panorama(image, fetch) if is_address(image) else Path(image).expanduser()
     _tell_tilt([path])
     return path
 
 
-def find_panoramas(image: str, remote: RemoteOptions) -> list[Path]:
+def find_panoramas(image: str, fetch: FetchOptions) -> list[Path]:
     """The file that ``image`` names, or all JPEG and PNG files of a folder, whatever their names, sorted by these.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no picture in the folder.
         ValueError, OSError: as of ``named_panorama``.
     """
-    path = named_panorama(image, remote)
+    path = named_panorama(image, fetch)
     if not image or not path.exists():
         raise FileNotFoundError(f"image={image}: there is no such file or folder. Check the path.")
     if not path.is_dir():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -15,16 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 
 from panollava.component import find_component
 from panollava.config.check import check_section
+from panollava.config.command_line import NO_REMOTE
 from panollava.crop.image_file import DECODERS, DIVISORS, decode_panorama
 from panollava.crop.partial import Covered
 from panollava.data.augment import AugmentOptions
 from panollava.data.files import FilesSource, alike
-from panollava.data.remote.fetch import Fetcher
-from panollava.data.remote.rules import RemoteOptions, check_hosts
 from panollava.data.source import Source
 from panollava.logs import LOG, counted
 from panollava.store.identity import file_state
@@ -107,7 +104,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 SPLITS = ("train", "val", "test")
-GIVEN = ("split", "dir", "reader", "check", "fetcher", "name")
+GIVEN = ("split", "dir", "reader", "check", "name")
 """Arguments of a source that are no keys of ``data``, or keys that every data set has."""
 
 
@@ -140,23 +137,21 @@ def check_data(section: Mapping[str, Any]) -> list[str]:
         source = find_component("data", str(kind), "Source")
     except ValueError as error:
         return [*problems, str(error)]
-    parts: list[type] = [AugmentOptions]
-    if "fetcher" in inspect.signature(source).parameters:
-        parts.append(RemoteOptions)
-        problems += check_hosts(data.get("remote", False))
-    for options in parts:
-        part = part_of(data, options)
-        problems += check_section(part, options, "data")
-        data = {key: value for key, value in data.items() if key not in part}
+    known = inspect.signature(source).parameters
+    if old := [key for key in data if key.startswith("remote") and key not in known]:
+        problems.append(f"data.{', data.'.join(old)}: not a key any more. {NO_REMOTE}.")
+    part = part_of(data, AugmentOptions)
+    problems += check_section(part, AugmentOptions, "data")
+    data = {key: value for key, value in data.items() if key not in part and key not in old}
     for split in SPLITS:
         found = check_section(source_arguments(data, split), source, "data", given=GIVEN)
         for line in found:
-            line = line.replace("data.path", f"data.{_file_key(data, split)}", 1)
+            line = line.replace("data.path", f"data.{file_key(data, split)}", 1)
             problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
     return list(dict.fromkeys(problems))
 
 
-def _file_key(data: dict[str, Any], split: str) -> str:
+def file_key(data: dict[str, Any], split: str) -> str:
     """Which key names the file of a split."""
     return next((key for key in (f"{split}_csv", f"{split}_json") if key in data), f"{split}_csv")
 
@@ -237,8 +232,7 @@ def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> S
             f"crop.panorama_fov_deg={list(covered)} is for pictures in files, and those of data={data['name']} are "
             "drawn whole. Leave it out."
         )
-    remote = part_of(data, RemoteOptions)
-    others = ("type", "name", "dir", *part_of(data, AugmentOptions), *remote)
+    others = ("type", "name", "dir", *part_of(data, AugmentOptions))
     options = {k: v for k, v in source_arguments(data, split).items() if k not in others}
     given = {
         "split": split,
@@ -246,7 +240,6 @@ def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> S
         "check": Decoded().checked(pictures.check),
         "name": f"{data['name']}-{split}",
         "dir": data.get("dir"),
-        "fetcher": Fetcher(RemoteOptions(**remote), ask_dead=_ask_dead(data, remote)),
     }
     source: Source = component(**options, **{key: value for key, value in given.items() if key in known})
     return source
@@ -262,14 +255,3 @@ def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
         elif prefix == split:
             arguments["path" if rest in ("csv", "json") else rest] = value
     return arguments
-
-
-def _ask_dead(data: dict[str, Any], remote: dict[str, Any]) -> float:
-    """Before which time a link must have been dead to be asked for again, seconds since 1970.
-
-    Where bad entries are left out, what was dead stays so: a run that goes on must find the entries that it began
-    with, and the processes of one the same; those are started within a minute.
-    """
-    if data.get("on_error", "stop") == "stop":
-        return time.time()
-    return psutil.Process().create_time() - 60.0 if remote.get("remote_retry_dead") else 0.0

@@ -144,6 +144,18 @@ def test_records_of_an_older_form_say_the_model_that_they_meant() -> None:
     assert run_folder.upgraded({"stage": "finetune"}) == {"stage": "finetune"}
 
 
+@pytest.mark.parametrize("form", [None, run_folder.FORM])
+def test_records_of_runs_that_fetched_pictures_are_the_same_runs_without_those_keys(form: int | None) -> None:
+    data = {"type": "files", "train_csv": "a.csv"}
+    remote = {"remote": ["a.b"], "remote_cache": "cache/pictures", "remote_tries": 4, "remote_retry_dead": False}
+    now = {"form": form, "model": {}, "data": data}
+    old = {**now, "data": {**data, **remote}}
+    assert run_folder.upgraded(old) == now
+    assert "remote" in old["data"]
+    assert run_folder.differing_keys("finetune", now, old) == {}
+    assert run_folder.differing_keys("finetune", {**now, "data": {**data, "train_csv": "b.csv"}}, old) != {}
+
+
 def test_going_on_with_a_run_of_an_older_form_names_what_means_something_else_now() -> None:
     old = {"model": {"join": "stitch", "resampler": {"type": "mlp"}}, "seed": 0}
     now = {**old, "form": run_folder.FORM}

@@ -12,7 +12,7 @@ from support.picture_server import serving
 from support.runs import command
 
 from panollava import predict
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.fetch import FetchOptions
 from panollava.data.world import WorldSource
 from panollava.evaluation.read_predictions import read_predictions
 from panollava.generation import GenerationOptions
@@ -106,7 +106,7 @@ def test_a_folder_is_read_by_content(photos: Path, ask: Ask) -> None:
 def test_a_link_to_nothing_is_named(photos: Path) -> None:
     """Folders of links to a disk that is not there must not look smaller."""
     (photos / "z.jpg").symlink_to("nowhere")
-    assert photos / "z.jpg" in find_panoramas(str(photos), RemoteOptions())
+    assert photos / "z.jpg" in find_panoramas(str(photos), FetchOptions())
 
 
 def test_a_folder(photos: Path, ask: Ask) -> None:
@@ -156,8 +156,9 @@ WRONG = [
     pytest.param(["image=nowhere.jpg"], "image=nowhere.jpg: there is no such file or folder", id="missing"),
     pytest.param(["image=my photos, all/d.png"], "d.png: neither a JPEG nor a PNG", id="no-picture"),
     pytest.param(["image=my photos, all/deeper"], "there is no JPEG or PNG picture in this folder", id="empty"),
-    pytest.param(["image=https://a.b/c.jpg?d=e"], "data.remote=[a.b] allows this host", id="address"),
-    pytest.param(["image=x.jpg", "data.remote=[]"], "data.remote=[] allows no host", id="hosts"),
+    pytest.param(["image=https://10.0.0.1/c.jpg?d=e"], "fetch.hosts=[10.0.0.1]", id="address"),
+    pytest.param(["image=x.jpg", "fetch.hosts=[]"], "fetch.hosts=[] allows no host", id="hosts"),
+    pytest.param(["image=x.jpg", "data.remote=true"], "from the hosts of fetch.hosts", id="old-key"),
     pytest.param(["image="], "image=: there is no such file or folder", id="empty-path"),
     pytest.param([], "image missing", id="no-image"),
     pytest.param(["image=x.jpg", "question= "], "question= is empty", id="no-question"),
@@ -187,13 +188,13 @@ def test_a_picture_is_fetched_where_that_is_allowed(ask: Ask, monkeypatch: pytes
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving() as server:
         address = server.url("/1?size=(2, 1)&name='무엇'")
-        typed = [f"image={address}", "out=one.csv", "data.remote_cache=kept"]
+        typed = [f"image={address}", "out=one.csv", "fetch.folder=kept"]
         status, out, error = ask(*typed)
         assert (status, out) == (1, "")
-        assert "data.remote=[127.0.0.1] allows this host" in error
+        assert "name the host: fetch.hosts=[127.0.0.1]" in error
         assert not server.asked
-        status, out, _ = ask(*typed, "data.remote=[127.0.0.1]")
-        (file,) = Path("kept").glob("??/*.png")
+        status, out, _ = ask(*typed, "fetch.hosts=[127.0.0.1]")
+        (file,) = Path("kept").glob("pictures/*.png")
         pano = PanoLlava.from_pretrained("runs/recorded")
         assert (status, out) == (0, f"{pano.generate(file, QUESTION, max_new_tokens=8)}\n")
         assert rows("one.csv") == [[address, QUESTION, out.strip()]]

@@ -14,9 +14,9 @@ from panollava.run.config_check import check_tracking, checked
 from panollava.run.sections import check_crop
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
-ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "gallery", "predict"}
+ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "fetch", "gallery", "predict"}
 ROOTS |= {"score", "train"}
-INCLUDED = {"data/augment", "data/remote", "generation/recorded", "stage/settings"}
+INCLUDED = {"data/augment", "fetch", "generation/recorded", "stage/settings"}
 """Groups that only roots and other options of their group include."""
 ADDED = {"debug", "experiment"}
 """Groups outside the defaults list: chosen with ``+group=option``."""

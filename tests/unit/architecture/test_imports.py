@@ -129,6 +129,7 @@ def test_what_the_command_line_needs_first_is_light(module: str) -> None:
 
 def test_a_command_without_a_model_brings_in_no_model_library() -> None:
     assert brought_in("panollava.gallery", "transformers", "timm", "peft", "mlflow", "pandas") == []
+    assert brought_in("panollava.fetch", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
     assert brought_in("panollava.check", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
 
 

@@ -10,20 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.picture_server import JPEG, PNG, MakeFetcher, PictureServer, picture
 
-from panollava.data.remote import transfer
-from panollava.data.remote.cache import MANIFEST
-
-AGAIN = time.time() + 1e6
+from panollava.data import fetch
+from panollava.data.csv import is_address
+from panollava.data.fetch import MANIFEST, FetchOptions, fetch_panorama
 
 
 def kept_files(folder: Path) -> set[str]:
-    """Names of all files but the manifest and the locks."""
-    return {path.name for path in folder.rglob("*") if path.is_file() and path.parent.name != "locks"} - {MANIFEST}
+    """Names of all files but the manifest and the lock."""
+    return {path.name for path in folder.rglob("*") if path.is_file()} - {MANIFEST, ".lock"}
 
 
 def only_reason(fetcher: MakeFetcher, url: str, **options: object) -> str:
@@ -32,13 +30,13 @@ def only_reason(fetcher: MakeFetcher, url: str, **options: object) -> str:
     fetched = made.fetch([url])
     assert fetched.paths == {}
     assert kept_files(made.folder) == set()
-    return fetched.dead[url]
+    return fetched.failed[url]
 
 
 def test_pictures_are_kept_under_the_hash_of_their_bytes(server: PictureServer, fetcher: MakeFetcher) -> None:
     urls = [server.url(path) for path in ("/1", "/2", "/jpeg", "/untold", "/png-called-jpeg")]
     fetched = fetcher().fetch([*urls, urls[0]])
-    assert fetched.dead == {}
+    assert fetched.failed == {}
     bytes_of = {url: path.read_bytes() for url, path in fetched.paths.items()}
     assert bytes_of == dict(zip(urls, (picture(1), picture(2), JPEG, PNG, PNG), strict=True))
     for path in fetched.paths.values():
@@ -47,8 +45,14 @@ def test_pictures_are_kept_under_the_hash_of_their_bytes(server: PictureServer, 
     # Two addresses gave the same picture, which is there once.
     assert fetched.paths[urls[3]] == fetched.paths[urls[4]]
     manifest = [json.loads(line) for line in (fetcher().folder / MANIFEST).read_text("utf-8").splitlines()]
-    assert {entry["address"]: entry["sha256"] for entry in manifest} == {
-        url: hashlib.sha256(content).hexdigest() for url, content in bytes_of.items()
+    assert {entry.pop("address"): entry for entry in manifest if entry.pop("time") > 1e9} == {
+        url: {
+            "file": path.relative_to(fetcher().folder).as_posix(),
+            "sha256": hashlib.sha256(bytes_of[url]).hexdigest(),
+            "size": len(bytes_of[url]),
+            "status": "fetched",
+        }
+        for url, path in fetched.paths.items()
     }
     assert server.asked == {url.removeprefix(server.url("")): 1 for url in urls}
 
@@ -56,7 +60,7 @@ def test_pictures_are_kept_under_the_hash_of_their_bytes(server: PictureServer, 
 def test_a_second_run_asks_for_nothing(server: PictureServer, fetcher: MakeFetcher) -> None:
     urls = [server.url(f"/{number}") for number in range(10)]
     first = fetcher().fetch(urls)
-    assert fetcher(ask_dead=AGAIN).fetch(urls) == first
+    assert fetcher().fetch(urls) == first
     assert set(server.asked.values()) == {1}
 
 
@@ -78,8 +82,8 @@ def test_a_file_that_was_lost_or_cut_is_fetched_again(server: PictureServer, fet
         ("/html-called-jpeg", "what the server sends is neither a JPEG nor a PNG picture, whatever it says", 1),
         ("/nothing", "what the server sends is neither a JPEG nor a PNG picture, whatever it says", 1),
         ("/packed", "the server sends it gzip-coded, without being asked to", 1),
-        ("/large", "1000.0 MB; data.remote_max_mb=1 is the limit", 1),
-        ("/endless", "more than 1 MB; data.remote_max_mb=1 is the limit", 1),
+        ("/large", "1000.0 MB; fetch.max_mb=1 is the limit", 1),
+        ("/endless", "more than 1 MB; fetch.max_mb=1 is the limit", 1),
         ("/more-than-said", "the PNG is cut short: its end is missing, 2 times", 2),
         ("/less-than-said", f"it broke off after {len(PNG) // 2:,} of {len(PNG):,} bytes, 2 times", 2),
         ("/cut-and-unsaid", "the JPEG is cut short: its end is missing, 2 times", 2),
@@ -89,17 +93,17 @@ def test_a_file_that_was_lost_or_cut_is_fetched_again(server: PictureServer, fet
 def test_what_is_no_whole_picture_is_refused(
     server: PictureServer, fetcher: MakeFetcher, path: str, reason: str, times: int
 ) -> None:
-    told = only_reason(fetcher, server.url(path), remote_max_mb=1.0, remote_tries=2)
+    told = only_reason(fetcher, server.url(path), max_mb=1.0, tries=2)
     assert told.startswith(reason)
     assert server.asked[path] == times
 
 
 def test_silence_and_dripping_end(server: PictureServer, fetcher: MakeFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PATIENCE", 4)
+    monkeypatch.setattr(fetch, "PATIENCE", 4)
     urls = [server.url("/silent"), server.url("/drip")]
-    dead = fetcher(remote_timeout_s=0.1, remote_tries=2).fetch(urls).dead
-    assert dead[urls[0]].startswith("the server was silent for 0.1 s, 2 times (tried ")
-    assert dead[urls[1]].startswith("not here after 0.4 s, 2 times (tried ")
+    failed = fetcher(timeout_s=0.1, tries=2).fetch(urls).failed
+    assert failed[urls[0]] == "the server was silent for 0.1 s, 2 times"
+    assert failed[urls[1]] == "not here after 0.4 s, 2 times"
     assert set(server.asked.values()) == {2}
 
 
@@ -112,7 +116,7 @@ def test_what_passes_is_tried_again(server: PictureServer, fetcher: MakeFetcher)
 
 def test_a_server_that_asks_for_time_gets_it(server: PictureServer, fetcher: MakeFetcher) -> None:
     began = time.monotonic()
-    assert fetcher().fetch([server.url("/busy-once/1")]).dead == {}
+    assert fetcher().fetch([server.url("/busy-once/1")]).failed == {}
     assert time.monotonic() - began >= 1.0
 
 
@@ -125,12 +129,15 @@ def test_redirects_are_followed(server: PictureServer, fetcher: MakeFetcher) -> 
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/circle", "its redirects go round in a circle"),
+        ("/circle", "more than 5 redirects"),
         ("/stairs/5", "more than 5 redirects"),
-        ("/nowhere", "it redirects to nowhere"),
+        ("/nowhere", "HTTP 302 Found"),
         ("/moved/file:///etc/passwd", "it redirects to 'file:///etc/passwd': file: pictures are fetched by http"),
         ("/moved/ftp://127.0.0.1/a.jpg", "it redirects to 'ftp://127.0.0.1/a.jpg': ftp: pictures are fetched by"),
-        ("/moved/http://localhost:1/a.jpg", "localhost is not among the hosts of data.remote=[127.0.0.1]"),
+        (
+            "/moved/http://localhost:1/a.jpg",
+            "it redirects to 'http://localhost:1/a.jpg': localhost is not among the hosts of fetch.hosts=[127.0.0.1]",
+        ),
         ("/moved/http://a:b@127.0.0.1/", "it redirects to 'http://a:b@127.0.0.1/': an address with a user name"),
     ],
 )
@@ -139,48 +146,45 @@ def test_redirects_lead_nowhere_else(server: PictureServer, fetcher: MakeFetcher
 
 
 def test_with_every_public_host_allowed_the_own_network_is_not(server: PictureServer, fetcher: MakeFetcher) -> None:
-    told = only_reason(fetcher, server.url("/1"), remote=True)
+    told = only_reason(fetcher, server.url("/1"), hosts=None)
     assert told.startswith("127.0.0.1 is 127.0.0.1, which is not a public address. If it is meant, name the host: ")
     assert not server.asked
 
 
-def test_dead_links_stay_dead_until_they_are_asked_again(server: PictureServer, fetcher: MakeFetcher) -> None:
-    url = server.url("/gone")
-    first = fetcher().fetch([url])
-    assert fetcher().fetch([url]) == first
-    assert server.asked["/gone"] == 1
-    fetcher(ask_dead=AGAIN).fetch([url])
-    assert server.asked["/gone"] == 2
+def test_what_failed_is_asked_for_again(server: PictureServer, fetcher: MakeFetcher) -> None:
+    url = server.url("/half-once")
+    assert fetcher(tries=1).fetch([url]).failed[url].startswith("it broke off after")
+    again = fetcher(tries=1).fetch([url])
+    assert (again.paths[url].read_bytes(), again.failed) == (PNG, {})
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "moved"),
-    [
-        ({"remote": True}, {}, False),
-        ({"remote_max_mb": 1e-4}, {}, False),
-        ({}, {"remote": ["127.0.0.1", "localhost"]}, True),
-    ],
-    ids=["private host", "too large", "redirect"],
-)
-def test_what_an_option_kept_from_coming_is_asked_for_under_another(
-    server: PictureServer, fetcher: MakeFetcher, before: dict[str, Any], after: dict[str, Any], moved: bool
-) -> None:
-    url = server.url("/1")
-    url = server.url("/moved/" + url.replace("127.0.0.1", "localhost")) if moved else url
-    assert url in fetcher(**before).fetch([url]).dead
-    asked = sum(server.asked.values())
-    assert url in fetcher(**before).fetch([url]).dead
-    assert sum(server.asked.values()) == asked
-    assert url in fetcher(**after).fetch([url]).paths
+def test_one_picture_by_its_address(server: PictureServer, tmp_path: Path) -> None:
+    options = FetchOptions(hosts=["127.0.0.1"], folder=str(tmp_path))
+    assert [fetch_panorama(server.url("/1"), options).read_bytes() for _ in range(2)] == [picture(1)] * 2
+    assert server.asked == {"/1": 1}
+    with pytest.raises(ValueError, match=rf"image={server.url('/gone')}: HTTP 404 Not Found\."):
+        fetch_panorama(server.url("/gone"), options)
+    private = r"127\.0\.0\.1, which is not a public address.*fetch\.hosts=\[127\.0\.0\.1\]"
+    with pytest.raises(ValueError, match=private):
+        fetch_panorama(server.url("/2"), FetchOptions(folder=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1 is not among the hosts of fetch\.hosts=\[example\.org\]"):
+        fetch_panorama(server.url("/2"), FetchOptions(hosts=["example.org"], folder=str(tmp_path)))
+    assert set(server.asked) == {"/1", "/gone"}
+
+
+def test_addresses_are_told_from_paths() -> None:
+    assert [is_address(name) for name in ("HTTPS://a.b/c.jpg", "http://x", "https", "a/http://b", r"C:\a.jpg")] == [
+        True, True, False, False, False
+    ]  # fmt: skip
 
 
 def test_damage_to_the_manifest_costs_what_it_told_of(server: PictureServer, fetcher: MakeFetcher) -> None:
     urls = [server.url("/1"), server.url("/2")]
     fetcher().fetch(urls[:1])
     manifest = fetcher().folder / MANIFEST
-    wrong = {"address": urls[1], "sha256": "../../../etc/passwd", "bytes": 1, "suffix": "", "time": 0}
+    wrong = {"address": urls[1], "file": "pictures/../../../../etc/passwd", "size": 1, "status": "fetched"}
     with manifest.open("a") as file:
-        file.write(json.dumps(wrong) + '\n{"address": "torn')
+        file.write(json.dumps(wrong) + '\n[]\n{"address": "torn')
     assert len(fetcher().fetch(urls).paths) == 2
     assert server.asked == {"/1": 1, "/2": 1}
     assert json.loads(manifest.read_text().splitlines()[-1])["address"] == urls[1]
@@ -188,12 +192,11 @@ def test_damage_to_the_manifest_costs_what_it_told_of(server: PictureServer, fet
 
 CODE = """
 import sys
-from panollava.data.remote.fetch import Fetcher
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.fetch import Fetcher, FetchOptions
 folder, base = sys.argv[1:]
-options = RemoteOptions(remote=["127.0.0.1"], remote_cache=folder, remote_connections=4)
+options = FetchOptions(hosts=["127.0.0.1"], folder=folder, connections=4)
 fetched = Fetcher(options).fetch([f"{base}/slow/{number}" for number in range(12)])
-print(len(fetched.paths), len(fetched.dead))
+print(len(fetched.paths), len(fetched.failed))
 """
 
 
@@ -217,14 +220,13 @@ def test_a_killed_job_leaves_no_half_picture(server: PictureServer, fetcher: Mak
         time.sleep(0.01)
     job.send_signal(signal.SIGKILL)
     job.communicate()
-    assert {path.read_bytes() for path in folder.glob("??/*.png")} <= {picture(number) for number in range(12)}
-    assert list(folder.glob(".tmp-*"))
+    assert {path.read_bytes() for path in folder.glob("pictures/[0-9a-f]*.png")} <= {
+        picture(number) for number in range(12)
+    }
+    assert list(folder.glob("pictures/.tmp-*"))
     fetched = fetcher().fetch(urls)
     assert [fetched.paths[url].read_bytes() for url in urls] == [picture(number) for number in range(12)]
-    for leftover in folder.glob(".tmp-*"):
-        os.utime(leftover, (0, 0))
-    fetcher().fetch(urls)
-    assert not list(folder.glob(".tmp-*"))
+    assert not list(folder.glob("pictures/.tmp-*"))
 
 
 def test_a_full_disk_is_told_as_such(
@@ -233,9 +235,7 @@ def test_a_full_disk_is_told_as_such(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("panollava.data.remote.cache.os.fsync", full)
-    with pytest.raises(
-        OSError, match=r"data\.remote_cache=.* cannot be written \(No space left on device\)\. Make room"
-    ):
+    monkeypatch.setattr("panollava.data.fetch.os.fsync", full)
+    with pytest.raises(OSError, match=r"fetch\.folder=.* cannot be written \(No space left on device\)\. Make room"):
         fetcher().fetch([server.url("/1")])
     assert kept_files(fetcher().folder) == set()

@@ -17,8 +17,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from support.picture_server import MakeFetcher, PictureServer, picture, serving
 
-from panollava.data.remote import connect
-
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,11 +53,8 @@ def secure(certificate: Path) -> Iterator[PictureServer]:
 
 
 @pytest.fixture
-def _trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    connect.trust.cache_clear()
-    yield
-    connect.trust.cache_clear()
 
 
 def https(server: PictureServer, path: str) -> str:
@@ -68,7 +63,7 @@ def https(server: PictureServer, path: str) -> str:
 
 def test_a_certificate_that_nobody_trusts_ends_it(secure: PictureServer, fetcher: MakeFetcher) -> None:
     url = https(secure, "/1")
-    assert fetcher().fetch([url]).dead[url].startswith("the certificate of 127.0.0.1 is not trusted (self-signed")
+    assert fetcher().fetch([url]).failed[url].startswith("the certificate of 127.0.0.1 is not trusted (self-signed")
     assert not secure.asked
 
 
@@ -83,7 +78,7 @@ def test_pictures_come_by_tls_and_not_from_it_to_without(
     ]
     fetched = fetcher().fetch(urls)
     assert {url: path.read_bytes() for url, path in fetched.paths.items()} == {urls[0]: picture(1), urls[2]: picture(3)}
-    assert fetched.dead[urls[1]].startswith(f"it redirects from https to http: {server.url('/2')}")
+    assert fetched.failed[urls[1]].startswith(f"it redirects from https to http: {server.url('/2')}")
 
 
 class Tunnel:
@@ -123,10 +118,10 @@ def test_http_by_a_proxy(fetcher: MakeFetcher, monkeypatch: pytest.MonkeyPatch) 
     tunnel = Tunnel()
     with serving(tunnel) as proxy:
         monkeypatch.setenv("http_proxy", f"http://me:se%20cret@127.0.0.1:{proxy.port}")
-        made = fetcher(remote=True)
+        made = fetcher(hosts=None)
         fetched = made.fetch(["http://pictures.example.org/1", "http://10.0.0.1/2"])
     assert [path.read_bytes() for path in fetched.paths.values()] == [picture(1)]
-    assert "10.0.0.1, which is not a public address" in fetched.dead["http://10.0.0.1/2"]
+    assert "10.0.0.1, which is not a public address" in fetched.failed["http://10.0.0.1/2"]
     assert tunnel.credentials == ["Basic bWU6c2UgY3JldA=="]
 
 
@@ -135,8 +130,10 @@ def test_https_by_a_proxy(secure: PictureServer, fetcher: MakeFetcher, monkeypat
     tunnel = Tunnel()
     with serving(tunnel) as proxy:
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy.port}")
-        assert fetcher().fetch([https(secure, "/1")]).dead == {}
+        assert fetcher().fetch([https(secure, "/1")]).failed == {}
         monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
-        dead = fetcher(remote_tries=1).fetch([https(secure, "/2")]).dead
+        failed = fetcher(tries=1).fetch([https(secure, "/2")]).failed
     assert tunnel.credentials == [""]
-    assert next(iter(dead.values())).startswith("the proxy socks5://127.0.0.1 of the environment is not an http one")
+    assert next(iter(failed.values())).startswith(
+        "the proxy socks5://127.0.0.1:1 of the environment is not an http one"
+    )

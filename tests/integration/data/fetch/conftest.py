@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from support.picture_server import MakeFetcher, PictureServer, serving
 
-from panollava.data.remote.fetch import Fetcher
-from panollava.data.remote.rules import RemoteOptions
+from panollava.data.fetch import Fetcher, FetchOptions
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +27,10 @@ def server() -> Iterator[PictureServer]:
 
 @pytest.fixture
 def fetcher(tmp_path: Path) -> MakeFetcher:
-    """A fetcher that may ask loopback and hardly waits; keywords are those of `RemoteOptions`."""
+    """A fetcher that may ask loopback and hardly waits; keywords are those of `FetchOptions`."""
 
-    def make(ask_dead: float = 0.0, **options: Any) -> Fetcher:
-        values = {"remote": ["127.0.0.1"], "remote_cache": str(tmp_path / "kept"), "remote_timeout_s": 5.0, **options}
-        return Fetcher(RemoteOptions(**values), ask_dead=ask_dead, pause_s=0.01)
+    def make(**options: Any) -> Fetcher:
+        values = {"hosts": ["127.0.0.1"], "folder": str(tmp_path / "kept"), "timeout_s": 5.0, **options}
+        return Fetcher(FetchOptions(**values), pause_s=0.01)
 
     return make

@@ -1,0 +1,147 @@
+"""python -m panollava.fetch data=…: brings the pictures that data files name by addresses into a folder, as files."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.config.check import check_section, refuse
+from panollava.config.entrypoint import entrypoint
+from panollava.data import conversations, csv
+from panollava.data.csv import Entry, is_address
+from panollava.data.fetch import Fetched, Fetcher, FetchOptions
+from panollava.data.files import Pictures, read_listing
+from panollava.logs import configure_console, counted, say
+from panollava.run.image_commands import check_fetch
+from panollava.run.sources import check_data, file_key, source_arguments
+
+
+@dataclass(frozen=True)
+class Options:
+    """Plain keys of ``conf/fetch.yaml``; see there."""
+
+    splits: Annotated[list[Literal["train", "val", "test"]], MinLen(1)]
+    out: str
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file and what of the config is about it.
+
+    Attributes:
+        path: the file.
+        columns: of a CSV, by role; None where they are found by their names.
+        local: pictures that are files already, by name.
+        entries: the good ones; bad ones are left to training, which names them.
+    """
+
+    path: Path
+    columns: Mapping[str, str | None]
+    local: Mapping[str, Path]
+    entries: list[Entry]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Those that it names, in its order."""
+        return [entry.image for entry in self.entries if is_address(entry.image)]
+
+    def rewritten(self, fetched: Fetched, out: Path) -> str:
+        """Its text, in which every picture is named by its file, relative to `out`; failed addresses are left out."""
+
+        def file_of(image: str) -> str | None:
+            path = fetched.paths.get(image) or self.local.get(image)
+            if path is None:  # of a bad entry, where it is not an address that failed
+                return None if image in fetched.failed else image
+            return Path(os.path.relpath(path, out)).as_posix()
+
+        if self.path.suffix.lower() == ".csv":
+            return csv.with_pictures(self.path, self.columns, file_of)
+        return conversations.with_pictures(self.path, file_of)
+
+
+@entrypoint("fetch")
+def main(cfg: DictConfig) -> None:
+    """Fetches the pictures of one data set.
+
+    Args:
+        cfg: composed from ``conf/fetch.yaml`` and the command line.
+    """
+    configure_console()
+    if cfg.data.type != "files":
+        raise ValueError(f"data={cfg.data.name} has no data files. Choose csv, json or quic360.")
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    data, section = values.pop("data"), values.pop("fetch")
+    problems = check_section(values, Options, "") + check_data(data) + check_fetch(section)
+    if section["folder"] != values["out"]:
+        problems.append(f"fetch.folder={section['folder']}: the folder of this command is given with out=.")
+    refuse(problems)
+    out = Path(values["out"]).expanduser()
+    files = {split: _opened(data, split) for split in dict.fromkeys(values["splits"])}
+    found = {split: file for split, file in files.items() if file is not None}
+    if not found:
+        missing = ", ".join(f"data.{file_key(data, split)}={data[file_key(data, split)]}" for split in files)
+        raise FileNotFoundError(f"{missing}: there is no such file. Check the path of the data set.")
+    if not any(file.addresses for file in found.values()):
+        say(f"Nothing to fetch: {', '.join(str(file.path) for file in found.values())} name no addresses.")
+        return
+    fetched = Fetcher(FetchOptions(**section)).fetch([each for file in found.values() for each in file.addresses])
+    for file in found.values():
+        for entry in file.entries:
+            if entry.image in fetched.failed:
+                say(f"{file.path}, {entry.place}: {entry.image}: {fetched.failed[entry.image]}")
+    say(f"{counted(len(fetched.paths), 'picture')} in {out}, {len(fetched.failed):,} failed.")
+    if fetched.failed and data.get("on_error") != "skip":
+        raise ValueError(
+            f"{len(fetched.failed):,} of the addresses gave no picture, so no data file was written. They are named "
+            "above. The same command tries them again; data.on_error=skip writes the data files without their rows."
+        )
+    say(f"Read them with {_written(found, fetched, out, data)}")
+
+
+def _opened(data: dict[str, Any], split: str) -> DataFile | None:
+    """The data file of a split; None where there is none."""
+    given = source_arguments(data, split)
+    path = Path(given["path"]).expanduser()
+    if not path.is_file():
+        say(f"{split}: there is no {path}; left out.")
+        return None
+    columns = {role: given.get(f"{role}_column") for role in csv.ALIASES}
+    folder = path.parent if given.get("image_dir") is None else Path(given["image_dir"]).expanduser()
+    pictures = Pictures(folder, inside=[path.parent, Path(data.get("dir") or path.parent).expanduser()])
+    entries = read_listing(path, columns, given.get("query_template", "{query}")).entries
+    local: dict[str, Path] = {}
+    for image in {entry.image for entry in entries if not is_address(entry.image)}:
+        with suppress(ValueError):  # whoever reads the new file says what is wrong
+            local[image] = Path(pictures.path(image))
+    return DataFile(path, columns, local, entries)
+
+
+def _written(files: Mapping[str, DataFile], fetched: Fetched, out: Path, data: Mapping[str, Any]) -> str:
+    """Writes the new data files; returns the keys of ``data`` that name them."""
+    from panollava.checkpoint import write_file  # here, as it brings in torch
+
+    keys: dict[str, str] = {}
+    for split, file in files.items():
+        same = [other for other in files.values() if other.path.name == file.path.name]
+        target = out / (file.path.name if len(same) == 1 else f"{split}-{file.path.name}")
+        if target.resolve() == file.path.resolve():
+            raise ValueError(f"out={out} is the folder of {file.path}, which stays as it is. Choose another folder.")
+        write_file(target, file.rewritten(fetched, out))
+        keys[file_key(dict(data), split)] = str(target)
+    if local := [os.path.abspath(path.parent) for file in files.values() for path in file.local.values()]:
+        keys["dir"] = os.path.commonpath([*local, os.path.abspath(out)])
+    if data.get("image_dir") is not None:
+        keys["image_dir"] = "null"
+    return " ".join(f"data.{key}={shlex.quote(value)}" for key, value in keys.items())
+
+
+if __name__ == "__main__":
+    main()
