@@ -17,10 +17,9 @@ from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data import conversations, csv
 from panollava.data.csv import Entry, is_address
-from panollava.data.fetch import Fetched, Fetcher, FetchOptions
+from panollava.data.fetch import Fetched, Fetcher, FetchOptions, check_hosts
 from panollava.data.files import Pictures, read_listing
 from panollava.logs import configure_console, counted, say
-from panollava.run.image_commands import check_fetch
 from panollava.run.sources import check_data, file_key, source_arguments
 
 
@@ -79,7 +78,8 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"data={cfg.data.name} has no data files. Choose csv, json or quic360.")
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     data, section = values.pop("data"), values.pop("fetch")
-    problems = check_section(values, Options, "") + check_data(data) + check_fetch(section)
+    problems = check_section(values, Options, "") + check_data(data)
+    problems += check_section(section, FetchOptions, "fetch") + check_hosts(section["hosts"])
     if section["folder"] != values["out"]:
         problems.append(f"fetch.folder={section['folder']}: the folder of this command is given with out=.")
     refuse(problems)

@@ -52,7 +52,12 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 """Status codes that may be others in a while."""
 _NO_TYPE = {"", "application/octet-stream", "binary/octet-stream"}
 """Content types of servers that do not look into their files."""
-_HEADERS = {"User-Agent": "panollava", "Accept": "image/jpeg, image/png", "Accept-Encoding": "identity"}
+_HEADERS = {
+    "User-Agent": "panollava",
+    "Accept": "image/jpeg, image/png",
+    "Accept-Encoding": "identity",
+    "Connection": "close",  # a server may close one that is kept, just as the next request goes out
+}
 _BLOCK = 65_536
 _LONGEST_PAUSE_S = 60.0
 _LONGEST_WAIT_S = 120.0

@@ -45,7 +45,11 @@ def distributions() -> dict[str, set[str]]:
 def imported(folder: str) -> dict[str, set[str]]:
     """Top-level modules that are neither ours nor Python's, with the distributions that may bring them."""
     files = sorted((ROOT / folder).rglob("*.py"))
-    ours = {"panollava", *(path.stem for top in ("tests", "experiments") for path in (ROOT / top).rglob("*.py"))}
+    ours = {
+        "panollava",
+        "experiments",
+        *(path.stem for top in ("tests", "experiments") for path in (ROOT / top).rglob("*.py")),
+    }
     names: set[str] = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
