@@ -13,8 +13,8 @@ from panollava.data.fetch import FetchOptions
 from panollava.logs import configure_console
 from panollava.model.api import PanoLlava
 from panollava.run.chat import Chat
-from panollava.run.sections import check_generation
 from panollava.run.image_commands import check_fetch
+from panollava.run.sections import check_generation
 from panollava.training.precision import choose_compute
 
 

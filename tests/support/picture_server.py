@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from support.picture_files import by_pillow, gradient
 from panollava.data.fetch import Fetcher
+from support.picture_files import by_pillow, gradient
 
 MakeFetcher = Callable[..., Fetcher]
 PNG = by_pillow(gradient(), "PNG")

@@ -9,9 +9,9 @@ import tomllib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from support import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 TOOLS = {"build", "hatchling", "mypy", "pytest-cov", "pytest-xdist", "ruff"}
@@ -48,6 +48,7 @@ def imported(folder: str) -> dict[str, set[str]]:
     ours = {
         "panollava",
         "experiments",
+        "support",
         *(path.stem for top in ("tests", "experiments") for path in (ROOT / top).rglob("*.py")),
     }
     names: set[str] = set()
