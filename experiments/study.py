@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import yaml
 
-from panollava.evaluation.seeds import settings_table
-from panollava.run.sweep_report import read_job, value_at
+from panollava.evaluation.comparison import settings_table
+from panollava.run.sweep_report import read_job
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def main() -> None:
         if job is None or not job.predictions:
             logger.warning("%s is not finished and is left out.", folder)
             continue
-        jobs.append((job, [str(value_at(job.config, key)) for key in options.by]))
+        jobs.append((job, [str(reduce(getitem, key.split("."), job.config)) for key in options.by]))
     jobs.sort(key=lambda one: (one[1], one[0].config["seed"]))
     configs = options.into / "configs"
     configs.mkdir(parents=True, exist_ok=True)

@@ -11,15 +11,19 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.checkpoint import write_file
+from panollava.component import allow, outside_packages
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
-from panollava.evaluation.comparison import Contender, standings, verdicts
-from panollava.evaluation.comparison_report import (
+from panollava.evaluation.comparison import (
+    Contender,
+    find_measure,
     markdown,
     scores_picture,
+    standings,
     standings_csv,
     trade_off_picture,
+    verdicts,
     verdicts_csv,
 )
 from panollava.evaluation.words import choose_words
@@ -50,7 +54,7 @@ class CompareOptions:
     world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
     world_scenes: Annotated[int, Interval(ge=1)] | None
     max_samples: Annotated[int, Interval(ge=1)] | None
-    measure: Literal["exact match", "ROUGE-L", "CIDEr"]
+    measure: str
     words: Literal["auto", "ptb", "unicode"]
     batch_size: Annotated[int, Interval(ge=1)] | None
     results_dir: str
@@ -81,10 +85,10 @@ def main(cfg: DictConfig) -> None:
     found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
     title = f"{len(runs)} runs on {asked_name(options, data)}, by {options.measure}"
     text = markdown(places, found, title, words)
+    LOG.info("\n%s", text)
     for line in unequal({name: one.conditions for name, one in answers.items()}):
         LOG.warning("%s.", line)
         text += f"\n{line}.\n"
-    LOG.info("\n%s", text)
     out = Path(options.out).expanduser()
     files: dict[str, str | bytes] = {
         "comparison.md": text,
@@ -103,7 +107,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
-    """The runs that are named, and those of an MLflow experiment."""
+    """The named runs, and those of an MLflow experiment."""
     tracked = folders_of(options.mlflow_experiment, tracking["uri"]) if options.mlflow_experiment else []
     folders = [*options.runs, *(folder for folder in tracked if folder not in options.runs)]
     if len(folders) < 2:
@@ -115,7 +119,7 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
 
 
 def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions) -> Answers:
-    """A run's answers to the asked questions."""
+    """A run's answers to the questions, read where they are on disk."""
     recorded = run.settings["evaluation"]
     evaluation = EvaluationOptions(
         enabled=True,
@@ -129,7 +133,7 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
         log_interval=25,
         log_max_samples=0,
     )
-    # The size of the views is the encoder's, which need not be opened to look at the questions.
+    # The encoder, which knows the size of the views, need not be opened to read the questions.
     source = open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
     conditions = answer_conditions(run.checkpoint, run.settings, source, known_pictures(store))
     found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)
@@ -138,15 +142,23 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
     LOG.info("%s has no answers to these questions yet: they are asked now.", name)
     compute = recorded_compute(options.device, run.settings["precision"])
     pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
-    workers = options.num_workers
     given = answer_split(
-        run, data, options.split, evaluation, compute, NullTracker(), pano=pano, store=store, num_workers=workers
+        run,
+        data,
+        options.split,
+        evaluation,
+        compute,
+        NullTracker(),
+        pano=pano,
+        store=store,
+        num_workers=options.num_workers,
+        conditions=conditions,
     )
     return Answers(given.predictions, given.image_tokens, given.conditions)
 
 
 def _check_same_questions(answers: dict[str, Answers]) -> None:
-    """Refuses to compare answers to other questions, or by other references.
+    """Checks that all runs answered the same questions with the same references.
 
     Raises:
         ValueError: naming the first sample that differs.
@@ -161,7 +173,7 @@ def _check_same_questions(answers: dict[str, Answers]) -> None:
 
 
 def _names(runs: list[Restored]) -> list[str]:
-    """Short names that tell the runs apart."""
+    """Short names, different for different runs."""
     for parts in (1, 2, 3, 4, 5):
         names = [_name(run, parts) for run in runs]
         if len(set(names)) == len({run.checkpoint.resolve() for run in runs}):
@@ -174,7 +186,7 @@ def _names(runs: list[Restored]) -> list[str]:
 
 
 def _name(run: Restored, parts: int) -> str:
-    """The experiment's name, with the stage, the setting and the checkpoint as far as needed."""
+    """The experiment's name, with `parts` - 1 of stage, setting, checkpoint and path."""
     whole = [run.folder.parent.parent.name, run.stage, run.folder.name, run.checkpoint.name, str(run.folder.resolve())]
     return "/".join(whole[:parts])
 
@@ -185,6 +197,8 @@ def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any], StoreOpti
     problems = check_section(values, CompareOptions, "") + check_tracking(tracking)
     problems += check_section(store, StoreOptions, "store") + check_generation(generation, recorded=True)
     refuse(problems)
+    allow(outside_packages({"metrics": [values["measure"]]}))
+    find_measure(values["measure"])
     return CompareOptions(**values), tracking, StoreOptions(**store), generation
 
 

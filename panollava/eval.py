@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
+from panollava.component import allow, outside_packages
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.scenes.questions import names_direction, turn_words
 from panollava.evaluation.clip import clip_config
+from panollava.evaluation.exact_match import rotation_consistency
+from panollava.evaluation.metrics import check_metrics
 from panollava.evaluation.results import write_measures
-from panollava.evaluation.turns import turn_consistency
 from panollava.logs import LOG, configure_console, counted
 from panollava.model.api import PanoLlava
 from panollava.run.config_check import EvaluationOptions, check_tracking
@@ -48,6 +50,7 @@ class EvalOptions:
     words: Literal["auto", "ptb", "unicode"] | None
     meteor: bool | None
     clip: str | None
+    metrics: list[str] | None
     batch_size: Annotated[int, Interval(ge=1)] | None
     results_dir: str
     log_samples: bool
@@ -110,9 +113,8 @@ def _answer(
         features = open_features(store, pano.model.vision.tower, pano.crop)
         with compute.autocast():
             before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
-        along = turn_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
-        named = counted(along.count, "answer")
-        LOG.info("Of %s naming a direction, %.1f %% turned along.", named, 100 * along.share)
+        count, share = rotation_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
+        LOG.info("Of %s naming a direction, %.1f %% turned along.", counted(count, "answer"), 100 * share)
     LOG.info("Predictions and metrics: %s", result.files.folder)
 
 
@@ -150,14 +152,15 @@ def _checked(cfg: DictConfig) -> tuple[EvalOptions, dict[str, Any], StoreOptions
     generation = values.pop("generation")
     problems = check_section(values, EvalOptions, "") + check_tracking(tracking)
     problems += check_section(store, StoreOptions, "store") + check_generation(generation, recorded=True)
-    refuse(problems)
+    allow(outside_packages(values))
+    refuse(problems + check_metrics(values["metrics"], "metrics"))
     return EvalOptions(**values), tracking, StoreOptions(**store), crop, generation
 
 
 def _evaluation(options: EvalOptions, recorded: dict[str, Any]) -> EvaluationOptions:
     """The run's own evaluation settings with what the command line changes."""
-    recorded = {"clip": None, **recorded}  # runs from before there was CLIP-score do not have it
-    keys = ("batch_size", "blank", "words", "meteor", "clip")
+    recorded = {"clip": None, "metrics": None, **recorded}  # older runs do not have them
+    keys = ("batch_size", "blank", "words", "meteor", "clip", "metrics")
     asked = {key: value for key in keys if (value := getattr(options, key)) is not None}
     return EvaluationOptions(
         **{key: recorded[key] for key in keys} | asked,

@@ -15,7 +15,7 @@ from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
 from panollava.data.fetch import FetchOptions
 from panollava.data.scenes.questions import CAPTION_REQUEST
-from panollava.evaluation.explain_picture import explain_picture
+from panollava.evaluation.explain import explain_picture
 from panollava.logs import LOG, configure_console
 from panollava.model.api import PanoLlava
 from panollava.model.sight import Sight
@@ -85,7 +85,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _subject(image: Path | None, crop: Crop) -> tuple[np.ndarray, np.ndarray, str]:
-    """The panorama as fine as the picture shows it, as the crop reads it, and what is asked about it by default."""
+    """The panorama at the resolution of the picture, as the crop reads it, and the default question."""
     if image is not None:
         return *read_twice(image, crop), CAPTION_REQUEST
     scene = world_scene("test")

@@ -26,7 +26,7 @@ from panollava.run.image_commands import (
 from panollava.run.sections import check_crop
 
 VIEW_SIZE = 256
-"""Side of a view in pixels where ``crop.view_size`` is null: no encoder is opened that would know better."""
+"""Side of a view in pixels where ``crop.view_size`` is null: no encoder is opened."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _checked(cfg: DictConfig) -> tuple[GalleryOptions, FetchOptions, dict[str, A
 
 
 def _panoramas(image: Path | None, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
-    """The panorama as fine as the picture shows it, and as the crop reads it for its views."""
+    """The panorama at the resolution of the picture, and as the crop reads it for its views."""
     if image is None:
         panorama = world_scene("train").panorama(0)
         return panorama, panorama

@@ -1,155 +1,42 @@
-"""Caption scores with intervals over pictures: BLEU, ROUGE-L and CIDEr as pycocoevalcap has them, and METEOR.
+"""Caption scores: BLEU, ROUGE-L, CIDEr and METEOR as pycocoevalcap computes them, CLIPScore and RefCLIPScore.
 
-Legend: ``Q`` scored answers, ``G`` pictures, ``R`` sets of answers.
+Legend: ``Q`` answers, ``R`` sets of answers, ``D`` width of CLIP's embeddings.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.cider.cider_scorer import precook
-from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.cider.cider import Cider as CiderScorer
+from pycocoevalcap.meteor.meteor import Meteor as MeteorScorer
+from pycocoevalcap.rouge.rouge import Rouge as RougeScorer
 
+from panollava.evaluation.metrics import ORDER, AnswerSet, Metric
 from panollava.evaluation.statistics import Interval, interval_of, mean_interval
 from panollava.logs import counted
 
-ORDER = 4
-TOP = {"CIDEr": 10.0}
-"""The highest value of scores that are no shares."""
-
-_SMALL, _TINY = 1e-9, 1e-15
-"""What BleuScorer adds to counts, so that nothing is divided by 0."""
+_SMALL, _TINY = 1e-9, 1e-15  # what BleuScorer adds to counts so that it never divides by 0
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A scored answer: words with a space between (see ``split_words``).
+class Bleu(Metric):
+    """BLEU-1 to BLEU-4. They score the set of answers as a whole, from summed counts, and so do their intervals."""
 
-    Attributes:
-        prediction: what was said.
-        references: what is right, one at least.
-        image_id: the picture it is about.
-    """
+    name = "BLEU"
 
-    prediction: str
-    references: tuple[str, ...]
-    image_id: str
+    def undefined(self, answers: AnswerSet) -> dict[str, str]:
+        longest = max((len(ngram) for own in answers.reference_ngrams for ngram in own), default=0)
+        return {f"BLEU-{n}": f"no reference has {counted(n, 'word')}" for n in range(longest + 1, ORDER + 1)}
 
-
-@dataclass(frozen=True)
-class CaptionScores:
-    """Scores by name, and why others are not there."""
-
-    scores: dict[str, Interval]
-    unavailable: dict[str, str]
-
-    def record(self) -> dict[str, Any]:
-        """As JSON keeps it: a score that is not there is null."""
-        return asdict(self) | {"scores": scores_record(self.scores, self.unavailable)}
-
-    def lines(self) -> list[str]:
-        """A line a score, with its interval or the reason why it is not there."""
-        there = [f"{name}: {interval}" for name, interval in self.scores.items()]
-        return [*there, *(f"{name}: unavailable, {why}" for name, why in sorted(self.unavailable.items()))]
-
-
-def scores_record(scores: Mapping[str, Interval], unavailable: Mapping[str, str]) -> dict[str, Any]:
-    """Scores as JSON keeps them: one that is not there is null."""
-    return {name: asdict(interval) for name, interval in scores.items()} | dict.fromkeys(unavailable)
-
-
-def score_captions(answers: Sequence[Answer], *, meteor: bool = True) -> CaptionScores:
-    """All caption scores of a set of answers; those that are not defined on it are told with the reason.
-
-    ROUGE-L and CIDEr are means over answers; the document frequencies of CIDEr are those of the whole set. BLEU belongs
-    to the set and is made from summed counts, for its interval too.
-
-    Args:
-        answers: ``Q`` of them.
-        meteor: METEOR too where there is Java; it takes most of a minute for some thousand answers.
-
-    Raises:
-        ValueError: there are no answers, or one has no reference.
-    """
-    if not answers:
-        raise ValueError("There are no answers to score.")
-    if any(not answer.references for answer in answers):
-        raise ValueError("Each answer needs a reference to be scored against.")
-    images = [answer.image_id for answer in answers]
-    predictions = {place: [answer.prediction] for place, answer in enumerate(answers)}
-    references = {place: list(answer.references) for place, answer in enumerate(answers)}
-    unavailable = why_undefined(answers)
-    unavailable |= {"SPICE": "needs Stanford CoreNLP models, which are not part of pycocoevalcap"}
-    if not meteor:
-        unavailable["METEOR"] = "was not asked for"
-    elif shutil.which("java") is None:
-        unavailable["METEOR"] = "needs Java, and no java is on the PATH"
-    with ThreadPoolExecutor(max_workers=1) as elsewhere:
-        # Java does its work on another core.
-        from_java = None if "METEOR" in unavailable else elsewhere.submit(_meteor, references, predictions)
-        scores = _bleu(answers, images)
-        for name in ("ROUGE-L", "CIDEr"):
-            if name not in unavailable:
-                scores[name] = mean_interval(answer_scores(answers, name), images, top=TOP.get(name, 1.0))
-        if from_java is not None:
-            # The score of the set is made from summed statistics and is not the mean of its answers'.
-            value, segments = from_java.result()
-            counts = np.array([(segment, 1.0) for segment in segments])
-            scores["METEOR"] = interval_of(counts, images, lambda sums: sums[:, 0] / sums[:, 1], value=value)
-    return CaptionScores({name: one for name, one in scores.items() if name not in unavailable}, unavailable)
-
-
-def why_undefined(answers: Sequence[Answer]) -> dict[str, str]:
-    """Scores that would be the same whatever the answers are, or 0 for a right one, and why."""
-    documents = [{ngram for text in answer.references for ngram in precook(text, ORDER)} for answer in answers]
-    frequencies = Counter(ngram for own in documents for ngram in own)
-    longest = max((len(ngram) for ngram in frequencies), default=0)
-    found = {f"BLEU-{order}": f"no reference has {counted(order, 'word')}" for order in range(longest + 1, ORDER + 1)}
-    if longest == 0:
-        found |= dict.fromkeys(("ROUGE-L", "CIDEr", "METEOR"), "no reference has a word")
-    without = sum(bool(own) and all(frequencies[ngram] == len(answers) for ngram in own) for own in documents)
-    if len({answer.image_id for answer in answers}) < 2:
-        found["CIDEr"] = "weighs words by how few pictures they are said of, and there is one picture"
-    elif without:
-        found["CIDEr"] = (
-            "weighs words by how few answers' references have them, those that all have with 0, and "
-            f"{without:,} of {len(answers):,} answers have references without any other word"
-        )
-    return found
-
-
-def answer_scores(answers: Sequence[Answer], name: str) -> np.ndarray:
-    """``(Q,)``: ROUGE-L or CIDEr of each answer."""
-    predictions = {place: [answer.prediction] for place, answer in enumerate(answers)}
-    references = {place: list(answer.references) for place, answer in enumerate(answers)}
-    scorer = {"ROUGE-L": Rouge, "CIDEr": Cider}[name]()
-    return np.asarray(scorer.compute_score(references, predictions)[1], dtype=np.float64)
-
-
-def _meteor(references: dict[int, list[str]], predictions: dict[int, list[str]]) -> tuple[float, list[float]]:
-    scorer = Meteor()
-    score, segments = scorer.compute_score(references, predictions)
-    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):
-        pipe.close()
-    return score, segments
-
-
-def _bleu(answers: Sequence[Answer], images: Sequence[str]) -> dict[str, Interval]:
-    scorer = BleuScorer(n=ORDER)
-    for answer in answers:
-        scorer += (answer.prediction, list(answer.references))
-    # Guesses and hits of each order, length, and length of the reference that is nearest to it.
-    counts = np.array(
-        [
+    def scores(self, answers: AnswerSet) -> dict[str, Interval]:
+        scorer = BleuScorer(n=ORDER)
+        for answer in answers.split:
+            scorer += (answer.prediction, list(answer.references))
+        # n-grams and matching n-grams of each order, length, and the closest length of a reference.
+        rows = [
             [
                 *one["guess"],
                 *one["correct"],
@@ -157,10 +44,9 @@ def _bleu(answers: Sequence[Answer], images: Sequence[str]) -> dict[str, Interva
                 min((abs(r - one["testlen"]), r) for r in one["reflen"])[1],
             ]
             for one in scorer.ctest
-        ],
-        dtype=np.float64,
-    )
-    return {f"BLEU-{order}": interval_of(counts, images, _bleu_of(order)) for order in range(1, ORDER + 1)}
+        ]
+        counts = np.array(rows, dtype=np.float64)
+        return {f"BLEU-{n}": interval_of(counts, answers.images, _bleu_of(n)) for n in range(1, ORDER + 1)}
 
 
 def _bleu_of(order: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -175,3 +61,111 @@ def _bleu_of(order: int) -> Callable[[np.ndarray], np.ndarray]:
         return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
 
     return score
+
+
+class _WordMetric(Metric):
+    """A metric that is undefined where no reference has a word."""
+
+    def undefined(self, answers: AnswerSet) -> dict[str, str]:
+        return {} if any(answers.reference_ngrams) else {self.name: "no reference has a word"}
+
+
+class RougeL(_WordMetric):
+    """ROUGE-L of each answer."""
+
+    name = "ROUGE-L"
+
+    def per_answer(self, answers: AnswerSet) -> np.ndarray:
+        return np.asarray(RougeScorer().compute_score(*_texts(answers))[1], dtype=np.float64)
+
+
+class Cider(_WordMetric):
+    """CIDEr of each answer; the document frequencies are those of the whole set."""
+
+    name, top = "CIDEr", 10.0
+
+    def undefined(self, answers: AnswerSet) -> dict[str, str]:
+        documents = answers.reference_ngrams
+        if len(set(answers.images)) < 2:
+            why = "weighs words by how few pictures they are said of, and there is one picture"
+            return {self.name: why}
+        # A word in all references has weight 0, so that even a right answer of such words scores 0.
+        frequencies = Counter(ngram for own in documents for ngram in own)
+        without = sum(bool(own) and all(frequencies[ngram] == len(documents) for ngram in own) for own in documents)
+        if without:
+            why = (
+                "weighs words by how few answers' references have them, those that all have with 0, and "
+                f"{without:,} of {len(documents):,} answers have references without any other word"
+            )
+            return {self.name: why}
+        return super().undefined(answers)
+
+    def per_answer(self, answers: AnswerSet) -> np.ndarray:
+        return np.asarray(CiderScorer().compute_score(*_texts(answers))[1], dtype=np.float64)
+
+
+class Spice(Metric):
+    """SPICE is listed in tables and files, and never available."""
+
+    name = "SPICE"
+
+    def undefined(self, answers: AnswerSet) -> dict[str, str]:
+        return {self.name: "needs Stanford CoreNLP models, which are not part of pycocoevalcap"}
+
+
+class Meteor(_WordMetric):
+    """METEOR. The score of the set is computed from summed statistics; it is not the mean of its answers' scores."""
+
+    name, needs = "METEOR", ("meteor", "java")
+
+    def scores(self, answers: AnswerSet) -> dict[str, Interval]:
+        scorer = MeteorScorer()
+        value, segments = scorer.compute_score(*_texts(answers))
+        for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):
+            pipe.close()
+        counts = np.array([(segment, 1.0) for segment in segments])
+        ratio = interval_of(counts, answers.images, lambda sums: sums[:, 0] / sums[:, 1], value=value)
+        return {self.name: ratio}
+
+
+def _texts(answers: AnswerSet) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """References and predictions, as pycocoevalcap takes them."""
+    pairs = list(enumerate(answers.split))
+    return {at: list(one.references) for at, one in pairs}, {at: [one.prediction] for at, one in pairs}
+
+
+class ClipScore(Metric):
+    """CLIPScore, how well an answer fits its panorama, and RefCLIPScore, how well it fits a reference too.
+
+    Source: Hessel et al. 2021, CLIPScore: A Reference-free Evaluation Metric for Image Captioning, sections 3 and 4.
+    """
+
+    name, needs, top = "CLIP-score", ("clip", "pictures"), 2.5
+
+    def scores(self, answers: AnswerSet) -> dict[str, Interval]:
+        scored, images, clip, picture = answers.scored, answers.images, answers.clip, answers.pictures
+        assert picture is not None
+        seen = _embeddings(images, 16, lambda ids: clip.pictures([picture(one) for one in ids]))
+        said = _embeddings([text for one in scored for text in (one.prediction, *one.references)], 128, clip.texts)
+        fits = self.top * np.array([_cosine(seen[one.image_id], said[one.prediction]) for one in scored])
+        best = np.array([max(_cosine(said[text], said[one.prediction]) for text in one.references) for one in scored])
+        # Harmonic mean; 0 where either is.
+        both = 2 * fits * best / np.maximum(fits + best, np.finfo(np.float64).tiny)
+        highest = 2 * self.top / (self.top + 1)
+        return {
+            self.name: mean_interval(fits, images, top=self.top),
+            "RefCLIP-score": mean_interval(both, images, top=highest),
+        }
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return max(0.0, float(a @ b))
+
+
+def _embeddings(keys: Sequence[str], batch_size: int, encode: Callable[[list[str]], Any]) -> dict[str, np.ndarray]:
+    """The embedding ``(D,)`` of each distinct key."""
+    distinct, result = list(dict.fromkeys(keys)), dict[str, np.ndarray]()
+    for start in range(0, len(distinct), batch_size):
+        part = distinct[start : start + batch_size]
+        result.update(zip(part, encode(part).double().numpy(), strict=True))
+    return result

@@ -1,79 +1,80 @@
-"""Several models on the same questions: who is better, how sure that is, and what would be needed to know.
+"""Comparisons on the same questions: models with their scores and every two of them, settings over seeds, and reports.
 
 Legend: ``Q`` questions.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import re
+import statistics
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.text import Text
 
-from panollava.evaluation.answers import is_correct
-from panollava.evaluation.captions import TOP, CaptionScores, answer_scores, why_undefined
-from panollava.evaluation.predictions import Prediction
-from panollava.evaluation.scores import EXACT, as_scored, caption_scores, split_answers
+from panollava.evaluation.drawing import KOREAN, WIDE_FONTS, warn_of_missing_glyphs
+from panollava.evaluation.metrics import EXACT, METRICS, AnswerSet, Metric, Scores, compute_scores, find_metric
+from panollava.evaluation.predictions import Prediction, as_scored
 from panollava.evaluation.statistics import LEVEL, Comparison, Interval, compare_pairs, mean_interval, rounded
 from panollava.evaluation.words import Words
 from panollava.logs import counted
 
-PER_ANSWER = (EXACT, "ROUGE-L", "CIDEr")
-"""Scores that each answer has by itself, so that two models can be compared question by question."""
+INK, PAPER = "#1f4e79", "white"
+TESTS = (
+    "p-values of a paired permutation test over pictures, after Holm's correction for the number of pairs; each "
+    "difference has the interval of the same test at the same level."
+)
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
+T_800 = {1: 1.376, 2: 1.061, 3: 0.978, 4: 0.941, 5: 0.920, 6: 0.906, 7: 0.896, 8: 0.889, 9: 0.883, 10: 0.879}
+"""Student's t at 97.5 % and 80 %, by degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One model's answers.
-
-    Attributes:
-        name: how it is called in tables.
-        predictions: its answers.
-        image_tokens: tokens that a panorama takes in its language model.
-    """
+    """A model to compare."""
 
     name: str
-    predictions: tuple[Prediction, ...]
-    image_tokens: int
+    predictions: tuple[Prediction, ...]  # its answers
+    image_tokens: int  # tokens that a panorama takes in its language model
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A model's place.
-
-    Attributes:
-        name: of the model.
-        exact: exact match.
-        captions: BLEU, ROUGE-L, CIDEr.
-        image_tokens: per panorama.
-        latency_s: mean time of an answer.
-    """
+    """A model's scores."""
 
     name: str
-    exact: Interval
-    captions: CaptionScores
-    image_tokens: int
-    latency_s: float
+    exact: Interval  # exact match
+    captions: Scores  # BLEU, ROUGE-L, CIDEr
+    image_tokens: int  # per panorama
+    latency_s: float  # mean time of an answer
+
+    @property
+    def scores(self) -> dict[str, Interval]:
+        """All of them by name, exact match first."""
+        return {EXACT: self.exact, **self.captions.scores}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two models compared.
-
-    Attributes:
-        first, second: their names.
-        found: the second less the first, with the correction for the number of pairs.
-        pairs: how many there are.
-    """
+    """Two models compared."""
 
     first: str
     second: str
-    found: Comparison
-    pairs: int
+    found: Comparison  # the second less the first, with the correction for the number of pairs
+    pairs: int  # number of pairs
 
     def __str__(self) -> str:
-        """In words."""
         found, pictures = self.found, counted(self.found.groups, "picture")
         if found.adjusted_p is None:
             same = "the same score" if found.groups == 1 else "the same score on each"
@@ -93,40 +94,50 @@ class Verdict:
 
 
 def standings(contenders: Sequence[Contender], words: Words) -> list[Standing]:
-    """Each model's scores with their intervals over pictures."""
-    found = []
+    """Each model's scores with their intervals over pictures; `words` is how caption scores split texts."""
+    found, metrics = [], [find_metric(name, "") for name in METRICS if name != "CLIP-score"]  # without pictures
     for one in contenders:
-        right = [float(is_correct(each.prediction, each.references)) for each in one.predictions]
-        exact = mean_interval(right, [each.image_id for each in one.predictions])
-        captions = caption_scores(as_scored(one.predictions), words, meteor=False)
+        scores = compute_scores(AnswerSet(as_scored(one.predictions), words), metrics)
+        exact = scores.scores.pop(EXACT)
         latency = float(np.mean([each.latency_s for each in one.predictions]))
-        found.append(Standing(one.name, exact, captions, one.image_tokens, latency))
+        found.append(Standing(one.name, exact, scores, one.image_tokens, latency))
     return found
 
 
 def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> list[Verdict]:
-    """Every two models compared on the questions they share, which must be all of them.
+    """Every two models compared on their questions, which must be the same.
 
     Args:
         contenders: at least two.
-        words: how texts are split for ROUGE-L and CIDEr.
-        measure: one of ``PER_ANSWER``.
+        words: how caption scores split texts.
+        measure: a metric that scores each answer; see ``find_metric``.
 
     Raises:
         ValueError: fewer than two models, an unknown measure, one that is not defined on these questions, or
             other questions.
-
     """
     if len(contenders) < 2:
         raise ValueError("It takes two runs to compare: name another one.")
-    if measure not in PER_ANSWER:
-        raise ValueError(f"measure={measure!r} is not a score of single answers. Available: {', '.join(PER_ANSWER)}.")
+    metric = find_measure(measure)
     asked = [one.sample_id for one in contenders[0].predictions]
     images = [one.image_id for one in contenders[0].predictions]
-    scores = {one.name: _scores(one, asked, words, measure) for one in contenders}
+    scores = {one.name: _scores(one, asked, words, metric) for one in contenders}
     pairs = list(itertools.combinations(scores, 2))
-    found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=TOP.get(measure, 1))
+    found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=metric.top)
     return [Verdict(first, second, each, len(pairs)) for (first, second), each in zip(pairs, found, strict=True)]
+
+
+def find_measure(measure: str) -> Metric:
+    """A metric that scores each answer, so that two models can be compared question by question.
+
+    Raises:
+        ValueError: there is no such metric, or it scores the set of answers as a whole.
+    """
+    metric = find_metric(measure, "measure")
+    if type(metric).per_answer is Metric.per_answer:
+        available = [name for name in METRICS if type(find_metric(name, "")).per_answer is not Metric.per_answer]
+        raise ValueError(f"measure={measure!r} does not score single answers. Available: {', '.join(available)}.")
+    return metric
 
 
 def difference_text(difference: Interval) -> str:
@@ -139,7 +150,7 @@ def difference_text(difference: Interval) -> str:
     return f"{text} ({low} to {high})"
 
 
-def _scores(contender: Contender, asked: Sequence[str], words: Words, measure: str) -> np.ndarray:
+def _scores(contender: Contender, asked: Sequence[str], words: Words, metric: Metric) -> np.ndarray:
     """``(Q,)`` in the order of ``asked``."""
     by_id = {one.sample_id: one for one in contender.predictions}
     if by_id.keys() != set(asked):
@@ -148,10 +159,234 @@ def _scores(contender: Contender, asked: Sequence[str], words: Words, measure: s
             f"{contender.name} answered other questions than the first run ({len(missing)} differ, such as "
             f"{missing[0]}): evaluate all on one test set, with csv_input= or world_seed=."
         )
-    ordered = [by_id[one] for one in asked]
-    if measure == EXACT:
-        return np.array([float(is_correct(one.prediction, one.references)) for one in ordered])
-    answers = split_answers(as_scored(ordered), words)
-    if why := why_undefined(answers).get(measure):
-        raise ValueError(f"measure={measure!r} is unavailable on these questions: {why}. Compare by another measure.")
-    return answer_scores(answers, measure)
+    answers = AnswerSet(as_scored([by_id[one] for one in asked]), words)
+    if why := metric.unavailable(answers).get(metric.name):
+        raise ValueError(
+            f"measure={metric.name!r} is unavailable on these questions: {why}. Compare by another measure."
+        )
+    return metric.per_answer(answers)
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A model of one setting, trained with one seed."""
+
+    setting: tuple[str, ...]  # values of the keys in which settings differ
+    correct: Mapping[str, float]  # question -> 1 where the answer was right, else 0
+    scene_of: Mapping[str, str]  # question -> image id
+    facts: Mapping[str, str] = field(default_factory=dict)  # further columns, the same for all seeds of a setting
+
+
+def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
+    """Markdown: scores of each setting over its seeds, and every two settings compared.
+
+    Args:
+        repeats: the models.
+        keys: names of the values in ``Repeat.setting``.
+
+    Raises:
+        ValueError: the models answered different questions.
+    """
+    groups: dict[tuple[str, ...], list[Repeat]] = {}
+    for one in repeats:
+        groups.setdefault(one.setting, []).append(one)
+    facts = list(dict.fromkeys(name for one in repeats for name in one.facts))
+    head = [*keys, "seeds", "exact match, %", "interval by scene", "per seed, %", *facts]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for setting, members in groups.items():
+        questions, scores = _mean_scores(members)
+        interval = mean_interval(scores, [members[0].scene_of[one] for one in questions])
+        own = ", ".join(f"{score:.1f}" for score in sorted(_seed_scores(members)))
+        of_setting = [members[0].facts.get(name, "") for name in facts]
+        cells = [*setting, str(len(members)), f"{100 * interval.value:.1f}", interval.ends, own, *of_setting]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_compared(groups)]) + "\n"
+
+
+def _compared(groups: Mapping[tuple[str, ...], Sequence[Repeat]]) -> list[str]:
+    """Markdown lines: differences with both sources of chance, the scenes and the seeds."""
+    pairs = list(itertools.combinations(groups, 2))
+    if not pairs:
+        return []
+    scores = {setting: _mean_scores(members) for setting, members in groups.items()}
+    questions = next(iter(scores.values()))[0]
+    for setting, (others, _) in scores.items():
+        if questions != others:
+            raise ValueError(f"{setting} was asked other questions than the first: give all the same test set.")
+    scene_of = next(iter(groups.values()))[0].scene_of
+    tested = [(scores[first][1], scores[second][1]) for first, second in pairs]
+    lines = [
+        "| second less first, with its interval by scene | p by scene | distinguishable by scene "
+        "| 95 % interval by seed, of this pair alone | least visible by seed |",
+        "|---|---|---|---|---|",
+    ]
+    found = compare_pairs(tested, [scene_of[one] for one in questions])
+    for (first, second), one in zip(pairs, found, strict=True):
+        half, least = _seed_spread(groups[first], groups[second])
+        by_seed, visible = "–", "–"
+        if math.isfinite(half):
+            low, high = (100 * one.difference.value + end for end in (-half, half))
+            by_seed, visible = f"{max(low, -100):+.1f} to {min(high, 100):+.1f}", f"{least:.1f}"
+        p = "the same scores" if one.adjusted_p is None else rounded(one.adjusted_p, 4, LEVEL)
+        verdict = "yes" if one.is_distinguishable else "no"
+        name = f"{' '.join(second)} − {' '.join(first)}"
+        lines.append(f"| {name}: {difference_text(one.difference)} | {p} | {verdict} | {by_seed} | {visible} |")
+    return [*lines, "", f"By scene: {TESTS}"]
+
+
+def _mean_scores(repeats: Sequence[Repeat]) -> tuple[list[str], list[float]]:
+    """The questions in one order, and the share of the seeds that answered each correctly."""
+    questions = sorted(repeats[0].correct)
+    if any(one.correct.keys() != repeats[0].correct.keys() for one in repeats):
+        raise ValueError(f"The seeds of {repeats[0].setting} were asked different questions: give all one test set.")
+    return questions, [statistics.fmean(one.correct[question] for one in repeats) for question in questions]
+
+
+def _seed_scores(repeats: Sequence[Repeat]) -> list[float]:
+    """Exact match of each seed, in percent."""
+    return [100 * statistics.fmean(one.correct.values()) for one in repeats]
+
+
+def _seed_spread(first: Sequence[Repeat], second: Sequence[Repeat]) -> tuple[float, float]:
+    """Half of the 95 % interval of a difference over seeds, and the smallest difference found in four of five studies.
+
+    Student's t for two groups of equal variance, in points; infinite with a single seed each, and where the seeds of
+    each setting score the same, which leaves the variance unknown.
+    """
+    scores = [_seed_scores(group) for group in (first, second)]
+    freedom = sum(len(group) - 1 for group in scores)
+    squares = sum((score - statistics.fmean(group)) ** 2 for group in scores for score in group)
+    if freedom == 0 or squares < 1e-18:
+        return math.inf, math.inf
+    error = math.sqrt(squares / freedom * sum(1 / len(group) for group in scores))
+    place = min(freedom, max(T_975))
+    return T_975[place] * error, (T_975[place] + T_800[place]) * error
+
+
+def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str, words: Words) -> str:
+    """Both tables and the verdicts in words; `words` is how caption scores split texts."""
+    rows = _table(standings)
+    lines = [f"# {title}", "", *markdown_lines(rows), ""]
+    lines += [f"Scores have 95 % intervals over pictures, from five pictures on; words={words}. {TESTS}", ""]
+    missing = {f"- {name} is unavailable: {why}" for one in standings for name, why in one.captions.unavailable.items()}
+    lines += [*sorted(missing), ""] if missing else []
+    lines += [f"- {verdict}" for verdict in verdicts]
+    return "\n".join(lines) + "\n"
+
+
+def _table(standings: Sequence[Standing]) -> list[list[str]]:
+    """Header and a row a model, the best exact match first."""
+    names = _score_names(standings)
+    rows = [["run", *names, "image tokens", "ms an answer"]]
+    for one in sorted(standings, key=lambda one: -one.exact.value):
+        scores = [str(one.scores[name]) if name in one.scores else "–" for name in names]
+        rows.append([one.name, *scores, str(one.image_tokens), f"{1000 * one.latency_s:.1f}"])
+    return rows
+
+
+def _score_names(standings: Sequence[Standing]) -> list[str]:
+    return list(dict.fromkeys(name for one in standings for name in one.scores))
+
+
+def standings_csv(standings: Sequence[Standing]) -> str:
+    """A line a model: each score with the ends of its interval."""
+    names = _score_names(standings)
+    header = ["run", *(f"{name}{end}" for name in names for end in ("", " low", " high"))]
+    rows: list[list[object]] = [[*header, "image tokens", "latency s"]]
+    for one in standings:
+        ends = [end for name in names for end in _ends(one.scores.get(name))]
+        rows.append([one.name, *ends, one.image_tokens, one.latency_s])
+    return csv_text(rows)
+
+
+def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
+    """A line a pair of models."""
+    rows: list[list[object]] = [
+        ["first", "second", "difference", "low", "high", "p", "adjusted p", "detectable", "distinguishable"]
+    ]
+    for one in verdicts:
+        tested = [one.found.p_value, one.found.adjusted_p, one.found.detectable, one.found.is_distinguishable]
+        rows.append([one.first, one.second, *_ends(one.found.difference), *tested])
+    return csv_text(rows)
+
+
+def _ends(interval: Interval | None) -> list[float | None]:
+    """Empty cells where there is none."""
+    return [None, None, None] if interval is None else [interval.value, interval.low, interval.high]
+
+
+def markdown_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table, its header first."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    return [lines[0], "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines[1:]]
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """The content of a CSV file."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def scores_picture(standings: Sequence[Standing]) -> bytes:
+    """PNG: exact match with intervals, a line a model."""
+    ordered = sorted(standings, key=lambda one: one.exact.value)
+    figure = Figure(figsize=(8, 1.4 + 0.4 * len(ordered)), dpi=120, facecolor=PAPER, layout="constrained")
+    axes = figure.add_subplot()
+    values, bars = [100 * one.exact.value for one in ordered], interval_bars([one.exact for one in ordered])
+    axes.errorbar(values, range(len(ordered)), xerr=bars, fmt="o", color=INK, capsize=4)
+    axes.set_yticks(range(len(ordered)), [one.name for one in ordered])
+    axes.set_xlabel("exact match, % (95 % interval over pictures)")
+    return png(figure, axes)
+
+
+def trade_off_picture(standings: Sequence[Standing]) -> bytes:
+    """PNG: exact match against image tokens, and against the time of an answer."""
+    figure = Figure(figsize=(11, 4.5), dpi=120, facecolor=PAPER, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    values = [100 * one.exact.value for one in standings]
+    bars = interval_bars([one.exact for one in standings])
+    for axes, x, label in (
+        (left, [float(one.image_tokens) for one in standings], "image tokens a panorama"),
+        (right, [1000 * one.latency_s for one in standings], "ms an answer"),
+    ):
+        axes.errorbar(x, values, yerr=bars, fmt="o", color=INK, capsize=4)
+        for one, place, value in zip(standings, x, values, strict=True):
+            axes.annotate(one.name, (place, value), xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(label)
+        axes.margins(0.15)
+    left.set_ylabel("exact match, %")
+    return png(figure, left, right)
+
+
+def interval_bars(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Lengths of error bars below and above the values, in percent; 0 where there is no interval."""
+    below = [0.0 if one.low is None else 100 * (one.value - one.low) for one in intervals]
+    return [below, [0.0 if one.high is None else 100 * (one.high - one.value) for one in intervals]]
+
+
+def png(figure: Figure, *axes: Axes) -> bytes:
+    """The figure as a PNG file, its axes with a light grid and no upper and right spine."""
+    for one in axes:
+        one.grid(alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    with warnings.catch_warnings(record=True) as caught:
+        # Names may be in any script. Matplotlib would warn once for each missing glyph.
+        warnings.simplefilter("always")
+        figure.draw_without_rendering()  # makes the labels of the axes
+        for text in figure.findobj(Text):
+            text.set_fontfamily(_families())
+        caught.clear()
+        figure.savefig(stream, format="png")
+    glyphs = [match for one in caught if (match := re.match(r"Glyph (\d+) .* missing from font", str(one.message)))]
+    warn_of_missing_glyphs(chr(int(match[1])) for match in glyphs)
+    return stream.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _families() -> list[str]:
+    """Matplotlib's own font, and the installed ones of ``drawing`` for other letters."""
+    there = {Path(one.fname).name: one.name for one in fontManager.ttflist}
+    fontManager.addfont(KOREAN)
+    return ["DejaVu Sans", *(there[name] for name in WIDE_FONTS if name in there), "Noto Sans KR"]

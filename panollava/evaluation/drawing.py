@@ -1,56 +1,48 @@
-"""Text and frames for pictures: any text of any language is drawn, as boxes where no font knows it, which is told."""
+"""Drawing on pictures: text of any language, colours, heat over a panorama, and pages of titled panels."""
 
 from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from panollava.crop.sphere import direction_to_pixel
 
 logger = logging.getLogger(__name__)
-
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
 INK, PAPER, GREY = (24, 24, 24), (255, 255, 255), (110, 110, 110)
 GOOD, BAD = (20, 120, 50), (180, 40, 30)
-CHROMA = 0.19
-"""How vivid the colours of ``palette`` are (Oklab); a little more than a screen can show of some."""
-
-_FINER = 4
-"""Text is drawn so many times larger and shrunk, so that letters keep their distances."""
-
+CHROMA = 0.19  # chroma of the colours of ``palette`` (Oklab); some are slightly outside sRGB and clipped
+_FINER = 4  # text is drawn this many times larger and reduced, which keeps the spacing of letters
 WIDE_FONTS = (
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansKR-Regular.otf",
-    "NanumGothic.ttf",
-    "malgun.ttf",
-    "AppleSDGothicNeo.ttc",
-    "msyh.ttc",
-    "YuGothM.ttc",
-    "Arial Unicode.ttf",
-    "DroidSansFallbackFull.ttf",
-    "wqy-zenhei.ttc",
-    "DejaVuSans.ttf",
-    "arial.ttf",
-    "Arial.ttf",
-    "Symbola_hint.ttf",
-)
-"""Fonts of the usual systems that know more than Latin letters; Pillow finds them by name."""
-
+    "NotoSansCJK-Regular.ttc", "NotoSansKR-Regular.otf", "NanumGothic.ttf", "malgun.ttf", "AppleSDGothicNeo.ttc",
+    "msyh.ttc", "YuGothM.ttc", "Arial Unicode.ttf", "DroidSansFallbackFull.ttf", "wqy-zenhei.ttc", "DejaVuSans.ttf",
+    "arial.ttf", "Arial.ttf", "Symbola_hint.ttf",
+)  # fmt: skip
+"""Fonts of common systems with more than Latin letters; Pillow finds them by name."""
 KOREAN = Path(__file__).with_name("fonts") / "NotoSansKR-Regular.ttf"
-"""Latin and Korean letters for systems without a font of the latter."""
-
+"""Latin and Korean letters, for systems without a Korean font."""
 PACKAGES = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL"), "fonts-noto-cjk")
-"""Debian's packages of fonts, by the first word of their letters' names; of others fonts-noto-core has most."""
-
-_undrawn: set[str] = set()
-"""Characters of the picture at hand that were drawn as boxes."""
+"""Debian's font packages by the first word of a letter's Unicode name; fonts-noto-core has most others."""
+PANEL = (384, 768)  # rows and columns of a panel
+MARGIN, GAP, COLUMNS = 24, 20, 2  # pixels around the page and between panels, and panels in a row
+TITLE, TEXT, CAPTION = 20, 16, 13
+"""Height of letters: of the page's title, of its text and the panels' titles, and of captions."""
+UNSEEN = 128  # grey level of pixels that no view shows
+HEAT, LIKENESS = cv2.COLORMAP_INFERNO, cv2.COLORMAP_VIRIDIS
+"""Colours of attention, and of similarity; both get lighter as values grow."""
+_COVER = 0.7  # opacity of colours over the panorama
+_BAR = (140, 12)  # columns and rows of a scale
+_boxed: set[str] = set()  # characters of the current picture that were drawn as boxes
 
 
 def draw_text(
@@ -65,12 +57,11 @@ def draw_text(
     """Writes one line onto a picture.
 
     Args:
-        canvas: (H, W, 3) uint8 RGB, changed in place; what lies outside it is cut.
+        canvas: (H, W, 3) uint8 RGB, changed in place; text outside it is clipped.
         text: any text; control characters become spaces.
         position: (x, y) of the upper left corner.
         size: height of the letters in pixels.
-        colour: of the letters.
-        background: of a box behind them.
+        colour, background: of the letters, and of a box behind them.
     """
     line = _printable(text)
     if not line.strip():
@@ -99,8 +90,7 @@ def draw_tag(
         text: a few characters.
         middle: (x, y) of the tag's middle.
         size: height of the letters in pixels.
-        colour: of the patch.
-        ink: of the letters.
+        colour, ink: of the patch and of the letters.
     """
     width, height = tag_width(text, size), line_height(size)
     x, y = (
@@ -149,21 +139,21 @@ def wrap_text(text: str, width: int, size: int, max_lines: int) -> list[str]:
 
 
 def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The picture (H, W, 3) uint8 at another size, without the jaggies of a coarse one."""
+    """The picture (H, W, 3) uint8 at another size, antialiased where it shrinks."""
     finer = picture.shape[1] > width
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if finer else cv2.INTER_LINEAR)
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """The picture (H, W, 3) uint8 RGB as the content of a PNG file; says which of its characters no font here knows."""
-    tell_undrawn(_undrawn)
-    _undrawn.clear()
+    """The picture (H, W, 3) uint8 RGB as a PNG file; logs which of its characters no font here has."""
+    warn_of_missing_glyphs(_boxed)
+    _boxed.clear()
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 6])
     return data.tobytes()
 
 
 def palette(count: int) -> list[Colour]:
-    """Bright colours of which neighbours in the list differ most: steps of the golden angle around the colour wheel.
+    """Bright colours, neighbours in the list far apart: steps of the golden angle around the colour wheel.
 
     Source: B. Ottosson, "A perceptual color space for image processing", 2020 (Oklab to linear sRGB).
     """
@@ -182,10 +172,10 @@ def palette(count: int) -> list[Colour]:
 
 
 def _letters(text: str, size: int, box: tuple[int, int], at: tuple[float, float], anchor: str) -> Image.Image:
-    """How much each pixel of a box (width, height) is covered by a line of text, as a picture of grey levels."""
+    """Coverage of the pixels of a box (width, height) by a line of text, as grey levels."""
     fine = Image.new("L", (box[0] * _FINER, box[1] * _FINER))
     place, font = (at[0] * _FINER, at[1] * _FINER), _font_for(text, size * _FINER)
-    _undrawn.update(char for char in _unusual(text) if not _knows(font, char))
+    _boxed.update(char for char in _unusual(text) if not _has_glyph(font, char))
     ImageDraw.Draw(fine).text(place, text, fill=255, font=font, anchor=anchor)
     return fine.reduce(_FINER)
 
@@ -208,26 +198,26 @@ def _shortened(line: str, width: int, size: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text on one line, without characters that steer or that cannot be encoded."""
+    """The text on one line, without control characters and surrogates."""
     return "".join(" " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
 
 
 def _font_for(text: str, size: int) -> Font:
-    """The first font that knows most of the text."""
+    """The first font with most of the text's characters."""
     unusual = _unusual(text)
     if not unusual:
         return _plain_font(size)
 
     def known(font: Font) -> int:
-        return sum(_knows(font, char) for char in unusual)
+        return sum(_has_glyph(font, char) for char in unusual)
 
     best = max([_plain_font(size), *_fonts((*WIDE_FONTS, str(KOREAN)), size)], key=known)
-    scripts = sorted({_script(char).title() for char in unusual if not _knows(best, char)})
+    scripts = sorted({_script(char).title() for char in unusual if not _has_glyph(best, char)})
     return max([best, *_fonts(tuple(f"NotoSans{script}-Regular.ttf" for script in scripts), size)], key=known)
 
 
-def tell_undrawn(characters: Iterable[str]) -> None:
-    """Says in one line that a picture has characters which no font here knows, and what to install."""
+def warn_of_missing_glyphs(characters: Iterable[str]) -> None:
+    """Logs in one line the characters of a picture that no font here has, and what to install."""
     missing = sorted(set(characters))
     if not missing:
         return
@@ -248,7 +238,7 @@ def _script(char: str) -> str:
 
 
 def _unusual(text: str) -> frozenset[str]:
-    """Characters that have a picture and that not every font knows."""
+    """Characters with a glyph that not every font has."""
     return frozenset(char for char in text if ord(char) > 0x7E and unicodedata.category(char)[0] not in "CMZ")
 
 
@@ -259,7 +249,7 @@ def _plain_font(size: int) -> Font:
 
 @lru_cache(maxsize=256)
 def _fonts(names: tuple[str, ...], size: int) -> tuple[Font, ...]:
-    """Those that are there."""
+    """Those that are installed."""
     found: list[Font] = []
     for name in names:
         try:
@@ -270,7 +260,102 @@ def _fonts(names: tuple[str, ...], size: int) -> tuple[Font, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _knows(font: Font, char: str) -> bool:
-    """Whether a font has a picture of its own for a character: it differs from the one for no character."""
+def _has_glyph(font: Font, char: str) -> bool:
+    """Whether a font has a glyph for a character, different from the one for a missing character."""
     missing, mask = font.getmask("\U0010fffd"), font.getmask(char)
     return mask.size != missing.size or bytes(mask) != bytes(missing)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with a title above it and a caption below it."""
+
+    title: str
+    picture: np.ndarray  # (H, W, 3) uint8 of size ``PANEL``
+    caption: str = ""
+    scale: tuple[int, str, str] | None = None  # colour map and the texts at its ends; None where colours have no order
+
+
+def page(title: str, text: Sequence[str], panels: Sequence[Panel], notes: Sequence[str]) -> np.ndarray:
+    """Panels in rows of two below a title of one line and lines of text, and notes in small letters below them.
+
+    Long lines are wrapped. Returns (H, W, 3) uint8 RGB.
+    """
+    width = COLUMNS * PANEL[1] + (COLUMNS - 1) * GAP + 2 * MARGIN
+    head = [line for one in text for line in wrap_text(one, width - 2 * MARGIN - 6, TEXT, max_lines=4)]
+    foot = [line for one in notes for line in wrap_text(one, width - 2 * MARGIN - 6, CAPTION, max_lines=4)]
+    top = MARGIN + line_height(TITLE) + line_height(TEXT) * len(head) + MARGIN // 2
+    step = line_height(TEXT) + PANEL[0] + line_height(CAPTION) + GAP
+    bottom = top + step * -(-len(panels) // COLUMNS)
+    canvas = np.full((bottom + line_height(CAPTION) * len(foot) + MARGIN, width, 3), PAPER, np.uint8)
+    draw_text(canvas, title, (MARGIN - 3, MARGIN), size=TITLE)
+    for number, line in enumerate(head):
+        place = (MARGIN - 3, MARGIN + line_height(TITLE) + line_height(TEXT) * number)
+        draw_text(canvas, line, place, size=TEXT)
+    for number, panel in enumerate(panels):
+        x, y = MARGIN + number % COLUMNS * (PANEL[1] + GAP), top + number // COLUMNS * step
+        _draw_panel(canvas, panel, x, y)
+    for number, line in enumerate(foot):
+        draw_text(canvas, line, (MARGIN - 3, bottom + line_height(CAPTION) * number), size=CAPTION, colour=GREY)
+    return canvas
+
+
+def colours(values: Tensor) -> np.ndarray:
+    """Colours ``(H, W, 3)`` in 0..1 as a picture; values that are not a number are grey."""
+    return np.where(values.isnan(), UNSEEN, np.rint(255 * values.nan_to_num().numpy())).astype(np.uint8)
+
+
+def heat(panorama: np.ndarray, values: Tensor, colour_map: int, low: float, high: float) -> np.ndarray:
+    """Values as colours over a grey panorama; pixels whose value is not a number show the panorama alone.
+
+    Args:
+        panorama: (H, W, 3) uint8 RGB.
+        values: ``(H, W)``.
+        colour_map: ``HEAT`` or ``LIKENESS``.
+        low, high: values of the map's first and last colour; values beyond them are clamped.
+    """
+    grey = np.repeat(cv2.cvtColor(panorama, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    share = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
+    covered = _COVER * _mapped(np.rint(255 * share.nan_to_num().numpy()), colour_map) + (1 - _COVER) * grey
+    return np.where(values.isnan()[..., None], grey, np.rint(covered)).astype(np.uint8)
+
+
+def marked(picture: np.ndarray, direction: Tensor) -> np.ndarray:
+    """The panorama with a ring and a dot at a direction ``(3)``; the mark wraps around the seam."""
+    result = picture.copy()
+    column, row = (round(float(at)) for at in direction_to_pixel(direction, picture.shape[:2]))
+    for shift in (-picture.shape[1], 0, picture.shape[1]):
+        for radius, thickness, shade in ((10, 4, 0), (10, 2, 255), (3, -1, 0), (2, -1, 255)):
+            cv2.circle(result, (column + shift, row), radius, (shade,) * 3, thickness, cv2.LINE_AA)
+    return result
+
+
+def fitted(panorama: np.ndarray) -> np.ndarray:
+    """The panorama (H, W, 3) uint8 at a panel's size."""
+    return resize(panorama, PANEL[1], PANEL[0])
+
+
+def _draw_panel(canvas: np.ndarray, panel: Panel, x: int, y: int) -> None:
+    draw_text(canvas, panel.title, (x - 3, y), size=TEXT)
+    y += line_height(TEXT)
+    canvas[y : y + PANEL[0], x : x + PANEL[1]] = panel.picture
+    y += PANEL[0]
+    width = PANEL[1]
+    if panel.scale is not None:
+        colour_map, low, high = panel.scale
+        end = x + PANEL[1] - text_width(high, CAPTION)
+        draw_text(canvas, high, (end - 3, y), size=CAPTION, colour=GREY)
+        bar = end - _BAR[0] - 6
+        middle = y + line_height(CAPTION) // 2
+        ramp = _COVER * _mapped(np.tile(np.linspace(0, 255, _BAR[0]), (_BAR[1], 1)), colour_map)
+        canvas[middle - _BAR[1] // 2 : middle + _BAR[1] // 2, bar : bar + _BAR[0]] = ramp + (1 - _COVER) * UNSEEN
+        start = bar - text_width(low, CAPTION) - 6
+        draw_text(canvas, low, (start - 3, y), size=CAPTION, colour=GREY)
+        width = start - x - GAP
+    (caption, *_) = wrap_text(panel.caption, width, CAPTION, max_lines=1)
+    draw_text(canvas, caption, (x - 3, y), size=CAPTION, colour=GREY)
+
+
+def _mapped(levels: np.ndarray, colour_map: int) -> np.ndarray:
+    """Colours (H, W, 3) RGB of levels 0..255."""
+    return cv2.applyColorMap(levels.astype(np.uint8), colour_map)[..., ::-1]

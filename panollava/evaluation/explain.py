@@ -1,7 +1,7 @@
-"""What a model sees and reads: main directions of its features, their likeness, and where its answers attend to.
+"""What a model sees and reads: its features, tokens and the attention of its answer, on a page over the panorama.
 
-Attention is not an explanation of cause: it tells from which tokens a layer took, not that the answer would have been
-another one without them.
+Attention is not an explanation of cause: it shows from which tokens a layer took values, not that the answer would be
+another one without them. Legend: ``V`` views, ``Q`` tokens of a view, ``(H, W)`` the panorama, ``n`` directions.
 """
 
 from __future__ import annotations
@@ -12,34 +12,175 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from panollava.crop.sphere import angles_to_direction
-from panollava.evaluation.painting import nearest_tokens
+from panollava.crop.cameras import Column, locate, view_directions
+from panollava.crop.sphere import angles_to_direction, direction_to_angles, pixel_to_direction
+from panollava.evaluation.drawing import HEAT, LIKENESS, PANEL, Panel, colours, fitted, heat, marked, page
 from panollava.model.api import PanoLlava
 from panollava.model.fusion import fuse
 from panollava.model.vision import PanoVision
+from panollava.run.restore import Sight
 
-COMPONENTS = 3
-"""Principal components, shown as red, green and blue."""
+COMPONENTS = 3  # principal components, shown as red, green and blue
+WHOLE = (1, 1)  # grid of views whose tokens have no grid
+_TAILS = (0.01, 0.99)  # quantiles of a component over the tokens that are shown as dark and as bright
+_EDGE_TOLERANCE = 1e-5
+"""Share of a view's side beyond its edge at which a direction still counts as shown: cameras are float32."""
+CAVEAT = (
+    "Attention is not an explanation of cause: it shows from which directions the language model took something while "
+    "it wrote the answer, not that the answer would have been another one without them."
+)
+NEAREST = (
+    "Features and tokens: each pixel shows that of the tile in which it lies nearest to the centre, and where no tile "
+    "looks that of the global view; grey: no view looks there."
+)
+GRIDLESS = (
+    "The tokens of this resampler stand in no grid and have no place on the panorama: their panels are left out, and "
+    "attention is painted by whole views."
+)
+SPEECHLESS = "A stage-1 run has no language model: there is no answer and no attention to show."
+MEAN = (
+    "model.join=mean: the language model sees averages over all views, which have no place on the panorama, so "
+    "attention is left out."
+)
 
-_TAILS = (0.01, 0.99)
-"""Shares of the tokens between which a component goes from dark to bright."""
+
+@dataclass(frozen=True)
+class Layer:
+    """Vectors that a panel shows."""
+
+    name: str  # in titles, such as ``encoder features``
+    vectors: Tensor  # ``(V, Q, D)``
+    lie: TokenMap  # their places on the panorama
+
+
+def explain_picture(
+    sight: Sight,
+    panorama: np.ndarray,
+    views: Tensor,
+    *,
+    asked: tuple[str, str] | None,
+    yaw_deg: float,
+    pitch_deg: float,
+    layers: Sequence[int] | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """Everything that can be shown of a model and a panorama, on one page.
+
+    Args:
+        sight: the model.
+        panorama: (H, W, 3) uint8 RGB.
+        views: ``(V, 3, h, w)`` of it.
+        asked: a question and its answer; None for a model without a language model.
+        yaw_deg, pitch_deg: direction that the others are compared with.
+        layers: of the language model, counted from 1; None takes the last third.
+
+    Returns:
+        (H, W, 3) uint8 RGB, and the notes below the panels.
+
+    Raises:
+        ValueError: no view looks in the direction, or there is no such layer.
+    """
+    cameras, patches, grid = sight.crop.camera_rows, sight.vision.tower.grid, sight.vision.token_grid
+    # A map is slow to make; features and tokens often share one.
+    lie = {one: TokenMap(cameras, one, PANEL) for one in {patches, grid or WHOLE}}
+    features, tokens = see(sight.vision, views, cameras)
+    shown = [Layer("encoder features", features, lie[patches])]
+    notes = [NEAREST]
+    if grid is None:
+        notes.append(GRIDLESS)
+    else:
+        shown.append(Layer("resampler tokens", tokens, lie[grid]))
+    _, direction = token_towards(cameras, patches, yaw_deg, pitch_deg)
+    panels = [scene_panel(panorama, direction)]
+    if asked is None or sight.pano is None:
+        notes.append(SPEECHLESS)
+    elif sight.pano.model.config.join == "mean":
+        notes.append(MEAN)
+    else:
+        attention = answer_attention(sight.pano, views, *asked, layers=layers)
+        panels.append(attention_panel(panorama, attention, lie[grid or WHOLE]))
+        notes.append(CAVEAT)
+    panels += [component_panel(layer) for layer in shown]
+    panels += [similarity_panel(panorama, layer, yaw_deg, pitch_deg) for layer in shown]
+    text = [] if asked is None else [f"Question: {asked[0]}", f"Answer: {asked[1] or '(none)'}"]
+    return page(f"{sight.name}: {sight.crop.summary}", text, panels, notes), notes
+
+
+def scene_panel(panorama: np.ndarray, direction: Tensor) -> Panel:
+    """The panorama with a mark at the direction that similarity refers to."""
+    yaw, pitch = (round(float(torch.rad2deg(angle)), 1) + 0.0 for angle in direction_to_angles(direction))
+    title = f"the panorama, with a mark at yaw {yaw:g}°, pitch {pitch:g}°"
+    return Panel(title, marked(fitted(panorama), direction))
+
+
+def component_panel(layer: Layer) -> Panel:
+    """The first three principal components of a layer's vectors as colours: similar vectors have similar colours."""
+    rows, painted = layer.vectors.flatten(0, 1), layer.lie.is_painted
+    values = torch.full((len(rows), 3), torch.nan, dtype=torch.float64)
+    values[painted], share = principal_colours(rows[painted])
+    height, width = layer.lie.grid
+    return Panel(
+        f"{layer.name}: three principal components as red, green, blue",
+        colours(layer.lie.paint(values)),
+        f"they hold {share:.0%} of the variance; {height} x {width} of width {rows.shape[1]} a view",
+    )
+
+
+def similarity_panel(panorama: np.ndarray, layer: Layer, yaw_deg: float, pitch_deg: float) -> Panel:
+    """Cosine similarity of every vector of a layer with the one in a direction, which a view must show."""
+    index, direction = token_towards(layer.lie.cameras, layer.lie.grid, yaw_deg, pitch_deg)
+    values = layer.lie.paint(similarity(layer.vectors.flatten(0, 1), index))
+    low = float(values.nan_to_num(nan=1.0).min())
+    return Panel(
+        f"{layer.name}: similarity to the marked direction",
+        marked(heat(fitted(panorama), values, LIKENESS, low, 1.0), direction),
+        "cosine",
+        (LIKENESS, f"{low:.2f}", "1"),
+    )
+
+
+def attention_panel(panorama: np.ndarray, attention: AnswerAttention, lie: TokenMap) -> Panel:
+    """Attention of the answer to directions, as a multiple of uniform attention to all image tokens.
+
+    Where the tokens have no grid, each view is painted with the sum of its tokens.
+    """
+    weights, even = attention.weights, attention.is_seen / attention.is_seen.sum()
+    if lie.grid == WHOLE:
+        weights, even = (each.sum(dim=1, keepdim=True) for each in (weights, even))
+    values = times_even(weights, even, lie)
+    high = max(float(values.nan_to_num().max()), 1.0)
+    layers = attention.layers
+    those = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
+    what = ", whole views" if lie.grid == WHOLE else ""
+    return Panel(
+        f"attention of the answer{what}: mean over heads and {those} of {attention.of_layers}",
+        heat(fitted(panorama), values, HEAT, 0.0, high),
+        f"times what even attention would give; {attention.image_share:.0%} of all attention goes to the panorama",
+        (HEAT, "0", f"{high:.1f}"),
+    )
+
+
+def times_even(weights: Tensor, even: Tensor, lie: TokenMap) -> Tensor:
+    """Attention to each pixel over what uniform attention to all image tokens would give: ``(V, Q)`` -> ``(H, W)``.
+
+    Both are spread over the directions that the patches show, so that neither small patches nor directions that
+    several views show stand out by that alone. Not a number where no image token shows the direction.
+    """
+    expected = lie.spread(even)
+    share = weights.double() / weights.sum().clamp(min=1e-12)
+    return torch.where(expected > 0, lie.spread(share) / expected, torch.nan)
 
 
 @torch.inference_mode()
 def see(vision: PanoVision, views: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:
-    """What the encoder and the resampler make of one panorama.
-
-    Args:
-        vision: both of them.
-        views: ``(V, 3, h, w)``.
-        cameras: ``(V, C)``.
+    """The output of the encoder and the resampler for views ``(V, 3, h, w)`` of a panorama with cameras ``(V, C)``.
 
     Returns:
-        Features ``(V, N, Dv)`` and tokens ``(V, Q, Dr)``, fp32 on the processor.
+        Features ``(V, N, Dv)`` and tokens ``(V, Q, Dr)``, fp32 on the CPU.
     """
     device = next(vision.tower.parameters()).device
     features = vision.features(views[None].to(device))
@@ -50,8 +191,8 @@ def see(vision: PanoVision, views: Tensor, cameras: Tensor) -> tuple[Tensor, Ten
 def principal_colours(rows: Tensor) -> tuple[Tensor, float]:
     """The first three principal components of rows ``(n, D)`` as colours.
 
-    Each component goes from 0 to 1 between its 1st and 99th percentile; where all rows agree it is 1/2. Its sign, which
-    has no meaning, is the one that makes its largest weight positive.
+    Each component goes from 0 to 1 between its 1st and 99th percentile; where all rows are equal it is 1/2. Its sign is
+    arbitrary, and chosen so that its largest weight is positive.
 
     Returns:
         ``(n, 3)`` in 0..1, and the share of the variance that they hold.
@@ -70,7 +211,7 @@ def principal_colours(rows: Tensor) -> tuple[Tensor, float]:
 
 
 def token_towards(cameras: Tensor, grid: tuple[int, int], yaw_deg: float, pitch_deg: float) -> tuple[int, Tensor]:
-    """The token that stands for a direction, counted through all views, and the direction ``(3)``.
+    """The nearest token to a direction, counted through all views (see ``nearest_tokens``), and the direction ``(3)``.
 
     Raises:
         ValueError: no view looks there.
@@ -93,24 +234,19 @@ def similarity(rows: Tensor, index: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AnswerAttention:
-    """Where an answer's tokens attend to in the panorama.
+    """Attention of an answer's tokens to the panorama.
 
-    Attributes:
-        weights: ``(V, Q)``, attention to each token that the language model sees, 0 for others: the mean over heads,
-            the chosen layers, and the positions that predict the answer's tokens.
-        is_seen: ``(V, Q)`` bool, which tokens the language model sees.
-        layers: the chosen layers, counted from 1.
-        of_layers: how many there are.
+    The mean over heads, the chosen layers, and the positions that predict the answer's tokens.
     """
 
-    weights: Tensor
-    is_seen: Tensor
-    layers: tuple[int, ...]
-    of_layers: int
+    weights: Tensor  # ``(V, Q)``, attention to each token in the language model's input, 0 for others
+    is_seen: Tensor  # ``(V, Q)`` bool, which tokens are in the language model's input
+    layers: tuple[int, ...]  # the chosen layers, counted from 1
+    of_layers: int  # number of layers
 
     @property
     def image_share(self) -> float:
-        """How much of all attention goes to the panorama; the rest goes to text."""
+        """Share of the attention that goes to the panorama; the rest goes to text."""
         return float(self.weights.sum())
 
 
@@ -126,21 +262,20 @@ def answer_attention(
 ) -> AnswerAttention:
     """One forward pass over a conversation, and the attention of its last answer to the panorama.
 
-    The end of the turn is no part of the answer, unless the answer is empty. The text before the answer is encoded with
-    the model's own attention kernel, the answer's few positions with the plain one, which alone tells its weights: so
-    the memory they take grows with the answer's length and not with the square of all.
+    The end-of-turn token is no part of the answer, unless the answer is empty. The text before the answer is encoded
+    with the model's own attention kernel, the answer's few positions with the eager one, which alone returns weights:
+    their memory grows with the answer's length, not with the square of the whole length.
 
     Args:
-        pano: the model; its views must not be joined by their mean, in which no token has a place.
+        pano: the model, with a ``model.join`` other than ``mean``, whose tokens have no place.
         views: ``(V, 3, h, w)`` of the panorama.
         question: about it.
-        answer: generated, or any other.
+        answer: of the model, or any other.
         history: earlier turns.
         layers: counted from 1; None takes the last third.
 
     Raises:
-        ValueError: a layer that is not there, views that are joined by their mean, or a text that the language model
-            cannot be given.
+        ValueError: there is no such layer, ``model.join`` is ``mean``, or the text does not fit the language model.
     """
     chosen = chosen_layers(len(pano.model.language_blocks), layers)
     encoded = pano.prompt.encode([*history, (question, answer)], image_tokens=pano.image_tokens)
@@ -148,7 +283,7 @@ def answer_attention(
         raise ValueError(f"The question and its answer cannot be read: {problem}.")
     ids, device = torch.tensor([encoded.ids]), pano.model.device
     targets = last_answer(encoded.is_target, encoded.ids, pano.prompt.stop_ids)
-    start, stop = targets[0] - 1, targets[-1]  # what predicts a token stands before it
+    start, stop = targets[0] - 1, targets[-1]  # a token is predicted at the position before it
     cameras = pano.crop.camera_rows
     before = pano.model(
         input_ids=ids[:, :start].to(device),
@@ -193,7 +328,7 @@ def chosen_layers(count: int, layers: Sequence[int] | None) -> list[int]:
 
 
 def last_answer(is_target: Sequence[bool], ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
-    """Positions of the last answer's tokens, its end of turn left out unless there is nothing else."""
+    """Positions of the last answer's tokens, without its end-of-turn token unless it has no other."""
     last = max(position for position, learnt in enumerate(is_target) if learnt)
     first = last
     while is_target[first - 1]:
@@ -203,9 +338,9 @@ def last_answer(is_target: Sequence[bool], ids: Sequence[int], stop_ids: Sequenc
 
 
 def whole_length(attention: Tensor, length: int) -> Tensor:
-    """Mean over heads of one layer's attention ``(1, heads, n, k)`` as ``(n, length)`` fp32 on the processor.
+    """Mean over heads of one layer's attention ``(1, heads, n, k)`` as ``(n, length)`` fp32 on the CPU.
 
-    A layer with a sliding window keeps no more than its last keys, and attends to none before them.
+    A layer with a sliding window keeps its last keys only; its attention to earlier ones is 0.
     """
     mean = attention[0].float().mean(dim=0).cpu()
     return functional.pad(mean, (length - mean.shape[-1], 0))
@@ -213,7 +348,7 @@ def whole_length(attention: Tensor, length: int) -> Tensor:
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
-    """Lets a transformers model attend with the kernel that tells its weights, and restores its own afterwards."""
+    """Switches a transformers model to the eager attention kernel, which returns weights, and back."""
     own = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -223,7 +358,7 @@ def plain_attention(model: Any) -> Iterator[None]:
 
 
 def _seen_tokens(pano: PanoLlava) -> Tensor:
-    """Which tokens, counted through all views, the language model sees, in the order in which it does."""
+    """Numbers of the tokens in the language model's input, counted through all views, in its order."""
     vision, join, cameras = pano.model.vision, pano.model.config.join, pano.crop.camera_rows[None]
     if join == "mean":
         raise ValueError(
@@ -233,3 +368,93 @@ def _seen_tokens(pano: PanoLlava) -> Tensor:
     numbers = torch.arange(cameras.shape[1] * vision.tokens_per_view).view(1, cameras.shape[1], -1, 1)
     every = torch.ones(cameras.shape[:2], dtype=torch.bool)
     return fuse(numbers, every, join, cameras, vision.token_grid)[0][:, 0]
+
+
+def showing_tokens(cameras: Tensor, grid: tuple[int, int], directions: Tensor) -> Tensor:
+    """The token of each view in whose patch a direction falls.
+
+    Args:
+        cameras: ``(V, C)``.
+        grid: (H', W') tokens of a view.
+        directions: ``(n, 3)``, unit vectors.
+
+    Returns:
+        ``(V, n)`` int64, counted row by row in the view; -1 where the view does not show the direction.
+    """
+    height, width = grid
+    found = []
+    for camera in cameras.double():  # all views of a fine panorama at once would take gigabytes
+        x, y, is_ahead = locate(camera, directions.double())
+        x0, y0, x1, y1 = camera[Column.BOX_X0 : Column.BOX_Y1 + 1]
+        inside_x = (x >= x0 - _EDGE_TOLERANCE) & (x <= x1 + _EDGE_TOLERANCE)
+        inside_y = (y >= y0 - _EDGE_TOLERANCE) & (y <= y1 + _EDGE_TOLERANCE)
+        column = (x * width).floor().long().clamp(0, width - 1)
+        row = (y * height).floor().long().clamp(0, height - 1)
+        found.append(torch.where(is_ahead & inside_x & inside_y, row * width + column, -1))
+    return torch.stack(found)
+
+
+def nearest_tokens(cameras: Tensor, grid: tuple[int, int], directions: Tensor) -> Tensor:
+    """The token for each direction: of the tile in which it lies nearest to the centre, else of the global view.
+
+    Takes the arguments of ``showing_tokens``; returns ``(n)`` int64, counted through all views, -1 where no view looks.
+    """
+    return _nearest(showing_tokens(cameras, grid, directions), cameras, grid, directions)
+
+
+class TokenMap:
+    """The places of the tokens of views on a panorama.
+
+    Args:
+        cameras: ``(V, C)``.
+        grid: (H', W') tokens of a view; (1, 1) for whole views.
+        size: (H, W) of the panorama.
+    """
+
+    def __init__(self, cameras: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        self.cameras, self.grid, self._size = cameras.cpu(), grid, size
+        rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in size), indexing="ij")
+        directions = pixel_to_direction(columns, rows, size).flatten(0, 1)
+        self._showing = showing_tokens(self.cameras, grid, directions)  # (V, H·W)
+        self.nearest = _nearest(self._showing, self.cameras, grid, directions).view(size)
+        latitude = (0.5 - (rows + 0.5) / size[0]) * math.pi
+        # Integrated between a row's edges, so that all pixels add up to the whole sphere exactly.
+        strip = 2 * torch.cos(latitude) * math.sin(math.pi / size[0] / 2)
+        self.steradians = strip * (2 * math.pi / size[1])
+
+    @property
+    def is_painted(self) -> Tensor:
+        """``(V·Q)`` bool: tokens that are the nearest one of some pixel."""
+        painted = torch.zeros(len(self.cameras) * math.prod(self.grid) + 1, dtype=torch.bool)
+        painted[self.nearest.flatten()] = True  # -1 marks the last, which is cut off
+        return painted[:-1]
+
+    def paint(self, values: Tensor) -> Tensor:
+        """Values ``(V·Q, ...)`` of the nearest tokens of pixels: ``(H, W, ...)``, not a number where no view looks."""
+        nothing = values.new_full((1, *values.shape[1:]), math.nan)
+        return torch.cat((values, nothing))[self.nearest]
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """The weight ``(V, Q)`` of each token, spread evenly over the directions its patch shows and summed over views.
+
+        Returns:
+            ``(H, W)``, weight per steradian. Its integral is the sum of the weights, without those of tokens that show
+            only the padding of a letterboxed view.
+        """
+        density = torch.zeros(self.nearest.numel(), dtype=torch.float64)
+        area = self.steradians.flatten()
+        for showing, own in zip(self._showing, weights.double().cpu(), strict=True):
+            shown = showing >= 0
+            token = showing[shown]
+            areas = torch.zeros(len(own), dtype=torch.float64).index_add_(0, token, area[shown])
+            density[shown] += (own / areas.clamp(min=1e-12))[token]
+        return density.view(self._size)
+
+
+def _nearest(showing: Tensor, cameras: Tensor, grid: tuple[int, int], directions: Tensor) -> Tensor:
+    closeness = view_directions(cameras.double()) @ directions.double().T  # (V, n), cosines
+    closeness -= 4 * cameras[:, Column.IS_GLOBAL, None]  # behind every tile
+    closeness[showing < 0] = -math.inf
+    view = closeness.argmax(dim=0)
+    token = showing.gather(0, view[None])[0]
+    return torch.where(token < 0, -1, view * math.prod(grid) + token)

@@ -1,52 +1,39 @@
-"""The gallery: a panorama with the borders of its views drawn on it, and the views below."""
+"""Pictures of views and of answers: a panorama with the borders of its views, and one beside answers about it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from panollava.crop.borders import border_curves, narrowed
-from panollava.crop.cameras import EQUIRECTANGULAR, Camera, camera_tensor, view_directions
-from panollava.crop.sphere import direction_to_pixel
-from panollava.evaluation.drawing import (
-    PAPER,
-    Colour,
-    draw_tag,
-    draw_text,
-    line_height,
-    palette,
-    resize,
-    tag_width,
-    text_width,
-)
+from panollava.crop.cameras import EQUIRECTANGULAR, Camera, camera_tensor, point_directions, view_directions
+from panollava.crop.sphere import angles_to_pixel, direction_to_pixel
+from panollava.evaluation import drawing
+from panollava.evaluation.drawing import PAPER, Colour, draw_tag, draw_text, line_height, resize, tag_width, text_width
+from panollava.evaluation.exact_match import is_correct
+from panollava.evaluation.predictions import Prediction
 
-MARGIN, GAP = 24, 20
-"""Pixels around everything, and between two views."""
-
+MARGIN, GAP = 24, 20  # pixels around the page, and between two views
 MOST_COLUMNS, WIDEST_CELL = 8, 420
-"""Views side by side, and how wide one is shown at most: a single view need not fill the picture."""
-
-FRAME = 4
-"""Width of the frame around a view."""
-
+"""Most views in a row, and greatest width of one: a single view need not fill the page."""
+FRAME = 4  # width of the frame around a view
 TITLE, NUMBER, LABEL, SMALLEST_LABEL = 20, 18, 15, 9
-"""Height of letters: above the panorama, on it, below a view, and there at least."""
-
+"""Height of letters: of the title, of numbers on the panorama, of labels below views, and of the smallest label."""
 LINE, HALO, HALO_SHARE = 2.0, 4.5, 0.45
-"""Width of a border and of the shadow that sets it off from the panorama, and how dark the shadow is."""
-
-WHOLE = (205, 205, 205)
-"""Colour of views of the whole panorama."""
-
+"""Width of a border and of its shadow on the panorama, and opacity of the shadow."""
+WHOLE = (205, 205, 205)  # colour of views of the whole panorama
 _FINER = 2
-"""Borders are drawn so many times finer and averaged, which smooths them more than cv2 alone does."""
-
-_FRACTION_BITS = 4
+"""Borders are drawn at this many times the size and averaged, which is smoother than cv2's antialiasing alone."""
+_ANSWER_MARGIN = 12  # pixels around the text beside a panorama
+_FRACTION_BITS = 4  # of cv2's fixed-point coordinates
+_FIRST_POINTS = 128  # initial points around a view: a whole number per edge, so that the corners are among them
+_STEPS = 256  # neighbouring points are at most the panorama's width divided by this apart
+_FINEST = 1e-9  # shortest step along an edge: points that are still far apart lie on two sides of a pole
 
 
 def gallery_picture(
@@ -59,10 +46,7 @@ def gallery_picture(
         views: (V, 3, h, w) uint8.
         cameras: V cameras.
         title: a line above it all.
-        width: of the picture.
-
-    Returns:
-        (?, width, 3) uint8 RGB.
+        width: of the picture (?, width, 3) uint8 RGB that is returned.
     """
     inner = width - 2 * MARGIN
     top = with_borders(resize(panorama, inner, inner // 2), cameras)
@@ -78,17 +62,10 @@ def gallery_picture(
 
 
 def with_borders(panorama: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
-    """The panorama with the border of each tile, a curve in a colour of its own, and its number in the middle.
+    """The panorama (H, W, 3) uint8 RGB with the border of each tile, in its colour, and its number in the middle.
 
-    A border is drawn just inside its tile, so that those of tiles that touch lie side by side, and those of strips
-    that overlap one within the other. Views of the whole panorama have none.
-
-    Args:
-        panorama: (H, W, 3) uint8 RGB.
-        cameras: V cameras.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    A border is drawn just inside its tile, so that the borders of adjacent tiles lie side by side, and those of
+    overlapping strips one within the other. Views of the whole panorama have no border.
     """
     height, width = panorama.shape[:2]
     colours = view_colours(cameras)
@@ -114,12 +91,12 @@ def with_borders(panorama: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
 
 def view_colours(cameras: Sequence[Camera]) -> list[Colour]:
     """A colour a view; views of the whole panorama are grey."""
-    colours = iter(palette(sum(not camera.is_global for camera in cameras)))
+    colours = iter(drawing.palette(sum(not camera.is_global for camera in cameras)))
     return [WHOLE if camera.is_global else next(colours) for camera in cameras]
 
 
 def view_label(camera: Camera) -> str:
-    """Where a view looks, in degrees, or that it shows everything."""
+    """The yaw and pitch of a view in degrees, or that it shows the whole panorama."""
     if camera.is_global:
         return "whole panorama"
     yaw_deg, pitch_deg = (round(math.degrees(angle), 1) for angle in (camera.yaw_rad, camera.pitch_rad))
@@ -127,7 +104,7 @@ def view_label(camera: Camera) -> str:
 
 
 def _grid(views: Tensor | np.ndarray, cameras: Sequence[Camera], width: int) -> np.ndarray:
-    """The views in rows of equal length, each in its colour's frame above its label."""
+    """The views in rows of equal length, each in a frame of its colour above its label."""
     count, _, view_height, view_width = views.shape
     columns = math.ceil(count / math.ceil(count / MOST_COLUMNS))
     cell = min(WIDEST_CELL, (width - GAP * (columns - 1)) // columns)
@@ -158,10 +135,10 @@ def _label_size(labels: Sequence[str], width: int) -> int:
 def _draw_curves(
     canvas: np.ndarray, curves: Sequence[np.ndarray], width: int, thickness: float, colour: Colour | int
 ) -> None:
-    """Draws curves (P, 2) of a panorama of so many columns, in place; what sticks out over the seam goes on behind."""
+    """Draws curves (P, 2) of a panorama of `width` columns, in place; they wrap around the seam."""
     for curve in curves:
-        for turn in (-width, 0, width):
-            columns = curve[:, 0] + turn
+        for shift in (-width, 0, width):
+            columns = curve[:, 0] + shift
             if columns.max() < -thickness or columns.min() > width + thickness:
                 continue
             fine = (np.stack((columns, curve[:, 1]), axis=-1) + 0.5) * _FINER - 0.5
@@ -177,9 +154,9 @@ def _middle(camera: Camera, panorama_size: tuple[int, int]) -> tuple[float, floa
 
 
 def _levels(cameras: Sequence[Camera]) -> list[int]:
-    """How many lines further in a border's upper and lower edge goes than another's that it would cover.
+    """By how many line widths the upper and lower edge of each border move inward, so that it covers no other.
 
-    It is overlapping strips of one ring that have these edges in common.
+    Overlapping strips of one ring share these edges.
     """
     levels: list[int] = []
     for camera in cameras:
@@ -193,3 +170,103 @@ def _share_edges(one: Camera, other: Camera) -> bool:
     same_row = math.isclose(one.pitch_rad, other.pitch_rad, abs_tol=1e-9) and one.v_extent_rad == other.v_extent_rad
     apart = abs(math.remainder(one.yaw_rad - other.yaw_rad, 2 * math.pi))
     return is_strip and same_row and apart < (one.h_extent_rad + other.h_extent_rad) / 2 - 1e-6
+
+
+def narrowed(camera: Camera, across_rad: float, down_rad: float) -> Camera:
+    """The camera with its edges moved inward by these angles, by a quarter of the view at most."""
+    h_extent, v_extent = camera.h_extent_rad, camera.v_extent_rad
+    return replace(
+        camera,
+        h_extent_rad=h_extent - 2 * min(across_rad, h_extent / 4),
+        v_extent_rad=v_extent - 2 * min(down_rad, v_extent / 4),
+    )
+
+
+def border_curves(camera: Camera, panorama_size: tuple[int, int]) -> list[np.ndarray]:
+    """The edge of a view's content as curves in a panorama of size (H, W).
+
+    A curve ends at the seam, and the next one starts at the other side. A curve over a pole ends at the panorama's
+    upper or lower edge, and the next one starts there half a panorama away.
+
+    Returns:
+        Curves ``(P, 2)`` float64 of columns in [-1/2, W - 1/2] and rows in [-1/2, H - 1/2]; whole numbers are pixel
+        centres. Neighbouring points are at most a few thousandths of the width apart.
+    """
+    width = panorama_size[1]
+    along = np.linspace(0, 4, _FIRST_POINTS + 1)
+    while True:
+        points = _edge_points(camera, along, panorama_size)
+        is_far = _distances(points, width) > width / _STEPS
+        is_coarse = is_far & (np.diff(along) > _FINEST)
+        if not is_coarse.any():
+            return _split_curves(points, is_far, panorama_size)
+        along = np.sort(np.concatenate((along, (along[:-1] + along[1:])[is_coarse] / 2)))
+
+
+def _edge_points(camera: Camera, along: np.ndarray, panorama_size: tuple[int, int]) -> np.ndarray:
+    """Columns and rows (P, 2) of points at 0 to 4 around a view: along the top, right, bottom and left edge."""
+    x = torch.from_numpy(np.interp(along, np.arange(5), (0.0, 1.0, 1.0, 0.0, 0.0)))
+    y = torch.from_numpy(np.interp(along, np.arange(5), (0.0, 0.0, 1.0, 1.0, 0.0)))
+    if camera.projection == EQUIRECTANGULAR:
+        # By angles, not directions: an edge on a pole has longitudes, and is a line in the picture.
+        longitude = camera.yaw_rad + (x - 0.5) * camera.h_extent_rad
+        latitude = camera.pitch_rad - (y - 0.5) * camera.v_extent_rad
+        wrapped = torch.remainder(longitude + math.pi, 2 * math.pi) - math.pi
+        column, row = angles_to_pixel(wrapped, latitude.clamp(-math.pi / 2, math.pi / 2), panorama_size)
+    else:
+        filled = camera_tensor([replace(camera, box=(0.0, 0.0, 1.0, 1.0))], torch.float64)
+        directions = point_directions(filled.expand(len(along), -1), x[:, None], y[:, None])
+        column, row = direction_to_pixel(directions[:, 0, 0], panorama_size)
+    return torch.stack((column, row), dim=-1).numpy()
+
+
+def _distances(points: np.ndarray, width: int) -> np.ndarray:
+    """Distances (P - 1) between neighbouring points, the shorter way around the panorama."""
+    columns, rows = np.diff(points, axis=0).T
+    return np.maximum(np.abs(columns - width * np.round(columns / width)), np.abs(rows))
+
+
+def _split_curves(points: np.ndarray, is_far: np.ndarray, panorama_size: tuple[int, int]) -> list[np.ndarray]:
+    """The points (P, 2) as curves; `is_far` (P - 1) marks steps over a pole."""
+    height, width = panorama_size
+    curves = [[points[0]]]
+    for start, end, over_pole in zip(points[:-1], points[1:], is_far, strict=True):
+        shift = width * round((start[0] - end[0]) / width)
+        if over_pole:
+            pole = -0.5 if start[1] < height / 2 else height - 0.5
+            curves[-1].append(np.array((start[0], pole)))
+            curves.append([np.array((end[0], pole)), end])
+        elif shift:
+            seam = width - 0.5 if shift > 0 else -0.5
+            step = end[0] + shift - start[0]
+            row = start[1] + (end[1] - start[1]) * ((seam - start[0]) / step if step else 1.0)
+            curves[-1].append(np.array((seam, row)))
+            curves.append([np.array((seam - shift, row)), end])
+        else:
+            curves[-1].append(end)
+    return [np.stack(curve) for curve in curves if np.ptp(curve, axis=0).max() > 1e-6]
+
+
+def answers_picture(panorama: np.ndarray, predictions: Sequence[Prediction], *, width: int = 1280) -> np.ndarray:
+    """The panorama (H, W, 3) uint8 RGB, and beside it questions, answers, and the references of wrong answers."""
+    left = width * 3 // 5
+    scene = resize(panorama, left, left // 2)
+    space = width - left - 2 * _ANSWER_MARGIN
+    lines = [line for prediction in predictions for line in _answer_lines(prediction, space)]
+    step = line_height(16)
+    height = max(scene.shape[0], 2 * _ANSWER_MARGIN + step * len(lines))
+    canvas = np.full((height, width, 3), PAPER, np.uint8)
+    canvas[: scene.shape[0], :left] = scene
+    for number, (text, colour) in enumerate(lines):
+        draw_text(canvas, text, (left + _ANSWER_MARGIN, _ANSWER_MARGIN + step * number), colour=colour)
+    return canvas
+
+
+def _answer_lines(prediction: Prediction, width: int) -> list[tuple[str, Colour]]:
+    right = is_correct(prediction.prediction, prediction.references)
+    said = prediction.prediction.strip() or "(no answer)"
+    parts = [(prediction.question, drawing.INK), (f"answer: {said}", drawing.GOOD if right else drawing.BAD)]
+    if not right:
+        parts.append((f"reference: {prediction.references[0]}", drawing.GREY))
+    lines = [(line, colour) for text, colour in parts for line in drawing.wrap_text(text, width - 6, 16, max_lines=4)]
+    return [*lines, ("", drawing.INK)]

@@ -1,13 +1,35 @@
-"""One answered question, as scores, tables, files and pictures use it."""
+"""Predictions: answered questions, CSV files of them, and the log from which a stopped evaluation resumes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from panollava.data.source import Question
+from panollava.data.csv import Column, Row, Table, spelling, wrong_text
+from panollava.disk import writing
+
+PREDICTIONS, METRICS = "predictions.csv", "metrics.json"  # the files of an evaluation's folder
+UNFINISHED = ".unfinished"  # folder of the logs of evaluations that have not ended
+ALIASES = {
+    "image": ("image_id", "image", "url", "image_path", "image_url", "image_file", "file_name", "filename", "path"),
+    "query": ("question", "query", "instruction", "prompt"),
+    "prediction": ("prediction", "answer_predicted", "generated", "hypothesis", "output"),
+    "reference": ("reference", "annotation", "answer", "response", "caption", "ground_truth", "label"),
+    "references": ("references",),
+    "kind": ("kind", "question_type", "type"),
+    "turn": ("turn", "turn_id"),
+    "history": ("history",),
+}
+"""Accepted names of each column. Required are the image, the prediction, and one of the two for references."""
+KEYED = ("image", "query", "prediction", "reference")  # columns that ``score`` has a key for
+Form = Literal["grouped", "single"]
+_SETTINGS = "settings"  # key of the first line of a log; no answer has it
 
 
 @dataclass(frozen=True)
@@ -15,46 +37,261 @@ class Prediction:
     """A question with the model's answer."""
 
     sample_id: str
-    image_id: str
-    kind: str
-    """Question type, by which scores are also reported."""
+    image_id: str  # of the panorama
+    kind: str  # question type, by which scores are reported too
     question: str
-    prediction: str
-    references: tuple[str, ...]
-    latency_s: float
-    """Time of the batch divided by its size: an answer's cost at this batch size, not the wait for it."""
-    history: tuple[tuple[str, str], ...] = ()
-    """(question, answer) pairs that came before the question."""
+    prediction: str  # the model's answer
+    references: tuple[str, ...]  # the right answers
+    latency_s: float  # time of the batch divided by its size: the cost of an answer, not the wait for it
+    history: tuple[tuple[str, str], ...] = ()  # (question, answer) pairs of the conversation before the question
 
     @property
     def turn(self) -> int:
-        """Place of the question in its conversation, from 1."""
+        """Number of the question in its conversation, from 1."""
         return len(self.history) + 1
 
     @property
     def written_history(self) -> str:
-        """The history as files keep it: JSON, or nothing where there is none."""
+        """The history as files keep it: JSON, or an empty text where there is none."""
         return json.dumps(self.history, ensure_ascii=False) if self.history else ""
 
 
-def answered(question: Question, prediction: str, latency_s: float) -> Prediction:
-    """The prediction that answers `question`."""
-    return Prediction(
-        sample_id=question.sample_id,
-        image_id=question.image_id,
-        kind=question.kind,
-        question=question.question,
-        prediction=prediction,
-        references=tuple(question.references),
-        latency_s=latency_s,
-        history=question.history,
-    )
+@dataclass(frozen=True)
+class Scored:
+    """A prediction with the references that it is scored against."""
+
+    image_id: str
+    question: str
+    kind: str
+    prediction: str
+    references: tuple[str, ...]
+    turn: str = ""  # number of the question in its conversation; like the history empty where a file has none
+    history: str = ""  # what came before the question, as in the file
+
+    @property
+    def asked(self) -> tuple[str, str, str, str]:
+        """Identifies the question: the same words about the same image in another conversation are another one."""
+        return self.image_id, self.turn, self.history, self.question
+
+
+def as_scored(predictions: Sequence[Prediction]) -> list[Scored]:
+    """The answers of an evaluation, each with all references of its question."""
+    return [
+        Scored(one.image_id, one.question, one.kind, one.prediction, one.references, str(one.turn), one.written_history)
+        for one in predictions
+    ]
 
 
 def answers_digest(predictions: Iterable[Prediction]) -> str:
-    """Tells whether answers are still the ones that were given: the same before and after they were on disk."""
+    """Digest of sample ids and answers; equal before and after they were written to disk."""
     found = hashlib.sha256()
     for one in predictions:
         line = json.dumps((one.sample_id, one.prediction), ensure_ascii=False)
         found.update(line.encode(errors="backslashreplace") + b"\n")
     return found.hexdigest()[:16]
+
+
+def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | None = None) -> list[Scored]:
+    """The rows of a CSV file of predictions, ours or any other, each with its references.
+
+    A row holds one prediction with one ``reference`` or with a JSON list of ``references``. Different spellings of an
+    image's path are one image: ``./a.jpg`` is ``a.jpg``.
+
+    Args:
+        path: UTF-8 CSV, with or without byte order mark.
+        form: ``grouped`` scores each row against the references of all rows with the same question about the same
+            image, in the same turn after the same history where the file has these columns; ``single`` scores it
+            against each of its own references alone.
+        named: name of the column of each role in `KEYED`; None finds it by the accepted names.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not UTF-8 CSV, a column is missing or ambiguous, or a row is malformed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"predictions={path}: there is no such file. Name a CSV of predictions.")
+    given = {role: (named or {}).get(role) for role in KEYED}
+    columns = {
+        role: Column(names, f"{role}_column" if role in KEYED else "", given.get(role), role in ("image", "prediction"))
+        for role, names in ALIASES.items()
+    }
+    if (wanted := given["reference"]) is not None:
+        role, other = ("references", "reference") if wanted.strip() == "references" else ("reference", "references")
+        columns[role] = Column(ALIASES[role], "reference_column", wanted)
+        del columns[other]
+    table = Table(path, columns)
+    if not {"reference", "references"} & table.names.keys():
+        raise table.missing("reference", columns)
+    table.tell()
+    spelt: dict[str, str] = {}
+    rows = [_row(path, row, table.names, spelt) for row in table.rows()]
+    if form == "single":
+        return [replace(row, references=(reference,)) for row in rows for reference in row.references]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        groups.setdefault(row.asked, []).extend(row.references)
+    return [replace(row, references=tuple(groups[row.asked])) for row in rows]
+
+
+def read_answers(folder: Path, metrics: Mapping[str, Any]) -> list[Prediction]:
+    """The rows of an evaluation's ``predictions.csv``.
+
+    Args:
+        folder: of the evaluation.
+        metrics: its ``metrics.json``, which holds the digest of the answers.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is malformed, or its answers were changed after the evaluation.
+    """
+    path = folder / PREDICTIONS
+    optional = ("turn", "history")  # missing in older evaluations
+    needed = ("sample_id", "image_id", "kind", "question", "prediction", "references", "latency_s")
+    table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, *optional)})
+    answers = [_answer(path, row, table.names) for row in table.rows()]
+    if metrics.get("answers") not in (None, answers_digest(answers)):  # None: older evaluations have no digest
+        raise ValueError(f"{path}: its answers were changed since they were given")
+    return answers
+
+
+def _answer(path: Path, row: Row, names: Mapping[str, str]) -> Prediction:
+    _check(path, row, row.problems)
+    cells = row.cells
+    history = _json(path, row, "history", names) if cells.get("history") else []
+    if not isinstance(history, list) or not all(_is_texts(turn) and len(turn) == 2 for turn in history):
+        raise _bad(path, row, "history", "no JSON list of pairs of a question and its answer")
+    try:
+        latency_s = float(cells["latency_s"])
+    except ValueError:
+        raise _bad(path, row, "latency_s", f"{cells['latency_s'][:60]!r} is no number of seconds") from None
+    texts = {name: cells[name] for name in ("sample_id", "image_id", "kind", "question", "prediction")}
+    references = _texts(path, row, "references", names)
+    return Prediction(**texts, references=references, latency_s=latency_s, history=tuple(map(tuple, history)))
+
+
+def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str]) -> Scored:
+    """A row with its own references; `spelt` maps each image to its first spelling."""
+    cells = {role: row.cells.get(role, "").strip() for role in ALIASES}
+    nul = [(names[role], reason) for role in names if role != "prediction" and (reason := wrong_text(cells[role]))]
+    _check(path, row, [*row.problems, *nul])
+    if not cells["image"]:
+        raise _bad(path, row, names["image"], "no picture is named. Fill the column or leave the row out")
+    references: tuple[str, ...] = (cells["reference"],)
+    if cells["references"]:
+        references = _texts(path, row, "references", names)
+        if cells["reference"] and cells["reference"] not in map(str.strip, references):
+            differs = f"{cells['reference'][:60]!r} is none of the {names['references']}"
+            raise _bad(path, row, names["reference"], f"{differs}: make them agree, or choose with reference_column")
+    references = tuple(one for one in references if one.strip())
+    if not references:
+        at = names.get("references", names.get("reference", ""))
+        raise _bad(path, row, at, "there is no reference. Fill the column or leave the row out")
+    image = spelt.setdefault(spelling(cells["image"]), cells["image"])
+    return Scored(
+        image, cells["query"], cells["kind"], cells["prediction"], references, cells["turn"], cells["history"]
+    )
+
+
+def _texts(path: Path, row: Row, role: str, names: Mapping[str, str]) -> tuple[str, ...]:
+    """The texts of a cell that holds a JSON list of them."""
+    found = _json(path, row, role, names)
+    if not _is_texts(found):
+        raise _bad(path, row, names[role], f'{row.cells[role][:60]!r} is no JSON list of texts, such as ["a", "b"]')
+    _check(path, row, [(names[role], reason) for one in found if (reason := wrong_text(one))])
+    return tuple(found)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _json(path: Path, row: Row, role: str, names: Mapping[str, str]) -> Any:
+    try:
+        return json.loads(row.cells[role])
+    except (ValueError, RecursionError):
+        raise _bad(path, row, names[role], f"{row.cells[role][:60]!r} is no JSON") from None
+
+
+def _check(path: Path, row: Row, problems: Sequence[tuple[str, str]]) -> None:
+    for column, reason in problems:
+        raise _bad(path, row, column, reason)
+
+
+def _bad(path: Path, row: Row, column: str, reason: str) -> ValueError:
+    return ValueError(f"{path}, line {row.line}, column {column}: {reason}.")
+
+
+class AnswerLog:
+    """A JSON-lines file of answers, named after a digest of everything that they depend on.
+
+    Args:
+        folder: of the experiment's evaluations.
+        settings: what the answers depend on; other settings are another file.
+
+    Attributes:
+        key: digest of the settings.
+        settings: as given.
+        answers: sample id -> answer; the constructor reads those of an evaluation that was stopped.
+        resumed: whether there were any.
+        other: settings of the newest log of another evaluation; None where this one resumes or there is none.
+
+    Raises:
+        DiskError: the file cannot be repaired.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.path = folder / UNFINISHED / f"{self.key}.jsonl"
+        self.settings = dict(settings)
+        self.answers = {one.sample_id: one for one in self._read()}
+        self.resumed = bool(self.answers)
+        self.other = None if self.resumed else self._newest_other()
+
+    def add(self, answers: Sequence[Prediction]) -> None:
+        """Appends answers to the file.
+
+        Raises:
+            DiskError: they cannot be written.
+        """
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                if not stream.tell():
+                    stream.write(json.dumps({_SETTINGS: self.settings}, default=str) + "\n")
+                stream.writelines(json.dumps(asdict(one), ensure_ascii=True) + "\n" for one in answers)
+                stream.flush()
+                os.fsync(stream.fileno())
+        self.answers |= {one.sample_id: one for one in answers}
+
+    def discard(self) -> None:
+        """Removes the file, once its answers are in the result.
+
+        Raises:
+            DiskError: it cannot be removed.
+        """
+        with writing(self.path):
+            self.path.unlink(missing_ok=True)
+            if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+                self.path.parent.rmdir()
+
+    def _read(self) -> list[Prediction]:
+        if not self.path.is_file():
+            return []
+        # The last line is incomplete where the process died while it wrote.
+        *lines, rest = self.path.read_text(encoding="utf-8").split("\n")
+        whole = [one for line in lines if _SETTINGS not in (one := json.loads(line))]
+        if rest:
+            with writing(self.path):
+                os.truncate(self.path, self.path.stat().st_size - len(rest.encode()))
+        for one in whole:  # JSON has no tuples
+            one["references"], one["history"] = tuple(one["references"]), tuple(map(tuple, one.get("history", ())))
+        return [Prediction(**one) for one in whole]
+
+    def _newest_other(self) -> dict[str, Any] | None:
+        others = sorted(self.path.parent.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in others:
+            with path.open(encoding="utf-8") as stream, contextlib.suppress(ValueError):  # the first line is incomplete
+                settings = json.loads(stream.readline()).get(_SETTINGS)
+                if settings is not None and settings.get("blank") == self.settings.get("blank"):
+                    return dict(settings)
+        return None

@@ -1,44 +1,115 @@
-"""Predictions and scores on disk: one folder an evaluation, complete or not there at all."""
+"""Evaluations: asking a model every question of a set, and the folder of predictions and scores that comes of it."""
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
+from annotated_types import Interval
+from tqdm import tqdm
+
+from panollava.batch import Batch
 from panollava.checkpoint import tidy, write_json
+from panollava.data.source import Question
 from panollava.disk import writing
-from panollava.evaluation.answers import AnswerReport, is_correct
-from panollava.evaluation.predictions import Prediction, answers_digest
+from panollava.evaluation.exact_match import AnswerReport, is_correct
+from panollava.evaluation.predictions import METRICS, PREDICTIONS, Prediction, answers_digest
 from panollava.evaluation.statistics import mean_interval
 
-COLUMNS = (
-    "sample_id",
-    "image_id",
-    "kind",
-    "turn",
-    "history",
-    "question",
-    "prediction",
-    "references",
-    "reference",
-    "correct",
-    "latency_s",
-)
+logger = logging.getLogger(__name__)
+COLUMNS = ["sample_id", "image_id", "kind", "turn", "history", "question", "prediction", "references"]
+COLUMNS += ["reference", "correct", "latency_s"]
+_BEGUN = ".writing_"  # prefix of the names of incomplete folders
 
 
-PREDICTIONS, METRICS = "predictions.csv", "metrics.json"
-_BEGUN = ".writing_"
-"""How the names of folders begin that are not complete."""
+def evaluate(
+    generate: Callable[[Batch], Sequence[str]],
+    batches: Iterable[tuple[Sequence[Question], Batch]],
+    *,
+    total: int | None = None,
+    max_samples: Annotated[int, Interval(ge=1)] | None = None,
+    log_samples: bool = True,
+    log_interval: Annotated[int, Interval(ge=1)] = 10,
+    log_max_samples: Annotated[int, Interval(ge=0)] = 20,
+    name: str = "evaluation",
+    keep: Callable[[Sequence[Prediction]], None] | None = None,
+) -> list[Prediction]:
+    """Answers of a model to questions, in the order of the batches.
+
+    Args:
+        generate: turns a batch into one answer per sample.
+        batches: questions with their collated batch, in the same order.
+        total: number of questions, for the time left.
+        max_samples: stop after this many questions; the last batch is answered as a whole and cut.
+        log_samples: write answers to the log.
+        log_interval: batches between two lines of progress.
+        log_max_samples: most answers in the log.
+        name: of the progress.
+        keep: called with the answers of each batch.
+
+    Raises:
+        ValueError: `generate` gave another number of answers than there were questions.
+    """
+    limits = [limit for limit in (total, max_samples) if limit is not None]
+    expected = min(limits) if limits else None
+    predictions: list[Prediction] = []
+    logged, started = 0, time.perf_counter()
+    # `disable=None` shows the bar in a terminal only: a log file gets plain lines.
+    with tqdm(total=expected, desc=name, unit="answer", disable=None, leave=False) as bar:
+        for number, (questions, batch) in enumerate(batches, start=1):
+            new = _answer(generate, questions, batch)
+            if max_samples is not None:
+                new = new[: max_samples - len(predictions)]
+            predictions += new
+            if keep is not None:
+                keep(new)
+            bar.update(len(new))
+            if number % log_interval == 0:
+                logger.info("%s", _progress(name, len(predictions), expected, time.perf_counter() - started))
+                shown = new[: log_max_samples - logged] if log_samples else []
+                logged += len(shown)
+                for one in shown:
+                    said = f"{one.question!r} -> {one.prediction!r} (reference: {one.references[0]!r})"
+                    logger.info("%s [%s] %s", one.sample_id, one.kind, said)
+            if max_samples is not None and len(predictions) >= max_samples:
+                break
+    return predictions
+
+
+def _answer(
+    generate: Callable[[Batch], Sequence[str]], questions: Sequence[Question], batch: Batch
+) -> list[Prediction]:
+    began = time.perf_counter()
+    answers = generate(batch)
+    latency_s = (time.perf_counter() - began) / max(1, len(questions))
+    if len(answers) != len(questions):
+        raise ValueError(
+            f"generate gave {len(answers)} answers to {len(questions)} questions "
+            f"({questions[0].sample_id if questions else 'an empty batch'} …): one a sample is needed."
+        )
+    return [
+        Prediction(q.sample_id, q.image_id, q.kind, q.question, answer, tuple(q.references), latency_s, q.history)
+        for q, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def _progress(name: str, done: int, expected: int | None, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    if expected is None:
+        return f"{name}: {done} answers, {rate:.1f}/s"
+    return f"{name}: {done}/{expected} answers, {rate:.1f}/s, {(expected - done) / rate:.0f} s left"
 
 
 @dataclass(frozen=True)
@@ -60,40 +131,52 @@ def write_results(
     settings: Mapping[str, object] | None = None,
     now: datetime | None = None,
     key: str = "",
-    goes_on: bool = False,
+    resumed: bool = False,
 ) -> ResultFiles:
     """Writes `<root>/eval_results/<experiment>/predictions_<timestamp>/{predictions.csv, metrics.json}`.
+
+    The folder is complete or does not exist.
 
     Args:
         root: the results folder.
         experiment: experiment name; may hold "/" where jobs of a sweep lie in folders of their own.
-        predictions: what the model answered.
-        report: their scores.
-        captions: caption scores, and how they were made.
+        predictions: the model's answers.
+        report: their exact match.
+        captions: the other scores, and how they were computed.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
-        key: tells evaluations apart that may run side by side; see ``AnswerLog``.
-        goes_on: whether the answers are of an evaluation of this key that was stopped; the folder is then the one
-            that it had written, if it had come so far.
+        key: identifies evaluations that may run side by side; see ``AnswerLog``.
+        resumed: the evaluation of this key was stopped before; if it had already written its folder, that one is kept.
 
     Raises:
         ValueError: `experiment` is not a path below the results folder.
-        DiskError: it could not be written.
+        DiskError: the folder cannot be written.
     """
     parent = result_folder(root, experiment)
     now = now or datetime.now()
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        if goes_on:
+        if resumed:
             for leftover in parent.glob(f"{_BEGUN}{key}_*"):
                 shutil.rmtree(leftover)
         temporary = Path(tempfile.mkdtemp(prefix=f"{_BEGUN}{key}_", dir=parent))
         try:
-            os.chmod(temporary, 0o755)  # mkdtemp makes folders that nobody else may read
+            os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can read
             _write_predictions(temporary / PREDICTIONS, predictions)
+            # A path or a NaN among the settings is written as text: it must not cost the evaluation.
             record = {"captions": dict(captions or {}), "settings": dict(settings or {})}
-            _write_metrics(temporary / METRICS, experiment, predictions, report, record, now)
-            folder = _written_before(temporary, parent) if goes_on else None
+            content = {
+                "experiment_name": experiment,
+                "created": now.isoformat(timespec="seconds"),
+                **asdict(report),
+                "answers": answers_digest(predictions),
+                "latency": latency_summary(predictions),
+                **json.loads(json.dumps(record, default=str), parse_constant=str),
+            }
+            with (temporary / METRICS).open("w", encoding="utf-8", errors="backslashreplace") as stream:
+                json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
+                _to_disk(stream)
+            folder = _written_before(temporary, parent) if resumed else None
             if folder is None:
                 folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
             else:
@@ -106,14 +189,7 @@ def write_results(
 
 
 def write_measures(root: Path, experiment: str, measures: Mapping[str, float], settings: Mapping[str, object]) -> Path:
-    """Writes `<root>/eval_results/<experiment>/measures_<timestamp>.json`: what a stage is measured by without answers.
-
-    Args:
-        root: the results folder.
-        experiment: experiment name.
-        measures: by name.
-        settings: what was measured, on what.
-    """
+    """Writes `<root>/eval_results/<experiment>/measures_<timestamp>.json`: a stage's measures without answers."""
     path = result_folder(root, experiment) / f"measures_{datetime.now():%Y%m%d_%H%M%S}.json"
     document = {"experiment_name": experiment, "measures": dict(measures), "settings": dict(settings)}
     write_json(path, json.loads(json.dumps(document, default=str), parse_constant=str))
@@ -133,9 +209,7 @@ def result_folder(root: Path, experiment: str) -> Path:
 
 
 def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Latency per answer in seconds, the 95 % interval of its mean over pictures (None where they are too few), and how
-    it was measured.
-    """
+    """Latency per answer in seconds, with the 95 % interval of its mean over pictures (None where they are too few)."""
     values = sorted(each.latency_s for each in predictions)
     images = [each.image_id for each in predictions]
     mean = mean_interval([each.latency_s for each in predictions], images, top=math.inf)
@@ -151,47 +225,19 @@ def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
 def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     # The byte-order mark makes spreadsheets read UTF-8; the csv module quotes line breaks and keeps "" empty.
     with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
+        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
         for each in predictions:
-            writer.writerow(
-                (
-                    each.sample_id,
-                    each.image_id,
-                    each.kind,
-                    each.turn,
-                    each.written_history,
-                    each.question,
-                    each.prediction,
-                    json.dumps(each.references, ensure_ascii=False),
-                    each.references[0],
-                    "true" if is_correct(each.prediction, each.references) else "false",
-                    f"{each.latency_s:.6f}",
-                )
-            )
-        _to_disk(stream)
-
-
-def _write_metrics(
-    path: Path,
-    experiment: str,
-    predictions: Sequence[Prediction],
-    report: AnswerReport,
-    record: Mapping[str, object],
-    now: datetime,
-) -> None:
-    # A path or a NaN among the settings must not cost the evaluation: they are written as text.
-    plain = json.loads(json.dumps(dict(record), default=str), parse_constant=str)
-    content = {
-        "experiment_name": experiment,
-        "created": now.isoformat(timespec="seconds"),
-        **asdict(report),
-        "answers": answers_digest(predictions),
-        "latency": latency_summary(predictions),
-        **plain,
-    }
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
+            row = {
+                **vars(each),
+                "turn": each.turn,
+                "history": each.written_history,
+                "references": json.dumps(each.references, ensure_ascii=False),
+                "reference": each.references[0],
+                "correct": "true" if is_correct(each.prediction, each.references) else "false",
+                "latency_s": f"{each.latency_s:.6f}",
+            }
+            writer.writerow(row)
         _to_disk(stream)
 
 
@@ -201,7 +247,7 @@ def _to_disk(stream: TextIO) -> None:
 
 
 def _written_before(temporary: Path, parent: Path) -> Path | None:
-    """The finished folder of the same evaluation, None without one: no other took each answer the same microseconds."""
+    """The finished folder of the same evaluation, found by its answers with their latencies to the microsecond."""
     answers = (temporary / PREDICTIONS).read_bytes()
     for folder in parent.glob("predictions_*"):
         if (folder / METRICS).is_file() and (folder / PREDICTIONS).read_bytes() == answers:
@@ -212,7 +258,7 @@ def _written_before(temporary: Path, parent: Path) -> Path | None:
 
 
 def _move(temporary: Path, target: Path) -> Path:
-    """Gives the finished folder its name, or the next free one when two end in the same second."""
+    """Gives the finished folder its name, or the next free one where two end in the same second."""
     number = 1
     while True:
         free = target if number == 1 else target.with_name(f"{target.name}_{number}")

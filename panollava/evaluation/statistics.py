@@ -1,6 +1,6 @@
-"""How sure a score is: intervals, paired differences and what could have been seen, over pictures and not over rows.
+"""Intervals of scores and tests of paired differences, over pictures and not over questions.
 
-Questions about one picture share its difficulties, so a picture with all its questions is one draw. Legend: ``Q``
+Questions about one picture are not independent, so a picture with all its questions is one sample. Legend: ``Q``
 questions, ``G`` groups (pictures or scenes), ``R`` ways to swap two models' answers.
 """
 
@@ -13,26 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-LEVEL = 0.05
-"""Risk that an interval misses the truth, or that a comparison sees a difference where there is none."""
-
-FEWEST = 5
-"""Groups below which there is no interval."""
-
-SWAPS = 10_000
-"""Swaps that are drawn where there are more; p-values are then multiples of its inverse."""
-
-_BLOCK = 2_000
-"""Swaps made at a time: they would not all fit into memory for a large test set."""
-
-_ROUNDING = 1e-9
-"""Share of a score's range below which a difference is one of rounding."""
-
-_DOUBT = 2
-"""How many groups the doubt counts for whether mistakes come by group, where few groups have any."""
-
-_EDGE = 1e-3
-"""Share of a score's range from its ends within which the variance over groups tells nothing."""
+LEVEL = 0.05  # risk that an interval misses the truth, or that a comparison sees a difference where there is none
+FEWEST = 5  # groups below which there is no interval
+SWAPS = 10_000  # number of random swaps where there are more; p-values are then multiples of its inverse
+_BLOCK = 2_000  # swaps per batch: all of them would not fit into memory for a large test set
+_ROUNDING = 1e-9  # share of a score's range below which a difference is one of rounding
+_DOUBT = 2  # weight, in groups, of the assumption that all answers of a group are alike
+_EDGE = 1e-3  # share of a score's range from its ends within which the variance over groups is not used
 
 
 @dataclass(frozen=True)
@@ -41,8 +28,8 @@ class Interval:
 
     Attributes:
         value: the score.
-        low, high: ends of the interval; None where there are too few pictures, or all of them agree on a difference.
-        top: the highest possible value. Of a share, which is shown in percent, it is 1.
+        low, high: ends of the interval; None where there are too few pictures, or a difference is the same on all.
+        top: the highest possible value; 1 for a share, which is shown in percent.
     """
 
     value: float
@@ -72,14 +59,14 @@ class Comparison:
 
     Attributes:
         difference: mean score of the second less that of the first. Its interval is at the level at which this pair
-            was tested; it has none where no difference could be seen on so few groups, where the models do not differ
-            and where all groups differ by the same.
-        p_value: of a difference at least as large if it did not matter which model gave which answers; None where the
-            models have the same score in each group.
+            was tested; it has none where there are too few groups for any difference to be significant, where the
+            models do not differ, and where the difference is the same in all groups.
+        p_value: probability of a difference at least as large if the models were exchangeable; None where they have
+            the same score in each group.
         adjusted_p: the same after Holm's correction for the number of pairs.
-        detectable: smallest difference that this many groups would have shown, in four of five cases.
-        groups: how many there are.
-        least_groups: with fewer, no difference can be seen at this level.
+        detectable: smallest difference that this many groups show with a power of 80 %.
+        groups: number of groups.
+        least_groups: with fewer, no difference is significant at this level.
     """
 
     difference: Interval
@@ -91,14 +78,14 @@ class Comparison:
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether chance alone is an unlikely reason, at 5 % over all pairs."""
+        """Whether the difference is significant at 5 % over all pairs."""
         return self.adjusted_p is not None and self.adjusted_p < LEVEL
 
     @property
     def groups_needed(self) -> int | None:
-        """How many groups would show the observed difference in four of five cases; None where it is 0.
+        """Groups that show the observed difference with a power of 80 %; None where it is 0.
 
-        More than there are where it was not seen on these.
+        More than there are where the difference is not significant.
         """
         if abs(self.difference.value) <= _ROUNDING * self.difference.top:
             return None
@@ -132,20 +119,21 @@ def interval_of(
     value: float | None = None,
     is_share: bool = False,
 ) -> Interval:
-    """A score that is made from sums, with its 95 % interval over groups.
+    """A score of sums, with its 95 % interval over groups.
 
-    Wilson's interval for a share, with as many independent answers as would have the variance that the jackknife over
-    groups finds, and Student's quantile because that variance is estimated. It lies within what the score can be. Where
-    the groups do not differ (all right, all wrong) their variance tells nothing, and each group counts as one answer.
-    Near such an end few groups tell it: of right and wrong answers the variance is the mean of what is found, once for
-    each group with the rarer kind, and of what groups that are wholly right or wrong would have, ``_DOUBT`` times.
+    Wilson's interval for a share, with the number of independent answers whose variance equals that of the jackknife
+    over groups, and with Student's quantile because that variance is estimated. It lies within the range of the score.
+    Where the groups do not differ (all right, all wrong) the variance is unknown, and each group counts as one answer.
+    Near such an end few groups determine it: for right and wrong answers the variance is a weighted mean of the
+    estimate, once for each group with the rarer kind, and of that of groups that are wholly right or wrong, ``_DOUBT``
+    times.
 
     Args:
-        counts: ``(Q, C)``, what is summed.
+        counts: ``(Q, C)``, to be summed.
         groups: ``(Q,)``, which picture each row belongs to.
         score: sums ``(R, C)`` -> scores ``(R,)`` from 0 to ``top``.
         top: the highest possible score; infinite where there is none.
-        value: the score of all, where it is known better than ``score`` tells.
+        value: the score of all, where ``score`` only approximates it.
         is_share: the first column is 0 where an answer is wrong and ``top`` where it is right.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference; Korn and Graubard 1998,
@@ -161,14 +149,14 @@ def interval_of(
         return Interval(value, None, None, top)
     variance = float((len(sums) - 1) * score(sums.sum(axis=0) - sums).var())
     alike = sizes.sum() ** 2 / (sizes**2).sum()
-    room = value * (1 - value / top)
+    most = value * (1 - value / top)
     if is_share:
         rarer = min(np.sum(sums[:, 0] > 0), np.sum(sums[:, 0] < top * sizes))
-        variance = max(variance, room * top / len(counts))
-        variance = (rarer * variance + _DOUBT * max(variance, room * top / alike)) / (rarer + _DOUBT)
+        variance = max(variance, most * top / len(counts))
+        variance = (rarer * variance + _DOUBT * max(variance, most * top / alike)) / (rarer + _DOUBT)
     # Ends are where the square of the distance from the value is `scale` times end * (1 - end / top).
-    if room > (0.0 if math.isinf(top) else _EDGE * top) and variance > (_ROUNDING * value) ** 2:
-        scale = student(LEVEL, len(sums) - 1) ** 2 * variance / room
+    if most > (0.0 if math.isinf(top) else _EDGE * top) and variance > (_ROUNDING * value) ** 2:
+        scale = student(LEVEL, len(sums) - 1) ** 2 * variance / most
     elif math.isinf(top):
         return Interval(value, None, None, top)
     else:
@@ -177,18 +165,6 @@ def interval_of(
     half = math.sqrt(max(0.0, middle**2 - shrink * value**2))
     low, high = (middle - half) / shrink, (middle + half) / shrink
     return Interval(value, min(max(low, 0.0), value), max(min(high, top), value), top)
-
-
-def compare(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
-    groups: Sequence[str],
-    *,
-    top: float = 1.0,
-    seed: int = 0,
-) -> Comparison:
-    """The second model against the first, question by question: one pair of ``compare_pairs``."""
-    return compare_pairs([(first, second)], groups, top=top, seed=seed)[0]
 
 
 def compare_pairs(
@@ -200,22 +176,22 @@ def compare_pairs(
 ) -> list[Comparison]:
     """Second models against first ones, question by question, with Holm's correction for the number of pairs.
 
-    The test swaps the two models' answers about whole pictures: all ways of it up to ``SWAPS``, so that the p-value is
-    exact, else as many drawn ones. The interval is of all differences that the same test would not have rejected, at
-    the level at which Holm's procedure came to this pair.
+    A permutation test that swaps the two models' answers to all questions about a picture: every permutation where
+    there are at most ``SWAPS``, so that the p-value is exact, else ``SWAPS`` random ones. The interval holds the
+    differences that the test does not reject, at the level at which Holm's procedure tested this pair.
 
     Args:
         pairs: scores ``(Q,)`` of one model, and of the other on the same questions in the same order.
         groups: ``(Q,)``, which picture each question belongs to.
         top: the highest possible score.
-        seed: of the drawn swaps.
+        seed: of the random swaps.
 
     Raises:
         ValueError: there are no scores, or they differ in length.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure; Efron and Tibshirani 1993, An
         Introduction to the Bootstrap, section 15.2; Phipson and Smyth 2010, Permutation p-values should never be zero
-        (what was observed counts as one of the drawn swaps).
+        (the observed difference counts as one of the random swaps).
     """
     tests, swaps = [], SWAPS * math.ceil(len(pairs) / 50)  # a quarter of the smallest level, or finer
     for first, second in pairs:
@@ -231,8 +207,8 @@ def compare_pairs(
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
     """p-values corrected for their number, and the level at which each was tested.
 
-    The smallest is multiplied by how many there are, the next by one less, and so on; none gets smaller than one before
-    it. All from the first that is not rejected on are tested at that one's level.
+    The smallest is multiplied by their number, the next by one less, and so on, and none is smaller than the one before
+    it. The first that is not rejected and all after it are tested at its level.
     """
     order = sorted(range(len(p_values)), key=lambda place: p_values[place])
     adjusted, levels = [0.0] * len(p_values), [LEVEL] * len(p_values)
@@ -246,13 +222,13 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 class _Test:
-    """The swaps of one pair of models, from which its p-value and its interval at any level are taken."""
+    """The permutation test of one pair of models, with its p-value and its interval at any level."""
 
     def __init__(self, differences: np.ndarray, groups: Sequence[str], top: float, swaps: int, seed: int) -> None:
         sums = _by_group(differences[:, None], groups)[:, 0]
         self._top, self._size = top, len(sums)
         self._value = float(sums.sum() / len(differences))
-        # Mean squares: of what the groups contribute to the difference, and the most it can be.
+        # Mean square of the groups' contributions to the difference, and its largest possible value.
         self._square = float(self._size * (sums**2).sum() / len(differences) ** 2)
         self._most = max(top**2, self._square)
         self.p_value: float | None = None
@@ -278,11 +254,10 @@ class _Test:
         return replace(found, difference=Interval(self._value, low, high, self._top))
 
     def _ends(self, level: float, is_rejected: bool) -> tuple[float, float]:
-        """Differences whose distance from the observed one is not too large for their spread.
+        """The differences that the test does not reject, with the variance of a bounded score as in ``interval_of``.
 
-        The spread is that of a score with limits, as in ``interval_of``. What is too large is the quantile of the
-        swaps, or Student's where it is larger (where few groups differ, the swaps' has few steps), unless it alone
-        would not reject "no difference".
+        The critical value is the quantile of the swaps, or Student's where it is larger (where few groups differ, the
+        swaps have few distinct values), unless Student's alone would not reject a difference of 0.
         """
         kept = float(self._swapped[math.ceil(level * len(self._swapped) - _ROUNDING) - 1])
         critical, student_critical = self._statistic(kept), student(level, self._size - 1) ** 2
@@ -291,12 +266,12 @@ class _Test:
         scale = critical * self._share(self._value) / (self._size - 1)
         half = math.sqrt(max(0.0, scale * (self._most * (1 + scale) - self._value**2)))
         low, high = ((self._value + end) / (1 + scale) for end in (-half, half))
-        if not is_rejected:  # rounding must not part them
+        if not is_rejected:  # also with rounding errors
             low, high = min(low, 0.0), max(high, 0.0)
         return max(low, -self._top), min(high, self._top)
 
     def _statistic(self, mean: float) -> float:
-        """Square of a mean over that of its standard error; it grows with the mean, so both order the swaps alike."""
+        """Squared ratio of a mean to its standard error; monotonic in the mean, so both order the swaps alike."""
         share = self._share(mean)
         return math.inf if share == 0 else (self._size - 1) * mean**2 / (self._most * share)
 
@@ -329,7 +304,7 @@ def student(level: float, freedom: int) -> float:
 
 
 def rounded(value: float, digits: int, limit: float = 0.0, sign: str = "") -> str:
-    """A number with so many digits, and with more where it would seem to be on the other side of `limit`, or on it."""
+    """A number with `digits` digits, or more where rounding would move it onto or across `limit`."""
     text = f"{value:{sign}.{digits}f}"
     is_same_side = (value > limit) == (float(text) > limit) and (value < limit) == (float(text) < limit)
     return text if is_same_side or digits > 12 else rounded(value, digits + 1, limit, sign)
@@ -346,7 +321,7 @@ def _by_group(counts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def _swapped_sums(sums: np.ndarray, swaps: int, seed: int) -> np.ndarray:
-    """The sum over groups, with the sign of each turned or not: as it is first, then all ways or drawn ones."""
+    """Sums over groups with random or all possible signs; the observed sum comes first."""
     if 2 ** (len(sums) - 1) <= swaps:
         found = sums[:1]
         for one in sums[1:]:

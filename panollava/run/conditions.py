@@ -124,7 +124,8 @@ def mismatch(settings: Record, now: Record, max_samples: int | None) -> dict[str
 
 def scoring(options: EvaluationOptions) -> dict[str, Any]:
     """What an evaluation's scores depend on beside the answers."""
-    return {key: getattr(options, key) for key in ("blank", "words", "meteor", "clip")}
+    chosen = {} if options.metrics is None else {"metrics": options.metrics}
+    return {key: getattr(options, key) for key in ("blank", "words", "meteor", "clip")} | chosen
 
 
 def told(found: Mapping[str, tuple[Any, Any]]) -> str:

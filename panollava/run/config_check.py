@@ -14,6 +14,7 @@ from panollava.component import component_names
 from panollava.config.check import check_section
 from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
+from panollava.evaluation.metrics import check_metrics
 from panollava.model.components import keeps_width, position_class, resampler_class
 from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
@@ -103,6 +104,7 @@ class EvaluationOptions:
         blank: answer blank pictures too, to see what can be guessed without looking.
         words, meteor: how caption scores split texts, and whether METEOR is among them where there is Java.
         clip: folder of a CLIP, which gives CLIP-scores; None takes none.
+        metrics: names and classes of metrics; None takes all of ``evaluation.metrics.METRICS``.
         results_dir: where predictions and metrics go.
         log_samples, log_interval, log_max_samples: write predictions to the log, of every so many batches, up
             to so many samples.
@@ -119,6 +121,7 @@ class EvaluationOptions:
     log_interval: Annotated[int, Interval(ge=1)]
     log_max_samples: Annotated[int, Interval(ge=0)]
     clip: str | None = None
+    metrics: list[str] | None = None
 
 
 def checked(cfg: DictConfig) -> DictConfig:
@@ -282,7 +285,8 @@ def _rest(values: dict[str, Any]) -> list[str]:
     problems += check_generation(values["generation"])
     if "max_new_tokens" in values["evaluation"]:  # of an overlay from before there was the group
         return [*problems, "evaluation.max_new_tokens is generation.max_new_tokens in a file: move it there."]
-    return problems + check_section(values["evaluation"], EvaluationOptions, "evaluation")
+    problems += check_section(values["evaluation"], EvaluationOptions, "evaluation")
+    return problems + check_metrics(values["evaluation"].get("metrics"), "evaluation.metrics")
 
 
 def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:

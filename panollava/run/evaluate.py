@@ -13,18 +13,13 @@ import numpy as np
 
 from panollava.checkpoint import write_file
 from panollava.data.source import FREE_TEXT, Question, Source
-from panollava.evaluation.answer_log import AnswerLog
-from panollava.evaluation.answers import AnswerReport, score_answers
-from panollava.evaluation.captions import CaptionScores
-from panollava.evaluation.clip import Clip, clip_scores
+from panollava.evaluation.clip import Clip
 from panollava.evaluation.drawing import encode_png
-from panollava.evaluation.pictures import answers_picture
-from panollava.evaluation.predictions import Prediction
-from panollava.evaluation.read_predictions import read_answers
-from panollava.evaluation.results import METRICS, ResultFiles, latency_summary, result_folder, write_results
-from panollava.evaluation.runner import evaluate
-from panollava.evaluation.scores import as_scored, caption_scores, with_clip
-from panollava.evaluation.table import markdown_table, text_table
+from panollava.evaluation.exact_match import AnswerReport, markdown_table, score_answers, text_table
+from panollava.evaluation.gallery import answers_picture
+from panollava.evaluation.metrics import AnswerSet, Scores, compute_scores, find_metrics
+from panollava.evaluation.predictions import METRICS, AnswerLog, Prediction, as_scored, read_answers
+from panollava.evaluation.results import ResultFiles, evaluate, latency_summary, result_folder, write_results
 from panollava.evaluation.words import Words, choose_words
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
@@ -52,7 +47,7 @@ class Evaluation:
 
     Attributes:
         report: exact match, by question type.
-        captions: BLEU, ROUGE-L, CIDEr and METEOR.
+        captions: the other metrics, such as BLEU.
         words: how texts were split for them.
         predictions: answers, in the order of the questions.
         files: where they were written.
@@ -61,7 +56,7 @@ class Evaluation:
     """
 
     report: AnswerReport
-    captions: CaptionScores
+    captions: Scores
     words: Words
     predictions: list[Prediction]
     files: ResultFiles
@@ -108,6 +103,7 @@ def evaluate_answers(
     """
     new_tokens = pano.generation.max_new_tokens
     check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
+    metrics = find_metrics(options.metrics, "evaluation.metrics")
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
     LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
@@ -116,9 +112,8 @@ def evaluate_answers(
     blind = ask(log=logs[1], blank=True) if options.blank else None
     report = score_answers(predictions, blind)
     words = choose_words(options.words)
-    scored = as_scored(predictions)
-    by_clip = None if clip is None else clip_scores(scored, clip, _pictures(source))
-    captions = with_clip(caption_scores(scored, words, meteor=options.meteor), by_clip)
+    answers = AnswerSet(as_scored(predictions), words, options.meteor, _pictures(source), clip)
+    captions = compute_scores(answers, metrics)
     record = {"form": "grouped", "words": words, "clip": options.clip, **captions.record()}
     kept = {
         **(settings or {}),
@@ -135,7 +130,7 @@ def evaluate_answers(
         captions=record,
         settings=kept,
         key=logs[0].key,
-        goes_on=logs[0].goes_on,
+        resumed=logs[0].resumed,
     )
     _draw_answers(source, predictions, files.folder / PICTURE)
     _track(predictions, report, captions, files, tracker)
@@ -219,7 +214,7 @@ def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path)
 def _track(
     predictions: Sequence[Prediction],
     report: AnswerReport,
-    captions: CaptionScores,
+    captions: Scores,
     files: ResultFiles,
     tracker: Tracker,
 ) -> None:
@@ -244,17 +239,11 @@ def _track(
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to a split, given now or before.
+    """Answers to a split."""
 
-    Attributes:
-        predictions: in the order of the questions.
-        image_tokens: tokens that a panorama takes in the language model.
-        conditions: what they depend on.
-    """
-
-    predictions: Sequence[Prediction]
-    image_tokens: int
-    conditions: Mapping[str, Any]
+    predictions: Sequence[Prediction]  # in the order of the questions
+    image_tokens: int  # tokens that a panorama takes in the language model
+    conditions: Mapping[str, Any]  # what the answers depend on
 
 
 def answer_split(
@@ -268,6 +257,7 @@ def answer_split(
     pano: PanoLlava,
     store: StoreOptions,
     num_workers: int = 0,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint on a split.
 
@@ -281,9 +271,12 @@ def answer_split(
         pano: its model.
         store: of the encoder's features.
         num_workers: processes that cut panoramas.
+        conditions: what the answers depend on, where it was computed before; see ``answer_conditions``.
     """
     source, known = open_source(dict(data), split, pano.crop), known_pictures(store)
-    prompt = pano.prompt.format.record()
+    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": compute.name}
+    if conditions is None:
+        conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
     tracker.inputs([describe_split(data, split, source)])
     features = open_features(store, pano.model.vision.tower, pano.crop)
     with compute.autocast():
@@ -295,9 +288,7 @@ def answer_split(
             tracker=tracker,
             num_workers=num_workers,
             features=features,
-            conditions=answer_conditions(
-                run.checkpoint, run.settings, source, known, prompt=prompt, precision=compute.name
-            ),
+            conditions={**conditions, **of_model},
             settings={**run.subject(known), "split": split, "data": dict(data)},
         )
 
@@ -305,17 +296,17 @@ def answer_split(
 def find_answers(
     run: Restored, source: Source, results_dir: Path, max_samples: int | None, conditions: Mapping[str, Any]
 ) -> Answers | None:
-    """The newest answers on disk that were given under these conditions; the log says which, or what is in the way.
+    """The newest answers on disk under these conditions; the log names them, or the difference of the nearest ones.
 
     Args:
         run: whose answers.
-        source: the split that is asked.
+        source: the split.
         results_dir: where evaluations are kept.
-        max_samples: how many questions are asked; None for all.
+        max_samples: number of questions; None for all.
         conditions: see ``run.conditions``.
     """
     nearest: tuple[Path, dict[str, tuple[Any, Any]]] | None = None
-    untold = None
+    unrecorded = None
     folder, asked = result_folder(results_dir, run.settings["experiment_name"]), source.questions()[:max_samples]
     for path in sorted(folder.glob(f"predictions_*/{METRICS}"), reverse=True):
         try:
@@ -326,7 +317,7 @@ def find_answers(
             continue
         found = mismatch(settings, conditions, max_samples)
         if found is None and settings.get("fingerprint") == conditions["weights"]:
-            untold = path.parent
+            unrecorded = path.parent
         if found and settings.get("stage") == run.stage and (nearest is None or len(found) < len(nearest[1])):
             nearest = path.parent, found
         if found is None or found or "image_tokens" not in settings:
@@ -343,13 +334,13 @@ def find_answers(
         return Answers(answers, int(settings["image_tokens"]), settings["conditions"])
     if nearest is not None:
         LOG.info("The answers in %s are not used: %s.", nearest[0], told(nearest[1]))
-    elif untold is not None:
-        LOG.info("%s does not record the conditions of its answers, so they are not used.", untold)
+    elif unrecorded is not None:
+        LOG.info("%s does not record the conditions of its answers, so they are not used.", unrecorded)
     return None
 
 
 def first_difference(asked: Sequence[Question | Prediction], other: Sequence[Question | Prediction]) -> str:
-    """What differs first between two lists of what was asked, with its sample id; empty where they are the same."""
+    """The first difference between two lists of questions, with its sample id; empty where they are the same."""
     by_id = {one.sample_id: one for one in other}
     for one in asked:
         if (same := by_id.pop(one.sample_id, None)) is None:

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state, write_file
 from panollava.disk import writing
-from panollava.evaluation.answer_log import FOLDER
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import gallery_picture
+from panollava.evaluation.predictions import UNFINISHED
 from panollava.evaluation.results import result_folder
 from panollava.generation import GenerationOptions
 from panollava.logs import LOG
@@ -60,7 +60,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
         return None
     options = EvaluationOptions(**plain(run.cfg.evaluation))
     is_done = trained is None and not run.evaluation_due
-    if is_done and not (result_folder(Path(options.results_dir), run.experiment.name) / FOLDER).is_dir():
+    if is_done and not (result_folder(Path(options.results_dir), run.experiment.name) / UNFINISHED).is_dir():
         return None
     subject = Restored(
         find_checkpoint(run.experiment.stage_folder(last)),

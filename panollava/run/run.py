@@ -23,8 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
 from panollava.config.job import gpu_beside_others, in_sweep, swept_values
 from panollava.data.loader import StageLoader
-from panollava.evaluation.read_predictions import read_answers
-from panollava.evaluation.results import METRICS
+from panollava.evaluation.predictions import METRICS, read_answers
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run.conditions import answer_conditions, differences, learnt_record, mismatch, scoring, told

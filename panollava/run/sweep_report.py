@@ -1,28 +1,37 @@
-"""What a sweep's folder shows when its last job is over: a table, a picture, and which differences are real."""
+"""The report in a sweep's folder after its last job: a table, a picture, and which differences are significant."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from panollava.checkpoint import BEST, TRAINED, follow, write_file
-from panollava.evaluation.answers import is_correct
-from panollava.evaluation.comparison import Contender, verdicts
-from panollava.evaluation.comparison_report import TESTS
-from panollava.evaluation.predictions import Prediction
-from panollava.evaluation.read_predictions import read_answers
-from panollava.evaluation.results import METRICS
-from panollava.evaluation.seeds import Repeat, settings_table
+from panollava.evaluation.comparison import (
+    INK,
+    PAPER,
+    TESTS,
+    Contender,
+    Repeat,
+    csv_text,
+    interval_bars,
+    markdown_lines,
+    png,
+    settings_table,
+    verdicts,
+)
+from panollava.evaluation.exact_match import is_correct
+from panollava.evaluation.predictions import METRICS, Prediction, read_answers
 from panollava.evaluation.statistics import Interval
-from panollava.evaluation.sweep_table import Row, markdown, picture, rows_csv
 from panollava.logs import LOG
 from panollava.run.conditions import ASKED, differences, fingerprint, unequal
+from panollava.run.config_check import STAGES as STAGE_NAMES
 from panollava.run.evaluate import Answers, first_difference
 from panollava.run.run import FINISHED
 from panollava.run_folder import CONFIG, STAGES
@@ -31,41 +40,32 @@ from panollava.sweep_folder import JobRecord, read_jobs
 from panollava.untrusted import read_document
 
 JOB_NUMBERS = ("seconds", "samples_per_second", "peak_memory_gb", "validation_loss")
-"""What is read of each stage's state."""
+"""Keys that are read from each stage's state."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job.
+    """A job."""
 
-    Attributes:
-        name: its folder's.
-        config: of its last stage.
-        stages: state of each finished stage, by stage.
-        metrics: of its evaluation; empty without one.
-        predictions: likewise.
-        parameters: of its resampler.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    stages: Mapping[str, Mapping[str, Any]]
-    metrics: Mapping[str, Any]
+    name: str  # of its folder
+    config: Mapping[str, Any]  # of its last stage
+    stages: Mapping[str, Mapping[str, Any]]  # state of each finished stage, by stage
+    metrics: Mapping[str, Any]  # of its evaluation; like the predictions empty without one
     predictions: Sequence[Prediction]
-    parameters: int
+    parameters: int  # number of them in its resampler
 
     @property
     def answers(self) -> Answers:
-        """Its answers, with what they depend on as far as that is recorded."""
+        """Its answers, with their conditions where those are recorded."""
         return Answers(self.predictions, self.image_tokens, self.metrics["settings"].get("conditions") or {})
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that a panorama takes in the language model, as its evaluation tells."""
+        """Tokens that a panorama takes in the language model, from its evaluation."""
         return int(self.metrics["settings"]["image_tokens"])
 
     def numbers(self) -> dict[str, float]:
-        """``<stage>_<number>`` of each stage, and what the evaluation found."""
+        """``<stage>_<number>`` of each stage, and the measures of the evaluation."""
         found = {
             f"{stage}_{number}": float(state[number])
             for stage, state in self.stages.items()
@@ -90,7 +90,7 @@ class Job:
 
 
 def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
-    """Reads a job, or nothing where no stage of it is finished.
+    """Reads a job; None where none of its stages is finished.
 
     Args:
         folder: the job's.
@@ -132,16 +132,8 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     )
 
 
-def value_at(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 def _resampler_parameters(stage_folder: Path) -> int:
-    """Counted in the best checkpoint, of which only the head is read."""
+    """Counted from the header of the best checkpoint."""
     best = follow(stage_folder / BEST)
     if best is None:
         return 0
@@ -153,23 +145,23 @@ def _resampler_parameters(stage_folder: Path) -> int:
 
 TABLE, NUMBERS, PICTURE = "sweep.md", "sweep.csv", "sweep.png"
 MOST_COMPARED = 12
-"""Jobs up to which every two are compared; the pairs of more would be many and, corrected for, say little."""
+"""Jobs up to which every two are compared: corrected for their number, more pairs would rarely be significant."""
 
 
 def sweep_report(folder: Path) -> list[Path]:
     """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` into a sweep's folder and returns them.
 
     Args:
-        folder: the sweep's; every job in it counts, of whichever start.
+        folder: the sweep's, with the jobs of all its starts.
     """
     records = read_jobs(folder)
     found = {record.name: read_job(folder / record.name) for record in records}
     rows = [_row(record, found[record.name]) for record in records]
     answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
-    parts = [markdown(rows, f"Sweep {folder.name}"), *_compared(answered)]
-    files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: rows_csv(rows)}
+    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered)]
+    files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: _csv(rows)}
     if any(row.numbers for row in rows):
-        files[PICTURE] = picture(rows)
+        files[PICTURE] = _picture(rows)
     for name, content in files.items():
         write_file(folder / name, content)
     return [folder / name for name in files]
@@ -211,3 +203,124 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
     contenders = [Contender(record.name, tuple(job.predictions), job.image_tokens) for record, job in answered]
     found = verdicts(contenders, "unicode")
     return [*notes, "\n".join([f"By exact match: {TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job."""
+
+    job: str
+    swept: Mapping[str, str]  # its values of the keys that the sweep varies
+    status: str  # how it ended
+    error: str = ""  # why it failed
+    numbers: Mapping[str, float] = field(default_factory=dict)  # its measures, by name
+    exact: Interval | None = None  # its exact match, if it was evaluated
+
+    @property
+    def label(self) -> str:
+        """Its swept values, or its name where there are none."""
+        return ", ".join(f"{key}={value}" for key, value in self.swept.items()) or self.job
+
+
+def _table(rows: Sequence[Row], title: str) -> str:
+    """A line a job, without empty columns."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.swept))
+    columns: dict[str, list[str]] = {key: [row.swept.get(key, "") for row in rows] for key in keys}
+    columns |= {"status": [row.status for row in rows]}
+    columns |= {"exact match": [str(row.exact) if row.exact else "" for row in rows]}
+    shown = {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
+    for stage in STAGE_NAMES:
+        shown[f"{stage}_samples_per_second"] = (f"{stage} samples/s", 1, 1)
+        shown[f"{stage}_seconds"] = (f"{stage} s", 1, 1)
+        shown[f"{stage}_validation_loss"] = (f"{stage} validation loss", 1, 4)
+        shown[f"{stage}_peak_memory_gb"] = (f"{stage} peak GB", 1, 2)
+    for name, (head, factor, digits) in shown.items():
+        columns[head] = [f"{factor * row.numbers[name]:.{digits}f}" if name in row.numbers else "" for row in rows]
+    used = {head: cells for head, cells in columns.items() if any(cells)}
+    lines = [f"# {title}", "", *markdown_lines([list(used), *zip(*used.values(), strict=True)])]
+    failed = [f"- {row.job} failed: {row.error}" for row in rows if row.error]
+    return "\n".join([*lines, *([""] if failed else []), *failed]) + "\n"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """A line a job with every number as it is."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.swept))
+    names = list(dict.fromkeys(name for row in rows for name in row.numbers))
+    lines: list[list[object]] = [["job", *keys, "status", *names, "exact_match_low", "exact_match_high", "error"]]
+    for row in rows:
+        ends = [row.exact.low, row.exact.high] if row.exact else [None, None]
+        values = [row.numbers.get(name, "") for name in names]
+        lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, *ends, row.error])
+    return csv_text(lines)
+
+
+def _picture(rows: Sequence[Row]) -> bytes:
+    """PNG: exact match, the last stage's validation loss, time of an answer and speed of training, by job.
+
+    Where one of the swept keys is numeric, it is the horizontal axis and the other keys make lines.
+    """
+    last = next(stage for stage in reversed(STAGE_NAMES) if any(f"{stage}_seconds" in row.numbers for row in rows))
+    panels = [
+        ("exact match, %", {row.job: 100 * row.exact.value for row in rows if row.exact}),
+        ("ms an answer", _values(rows, "latency_s", 1000)),
+        (f"{last}: validation loss", _values(rows, f"{last}_validation_loss")),
+        (f"{last}: samples/s", _values(rows, f"{last}_samples_per_second")),
+    ]
+    panels = [(label, values) for label, values in panels if values]
+    axis = _numeric_key(rows)
+    height = 3.6 if axis else 1.2 + 0.35 * len(rows)
+    figure = Figure(figsize=(4 * len(panels), height), dpi=120, facecolor=PAPER, layout="constrained")
+    all_axes = list(figure.subplots(1, len(panels), squeeze=False, sharey=axis is None)[0])
+    for axes, (label, values) in zip(all_axes, panels, strict=True):
+        if axis is None:
+            places = {row.job: place for place, row in enumerate(reversed(rows))}
+            jobs = [row for row in rows if row.job in values]
+            heights, numbers = [places[row.job] for row in jobs], [values[row.job] for row in jobs]
+            axes.errorbar(numbers, heights, xerr=_bars(jobs, label), fmt="o", color=INK, capsize=4)
+            axes.set_yticks(list(places.values()), [row.label for row in reversed(rows)])
+            axes.set_xlabel(label)
+            continue
+        for name, members in _lines(rows, axis).items():
+            jobs = sorted((row for row in members if row.job in values), key=lambda row: float(row.swept[axis]))
+            along, numbers = [float(row.swept[axis]) for row in jobs], [values[row.job] for row in jobs]
+            axes.errorbar(along, numbers, yerr=_bars(jobs, label), fmt="o-", capsize=4, label=name)
+        axes.set_xlabel(axis)
+        axes.set_ylabel(label)
+    if axis is not None and any(_lines(rows, axis)):
+        all_axes[0].legend(fontsize=8)
+    return png(figure, *all_axes)
+
+
+def _bars(jobs: Sequence[Row], label: str) -> list[list[float]] | None:
+    return interval_bars([row.exact for row in jobs if row.exact]) if label.startswith("exact") else None
+
+
+def _values(rows: Sequence[Row], name: str, factor: float = 1.0) -> dict[str, float]:
+    return {row.job: factor * row.numbers[name] for row in rows if name in row.numbers}
+
+
+def _numeric_key(rows: Sequence[Row]) -> str | None:
+    """The first varied key, other than the seed, for which all jobs have numbers."""
+    keys = dict.fromkeys(key for row in rows for key in row.swept if key != "seed")
+    for key in keys:
+        values = {row.swept.get(key, "") for row in rows}
+        if len(values) > 1 and all(_is_number(value) for value in values):
+            return key
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(rows: Sequence[Row], axis: str) -> dict[str, list[Row]]:
+    """Jobs that differ only in the axis, by their common values."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        name = ", ".join(f"{key}={value}" for key, value in row.swept.items() if key != axis)
+        found.setdefault(name, []).append(row)
+    return found

@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
@@ -14,6 +15,8 @@ from support.runs import command
 
 from panollava import compare
 from panollava import eval as eval_command
+from panollava.run import evaluate as run_evaluate
+from panollava.run.conditions import answer_conditions
 
 Capture = pytest.CaptureFixture[str]
 QUIET = ("tracking=none", "num_workers=0", "device=cpu", "words=unicode")
@@ -60,6 +63,26 @@ def test_a_run_and_itself(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> N
 def test_another_test_set_is_asked_of_all(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     said = compared(monkeypatch, capsys, "runs/recorded", "runs/recorded/resampler/anyres-e2p_mlp", "world_seed=7")
     assert said.count("has no answers to these questions yet") == 2
+
+
+@pytest.mark.usefixtures("runs")
+def test_conditions_are_computed_once_and_unequal_ones_are_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    computed = []
+
+    def counting(*given: Any, **options: Any) -> dict[str, Any]:
+        computed.append(given[0])
+        return answer_conditions(*given, **options)
+
+    for module in (compare, run_evaluate):
+        monkeypatch.setattr(module, "answer_conditions", counting)
+    monkeypatch.setattr(compare, "unequal", lambda _: ["precision is not the same for all"])
+    stages = ("runs/recorded/finetune/anyres-e2p_mlp", "runs/recorded/resampler/anyres-e2p_mlp")
+    said = compared(monkeypatch, capsys, *stages, "world_seed=8", "max_samples=2")
+    assert said.count("has no answers to these questions yet") == len(computed) == 2
+    for text in (said, Path("results/comparison/comparison.md").read_text()):
+        assert text.count("precision is not the same for all.") == 1
 
 
 @pytest.mark.usefixtures("runs")

@@ -21,6 +21,7 @@ from panollava.data.world import WorldSource
 from panollava.evaluation.clip import Clip
 from panollava.model.api import PanoLlava
 from panollava.run import evaluate as pipeline
+from panollava.tracking.tracker import NullTracker
 
 QUIET = ("tracking=none", "results_dir=results", "num_workers=0", "device=cpu", "blank=false")
 Capture = pytest.CaptureFixture[str]
@@ -229,6 +230,42 @@ def test_a_clip_scores_the_answers(
     expected = 2.5 * float(cosines.clamp(min=0).mean())
     assert captions["scores"]["CLIP-score"]["value"] == pytest.approx(expected, abs=1e-5)
     assert "RefCLIP-score" in captions["scores"]
+
+
+METRIC = '''"""A metric of another package."""
+
+import numpy as np
+
+from panollava.evaluation.metrics import Metric
+
+
+class Length(Metric):
+    """Characters of an answer."""
+
+    name, top = "length", 1000.0
+
+    def per_answer(self, answers):
+        return np.array([float(len(one.prediction)) for one in answers.scored])
+'''
+
+
+def test_a_metric_of_another_package_is_evaluated(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """It is in the files and in the tracker beside the listed ones of ours; the record says which were listed."""
+    (tmp_path / "my_lengths.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PANOLLAVA_ALLOW", "")
+    asked, tracked = [f"checkpoint={copy}", "max_samples=3"], {}
+    monkeypatch.setattr(NullTracker, "metrics", lambda _, values, step: tracked.update(values))
+    evaluated(monkeypatch, capsys, *asked, "metrics=[BLEU,my_lengths:Length]")
+    record, said = metrics("recorded"), [len(row["prediction"]) for row in predictions("recorded")]
+    assert record["captions"]["scores"]["length"]["value"] == tracked["test/length"] == pytest.approx(np.mean(said))
+    assert "CIDEr" not in {**record["captions"]["scores"], **record["captions"]["unavailable"]}
+    assert record["settings"]["scores"]["metrics"] == ["BLEU", "my_lengths:Length"]
+    evaluated(monkeypatch, capsys, *asked, "results_dir=others")
+    assert "metrics" not in metrics("recorded", "others")["settings"]["scores"]
+    assert "metrics: there is no 'length'" in refused(monkeypatch, capsys, *asked, "metrics=[length]")
 
 
 def test_a_stopped_evaluation_goes_on(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -15,7 +15,7 @@ from support.runs import UNTRACKED, command, config
 
 from panollava import explain
 from panollava.data.world import WorldSource
-from panollava.evaluation.explain_picture import CAVEAT, SPEECHLESS, explain_picture
+from panollava.evaluation.explain import CAVEAT, SPEECHLESS, explain_picture
 from panollava.model.api import PanoLlava
 from panollava.model.sight import Sight
 

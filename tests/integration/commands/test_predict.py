@@ -14,7 +14,7 @@ from support.runs import command
 from panollava import predict
 from panollava.data.fetch import FetchOptions
 from panollava.data.world import WorldSource
-from panollava.evaluation.read_predictions import read_predictions
+from panollava.evaluation.predictions import read_predictions
 from panollava.generation import GenerationOptions
 from panollava.model.api import PanoLlava
 from panollava.run.image_commands import find_panoramas

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking"},
     "crop": {"component"},
     "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
-    "evaluation": {"batch", "checkpoint", "crop", "data", "disk", "logs", "losses", "model"},
+    "evaluation": {"batch", "checkpoint", "component", "crop", "data", "disk", "logs", "losses", "model"},
     "logs": {"disk"},
     "losses": {"batch", "crop"},
     # The facade opens run folders, and looks whether backbones are still the files that they were.

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from panollava.evaluation.answer_log import AnswerLog
-from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.predictions import AnswerLog, Prediction
 
 
 def test_answers_come_back_as_they_were(tmp_path: Path, answer: Callable[..., Prediction]) -> None:

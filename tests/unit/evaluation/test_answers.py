@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panollava.evaluation.answers import fold, is_correct, majority_answer, normalise, score_answers
+from panollava.evaluation.exact_match import is_correct, majority_answer, score_answers
 from panollava.evaluation.statistics import mean_interval
+from panollava.evaluation.words import fold, normalise
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from support import REAL_DATA
 
-from panollava.evaluation.captions import Answer, score_captions
-from panollava.evaluation.read_predictions import read_predictions
+from panollava.evaluation.metrics import AnswerSet, Scores, compute_scores, find_metrics
+from panollava.evaluation.predictions import Scored, read_predictions
 from panollava.evaluation.words import choose_words, split_words
 
 REAL = REAL_DATA / "caption_predictions.csv"
@@ -21,7 +21,15 @@ WORDS = ["a", "the", "red", "blue", "ring", "ball", "is", "left", "of", "near", 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no Java here")
 
 
-def answers(count: int, seed: int = 0) -> list[Answer]:
+def answer(prediction: str, references: tuple[str, ...], image_id: str) -> Scored:
+    return Scored(image_id, "what?", "text", prediction, references)
+
+
+def score_captions(given: list[Scored], *, meteor: bool = False) -> Scores:
+    return compute_scores(AnswerSet(given, "unicode", meteor), find_metrics(None, ""))
+
+
+def answers(count: int, seed: int = 0) -> list[Scored]:
     """Random sentences, three answers a picture, one to four references each."""
     generator = np.random.default_rng(seed)
 
@@ -29,12 +37,12 @@ def answers(count: int, seed: int = 0) -> list[Answer]:
         return " ".join(generator.choice(WORDS, generator.integers(1, 12)))
 
     return [
-        Answer(sentence(), tuple(sentence() for _ in range(generator.integers(1, 5))), f"picture {number // 3}")
+        answer(sentence(), tuple(sentence() for _ in range(generator.integers(1, 5))), f"picture {number // 3}")
         for number in range(count)
     ]
 
 
-def library(given: list[Answer]) -> dict[str, float]:
+def library(given: list[Scored]) -> dict[str, float]:
     """The scores that pycocoevalcap gives."""
     references = {place: list(one.references) for place, one in enumerate(given)}
     predictions = {place: [one.prediction] for place, one in enumerate(given)}
@@ -47,8 +55,8 @@ def library(given: list[Answer]) -> dict[str, float]:
 
 def test_scores_are_those_of_pycocoevalcap() -> None:
     given = answers(60)
-    found = score_captions(given, meteor=False)
-    assert set(found.unavailable) == {"METEOR", "SPICE"}
+    found = score_captions(given)
+    assert set(found.unavailable) == {"METEOR", "SPICE", "CLIP-score"}
     for name, value in library(given).items():
         assert found.scores[name].value == pytest.approx(value, abs=1e-12)
         assert found.scores[name].low <= value <= found.scores[name].high
@@ -57,7 +65,7 @@ def test_scores_are_those_of_pycocoevalcap() -> None:
 def test_the_interval_of_bleu_is_that_of_resampled_sets_of_pictures() -> None:
     """The slow way: draw pictures, score the whole set anew."""
     given = answers(90, seed=3)
-    by_image: dict[str, list[Answer]] = {}
+    by_image: dict[str, list[Scored]] = {}
     for one in given:
         by_image.setdefault(one.image_id, []).append(one)
     generator, values = np.random.default_rng(1), []
@@ -65,13 +73,13 @@ def test_the_interval_of_bleu_is_that_of_resampled_sets_of_pictures() -> None:
         drawn = [one for image in generator.choice(list(by_image), len(by_image)) for one in by_image[image]]
         values.append(library(drawn)["BLEU-2"])
     low, high = np.quantile(values, [0.025, 0.975])
-    found = score_captions(given, meteor=False).scores["BLEU-2"]
+    found = score_captions(given).scores["BLEU-2"]
     assert found.low == pytest.approx(low, abs=0.2 * (high - low))
     assert found.high == pytest.approx(high, abs=0.2 * (high - low))
 
 
 def test_a_single_answer_has_no_cider() -> None:
-    found = score_captions([Answer("a red ring", ("a red ring",), "one")], meteor=False)
+    found = score_captions([answer("a red ring", ("a red ring",), "one")])
     assert "CIDEr" not in found.scores
     assert "one picture" in found.unavailable["CIDEr"]
     assert found.unavailable["BLEU-4"] == "no reference has 4 words"
@@ -88,8 +96,8 @@ def test_a_single_answer_has_no_cider() -> None:
     ],
 )
 def test_cider_is_unavailable_where_a_right_answer_would_score_nothing(references: tuple[str, ...], why: str) -> None:
-    given = [Answer(text, (text,), str(place)) for place, text in enumerate(references)]
-    found = score_captions(given, meteor=False)
+    given = [answer(text, (text,), str(place)) for place, text in enumerate(references)]
+    found = score_captions(given)
     assert why in found.unavailable["CIDEr"]
     assert found.record()["scores"]["CIDEr"] is None
     assert any(line.startswith("CIDEr: unavailable, ") for line in found.lines())
@@ -98,8 +106,8 @@ def test_cider_is_unavailable_where_a_right_answer_would_score_nothing(reference
 def test_scores_at_their_ends_have_possible_intervals_of_some_width() -> None:
     texts = [f"the ring at place {number} is red" for number in range(12)]
     for right in (True, False):
-        given = [Answer(text if right else "no", (text,), str(place)) for place, text in enumerate(texts)]
-        found = score_captions(given, meteor=False).scores
+        given = [answer(text if right else "no", (text,), str(place)) for place, text in enumerate(texts)]
+        found = score_captions(given).scores
         assert set(found) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
         for name, one in found.items():
             assert one.value == pytest.approx(one.top if right else 0, abs=1e-3)
@@ -120,12 +128,12 @@ def test_words_are_the_same_with_java_and_without(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_empty_answer_scores_nothing() -> None:
-    found = score_captions([Answer("", ("a red ring",), "one"), Answer("x", ("y",), "two")], meteor=False)
+    found = score_captions([answer("", ("a red ring",), "one"), answer("x", ("y",), "two")])
     assert all(interval.value == pytest.approx(0, abs=1e-6) for interval in found.scores.values())
 
 
-@pytest.mark.parametrize("given", [[], [Answer("a", (), "one")]])
-def test_nothing_to_score_is_refused(given: list[Answer]) -> None:
+@pytest.mark.parametrize("given", [[], [answer("a", (), "one")]])
+def test_nothing_to_score_is_refused(given: list[Scored]) -> None:
     with pytest.raises(ValueError, match="answer"):
         score_captions(given)
 
@@ -133,13 +141,15 @@ def test_nothing_to_score_is_refused(given: list[Answer]) -> None:
 @needs_java
 @pytest.mark.slow
 def test_meteor_is_there_where_java_is() -> None:
-    found = score_captions([Answer("a red ring", ("a red ring",), "1"), Answer("a dog", ("the sky",), "2")])
+    found = score_captions(
+        [answer("a red ring", ("a red ring",), "1"), answer("a dog", ("the sky",), "2")], meteor=True
+    )
     assert 0 < found.scores["METEOR"].value < 1
 
 
 def test_meteor_without_java_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert "Java" in score_captions(answers(3)).unavailable["METEOR"]
+    assert "Java" in score_captions(answers(3), meteor=True).unavailable["METEOR"]
 
 
 @pytest.mark.slow
@@ -147,11 +157,8 @@ def test_meteor_without_java_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("form", ["grouped", "single"])
 def test_real_predictions_score_as_pycocoevalcap_says(form: str) -> None:
     scored = read_predictions(REAL, form)[::4]
-    given = [
-        Answer(*(split_words([one.prediction], "unicode")), tuple(split_words(one.references, "unicode")), one.image_id)
-        for one in scored
-    ]
-    found = score_captions(given, meteor=False).scores
+    given = AnswerSet(scored).split
+    found = score_captions(scored).scores
     for name, value in library(given).items():
         assert found[name].value == pytest.approx(value, abs=1e-9)
 

@@ -17,8 +17,10 @@ from support.runs import command
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from panollava import score
-from panollava.evaluation.clip import Clip, clip_scores, read_picture
-from panollava.evaluation.read_predictions import Scored
+from panollava.evaluation.captions import ClipScore
+from panollava.evaluation.clip import Clip, read_picture
+from panollava.evaluation.metrics import AnswerSet
+from panollava.evaluation.predictions import Scored
 
 PANORAMA = (40, 80)
 
@@ -75,14 +77,15 @@ def by_hand(folder: Path, pictures: dict[str, np.ndarray]) -> tuple[list[float],
 
 
 def test_scores_are_those_of_transformers(folder, pictures) -> None:
-    found = clip_scores(SCORED, Clip(str(folder)), lambda name: pictures[name])
+    found = ClipScore().scores(AnswerSet(SCORED, pictures=lambda name: pictures[name], clip=Clip(str(folder))))
     fits, both = by_hand(folder, pictures)
     assert max(fits) > 0  # a random CLIP may see no likeness anywhere
     assert found["CLIP-score"].value == pytest.approx(np.mean(fits), abs=1e-5)
     assert found["RefCLIP-score"].value == pytest.approx(np.mean(both), abs=1e-5)
     assert {interval.low for interval in found.values()} == {None}  # too few pictures
     more = [replace(one, image_id=f"{copy}-{one.image_id}") for copy in range(2) for one in SCORED]
-    wide = clip_scores(more, Clip(str(folder)), lambda name: pictures[name.partition("-")[2]])
+    many = AnswerSet(more, pictures=lambda name: pictures[name.partition("-")[2]], clip=Clip(str(folder)))
+    wide = ClipScore().scores(many)
     for name, interval in wide.items():
         assert interval.value == pytest.approx(found[name].value, abs=1e-5)
         assert interval.low < interval.value < interval.high

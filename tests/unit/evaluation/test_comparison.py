@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panollava.evaluation.comparison import Contender, standings, verdicts
-from panollava.evaluation.comparison_report import (
+from panollava.evaluation.comparison import (
+    Contender,
     markdown,
     scores_picture,
+    standings,
     standings_csv,
     trade_off_picture,
+    verdicts,
     verdicts_csv,
 )
 from panollava.evaluation.predictions import Prediction
-from panollava.evaluation.statistics import compare, holm
+from panollava.evaluation.statistics import compare_pairs, holm
 
 
 def contender(name: str, share: float, seed: int = 0, pictures: int = 60) -> Contender:
@@ -74,7 +76,8 @@ def test_the_verdict_is_that_of_a_calculation_by_hand() -> None:
     assert found.found.is_distinguishable
     assert f"b is better than a: {100 * difference:+.1f} points" in str(found)
     images = [one.image_id for one in first.predictions]
-    assert found.found.adjusted_p == compare(np.float64(right[0]), np.float64(right[1]), images).p_value
+    (pair,) = compare_pairs([(np.float64(right[0]), np.float64(right[1]))], images)
+    assert found.found.adjusted_p == pair.p_value
     assert "a is worse than b" in str(verdicts([second, first], "unicode")[0])
 
 

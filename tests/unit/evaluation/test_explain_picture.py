@@ -16,18 +16,20 @@ from transformers.models.qwen2 import modeling_qwen2
 
 from panollava.crop.crop import Crop
 from panollava.crop.sphere import angles_to_direction, pixel_to_direction
-from panollava.evaluation.explain import AnswerAttention, answer_attention, token_towards
-from panollava.evaluation.explain_picture import (
+from panollava.evaluation.drawing import PANEL
+from panollava.evaluation.explain import (
     CAVEAT,
     GRIDLESS,
     MEAN,
     SPEECHLESS,
+    AnswerAttention,
+    TokenMap,
+    answer_attention,
     attention_panel,
     explain_picture,
     times_even,
+    token_towards,
 )
-from panollava.evaluation.painting import TokenMap
-from panollava.evaluation.panels import PANEL
 from panollava.model.api import PanoLlava
 from panollava.model.resampler.mlp import MlpResampler
 from panollava.model.sight import Sight

@@ -29,7 +29,7 @@ from panollava.crop.strategies import (
     SlidingWindowCrop,
     whole_view,
 )
-from panollava.evaluation.painting import TokenMap, nearest_tokens, showing_tokens
+from panollava.evaluation.explain import TokenMap, nearest_tokens, showing_tokens
 
 SIZE = (90, 180)
 GRID = (6, 8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from panollava.crop.sphere import angles_to_direction
-from panollava.evaluation.panels import (
+from panollava.evaluation.drawing import (
     GAP,
     HEAT,
     LIKENESS,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from panollava.evaluation import drawing
-from panollava.evaluation.comparison_report import png
+from panollava.evaluation.comparison import png
 from panollava.evaluation.drawing import (
     PAPER,
     draw_tag,
@@ -25,7 +25,7 @@ from panollava.evaluation.drawing import (
     text_width,
     wrap_text,
 )
-from panollava.evaluation.pictures import answers_picture
+from panollava.evaluation.gallery import answers_picture
 
 GREY = np.full((320, 640, 3), 128, np.uint8)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panollava.evaluation.answers import score_answers
+from panollava.evaluation.exact_match import score_answers
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.results import latency_summary, write_results
 
@@ -78,13 +78,13 @@ def test_an_evaluation_that_was_stopped_takes_over_what_it_had_written(tmp_path,
     for name in (".writing_mine_abc", ".writing_other_abc"):  # the second may be at work
         (first.folder.parent / name).mkdir()
     (first.folder / ".tmp-answers.png-abc").write_text("half a picture")
-    again = write_results(tmp_path, "demo", predictions, report, key="mine", goes_on=True, settings={"seed": 1})
+    again = write_results(tmp_path, "demo", predictions, report, key="mine", resumed=True, settings={"seed": 1})
     assert again == first
     assert sorted(path.name for path in first.folder.parent.iterdir()) == [".writing_other_abc", first.folder.name]
     assert sorted(path.name for path in first.folder.iterdir()) == ["metrics.json", "predictions.csv"]
     slower = [answer("red", "red", latency_s=0.5)]
     for answers, seed in ((slower, 1), (predictions, 2)):  # another evaluation, and the same scored in another way
-        other = write_results(tmp_path, "demo", answers, report, key="mine", goes_on=True, settings={"seed": seed})
+        other = write_results(tmp_path, "demo", answers, report, key="mine", resumed=True, settings={"seed": seed})
         assert other.folder != first.folder
 
 

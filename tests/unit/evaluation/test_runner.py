@@ -10,7 +10,7 @@ import torch
 
 from panollava.batch import Batch
 from panollava.data.source import Question
-from panollava.evaluation.runner import evaluate
+from panollava.evaluation.results import evaluate
 
 
 def _batches(sizes: list[int]):

@@ -14,10 +14,10 @@ import pytest
 from omegaconf import OmegaConf
 from support import ROOT
 
-from panollava.evaluation.answers import score_answers
-from panollava.evaluation.read_predictions import read_answers, read_predictions
+from panollava.evaluation.exact_match import score_answers
+from panollava.evaluation.metrics import AnswerSet, find_metrics, score
+from panollava.evaluation.predictions import as_scored, read_answers, read_predictions
 from panollava.evaluation.results import write_results
-from panollava.evaluation.scores import as_scored, score
 from panollava.run.data import asked_data, asked_name
 
 TABLE = """image,query,prediction,reference
@@ -78,7 +78,7 @@ def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path,
     rows = read_predictions(path, "grouped")
     assert [row.references for row in rows] == [("a",), ("b",), ("c",), ("d",)]
     assert rows == as_scored(read_answers(path.parent, {})) == as_scored(given)  # type: ignore[arg-type]
-    assert score(rows, form="grouped", words="unicode", meteor=False).pairs == 4
+    assert score(AnswerSet(rows), find_metrics(None, ""), form="grouped").pairs == 4
     others = tmp_path / "others.csv"
     others.write_text("image,query,turn_id,prediction,reference\na,Sure?,1,x,y\na,Sure?,2,x,z\na,Sure?,2,x,w\n")
     assert [row.references for row in read_predictions(others, "grouped")] == [("y",), ("z", "w"), ("z", "w")]
@@ -185,7 +185,7 @@ def test_other_bytes_and_no_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_report_counts_and_scores_by_kind(table: Path) -> None:
-    report = score(read_predictions(table, "grouped"), form="grouped", words="unicode", meteor=False)
+    report = score(AnswerSet(read_predictions(table, "grouped")), find_metrics(None, ""), form="grouped")
     assert (report.answers, report.pairs, report.images) == (4, 3, 2)
     assert report.scores["exact match"].value == pytest.approx(3 / 4)
     assert report.scores["BLEU-1"].value > 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panollava.evaluation.seeds import Repeat, settings_table
+from panollava.evaluation.comparison import Repeat, settings_table
 
 
 def repeat(setting: str, share: float, seed: int, pictures: int = 40) -> Repeat:

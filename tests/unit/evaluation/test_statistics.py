@@ -10,9 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panollava.evaluation.statistics import compare, compare_pairs, holm, mean_interval, rounded, student
+from panollava.evaluation.statistics import Comparison, compare_pairs, holm, mean_interval, rounded, student
 
 GENERATOR = np.random.default_rng(5)
+
+
+def compare(first, second, groups, **options) -> Comparison:
+    """One pair."""
+    return compare_pairs([(first, second)], groups, **options)[0]
 
 
 def test_interval_of_independent_questions_is_that_of_the_normal_approximation():

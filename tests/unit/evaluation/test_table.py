@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from panollava.evaluation.answers import score_answers
-from panollava.evaluation.table import markdown_table, text_table
+from panollava.evaluation.exact_match import markdown_table, score_answers, text_table
 
 
 def test_fixed_width(answer) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from panollava.evaluation.turns import turn_consistency
+from panollava.evaluation.exact_match import rotation_consistency
 
 TURN = {"front": "right", "right": "back", "back": "left", "left": "front"}
 
@@ -25,16 +25,16 @@ def test_only_answers_to_direction_questions_count(answer) -> None:
         answer("back", "left", sample_id="c"),
         answer("red", "front", sample_id="d"),
     ]
-    result = turn_consistency(before, after, TURN.get)
-    assert (result.count, result.share) == (4, 0.5)
+    result = rotation_consistency(before, after, TURN.get)
+    assert result == (4, 0.5)
 
 
 def test_without_directions_there_is_nothing_to_turn(answer) -> None:
-    result = turn_consistency([answer("red", "red")], [], TURN.get)
-    assert result.count == 0
-    assert math.isnan(result.share)
+    count, share = rotation_consistency([answer("red", "red")], [], TURN.get)
+    assert count == 0
+    assert math.isnan(share)
 
 
 def test_what_cannot_be_compared_is_refused(answer) -> None:
     with pytest.raises(ValueError, match=r"1 questions were not asked .*\(a "):
-        turn_consistency([answer("front", "front", sample_id="a")], [], TURN.get)
+        rotation_consistency([answer("front", "front", sample_id="a")], [], TURN.get)

@@ -12,10 +12,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from panollava.crop.borders import border_curves, narrowed
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 from panollava.crop.sphere import pixel_to_direction, rotation_matrix
 from panollava.crop.strategies import AnyresMaxCrop, CubemapCrop, E2pCrop, SlidingWindowCrop
+from panollava.evaluation.gallery import border_curves, narrowed
 
 HEIGHT, WIDTH = 512, 1024
 SIZE = (HEIGHT, WIDTH)

@@ -1,0 +1,241 @@
+"""Exact match: the metric, the report by question type beside guessing and blank pictures, and its tables."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from panollava.evaluation.metrics import EXACT, AnswerSet, Metric
+from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.statistics import mean_interval
+from panollava.evaluation.words import normalise
+
+Ends = tuple[float, float] | None  # 95 % interval of a share over pictures; None where they are too few
+HEADER = ("question type", "questions", "exact match", "blank picture", "majority answer", "its share")
+RIGHT = (False, True, True, True, False, True)  # columns that are aligned on the right
+
+
+class ExactMatch(Metric):
+    """1 for an answer that equals one of its references after ``normalise``, else 0."""
+
+    name = EXACT
+
+    def per_answer(self, answers: AnswerSet) -> np.ndarray:
+        return np.array([float(is_correct(one.prediction, one.references)) for one in answers.scored])
+
+
+def is_correct(prediction: str, references: Iterable[str]) -> bool:
+    """Whether a prediction equals one of the references after ``normalise``; an empty one never does."""
+    said = normalise(prediction)
+    return said != "" and any(said == normalise(reference) for reference in references)
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """Scores of one question type; all shares lie in 0..1."""
+
+    count: int
+    exact_match: float
+    majority_answer: str  # the one that is right for most questions of this type
+    majority_share: float  # the score of a model that always gives it
+    interval: Ends
+    blank_exact_match: float | None = None  # on the same questions with blank pictures, where it was measured
+    blank_interval: Ends = None
+
+
+@dataclass(frozen=True)
+class AnswerReport:
+    """Scores over all questions and per question type; see ``KindScore``."""
+
+    count: int
+    exact_match: float
+    interval: Ends
+    majority_share: float  # the score of a model that always gives the majority answer of each type
+    blank_exact_match: float | None
+    blank_interval: Ends
+    kinds: dict[str, KindScore]  # by question type
+
+    def metrics(self) -> dict[str, float]:
+        """Flat `name -> number`: `exact_match`, `exact_match/<type>`, and likewise `majority` and `blank`."""
+        values = {"exact_match": self.exact_match, "majority": self.majority_share}
+        if self.interval is not None:
+            values |= dict(zip(("exact_match_low", "exact_match_high"), self.interval, strict=True))
+        if self.blank_exact_match is not None:
+            values["blank"] = self.blank_exact_match
+        for kind, score in self.kinds.items():
+            values[f"exact_match/{kind}"] = score.exact_match
+            values[f"majority/{kind}"] = score.majority_share
+            if score.blank_exact_match is not None:
+                values[f"blank/{kind}"] = score.blank_exact_match
+        return values
+
+
+def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction] | None = None) -> AnswerReport:
+    """Exact match of an evaluation.
+
+    Args:
+        predictions: the model's answers.
+        blank: its answers to the same questions with blank pictures.
+
+    Raises:
+        ValueError: there are no predictions, or `blank` answers other questions.
+    """
+    if not predictions:
+        raise ValueError("No question was evaluated, so there is no score: check the test set and max_samples.")
+    if blank is not None:
+        _check_same_questions(predictions, blank)
+    blank_by_kind = _by_kind(blank or [])
+    kinds = {kind: _score_kind(group, blank_by_kind.get(kind)) for kind, group in sorted(_by_kind(predictions).items())}
+    guessed = sum(score.majority_share * score.count for score in kinds.values())
+    of_blank = _exact_match(blank) if blank else (None, None)
+    value, interval = _exact_match(predictions)
+    share = guessed / len(predictions)
+    return AnswerReport(len(predictions), value, interval, share, of_blank[0], of_blank[1], kinds)
+
+
+def _score_kind(predictions: list[Prediction], blank: list[Prediction] | None) -> KindScore:
+    answer, share = majority_answer([each.references for each in predictions])
+    value, interval = _exact_match(predictions)
+    of_blank = _exact_match(blank) if blank else (None, None)
+    return KindScore(len(predictions), value, answer, share, interval, *of_blank)
+
+
+def _exact_match(predictions: Sequence[Prediction]) -> tuple[float, Ends]:
+    """Share of right answers with its interval."""
+    right = [float(is_correct(each.prediction, each.references)) for each in predictions]
+    found = mean_interval(right, [each.image_id for each in predictions])
+    return sum(right) / len(right), None if found.low is None or found.high is None else (found.low, found.high)
+
+
+def majority_answer(references: Sequence[Sequence[str]]) -> tuple[str, float]:
+    """The answer that is right for most questions, in its most frequent spelling, and its share.
+
+    Args:
+        references: the references of each question. Ties go to the first in the alphabet.
+    """
+    questions: Counter[str] = Counter()
+    spellings: dict[str, Counter[str]] = {}
+    for group in references:
+        questions.update({normalise(reference) for reference in group})
+        for reference in group:
+            spellings.setdefault(normalise(reference), Counter())[reference.strip()] += 1
+    best = _most(questions)
+    return _most(spellings[best]), questions[best] / len(references)
+
+
+def _most(counts: Counter[str]) -> str:
+    return min(counts, key=lambda text: (-counts[text], text))
+
+
+def _by_kind(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    groups: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        groups.setdefault(prediction.kind, []).append(prediction)
+    return groups
+
+
+def _check_same_questions(predictions: Sequence[Prediction], blank: Sequence[Prediction]) -> None:
+    different = sorted({each.sample_id for each in predictions} ^ {each.sample_id for each in blank})
+    if different or len(predictions) != len(blank):
+        raise ValueError(
+            f"The blank-picture answers are to other questions ({len(blank)} answers against "
+            f"{len(predictions)}; {', '.join(different[:3])} …): ask the same ones to compare."
+        )
+
+
+def rotation_consistency(
+    predictions: Sequence[Prediction],
+    rotated_predictions: Sequence[Prediction],
+    rotate_answer: Callable[[str], str | None],
+) -> tuple[int, float]:
+    """Compares answers before and after a rotation of the panorama by a yaw, whether they are right or wrong.
+
+    Args:
+        predictions: answers on the panoramas as they are.
+        rotated_predictions: answers to the same questions (by sample id) on the rotated panoramas.
+        rotate_answer: the answer after the rotation, None for one that names no direction.
+
+    Returns:
+        The number of questions whose references name a direction, and the share of them in 0..1 whose answer on the
+        rotated panorama is the rotated answer; not a number where there are none.
+
+    Raises:
+        ValueError: a question has no answer on the rotated panorama.
+    """
+    rotated = {each.sample_id: each.prediction for each in rotated_predictions}
+    asked = [each for each in predictions if any(rotate_answer(text) is not None for text in each.references)]
+    if not asked:
+        return 0, math.nan
+    if missing := [each.sample_id for each in asked if each.sample_id not in rotated]:
+        raise ValueError(
+            f"{len(missing)} questions were not asked on the rotated panorama ({', '.join(missing[:3])} …): "
+            "ask the same questions twice."
+        )
+    expected = [(rotate_answer(each.prediction), rotated[each.sample_id]) for each in asked]
+    followed = sum(text is not None and normalise(text) == normalise(after) for text, after in expected)
+    return len(asked), followed / len(asked)
+
+
+def text_table(report: AnswerReport) -> str:
+    """The report as lines of fixed width, for a terminal or a log file."""
+    rows = [HEADER, *_rows(report)]
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = [_line(row, widths) for row in rows]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def markdown_table(report: AnswerReport) -> str:
+    """The report as a Markdown table."""
+    marks = ["---:" if right else "---" for right in RIGHT]
+    rows = [HEADER, marks, *_rows(report)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def _rows(report: AnswerReport) -> list[Sequence[str]]:
+    """Cells of each question type, and of all questions in the last row."""
+    scores: list[tuple[str, KindScore | AnswerReport, str]] = [
+        (_one_line(kind), score, _one_line(score.majority_answer)) for kind, score in report.kinds.items()
+    ]
+    return [
+        (
+            name,
+            str(score.count),
+            _percent(score.exact_match, score.interval),
+            _percent(score.blank_exact_match, score.blank_interval),
+            answer,
+            _percent(score.majority_share),
+        )
+        for name, score, answer in [*scores, ("all", report, "")]
+    ]
+
+
+def _percent(share: float | None, interval: Ends = None) -> str:
+    if share is None:
+        return "–"
+    return f"{100 * share:.1f} %" + (f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else "")
+
+
+def _one_line(text: str, limit: int = 40) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = []
+    for cell, width, right in zip(cells, widths, RIGHT, strict=True):
+        space = " " * (width - _width(cell))
+        padded.append(space + cell if right else cell + space)
+    return "  ".join(padded).rstrip()
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes: two for an East Asian character, none for a combining one."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )

@@ -1,0 +1,253 @@
+"""The metrics: what a metric is, which there are, and the scores of a set of answers with their intervals.
+
+Legend: ``Q`` answers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from panollava.component import meant, outside_class
+from panollava.evaluation.predictions import Form, Scored
+from panollava.evaluation.statistics import Interval, mean_interval
+from panollava.evaluation.words import Words, split_words
+
+EXACT = "exact match"
+METRICS = {
+    EXACT: "panollava.evaluation.exact_match:ExactMatch",
+    "BLEU": "panollava.evaluation.captions:Bleu",
+    "ROUGE-L": "panollava.evaluation.captions:RougeL",
+    "CIDEr": "panollava.evaluation.captions:Cider",
+    "SPICE": "panollava.evaluation.captions:Spice",
+    "METEOR": "panollava.evaluation.captions:Meteor",
+    "CLIP-score": "panollava.evaluation.captions:ClipScore",
+}
+"""Class of each metric, in the order of tables and files. They are imported on use, since they import this module."""
+ORDER = 4  # words of the longest n-gram
+Pictures = Callable[[str], np.ndarray]  # image id -> panorama (H, W, 3) uint8 RGB
+Need = Literal["meteor", "java", "clip", "pictures"]
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerSet:
+    """Answers to score, with everything that metrics may need."""
+
+    scored: Sequence[Scored]  # ``Q`` answers as they were written, each with one reference at least
+    words: Words = "unicode"  # how caption scores split texts
+    meteor: bool = False  # whether METEOR is wanted; it takes most of a minute for some thousand answers
+    pictures: Pictures | None = None  # gives the panoramas by their image ids; None where there are none
+    clip: Any = None  # a ``panollava.evaluation.clip.Clip``, None without one
+
+    @property
+    def images(self) -> list[str]:
+        """Image id of each answer: the groups of every interval."""
+        return [one.image_id for one in self.scored]
+
+    @cached_property
+    def split(self) -> list[Scored]:
+        """The answers with their texts as words, separated by spaces; see ``split_words``."""
+        # A text that is a reference of many answers is split once.
+        texts = list(dict.fromkeys(text for one in self.scored for text in (one.prediction, *one.references)))
+        split = dict(zip(texts, split_words(texts, self.words), strict=True))
+        return [
+            replace(one, prediction=split[one.prediction], references=tuple(split[text] for text in one.references))
+            for one in self.scored
+        ]
+
+    @cached_property
+    def reference_ngrams(self) -> list[set[tuple[str, ...]]]:
+        """``Q`` sets: the n-grams of 1 to ``ORDER`` words in each answer's references."""
+        found = []
+        for one in self.split:
+            texts = [text.split() for text in one.references]
+            sizes = range(1, ORDER + 1)
+            found.append({tuple(t[at : at + n]) for t in texts for n in sizes for at in range(len(t) - n + 1)})
+        return found
+
+
+class Metric:
+    """A metric. A subclass has a ``name`` and ``per_answer`` or, where it scores the set as a whole, ``scores``.
+
+    To add one, write the class and a line of ``METRICS``, or name a class of another package in ``evaluation.metrics``:
+    ``[BLEU, my_package.my_module:MyMetric]``. The constructor takes no arguments.
+
+    Attributes:
+        name: in configs and, of a metric with one score, in tables and files.
+        needs: what it cannot be computed without, beside answers and references. Without it the score is unavailable.
+        top: highest possible score of an answer. A share has 1 and is shown in percent.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    top: ClassVar[float] = 1.0
+
+    def undefined(self, answers: AnswerSet) -> dict[str, str]:
+        """Scores that mean nothing on these answers, by name, each with the reason."""
+        return {}
+
+    def per_answer(self, answers: AnswerSet) -> np.ndarray:
+        """``(Q,)``: the score of each answer, from 0 to ``top``."""
+        raise NotImplementedError(f"{self.name} scores a set of answers as a whole.")
+
+    def scores(self, answers: AnswerSet) -> dict[str, Interval]:
+        """Scores by name, with 95 % intervals over pictures; by default the mean of ``per_answer``."""
+        return {self.name: mean_interval(self.per_answer(answers), answers.images, top=self.top)}
+
+    def unavailable(self, answers: AnswerSet) -> dict[str, str]:
+        """Scores that cannot be given, by name, each with the reason: what is missing, else what is undefined."""
+        for need in self.needs:
+            is_met, why = _NEEDS[need]
+            if not is_met(answers):
+                return {self.name: why}
+        return self.undefined(answers)
+
+
+_NEEDS: dict[Need, tuple[Callable[[AnswerSet], bool], str]] = {
+    "meteor": (lambda answers: answers.meteor, "was not asked for"),
+    "java": (lambda _: shutil.which("java") is not None, "needs Java, and no java is on the PATH"),
+    "clip": (lambda answers: answers.clip is not None, "needs a CLIP, and none is named (clip=<folder>)"),
+    "pictures": (lambda answers: answers.pictures is not None, "needs pictures, and there are none (images=<folder>)"),
+}
+
+
+def find_metric(type: str, key: str) -> Metric:
+    """A metric by its name in ``METRICS`` or by ``my_package.my_module:Class``; `key` names the config key in messages.
+
+    Raises:
+        ValueError: there is no such metric, or the class is not one.
+    """
+    if type in METRICS:
+        module, _, name = METRICS[type].partition(":")
+        found = getattr(importlib.import_module(module), name)
+    elif ":" in type:
+        found = outside_class(type, key, Metric)
+        if not isinstance(getattr(found, "name", None), str):
+            raise ValueError(f"{key}={type}: the class has no name. Give it one, such as name = 'distinct words'.")
+    else:
+        close = meant(type, METRICS)
+        hint = f" Did you mean {close!r}?" if close else ""
+        raise ValueError(
+            f"{key}: there is no {type!r}.{hint} Available: {', '.join(METRICS)}, or a class of another package, "
+            "my_package.my_module:MyMetric."
+        )
+    return found()
+
+
+def find_metrics(types: Sequence[str] | None, key: str) -> list[Metric]:
+    """The metrics beside exact match, which is always computed; None takes all of ``METRICS``.
+
+    Raises:
+        ValueError: there is no such metric, or two have one name.
+    """
+    found = [find_metric(one, key) for one in types or METRICS if one != EXACT]
+    names = [one.name for one in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{key}={list(types or ())}: {', '.join(twice)} is there twice. Name each metric once.")
+    return found
+
+
+def check_metrics(types: Any, key: str) -> list[str]:
+    """Problems of a list of metrics; its type is checked with the other keys of its section."""
+    try:
+        if isinstance(types, list) and all(isinstance(one, str) for one in types):
+            find_metrics([one for one in types if one not in METRICS or types.count(one) > 1], key)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores by name, and the reasons why others are unavailable."""
+
+    scores: dict[str, Interval]
+    unavailable: dict[str, str]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it: an unavailable score is null."""
+        return asdict(self) | {"scores": _scores_record(self.scores, self.unavailable)}
+
+    def lines(self) -> list[str]:
+        """A line a score, with its interval or the reason why it is unavailable."""
+        there = [f"{name}: {interval}" for name, interval in self.scores.items()]
+        return [*there, *(f"{name}: unavailable, {why}" for name, why in sorted(self.unavailable.items()))]
+
+
+def _scores_record(scores: Mapping[str, Interval], unavailable: Mapping[str, str]) -> dict[str, Any]:
+    return {name: asdict(interval) for name, interval in scores.items()} | dict.fromkeys(unavailable)
+
+
+def compute_scores(answers: AnswerSet, metrics: Sequence[Metric]) -> Scores:
+    """The scores of all metrics on a set of answers.
+
+    Raises:
+        ValueError: there are no answers, or one has no reference.
+    """
+    if not answers.scored:
+        raise ValueError("There are no answers to score.")
+    if any(not one.references for one in answers.scored):
+        raise ValueError("Each answer needs a reference to be scored against.")
+    unavailable: dict[str, str] = {}
+    for metric in metrics:
+        unavailable |= metric.unavailable(answers)
+    usable = [metric for metric in metrics if metric.name not in unavailable]
+    with ThreadPoolExecutor(max_workers=1) as other_core:  # for Java, which takes longest
+        java = {one.name: other_core.submit(one.scores, answers) for one in usable if "java" in one.needs}
+        found = {one.name: one.scores(answers) for one in usable if one.name not in java}
+        found |= {name: one.result() for name, one in java.items()}
+    scores = {name: one for metric in usable for name, one in found[metric.name].items() if name not in unavailable}
+    return Scores(scores, unavailable)
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Scores of a file of predictions."""
+
+    form: Form  # which references an answer is scored against; see ``read_predictions``
+    words: Words  # how caption scores split texts
+    answers: int  # number of scored answers
+    pairs: int  # number of distinct questions about distinct images; the same words in another turn are another one
+    images: int  # number of distinct images, the groups of the intervals
+    scores: dict[str, Interval]
+    kinds: dict[str, Interval]  # exact match of each question type
+    unavailable: dict[str, str]  # other scores, each with the reason
+
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it: an unavailable score is null."""
+        return asdict(self) | {"scores": _scores_record(self.scores, self.unavailable)}
+
+    def table(self) -> str:
+        """Markdown: a line a score."""
+        rows = [(name, str(interval)) for name, interval in self.scores.items()]
+        rows += [(f"{EXACT}, {kind}", str(interval)) for kind, interval in self.kinds.items() if len(self.kinds) > 1]
+        rows += [(name, f"unavailable: {why}") for name, why in sorted(self.unavailable.items())]
+        lines = ["| score | value (95 % interval over pictures, from five on) |", "|---|---|"]
+        return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def score(answers: AnswerSet, metrics: Sequence[Metric], *, form: Form) -> ScoreReport:
+    """All scores of a file of predictions, exact match first; `form` is recorded, the references are already of it."""
+    exact = find_metric(EXACT, "")
+    found = compute_scores(answers, [exact, *metrics])
+    right, images, kinds = exact.per_answer(answers), np.array(answers.images), {}
+    for kind in sorted({one.kind for one in answers.scored}):
+        own = np.array([one.kind == kind for one in answers.scored])
+        kinds[kind] = mean_interval(right[own], images[own].tolist())
+    return ScoreReport(
+        form=form,
+        words=answers.words,
+        answers=len(answers.scored),
+        pairs=len({one.asked for one in answers.scored}),
+        images=len(set(answers.images)),
+        scores=found.scores,
+        kinds=kinds,
+        unavailable=found.unavailable,
+    )
