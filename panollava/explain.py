@@ -67,9 +67,9 @@ def main(cfg: DictConfig) -> None:
     with compute.autocast():
         asked = _asked(sight.pano, seen, options.question or question, options)
         picture, notes = explain_picture(
-            sight,
             panorama,
             sight.crop.views(seen),
+            **vars(sight),
             asked=asked,
             layers=options.layers,
             yaw_deg=options.yaw,

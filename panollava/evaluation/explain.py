@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from panollava.crop.cameras import Column, locate, view_directions
+from panollava.crop.crop import Crop
 from panollava.crop.sphere import angles_to_direction, direction_to_angles, pixel_to_direction
 from panollava.evaluation.drawing import HEAT, LIKENESS, PANEL, Panel, colours, fitted, heat, marked, page
 from panollava.model.api import PanoLlava
 from panollava.model.fusion import fuse
 from panollava.model.vision import PanoVision
-from panollava.run.restore import Sight
 
 COMPONENTS = 3  # principal components, shown as red, green and blue
 WHOLE = (1, 1)  # grid of views whose tokens have no grid
@@ -59,10 +59,13 @@ class Layer:
 
 
 def explain_picture(
-    sight: Sight,
     panorama: np.ndarray,
     views: Tensor,
     *,
+    name: str,
+    vision: PanoVision,
+    crop: Crop,
+    pano: PanoLlava | None,
     asked: tuple[str, str] | None,
     yaw_deg: float,
     pitch_deg: float,
@@ -71,10 +74,11 @@ def explain_picture(
     """Everything that can be shown of a model and a panorama, on one page.
 
     Args:
-        sight: the model.
         panorama: (H, W, 3) uint8 RGB.
         views: ``(V, 3, h, w)`` of it.
-        asked: a question and its answer; None for a model without a language model.
+        name: of the model, in the title.
+        vision, crop, pano: its encoder and resampler, its views, and the whole of it; None without a language model.
+        asked: a question and its answer; None without a language model.
         yaw_deg, pitch_deg: direction that the others are compared with.
         layers: of the language model, counted from 1; None takes the last third.
 
@@ -84,10 +88,10 @@ def explain_picture(
     Raises:
         ValueError: no view looks in the direction, or there is no such layer.
     """
-    cameras, patches, grid = sight.crop.camera_rows, sight.vision.tower.grid, sight.vision.token_grid
+    cameras, patches, grid = crop.camera_rows, vision.tower.grid, vision.token_grid
     # A map is slow to make; features and tokens often share one.
     lie = {one: TokenMap(cameras, one, PANEL) for one in {patches, grid or WHOLE}}
-    features, tokens = see(sight.vision, views, cameras)
+    features, tokens = see(vision, views, cameras)
     shown = [Layer("encoder features", features, lie[patches])]
     notes = [NEAREST]
     if grid is None:
@@ -96,18 +100,18 @@ def explain_picture(
         shown.append(Layer("resampler tokens", tokens, lie[grid]))
     _, direction = token_towards(cameras, patches, yaw_deg, pitch_deg)
     panels = [scene_panel(panorama, direction)]
-    if asked is None or sight.pano is None:
+    if asked is None or pano is None:
         notes.append(SPEECHLESS)
-    elif sight.pano.model.config.join == "mean":
+    elif pano.model.config.join == "mean":
         notes.append(MEAN)
     else:
-        attention = answer_attention(sight.pano, views, *asked, layers=layers)
+        attention = answer_attention(pano, views, *asked, layers=layers)
         panels.append(attention_panel(panorama, attention, lie[grid or WHOLE]))
         notes.append(CAVEAT)
     panels += [component_panel(layer) for layer in shown]
     panels += [similarity_panel(panorama, layer, yaw_deg, pitch_deg) for layer in shown]
     text = [] if asked is None else [f"Question: {asked[0]}", f"Answer: {asked[1] or '(none)'}"]
-    return page(f"{sight.name}: {sight.crop.summary}", text, panels, notes), notes
+    return page(f"{name}: {crop.summary}", text, panels, notes), notes
 
 
 def scene_panel(panorama: np.ndarray, direction: Tensor) -> Panel:

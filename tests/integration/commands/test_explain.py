@@ -55,7 +55,7 @@ def test_a_run_alone_is_enough(run: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert f"Answer: {answer}" in said
     assert CAVEAT in said
     expected, _ = explain_picture(
-        sight, panorama, sight.crop.views(panorama), asked=(question, answer), yaw_deg=0, pitch_deg=0
+        panorama, sight.crop.views(panorama), **vars(sight), asked=(question, answer), yaw_deg=0, pitch_deg=0
     )
     picture = opened("explain.png")
     assert (picture == expected).all()

@@ -89,7 +89,7 @@ DIRECTION = {"yaw_deg": 40.0, "pitch_deg": 10.0}
 def page_of(pano: PanoLlava | None, whole: PanoLlava) -> tuple[np.ndarray, list[str]]:
     sight = Sight("name", whole.model.vision, whole.crop, pano)
     asked = None if pano is None else (QUESTION, ANSWER)
-    return explain_picture(sight, PANORAMA, views_of(whole), asked=asked, **DIRECTION)
+    return explain_picture(PANORAMA, views_of(whole), asked=asked, **vars(sight), **DIRECTION)
 
 
 def test_what_cannot_be_shown_is_left_out_with_a_note(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
