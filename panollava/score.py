@@ -12,7 +12,7 @@ from panollava.checkpoint import write_json
 from panollava.component import allow, outside_packages
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
-from panollava.evaluation.metrics import AnswerSet, check_metrics, find_metrics, score
+from panollava.evaluation.metrics import AnswerSet, check_metrics, find_metrics, metrics_record, score
 from panollava.evaluation.predictions import KEYED, METRICS, Form, read_predictions
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
@@ -62,7 +62,8 @@ def main(cfg: DictConfig) -> None:
     conditions = read_document(beside).get("settings", {}).get("conditions") if beside.is_file() else None
     if conditions is None:
         LOG.info("Nothing beside %s records which model gave its answers, how, or to which version of the data.", path)
-    write_json(out, {"predictions": str(path), "clip": options.clip, "conditions": conditions, **report.record()})
+    record = {"predictions": str(path), "clip": options.clip, "conditions": conditions, **report.record()}
+    write_json(out, record | metrics_record(options.metrics))
     LOG.info("Scores: %s", out)
 
 

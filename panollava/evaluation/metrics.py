@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from panollava.component import meant, outside_class
+from panollava.component import meant, outside_class, outside_packages
 from panollava.evaluation.predictions import Form, Scored
 from panollava.evaluation.statistics import Interval, mean_interval
 from panollava.evaluation.words import Words, split_words
@@ -152,6 +152,11 @@ def find_metrics(types: Sequence[str] | None, key: str) -> list[Metric]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{key}={list(types or ())}: {', '.join(twice)} is there twice. Name each metric once.")
     return found
+
+
+def metrics_record(types: Sequence[str] | None) -> dict[str, Any]:
+    """What results record of a list of metrics: the list, and the versions of other packages; nothing of None."""
+    return {} if types is None else {"metrics": list(types), "packages": outside_packages({"metrics": types})}
 
 
 def check_metrics(types: Any, key: str) -> list[str]:

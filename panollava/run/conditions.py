@@ -13,6 +13,7 @@ from typing import Any
 
 from panollava.checkpoint import TRAINED
 from panollava.data.source import Source
+from panollava.evaluation.metrics import metrics_record
 from panollava.model.backbones import Backbones
 from panollava.run.config_check import EvaluationOptions
 from panollava.run_folder import flatten, prompt_date
@@ -124,8 +125,9 @@ def mismatch(settings: Record, now: Record, max_samples: int | None) -> dict[str
 
 def scoring(options: EvaluationOptions) -> dict[str, Any]:
     """What an evaluation's scores depend on beside the answers."""
-    chosen = {} if options.metrics is None else {"metrics": options.metrics}
-    return {key: getattr(options, key) for key in ("blank", "words", "meteor", "clip")} | chosen
+    return {key: getattr(options, key) for key in ("blank", "words", "meteor", "clip")} | metrics_record(
+        options.metrics
+    )
 
 
 def told(found: Mapping[str, tuple[Any, Any]]) -> str:

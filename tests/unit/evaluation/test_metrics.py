@@ -70,6 +70,7 @@ def test_a_metric_of_another_package_is_scored_beside_ours(
     assert found["value"] == pytest.approx(0.75)
     assert 0 < found["low"] < 0.75 < found["high"] <= 1
     assert record["unavailable"].keys() == {"BLEU-2", "BLEU-3", "BLEU-4"}
+    assert (record["metrics"], record["packages"]) == (["BLEU", package], {"my_package": "unknown"})
     assert "| brevity | 75.0 % (" in capsys.readouterr().err
     assert command(monkeypatch, score, str(path), "metrics=[blue]") == 1
     assert "metrics: there is no 'blue'" in capsys.readouterr().err
