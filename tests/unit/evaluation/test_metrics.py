@@ -11,7 +11,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from small_runs import command, config
+from support.runs import command, config
 
 from panollava import component, score
 from panollava.evaluation import metrics
@@ -28,7 +28,7 @@ from panollava.evaluation.metrics import (
 from panollava.evaluation.predictions import Prediction, as_scored
 from panollava.run.config_check import checked
 
-GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 (BREVITY,) = re.findall(r"^```python\n# my_package/brevity.py\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 OTHERS = '''
 
