@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options, tracking, store, generation = _checked(cfg)
     runs = [restore(folder, generation=generation) for folder in _folders(options, tracking)]
-    without_answers = [str(run.folder) for run in runs if run.stage == "vision"]
+    without_answers = [str(run.folder) for run in runs if not run.record.answers]
     if without_answers:
         raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
     data = asked_data(options, runs[0].settings["data"])

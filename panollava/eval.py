@@ -79,7 +79,7 @@ def main(cfg: DictConfig) -> None:
     tags = {"panollava.folder": str(run.folder)}
     name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
     with open_tracker(tracking, run_name=name, outbox=out, tags=tags) as tracker:
-        if run.stage == "vision":
+        if not run.record.answers:
             _measure(run, None, data, options.split, options, store, compute, tracker)
             return
         pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)

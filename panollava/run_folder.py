@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 
 from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, tidy, write_file, write_json
 from panollava.disk import DiskError, missing_folders, take_away, writing
+from panollava.stages.registry import STAGES as STAGE_NAMES
+from panollava.stages.registry import StageRecord, last_first, recorded_stage
 from panollava.untrusted import read_document
 
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
@@ -350,23 +352,30 @@ def prompt_date(metadata: Mapping[str, Any]) -> date | None:
     return None if recorded is None else date.fromisoformat(recorded)
 
 
-def find_run_folder(path: Path, order: Sequence[str] = ("finetune", "resampler", "vision")) -> Path:
+def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
     """The stage folder that a user means: the folder itself, a checkpoint in it, or a stage of its experiment.
 
     Args:
         path: what the user names.
-        order: the experiment's stages, the one to take first if it is there.
+        order: the experiment's stages, the one to take first if it is there; empty for the last one.
     """
     if (path / METADATA).is_file():
         return path
     if (path.parent / METADATA).is_file():
         return path.parent
-    for stage in order:
+    for stage in order or last_first(_outside_stages(path)):
         folders = [p for p in path.glob(f"{stage}/*/{METADATA}") if follow(p.parent / BEST) or follow(p.parent / LAST)]
         found = sorted(folders, key=lambda p: p.stat().st_mtime)
         if found:
             return found[-1].parent
     raise FileNotFoundError(f"{path} is no run: no {METADATA} in it, beside it or below it.{_nearby(path)}")
+
+
+def _outside_stages(path: Path) -> list[StageRecord]:
+    """Records of the stages of other packages in an experiment's folder."""
+    files = [file for file in path.glob(f"*/*/{METADATA}") if file.parts[-3] not in STAGE_NAMES]
+    found = [recorded_stage(read_metadata(file.parent)) for file in files]
+    return list({record.name: record for record in found}.values())
 
 
 def known_checkpoints(output_dir: Path, stage: str) -> list[Path]:

@@ -22,7 +22,8 @@ from panollava.model.lora import add_lora
 from panollava.model.vision import VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
-from panollava.stages.instruct import InstructStage
+from panollava.stages.language import InstructStage
+from panollava.stages.protocol import StageSetup
 from panollava.training.checkpointer import Checkpointer
 from panollava.training.loop import fit
 from panollava.training.options import OptimOptions, StageOptions, make_optimizer
@@ -56,7 +57,7 @@ def main(folder: str = "runs/by_hand", *, scenes: int = 200, epochs: int = 2) ->
     val = PanoDataset(WorldSource(split="val", scenes=scenes // 4), crop, encode)
     data = StageLoader(train, val, Collate(prompt.tokenizer.pad_token_id), batch_size=options.batch_size)
 
-    stage = InstructStage(model, name="finetune").to(compute.device)
+    stage = InstructStage(model, StageSetup("finetune")).to(compute.device)
     trained = stage.trained()
     learning = {"optimizer": make_optimizer(trained, optim, options.lr), "scaler": compute.scaler()}
     keeper = Checkpointer(Path(folder), prefix="by_hand", stage_name=stage.name, parameters=trained, **learning)

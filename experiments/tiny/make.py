@@ -48,7 +48,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if chosen.only != "language":
         make_vision(chosen.work / "vision", chosen.vision_steps, chosen.scenes)
-    if chosen.only != "vision":
+    if chosen.only in (None, "language"):
         make_language(chosen.work / "language", chosen.language_steps, chosen.scenes)
 
 

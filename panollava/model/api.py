@@ -38,6 +38,7 @@ from panollava.model.trainable import load_trained
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
 from panollava.run_folder import find_run_folder, prompt_date, read_metadata, with_paths_found
+from panollava.stages.registry import recorded_stage
 
 
 class Conversation:
@@ -223,7 +224,7 @@ class PanoLlava:
         Raises:
             ValueError: a stage-1 run, which has no language part, or weights that do not fit the settings.
         """
-        if settings["stage"] == "vision":
+        if not recorded_stage(settings).answers:
             raise ValueError(
                 f"{checkpoint} is of a stage-1 run: it has no language part and cannot answer. Train stage=resampler "
                 "or stage=finetune from it first."

@@ -14,6 +14,7 @@ from panollava.model.backbones import Backbones
 from panollava.model.trainable import load_trained
 from panollava.model.vision import PanoVision
 from panollava.run_folder import find_run_folder, read_metadata, with_paths_found
+from panollava.stages.registry import recorded_stage
 
 _VISION = "vision."
 """What the names of the seeing part's tensors begin with, in checkpoints of every stage."""
@@ -53,14 +54,14 @@ class Sight:
         path = Path(folder).expanduser()
         if not (path / "config.json").is_file():
             metadata = read_metadata(find_run_folder(path))
-            if metadata["stage"] == "vision":
-                return cls._of_stage_1(path, torch.device(device), dtype)
+            if not recorded_stage(metadata).answers:
+                return cls._without_language(path, torch.device(device), dtype)
         pano = PanoLlava.from_pretrained(path, device=device, dtype=dtype)
         name = pano.metadata.get("experiment_name", path.name)
         return cls(name=name, vision=pano.model.vision, crop=pano.crop, pano=pano)
 
     @classmethod
-    def _of_stage_1(cls, path: Path, device: torch.device, dtype: torch.dtype) -> Sight:
+    def _without_language(cls, path: Path, device: torch.device, dtype: torch.dtype) -> Sight:
         run = find_run_folder(path)
         metadata = with_paths_found(read_metadata(run), run)
         checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)

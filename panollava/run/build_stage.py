@@ -10,96 +10,48 @@ from torch import Tensor, nn
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights
 from panollava.logs import LOG
-from panollava.losses.protocol import Objective
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
 from panollava.run.conditions import differences
-from panollava.run.config_check import STAGES
-from panollava.run.objective import build_objective, pairing_note
 from panollava.run.run import FINISHED, Run, check_inputs, plain, recorded_config, recorded_inputs
 from panollava.run_folder import METADATA, differing_keys, find_run_folder, known_checkpoints, read_metadata
-from panollava.stages.instruct import InstructStage
-from panollava.stages.overlap import OverlapStage
+from panollava.stages.protocol import Stage, StageSetup
+from panollava.stages.registry import FIRST, last_first
 from panollava.training.checkpointer import transfer
 
-AnyStage = OverlapStage | InstructStage
 
-
-def build_stage(run: Run, name: str) -> AnyStage:
+def build_stage(run: Run, name: str) -> Stage:
     """The stage ``name`` around the run's backbones, its new components as the seed gives them."""
-    options = run.stage_options(name)
-    encoder: nn.Module = run.backbones.tower.model
-    encoder.to(run.backbones.dtype)  # an earlier stage of this run may have trained it, in fp32
-    if name == "vision":
-        objective, settings = _objective(run)
-        _announce(run, objective, settings)
-        return OverlapStage(
-            run.backbones.vision(),
-            objective=objective,
-            head_width=run.cfg.stage.vision.loss.head_width,
-            vision_blocks=options.vision_trainable_blocks,
-            checkpoint_activations=run.trainer.checkpoint_activations,
-        )
-    model = run.backbones.composite()
+    record, options, backbones = run.stages[name], run.stage_options(name), run.backbones
+    encoder: nn.Module = backbones.tower.model
+    encoder.to(backbones.dtype)  # an earlier stage of this run may have trained it, in fp32
+    model: Any = backbones.composite() if record.answers else backbones.vision()
     lora = plain(run.cfg.model.lora)
-    if lora["enabled"] and name == "finetune":
+    if lora["enabled"] and record.trains_language:
         add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
-    return InstructStage(
-        model,
-        name=name,
-        vision_blocks=options.vision_trainable_blocks,
-        language_blocks=options.language_trainable_blocks,
-        checkpoint_activations=run.trainer.checkpoint_activations,
+    setup = StageSetup(
+        name,
+        options.vision_trainable_blocks,
+        options.language_trainable_blocks,
+        run.trainer.checkpoint_activations,
     )
+    own = record.stage_class.own_options(plain(run.cfg.stage[name]))
+    stage: Stage = record.stage_class.build(backbones, model, setup, **own)
+    for line in stage.notes(options.batch_size, options.accumulate, run.procs.world_size):
+        LOG.info("%s", line)
+    run.parameters.update({f"stage.{name}.{key}": value for key, value in stage.chosen.items()})
+    return stage
 
 
 def skip_reason(run: Run, name: str) -> str | None:
     """Why a stage has nothing to learn from this model and crop, or None.
 
     Raises:
-        ValueError: it has, but not with the objective that was asked for.
+        ValueError: it has, but not with its options.
     """
-    if name != "vision":
-        return None
-    reason = OverlapStage.obstacle(run.backbones.outline, run.backbones.crop.camera_rows)
-    if reason is None:
-        _objective(run)
+    stage = run.stages[name].stage_class
+    reason: str | None = stage.skip_reason(run.backbones, stage.own_options(plain(run.cfg.stage[name])))
     return reason
-
-
-def _objective(run: Run) -> tuple[Objective, dict[str, Any]]:
-    has_grid = run.backbones.outline.token_grid is not None
-    return build_objective(
-        plain(run.cfg.stage.vision.loss),
-        has_grid=has_grid,
-        resampler=run.cfg.model.resampler.type,
-        cameras=run.backbones.crop.camera_rows,
-    )
-
-
-def _announce(run: Run, objective: Objective, settings: dict[str, Any]) -> None:
-    """Says which objective was taken, with the values behind ``auto`` and ``null``, and what it depends on."""
-    told = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "type")
-    LOG.info("Stage vision: objective %s (%s).", settings["type"], told)
-    if note := pairing_note(objective, run.backbones.crop.camera_rows, run.backbones.outline.token_grid):
-        LOG.info("%s", note)
-    run.parameters.update({f"stage.vision.objective.{key}": value for key, value in settings.items()})
-    if not objective.coupled:
-        return
-    options, processes = run.stage_options("vision"), run.procs.world_size
-    LOG.info(
-        "Its %s are taken over a whole micro-batch, %d panoramas%s: the objective changes with "
-        "stage.vision.batch_size, and its validation loss is that of each process's own batches.",
-        objective.coupled,
-        options.batch_size * processes,
-        f" of {processes} processes" if processes > 1 else "",
-    )
-    if options.accumulate > 1:
-        LOG.info(
-            "stage.vision.accumulate=%d averages so many micro-batches, which is not the same as a larger one: "
-            "raise stage.vision.batch_size for that.",
-            options.accumulate,
-        )
 
 
 BACKBONES = {"vision": ENCODER, "language": LANGUAGE_MODEL}
@@ -133,8 +85,8 @@ def check_backbones(
     path = source.parent / METADATA
     recorded = read_metadata(source.parent)["model"] if path.is_file() else {}
     for part in trained_backbones(tensors):
-        if part == "language" and name == "vision":
-            continue  # there is none in this stage
+        if part not in run.stages[name].backbones:
+            continue
         own = [key for key in tensors if _is_of(key, BACKBONES[part])]
         strange = [key for key in own if key not in places or places[key].shape != tensors[key].shape]
         named = run.cfg.model[part].name
@@ -215,7 +167,7 @@ def start_from(
     """
     source = run.agreed_path(_source(run, name))
     if source is None:
-        if name != STAGES[0]:
+        if run.stages[name].starts_from:
             LOG.info(
                 "Stage %s starts fresh: %s has no finished earlier stage (init_from=<folder> starts from another run).",
                 name,
@@ -224,7 +176,7 @@ def start_from(
         return {}
     tensors = read_weights(source)
     if run.procs.is_main:
-        own = {part: run.inputs(name).get(part) for part in ("vision", "language")}
+        own = {part: run.inputs(name).get(part) for part in BACKBONES}
         if changed := differences(recorded_inputs(source.parent) or {}, own):
             LOG.warning(
                 "%s was trained on backbones of other content than this run's (%s).", source, ", ".join(changed)
@@ -239,8 +191,8 @@ def start_from(
         raise ValueError(
             f"init_from={source}: none of its {len(tensors)} tensors fits this model"
             f"{' (' + '; '.join(report.misfits[:3]) + ')' if report.misfits else ''}. "
-            f"Vision checkpoints below {run.cfg.output_dir}: {_listed(run)}. Use one of the same resampler and sizes, "
-            "or init_from=none."
+            f"{FIRST.capitalize()} checkpoints below {run.cfg.output_dir}: {_listed(run)}. Use one of the same "
+            "resampler and sizes, or init_from=none."
         )
     if run.procs.is_main:
         run.experiment.record(name, started_from=str(source))
@@ -248,50 +200,50 @@ def start_from(
 
 
 def _source(run: Run, name: str) -> Path | None:
-    """Checkpoint folder to start from: the named one, or the same experiment's previous stage."""
-    earlier = STAGES[: STAGES.index(name)]
+    """Checkpoint folder to start from: the named one, or that of a stage of the same experiment."""
+    earlier = run.stages[name].starts_from
     asked, is_first = run.cfg.init_from, _is_first(run, name)
     if asked == NONE and is_first:
         return None
     if asked == NEWEST and is_first:
-        return _newest_vision(run)
+        return _newest(run)
     if asked not in (AUTO, NONE, NEWEST) and is_first:
         path = Path(asked).expanduser()
         if not path.exists():
             raise ValueError(
-                f"init_from={path} does not exist. Give auto, none, newest, or a run's folder. Vision checkpoints "
-                f"below {run.cfg.output_dir}: {_listed(run)}."
+                f"init_from={path} does not exist. Give auto, none, newest, or a run's folder. "
+                f"{FIRST.capitalize()} checkpoints below {run.cfg.output_dir}: {_listed(run)}."
             )
         if path.suffix == ".ckpt":
             return find_checkpoint(path)
-        # Of an experiment's stages the ones before this one come first: it is their work that goes on.
-        order = [*reversed(earlier), *(stage for stage in reversed(STAGES) if stage not in earlier)]
+        # Of an experiment's stages those that this one may start from come first.
+        order = [*earlier, *(stage for stage in last_first(run.stages.values()) if stage not in earlier)]
         return find_checkpoint(find_run_folder(path, order))
-    for previous in reversed(earlier):
+    for previous in earlier:
         folder = run.experiment.stage_folder(previous)
         if run.experiment.state(previous).get("status") == FINISHED and follow(folder / BEST):
             return find_checkpoint(folder)
     return None
 
 
-def _newest_vision(run: Run) -> Path:
-    """The newest checkpoint of a vision stage with this encoder and this resampler, whatever its crop."""
+def _newest(run: Run) -> Path:
+    """The newest checkpoint of a first stage with this encoder and this resampler, whatever its crop."""
     model = run.cfg.model
-    for folder in known_checkpoints(Path(run.cfg.output_dir), "vision"):
+    for folder in known_checkpoints(Path(run.cfg.output_dir), FIRST):
         recorded: dict[str, Any] = read_metadata(folder)["model_config"]
         if (recorded["vision_name"], recorded["resampler_type"]) == (model.vision.name, model.resampler.type):
             return find_checkpoint(folder)
     raise ValueError(
-        f"init_from=newest: no vision stage below {run.cfg.output_dir} has vision.name={model.vision.name} and "
-        f"resampler={model.resampler.type}. Vision checkpoints there: {_listed(run)}. Train one, python -m "
-        f"panollava.train stage=vision resampler={model.resampler.type}, or name a run, init_from=<folder>."
+        f"init_from=newest: no {FIRST} stage below {run.cfg.output_dir} has vision.name={model.vision.name} and "
+        f"resampler={model.resampler.type}. {FIRST.capitalize()} checkpoints there: {_listed(run)}. Train one, python "
+        f"-m panollava.train stage={FIRST} resampler={model.resampler.type}, or name a run, init_from=<folder>."
     )
 
 
 def _is_first(run: Run, name: str) -> bool:
-    """Whether the run trains no stage before this one."""
-    return not any(stage in run.cfg.stage.run for stage in STAGES[: STAGES.index(name)])
+    """Whether the run trains no stage that this one may start from."""
+    return not any(stage in run.cfg.stage.run for stage in run.stages[name].starts_from)
 
 
 def _listed(run: Run) -> str:
-    return ", ".join(map(str, known_checkpoints(Path(run.cfg.output_dir), "vision")[:5])) or "none"
+    return ", ".join(map(str, known_checkpoints(Path(run.cfg.output_dir), FIRST)[:5])) or "none"

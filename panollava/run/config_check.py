@@ -24,35 +24,46 @@ from panollava.prompt import ChatPrompt
 from panollava.run.objective import check_objective
 from panollava.run.sections import check_component, check_crop, check_generation
 from panollava.run.sources import check_data
+from panollava.stages.registry import StageRecord, in_order, stages_of, with_defaults
 from panollava.store.catalogue import StoreOptions
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
 
-LANGUAGE = "stage.finetune.language_trainable_blocks"
 
+def check_what_trains(values: Mapping[str, Any], stages: Iterable[str]) -> list[str]:
+    """Problems of ``stage``, ``model.lora`` and ``model.language`` with each other.
 
-def check_what_trains(values: Mapping[str, Any]) -> list[str]:
-    """Problems of ``stage``, ``model.lora`` and ``model.language`` with each other."""
-    lora, blocks = values["model"]["lora"], (values["stage"].get("finetune") or {}).get("language_trainable_blocks", 0)
-    has_lora, saves_only = lora.get("enabled"), lora.get("save_only")
+    Args:
+        values: the config.
+        stages: names of those that train the language model.
+    """
+    lora = values["model"]["lora"]
     problems = []
-    if has_lora and blocks == "all":
+    if lora.get("save_only") and not lora.get("enabled"):
+        problems.append("model.lora.save_only=true saves an adapter, and model.lora.enabled=false has none: leave it.")
+    for name in stages:
+        blocks = (values["stage"].get(name) or {}).get("language_trainable_blocks", 0)
+        problems += _language(values["model"], f"stage.{name}.language_trainable_blocks", blocks)
+    return problems
+
+
+def _language(model: Mapping[str, Any], key: str, blocks: Any) -> list[str]:
+    problems = []
+    if model["lora"].get("enabled") and blocks == "all":
         problems.append(
-            f"{LANGUAGE}=all trains every weight of the language model, beside which an adapter has nothing to add: "
+            f"{key}=all trains every weight of the language model, beside which an adapter has nothing to add: "
             "use lora=none with it, or a number of blocks."
         )
-    if saves_only and not has_lora:
-        problems.append("model.lora.save_only=true saves an adapter, and model.lora.enabled=false has none: leave it.")
-    if saves_only and blocks != 0:
+    if model["lora"].get("save_only") and blocks != 0:
         problems.append(
-            f"model.lora.save_only=true saves no weights of the language model, and {LANGUAGE}={blocks} trains some, "
+            f"model.lora.save_only=true saves no weights of the language model, and {key}={blocks} trains some, "
             "which would be lost. Set the one to false or the other to 0."
         )
-    if values["model"]["language"].get("load_in_4bit") and blocks != 0:
+    if model["language"].get("load_in_4bit") and blocks != 0:
         problems.append(
             f"model.language.load_in_4bit=true holds the language model in four bits, which cannot train: "
-            f"{LANGUAGE}={blocks} needs load_in_4bit=false. An adapter can train on it (lora=lora)."
+            f"{key}={blocks} needs load_in_4bit=false. An adapter can train on it (lora=lora)."
         )
     return problems
 
@@ -66,7 +77,6 @@ def check_flags(section: dict[str, Any], key: str, *names: str) -> list[str]:
     ]
 
 
-STAGES = ("vision", "resampler", "finetune")
 SECTIONS = ("crop", "data", "evaluation", "generation", "model", "optim", "stage", "store", "tracking", "trainer")
 
 
@@ -135,7 +145,13 @@ def checked(cfg: DictConfig) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ValueError(f"The config does not resolve: {error}") from error
     assert isinstance(values, dict)
-    problems = _problems({str(key): value for key, value in values.items()})
+    problems = []
+    if isinstance(values.get("stage"), dict):
+        try:
+            values["stage"] = with_defaults(values["stage"])
+        except ValueError as error:
+            problems.append(str(error))
+    problems = problems or _problems({str(key): value for key, value in values.items()})
     if problems:
         raise ValueError("the config has " + _count(problems) + "\n  " + "\n  ".join(problems))
     result = OmegaConf.create(values)
@@ -242,22 +258,34 @@ def _position_width(model: dict[str, Any]) -> list[str]:
 
 
 def _stage(values: dict[str, Any]) -> list[str]:
-    stage = dict(values["stage"])
-    run = stage.pop("run", None)
+    section, stages = dict(values["stage"]), stages_of(values["stage"])
+    run, order = section.pop("run", None), in_order(stages)
     problems = []
-    if not isinstance(run, list) or not run or any(name not in STAGES for name in run) or len(set(run)) != len(run):
-        problems.append(f"stage.run={run!r}: allowed is a list out of {', '.join(STAGES)}.")
-    elif run != [name for name in STAGES if name in run]:
-        problems.append(f"stage.run={run!r}: the order is {', '.join(STAGES)}.")
-    for name in STAGES:
-        options = dict(stage.pop(name, None) or {})
-        if name == "vision":
-            problems += check_objective(options.pop("loss", None) or {})
-        given = () if name == "finetune" else ("language_trainable_blocks",)
-        problems += check_section(options, StageOptions, f"stage.{name}", given=given)
-    problems += check_what_trains(values)
-    problems += [f"stage.{key} is not a key here. Keys of stage: run, {', '.join(STAGES)}." for key in stage]
-    return problems
+    if not isinstance(run, list) or not run or any(name not in stages for name in run) or len(set(run)) != len(run):
+        problems.append(f"stage.run={run!r}: allowed is a list out of {', '.join(order)}.")
+    elif run != [name for name in order if name in run]:
+        problems.append(f"stage.run={run!r}: the order is {', '.join(order)}.")
+    for name, record in stages.items():
+        problems += _options(record, dict(section.pop(name, None) or {}))
+    problems += check_what_trains(values, [name for name, record in stages.items() if record.trains_language])
+    return problems + [
+        f"stage.{key} is not a key here. Keys of stage: run, {', '.join(stages)}, and sections with a type "
+        "(package.module:Class)."
+        for key in section
+    ]
+
+
+def _options(record: StageRecord, options: dict[str, Any]) -> list[str]:
+    """Problems of ``stage.<name>``."""
+    key, stage = f"stage.{record.name}", record.stage_class
+    problems = check_objective(options.pop("loss", None) or {}) if record.has_objective else []
+    own = stage.own_options(options)
+    if not record.has_objective:
+        target, given = stage.takes()
+        problems += check_section(own, target, key, given=given)
+    lacks = () if record.trains_language else ("language_trainable_blocks",)
+    shared = {name: value for name, value in options.items() if name not in {*own, "type"}}
+    return problems + check_section(shared, StageOptions, key, given=lacks)
 
 
 def check_tracking(section: dict[str, Any]) -> list[str]:
@@ -276,7 +304,8 @@ def check_tracking(section: dict[str, Any]) -> list[str]:
 
 def _rest(values: dict[str, Any]) -> list[str]:
     problems = check_tracking(values["tracking"])
-    if values["tracking"].get("log_model") == "export" and (values["stage"].get("run") or [None])[-1] == "vision":
+    last = stages_of(values["stage"]).get((values["stage"].get("run") or [""])[-1])
+    if values["tracking"].get("log_model") == "export" and last is not None and not last.answers:
         problems.append(
             "tracking.log_model=export: a stage-1 model has no language part, so transformers could not open it. "
             "Choose checkpoint, or stages that end with resampler or finetune."

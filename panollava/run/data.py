@@ -23,6 +23,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
 from panollava.prompt import IMAGE_TOKEN, ChatPrompt, Encoded, Limits
 from panollava.run.sources import open_splits, part_of, source_arguments
+from panollava.stages.registry import Targets
 from panollava.store.feature_maker import FeatureMaker
 from panollava.tracking.tracker import Dataset
 from panollava.training.distributed import Processes
@@ -103,7 +104,7 @@ class RunData:
 
     def batches(
         self,
-        name: str,
+        targets: Targets | None,
         options: StageOptions,
         *,
         seed: int,
@@ -113,10 +114,10 @@ class RunData:
         validation_batches: int | None = None,
         features: FeatureMaker | None = None,
     ) -> StageLoader:
-        """Training windows and validation batches of a stage; stage 1 gets no text.
+        """Training windows and validation batches of a stage.
 
         Args:
-            name: the stage.
+            targets: the tokens that it learns; None gives it no text.
             options: its batch size, accumulation and text length.
             seed: of the stage.
             procs: which samples this process takes.
@@ -127,7 +128,7 @@ class RunData:
         """
         crop = self.backbones.crop
         check_workers(crop.device, num_workers)
-        encoder = None if name == "vision" else self._text(name, options)
+        encoder = None if targets is None else self._text(targets, options)
         encode = None if encoder is None else encoder.record
         pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
         store = None if features is None else features.store
@@ -158,21 +159,16 @@ class RunData:
         splits = {"train": self.train, "val": self.val, "test": self.test}
         return [describe_split(data, name, split) for name, split in splits.items() if split is not None]
 
-    def _text(self, name: str, options: StageOptions) -> TextEncoder:
-        return TextEncoder(
-            self.backbones.prompt,
-            self.backbones.image_tokens,
-            options.max_text_length,
-            "text" if name == "resampler" else "assistant",
-        )
+    def _text(self, targets: Targets, options: StageOptions) -> TextEncoder:
+        return TextEncoder(self.backbones.prompt, self.backbones.image_tokens, options.max_text_length, targets)
 
-    def check_text(self, name: str, options: StageOptions) -> None:
+    def check_text(self, name: str, targets: Targets, options: StageOptions) -> None:
         """Says how much text a stage's limit costs, from a look at the first records.
 
         Raises:
             ValueError: it leaves nothing to learn.
         """
-        encoder = self._text(name, options)
+        encoder = self._text(targets, options)
         cut = count_cut(self.train, encoder.record, at_most=200)
         if cut.silent_samples == cut.samples:
             raise ValueError(
@@ -191,9 +187,9 @@ class RunData:
             if isinstance(source, FilesSource) and (told := control_texts(source, self.backbones.prompt)):
                 LOG.warning("%s.", told)
 
-    def check_tokens(self, name: str, options: StageOptions, limits: Limits) -> None:
+    def check_tokens(self, targets: Targets, options: StageOptions, limits: Limits) -> None:
         """Refuses texts of a stage with tokens that the language model does not know."""
-        encoder = self._text(name, options)
+        encoder = self._text(targets, options)
         for source in (self.train, self.val):
             check_records(source, encoder, limits)
 

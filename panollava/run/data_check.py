@@ -25,6 +25,7 @@ from panollava.logs import LOG, counted
 from panollava.model.hub import load_tokenizer
 from panollava.prompt import ChatPrompt
 from panollava.run.sources import Decoded, build_source, examined
+from panollava.stages.registry import STAGES
 
 
 @dataclass
@@ -201,7 +202,7 @@ def _spoken(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-READING = ("resampler", "finetune")
+READING = tuple(record.name for record in STAGES.values() if record.targets)
 """Stages that read text."""
 
 

@@ -17,7 +17,6 @@ from panollava.generation import GenerationOptions
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA
-from panollava.run.build_stage import AnyStage
 from panollava.run.conditions import answer_conditions
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.evaluate import PICTURE, Evaluation, answer_logs, evaluate_answers
@@ -25,7 +24,7 @@ from panollava.run.features import open_features
 from panollava.run.restore import Restored
 from panollava.run.run import Run, awaits_model, plain, wanted_model
 from panollava.run_folder import CONFIG, METADATA
-from panollava.stages.instruct import InstructStage
+from panollava.stages.protocol import Stage
 from panollava.tracking.location import absolute_uri, way_to_look
 from panollava.tracking.tracker import ModelLoss
 
@@ -43,7 +42,7 @@ def show_views(run: Run) -> None:
     run.tracker.image(path, VIEWS)
 
 
-def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
+def evaluate_run(run: Run, trained: Stage | None) -> Evaluation | None:
     """Evaluates the run's last stage, if it can answer and was not evaluated yet.
 
     Args:
@@ -56,7 +55,7 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
     if run.cfg.dry_run:
         LOG.info("Dry run: the evaluation is left out.")
         return None
-    if run.data.test is None or last == "vision":
+    if run.data.test is None or not run.stages[last].answers:
         return None
     options = EvaluationOptions(**plain(run.cfg.evaluation))
     is_done = trained is None and not run.evaluation_due
@@ -80,8 +79,9 @@ def evaluate_run(run: Run, trained: AnyStage | None) -> Evaluation | None:
         for log in answer_logs(options, run.experiment.name, conditions):
             log.discard()  # of a process that died just after its result was on record
         return None
-    if isinstance(trained, InstructStage) and trained.name == last and not run.is_sharded:
-        pano = PanoLlava(trained.model.eval(), run.backbones.prompt, run.backbones.crop)
+    model = None if trained is None or trained.name != last or run.is_sharded else trained.composite
+    if model is not None:
+        pano = PanoLlava(model.eval(), run.backbones.prompt, run.backbones.crop)
     else:  # finished earlier, but stopped before its evaluation was; or this process has but a share of it
         pano = PanoLlava.from_pretrained(
             run.experiment.stage_folder(last), device=run.compute.device, dtype=run.compute.dtype
@@ -155,7 +155,7 @@ def keep_model(run: Run) -> None:
             for path in target.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
         measured_on = f"{last}, validation data {' '.join(run.inputs(last)['val'].values())}"
-        if last != "vision":
+        if run.stages[last].answers:
             measured_on += f", {run.cfg.model.language.name}"
         run.tracker.model(target, ModelLoss(read_state(find_checkpoint(folder))["validation_loss"], measured_on))
     finished = run.experiment.state(last).get("finished")

@@ -16,9 +16,9 @@ from torch.nn.functional import pad
 from panollava.batch import Batch
 from panollava.checkpoint import LAST, follow
 from panollava.logs import LOG, in_words
-from panollava.run.build_stage import AnyStage
+from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.run.run import Run
-from panollava.stages.instruct import InstructStage
+from panollava.stages.protocol import Stage
 from panollava.training.options import StageOptions
 
 _SIGNS = (
@@ -62,11 +62,12 @@ def smaller(options: StageOptions) -> StageOptions | None:
     return replace(options, batch_size=size, accumulate=together // size)
 
 
-def step_too_large(run: Run, name: str, stage: AnyStage, options: StageOptions) -> str:
+def step_too_large(run: Run, name: str, stage: Stage, options: StageOptions) -> str:
     """What to say when a step, or a batch of the validation, needs more memory than there is."""
     doing = "training" if stage.training else "validating"
-    text = "" if name == "vision" else f", {run.backbones.image_tokens} image and up to {options.max_text_length} text"
-    tokens = f"{text} tokens" if text else ""
+    tokens = ""
+    if run.stages[name].targets:
+        tokens = f", {run.backbones.image_tokens} image and up to {options.max_text_length} text tokens"
     return (
         f"Out of memory in stage {name}, {doing} with stage.{name}.batch_size={options.batch_size} "
         f"({len(run.backbones.crop.camera_rows)} views a sample{tokens}; {_taken(run)}). "
@@ -102,7 +103,7 @@ def answers_too_large(batch_size: int, max_new_tokens: int, *, kept: bool = Fals
     )
 
 
-def _batch_advice(name: str, stage: AnyStage, options: StageOptions) -> str:
+def _batch_advice(name: str, stage: Stage, options: StageOptions) -> str:
     less = smaller(options)
     if less is None:
         return "The batch is 1 already."
@@ -114,13 +115,13 @@ def _batch_advice(name: str, stage: AnyStage, options: StageOptions) -> str:
     return f"stage.{name}.batch_size={less.batch_size} stage.{name}.accumulate={less.accumulate} keeps the objective."
 
 
-def _other_advice(run: Run, name: str, stage: AnyStage, options: StageOptions) -> str:
-    trainer, cfg = run.trainer, run.cfg
-    recomputable = name != "vision" or options.vision_trainable_blocks != 0
+def _other_advice(run: Run, name: str, stage: Stage, options: StageOptions) -> str:
+    trainer, cfg, reads_text = run.trainer, run.cfg, run.stages[name].targets is not None
+    recomputable = reads_text or options.vision_trainable_blocks != 0
     ways = []
     if recomputable and not trainer.checkpoint_activations:
         ways.append("trainer.checkpoint_activations=true")
-    if name != "vision":
+    if reads_text:
         ways.append(f"a smaller stage.{name}.max_text_length ({options.max_text_length})")
     if cfg.crop.get("overlap"):
         ways.append(f"a smaller crop.overlap ({cfg.crop.overlap})")
@@ -181,7 +182,7 @@ class Memory:
         return self.model + self.optimiser + self.step
 
 
-def forecast(run: Run, name: str, stage: AnyStage, options: StageOptions) -> None:
+def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
     """Logs how much of the model trains, how long its sequences are, and what it will take of the memory.
 
     Args:
@@ -192,9 +193,9 @@ def forecast(run: Run, name: str, stage: AnyStage, options: StageOptions) -> Non
     """
     total, share = sum(map(_count, stage.parameters())), sum(map(_count, stage.trained().values()))
     LOG.info("Stage %s trains %s of %s parameters (%.2f %%).", name, f"{share:,}", f"{total:,}", 100 * share / total)
-    if isinstance(stage, InstructStage):
+    if stage.composite is not None:
         image, text = run.backbones.image_tokens, options.max_text_length
-        positions = getattr(stage.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(stage.composite.config.get_text_config(), "max_position_embeddings", None)
         LOG.info(
             "Its sequences: %d image tokens and up to %d of text, %d of %s positions.",
             image, text, image + text, "unlimited" if positions is None else positions,
@@ -212,7 +213,7 @@ def forecast(run: Run, name: str, stage: AnyStage, options: StageOptions) -> Non
         )
 
 
-def estimate(run: Run, stage: AnyStage, options: StageOptions) -> Memory:
+def estimate(run: Run, stage: Stage, options: StageOptions) -> Memory:
     """Memory of a stage, from its weights and the inputs and outputs of its linear layers.
 
     Activations of a layer are counted as what goes in and what comes out, for every token that passes it. Attention
@@ -224,8 +225,8 @@ def estimate(run: Run, stage: AnyStage, options: StageOptions) -> Memory:
         options: batch size and text length.
     """
     trained = sum(parameter.numel() for parameter in stage.trained().values())
-    model = sum(parameter.numel() * parameter.element_size() for parameter in stage.parameters())
-    vision = stage.model.vision if isinstance(stage, InstructStage) else stage.vision
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in stage.parameters())
+    vision, model = stage.vision, stage.composite
     views = options.batch_size * len(run.backbones.crop.camera_rows)
     patches, tokens = vision.tower.grid[0] * vision.tower.grid[1], vision.tokens_per_view
     blocks = list(vision.tower.blocks)
@@ -233,19 +234,19 @@ def estimate(run: Run, stage: AnyStage, options: StageOptions) -> Memory:
     passing = max((_width(block) for block in blocks), default=0)  # a frozen block forgets what it computed
     numbers = views * patches * (passing + sum(map(_width, learning)))
     numbers += views * max(patches, tokens) * _width(vision.resampler)
-    if isinstance(stage, InstructStage):
-        numbers += views * tokens * _width(stage.model.projector)
-        numbers += _language_numbers(run, stage, options)
-    else:
-        numbers += views * tokens * _width(stage.head)
+    own = [part for part in stage.children() if part not in (vision, model)]
+    numbers += views * tokens * sum(map(_width, own))
+    if model is not None:
+        numbers += views * tokens * _width(model.projector)
+        numbers += _language_numbers(run, model, options)
     step = numbers * run.compute.dtype.itemsize
-    return Memory(model, trained * (GRADIENT + MOMENTS), step)
+    return Memory(weights, trained * (GRADIENT + MOMENTS), step)
 
 
-def _language_numbers(run: Run, stage: InstructStage, options: StageOptions) -> int:
+def _language_numbers(run: Run, model: PanoLlavaForConditionalGeneration, options: StageOptions) -> int:
     sequence = options.batch_size * (run.backbones.image_tokens + options.max_text_length)
-    config = stage.model.config.get_text_config()
-    widths = [_width(block) for block in stage.model.language_blocks]
+    config = model.config.get_text_config()
+    widths = [_width(block) for block in model.language_blocks]
     if run.trainer.checkpoint_activations:  # each block keeps its input, and one at a time all it computes
         widths = [config.hidden_size] * len(widths) + [max(widths)]
     logits = 2 * options.batch_size * options.max_text_length * config.vocab_size  # and their gradient
@@ -275,7 +276,7 @@ BUCKETS = 1
 """Copies that DDP holds beside them: of the gradients, to send them."""
 
 
-def fit_batch(run: Run, name: str, stage: AnyStage, options: StageOptions) -> StageOptions:
+def fit_batch(run: Run, name: str, stage: Stage, options: StageOptions) -> StageOptions:
     """The largest batch that fits, found by trying the one asked for, then the next that divides the samples of a step.
 
     A trial is a forward and backward pass of the longest samples there may be, with as much memory set aside as the
@@ -336,7 +337,7 @@ def longest(batch: Batch, length: int) -> Batch:
     )
 
 
-def _fits(run: Run, stage: AnyStage, batch: Batch) -> bool:
+def _fits(run: Run, stage: Stage, batch: Batch) -> bool:
     """Whether a forward and backward pass of a batch finds memory."""
     trained = list(stage.trained().values())
     devices = [run.compute.device] if run.compute.device.type == "cuda" else []
@@ -357,7 +358,7 @@ def _fits(run: Run, stage: AnyStage, batch: Batch) -> bool:
     return fits
 
 
-def _pass(run: Run, stage: AnyStage, trained: list[torch.nn.Parameter], batch: Batch) -> None:
+def _pass(run: Run, stage: Stage, trained: list[torch.nn.Parameter], batch: Batch) -> None:
     copies = PROBE_MOMENTS + (BUCKETS if run.procs.world_size > 1 else 0)
     aside = [torch.zeros_like(parameter) for parameter in trained for _ in range(copies)]
     with run.compute.autocast():

@@ -34,9 +34,9 @@ def preflight(run: Run) -> None:
             "take a step by itself. Set stage.<name>.batch_size, or use trainer.parallel=ddp."
         )
     pending = run.pending
-    if run.data.test is not None and run.cfg.stage.run[-1] != "vision" and not run.cfg.dry_run:
+    if run.data.test is not None and run.stages[run.cfg.stage.run[-1]].answers and not run.cfg.dry_run:
         check_writable(Path(run.cfg.evaluation.results_dir), "evaluation.results_dir")
-    needs_language = any(name != "vision" for name in pending)
+    needs_language = any(run.stages[name].answers for name in pending)
     language = _open_language(run, pending) if needs_language else None
     if language is not None:
         run.data.tell_control_tokens()
@@ -53,17 +53,18 @@ def preflight(run: Run) -> None:
     for name in pending:
         _check_blocks(run, name)
         check_start(run, name)
-        if name == "vision" or language is None:
+        targets = run.stages[name].targets
+        if targets is None or language is None:
             continue
         options = run.stage_options(name)
-        run.data.check_text(name, options)
+        run.data.check_text(name, targets, options)
         if count + options.max_text_length > language.positions:
             raise ValueError(
                 f"stage {name}: {count} image tokens and up to {options.max_text_length} text tokens are more than the "
                 f"{language.positions} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length "
                 "or crop.overlap, or choose a resampler with fewer tokens or a longer language model."
             )
-        run.data.check_tokens(name, options, language)
+        run.data.check_tokens(targets, options, language)
     if language and run.data.test is not None and run.cfg.evaluation.clip is not None:
         clip_config(run.cfg.evaluation.clip, "evaluation.clip")
     if language and run.data.test is not None:
@@ -92,6 +93,7 @@ def _open_language(run: Run, pending: list[str]) -> Limits:
     run.backbones.prompt  # noqa: B018  opened for its own errors
     model = run.backbones.language
     lora = plain(run.cfg.model.lora)
-    if lora["enabled"] and "finetune" in pending and lora["target_modules"] != "all-linear":
+    adapts = lora["enabled"] and any(run.stages[name].trains_language for name in pending)
+    if adapts and lora["target_modules"] != "all-linear":
         check_targets(model, lora["target_modules"])
     return Limits.of(model)

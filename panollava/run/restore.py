@@ -22,18 +22,16 @@ from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
 from panollava.model.trainable import load_trained
-from panollava.run.build_stage import AnyStage
 from panollava.run.conditions import fingerprint
 from panollava.run.data import check_records
 from panollava.run.features import open_features
 from panollava.run.memory import explained
-from panollava.run.objective import build_objective
 from panollava.run.run import default_name, setting
 from panollava.run.sections import check_crop
 from panollava.run.sources import open_source
 from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata, upgraded, with_paths_found
-from panollava.stages.instruct import InstructStage
-from panollava.stages.overlap import OverlapStage
+from panollava.stages.protocol import Stage, StageSetup
+from panollava.stages.registry import StageRecord, for_metadata, recorded_stage, stages_of
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import KnownPictures
 from panollava.sweep_folder import job_name
@@ -65,6 +63,11 @@ class Restored:
     def stage(self) -> str:
         """The stage it was trained in."""
         return str(self.settings["stage"])
+
+    @property
+    def record(self) -> StageRecord:
+        """What is known of that stage."""
+        return recorded_stage(self.settings)
 
     @property
     def folder(self) -> Path:
@@ -137,6 +140,7 @@ def restore(
     if has_metadata and given is not None:
         settings = _reconciled(settings, _from_config(given, folder), config or str(folder / CONFIG))
     elif not has_metadata:
+        settings |= for_metadata(stages_of((given or {})["stage"])[settings["stage"]])
         LOG.warning("%s has no %s: its settings are those of %s.", folder, METADATA, config or folder / CONFIG)
     settings = with_paths_found(settings, folder)
     decoding = recorded_generation(settings).changed(generation or {})
@@ -277,14 +281,12 @@ def measure(
     options, stage = run.settings["stage_settings"], _stage(run, pano, compute)
     crop = pano.crop if pano is not None else Backbones(run.settings["model"], run.settings["crop"]).crop
     source = open_source(data, split, crop)
-    encode = None
-    if pano is not None:
-        targets = "text" if run.stage == "resampler" else "assistant"
-        encoder = TextEncoder(pano.prompt, pano.image_tokens, options["max_text_length"], targets)  # type: ignore[arg-type]
+    encode, targets = None, run.record.targets
+    if pano is not None and targets is not None:
+        encoder = TextEncoder(pano.prompt, pano.image_tokens, options["max_text_length"], targets)
         check_records(source, encoder, pano.limits)
         encode = encoder.record
-    vision = stage.model.vision if isinstance(stage, InstructStage) else stage.vision
-    features = open_features(store, vision.tower, crop)
+    features = open_features(store, stage.vision.tower, crop)
     dataset = PanoDataset(source, crop, encode, None if features is None else features.store)
     collate = Collate(pad_id=0 if pano is None else pano.prompt.tokenizer.pad_token_id or 0)
     loader = StageLoader(
@@ -304,20 +306,14 @@ def measure(
         return validate(stage, stage, _Split(loader), compute, Processes())
 
 
-def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> AnyStage:
-    if pano is not None:
-        return InstructStage(pano.model, name=run.stage)
-    settings = run.settings
+def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> Stage:
+    settings, stage = run.settings, run.record.stage_class
     backbones = Backbones(settings["model"], settings["crop"], dtype=compute.dtype)
-    backbones.warn_of_changes(settings.get("inputs"))
-    vision = backbones.vision()
-    loss = settings["stage_settings"]["loss"]
-    objective, _ = build_objective(
-        loss,
-        has_grid=vision.token_grid is not None,
-        resampler=settings["model"]["resampler"]["type"],
-        cameras=backbones.crop.camera_rows,
-    )
-    stage = OverlapStage(vision, objective=objective, head_width=loss["head_width"])
-    load_trained(stage, read_weights(run.checkpoint), str(run.checkpoint))
-    return stage.to(compute.device)
+    if pano is None:
+        backbones.warn_of_changes(settings.get("inputs"))
+    model = backbones.vision() if pano is None else pano.model
+    own = stage.own_options(settings["stage_settings"])
+    made: Stage = stage.build(backbones, model, StageSetup(run.stage), **own)
+    if pano is None:
+        load_trained(made, read_weights(run.checkpoint), str(run.checkpoint))
+    return made.to(compute.device)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +27,11 @@ from panollava.evaluation.predictions import METRICS, read_answers
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run.conditions import answer_conditions, differences, learnt_record, mismatch, scoring, told
-from panollava.run.config_check import STAGES, EvaluationOptions
+from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import RunData, open_data
 from panollava.run.features import open_features
 from panollava.run_folder import CONFIG, METADATA, Experiment, experiment_name, flatten, prompt_date, read_metadata
+from panollava.stages.registry import StageRecord, stages_of
 from panollava.store.catalogue import StoreOptions, known_pictures
 from panollava.store.feature_maker import FeatureMaker
 from panollava.store.identity import KnownPictures
@@ -56,15 +57,15 @@ def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[st
         ValueError: a stage's folder holds a run of another config, an unfinished one with ``resume=none``, or one
             that started from an earlier stage which has changed since.
     """
-    listed = list(config["stage"]["run"])
+    listed, stages = list(config["stage"]["run"]), stages_of(config["stage"])
     if config["overwrite"]:
         return listed
     pending = [name for name in listed if not _is_done(config, experiment, name)]
     for name in listed:
-        stale = [earlier for earlier in STAGES[: STAGES.index(name)] if _is_newer(experiment, earlier, name, pending)]
+        stale = [one for one in stages[name].starts_from if _is_newer(experiment, one, name, pending)]
         if name not in pending and stale:
             raise ValueError(
-                f"{experiment.stage_folder(name)} was trained from an earlier {stale[-1]} stage than the one of now. "
+                f"{experiment.stage_folder(name)} was trained from an earlier {stale[0]} stage than the one of now. "
                 f"Train it anew with stage={name} overwrite=true, or give this run a name of its own "
                 "(experiment_name=<name>)."
             )
@@ -126,7 +127,7 @@ def changed_inputs(run: Run) -> str:
 def evaluation_due(run: Run) -> bool:
     """Whether the last stage can answer questions, and was not asked those of now under the conditions of now."""
     last, test = run.cfg.stage.run[-1], run.data.test
-    if test is None or last == "vision" or run.cfg.dry_run:
+    if test is None or not run.stages[last].answers or run.cfg.dry_run:
         return False
     evaluated = run.experiment.state(last).get("evaluated")
     if run.pending or not evaluated:
@@ -332,10 +333,15 @@ class Run:
         """The config as plain Python."""
         return plain(self.cfg)
 
+    @cached_property
+    def stages(self) -> dict[str, StageRecord]:
+        """The stages that there are, by name."""
+        return stages_of(plain(self.cfg.stage))
+
     def stage_options(self, name: str) -> StageOptions:
-        """``stage.<name>``, without the loss."""
-        options = {key: value for key, value in plain(self.cfg.stage[name]).items() if key != "loss"}
-        return StageOptions(**options)
+        """``stage.<name>``, without the options that this stage alone has."""
+        known = {each.name for each in fields(StageOptions)}
+        return StageOptions(**{key: value for key, value in plain(self.cfg.stage[name]).items() if key in known})
 
     @property
     def trainer(self) -> TrainerOptions:
@@ -366,7 +372,7 @@ class Run:
     def batches(self, name: str, options: StageOptions) -> StageLoader:
         """Training windows and validation batches of a stage."""
         return self.data.batches(
-            name,
+            self.stages[name].targets,
             options,
             seed=self.seed(name),
             procs=self.procs,
@@ -385,8 +391,7 @@ class Run:
         """The content of what a stage learns from: both backbones and the data; empty in a dry run, which ends soon."""
         if self.cfg.dry_run:
             return {}
-        parts = ("vision",) if name == "vision" else ("vision", "language")
-        return {part: self._inputs[part] for part in (*parts, "train", "val")}
+        return {part: self._inputs[part] for part in (*self.stages[name].backbones, "train", "val")}
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
@@ -491,7 +496,8 @@ def _pinned(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
 
 def _date(cfg: DictConfig, experiment: Experiment) -> date | None:
     """The day that the prompts of the stages name from which this run goes on; None where there are none."""
-    begun = [experiment.stage_folder(name) for name in STAGES if not (cfg.overwrite and name in cfg.stage.run)]
+    names = [name for name in stages_of(plain(cfg.stage)) if not (cfg.overwrite and name in cfg.stage.run)]
+    begun = [experiment.stage_folder(name) for name in names]
     if cfg.resume not in ("auto", "none") and not cfg.overwrite:
         path = Path(cfg.resume).expanduser()
         begun.insert(0, path.parent if path.suffix == ".ckpt" else path)

@@ -18,14 +18,16 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights, replace_folder
+from panollava.component import outside_packages
 from panollava.logs import LOG, log_file
 from panollava.model.lora import has_lora, save_lora
-from panollava.run.build_stage import AnyStage, build_stage, skip_reason, start_from, trained_backbones
+from panollava.run.build_stage import build_stage, skip_reason, start_from, trained_backbones
 from panollava.run.finish import show_views
 from panollava.run.memory import explained, fit_batch, forecast, model_too_large, step_too_large
 from panollava.run.run import FINISHED, SKIPPED, Run, plain, recorded_config
 from panollava.run_folder import short_name, write_metadata
-from panollava.stages.instruct import InstructStage
+from panollava.stages.protocol import Stage
+from panollava.stages.registry import for_metadata
 from panollava.training.checkpointer import Checkpointer, Progress, read_progress
 from panollava.training.loop import FitResult, fit
 from panollava.training.options import Share, StageOptions, make_optimizer, same_steps
@@ -40,7 +42,7 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         progress: where it stands.
         loss: validation loss of the best checkpoint so far, None before there is one.
     """
-    cfg, options = run.cfg, run.stage_options(name)
+    cfg, options, record = run.cfg, run.stage_options(name), run.stages[name]
     data, model, inputs = plain(cfg.data), plain(cfg.model), run.inputs(name)
     for part in model.keys() & inputs.keys():  # a hub model is opened again at the commit it was trained with
         model[part]["revision"] = (inputs[part] or {}).get("commit", model[part].get("revision"))
@@ -80,9 +82,14 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "precision": cfg.trainer.precision,
         "inputs": inputs,
         "workplace": str(Path.cwd()),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in _RECORDED},
+            **outside_packages(run.plain),
+        },
         "git_commit": _git_commit(),
-        **({} if name == "vision" else {"prompt": run.backbones.prompt.format.record()}),
+        **({"prompt": run.backbones.prompt.format.record()} if record.answers else {}),
+        **for_metadata(record),
     }
 
 
@@ -104,13 +111,13 @@ def checkpoint_prefix(run: Run) -> str:
     return f"{short_name(cfg.model.vision.name)}_{cfg.model.resampler.type}_{crop}_{cfg.data.name}"
 
 
-def carries_lora(stage: AnyStage) -> bool:
+def carries_lora(stage: Stage) -> bool:
     """Whether the stage's language model has an adapter."""
-    return isinstance(stage, InstructStage) and has_lora(stage.model)
+    return stage.composite is not None and has_lora(stage.composite)
 
 
 def record_start(
-    run: Run, name: str, folder: Path, stage: AnyStage, progress: Progress, resumed: Path | None = None
+    run: Run, name: str, folder: Path, stage: Stage, progress: Progress, resumed: Path | None = None
 ) -> None:
     """Notes that a stage runs, with the metadata of the best checkpoint so far.
 
@@ -143,14 +150,15 @@ def record_failure(run: Run, name: str, error: BaseException) -> None:
         LOG.debug("The end of stage %s could not be recorded.", name, exc_info=True)
 
 
-def recorder(run: Run, name: str, folder: Path, stage: nn.Module) -> Callable[[Progress, float | None], None]:
+def recorder(run: Run, name: str, folder: Path, stage: Stage) -> Callable[[Progress, float | None], None]:
     """What is written beside each best checkpoint: metadata, and the adapter as plain peft reads it."""
 
     def record(progress: Progress, loss: float | None) -> None:
         write_metadata(folder, stage_metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
-        if isinstance(stage, InstructStage) and has_lora(stage.model):
+        model = stage.composite
+        if model is not None and has_lora(model):
             tensors = read_weights(find_checkpoint(folder))  # whole, where each process has but a share of them
-            replace_folder(folder / "lora_weights", lambda target: save_lora(stage.model, target, tensors))
+            replace_folder(folder / "lora_weights", lambda target: save_lora(model, target, tensors))
 
     return record
 
@@ -200,7 +208,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def run_stage(run: Run, name: str) -> AnyStage | None:
+def run_stage(run: Run, name: str) -> Stage | None:
     """Trains one stage to its end and leaves its best weights in the returned module.
 
     Returns:
@@ -231,7 +239,7 @@ def run_stage(run: Run, name: str) -> AnyStage | None:
                 run.backbones.forget()
 
 
-def _train(run: Run, name: str, folder: Path, options: StageOptions) -> AnyStage:
+def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
     torch.manual_seed(run.seed(name))
     stage = build_stage(run, name)
     if run.is_sharded:

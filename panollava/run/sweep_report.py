@@ -31,10 +31,10 @@ from panollava.evaluation.predictions import METRICS, Prediction, read_answers
 from panollava.evaluation.statistics import Interval
 from panollava.logs import LOG
 from panollava.run.conditions import ASKED, differences, fingerprint, unequal
-from panollava.run.config_check import STAGES as STAGE_NAMES
 from panollava.run.evaluate import Answers, first_difference
 from panollava.run.run import FINISHED
 from panollava.run_folder import CONFIG, STAGES
+from panollava.stages.registry import STAGES
 from panollava.store.identity import KnownPictures
 from panollava.sweep_folder import JobRecord, read_jobs
 from panollava.untrusted import read_document
@@ -229,7 +229,7 @@ def _table(rows: Sequence[Row], title: str) -> str:
     columns |= {"status": [row.status for row in rows]}
     columns |= {"exact match": [str(row.exact) if row.exact else "" for row in rows]}
     shown = {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
-    for stage in STAGE_NAMES:
+    for stage in _stages(rows):
         shown[f"{stage}_samples_per_second"] = (f"{stage} samples/s", 1, 1)
         shown[f"{stage}_seconds"] = (f"{stage} s", 1, 1)
         shown[f"{stage}_validation_loss"] = (f"{stage} validation loss", 1, 4)
@@ -259,7 +259,7 @@ def _picture(rows: Sequence[Row]) -> bytes:
 
     Where one of the swept keys is numeric, it is the horizontal axis and the other keys make lines.
     """
-    last = next(stage for stage in reversed(STAGE_NAMES) if any(f"{stage}_seconds" in row.numbers for row in rows))
+    last = _stages(rows)[-1]
     panels = [
         ("exact match, %", {row.job: 100 * row.exact.value for row in rows if row.exact}),
         ("ms an answer", _values(rows, "latency_s", 1000)),
@@ -293,6 +293,12 @@ def _picture(rows: Sequence[Row]) -> bytes:
 
 def _bars(jobs: Sequence[Row], label: str) -> list[list[float]] | None:
     return interval_bars([row.exact for row in jobs if row.exact]) if label.startswith("exact") else None
+
+
+def _stages(rows: Sequence[Row]) -> list[str]:
+    """Stages that any job has finished, in their order."""
+    names = {name.removesuffix("_seconds") for row in rows for name in row.numbers if name.endswith("_seconds")}
+    return [*(name for name in STAGES if name in names), *sorted(names - STAGES.keys())]
 
 
 def _values(rows: Sequence[Row], name: str, factor: float = 1.0) -> dict[str, float]:

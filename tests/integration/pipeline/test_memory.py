@@ -29,8 +29,8 @@ from panollava.checkpoint import LAST, read_state
 from panollava.model.api import PanoLlava
 from panollava.run.build_stage import build_stage
 from panollava.run.memory import fit_batch, is_out_of_memory, longest, smaller
-from panollava.stages.instruct import InstructStage
-from panollava.stages.overlap import OverlapStage
+from panollava.stages.language import InstructStage
+from panollava.stages.vision import OverlapStage
 from panollava.training.options import StageOptions
 
 Backbone = Callable[[str], Path]

@@ -14,7 +14,8 @@ from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop, AnyresMaxCrop, CropStrategy, CubemapCrop, E2pCrop
 from panollava.losses.objective.densecl import DenseclObjective
 from panollava.run.config_check import checked
-from panollava.run.objective import build_objective, check_objective, pairing_note
+from panollava.run.objective import check_objective
+from panollava.stages.vision import build_objective, pairing_note
 
 ROOM = "losses.objective"
 HORIZON = camera_tensor(AnyresE2pCrop().cameras())

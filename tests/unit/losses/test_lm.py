@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from panollava.batch import IGNORE_INDEX
-from panollava.losses.lm import token_nll_sum
+from panollava.stages.language import token_nll_sum
 
 
 def test_sum_and_count_are_those_of_the_targets():

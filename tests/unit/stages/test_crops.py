@@ -20,7 +20,7 @@ from panollava.crop.strategies import (
     ResizeCrop,
     SlidingWindowCrop,
 )
-from panollava.stages.overlap import OverlapStage
+from panollava.stages.vision import OverlapStage
 
 Build = Callable[..., Any]
 WIDTH = 240

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from panollava.batch import IGNORE_INDEX, Batch
-from panollava.stages.instruct import InstructStage
+from panollava.stages.language import InstructStage
 
 Build = Callable[..., Any]
 BIMAMBA = ("resampler=bimamba", "resampler.width=16", "resampler.state=4", "resampler.head_width=8")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from panollava.batch import Batch
 from panollava.crop.cameras import Column
 from panollava.crop.matches import ray_matches
-from panollava.stages.overlap import OverlapStage
+from panollava.stages.vision import OverlapStage
 
 Build = Callable[..., Any]
 BIMAMBA = ("resampler=bimamba", "resampler.width=16", "resampler.state=4", "resampler.head_width=8")

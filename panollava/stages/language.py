@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import nn
+from torch import Tensor
+from torch.nn import functional
 
 from panollava.batch import IGNORE_INDEX, Batch
-from panollava.losses.lm import token_nll_sum
-from panollava.model.trainable import Blocks, is_backbone, make_fp32, named_weights, train_language
+from panollava.model.trainable import make_fp32, train_language
+from panollava.model.vision import PanoVision
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
-from panollava.stages.protocol import StepOutput
+from panollava.stages.protocol import Stage, StageSetup, StepOutput
 
 LOSS = "language"
 
 
-class InstructStage(nn.Module):
+class InstructStage(Stage):
     """Next-token loss on the labelled tokens.
 
     Resampler, position code (if it has weights) and projector train; the encoder is frozen but for its last blocks,
@@ -25,42 +24,33 @@ class InstructStage(nn.Module):
 
     Args:
         model: the composite; with LoRA attached the adapter trains too.
-        name: ``resampler`` or ``finetune``.
-        vision_blocks: blocks of the encoder that train (see ``VisionTower.train_only``).
-        language_blocks: blocks of the language model that train (see ``train_language``).
-        checkpoint_activations: recompute activations in the backward pass to save memory.
+        setup: name, and what of the backbones trains.
 
     Raises:
         ValueError: a backbone has fewer blocks.
     """
 
-    caveat = ""
-    coupled = ""
-
-    def __init__(
-        self,
-        model: PanoLlavaForConditionalGeneration,
-        *,
-        name: str,
-        vision_blocks: Blocks = 0,
-        language_blocks: Blocks = 0,
-        checkpoint_activations: bool = False,
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self._recomputes = checkpoint_activations
+    def __init__(self, model: PanoLlavaForConditionalGeneration, setup: StageSetup) -> None:
+        super().__init__(setup)
+        self._recomputes = setup.checkpoint_activations
         self.model = model
         for part in (model.vision.resampler, model.position, model.projector):
             part.requires_grad_(True)
-        model.vision.tower.train_only(vision_blocks)
-        train_language(model, language_blocks)
+        model.vision.tower.train_only(setup.vision_blocks)
+        train_language(model, setup.language_blocks)
         make_fp32(p for p in model.language_model.parameters() if p.requires_grad)
-        if checkpoint_activations:
+        if setup.checkpoint_activations:
             model.checkpoint_activations()
 
-    def concern(self, metrics: Mapping[str, float]) -> str | None:
-        """Nothing: what a language loss is worth shows in answers."""
-        return None
+    @property
+    def composite(self) -> PanoLlavaForConditionalGeneration:
+        """The model."""
+        return self.model
+
+    @property
+    def vision(self) -> PanoVision:  # type: ignore[override]
+        """Its encoder and resampler."""
+        return self.model.vision
 
     def train(self, mode: bool = True) -> InstructStage:
         """Training mode for what trains; frozen parts stay as they are at inference."""
@@ -73,14 +63,6 @@ class InstructStage(nn.Module):
                 else:  # transformers asks the block whether to recompute; what is in it drops nothing
                     block.training = self._recomputes
         return self
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Everything that requires a gradient, named as in the composite without LoRA."""
-        return {name: p for name, p in named_weights(self.model).items() if p.requires_grad}
-
-    def frozen_backbone(self) -> dict[str, nn.Parameter]:
-        """Weights of encoder and language model that do not train here."""
-        return {n: p for n, p in named_weights(self.model).items() if is_backbone(n) and not p.requires_grad}
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Number of labelled tokens; the first position has nothing before it to be predicted from."""
@@ -110,3 +92,27 @@ class InstructStage(nn.Module):
         loss, _ = token_nll_sum(output.logits, kept)
         right = (output.logits.detach().argmax(dim=-1) == kept) & (kept != IGNORE_INDEX)
         return StepOutput(losses={LOSS: loss}, metrics={f"{LOSS}/token_accuracy": right.sum().float()})
+
+
+def token_nll_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the labels, summed, in float32.
+
+    Nothing is shifted here: ``logits[i]`` are those that predict ``labels[i]``. A caller that holds the
+    logits of a whole sequence passes ``logits[:, :-1]`` and ``labels[:, 1:]``.
+
+    Args:
+        logits: ``(..., vocabulary)`` in any floating type.
+        labels: ``(...)`` int64, ``IGNORE_INDEX`` where a position is no target.
+
+    Returns:
+        The sum (float32) and the number of targets (int64); 0 and 0 where there is no target.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"Logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match: there must be one "
+            "row of logits for each label."
+        )
+    total = functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    return total, (labels != IGNORE_INDEX).sum()

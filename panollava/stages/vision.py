@@ -1,0 +1,267 @@
+"""Stage 1: neighbouring views should agree where they overlap, learnt without any text or language model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from panollava.batch import Batch
+from panollava.component import component_names, find_component
+from panollava.crop.matches import Matches, angles_between, column_matches
+from panollava.crop.rings import columns_line_up, neighbour_pairs
+from panollava.losses.diagnostics import collapse
+from panollava.losses.protocol import Objective
+from panollava.model.backbones import Backbones
+from panollava.model.vision import PanoVision
+from panollava.stages.protocol import Stage, StageSetup, StepOutput
+
+LOSS = "overlap"
+KEY = "stage.vision.loss"
+AUTO = "auto"
+WITH_GRID, WITHOUT_GRID = "vicreg", "vicreg_pooled"
+"""What ``auto`` is, by whether the resampler's tokens keep a grid."""
+OBJECTIVES = "losses.objective"
+
+
+class OverlapStage(Stage):
+    """An objective between what neighbouring views have in common.
+
+    The encoder is frozen but for its last blocks; the resampler and a head train. The global view is never in a pair.
+
+    Args:
+        vision: encoder and resampler.
+        setup: name, and what of the encoder trains.
+        objective: what is compared, and what a difference costs.
+        head_width: hidden width of the head; None takes the resampler's width.
+        settings: type and keys of the objective, for the log and the tracker.
+        pairing: what the log says of its pairs (``pairing_note``).
+
+    Raises:
+        ValueError: the encoder has fewer blocks.
+    """
+
+    def __init__(
+        self,
+        vision: PanoVision,
+        setup: StageSetup,
+        *,
+        objective: Objective,
+        head_width: Annotated[int, Ge(1)] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        pairing: str = "",
+    ) -> None:
+        super().__init__(setup)
+        assert vision.token_grid is not None or not objective.places.needs_grid
+        self.vision = vision
+        self.objective = objective
+        self.grid = vision.token_grid
+        self._settings, self._pairing = dict(settings or {}), pairing
+        width, hidden = vision.width, head_width or vision.width
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.vision.tower.train_only(setup.vision_blocks)
+        self.vision.resampler.requires_grad_(True)
+        if setup.checkpoint_activations:
+            self.vision.tower.checkpoint_activations()
+
+    @classmethod
+    def build(  # type: ignore[override]
+        cls, backbones: Backbones, model: PanoVision, setup: StageSetup, *, loss: Mapping[str, Any]
+    ) -> Self:
+        """The stage with the objective of the section ``loss``.
+
+        Raises:
+            ValueError: see ``build_objective``.
+        """
+        objective, settings = _objective(backbones, loss)
+        note = pairing_note(objective, backbones.crop.camera_rows, model.token_grid)
+        return cls(model, setup, objective=objective, head_width=loss["head_width"], settings=settings, pairing=note)
+
+    @classmethod
+    def skip_reason(cls, backbones: Backbones, own: Mapping[str, Any]) -> str | None:
+        """Why this stage has nothing to learn from a model and its views, or None.
+
+        Raises:
+            ValueError: it has, but not with the objective that was asked for.
+        """
+        reason = cls.obstacle(backbones.outline, backbones.crop.camera_rows)
+        if reason is None:
+            _objective(backbones, own["loss"])
+        return reason
+
+    @staticmethod
+    def obstacle(vision: PanoVision, cameras: Tensor) -> str | None:
+        """Why this stage cannot run on a model and its views, or None.
+
+        Args:
+            cameras: ``(V, C)`` of one panorama.
+        """
+        if not any(True for _ in vision.resampler.parameters()):
+            return "the resampler has no parameters, so nothing but the head would train"
+        mask = torch.ones(1, len(cameras), dtype=torch.bool)
+        if len(neighbour_pairs(cameras[None], mask)) == 0:
+            return "no view of this crop has a neighbour, so nothing overlaps"
+        return None
+
+    @property
+    def caveat(self) -> str:
+        """Tokens that see other views agree with them without having learnt anything."""
+        if not getattr(self.vision.resampler, "mixes_views", False):
+            return ""
+        return "this resampler's tokens see other views, so their agreement is built in and evidence of nothing"
+
+    def concern(self, metrics: Mapping[str, float]) -> str | None:
+        """Whether features have collapsed."""
+        own = {name.removeprefix(f"{LOSS}/"): value for name, value in metrics.items()}
+        found = collapse(own, width=self.vision.width)
+        if found is None:
+            return None
+        remedy = f"{self.objective.remedy}; a lower stage.{self.name}.lr helps too"
+        return f"{found}. Start again (overwrite=true) and {remedy}."
+
+    @property
+    def coupled(self) -> str:
+        """What the objective takes over a whole micro-batch."""
+        return self.objective.coupled
+
+    @property
+    def chosen(self) -> dict[str, object]:
+        """The objective, with the values behind ``auto`` and ``null``."""
+        return {f"objective.{key}": value for key, value in self._settings.items()}
+
+    def notes(self, batch_size: int, accumulate: int, processes: int) -> list[str]:
+        """Which objective was taken, with which values, and what it depends on."""
+        values = ", ".join(f"{key} {value}" for key, value in self._settings.items() if key != "type")
+        lines = [f"Stage {self.name}: objective {self._settings['type']} ({values})."]
+        lines += [self._pairing] if self._pairing else []
+        if not self.coupled:
+            return lines
+        together = f" of {processes} processes" if processes > 1 else ""
+        lines.append(
+            f"Its {self.coupled} are taken over a whole micro-batch, {batch_size * processes} panoramas{together}: the "
+            f"objective changes with stage.{self.name}.batch_size, and its validation loss is that of each process's "
+            "own batches."
+        )
+        if accumulate > 1:
+            lines.append(
+                f"stage.{self.name}.accumulate={accumulate} averages so many micro-batches, which is not the same as "
+                f"a larger one: raise stage.{self.name}.batch_size for that."
+            )
+        return lines
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Number of pairs of views."""
+        return {LOSS: float(len(self._matches(batch).pairs))}
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """The objective over all pairs of the micro-batch; diagnostics of the resampler's own tokens outside training.
+
+        Processes validate batches of their own, and not equally many: outside training none waits for another.
+        """
+        matches, places = self._matches(batch), self.objective.places
+        tokens = places.tokens(
+            self.vision(
+                batch.pixel_values,
+                cameras=batch.cameras,
+                view_mask=batch.view_mask,
+                vision_features=batch.vision_features,
+            )
+        )
+        sides = matches.take(self.head(tokens).float())
+        total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training)
+        if not self.training:
+            metrics |= places.diagnostics(tokens, matches)
+        return StepOutput(losses={LOSS: total}, metrics={f"{LOSS}/{name}": value for name, value in metrics.items()})
+
+    def _matches(self, batch: Batch) -> Matches:
+        return self.objective.places.match(batch.cameras, batch.view_mask, self.grid)
+
+
+def _objective(backbones: Backbones, loss: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
+    return build_objective(
+        loss,
+        has_grid=backbones.outline.token_grid is not None,
+        resampler=backbones.model["resampler"]["type"],
+        cameras=backbones.crop.camera_rows,
+    )
+
+
+def build_objective(
+    section: Mapping[str, Any], *, has_grid: bool, resampler: str, cameras: Tensor
+) -> tuple[Objective, dict[str, Any]]:
+    """The objective of a checked ``stage.vision.loss``.
+
+    ``auto`` pairs what looks the same way (``pairing=rays``) where columns of neighbours cannot.
+
+    Args:
+        section: of the config.
+        has_grid: whether the resampler's tokens keep a grid.
+        cameras: ``(V, C)`` of a panorama's views.
+        resampler: its name, for messages.
+
+    Returns:
+        The objective, and its type and keys with the values they have.
+
+    Raises:
+        ValueError: the objective needs a grid and there is none, or has not all the keys that were given.
+    """
+    kind = str(section["type"])
+    name = (WITH_GRID if has_grid else WITHOUT_GRID) if kind == AUTO else kind
+    given = {k: v for k, v in section.items() if k not in ("type", "head_width") and v is not None}
+    if kind == AUTO and has_grid and not columns_line_up(cameras[None], _neighbours(cameras)):
+        given.setdefault("pairing", "rays")
+    for key in given.keys() - objective_keys(name):
+        raise ValueError(not_its_key(key, given[key], name, kind, f" resampler={resampler} keeps no grid of tokens."))
+    component = find_component(OBJECTIVES, name, "Objective")
+    objective: Objective = component(**given)
+    if objective.places.needs_grid and not has_grid:
+        raise ValueError(
+            f"{KEY}.type={kind} compares views place by place, but resampler={resampler} keeps no grid of tokens. "
+            f"Take {KEY}.type={AUTO} or {WITHOUT_GRID}, which compare views as wholes, or a resampler that keeps a "
+            "grid, such as mlp or bimamba."
+        )
+    defaults = {key: parameter.default for key, parameter in inspect.signature(component).parameters.items()}
+    return objective, {"type": name, **defaults, **given}
+
+
+def pairing_note(objective: Objective, cameras: Tensor, grid: tuple[int, int] | None) -> str:
+    """How far past each other paired columns look, for the log; empty for what is not paired by columns.
+
+    Args:
+        objective: of stage 1.
+        cameras: ``(V, C)`` of a panorama's views.
+        grid: (H', W') of the tokens.
+    """
+    if grid is None or getattr(objective.places, "pairing", None) != "columns":
+        return ""
+    mask = torch.ones(1, len(cameras), dtype=torch.bool)
+    angles = torch.rad2deg(angles_between(column_matches(cameras[None], mask, grid), cameras[None], grid))
+    note = (
+        f"Its paired columns look {angles.mean():.1f} degrees past each other on average, {angles.max():.1f} at most."
+    )
+    if columns_line_up(cameras[None], _neighbours(cameras)):
+        return note
+    return f"{note} The tiles look up or down: {KEY}.pairing=rays pairs what looks the same way."
+
+
+def _neighbours(cameras: Tensor) -> Tensor:
+    return neighbour_pairs(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
+
+
+def objective_keys(name: str) -> set[str]:
+    """Config keys of an objective."""
+    return set(inspect.signature(find_component(OBJECTIVES, name, "Objective")).parameters)
+
+
+def not_its_key(key: str, value: object, name: str, kind: str, why: str = "") -> str:
+    """Says that a key is of another objective."""
+    owners = [other for other in component_names(OBJECTIVES, "Objective") if key in objective_keys(other)]
+    taken = f", which is {name} here" if kind == AUTO else ""
+    return (
+        f"{KEY}.{key}={value} is a key of {', '.join(owners)}, not of {KEY}.type={kind}{taken}.{why} Keys of {name}: "
+        f"{', '.join(sorted(objective_keys(name)))}. Choose another type, or leave {key}=null."
+    )
