@@ -1,4 +1,4 @@
-"""The weights a stage starts from: the stage before it, a named run, or the newest vision stage that suits."""
+"""Builds a stage, and loads the weights it starts from: of an earlier stage, a named run, or the newest that suits."""
 
 from __future__ import annotations
 
