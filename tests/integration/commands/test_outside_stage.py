@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import (
+from support.runs import (
     QUICK,
     UNTRACKED,
     assert_same_bits,
@@ -196,7 +196,7 @@ def test_its_package_is_not_imported_where_nothing_allows_it(quick: list[str]) -
 
 
 def test_the_example_of_the_guide_is_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    guide = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text("utf-8")
     (text,) = re.findall(r"^```python\n# my_package/stage.py\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
     (line,) = re.findall(r"^python -m panollava.train ('\+stage.harder.*)$", guide, re.MULTILINE)
     (tmp_path / "my_package").mkdir()
