@@ -30,8 +30,8 @@ from panollava import train
 from panollava.checkpoint import BEST, LAST, follow, read_weights
 from panollava.component import allow
 from panollava.model.api import PanoLlava
+from panollava.model.sight import Sight
 from panollava.run.config_check import checked
-from panollava.run.restore import Sight
 from panollava.run_folder import find_run_folder
 from panollava.stages.registry import stages_of
 
