@@ -34,7 +34,7 @@ from panollava.run.conditions import ASKED, differences, fingerprint, unequal
 from panollava.run.evaluate import Answers, first_difference
 from panollava.run.run import FINISHED
 from panollava.run_folder import CONFIG, STAGES
-from panollava.stages.registry import STAGES
+from panollava.stages import registry
 from panollava.store.identity import KnownPictures
 from panollava.sweep_folder import JobRecord, read_jobs
 from panollava.untrusted import read_document
@@ -298,7 +298,7 @@ def _bars(jobs: Sequence[Row], label: str) -> list[list[float]] | None:
 def _stages(rows: Sequence[Row]) -> list[str]:
     """Stages that any job has finished, in their order."""
     names = {name.removesuffix("_seconds") for row in rows for name in row.numbers if name.endswith("_seconds")}
-    return [*(name for name in STAGES if name in names), *sorted(names - STAGES.keys())]
+    return [*(name for name in registry.STAGES if name in names), *sorted(names - registry.STAGES.keys())]
 
 
 def _values(rows: Sequence[Row], name: str, factor: float = 1.0) -> dict[str, float]:
