@@ -56,6 +56,16 @@ MAY_DIFFER = (
 FORM = 2
 """Form of the ``model`` section in configs and metadata; older records have none and are read through ``upgraded``."""
 
+NULL_OBJECTIVE = {
+    "stage.vision.loss.pairing": "columns",
+    "stage.vision.loss.invariance": 25.0,
+    "stage.vision.loss.variance": 25.0,
+    "stage.vision.loss.covariance": 1.0,
+    "stage.vision.loss.temperature": 0.07,
+    "stage.vision.loss.negatives": "pair",
+}
+"""What null stood for in configs of up to version 0.2, which had the keys of all objectives; not with type auto."""
+
 _PATHS = {
     "model.vision": ("name",),
     "model.language": ("name",),
@@ -217,6 +227,8 @@ class Experiment:
 def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values make ``config`` another run of ``stage`` than ``recorded``: key -> (old, new)."""
     old, new = flatten(upgraded(recorded)), flatten(config)
+    if old.get("stage.vision.loss.type") != "auto":  # a key that another objective has stays null on both sides
+        old |= {key: value for key, value in NULL_OBJECTIVE.items() if key in new and old.get(key) is None}
     result = {}
     for key in sorted({*old, *new}):
         other_stage = key.startswith("stage.") and not key.startswith(f"stage.{stage}.")

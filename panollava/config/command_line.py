@@ -303,6 +303,10 @@ SHORT_KEYS = {
 """Other spellings of a key."""
 
 
+LOSS = "stage.vision.loss."
+"""Where the keys of the group ``objective`` stand in a config."""
+
+
 def short_names() -> dict[str, str]:
     """Short group name -> real group, read from the folders below ``conf/model``."""
     return {path.name: f"model/{path.name}" for path in sorted((Path(CONF) / "model").iterdir()) if path.is_dir()}
@@ -317,6 +321,10 @@ def _canonical_argument(argument: str, sweep: bool) -> str:
         target = names[key]
         key = target.replace("/", ".") if rest.startswith(".") else target
     dotted, equals, value = (key + rest).partition("=")
+    if dotted.startswith("objective."):
+        dotted = LOSS + dotted.removeprefix("objective.")
+    if dotted == f"{LOSS}type":  # an option of the group brings the keys of this type with it
+        return f"objective{equals}{value}"
     return operator + _quote_text(SHORT_KEYS.get(dotted, dotted), equals + value, sweep)
 
 

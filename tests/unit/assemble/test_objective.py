@@ -15,6 +15,7 @@ from panollava.crop.strategies import AnyresE2pCrop, AnyresMaxCrop, CropStrategy
 from panollava.losses.objective.densecl import DenseclObjective
 from panollava.run.config_check import checked
 from panollava.run.objective import check_objective
+from panollava.run_folder import differing_keys
 from panollava.stages.vision import build_objective, pairing_note
 
 ROOM = "losses.objective"
@@ -23,23 +24,80 @@ TYPES = component_names(ROOM, "Objective")
 
 
 def section(**changes: Any) -> dict[str, Any]:
-    """The section as it is shipped, with changes."""
-    plain = OmegaConf.to_container(config().stage.vision.loss)
-    assert isinstance(plain, dict)
-    return {**{str(key): value for key, value in plain.items()}, **changes}
+    """The section as runs up to version 0.2 recorded it, with the keys of all objectives, and changes."""
+    keys = ("head_width", "pairing", "invariance", "variance", "covariance", "temperature", "negatives")
+    return {"type": "auto", **dict.fromkeys(keys), **changes}
 
 
-def test_the_shipped_keys_are_those_of_all_objectives() -> None:
-    own = [
-        set(build_objective(section(type=name), has_grid=True, resampler="mlp", cameras=HORIZON)[1]) for name in TYPES
-    ]
-    assert set(section()) == set.union(*own) | {"head_width"}
-    assert {key: value for key, value in section().items() if value is not None} == {"type": "auto"}
+def plain(*arguments: str) -> dict[str, Any]:
+    """The whole config of a command line."""
+    values = OmegaConf.to_container(config(*arguments), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_an_option_has_the_keys_and_defaults_of_its_objective(name: str) -> None:
+    shipped = plain(f"objective={name}")["stage"]["vision"]["loss"]
+    _, settings = build_objective(section(type=name), has_grid=True, resampler="mlp", cameras=HORIZON)
+    assert shipped == {**settings, "head_width": None}
+
+
+def test_auto_has_the_keys_of_what_it_may_be() -> None:
+    shipped = plain()["stage"]["vision"]["loss"]
+    assert set(shipped) == set(plain("objective=vicreg")["stage"]["vision"]["loss"])
+    assert {key: value for key, value in shipped.items() if value is not None} == {"type": "auto"}
 
 
 @pytest.mark.parametrize("name", ["auto", *TYPES])
 def test_every_objective_is_a_choice(name: str) -> None:
-    assert checked(config(f"stage.vision.loss.type={name}")).stage.vision.loss.type == name
+    assert checked(config(f"objective={name}")).stage.vision.loss.type == name
+
+
+def test_short_forms_and_the_keys_that_are_recorded_are_one_thing() -> None:
+    short = plain("objective=densecl", "objective.pairing=rays", "objective.head_width=8")
+    full = ["stage.vision.loss.type=densecl", "stage.vision.loss.pairing=rays", "stage.vision.loss.head_width=8"]
+    assert short == plain(*full)
+    assert short["stage"]["vision"]["loss"] == {
+        "type": "densecl",
+        "head_width": 8,
+        "pairing": "rays",
+        "temperature": 0.07,
+        "negatives": "pair",
+    }
+
+
+SAME = [
+    ([], {}),
+    (["objective.pairing=rays"], {"pairing": "rays"}),
+    *(([f"objective={name}"], {"type": name}) for name in TYPES),
+    (["objective=densecl", "objective.temperature=0.1"], {"type": "densecl", "temperature": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "recorded"), SAME)
+def test_a_run_that_recorded_nulls_is_the_same_run(arguments: list[str], recorded: dict[str, Any]) -> None:
+    now = plain(*arguments)
+    old = plain(*arguments)
+    old["stage"]["vision"]["loss"] = section(**recorded)
+    assert differing_keys("vision", now, old) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recorded", "key"),
+    [
+        (["objective=vicreg", "objective.pairing=rays"], {"type": "vicreg"}, "pairing"),
+        (["objective=densecl", "objective.temperature=0.1"], {"type": "densecl"}, "temperature"),
+        (["objective.pairing=columns"], {}, "pairing"),
+        (["objective=vicreg"], {}, "type"),
+    ],
+)
+def test_another_value_than_null_stood_for_is_another_run(
+    arguments: list[str], recorded: dict[str, Any], key: str
+) -> None:
+    now, old = plain(*arguments), plain(*arguments)
+    old["stage"]["vision"]["loss"] = section(**recorded)
+    assert f"stage.vision.loss.{key}" in differing_keys("vision", now, old)
 
 
 def test_auto_is_what_the_resampler_can_do() -> None:
