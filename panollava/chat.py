@@ -25,6 +25,7 @@ class ChatOptions:
     checkpoint: str
     image: str | None
     device: str
+    allow: str | list[str]
 
 
 @entrypoint("chat")
@@ -37,7 +38,9 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options, fetch, generation = _checked(cfg)
     compute = choose_compute(options.device, "auto", section="")
-    pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    pano = PanoLlava.from_pretrained(
+        options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
+    )
     pano.generation = pano.generation.changed(generation)
     chat = Chat(pano, fetch=fetch)
     with compute.autocast():

@@ -24,6 +24,7 @@ class CheckOptions:
     full: bool
     texts: Annotated[int, Interval(ge=0)] | None
     num_workers: Annotated[int, Interval(ge=0)]
+    allow: str | list[str]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class CompareOptions:
     out: str
     device: str
     num_workers: Annotated[int, Interval(ge=0)]
+    allow: str | list[str]
 
 
 @entrypoint("compare", bare="runs[]")
@@ -72,6 +73,7 @@ def main(cfg: DictConfig) -> None:
     """
     configure_console()
     options, tracking, store, generation = _checked(cfg)
+    allow(options.allow)
     runs = [restore(folder, generation=generation) for folder in _folders(options, tracking)]
     without_answers = [str(run.folder) for run in runs if not run.record.answers]
     if without_answers:

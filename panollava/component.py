@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import pkgutil
 import re
@@ -17,6 +18,11 @@ from difflib import SequenceMatcher
 from importlib.metadata import packages_distributions, version
 from typing import Any
 
+_LOG = logging.getLogger("panollava")
+
+_KEYS = {"crop.strategies": "crop", "losses.objective": "stage.vision.loss"}
+"""Where a room's components stand in the config, if not at its own name."""
+
 CLOSE = 0.8
 """Likeness from which one name is taken for a slip of another."""
 
@@ -24,7 +30,11 @@ CLOSE = 0.8
 _ALLOWED = "PANOLLAVA_ALLOW"
 """Environment variable with the allowed packages, between commas: processes that this one starts have it too."""
 
-_OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""How a config names a class of another package."""
+
+_RECORDED: set[tuple[str, str]] = set()
+"""Packages of the checkpoints that were opened, and their versions in training, as `outside_packages` tells them."""
 
 
 def camel(name: str) -> str:
@@ -32,7 +42,7 @@ def camel(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
 
 
-def find_component(room: str, type: str, suffix: str) -> type:
+def find_component(room: str, type: str, suffix: str, protocol: type | None = None) -> type:
     """The class ``Camel(type) + suffix`` of a room, or the class of another package that ``type`` names.
 
     Args:
@@ -40,13 +50,14 @@ def find_component(room: str, type: str, suffix: str) -> type:
             component) or ``crop.strategies`` (one module with several).
         type: the name used in configs, such as ``bimamba``, or ``my_package.module:Class``.
         suffix: what the room's classes end in, such as ``Resampler``.
+        protocol: what a class of another package must offer (see ``outside_class``).
 
     Raises:
         ValueError: no such component; the message lists those there are. See also ``outside_class``.
     """
     key = room.removesuffix(".strategies").replace("/", ".")
     if ":" in str(type):
-        return outside_class(type, f"{key}.type")
+        return outside_class(type, f"{_KEYS.get(room, key)}.type", protocol)
     available = component_names(room, suffix)
     if type not in available:
         close = meant(str(type), available)
@@ -84,7 +95,7 @@ def outside_class(type: str, key: str, protocol: type | None = None) -> type:
         ValueError: it is no such text, the package is not allowed (see ``allow``) or not installed, it has no such
             class, or the class lacks methods of the protocol.
     """
-    if not _OUTSIDE.fullmatch(type):
+    if not OUTSIDE.fullmatch(type):
         raise ValueError(f"{key}={type!r}: a class of another package is written my_package.module:Class.")
     path, _, name = type.partition(":")
     package = path.partition(".")[0]
@@ -94,7 +105,8 @@ def outside_class(type: str, key: str, protocol: type | None = None) -> type:
             f"If you trust the package, add allow={package} (in Python: allow={package!r})."
         )
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{key}={type}: the package {package} is not installed here. Run pip install {package}.")
+        wanted = next((was for name, was in sorted(_RECORDED) if name == package), package)
+        raise ValueError(f"{key}={type}: the package {package} is not installed here. Run pip install {wanted}.")
     try:
         module = importlib.import_module(path)
     except Exception as error:  # whatever the package's own code raises
@@ -153,7 +165,7 @@ def outside_types(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(config, list | tuple):
         for value in config:
             yield from outside_types(value, key)
-    elif key.rpartition(".")[2] in ("type", "metrics") and _OUTSIDE.fullmatch(str(config)):
+    elif key.rpartition(".")[2] in ("type", "metrics") and OUTSIDE.fullmatch(str(config)):
         yield key, str(config)
 
 
@@ -162,9 +174,31 @@ def outside_packages(config: Mapping[str, Any]) -> dict[str, str]:
 
     ``unknown`` stands where the package is of no distribution, such as a folder on the path.
     """
-    names = sorted({value.partition(":")[0].partition(".")[0] for _, value in outside_types(config)})
-    found = packages_distributions() if names else {}
-    return {name: f"{found[name][0]}=={version(found[name][0])}" if name in found else "unknown" for name in names}
+    return _installed({value.partition(":")[0].partition(".")[0] for _, value in outside_types(config)})
+
+
+def check_packages(recorded: Mapping[str, str]) -> None:
+    """Warns, once, of packages that are of another version here than a checkpoint recorded; imports none of them.
+
+    Args:
+        recorded: as ``outside_packages`` gave it; what is not installed is left to ``outside_class``.
+    """
+    new = {name: was for name, was in recorded.items() if was != "unknown" and (name, was) not in _RECORDED}
+    _RECORDED.update(new.items())
+    for name, now in _installed(new).items():
+        if now != new[name] and importlib.util.find_spec(name) is not None:
+            _LOG.warning("The package %s was %s in training and is %s here.", name, new[name], now)
+
+
+def label(type: str) -> str:
+    """A component's type as part of a file name: of another package's the class alone."""
+    return type.rpartition(":")[2]
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    wanted = sorted(names)
+    found = packages_distributions() if wanted else {}
+    return {name: f"{found[name][0]}=={version(found[name][0])}" if name in found else "unknown" for name in wanted}
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:

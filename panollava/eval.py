@@ -58,6 +58,7 @@ class EvalOptions:
     log_max_samples: Annotated[int, Interval(ge=0)]
     device: str
     num_workers: Annotated[int, Interval(ge=0)]
+    allow: str | list[str]
 
 
 @entrypoint("eval", bare="checkpoint", loose=("crop",))
@@ -71,6 +72,7 @@ def main(cfg: DictConfig) -> None:
     options, tracking, store, crop, generation = _checked(cfg)
     if options.clip is not None:
         clip_config(options.clip)
+    allow(options.allow)
     run = restore(options.checkpoint, config=options.config, crop=crop, generation=generation)
     for line in run.lines():
         LOG.info("%s", line)

@@ -46,6 +46,7 @@ class ExplainOptions:
     layers: list[Annotated[int, Interval(ge=1)]] | None
     device: str
     out: str
+    allow: str | list[str]
 
 
 @entrypoint("explain")
@@ -60,7 +61,7 @@ def main(cfg: DictConfig) -> None:
     image = None if options.image is None else named_panorama(options.image, fetch)
     out = checked_out(Path(options.out).expanduser(), image, "explain.png")
     compute = choose_compute(options.device, "auto", section="")
-    sight = Sight.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    sight = Sight.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow)
     if sight.pano is not None:
         sight.pano.generation = sight.pano.generation.changed(generation)
     panorama, seen, question = _subject(image, sight.crop)

@@ -30,6 +30,7 @@ class ExportOptions:
     merge: bool
     precision: Literal["fp32", "bf16", "fp16"]
     overwrite: bool
+    allow: str | list[str]
 
 
 @entrypoint("export")
@@ -42,7 +43,9 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options, generation = _checked(cfg)
     out = _checked_out(Path(options.out).expanduser(), options.overwrite)
-    pano = PanoLlava.from_pretrained(options.checkpoint, dtype=DTYPES[options.precision], in_4bit=False)
+    pano = PanoLlava.from_pretrained(
+        options.checkpoint, dtype=DTYPES[options.precision], in_4bit=False, allow=options.allow
+    )
     pano.generation = pano.generation.changed(generation)
     adapted = has_lora(pano.model)
     if options.merge:

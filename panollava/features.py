@@ -32,6 +32,7 @@ class FeaturesOptions:
     splits: Annotated[list[Literal["train", "val", "test"]], Len(1)]
     name: Annotated[str, MinLen(1)] | None
     unused_days: Annotated[float, Ge(0)] | None
+    allow: str | list[str]
 
 
 @entrypoint("features", bare="action")

@@ -35,6 +35,7 @@ class GalleryOptions:
 
     image: str | None
     out: str
+    allow: str | list[str]
 
 
 @entrypoint("gallery")

@@ -38,6 +38,7 @@ class PredictOptions:
     out: str | None
     batch_size: Annotated[int, Interval(ge=1)]
     device: str
+    allow: str | list[str]
 
 
 @entrypoint("predict")
@@ -52,7 +53,9 @@ def main(cfg: DictConfig) -> None:
     paths = find_panoramas(options.image, fetch)
     out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")
-    pano = PanoLlava.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype)
+    pano = PanoLlava.from_pretrained(
+        options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
+    )
     pano.generation = pano.generation.changed(generation)
     is_folder = Path(options.image).expanduser() not in paths and not is_address(options.image)
     answered: list[Answered] = []

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, tidy, write_file, write_json
+from panollava.component import check_packages
 from panollava.disk import DiskError, missing_folders, take_away, writing
 from panollava.stages.registry import STAGES as STAGE_NAMES
 from panollava.stages.registry import StageRecord, last_first, recorded_stage
@@ -331,6 +332,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         )
     if lacking := [key for key, kind in _NEEDED.items() if not isinstance(document.get(key), kind)]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}, so it does not say what the checkpoints beside it are.")
+    check_packages(document.get("packages", {}))
     return upgraded(document)
 
 

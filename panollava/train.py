@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
 
@@ -31,7 +30,6 @@ def main(cfg: DictConfig) -> None:
         cfg: composed from ``conf/train.yaml`` and the command line.
     """
     # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
-    from panollava.component import allow, outside_packages
     from panollava.run.config_check import checked
     from panollava.run.finish import evaluate_run, farewell, keep_model
     from panollava.run.preflight import preflight
@@ -39,8 +37,6 @@ def main(cfg: DictConfig) -> None:
     from panollava.run.stage import run_stage
     from panollava.training.distributed import processes
 
-    values: Any = OmegaConf.to_container(cfg)
-    allow(*outside_packages(values))  # whoever starts the run names them
     cfg = checked(cfg)  # every key, type and range, before anything is opened
     ranks = processes(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
     with ranks as procs, open_run(cfg, procs) as run:  # folder, log, data, backbones

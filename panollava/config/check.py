@@ -33,12 +33,37 @@ def check_section(
     Returns:
         One sentence a problem, with full key, value and what is allowed; empty when all is well.
     """
-    schema = _schema(target, frozenset(given))
+    try:
+        schema = _schema(target, frozenset(given))
+    except ValueError as error:  # a class of another package that is not written as a component has to be
+        return [f"{key}: {error}"]
     try:
         schema.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         return list(dict.fromkeys(_sentence(problem, schema, key) for problem in error.errors()))
     return []
+
+
+def check_component(
+    section: Mapping[str, Any], key: str, find: Callable[[str], type], given: Iterable[str] = ()
+) -> list[str]:
+    """Problems of a section whose ``type`` names a component.
+
+    Args:
+        section: ``type`` and the component's keywords.
+        key: full key of the section, such as ``model.resampler``.
+        find: the class of a type, such as ``resampler_class``.
+        given: arguments that the program supplies and the config must not.
+    """
+    options = dict(section)
+    kind = str(options.pop("type", None))
+    try:
+        component = find(kind)
+    except ValueError as error:
+        return [str(error)]
+    if lacking := [name for name in given if name not in inspect.signature(component).parameters]:
+        return [f"{key}.type={kind} takes no {', '.join(lacking)}, with which the program builds it."]
+    return check_section(options, component, key, given=given)
 
 
 def refuse(problems: list[str]) -> None:
@@ -54,17 +79,25 @@ def refuse(problems: list[str]) -> None:
 @functools.cache
 def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel]:
     signature = inspect.signature(target)
-    names = vars(sys.modules[inspect.unwrap(target).__module__])
+    # A class may have its arguments from another module's class, in whose words they are annotated.
+    function = target.__init__ if inspect.isclass(target) else inspect.unwrap(target)
+    names = getattr(function, "__globals__", None) or vars(sys.modules[target.__module__])
     fields: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if name in given or name in ("self", "cls"):
             continue
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise TypeError(f"{target} takes {parameter}: a component names all its arguments.")
+            raise ValueError(f"{target.__name__} takes {parameter}; a component names all its arguments.")
         default = ... if parameter.default is parameter.empty else parameter.default
         hint = parameter.annotation
         # One by one: a type that only the type checker imports may stand at an argument the program gives.
-        fields[name] = (eval(hint, names) if isinstance(hint, str) else hint, default)
+        try:
+            kind = eval(hint, names) if isinstance(hint, str) else Any if hint is parameter.empty else hint
+        except NameError as error:
+            raise ValueError(
+                f"{target.__name__}: {name} is annotated {hint}, which cannot be read ({error})."
+            ) from error
+        fields[name] = (kind, default)
     with warnings.catch_warnings():
         # A key may have the name of a method of pydantic's, such as `register`; nothing calls that of a schema.
         warnings.filterwarnings("ignore", "Field name .* shadows an attribute", UserWarning)

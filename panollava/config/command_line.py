@@ -303,6 +303,16 @@ SHORT_KEYS = {
 """Other spellings of a key."""
 
 
+GROUP_OF_TYPE = {
+    "crop.type": "crop",
+    "data.type": "data",
+    "model.position.type": "model/position",
+    "model.projector.type": "model/projector",
+    "model.resampler.type": "model/resampler",
+    "stage.vision.loss.type": "objective",
+}
+"""Key with the type of a component -> the group whose options have the keys of one type."""
+
 LOSS = "stage.vision.loss."
 """Where the keys of the group ``objective`` stand in a config."""
 
@@ -323,8 +333,9 @@ def _canonical_argument(argument: str, sweep: bool) -> str:
     dotted, equals, value = (key + rest).partition("=")
     if dotted.startswith("objective."):
         dotted = LOSS + dotted.removeprefix("objective.")
-    if dotted == f"{LOSS}type":  # an option of the group brings the keys of this type with it
-        return f"objective{equals}{value}"
+    group = GROUP_OF_TYPE.get(dotted)
+    if group == "objective" or (group and ":" in value and not operator):
+        return f"{group}{equals}{value}"  # an option of the group brings the keys of this type with it
     return operator + _quote_text(SHORT_KEYS.get(dotted, dotted), equals + value, sweep)
 
 

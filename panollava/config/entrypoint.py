@@ -27,6 +27,7 @@ from panollava.config.command_line import (
     words,
 )
 from panollava.config.job import INTERRUPTED, MENDABLE, Load, in_sweep, run_job
+from panollava.config.outside import add_options
 from panollava.config.sweep import Report, SweepParent
 from panollava.config.sweep_arguments import as_sweep, check_launcher, register_resolvers
 from panollava.tracking.location import refuse_secret
@@ -90,6 +91,7 @@ def _understood(
         flags, overrides = split(canonical(typed, bare=bare, loose=loose))
         if flags.help or flags.hydra_help or flags.shell_completion or flags.info:
             return [*words(flags), *overrides]
+        add_options(overrides, trusted=config_name == SWEPT)
         try:
             line = CommandLine(config_name, flags, overrides)
             check_launcher(line.parsed)

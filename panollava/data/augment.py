@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from panollava.crop.crop import Crop
 from panollava.crop.partial import extent_of, turned
 from panollava.data.dataset import Sample
-from panollava.data.source import Directions, Record, Source
+from panollava.data.source import DataSource, Directions, Record
 from panollava.prompt import Encoded
 
 WORD_STEP_DEG = 45.0
@@ -63,7 +63,7 @@ class AugmentOptions:
         return self.augment and any(amounts)
 
 
-def check_turnable(source: Source) -> None:
+def check_turnable(source: DataSource) -> None:
     """Whether all records say how their texts name directions.
 
     Raises:
@@ -187,7 +187,7 @@ class AugmentedDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: Source, crop: Crop, encode: Callable[[Record], Encoded] | None, augment: Augment
+        self, source: DataSource, crop: Crop, encode: Callable[[Record], Encoded] | None, augment: Augment
     ) -> None:
         self.source = source
         self.crop = crop

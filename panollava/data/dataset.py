@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from panollava.crop.crop import Crop
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.files import FilesSource
-from panollava.data.source import Question, Record, Source
+from panollava.data.source import DataSource, Question, Record
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
 
@@ -85,7 +85,7 @@ class PanoDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         crop: Crop,
         encode: Callable[[Record], Encoded] | None = None,
         store: FeatureStore | None = None,
@@ -126,7 +126,7 @@ class QuestionDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         crop: Crop,
         encode: Callable[[Question], Encoded],
         skip: Container[str] = (),
@@ -186,7 +186,7 @@ def look_up(store: FeatureStore, picture: Path | str, cut: Callable[[], Tensor])
 
     Args:
         store: of features.
-        picture: see ``Source.picture``.
+        picture: see ``DataSource.picture``.
         cut: gives the views ``(V, 3, h, w)`` of the picture as it is now.
     """
     while True:
@@ -216,7 +216,9 @@ class CutCount:
     silent_samples: int
 
 
-def count_cut(source: Source, encode: Callable[[Record], Encoded], *, epoch: int = 0, at_most: int = 2000) -> CutCount:
+def count_cut(
+    source: DataSource, encode: Callable[[Record], Encoded], *, epoch: int = 0, at_most: int = 2000
+) -> CutCount:
     """What the text limit removes from the first `at_most` records, without opening a picture."""
     texts = [encode(source.record(index, epoch)) for index in range(min(len(source), at_most))]
     return CutCount(

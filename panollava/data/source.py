@@ -39,8 +39,21 @@ class Question:
     """Question type, by which scores are also reported."""
 
 
-class Source(Protocol):
-    """One split of a data set."""
+class DataSource(Protocol):
+    """One split of a data set.
+
+    A class of ours, or of another package (``data=my_package.module:Class``), is built with its own typed keywords,
+    which are keys of ``data``: ``data.train_scenes`` is ``scenes`` of the training split, ``data.seed`` is ``seed`` of
+    each. Of these it is given what it takes:
+
+    * ``split``: ``train``, ``val`` or ``test``;
+    * ``name``: the data set's with the split's, for logs;
+    * ``dir``: ``data.dir``, None where there is none;
+    * ``reader``: reads a picture file, as the crop needs it: ``Path`` -> ``(H, W, 3)`` uint8 RGB;
+    * ``check``: refuses a picture file that could not be read, without decoding it.
+
+    Objects are sent to loader workers, so they can be pickled.
+    """
 
     name: str
 

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 import panollava.model.registration  # noqa: F401  an export's processor is opened through the Auto classes
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, read_state, read_weights
+from panollava.component import allow as allow_packages
 from panollava.crop.crop import Crop
 from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model.backbones import Backbones
@@ -180,6 +181,7 @@ class PanoLlava:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         in_4bit: bool = True,
+        allow: str | Sequence[str] = (),
     ) -> PanoLlava:
         """Opens a run folder, an experiment's folder, a checkpoint in one, or an export.
 
@@ -188,11 +190,14 @@ class PanoLlava:
             device: where the model goes.
             dtype: of the backbones, also where they were trained.
             in_4bit: keep the language model in four bits where training did.
+            allow: packages, such as ``my_package``, whose classes the model may be made of: their code is run.
 
         Raises:
             FileNotFoundError: no run there; the message names those nearby.
-            ValueError: a stage-1 run, which has no language part, or weights that do not fit the metadata.
+            ValueError: a stage-1 run, which has no language part, weights that do not fit the metadata, or a class of
+                a package that is not allowed or not installed.
         """
+        allow_packages(allow)
         path = Path(folder).expanduser()
         if (path / "config.json").is_file():
             return cls._from_export(path, device, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,8 @@ from panollava.component import find_component
 class Resampler(Protocol):
     """Turns the patch features of each view into ``Q`` tokens.
 
-    Every resampler is an ``nn.Module`` named ``<Type>Resampler`` in ``model/resampler/<type>.py``, built
+    Every resampler is an ``nn.Module`` named ``<Type>Resampler`` in ``model/resampler/<type>.py``, or a class of
+    another package (``resampler=my_package.module:Class``; likewise position codes and projectors), built
     with ``input_width`` (``Dv``), ``output_width`` (``Dr``) and its own typed keywords. Padding views (False
     in ``view_mask``) hold anything finite, come out as anything finite, and never touch another view.
 
@@ -49,9 +51,15 @@ class Projector(Protocol):
         """``(..., Dr)`` -> ``(..., Dl)``."""
 
 
-def resampler_class(type: str) -> type:
+def _module(found: builtins.type, type: str) -> builtins.type[nn.Module]:
+    if not issubclass(found, nn.Module):
+        raise ValueError(f"type={type} is no torch.nn.Module, which resamplers, position codes and projectors are.")
+    return found
+
+
+def resampler_class(type: str) -> builtins.type[nn.Module]:
     """The class of ``model.resampler=<type>``."""
-    return find_component("model.resampler", type, "Resampler")
+    return _module(find_component("model.resampler", type, "Resampler", Resampler), type)
 
 
 def keeps_width(resampler: type) -> bool:
@@ -59,14 +67,14 @@ def keeps_width(resampler: type) -> bool:
     return bool(getattr(resampler, "keeps_width", False))
 
 
-def position_class(type: str) -> type:
+def position_class(type: str) -> builtins.type[nn.Module]:
     """The class of ``model.position=<type>``."""
-    return find_component("model.position", type, "Position")
+    return _module(find_component("model.position", type, "Position", Position), type)
 
 
-def projector_class(type: str) -> type:
+def projector_class(type: str) -> builtins.type[nn.Module]:
     """The class of ``model.projector=<type>``."""
-    return find_component("model.projector", type, "Projector")
+    return _module(find_component("model.projector", type, "Projector", Projector), type)
 
 
 Spec = Mapping[str, Any]

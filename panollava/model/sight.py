@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from panollava.checkpoint import find_checkpoint, read_weights
+from panollava.component import allow as allow_packages
 from panollava.crop.crop import Crop
 from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
@@ -38,7 +40,12 @@ class Sight:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        allow: str | Sequence[str] = (),
     ) -> Sight:
         """Opens what ``PanoLlava.from_pretrained`` opens, and stage-1 runs too.
 
@@ -46,11 +53,13 @@ class Sight:
             folder: a run folder, an experiment's folder, a checkpoint in one, or an export.
             device: where the model goes.
             dtype: of the frozen backbones.
+            allow: see ``PanoLlava.from_pretrained``.
 
         Raises:
             FileNotFoundError: no run there; the message names those nearby.
             ValueError: weights that do not fit the metadata.
         """
+        allow_packages(allow)
         path = Path(folder).expanduser()
         if not (path / "config.json").is_file():
             metadata = read_metadata(find_run_folder(path))

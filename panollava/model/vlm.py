@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
 from panollava.batch import IGNORE_INDEX
+from panollava.component import allow, check_packages, outside_packages
 from panollava.model.components import Spec, build_component, float_dtype, position_class, projector_class
 from panollava.model.decoding import AnswerProcessors, stop_ids
 from panollava.model.fusion import fuse, insert_image_tokens
@@ -51,6 +52,7 @@ class PanoLlavaConfig(PreTrainedConfig):
         feature_layer: see ``VisionTower``.
         image_token_id: id of the placeholder; may lie outside the vocabulary.
         form: of this configuration (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
+        packages: other packages whose classes are named, with their versions (see ``outside_packages``).
         vision_name: hub name or folder of the encoder the training started from, and ``language_name``.
     """
 
@@ -76,6 +78,7 @@ class PanoLlavaConfig(PreTrainedConfig):
     vision_name: str = ""
     language_name: str = ""
     form: int = 1
+    packages: dict[str, str] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -83,6 +86,7 @@ class PanoLlavaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         model = {"join": self.join, "resampler": dict(self.resampler or {"type": "mlp"})}
         model, self.form = upgraded({"form": self.form, "model": model})["model"], FORM
+        check_packages(self.packages or {})
         self.join, self.resampler = model["join"], model["resampler"]
         self.position = dict(self.position or {"type": "yaw_pitch"})
         self.projector = dict(self.projector or {"type": "mlp"})
@@ -122,10 +126,13 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, from safetensors only, never with weights left at random, with the adapter beside them.
 
+        ``allow=my_package``, or a list, names packages whose classes the model may be made of: their code is run.
+
         Raises:
-            ValueError: the folder lacks weights, or holds some that are no safetensors, or its adapter is of another
-                model.
+            ValueError: it is made of classes that are not allowed, the folder lacks weights, or holds some that are no
+                safetensors, or its adapter is of another model.
         """
+        allow(kwargs.pop("allow", ()))
         source = pretrained_model_name_or_path
         if source is not None:
             where = {**_place(kwargs), "subfolder": kwargs.get("subfolder", "")}
@@ -322,6 +329,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             image_token_id=image_token_id,
             vision_name=vision_tower.config.name_or_path or "",
             language_name=language_model.config.name_or_path or "",
+            packages=outside_packages({"parts": [resampler, position, projector, crop]}) or None,
         )
         model = cls(config, vision_tower=vision_tower, language_model=language_model, seed=seed)
         # Of the language model's own decoding settings only the stop tokens: the others are a stranger's.

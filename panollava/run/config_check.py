@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -10,19 +11,19 @@ from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panollava.component import component_names
-from panollava.config.check import check_section
+from panollava.component import allow, outside_packages
+from panollava.config.check import check_component, check_section
 from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
 from panollava.evaluation.metrics import check_metrics
-from panollava.model.components import keeps_width, position_class, resampler_class
+from panollava.model.components import keeps_width, position_class, projector_class, resampler_class
 from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
 from panollava.run.objective import check_objective
-from panollava.run.sections import check_component, check_crop, check_generation
+from panollava.run.sections import check_crop, check_generation
 from panollava.run.sources import check_data
 from panollava.stages.registry import StageRecord, in_order, stages_of, with_defaults
 from panollava.store.catalogue import StoreOptions
@@ -141,17 +142,17 @@ def checked(cfg: DictConfig) -> DictConfig:
         ValueError: one line a problem, each with the full key, the value and what is allowed.
     """
     try:
-        values = OmegaConf.to_container(cfg, resolve=True)
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"The config does not resolve: {error}") from error
-    assert isinstance(values, dict)
-    problems = []
-    if isinstance(values.get("stage"), dict):
+    allow(outside_packages(values))  # who trains has chosen what the config names
+    problems = [f"{key} is missing; it has no default." for key in sorted(OmegaConf.missing_keys(cfg))]
+    if not problems and isinstance(values.get("stage"), dict):
         try:
             values["stage"] = with_defaults(values["stage"])
         except ValueError as error:
             problems.append(str(error))
-    problems = problems or _problems({str(key): value for key, value in values.items()})
+    problems = problems or _problems(values)
     if problems:
         raise ValueError("the config has " + _count(problems) + "\n  " + "\n  ".join(problems))
     result = OmegaConf.create(values)
@@ -219,10 +220,9 @@ def _number(value: Any) -> int:
 def _model(values: dict[str, Any]) -> list[str]:
     model = dict(values["model"])
     problems = _position_width(model)
-    for part, suffix in (("resampler", "Resampler"), ("projector", "Projector"), ("position", "Position")):
-        room = f"model.{part}"
+    for part, find in (("resampler", resampler_class), ("projector", projector_class), ("position", position_class)):
         given = ("input_width", "output_width") if part != "position" else ("width",)
-        problems += check_component(model.pop(part), room, room, suffix, given=given)
+        problems += check_component(model.pop(part), f"model.{part}", find, given=given)
     vision = dict(model.pop("vision"))
     problems += check_section(
         _renamed(vision, "name", "name_or_path"),
@@ -243,11 +243,11 @@ def _model(values: dict[str, Any]) -> list[str]:
 def _position_width(model: dict[str, Any]) -> list[str]:
     """Whether the position code fits into the tokens, which would otherwise show when stage 1 has trained."""
     spec, width = dict(model["position"]), model.get("latent_width")
-    if check_component(spec, "model.position", "model.position", "Position", given=("width",)):
+    if check_component(spec, "model.position", position_class, given=("width",)):
         return []  # told in its turn
-    resampler = model["resampler"].get("type")
-    if resampler in component_names("model.resampler", "Resampler") and keeps_width(resampler_class(resampler)):
-        return []  # they have the width of the encoder, which is not opened yet
+    with suppress(ValueError):  # told in its turn
+        if keeps_width(resampler_class(str(model["resampler"].get("type")))):
+            return []  # they have the width of the encoder, which is not opened yet
     if not isinstance(width, int) or width < 1:
         return []
     try:

@@ -17,7 +17,7 @@ from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, control_texts, count_cut
 from panollava.data.files import FilesSource
 from panollava.data.loader import Collate, StageLoader, eval_loader
-from panollava.data.source import Question, Record, Source
+from panollava.data.source import DataSource, Question, Record
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
@@ -34,7 +34,7 @@ DIGEST_LENGTH = 16
 _BLOCK = 1 << 20
 
 
-def describe_split(data: Mapping[str, Any], split: str, source: Source) -> Dataset:
+def describe_split(data: Mapping[str, Any], split: str, source: DataSource) -> Dataset:
     """A split as the tracker records it.
 
     Args:
@@ -96,9 +96,9 @@ class RunData:
         augment: how training pictures are changed; ``augment.is_on`` says whether they are.
     """
 
-    train: Source
-    val: Source
-    test: Source | None
+    train: DataSource
+    val: DataSource
+    test: DataSource | None
     backbones: Backbones
     augment: AugmentOptions = AugmentOptions()  # noqa: RUF009  frozen
 
@@ -217,7 +217,7 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
     return result
 
 
-def check_records(source: Source, encoder: TextEncoder, limits: Limits) -> None:
+def check_records(source: DataSource, encoder: TextEncoder, limits: Limits) -> None:
     """Refuses training records that a language model cannot be given.
 
     Raises:
@@ -236,7 +236,9 @@ def check_records(source: Source, encoder: TextEncoder, limits: Limits) -> None:
     _check(source, ((each.sample_id, encoder.record(each)) for each in records), encoder.prompt, limits)
 
 
-def check_questions(source: Source, prompt: ChatPrompt, limits: Limits, *, image_tokens: int, new_tokens: int) -> None:
+def check_questions(
+    source: DataSource, prompt: ChatPrompt, limits: Limits, *, image_tokens: int, new_tokens: int
+) -> None:
     """Refuses a split that a language model cannot be asked: what would be cut or unknown is answered with anything.
 
     Args:
@@ -255,7 +257,7 @@ def check_questions(source: Source, prompt: ChatPrompt, limits: Limits, *, image
 
 
 def _check(
-    source: Source, texts: Iterable[tuple[str, Encoded]], prompt: ChatPrompt, limits: Limits, new_tokens: int = 0
+    source: DataSource, texts: Iterable[tuple[str, Encoded]], prompt: ChatPrompt, limits: Limits, new_tokens: int = 0
 ) -> None:
     """Refuses texts, given with their sample ids."""
     rows: dict[str, list[str]] = {}
@@ -284,14 +286,14 @@ def _check(
     raise ValueError("\n".join(lines))
 
 
-def _place(sample_id: str, source: Source) -> str:
+def _place(sample_id: str, source: DataSource) -> str:
     """Where a sample stands in its file, such as ``row 5``."""
     return re.sub(r"^(row|line|entry)(\d+)", r"\1 \2", sample_id.removeprefix(f"{source.name}-"))
 
 
 def question_batches(
     pano: PanoLlava,
-    source: Source,
+    source: DataSource,
     batch_size: int,
     num_workers: int,
     skip: Container[str] = (),

@@ -20,7 +20,7 @@ from panollava.crop.partial import Covered
 from panollava.data.csv import BadEntries, Problem, bad_numbers
 from panollava.data.dataset import TextEncoder, control_texts
 from panollava.data.files import FilesSource
-from panollava.data.source import Source
+from panollava.data.source import DataSource
 from panollava.logs import LOG, counted
 from panollava.model.hub import load_tokenizer
 from panollava.prompt import ChatPrompt
@@ -40,7 +40,7 @@ class Split:
     """
 
     name: str
-    source: Source | None = None
+    source: DataSource | None = None
     problems: list[str] = field(default_factory=list)
     bad: int = 0
 
@@ -207,7 +207,7 @@ READING = tuple(record.name for record in STAGES.values() if record.targets)
 
 
 def text_lines(
-    splits: Mapping[str, Source], language: Mapping[str, Any], stages: Mapping[str, Any], most: int | None
+    splits: Mapping[str, DataSource], language: Mapping[str, Any], stages: Mapping[str, Any], most: int | None
 ) -> list[str]:
     """What there is to say of the lengths, a line a split and a line a stage, and of control tokens in the texts.
 
@@ -248,7 +248,7 @@ def _described(name: str, lengths: np.ndarray, records: int) -> str:
     )
 
 
-def _lengths(source: Source, encoder: TextEncoder, most: int | None) -> np.ndarray:
+def _lengths(source: DataSource, encoder: TextEncoder, most: int | None) -> np.ndarray:
     count = len(source) if most is None else min(most, len(source))
     places: Sequence[int] = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     return np.array([len(encoder.record(source.record(index, 0)).ids) - 1 for index in places])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from panollava.checkpoint import write_file
-from panollava.data.source import FREE_TEXT, Question, Source
+from panollava.data.source import FREE_TEXT, DataSource, Question
 from panollava.evaluation.clip import Clip
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.exact_match import AnswerReport, markdown_table, score_answers, text_table
@@ -73,7 +73,7 @@ class Evaluation:
 
 def evaluate_answers(
     pano: PanoLlava,
-    source: Source,
+    source: DataSource,
     options: EvaluationOptions,
     *,
     experiment: str,
@@ -150,7 +150,7 @@ def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping
 
 def answer_questions(
     pano: PanoLlava,
-    source: Source,
+    source: DataSource,
     options: EvaluationOptions,
     *,
     num_workers: int = 0,
@@ -198,13 +198,13 @@ def answer_questions(
     return [*known.values(), *given]
 
 
-def _pictures(source: Source) -> Callable[[str], np.ndarray]:
+def _pictures(source: DataSource) -> Callable[[str], np.ndarray]:
     """The panoramas of a split's questions, by their ids."""
     first = {one.image_id: one for one in reversed(source.questions())}
     return lambda image_id: source.question_panorama(first[image_id])
 
 
-def _draw_answers(source: Source, predictions: Sequence[Prediction], path: Path) -> None:
+def _draw_answers(source: DataSource, predictions: Sequence[Prediction], path: Path) -> None:
     """A picture of the first panorama with the answers about it."""
     first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
     about_it = [one for one in predictions if one.image_id == first.image_id][:SHOWN_ANSWERS]
@@ -294,7 +294,7 @@ def answer_split(
 
 
 def find_answers(
-    run: Restored, source: Source, results_dir: Path, max_samples: int | None, conditions: Mapping[str, Any]
+    run: Restored, source: DataSource, results_dir: Path, max_samples: int | None, conditions: Mapping[str, Any]
 ) -> Answers | None:
     """The newest answers on disk under these conditions; the log names them, or the difference of the nearest ones.
 

@@ -15,7 +15,7 @@ from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
 from panollava.data.dataset import PanoDataset
 from panollava.data.loader import picture_batches
-from panollava.data.source import Source
+from panollava.data.source import DataSource
 from panollava.logs import LOG, in_words
 from panollava.model.hub import SHIPPED
 from panollava.model.vision import Encoding, VisionTower, device_kind
@@ -61,7 +61,7 @@ def open_features(options: StoreOptions, tower: VisionTower, crop: Crop, *, quie
     return FeatureMaker(store, encoding, tower.mean.device)
 
 
-def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Iterable[Source]) -> str:
+def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Iterable[DataSource]) -> str:
     """What the features of all panoramas of some splits will take, in a sentence.
 
     Args:
@@ -108,7 +108,7 @@ BATCH = 4
 """Panoramas that are handed over at once; each is encoded on its own."""
 
 
-def warm(sources: Sequence[Source], crop: Crop, features: FeatureMaker, *, num_workers: int) -> None:
+def warm(sources: Sequence[DataSource], crop: Crop, features: FeatureMaker, *, num_workers: int) -> None:
     """Makes the features of every panorama of some splits that has none yet.
 
     Args:

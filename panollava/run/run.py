@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
+from panollava.component import label
 from panollava.config.job import gpu_beside_others, in_sweep, swept_values
 from panollava.data.loader import StageLoader
 from panollava.evaluation.predictions import METRICS, read_answers
@@ -507,7 +508,7 @@ def _date(cfg: DictConfig, experiment: Experiment) -> date | None:
 
 def setting(cfg: DictConfig) -> str:
     """Name of each stage's folder: ``<crop-with-hyphens>_<resampler>``."""
-    return f"{cfg.crop.type.replace('_', '-')}_{cfg.model.resampler.type}"
+    return f"{label(cfg.crop.type).replace('_', '-')}_{label(cfg.model.resampler.type)}"
 
 
 def _root(cfg: DictConfig, stack: ExitStack) -> Path:
@@ -528,9 +529,9 @@ def default_name(cfg: DictConfig) -> str:
     return experiment_name(
         vision=cfg.model.vision.name,
         language=cfg.model.language.name,
-        resampler=cfg.model.resampler.type,
-        crop=cfg.crop.type,
-        position=cfg.model.position.type,
+        resampler=label(cfg.model.resampler.type),
+        crop=label(cfg.crop.type),
+        position=label(cfg.model.position.type),
         overlap=cfg.crop.get("overlap", 0.5),
     )
 

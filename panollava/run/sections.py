@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from panollava.component import find_component
-from panollava.config.check import check_section
+from panollava.config.check import check_component, check_section
 from panollava.crop.crop import COMMON_KEYS, Crop
 from panollava.crop.partial import check_covered
 from panollava.crop.render import check_device
+from panollava.crop.strategies import CropStrategy
 from panollava.generation import KEY, GenerationOptions
 
 LARGEST_VIEW = 4096
 """Largest side of a view in pixels: no encoder takes more, and a slip of the keyboard would fill the memory."""
+
+
+def strategy_class(type: str) -> type[CropStrategy]:
+    """The class of ``crop=<type>``."""
+    return find_component("crop.strategies", type, "Crop", CropStrategy)
 
 
 def check_crop(section: Mapping[str, Any]) -> list[str]:
@@ -46,26 +52,6 @@ def check_generation(section: Mapping[str, Any], *, recorded: bool = False) -> l
     return []
 
 
-def check_component(
-    section: Mapping[str, Any], key: str, room: str, suffix: str, given: Iterable[str] = ()
-) -> list[str]:
-    """Problems of a section whose ``type`` names a component.
-
-    Args:
-        section: ``type`` and the component's keywords.
-        key: full key of the section, such as ``model.resampler``.
-        room: where the component is looked for, like the suffix (see ``find_component``).
-        suffix: of the component's class.
-        given: arguments that the program supplies and the config must not.
-    """
-    options = dict(section)
-    try:
-        component = find_component(room, str(options.pop("type", None)), suffix)
-    except ValueError as error:
-        return [str(error)]
-    return check_section(options, component, key, given=given)
-
-
 def _common(values: dict[str, Any]) -> list[str]:
     """Problems of the keys that every crop has; what is out of range in words that say what would follow."""
     problems = check_section(values, Crop, "crop", given=("strategy", "view_size"))
@@ -88,10 +74,10 @@ def _refused(check: Callable[..., None], *values: Any) -> list[str]:
 
 def _strategy(crop: dict[str, Any]) -> list[str]:
     """Problems of a strategy's keys; a value that it refuses itself in its own words, which say what would follow."""
-    problems = check_component(crop, "crop", "crop.strategies", "Crop")
+    problems = check_component(crop, "crop", strategy_class)
     options = {key: value for key, value in crop.items() if key != "type"}
     try:
-        find_component("crop.strategies", str(crop.get("type")), "Crop")(**options)
+        strategy_class(str(crop.get("type")))(**options)
     except (TypeError, ValueError) as error:
         key = str(error).partition("=")[0]
         if not problems or key.startswith("crop."):  # else a wrong key or type, which is told already

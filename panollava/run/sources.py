@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import json
 import os
@@ -18,11 +19,12 @@ import numpy as np
 from panollava.component import find_component
 from panollava.config.check import check_section
 from panollava.config.command_line import NO_REMOTE
+from panollava.config.outside import DATA_GIVEN
 from panollava.crop.image_file import DECODERS, DIVISORS, decode_panorama
 from panollava.crop.partial import Covered
 from panollava.data.augment import AugmentOptions
 from panollava.data.files import FilesSource, alike
-from panollava.data.source import Source
+from panollava.data.source import DataSource
 from panollava.logs import LOG, counted
 from panollava.store.identity import file_state
 
@@ -104,8 +106,6 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 SPLITS = ("train", "val", "test")
-GIVEN = ("split", "dir", "reader", "check", "name")
-"""Arguments of a source that are no keys of ``data``, or keys that every data set has."""
 
 
 class PictureReader(Protocol):
@@ -118,6 +118,11 @@ class PictureReader(Protocol):
     def check(self, path: str) -> object:
         """Refuses a file that could not be read, without decoding it."""
         ...
+
+
+def source_class(type: str) -> builtins.type[DataSource]:
+    """The class of a ``data`` section's ``type``."""
+    return find_component("data", type, "Source", DataSource)
 
 
 def part_of(section: Mapping[str, Any], options: type) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def check_data(section: Mapping[str, Any]) -> list[str]:
     data.pop("dir", None)
     problems = [] if isinstance(name, str) and name else [f"data.name={name!r}: allowed is a short text."]
     try:
-        source = find_component("data", str(kind), "Source")
+        source = source_class(str(kind))
     except ValueError as error:
         return [*problems, str(error)]
     known = inspect.signature(source).parameters
@@ -144,7 +149,7 @@ def check_data(section: Mapping[str, Any]) -> list[str]:
     problems += check_section(part, AugmentOptions, "data")
     data = {key: value for key, value in data.items() if key not in part and key not in old}
     for split in SPLITS:
-        found = check_section(source_arguments(data, split), source, "data", given=GIVEN)
+        found = check_section(source_arguments(data, split), source, "data", given=DATA_GIVEN)
         for line in found:
             line = line.replace("data.path", f"data.{file_key(data, split)}", 1)
             problems.append(line.replace("data.", f"data.{split}_", 1) if _is_split_key(line, data, split) else line)
@@ -161,14 +166,14 @@ def _is_split_key(line: str, data: dict[str, Any], split: str) -> bool:
     return f"{split}_{name}" in data or (name not in data and any(f"{s}_{name}" in data for s in SPLITS))
 
 
-def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureReader) -> dict[str, Source]:
+def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureReader) -> dict[str, DataSource]:
     """Several splits of a data set, by name; which of them share pictures is logged.
 
     Raises:
         FileNotFoundError: a file is not there.
         ValueError: something is wrong with the files; all of it is told at once.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, DataSource] = {}
     errors: dict[str, Exception] = {}
     for name in names:
         try:
@@ -184,7 +189,7 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
     return sources
 
 
-def shared_pictures(sources: Mapping[str, Source]) -> list[str]:
+def shared_pictures(sources: Mapping[str, DataSource]) -> list[str]:
     """A line for each pair of splits that have pictures in common: what is learnt by heart would be scored.
 
     A file is one picture however its path is spelled, and so are copies of it.
@@ -208,7 +213,7 @@ def shared_pictures(sources: Mapping[str, Source]) -> list[str]:
     return lines
 
 
-def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Source:
+def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> DataSource:
     """One split of a data set; what is left out of it is logged.
 
     Args:
@@ -222,9 +227,9 @@ def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> So
     return source
 
 
-def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Source:
+def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> DataSource:
     """One split of a data set, as `open_source` gives it; pictures that were found to be damaged are refused."""
-    component = find_component("data", data["type"], "Source")
+    component = source_class(data["type"])
     known = inspect.signature(component).parameters
     covered = getattr(pictures, "panorama_fov_deg", None)
     if covered is not None and "reader" not in known:
@@ -241,7 +246,7 @@ def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> S
         "name": f"{data['name']}-{split}",
         "dir": data.get("dir"),
     }
-    source: Source = component(**options, **{key: value for key, value in given.items() if key in known})
+    source: DataSource = component(**options, **{key: value for key, value in given.items() if key in known})
     return source
 
 

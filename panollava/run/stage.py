@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights, replace_folder
-from panollava.component import outside_packages
+from panollava.component import label, outside_packages
 from panollava.logs import LOG, log_file
 from panollava.model.lora import has_lora, save_lora
 from panollava.run.build_stage import build_stage, skip_reason, start_from, trained_backbones
@@ -82,11 +82,8 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "precision": cfg.trainer.precision,
         "inputs": inputs,
         "workplace": str(Path.cwd()),
-        "versions": {
-            "python": platform.python_version(),
-            **{p: version(p) for p in _RECORDED},
-            **outside_packages(run.plain),
-        },
+        "packages": outside_packages({**plain(cfg), "stage": {name: plain(cfg.stage[name])}}),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},
         "git_commit": _git_commit(),
         **({"prompt": run.backbones.prompt.format.record()} if record.answers else {}),
         **for_metadata(record),
@@ -107,8 +104,8 @@ def _git_commit() -> str | None:
 def checkpoint_prefix(run: Run) -> str:
     """Start of the checkpoints' names: ``<vision>_<resampler>_<crop>_<dataset>``."""
     cfg = run.cfg
-    crop = cfg.crop.type.replace("_", "-")
-    return f"{short_name(cfg.model.vision.name)}_{cfg.model.resampler.type}_{crop}_{cfg.data.name}"
+    crop = label(cfg.crop.type).replace("_", "-")
+    return f"{short_name(cfg.model.vision.name)}_{label(cfg.model.resampler.type)}_{crop}_{cfg.data.name}"
 
 
 def carries_lora(stage: Stage) -> bool:

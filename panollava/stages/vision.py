@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -11,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from panollava.batch import Batch
-from panollava.component import component_names, find_component
+from panollava.component import component_names, find_component, lacking
 from panollava.crop.matches import Matches, angles_between, column_matches
 from panollava.crop.rings import columns_line_up, neighbour_pairs
 from panollava.losses.diagnostics import collapse
@@ -216,8 +217,10 @@ def build_objective(
         given.setdefault("pairing", "rays")
     for key in given.keys() - objective_keys(name):
         raise ValueError(not_its_key(key, given[key], name, kind, f" resampler={resampler} keeps no grid of tokens."))
-    component = find_component(OBJECTIVES, name, "Objective")
+    component = objective_class(name)
     objective: Objective = component(**given)
+    if missing := lacking(objective, Objective):
+        raise ValueError(f"{KEY}.type={kind} is no Objective: it has no {', '.join(missing)}.")
     if objective.places.needs_grid and not has_grid:
         raise ValueError(
             f"{KEY}.type={kind} compares views place by place, but resampler={resampler} keeps no grid of tokens. "
@@ -252,9 +255,14 @@ def _neighbours(cameras: Tensor) -> Tensor:
     return neighbour_pairs(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
 
 
+def objective_class(type: str) -> builtins.type[Objective]:
+    """The class of ``objective=<type>``, which is not ``auto``."""
+    return find_component(OBJECTIVES, type, "Objective", Objective)
+
+
 def objective_keys(name: str) -> set[str]:
     """Config keys of an objective."""
-    return set(inspect.signature(find_component(OBJECTIVES, name, "Objective")).parameters)
+    return set(inspect.signature(objective_class(name)).parameters)
 
 
 def not_its_key(key: str, value: object, name: str, kind: str, why: str = "") -> str:

@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         REGISTRY,
     },
     "prompt": {"chat_format"},
-    "run_folder": {"checkpoint", "disk", "untrusted", REGISTRY},
+    "run_folder": {"component", "checkpoint", "disk", "untrusted", REGISTRY},
     "stages": {"batch", "component", "crop", "losses", "model", REGISTRY},
     REGISTRY: {"component"},
     "store": {"batch", "checkpoint", "disk", "logs"},
