@@ -15,7 +15,8 @@ from panollava.data.source import Directions, Question, Record
 from panollava.store.identity import code_digest
 
 _TRAINING, _EVALUATION = 0, 1
-_DRAWN_BY = ("panollava.data.scenes.paint", "panollava.data.scenes.scene")
+DRAWN_BY = (scene_at, Scene.turned, paint)
+"""The code between a seed and a panorama."""
 
 
 class WorldSource:
@@ -91,7 +92,7 @@ class WorldSource:
 
     def picture(self, index: int) -> str:
         """All that scene `index` is drawn from."""
-        drawn_by = f"{code_digest(*_DRAWN_BY)} numpy {np.__version__} cv2 {cv2.__version__}"
+        drawn_by = f"{code_digest(*DRAWN_BY)} numpy {np.__version__} cv2 {cv2.__version__}"
         return f"{drawn_by}: {self.split} {self.seed} {index}, height {self.height}, turned {self.turn_deg:g}"
 
     def questions(self) -> list[Question]:

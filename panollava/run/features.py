@@ -25,7 +25,10 @@ from panollava.store.feature_maker import FeatureMaker
 from panollava.store.identity import code_digest
 from panollava.store.quota import room
 
-_SEEING = ("panollava.crop", "panollava.model.vision", "panollava.model.families", "panollava.model.vision")
+ENCODED_BY = (
+    *(Crop.read, Crop.whole, Crop.views),
+    *(Encoding.__call__, VisionTower.__init__, VisionTower.train, VisionTower.forward),
+)
 """The code between a picture file and its features."""
 
 
@@ -49,7 +52,7 @@ def open_features(options: StoreOptions, tower: VisionTower, crop: Crop, *, quie
         store = open_store(
             options,
             _name(tower, crop),
-            {"encoder": encoding.signature(), "crop": _signature(crop), "code": code_digest(*_SEEING)},
+            {"encoder": encoding.signature(), "crop": _signature(crop), "code": code_digest(*ENCODED_BY)},
             shape=(cameras, height * width, tower.width),
             dtype=tower.dtype,
         )

@@ -1,29 +1,48 @@
-"""The version of a piece of this package: a digest of what its code does, whatever its comments say."""
+"""What kept features and pictures are known by: the content of a file, and a digest of the code that computes.
+
+What code computes and a disk keeps (features, the names of drawn pictures) carries ``code_digest``, so nobody has to
+raise a version number. The digest changes when a definition is rewritten or renamed, not when it moves to another file.
+
+If a rewritten definition still computes the same bits, what earlier versions kept is still valid. This command shows
+the present digests, and whether the features of an earlier version come out the same::
+
+    python -m pytest tests/store/test_code.py tests/e2e/test_landed.py -k digest
+
+If they do, make the present digests the keys of ``EQUIVALENT``. If they do not, remove the entry and the tests that
+expect these features; the old key is no digest of the present code any more, so it has no effect.
+"""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import hashlib
-import importlib
-import inspect
+import importlib.util
 import json
 import os
-import pkgutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 SETTLED_NS = 2_000_000_000
 """How long a file must have lain still for its times to tell it from a later version: clocks of file systems tick."""
 
-
 _READERS = 8
 """Threads that read files which are new; digests of several are taken at once."""
+
+EQUIVALENT = {
+    "697ad821f1166a8d": "5e13fe5140fd64b2",  # features, of version 0.2
+    "199b67fefdb08ab5": "b62edcc48720b1c7",  # panoramas of the built-in world, of version 0.2
+}
+"""Present digest -> the earlier digest that is used in its place, because both compute the same bits."""
+
+Definition = Callable[..., Any] | type
+_Import = tuple[str, str]
+"""Module and name."""
 
 
 class KnownPictures:
@@ -118,29 +137,120 @@ def _digest(data: bytes) -> str:
 
 
 @cache
-def code_digest(*names: str) -> str:
-    """Digest of modules, and of all the modules of packages; comments, docstrings and layout do not change it.
+def code_digest(*roots: Definition) -> str:
+    """Digest of functions, methods and classes and of all that they name in their package, or its older equivalent.
 
-    What is made by code and kept on disk carries it, so that nobody has to remember to raise a version number.
+    References are found in the source: names of a module and members that a method names of its own class. Imports,
+    docstrings, comments, layout, types of results, log messages and the texts of errors do not count.
 
     Args:
-        names: such as ``panollava.crop``.
+        roots: where the computation begins, such as ``Crop.views``.
     """
-    digest = hashlib.sha256()
-    for module in (module for name in names for module in _modules(name)):
-        tree = ast.parse(inspect.getsource(module))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                node.body = [part for part in node.body if not _is_text(part)]
-        digest.update(f"{module.__name__}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:16]
+    found = present_digest(*roots)
+    return EQUIVALENT.get(found, found)
 
 
-def _modules(name: str) -> list[ModuleType]:
-    module = importlib.import_module(name)
-    below = sorted(info.name for info in pkgutil.iter_modules(getattr(module, "__path__", [])))
-    return [module] if not below else [each for part in below for each in _modules(f"{name}.{part}")]
+def present_digest(*roots: Definition) -> str:
+    """Digest of the code as it is, whatever it is equivalent to."""
+    waiting = [(root.__module__, root.__qualname__) for root in roots]
+    package = waiting[0][0].split(".")[0]
+    seen, written = set[_Import](), set[str]()
+    while waiting:
+        module, name = waiting.pop()
+        if (module, name) in seen or module.split(".")[0] != package:
+            continue
+        seen.add((module, name))
+        node = _found(module, name)
+        if isinstance(node, ast.AST):
+            node = _Computing().visit(node)
+            written.add(repr(_plain(node)))
+            waiting += [(module, other) for other in _references(node, name.rpartition(".")[0])]
+        elif node is not None:
+            waiting.append(node)
+    return hashlib.sha256("\n".join(sorted(written)).encode()).hexdigest()[:16]
 
 
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def _found(module: str, name: str) -> ast.AST | _Import | None:
+    """A definition, where it is imported from, or None for a builtin, an inherited member and another package's."""
+    name, *members = name.split(".")
+    node = _named(module).get(name)
+    if isinstance(node, tuple):
+        return node[0], ".".join([node[1], *members])
+    for member in members:
+        inside = {key: each for part in getattr(node, "body", []) for key, each in _definitions(part)}
+        node = inside.get(member)
+    return node
+
+
+@cache
+def _named(module: str) -> dict[str, ast.AST | _Import]:
+    """What the names of a module stand for: definitions, and where imported names are from."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return {}
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    found: dict[str, ast.AST | _Import] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+    return found | {name: each for node in tree.body for name, each in _definitions(node)}
+
+
+def _definitions(node: ast.stmt) -> Iterator[tuple[str, ast.AST]]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name, node
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from ((name, node) for target in targets for name in _bound(target))
+
+
+def _references(node: ast.AST, owner: str) -> set[str]:
+    """Names that a definition does not bind itself, and members of its class ``owner``."""
+    if isinstance(node, ast.ClassDef):
+        parts = [*node.body, *node.bases, *node.keywords, *node.decorator_list]
+        return {name for part in parts for name in _references(part, "")}
+    inside = list(ast.walk(node))
+    names = {each.id for each in inside if isinstance(each, ast.Name)} - set(_bound(node))
+    if owner:
+        own = ((each.value, each.attr) for each in inside if isinstance(each, ast.Attribute))
+        names |= {f"{owner}.{name}" for of, name in own if isinstance(of, ast.Name) and of.id in ("self", "cls")}
+    return names
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """Names that arguments and assignments bind."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
+            yield each.id
+        elif isinstance(each, ast.arg):
+            yield each.arg
+
+
+class _Computing(ast.NodeTransformer):
+    """Removes what has no part in a result: imports, texts, log messages, what an error says, types of results."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        return None
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) or _is_log(node.value) else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return ast.Raise(node.exc.func if isinstance(node.exc, ast.Call) else node.exc, None)
+
+
+def _is_log(node: ast.expr) -> bool:
+    of = node.func.value if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
+    return isinstance(of, ast.Name) and of.id in ("LOG", "logger")
+
+
+def _plain(node: object) -> object:
+    """A syntax tree as nested lists, the same with every version of Python."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _plain(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return [type(node).__name__, *fields]
+    return [_plain(each) for each in node] if isinstance(node, list) else node

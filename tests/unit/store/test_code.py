@@ -1,40 +1,136 @@
-"""A digest of code follows what the code does, not how it is written."""
+"""A digest of code follows what the code computes, not how it is written or where it stands."""
 
 from __future__ import annotations
 
 import importlib
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from panollava.store.identity import code_digest
+from panollava.data.world import DRAWN_BY
+from panollava.run.features import ENCODED_BY
+from panollava.store import identity as code
+from panollava.store.identity import code_digest, present_digest
 
-PLAIN = "x = 1\ndef f(a):\n    return a + x\n"
+Digest = Callable[..., str]
+PLAIN = """
+from {package}.pencils import Pencil, WIDTHS
+def draw(a):
+    return Pencil(a).line(WIDTHS["thin"])
+"""
+PENCILS = """
+THIN = 1
+WIDTHS = {"thin": THIN}
+def stroke(a, width):
+    if width < 0:
+        raise ValueError("negative")
+    return a * width
+class Pencil:
+    def __init__(self, a):
+        self.a = a
+    def line(self, width):
+        return stroke(self.a, width)
+    def unused(self):
+        return 0
+def other():
+    return stroke(1, 2)
+"""
 SAME = [
-    '"""About."""\n\nx = 1  # one\n\n\ndef f(a):\n    """Adds."""\n    return a + x\n',
-    "x=1\ndef f(a): return (a + x)\n",
+    ("a = 1", "a = 1  # one"),
+    ("THIN = 1\n", '"""Pencils."""\nimport math\nfrom os import path\n\n\nTHIN = 1\n"""A width."""\n'),
+    ("    if width", '    """Multiplies."""\n    LOG.info("stroke %s", a)\n    if width'),
+    ('"negative"', '"The width is negative. Take another."'),
+    ("return stroke(1, 2)", "return 3"),
+    ("a * width", "(a *\n  width)"),
 ]
-OTHER = ["x = 2\ndef f(a):\n    return a + x\n", "x = 1\ndef f(a):\n    return x + a\n", f"{PLAIN}y = 'text'\n"]
+OTHER = [
+    ("THIN = 1\n", "THIN = 2\n"),
+    ("a * width", "width * a"),
+    ("width < 0", "width <= 0"),
+    ("ValueError", "TypeError"),
+    ("return 0", "return 1"),
+    ("stroke(self.a, width)", "stroke(self.a, width) + 0"),
+]
 
 
-def test_only_what_the_code_does_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Digest:
+    """``digest(**modules)``: of ``draw`` in the module ``drawing`` of a new package."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    number = [0]
 
-    def digest(text: str) -> str:
-        for name in [name for name in sys.modules if name.split(".")[0] == "drawing"]:
-            del sys.modules[name]
-        inner = tmp_path / "drawing" / "inner"
-        inner.mkdir(parents=True, exist_ok=True)
-        for file, content in (("../__init__.py", ""), ("__init__.py", '"""Inner."""\n'), ("pencil.py", text)):
-            (inner / file).write_text(content)
+    def of(**modules: str) -> str:
+        number[0] += 1
+        package = f"{tmp_path.name}_{number[0]}".replace("-", "_")
+        (tmp_path / package).mkdir()
+        for name, text in {"__init__": "", **modules}.items():
+            (tmp_path / package / f"{name}.py").write_text(text.replace("{package}", package))
         importlib.invalidate_caches()
-        return code_digest.__wrapped__("drawing")
+        return present_digest(importlib.import_module(f"{package}.drawing").draw)
 
-    plain = digest(PLAIN)
-    assert [digest(text) for text in SAME] == [plain] * len(SAME)
-    assert plain not in {digest(text) for text in OTHER}
+    return of
 
 
-def test_a_module_alone_is_not_its_package() -> None:
-    assert code_digest("panollava.crop.sphere") != code_digest("panollava.crop")
+def test_only_what_is_computed_counts(digest: Digest) -> None:
+    plain = digest(drawing=PLAIN, pencils=PENCILS)
+
+    def changed(before: str, after: str) -> str:
+        assert before in PENCILS or before == "a = 1"
+        return digest(drawing=PLAIN, pencils=PENCILS.replace(before, after))
+
+    assert [changed(*change) for change in SAME] == [plain] * len(SAME)
+    assert plain not in {changed(*change) for change in OTHER}
+
+
+def test_definitions_may_move(digest: Digest) -> None:
+    """Into one file, or each into another one, below other definitions."""
+    apart = digest(drawing=PLAIN, pencils=PENCILS)
+    one = digest(drawing=PENCILS + PLAIN.replace("from {package}.pencils import Pencil, WIDTHS\n", ""))
+    widths, rest = PENCILS.split("def stroke")
+    three = digest(
+        drawing=PLAIN.replace("Pencil, WIDTHS", "Pencil") + "from {package}.widths import WIDTHS\n",
+        pencils=f"from {{package}}.widths import THIN, WIDTHS as W\ndef stroke{rest}",
+        widths=f"def nothing(): ...\n{widths}",
+    )
+    assert apart == one == three
+
+
+def test_members_that_a_method_names_count(digest: Digest) -> None:
+    text = (
+        "class A:\n    width = 1\n    def draw(self):\n        return self.width\n    def no(self):\n        return 0\n"
+    )
+    plain = digest(drawing=f"{text}draw = A.draw\n")
+    assert digest(drawing=f"{text}draw = A.draw\n".replace("return 0", "return 1")) == plain
+    assert digest(drawing=f"{text}draw = A.draw\n".replace("width = 1", "width = 2")) != plain
+
+
+def test_the_reach_of_what_is_kept() -> None:
+    """Every step from a file or a seed to the features is in a digest; errors of the command line are not."""
+    reached = {name for roots in (ENCODED_BY, DRAWN_BY) for name in reach(*roots)}
+    assert reached >= {"decode", "made_whole", "render_views", "render_batch", "rotation_matrix", "Family", "_noise"}
+    assert "VisionTower.normalise" in reached
+    assert not reached & {"find_component", "in_words", "load_pretrained", "VisionTower.from_pretrained"}
+
+
+def reach(*roots: object) -> set[str]:
+    """Names of all definitions that a digest is made of."""
+    names = set()
+    with pytest.MonkeyPatch.context() as patch:
+        found = code._found
+        patch.setattr(code, "_found", lambda module, name: (names.add(name), found(module, name))[1])
+        present_digest(*roots)  # type: ignore[arg-type]
+    return names
+
+
+def test_no_equivalent_digest_is_out_of_date() -> None:
+    """If this fails, see ``panollava/store/identity.py``."""
+    present = {"features": present_digest(*ENCODED_BY), "built-in world": present_digest(*DRAWN_BY)}
+    assert set(code.EQUIVALENT) <= set(present.values()), f"present digests: {present}"
+
+
+def test_an_equivalent_digest_is_that_of_the_present_code_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = present_digest(*DRAWN_BY)
+    monkeypatch.setattr(code, "EQUIVALENT", {present: "an earlier one"})
+    assert code_digest.__wrapped__(*DRAWN_BY) == "an earlier one"
+    assert code_digest.__wrapped__(*ENCODED_BY) == present_digest(*ENCODED_BY)
