@@ -17,12 +17,12 @@ import torch
 from fixtures.make_landed import COMMANDS, EVALUATION, SWEEP, UNFINISHED, WARM
 from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file
-from small_runs import command
+from support.runs import command
 
 from panollava import PanoLlava, compare, features, train
 from panollava import eval as evaluation
 
-ARCHIVES = Path(__file__).resolve().parents[1] / "fixtures" / "landed"
+ARCHIVES = ROOT / "tests" / "fixtures" / "landed"
 FINISHED = COMMANDS[0][1]
 QUIET = ("tracking=none", "device=cpu", "num_workers=0")
 Run = Callable[..., str]
