@@ -17,6 +17,7 @@ import torch
 from fixtures.make_landed import COMMANDS, EVALUATION, SWEEP, UNFINISHED, WARM
 from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file
+from support import ROOT
 from support.runs import command
 
 from panollava import PanoLlava, compare, features, train
