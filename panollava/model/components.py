@@ -1,4 +1,4 @@
-"""Builds the exchangeable components, each from its own random generator."""
+"""Resamplers, position codes and projectors: what each must offer, how a config names one, and how it is built."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from torch import Tensor, nn
 
 from panollava.component import find_component
 
+Spec = Mapping[str, Any]
+"""A component as configs name it: ``{"type": "mlp", <its keywords>}``."""
+
 
 class Resampler(Protocol):
     """Turns the patch features of each view into ``Q`` tokens.
 
-    Every resampler is an ``nn.Module`` named ``<Type>Resampler`` in ``model/resampler/<type>.py``, or a class of
-    another package (``resampler=my_package.module:Class``; likewise position codes and projectors), built
-    with ``input_width`` (``Dv``), ``output_width`` (``Dr``) and its own typed keywords. Padding views (False
-    in ``view_mask``) hold anything finite, come out as anything finite, and never touch another view.
+    Every resampler is an ``nn.Module`` named ``<Type>Resampler`` in ``model/resampler/<type>.py``, or a class of another
+    package (``resampler=my_package.module:Class``; likewise position codes and projectors). It is built with
+    ``input_width`` (``Dv``), ``output_width`` (``Dr``) and its own typed keywords. Padding views (False in
+    ``view_mask``) hold any finite values, give any finite values, and never affect another view.
 
-    A class that has no weights to change the width with says ``keeps_width = True`` and is built with both widths
-    the encoder's, whatever the settings say.
+    A class without weights that could change the width sets ``keeps_width = True``; both its widths are then the
+    encoder's, whatever the settings say.
     """
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """The grid ``(H', W')`` that the tokens of a view keep, or None where they keep none."""
+        """The grid ``(H', W')`` of a view's tokens for a patch grid, or None where the tokens have no grid."""
 
     def token_count(self, grid: tuple[int, int]) -> int:
         """``Q`` for a patch grid, known without running."""
@@ -38,7 +41,7 @@ class Resampler(Protocol):
 
 
 class Position(Protocol):
-    """Tells each token which way it looks: ``<Type>Position`` of ``position.py``, built with ``width``."""
+    """Adds a code of its direction to each token: ``<Type>Position`` of ``position.py``, built with ``width``."""
 
     def __call__(self, tokens: Tensor, cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """``(B, V, Q, Dr)`` tokens, ``(B, V, C)`` cameras -> tokens of the same shape and type."""
@@ -77,33 +80,17 @@ def projector_class(type: str) -> builtins.type[nn.Module]:
     return _module(find_component("model.projector", type, "Projector", Projector), type)
 
 
-Spec = Mapping[str, Any]
-"""A component as configs name it: ``{"type": "mlp", <its keywords>}``."""
-
-
-@contextmanager
-def seeded(seed: int, name: str) -> Iterator[None]:
-    """Draw from a generator of (seed, name) inside and leave the global one as it was.
-
-    So that adding or changing one component does not change how another one starts.
-    """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        yield
-
-
 def build_component(
     name: str, find: Callable[[str], type[nn.Module]], spec: Spec, *, seed: int, **widths: int
 ) -> nn.Module:
-    """Build a resampler, position code or projector.
+    """Builds a resampler, position code or projector.
 
     Args:
-        name: its config key and the name its generator is seeded by, such as ``resampler``.
-        find: class of a type, such as ``panollava.model.components.resampler_class``.
+        name: its config key, which also seeds its generator, such as ``resampler``.
+        find: gives the class of a type, such as ``resampler_class``.
         spec: its type and keywords.
         seed: of the run.
-        **widths: what only the model knows.
+        **widths: arguments that only the model knows.
 
     Raises:
         ValueError: the type or a keyword does not exist.
@@ -111,14 +98,25 @@ def build_component(
     keywords = {key: value for key, value in spec.items() if key != "type"}
     component = find(spec["type"])
     allowed = [key for key in inspect.signature(component).parameters if key not in widths]
-    unknown = sorted(set(keywords) - set(allowed))
-    if unknown:
+    if unknown := sorted(set(keywords) - set(allowed)):
         raise ValueError(
             f"model.{name}: {spec['type']!r} has no {', '.join(map(repr, unknown))}. "
             f"It takes: {', '.join(allowed) or 'nothing'}."
         )
     with seeded(seed, name):
         return component(**keywords, **widths)
+
+
+@contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Draws from a generator of (seed, name) inside and leaves the global one as it was.
+
+    Adding or changing one component then does not change how another one starts.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
 
 
 def float_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:

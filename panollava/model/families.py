@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+TIMM = "timm_wrapper"
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ class Family:
     """One architecture family.
 
     Attributes:
-        blocks: where its transformer blocks lie below the model.
-        prefix_tokens: CLS tokens before the patches; registers are counted by the checkpoint's configuration.
+        blocks: path of its transformer blocks in the model.
+        prefix_tokens: CLS tokens before the patches; the checkpoint's configuration has the number of registers.
         asks_to_interpolate: its forward takes ``interpolate_pos_encoding`` (else it always interpolates).
         mean, std: what to normalise with where the checkpoint does not say (its authors' own values).
         is_timm: a timm model in transformers' wrapper.
@@ -46,8 +47,8 @@ class Family:
         if self.asks_to_interpolate:
             arguments["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != _native_size(model.config)
         output = model(pixel_values=pixels, **arguments)
-        features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-        return features[:, self.prefix_tokens + getattr(model.config, "num_register_tokens", 0) :]
+        features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]  # (n, prefix + N, Dv)
+        return features[:, self.prefix_tokens + getattr(model.config, "num_register_tokens", 0) :]  # (n, N, Dv)
 
 
 FAMILIES: dict[str, Family] = {
@@ -57,7 +58,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "dinov2": Family("encoder.layer", prefix_tokens=1),
     "dinov2_with_registers": Family("encoder.layer", prefix_tokens=1),
-    "timm_wrapper": Family("timm_model.blocks", is_timm=True),
+    TIMM: Family("timm_model.blocks", is_timm=True),
 }
 
 
@@ -69,8 +70,7 @@ def family_of(config: PreTrainedConfig) -> Family:
     """
     if config.model_type not in FAMILIES:
         raise ValueError(
-            f"model.vision: {config.model_type!r} is not a supported encoder. Supported are CLIP, SigLIP, "
-            "SigLIP 2 "
+            f"model.vision: {config.model_type!r} is not a supported encoder. Supported are CLIP, SigLIP, SigLIP 2 "
             "(fixed size, such as google/siglip2-base-patch16-224; the naflex checkpoints are patch-packed), "
             f"DINOv2 and timm ViTs (model types {', '.join(FAMILIES)})."
         )
@@ -87,9 +87,9 @@ def vision_config(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
     family_of(vision)
     vision.name_or_path = source
     if vision.model_type == "siglip_vision_model":
-        vision.vision_use_head = False  # the pooling head takes no part in patch features
-    if vision.model_type == "timm_wrapper":
-        arguments = vision.model_args or {}  # the wrapper itself asks for no classes; twice is a TypeError
+        vision.vision_use_head = False  # patch features do not depend on the pooling head
+    if vision.model_type == TIMM:
+        arguments = vision.model_args or {}  # the wrapper itself passes num_classes; twice is a TypeError
         vision.model_args = {key: value for key, value in arguments.items() if key != "num_classes"}
         vision.do_pooling = False
     check_architecture(vision, source)
@@ -97,41 +97,51 @@ def vision_config(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
 
 
 def check_architecture(config: PreTrainedConfig, source: str) -> None:
-    """Refuses an encoder that would be built of something else than its configuration and its safetensors.
+    """Refuses a timm encoder that is no ViT of timm's own with the weights in its safetensors.
 
     Args:
         config: of the encoder.
-        source: where it is from, in messages.
+        source: its name or folder, for messages.
 
     Raises:
-        ValueError: of timm, and naming a checkpoint or an architecture that is no ViT of timm's own.
+        ValueError: its configuration names a checkpoint, or an architecture that gives no sequence of patches
+            (ConvNeXt, ResNet, Swin, …) or does not exist.
     """
-    if config.model_type != "timm_wrapper":
+    if config.model_type != TIMM:
         return
     if path := (config.model_args or {}).get("checkpoint_path"):
         raise ValueError(
             f"{source}: model_args of its config.json name a checkpoint of their own ({path!r}), which timm would "
             "unpickle. Only model.safetensors is read."
         )
-    _check_timm(config)
+    if config.architecture not in timm.list_models():
+        known = timm.list_models(f"*{config.architecture.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"model.vision: timm {timm.__version__} has no architecture {config.architecture!r}. "
+            f"Similar: {', '.join(known) or 'none'}; see timm.list_models()."
+        )
+    model = _meta_timm(config)
+    if not all(hasattr(model, name) for name in ("blocks", "num_prefix_tokens", "patch_embed")):
+        raise ValueError(
+            f"model.vision: timm's {config.architecture} is not a ViT: it gives no sequence of patches. Choose a "
+            "vit_*, deit*, eva* or beit* model."
+        )
 
 
 def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
-    """Prepare a configuration for views of ``size``; transformers families interpolate by themselves.
+    """Prepares a configuration for views of ``size``; transformers families interpolate by themselves.
 
     Raises:
         ValueError: a timm architecture that cannot take views of this size.
     """
-    if config.model_type != "timm_wrapper" or size == _native_size(config):
+    if config.model_type != TIMM or size == (native := _native_size(config)):
         return
-    native = _native_size(config)
     config.model_args = {**config.model_args, "dynamic_img_size": True}
     try:
         patch = _meta_timm(config).patch_embed.patch_size
     except TypeError as error:
         raise ValueError(
-            f"model.vision.image_size={size}: timm's {config.architecture} takes views of {native} only "
-            "(it has no "
+            f"model.vision.image_size={size}: timm's {config.architecture} takes views of {native} only (it has no "
             "dynamic_img_size). Leave image_size out, or choose another encoder."
         ) from error
     if size[0] % patch[0] or size[1] % patch[1]:
@@ -158,11 +168,8 @@ def preprocessing(
     except OSError:
         logger.warning(
             "%s has no preprocessor_config.json: normalising with the published values of %s, mean %s and std %s.",
-            source,
-            config.model_type,
-            family.mean,
-            family.std,
-        )
+            source, config.model_type, family.mean, family.std,
+        )  # fmt: skip
         return family.mean, family.std, _native_size(config)
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     height, width = size["height"], size["width"]
@@ -173,31 +180,31 @@ def preprocessing(
 
 def patch_size(model: Any) -> tuple[int, int]:
     """``(h, w)`` of a patch in pixels."""
-    size = model.timm_model.patch_embed.patch_size if hasattr(model, "timm_model") else model.config.patch_size
+    return pair(model.timm_model.patch_embed.patch_size if hasattr(model, "timm_model") else model.config.patch_size)
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """``(h, w)`` of one side or two."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
+    """``(h, w)`` of the views that an encoder was trained with."""
+    if config.model_type != TIMM:
+        return pair(config.image_size)
+    size = (config.model_args or {}).get("img_size")
+    return pair(
+        resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))["input_size"][-2:] if size is None else size
+    )
 
 
 def _encode_timm(model: Any, pixels: Tensor, layer: int) -> Tensor:
     if layer == -1:
         return model.forward_features(pixels)[:, model.num_prefix_tokens :]
     (features,) = model.forward_intermediates(
-        pixels,
-        indices=[len(model.blocks) + layer],
-        intermediates_only=True,
-        output_fmt="NLC",
-        stop_early=True,
+        pixels, indices=[len(model.blocks) + layer], intermediates_only=True, output_fmt="NLC", stop_early=True
     )
     return features
-
-
-def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
-    if config.model_type == "timm_wrapper":
-        size = (config.model_args or {}).get("img_size")
-        if size is None:
-            size = tuple(resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))["input_size"][-2:])
-    else:
-        size = config.image_size
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:
@@ -209,24 +216,7 @@ def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:
     return known.to_dict() if known is not None else {}
 
 
-def _check_timm(config: PreTrainedConfig) -> None:
-    """Refuse architectures that give no sequence of patches (ConvNeXt, ResNet, Swin, …)."""
-    if config.architecture not in timm.list_models():
-        known = timm.list_models(f"*{config.architecture.split('_')[0]}*")[:5]
-        raise ValueError(
-            f"model.vision: timm {timm.__version__} has no architecture {config.architecture!r}. "
-            f"Similar: {', '.join(known) or 'none'}; see timm.list_models()."
-        )
-    model = _meta_timm(config)
-    if not (hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed")):
-        raise ValueError(
-            f"model.vision: timm's {config.architecture} is not a ViT: it gives no sequence of patches. "
-            "Choose a "
-            "vit_*, deit*, eva* or beit* model."
-        )
-
-
 def _meta_timm(config: PreTrainedConfig) -> Any:
-    """The architecture without memory for its weights, to ask it about itself."""
+    """The architecture on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return timm.create_model(config.architecture, pretrained=False, num_classes=0, **config.model_args)

@@ -1,4 +1,4 @@
-"""Fusion: how view tokens join, how many there are, and how they take the place of the placeholders."""
+"""Fusion: which view tokens join, how many there are, and how they replace the placeholders in the text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from panollava.crop.cameras import Column, point_directions, token_directions
 from panollava.crop.rings import neighbour_pairs
 from panollava.crop.sphere import direction_to_angles
 
+Join = Literal["concat", "mean", "stitch", "stitch_nearest"]
+"""``concat`` keeps all tokens. ``stitch`` drops the columns of a ring's tiles that lie wholly nearer to a neighbour's
+centre; ``stitch_nearest`` those whose own centre does, which is what ``stitch`` did up to version 0.1 and leaves gaps.
+All three order tokens by view, a global one first, and by row in each. ``mean`` averages the views token by token: it
+costs as many tokens as one view and loses which view each came from."""
+
+Grid = tuple[int, int]
+
 _ANGLE_TOLERANCE_RAD = 1e-4
 """Angles closer than this are the same: camera rows are float32."""
 
@@ -23,140 +31,17 @@ two edges the one on the left is kept."""
 _WAY_OUT = "Use model.join=concat, which keeps every token"
 
 
-def check_ring(cameras: Tensor, view_mask: Tensor) -> None:
-    """Refuses crops whose tiles are not one closed ring at the horizon; global views alone are none and pass.
-
-    Args:
-        cameras: ``(B, V, C)``.
-        view_mask: ``(B, V)`` bool.
-
-    Raises:
-        ValueError: naming what the tiles are instead and the way out.
-    """
-    is_tile = _tiles(cameras, view_mask)
-    pitch, roll = cameras[..., Column.PITCH], cameras[..., Column.ROLL]
-    if bool((is_tile & (roll.abs() > _ANGLE_TOLERANCE_RAD)).any()):
-        raise ValueError(_refusal("are rolled"))
-    if bool((is_tile & (pitch.abs() > _ANGLE_TOLERANCE_RAD)).any()):
-        rows = sorted({f"{math.degrees(angle):.0f}" for angle in pitch[is_tile].tolist()}, key=float)
-        raise ValueError(_refusal(f"look to pitches of {', '.join(rows)} degrees"))
-    if any(_spread(cameras[..., column], is_tile) for column in (Column.PROJECTION, Column.H_EXTENT)):
-        raise ValueError(_refusal("are not all of one projection and width"))
-    if not bool((_has_even_step(cameras, view_mask) | ~is_tile).all()):
-        raise ValueError(_refusal("do not close the ring in equal steps that leave no gap"))
-
-
-def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: bool = False) -> Tensor:
-    """Columns of tokens that each view keeps.
-
-    The half step of a tile in a ring of n is the interval of yaws within 180/n degrees of its own: the directions
-    that are nearer to its centre than to a neighbour's. A tile keeps the columns whose interval of yaws reaches into
-    its half step, so that every direction is in at least one kept column. Where columns lie across the edge of two half
-    steps, directions near it are in two. At the horizon the columns of a tile have one interval of yaws each, from top
-    to bottom, whatever its projection. Global views keep everything, views that only pad a batch nothing.
-
-    Args:
-        cameras: ``(B, V, C)``.
-        view_mask: ``(B, V)`` bool.
-        width: ``W'``, columns of tokens of a view.
-        nearest: keep the columns whose *centre* lies in the half step, as ``join=stitch`` did up to version 0.1. No
-            direction is shown twice, but those near the edge of two half steps may be in no kept column.
-
-    Returns:
-        ``(B, V, W')`` bool, on the processor.
-
-    Raises:
-        ValueError: the tiles are no such ring, or, with ``nearest``, so close that there is no column to keep.
-    """
-    cameras, view_mask = cameras.detach().cpu().double(), view_mask.cpu()
-    check_ring(cameras, view_mask)
-    is_tile = _tiles(cameras, view_mask)
-    yaw = cameras[..., Column.YAW, None]
-    centre = _longitude(token_directions(cameras, (1, width)))
-    turn = torch.remainder(centre - yaw + math.pi, 2 * math.pi) - math.pi  # (B, V, W'), from the tile's own yaw
-    half_step = _step(is_tile)[:, None, None] / 2
-    margin = _EDGE_TOLERANCE * half_step
-    if nearest:
-        is_own = (turn >= -half_step - margin) & (turn < half_step - margin)
-    else:
-        edges = _longitude(
-            point_directions(cameras, torch.linspace(0, 1, width + 1).double(), cameras.new_full((1,), 0.5))
-        )
-        # Each edge is measured from the centre of its column: from the tile's yaw, 180 degrees would be -180 as well.
-        to_left = torch.remainder(centre - edges[..., :-1], 2 * math.pi)
-        to_right = torch.remainder(edges[..., 1:] - centre, 2 * math.pi)
-        is_own = (turn - to_left < half_step - margin) & (turn + to_right > -half_step + margin)
-    if not bool((is_own.any(dim=-1) | ~is_tile).all()):
-        raise ValueError(
-            f"model.join=stitch_nearest has nothing to keep: the ring's {int(is_tile.sum(dim=1).max())} tiles have "
-            f"{width} columns of tokens each, and none of them is nearer to its own tile's centre than to a "
-            f"neighbour's. {_WAY_OUT}, model.join=stitch, or a lower crop.overlap."
-        )
-    return torch.where(is_tile[..., None], is_own, view_mask[..., None])
-
-
-def _longitude(directions: Tensor) -> Tensor:
-    """Longitudes ``(..., W)`` of one row of directions ``(..., 1, W, 3)``."""
-    return direction_to_angles(directions)[0].squeeze(-2)
-
-
-def _tiles(cameras: Tensor, view_mask: Tensor) -> Tensor:
-    return view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
-
-
-def _step(is_tile: Tensor) -> Tensor:
-    """Yaw ``(B)`` from each tile to the next in an even ring of them all."""
-    return 2 * math.pi / is_tile.sum(dim=1).clamp(min=1).double()
-
-
-def _spread(values: Tensor, is_tile: Tensor) -> bool:
-    """Whether the tiles of some panorama differ."""
-    highest = values.masked_fill(~is_tile, -math.inf).amax(dim=1)
-    lowest = values.masked_fill(~is_tile, math.inf).amin(dim=1)
-    return bool((highest - lowest > _ANGLE_TOLERANCE_RAD).any())
-
-
-def _has_even_step(cameras: Tensor, view_mask: Tensor) -> Tensor:
-    """Which tiles ``(B, V)`` meet or overlap their right neighbour, one n-th of a turn away; a strip alone itself."""
-    is_tile = _tiles(cameras, view_mask)
-    step = _step(is_tile)
-    is_alone = is_tile.sum(dim=1, keepdim=True) == 1
-    is_even = is_alone & (cameras[..., Column.H_EXTENT] > 2 * math.pi - _ANGLE_TOLERANCE_RAD)
-    sample, view, neighbour = neighbour_pairs(cameras, view_mask).unbind(1)
-    yaw = cameras[..., Column.YAW]
-    apart = torch.remainder(yaw[sample, neighbour] - yaw[sample, view], 2 * math.pi)
-    is_even[sample, view] = (apart - step[sample]).abs() < _ANGLE_TOLERANCE_RAD
-    return is_even
-
-
-def _refusal(reason: str) -> str:
-    return (
-        "model.join=stitch drops the columns of tokens that the tiles of one closed ring at the horizon see twice, "
-        f"but the tiles of this crop {reason}. {_WAY_OUT}, or a crop of one ring, such as crop=anyres_e2p with "
-        "crop.pitch_rows_deg=[0]."
-    )
-
-
-Join = Literal["concat", "mean", "stitch", "stitch_nearest"]
-"""``concat`` lays all tokens one after the other. ``stitch`` leaves out the columns of a ring's tiles that lie wholly
-nearer to a neighbour's centre; ``stitch_nearest`` those whose own centre does, which is what ``stitch`` did up to
-version 0.1 and leaves gaps. All three go view after view, a global one first, and row by row in each. ``mean`` averages
-the views token by token, which costs as many tokens as one view and tells no longer which view said what."""
-
-Grid = tuple[int, int]
-
-
 def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Grid | None) -> int:
-    """Placeholders that a panorama takes in the text; the one place that knows.
+    """Number of placeholders that a panorama takes in the text.
 
     Args:
         cameras: ``(V, C)`` of its real views.
         tokens_per_view: ``Q``.
         join: how views join (see ``Join``).
-        grid: ``(H', W')`` of a view's tokens, row by row, or None where they keep none.
+        grid: ``(H', W')`` of a view's tokens, row by row, or None where they have no grid.
 
     Raises:
-        ValueError: there is no such join, or the crop or the resampler has no use for it.
+        ValueError: there is no such join, or it needs another crop or resampler.
     """
     if join == "mean":
         return tokens_per_view
@@ -165,7 +50,7 @@ def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Gr
 
 
 def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
-    """Join the view tokens of each panorama.
+    """Joins the view tokens of each panorama.
 
     Args:
         tokens: ``(B, V, Q, Dl)``.
@@ -181,42 +66,17 @@ def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Gr
         ValueError: as ``image_token_count``.
     """
     if join == "mean":
-        share = view_mask / view_mask.sum(dim=1, keepdim=True)
-        # Views that only pad a batch may hold anything, so they are replaced before they are weighted.
+        share = view_mask / view_mask.sum(dim=1, keepdim=True)  # (B, V)
+        # Padding views may hold anything, so they are replaced before they are weighted.
         real = tokens.masked_fill(~view_mask[..., None, None], 0.0)
-        mean = (real * share[..., None, None].to(tokens.dtype)).sum(dim=1)
+        mean = (real * share[..., None, None].to(tokens.dtype)).sum(dim=1)  # (B, Q, Dl)
         return mean.flatten(0, 1), torch.full_like(view_mask[:, 0], tokens.shape[2], dtype=torch.int64)
-    kept = _kept(cameras, view_mask, tokens.shape[2], join, grid).to(tokens.device)
+    kept = _kept(cameras, view_mask, tokens.shape[2], join, grid).to(tokens.device)  # (B, V, Q)
     return tokens[kept], kept.sum(dim=(1, 2))
 
 
-def check_join(cameras: Tensor, join: str) -> None:
-    """Refuses a crop that cannot be joined so, of which no more is known than the cameras ``(V, C)`` of its views.
-
-    Raises:
-        ValueError: there is no such join, or the crop has no use for it.
-    """
-    _check_exists(join)
-    if join.startswith("stitch"):
-        check_ring(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
-
-
-def _kept(cameras: Tensor, view_mask: Tensor, tokens_per_view: int, join: str, grid: Grid | None) -> Tensor:
-    """Which tokens ``(B, V, Q)`` of views the language model gets to see."""
-    _check_exists(join)
-    if join == "concat":
-        return view_mask[..., None].expand(-1, -1, tokens_per_view)
-    if grid is None:
-        raise ValueError(
-            f"model.join={join} drops columns of tokens, and the tokens of this resampler stand in no grid. Use "
-            "model.join=concat, which keeps every token, or a resampler that keeps a grid, such as resampler=mlp."
-        )
-    columns = kept_columns(cameras, view_mask, grid[1], nearest=join == "stitch_nearest")  # (B, V, W')
-    return columns[:, :, None, :].expand(-1, -1, grid[0], -1).flatten(2)
-
-
 def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tensor, counts: Tensor) -> Tensor:
-    """Put image tokens in the place of the placeholders.
+    """Replaces the placeholders by image tokens.
 
     Args:
         embeddings: ``(B, T, Dl)`` of the text, anything at the placeholders.
@@ -240,6 +100,140 @@ def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tens
     return embeddings.masked_scatter(is_image[..., None], image_tokens.to(embeddings.dtype))
 
 
+def check_join(cameras: Tensor, join: str) -> None:
+    """Checks that the views of a crop, of cameras ``(V, C)``, can be joined so.
+
+    Raises:
+        ValueError: there is no such join, or it needs another crop.
+    """
+    _check_exists(join)
+    if join.startswith("stitch"):
+        _check_ring(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
+
+
 def _check_exists(join: str) -> None:
     if join not in get_args(Join):
         raise ValueError(f"model.join={join!r} does not exist. Available: {', '.join(get_args(Join))}.")
+
+
+def _kept(cameras: Tensor, view_mask: Tensor, tokens_per_view: int, join: str, grid: Grid | None) -> Tensor:
+    """Which tokens ``(B, V, Q)`` of views the language model gets."""
+    _check_exists(join)
+    if join == "concat":
+        return view_mask[..., None].expand(-1, -1, tokens_per_view)
+    if grid is None:
+        raise ValueError(
+            f"model.join={join} drops columns of tokens, and the tokens of this resampler have no grid. Use "
+            "model.join=concat, which keeps every token, or a resampler that keeps a grid, such as resampler=mlp."
+        )
+    columns = kept_columns(cameras, view_mask, grid[1], nearest=join == "stitch_nearest")  # (B, V, W')
+    return columns[:, :, None, :].expand(-1, -1, grid[0], -1).flatten(2)
+
+
+def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: bool = False) -> Tensor:
+    """Columns of tokens that each view keeps.
+
+    The half step of a tile in a ring of n is the interval of yaws within 180/n degrees of its own: the directions
+    that are nearer to its centre than to a neighbour's. A tile keeps the columns whose interval of yaws reaches into
+    its half step, so that every direction is in at least one kept column. Where columns lie across the edge of two half
+    steps, directions near it are in two. At the horizon the columns of a tile have one interval of yaws each, from top
+    to bottom, whatever its projection. Global views keep everything, padding views nothing.
+
+    Args:
+        cameras: ``(B, V, C)``.
+        view_mask: ``(B, V)`` bool.
+        width: ``W'``, columns of tokens of a view.
+        nearest: keep the columns whose *centre* lies in the half step, as ``join=stitch`` did up to version 0.1. No
+            direction is shown twice, but those near the edge of two half steps may be in no kept column.
+
+    Returns:
+        ``(B, V, W')`` bool, on the CPU.
+
+    Raises:
+        ValueError: the tiles are no such ring, or, with ``nearest``, so close that there is no column to keep.
+    """
+    cameras, view_mask = cameras.detach().cpu().double(), view_mask.cpu()
+    _check_ring(cameras, view_mask)
+    is_tile = _tiles(cameras, view_mask)
+    yaw = cameras[..., Column.YAW, None]
+    centre = _longitude(token_directions(cameras, (1, width)))  # (B, V, W')
+    offset = torch.remainder(centre - yaw + math.pi, 2 * math.pi) - math.pi  # (B, V, W'), from the tile's own yaw
+    half_step = _step(is_tile)[:, None, None] / 2
+    margin = _EDGE_TOLERANCE * half_step
+    if nearest:
+        is_own = (offset >= -half_step - margin) & (offset < half_step - margin)
+    else:
+        edges = _longitude(  # (B, V, W' + 1)
+            point_directions(cameras, torch.linspace(0, 1, width + 1).double(), cameras.new_full((1,), 0.5))
+        )
+        # Each edge is measured from the centre of its column: from the tile's yaw, 180 degrees would be -180 as well.
+        to_left = torch.remainder(centre - edges[..., :-1], 2 * math.pi)
+        to_right = torch.remainder(edges[..., 1:] - centre, 2 * math.pi)
+        is_own = (offset - to_left < half_step - margin) & (offset + to_right > -half_step + margin)
+    if not bool((is_own.any(dim=-1) | ~is_tile).all()):
+        raise ValueError(
+            f"model.join=stitch_nearest has nothing to keep: the ring's {int(is_tile.sum(dim=1).max())} tiles have "
+            f"{width} columns of tokens each, and none of them is nearer to its own tile's centre than to a "
+            f"neighbour's. {_WAY_OUT}, model.join=stitch, or a lower crop.overlap."
+        )
+    return torch.where(is_tile[..., None], is_own, view_mask[..., None])
+
+
+def _check_ring(cameras: Tensor, view_mask: Tensor) -> None:
+    """Refuses crops whose tiles are not one closed ring at the horizon; crops without tiles pass.
+
+    Raises:
+        ValueError: the message says what the tiles are instead and the way out.
+    """
+    is_tile = _tiles(cameras, view_mask)
+    pitch, roll = cameras[..., Column.PITCH], cameras[..., Column.ROLL]
+    reason = ""
+    if bool((is_tile & (roll.abs() > _ANGLE_TOLERANCE_RAD)).any()):
+        reason = "are rolled"
+    elif bool((is_tile & (pitch.abs() > _ANGLE_TOLERANCE_RAD)).any()):
+        rows = sorted({f"{math.degrees(angle):.0f}" for angle in pitch[is_tile].tolist()}, key=float)
+        reason = f"look to pitches of {', '.join(rows)} degrees"
+    elif any(_differ(cameras[..., column], is_tile) for column in (Column.PROJECTION, Column.H_EXTENT)):
+        reason = "are not all of one projection and width"
+    elif not bool((_has_even_step(cameras, view_mask) | ~is_tile).all()):
+        reason = "do not close the ring in equal steps that leave no gap"
+    if reason:
+        raise ValueError(
+            "model.join=stitch drops the columns of tokens that the tiles of one closed ring at the horizon see twice, "
+            f"but the tiles of this crop {reason}. {_WAY_OUT}, or a crop of one ring, such as crop=anyres_e2p with "
+            "crop.pitch_rows_deg=[0]."
+        )
+
+
+def _has_even_step(cameras: Tensor, view_mask: Tensor) -> Tensor:
+    """Which tiles ``(B, V)`` meet or overlap their right neighbour, 1/n of the circle away; a strip alone itself."""
+    is_tile = _tiles(cameras, view_mask)
+    step = _step(is_tile)
+    is_alone = is_tile.sum(dim=1, keepdim=True) == 1
+    is_even = is_alone & (cameras[..., Column.H_EXTENT] > 2 * math.pi - _ANGLE_TOLERANCE_RAD)
+    sample, view, neighbour = neighbour_pairs(cameras, view_mask).unbind(1)
+    yaw = cameras[..., Column.YAW]
+    distance = torch.remainder(yaw[sample, neighbour] - yaw[sample, view], 2 * math.pi)
+    is_even[sample, view] = (distance - step[sample]).abs() < _ANGLE_TOLERANCE_RAD
+    return is_even
+
+
+def _tiles(cameras: Tensor, view_mask: Tensor) -> Tensor:
+    return view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
+
+
+def _step(is_tile: Tensor) -> Tensor:
+    """Yaw ``(B)`` from each tile to the next in an even ring of them all."""
+    return 2 * math.pi / is_tile.sum(dim=1).clamp(min=1).double()
+
+
+def _differ(values: Tensor, is_tile: Tensor) -> bool:
+    """Whether values ``(B, V)`` differ between the tiles of some panorama."""
+    highest = values.masked_fill(~is_tile, -math.inf).amax(dim=1)
+    lowest = values.masked_fill(~is_tile, math.inf).amin(dim=1)
+    return bool((highest - lowest > _ANGLE_TOLERANCE_RAD).any())
+
+
+def _longitude(directions: Tensor) -> Tensor:
+    """Longitudes ``(..., W)`` of one row of directions ``(..., 1, W, 3)``."""
+    return direction_to_angles(directions)[0].squeeze(-2)

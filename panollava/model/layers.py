@@ -1,4 +1,4 @@
-"""Means of a grid of patches over the rectangles of a coarser grid."""
+"""Layers that several resamplers share: attention, feed-forward, initialisation, and pooling over areas."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context, with no position code: the order of the context is not seen.
+    """Multi-head attention of tokens to a context, without a position code and without biases.
 
-    There are no biases. One on the keys would add the same to every score of a query, so that softmax would take it
-    out again.
+    A bias on the keys would add the same to every score of a query, which softmax cancels.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762), section 3.2.
+
+    Args:
+        width: of the tokens.
+        context_width: of the context.
+        heads: of attention; a divisor of ``width``.
+        residuals: branches that are added to the tokens from first to last (see ``draw``).
     """
 
     def __init__(self, *, width: int, context_width: int, heads: int, residuals: int) -> None:
-        """Build and draw the weights.
-
-        Args:
-            width: of the tokens.
-            context_width: of the context.
-            heads: of attention; a divisor of ``width``.
-            residuals: branches that are added to the tokens from first to last (see ``draw``).
-        """
         super().__init__()
         self.heads = heads
         self.query_projection = nn.Linear(width, width, bias=False)
@@ -38,9 +35,9 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
         """``(n, Q, D)`` tokens and ``(n, M, C)`` context -> ``(n, Q, D)``."""
-        queries = self._by_head(self.query_projection(tokens))
+        queries = self._by_head(self.query_projection(tokens))  # (n, heads, Q, D / heads)
         keys, values = (self._by_head(half) for half in self.context_projection(context).chunk(2, dim=-1))
-        mixed = functional.scaled_dot_product_attention(queries, keys, values)
+        mixed = functional.scaled_dot_product_attention(queries, keys, values)  # (n, heads, Q, D / heads)
         return self.out_projection(mixed.transpose(1, 2).flatten(2))
 
     def _by_head(self, projected: Tensor) -> Tensor:
@@ -49,10 +46,9 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, where tokens are four times as wide."""
+    """Two linear layers with a GELU between them, four times as wide inside; arguments as for ``Attention``."""
 
     def __init__(self, *, width: int, residuals: int) -> None:
-        """Build and draw the weights; see ``Attention``."""
         super().__init__()
         self.expand = nn.Linear(width, 4 * width)
         self.out_projection = nn.Linear(4 * width, width)
@@ -65,11 +61,10 @@ class FeedForward(nn.Module):
 
 
 def draw(linear: nn.Linear, residuals: int = 1) -> None:
-    """Weights from a truncated normal, biases 0.
+    """Draws weights from a truncated normal and sets biases to 0, through ``nn.init``, which loading can guard.
 
-    The deviation is BERT's 0.02 at BERT's width of 768, and at other widths what leaves the outputs at the same scale.
-    Branches that are added to the tokens share it, so that their sum does not grow with the depth. ``nn.init`` does
-    the drawing because loading can guard it.
+    The deviation is BERT's 0.02 at BERT's width of 768, and keeps the scale of the outputs at other widths. Branches
+    that are added to the tokens share it, so that their sum does not grow with the depth.
 
     Source: Devlin et al., "BERT", 2018 (arXiv:1810.04805), its code, for the deviation; Radford et al., "Language
     Models are Unsupervised Multitask Learners", 2019, section 2.3, for the branches.
@@ -96,12 +91,12 @@ def check_heads(width: int, heads: int) -> None:
 
 
 def area_pool(patches: Tensor, grid: tuple[int, int], pooled: tuple[int, int]) -> Tensor:
-    """Mean over each rectangle, in which a patch that lies across an edge counts by its part inside.
+    """Mean over each rectangle of a coarser grid; a patch across an edge counts by the share of its area inside.
 
-    A rectangle's mean is then a mean around its centre, which is the direction a token is taken to look in; pooling
-    that gives every patch touched the same weight (PyTorch's adaptive average pooling) shifts it by up to a third of a
-    patch from 16 to 12. Where the sides divide, both are the same. It is a product with a matrix, so that its gradient
-    adds up in one order on a GPU too. Where there are more rectangles than patches, patches are repeated.
+    A rectangle's mean is then centred on the direction that its token is taken to have. PyTorch's adaptive average
+    pooling, which gives the same weight to every patch touched, shifts it by up to a third of a patch from 16 to 12.
+    Where the sides divide, both are the same. As a product with a matrix, its gradient adds up in one order on a GPU
+    too. Where there are more rectangles than patches, patches are repeated.
 
     Args:
         patches: ``(..., H * W, D)``, row by row.
@@ -118,7 +113,7 @@ def area_pool(patches: Tensor, grid: tuple[int, int], pooled: tuple[int, int]) -
 def _shares(patches: int, pooled: int, like: Tensor) -> Tensor:
     """``(pooled, patches)``: of each interval's length, the share that lies in each patch.
 
-    Lengths are counted in ``1 / (patches * pooled)`` of the whole, so they are whole numbers. Made at each call, as a
+    Lengths are counted in ``1 / (patches * pooled)`` of the side, so they are whole numbers. Made at each call, as a
     buffer would not survive construction on the meta device.
     """
     edges = torch.arange(max(patches, pooled) + 1, device=like.device)

@@ -1,4 +1,4 @@
-"""LoRA on the language model alone: attach, save, load, merge. The only place that knows peft's ways."""
+"""LoRA on the language model alone: attach, switch, save, load and merge adapters. No other module imports peft."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from annotated_types import Interval
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model, get_peft_model_state_dict
@@ -20,159 +20,33 @@ from panollava.model.components import seeded
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL
 from panollava.untrusted import check_weights, read_document, read_safetensors
 
-if TYPE_CHECKING:
-    from panollava.model.vlm import PanoLlavaForConditionalGeneration
-
-
-def check_targets(language_model: Any, target_modules: Sequence[str]) -> None:
-    """Whether each target is the last name of a linear layer, and of one whose adapter can be merged.
-
-    Args:
-        language_model: of transformers, with adapters on it or without.
-        target_modules: names of layers, or the last parts of their names.
-
-    Raises:
-        ValueError: one is not, or there is none at all; the message lists those there are.
-    """
-    linear = {
-        name.removesuffix(".base_layer"): module  # as it is called where another adapter is attached
-        for name, module in language_model.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name
-    }
-    output, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
-    available = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not output}))
-    if not target_modules:
-        raise ValueError(
-            f"lora.target_modules=[] puts adapters nowhere. Available: {available}, or all-linear; lora=none trains "
-            "without an adapter."
-        )
-    meant = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in target_modules}
-    if unknown := [target for target, names in meant.items() if not names]:
-        raise ValueError(
-            f"lora.target_modules: {', '.join(map(repr, unknown))} not found among the linear layers of the language "
-            f"model. Available: {available}, or all-linear."
-        )
-    tied = [target for target, names in meant.items() if any(linear[name].weight is embedding.weight for name in names)]
-    if tied:
-        raise ValueError(
-            f"lora.target_modules: {tied[0]!r} shares its weights with the embeddings of this language model, so that "
-            f"merging its adapter would change what the model reads. Leave it out. Available: {available}, or "
-            "all-linear."
-        )
-
-
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, BELONGS = "adapter_config.json", "adapter_model.safetensors", "belongs_to.json"
+LORA = "lora_weights"
+"""Folder of an adapter, beside the model it belongs to."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, BELONGS = "adapter_config.json", "adapter_model.safetensors", "belongs_to.json"
+DEFAULT = "default"
+"""Name of an adapter that was given none."""
 
-_SET_ASIDE = ("auto_mapping", "corda_config", "lora_ga_config", "eva_config", "loftq_config")
-"""Names of classes to import and of further files, of pickles, to begin from: all that counts is in the weights."""
+_IGNORED = ("auto_mapping", "corda_config", "lora_ga_config", "eva_config", "loftq_config")
+"""Keys of settings that name classes to import or pickled files to start from; trained weights do not need them."""
 _REFUSED = {
     "megatron_config": "makes peft import code by name, which is not done here",
     "layer_replication": "makes a model of other layers, which is not done here",
 }
 
 
-def read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Settings and weights of the adapter in a folder; nothing that they name is opened.
+class HasLanguageModel(Protocol):
+    """``PanoLlavaForConditionalGeneration``, whose language model an adapter wraps."""
 
-    Raises:
-        FileNotFoundError: the folder holds no adapter in safetensors.
-        ValueError: the settings are no LoRA's, the weights are none, or they are not those of the settings.
-    """
-    lacking = [file for file in (CONFIG, WEIGHTS) if not (path / file).is_file()]
-    if lacking:
-        raise FileNotFoundError(
-            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
-            "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
-        )
-    config = _read_config(path / CONFIG)
-    tensors = read_safetensors((path / WEIGHTS).resolve())  # the hub's cache keeps links
-    check_weights(tensors, path / WEIGHTS)
-    _check_ranks(config, tensors, path)
-    return config, tensors
+    language_model: Any
 
-
-def warn_of_base(config: LoraConfig, base: str, path: Path) -> None:
-    """Says so where an adapter was trained on a model of another name; that one is neither looked for nor opened.
-
-    Args:
-        config: of the adapter.
-        base: name or folder of the model that it is attached to; empty where that is not known.
-        path: the adapter's folder.
-    """
-    trained_on = str(config.base_model_name_or_path or "")
-    if base and trained_on and _last(base) != _last(trained_on):
-        logger.warning(
-            "The LoRA adapter in %s was trained on %s and is attached to %s: its answers are right only if the two "
-            "are the same model.",
-            path, trained_on, base,
-        )  # fmt: skip
-
-
-def warn_of_sight(path: Path, digest: str) -> None:
-    """Says so where an adapter was trained behind other weights that see than those of the model it is attached to.
-
-    Args:
-        path: the adapter's folder; without ``BELONGS``, as plain peft leaves it, nothing is known.
-        digest: of the model's own weights between encoder and language model.
-    """
-    if (path / BELONGS).is_file() and read_document((path / BELONGS).resolve()).get("sight") not in (None, digest):
-        logger.warning(
-            "The LoRA adapter in %s was trained with another resampler and projector than this model has: its answers "
-            "are right only with those of its own run.",
-            path,
-        )
-
-
-def _last(name: str) -> str:
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
-
-
-def _read_config(path: Path) -> LoraConfig:
-    document = read_document(path.resolve())
-    if document.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{path} is of {document.get('peft_type')!r}, not of LORA, which is the only kind that is read."
-        )
-    for key, reason in _REFUSED.items():
-        if document.get(key):
-            raise ValueError(f"{path}: {key} {reason}. Merge the adapter with peft where you trust it.")
-    known = {*LoraConfig.__dataclass_fields__} - {*_SET_ASIDE}
-    kept = {key: value for key, value in document.items() if key in known}
-    try:
-        return LoraConfig(**{**kept, "task_type": "CAUSAL_LM"})
-    except Exception as error:  # peft takes what it is given, and stumbles anywhere
-        raise ValueError(f"{path} is not a LoRA's settings ({type(error).__name__}: {error}).") from error
-
-
-def _check_ranks(config: LoraConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Whether the settings ask for no other ranks than the weights have; peft would make room for any number.
-
-    Raises:
-        ValueError: they do.
-    """
-    held = {int(tensor.shape[0]) for name, tensor in tensors.items() if ".lora_A." in name and tensor.ndim == 2}
-    pattern: dict[str, Any] = config.rank_pattern or {}
-    asked = [config.r, *pattern.values()] if isinstance(pattern, dict) else [config.r]
-    is_right = all(type(rank) is int and 0 < rank <= max(held, default=0) for rank in asked)
-    if not is_right or (not pattern and held != {config.r}):
-        shown = ", ".join(map(str, sorted(held))) or "none"
-        raise ValueError(
-            f"The LoRA adapter in {path} does not fit together: {CONFIG} asks for rank "
-            f"{', '.join(str(rank)[:40] for rank in asked[:5])}, {WEIGHTS} has {shown}. The two are of different "
-            "adapters, or damaged."
-        )
-
-
-LORA = "lora_weights"
-"""Folder of an adapter, beside the model it belongs to."""
-DEFAULT = "default"
-"""What an adapter is called where nobody gave it a name."""
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As in ``nn.Module``."""
 
 
 def add_lora(
-    model: PanoLlavaForConditionalGeneration,
+    model: HasLanguageModel,
     *,
     rank: Annotated[int, Interval(ge=1)] = 16,
     alpha: Annotated[float, Interval(gt=0)] = 32,
@@ -182,7 +56,7 @@ def add_lora(
     use_dora: bool = False,
     seed: int = 0,
 ) -> None:
-    """Wrap the language model, and nothing else, with a fresh adapter in fp32; the base weights freeze.
+    """Wraps the language model, and nothing else, with a new adapter in fp32; the base weights freeze.
 
     Args:
         model: to change in place.
@@ -214,30 +88,67 @@ def add_lora(
 
 
 def lora_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``model.lora`` section gives to ``add_lora``."""
+    """The keywords of ``add_lora`` in a ``model.lora`` section."""
     return {key: value for key, value in section.items() if key not in ("enabled", "save_only")}
 
 
-def has_lora(model: PanoLlavaForConditionalGeneration) -> bool:
+def check_targets(language_model: Any, target_modules: Sequence[str]) -> None:
+    """Checks that each target is a linear layer whose adapter can be merged.
+
+    Args:
+        language_model: of transformers, with adapters on it or without.
+        target_modules: names of layers, or the last parts of their names.
+
+    Raises:
+        ValueError: one is not, or there is none at all; the message lists the layers there are.
+    """
+    linear = {
+        name.removesuffix(".base_layer"): module  # its name where another adapter is attached
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    }
+    output, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+    available = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not output}))
+    if not target_modules:
+        raise ValueError(
+            f"lora.target_modules=[] puts adapters nowhere. Available: {available}, or all-linear; lora=none trains "
+            "without an adapter."
+        )
+    meant = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in target_modules}
+    if unknown := [target for target, names in meant.items() if not names]:
+        raise ValueError(
+            f"lora.target_modules: {', '.join(map(repr, unknown))} not found among the linear layers of the language "
+            f"model. Available: {available}, or all-linear."
+        )
+    tied = [target for target, names in meant.items() if any(linear[name].weight is embedding.weight for name in names)]
+    if tied:
+        raise ValueError(
+            f"lora.target_modules: {tied[0]!r} shares its weights with the embeddings of this language model, so that "
+            f"merging its adapter would change what the model reads. Leave it out. Available: {available}, or "
+            "all-linear."
+        )
+
+
+def has_lora(model: HasLanguageModel) -> bool:
     """Whether an adapter is attached."""
     return isinstance(model.language_model, PeftModel)
 
 
-def lora_names(model: PanoLlavaForConditionalGeneration) -> list[str]:
-    """Names of the adapters that are attached, in use or not."""
+def lora_names(model: HasLanguageModel) -> list[str]:
+    """Names of the adapters that are attached, active or not."""
     return list(model.language_model.peft_config) if has_lora(model) else []
 
 
-def lora_in_use(model: PanoLlavaForConditionalGeneration) -> str | None:
-    """Name of the adapter that has its say, None where none has."""
+def lora_in_use(model: HasLanguageModel) -> str | None:
+    """Name of the active adapter, None without one."""
     if not has_lora(model):
         return None
     is_off = any(getattr(module, "disable_adapters", False) is True for module in model.language_model.modules())
     return None if is_off else str(model.language_model.active_adapter)
 
 
-def use_lora(model: PanoLlavaForConditionalGeneration, name: str | None) -> None:
-    """Let one of the attached adapters have its say, or with None the language model alone; what trains stays so.
+def use_lora(model: HasLanguageModel, name: str | None) -> None:
+    """Makes one of the attached adapters active, or with None no adapter; what trains stays so.
 
     Raises:
         ValueError: no adapter of this name is attached.
@@ -257,12 +168,42 @@ def use_lora(model: PanoLlavaForConditionalGeneration, name: str | None) -> None
         parameter.requires_grad_(trains)
 
 
-def save_lora(
-    model: PanoLlavaForConditionalGeneration, folder: str | Path, tensors: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write the adapter in use, ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
+def merge_lora(model: HasLanguageModel) -> None:
+    """Adds the active adapter to the base weights and removes all adapters; does nothing without one."""
+    name = lora_in_use(model)
+    if name is None:
+        drop_lora(model)
+    else:
+        model.language_model = model.language_model.merge_and_unload(adapter_names=[name])
 
-    ``belongs_to.json`` beside them says behind which resampler and projector it was trained.
+
+def drop_lora(model: HasLanguageModel) -> None:
+    """Removes all adapters and leaves the base weights as they were; does nothing without one."""
+    if has_lora(model):
+        model.language_model = model.language_model.unload()
+
+
+@contextmanager
+def without_lora(model: HasLanguageModel) -> Iterator[None]:
+    """Removes all adapters inside, and attaches them again afterwards."""
+    names, used = lora_names(model), lora_in_use(model)
+    with TemporaryDirectory() as kept:
+        for name in names:
+            use_lora(model, name)
+            save_lora(model, Path(kept) / name)
+        drop_lora(model)
+        try:
+            yield
+        finally:
+            for name in names:
+                load_lora(model, Path(kept) / name, name=name)
+            use_lora(model, used)
+
+
+def save_lora(model: HasLanguageModel, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Writes the active adapter, ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
+
+    ``belongs_to.json`` beside them identifies the resampler and the projector that it was trained with.
 
     Args:
         model: whose adapter it is.
@@ -270,35 +211,38 @@ def save_lora(
         tensors: weights by their names in the model, in place of those that it holds.
 
     Raises:
-        ValueError: no LoRA is attached, or none in use.
+        ValueError: no LoRA is attached, or none is active.
     """
     name = lora_in_use(model)
     if name is None:
         raise ValueError("There is no LoRA to save: the language model carries none, or none in use (see use_lora).")
     target = Path(folder)
-    prefix = "language_model."
-    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} if tensors else None
+    own = {k.removeprefix(LANGUAGE_MODEL): v for k, v in (tensors or {}).items() if k.startswith(LANGUAGE_MODEL)}
     model.language_model.save_pretrained(
-        str(target), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False, state_dict=own
+        str(target),
+        selected_adapters=[name],
+        safe_serialization=True,
+        save_embedding_layers=False,
+        state_dict=own if tensors else None,
     )
-    if name != DEFAULT:  # peft puts it into a folder of its name
+    if name != DEFAULT:  # peft writes it into a folder of its name
         for file in (target / name).iterdir():
             file.replace(target / file.name)
         (target / name).rmdir()
     (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    write_json(target / BELONGS, {"sight": _sight_digest(model, tensors)})
+    write_json(target / BELONGS, {"sight": _vision_digest(model, tensors)})
 
 
-def load_lora(
-    model: PanoLlavaForConditionalGeneration, folder: str | Path, *, name: str = DEFAULT, trainable: bool = False
-) -> None:
-    """Attach an adapter that ``save_lora`` or plain peft wrote, beside those there are, and use it.
+def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAULT, trainable: bool = False) -> None:
+    """Attaches an adapter that ``save_lora`` or plain peft wrote, beside those there are, and makes it active.
+
+    Logs a warning where it was trained on a language model of another name or with another resampler or projector.
 
     Args:
         model: to change in place.
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: to call it by.
-        trainable: whether the adapter is to be trained on.
+        name: of the adapter among those attached.
+        trainable: whether the adapter is to be trained further.
 
     Raises:
         FileNotFoundError: the folder holds no adapter in safetensors.
@@ -309,17 +253,95 @@ def load_lora(
     if not name.isidentifier():
         raise ValueError(f"name={name!r}: an adapter is called by letters, digits and underscores, such as 'indoors'.")
     path = Path(folder)
-    config, tensors = read_adapter(path)
+    config, tensors = _read_adapter(path)
     if isinstance(config.target_modules, set | list):
         try:
             check_targets(model.language_model, sorted(config.target_modules))
         except ValueError as error:
             raise ValueError(f"The LoRA adapter in {path} cannot be attached. {error}") from error
-    warn_of_base(config, str(model.language_model.config.name_or_path or ""), path)
-    warn_of_sight(path, _sight_digest(model))
+    _warn_of_another_model(model, config, path)
     stored = set(tensors) - _vocabulary_copies(model.language_model, config, tensors, path)
     model.language_model = _attach(model, path, name, config, stored, trainable)
     use_lora(model, name)
+
+
+def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Settings and weights of the adapter in a folder; nothing that they name is opened.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter in safetensors.
+        ValueError: the settings are no LoRA's, the weights are none, or they are not those of the settings.
+    """
+    lacking = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (path / file).is_file()]
+    if lacking:
+        raise FileNotFoundError(
+            f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
+            "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
+        )
+    config = _read_config(path / ADAPTER_CONFIG)
+    tensors = read_safetensors((path / ADAPTER_WEIGHTS).resolve())  # the hub's cache keeps links
+    check_weights(tensors, path / ADAPTER_WEIGHTS)
+    # peft would allocate any rank that the settings name.
+    held = {int(tensor.shape[0]) for name, tensor in tensors.items() if ".lora_A." in name and tensor.ndim == 2}
+    pattern: dict[str, Any] = config.rank_pattern or {}
+    ranks = [config.r, *pattern.values()] if isinstance(pattern, dict) else [config.r]
+    are_right = all(type(rank) is int and 0 < rank <= max(held, default=0) for rank in ranks)
+    if not are_right or (not pattern and held != {config.r}):
+        shown = ", ".join(map(str, sorted(held))) or "none"
+        raise ValueError(
+            f"The LoRA adapter in {path} does not fit together: {ADAPTER_CONFIG} asks for rank "
+            f"{', '.join(str(rank)[:40] for rank in ranks[:5])}, {ADAPTER_WEIGHTS} has {shown}. The two are of "
+            "different adapters, or damaged."
+        )
+    return config, tensors
+
+
+def _read_config(path: Path) -> LoraConfig:
+    document = read_document(path.resolve())
+    if document.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{path} is of {document.get('peft_type')!r}, not of LORA, which is the only kind that is read."
+        )
+    for key, reason in _REFUSED.items():
+        if document.get(key):
+            raise ValueError(f"{path}: {key} {reason}. Merge the adapter with peft where you trust it.")
+    known = LoraConfig.__dataclass_fields__.keys() - set(_IGNORED)
+    kept = {key: value for key, value in document.items() if key in known}
+    try:
+        return LoraConfig(**{**kept, "task_type": "CAUSAL_LM"})
+    except Exception as error:  # peft checks little, and fails anywhere
+        raise ValueError(f"{path} is not a LoRA's settings ({type(error).__name__}: {error}).") from error
+
+
+def _warn_of_another_model(model: HasLanguageModel, config: LoraConfig, path: Path) -> None:
+    """Warns of a base model of another name, which is never opened, and of another resampler or projector."""
+    base = str(model.language_model.config.name_or_path or "")
+    trained_on = str(config.base_model_name_or_path or "")
+    ends = [re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower() for name in (base, trained_on)]
+    if base and trained_on and ends[0] != ends[1]:
+        logger.warning(
+            "The LoRA adapter in %s was trained on %s and is attached to %s: its answers are right only if the two "
+            "are the same model.",
+            path, trained_on, base,
+        )  # fmt: skip
+    belongs = read_document((path / BELONGS).resolve()) if (path / BELONGS).is_file() else {}  # plain peft writes none
+    if belongs.get("sight") not in (None, _vision_digest(model)):
+        logger.warning(
+            "The LoRA adapter in %s was trained with another resampler and projector than this model has: its answers "
+            "are right only with those of its own run.",
+            path,
+        )
+
+
+def _vision_digest(model: HasLanguageModel, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """Digest of the weights between encoder and language model; ``tensors`` replace those of the model by name."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if name.startswith((ENCODER, LANGUAGE_MODEL)) or (tensors is not None and name not in tensors):
+            continue
+        value = weight if tensors is None else tensors[name]
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping[str, Tensor], path: Path) -> set[str]:
@@ -350,14 +372,9 @@ def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping
 
 
 def _attach(
-    model: PanoLlavaForConditionalGeneration,
-    path: Path,
-    name: str,
-    config: LoraConfig,
-    stored: set[str],
-    trainable: bool,
+    model: HasLanguageModel, path: Path, name: str, config: LoraConfig, stored: set[str], trainable: bool
 ) -> PeftModel:
-    """The language model with one more adapter; without it again, if it does not fit."""
+    """The language model with one more adapter; if that does not fit, it is removed again."""
     base: Any = model.language_model
     config.inference_mode = not trainable
     wrapped: Any = base if has_lora(model) else None
@@ -373,7 +390,7 @@ def _attach(
                 f"{len(differing)} weights are in only one of them ({', '.join(sorted(differing)[:3])}). It was "
                 "trained on another model, or the file is damaged."
             )
-    except Exception as error:  # of whatever kind peft finds for settings that are a stranger's
+    except Exception as error:  # peft raises errors of any kind for settings that do not fit
         if wrapped is base:
             if name in base.peft_config:
                 base.delete_adapter(name)
@@ -384,50 +401,7 @@ def _attach(
     return wrapped
 
 
-def merge_lora(model: PanoLlavaForConditionalGeneration) -> None:
-    """Add the adapter in use to the base weights and take off all there are; nothing to do where there is none."""
-    name = lora_in_use(model)
-    if name is None:
-        drop_lora(model)
-    else:
-        model.language_model = model.language_model.merge_and_unload(adapter_names=[name])
-
-
-def drop_lora(model: PanoLlavaForConditionalGeneration) -> None:
-    """Take the adapters off and leave the base weights as they were; nothing to do where there is none."""
-    if has_lora(model):
-        model.language_model = model.language_model.unload()
-
-
-@contextmanager
-def without_lora(model: PanoLlavaForConditionalGeneration) -> Iterator[None]:
-    """The language model as it was before adapters, which are on it again afterwards."""
-    names, used = lora_names(model), lora_in_use(model)
-    with TemporaryDirectory() as aside:
-        for name in names:
-            use_lora(model, name)
-            save_lora(model, Path(aside) / name)
-        drop_lora(model)
-        try:
-            yield
-        finally:
-            for name in names:
-                load_lora(model, Path(aside) / name, name=name)
-            use_lora(model, used)
-
-
-def _sight_digest(model: PanoLlavaForConditionalGeneration, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """Digest of the weights between encoder and language model, in place of which ``tensors`` may be given."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if name.startswith((ENCODER, LANGUAGE_MODEL)) or (tensors is not None and name not in tensors):
-            continue
-        value = weight if tensors is None else tensors[name]
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _refuse_wrapped(model: PanoLlavaForConditionalGeneration) -> None:
+def _refuse_wrapped(model: HasLanguageModel) -> None:
     if has_lora(model):
         raise ValueError(
             f"The language model carries LoRA already ({', '.join(lora_names(model))}). Load another under a name of "

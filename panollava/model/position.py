@@ -1,4 +1,4 @@
-"""Position codes: each token learns from its view's camera which way it looks."""
+"""Position codes: the direction of each token, from its view's camera, is added to the token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class NonePosition(nn.Module):
     """Leaves the tokens as they are."""
 
     def __init__(self, *, width: Annotated[int, Interval(ge=1)]) -> None:
-        """Nothing to build; ``width`` is taken because every position code is given it."""
         super().__init__()
 
     def forward(self, tokens: Tensor, cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
@@ -27,8 +26,16 @@ class NonePosition(nn.Module):
 class YawPitchPosition(nn.Module):
     """Adds sines and cosines of integer multiples of each token's yaw and pitch; has no weights.
 
-    Multiples of a full turn are what makes the code blind to the seam, and a code of the direction alone is
-    what makes two views that see one thing agree about where it is.
+    With integer multiples the code is continuous at the seam. As it depends on the direction alone, it is the same in
+    two views that see the same thing.
+
+    Args:
+        width: ``Dr``.
+        yaw_multiples: yaw is coded at 1, 2, … this many periods over 360 degrees.
+        pitch_multiples: likewise for pitch.
+
+    Raises:
+        ValueError: the code does not fit into ``width``.
     """
 
     def __init__(
@@ -38,16 +45,6 @@ class YawPitchPosition(nn.Module):
         yaw_multiples: Annotated[int, Interval(ge=1, le=64)] = 8,
         pitch_multiples: Annotated[int, Interval(ge=0, le=64)] = 4,
     ) -> None:
-        """Choose the code.
-
-        Args:
-            width: ``Dr``.
-            yaw_multiples: yaw is coded at 1, 2, … this many periods a turn.
-            pitch_multiples: likewise for pitch.
-
-        Raises:
-            ValueError: the code does not fit into ``width``.
-        """
         super().__init__()
         needed = 2 * (yaw_multiples + pitch_multiples)
         if needed > width:
@@ -56,71 +53,52 @@ class YawPitchPosition(nn.Module):
                 f"tokens of width {needed} or more (two numbers a multiple), these have {width}: "
                 f"lower them to {width // 2} in sum, or choose a larger latent width."
             )
-        self.width = width
-        self.yaw_multiples = yaw_multiples
-        self.pitch_multiples = pitch_multiples
+        self.width, self.yaw_multiples, self.pitch_multiples = width, yaw_multiples, pitch_multiples
 
     def forward(self, tokens: Tensor, cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        """Add the code.
-
-        Args:
-            tokens: ``(B, V, Q, Dr)``.
-            cameras: ``(B, V, C)``.
-            grid: ``(H', W')`` of the tokens, row by row, or None: then each token takes its view's centre.
-        """
+        """``(B, V, Q, Dr)`` tokens, row by row on the grid; without a grid each takes its view's centre."""
         return tokens + self.code(_directions(cameras, grid)).to(tokens.dtype)
 
     def code(self, directions: Tensor) -> Tensor:
         """Code of unit vectors ``(..., 3)`` -> ``(..., Dr)``.
 
-        Yaw jumps by up to half a turn where a view looks over a pole. Its terms are therefore scaled by
-        cos(pitch), which is 0 there: the code is continuous on the whole sphere, and a difference in yaw
-        counts as much as it turns the direction.
+        Yaw jumps by up to 180 degrees where a view looks over a pole. Its terms are therefore scaled by cos(pitch),
+        which is 0 there: the code is continuous on the whole sphere, and a difference in yaw counts as much as it
+        changes the direction.
         """
         x, y, z = directions.unbind(-1)
         horizontal = torch.hypot(x, z)
         yaw, pitch = torch.atan2(x, z), torch.atan2(y, horizontal)
         yaws = yaw[..., None] * _multiples(self.yaw_multiples, yaw)
         pitches = pitch[..., None] * _multiples(self.pitch_multiples, pitch)
-        terms = torch.cat(
-            [
-                yaws.sin() * horizontal[..., None],
-                yaws.cos() * horizontal[..., None],
-                pitches.sin(),
-                pitches.cos(),
-            ],
-            dim=-1,
+        scale = horizontal[..., None]  # cos(pitch)
+        return _filled(
+            torch.cat([yaws.sin() * scale, yaws.cos() * scale, pitches.sin(), pitches.cos()], dim=-1), self.width
         )
-        return _filled(terms, self.width)
 
 
 class FourierPosition(nn.Module):
     """Adds each token's unit direction vector with sines and cosines of its components; has no weights.
 
-    The waves alone would give straight ahead and straight behind one code, as -1 and 1 of a component lie whole
-    periods apart; so the vector itself is part of it.
+    The vector itself is part of the code because the waves are the same for straight ahead and straight behind: -1 and
+    1 of a component are whole periods apart.
 
     Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", 2020
     (arXiv:2003.08934), section 5.1, equation 4, whose four bands for directions are the default, with the vector
     beside its waves as in the code published with it; Tancik et al., "Fourier Features Let Networks Learn High
     Frequency Functions in Low Dimensional Domains", 2020 (arXiv:2006.10739), for why.
+
+    Args:
+        width: ``Dr``.
+        bands: each component is coded at the angular frequencies ``2^k pi`` for ``k < bands``.
+
+    Raises:
+        ValueError: the code does not fit into ``width``.
     """
 
     def __init__(
-        self,
-        *,
-        width: Annotated[int, Interval(ge=1)],
-        bands: Annotated[int, Interval(ge=1, le=10)] = 4,
+        self, *, width: Annotated[int, Interval(ge=1)], bands: Annotated[int, Interval(ge=1, le=10)] = 4
     ) -> None:
-        """Choose the code.
-
-        Args:
-            width: ``Dr``.
-            bands: each component is coded at the angular frequencies ``2^k pi`` for ``k < bands``.
-
-        Raises:
-            ValueError: the code does not fit into ``width``.
-        """
         super().__init__()
         needed = 3 + 6 * bands
         if needed > width:
@@ -129,11 +107,10 @@ class FourierPosition(nn.Module):
                 f"position.bands={bands} needs tokens of width {needed} or more (the three components of a direction "
                 f"and six numbers a band), these have {width}: {way_out} a larger latent width."
             )
-        self.width = width
-        self.bands = bands
+        self.width, self.bands = width, bands
 
     def forward(self, tokens: Tensor, cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        """Add the code, as ``YawPitchPosition`` does."""
+        """``(B, V, Q, Dr)`` tokens, as in ``YawPitchPosition``."""
         return tokens + self.code(_directions(cameras, grid)).to(tokens.dtype)
 
     def code(self, directions: Tensor) -> Tensor:
@@ -151,10 +128,7 @@ def _directions(cameras: Tensor, grid: tuple[int, int] | None) -> Tensor:
 
 
 def _filled(terms: Tensor, width: int) -> Tensor:
-    """Terms ``(..., n)`` again and again, the last time as far as they fit, ``(..., width)``.
-
-    A linear projector can then average the content of the tokens out.
-    """
+    """Terms ``(..., n)`` repeated and cut to ``(..., width)``; a linear projector can then average the content out."""
     repeats = -(-width // terms.shape[-1])
     return terms.repeat(*[1] * (terms.dim() - 1), repeats)[..., :width]
 

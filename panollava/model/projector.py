@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LinearProjector(nn.Module):
-    """One linear map."""
+    """One linear map, after a LayerNorm with ``input_norm``, for tokens that do not come at unit scale."""
 
     def __init__(
         self,
@@ -18,13 +18,6 @@ class LinearProjector(nn.Module):
         output_width: Annotated[int, Interval(ge=1)],
         input_norm: bool = False,
     ) -> None:
-        """Build the map.
-
-        Args:
-            input_width: ``Dr``.
-            output_width: ``Dl``.
-            input_norm: LayerNorm first, for tokens that do not come at unit scale.
-        """
         super().__init__()
         self.norm = nn.LayerNorm(input_width) if input_norm else nn.Identity()
         self.linear = nn.Linear(input_width, output_width)
@@ -38,6 +31,10 @@ class MlpProjector(nn.Module):
     """Linear, GELU, Linear.
 
     Source: Liu et al. 2023, Improved Baselines with Visual Instruction Tuning (LLaVA-1.5), section 3.2.
+
+    Args:
+        width: between the two linear maps; None takes ``output_width``.
+        input_norm: LayerNorm first, for tokens that do not come at unit scale.
     """
 
     def __init__(
@@ -48,14 +45,6 @@ class MlpProjector(nn.Module):
         width: Annotated[int, Interval(ge=1, le=65536)] | None = None,
         input_norm: bool = False,
     ) -> None:
-        """Build the layers.
-
-        Args:
-            input_width: ``Dr``.
-            output_width: ``Dl``.
-            width: width between the two linear maps; None takes ``output_width``.
-            input_norm: LayerNorm first, for tokens that do not come at unit scale.
-        """
         super().__init__()
         hidden = output_width if width is None else width
         self.norm = nn.LayerNorm(input_width) if input_norm else nn.Identity()

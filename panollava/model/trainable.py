@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-
-if TYPE_CHECKING:
-    from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
 Blocks = Annotated[int, Ge(0)] | Literal["all"]
 """How much of a backbone trains: its last N blocks, none (0), or every weight (``"all"``)."""
@@ -20,32 +17,30 @@ ENCODER, LANGUAGE_MODEL = "vision.tower.", "language_model."
 """How names of the backbones' weights begin."""
 
 
-def train_language(model: PanoLlavaForConditionalGeneration, blocks: Blocks) -> None:
-    """Freeze the language model but for its last blocks and its adapter, if it has one.
+def train_language(model: Any, blocks: Blocks) -> None:
+    """Freezes the language model except its last blocks and its adapter, if it has one.
 
     Args:
-        model: to change in place.
-        blocks: 0 leaves the adapter alone; N trains the last N blocks, ``"all"`` also embeddings and output layer.
+        model: ``PanoLlavaForConditionalGeneration``, changed in place.
+        blocks: 0 trains the adapter alone; N also the last N blocks, ``"all"`` also embeddings and output layer.
 
     Raises:
         ValueError: there are fewer blocks.
     """
     count = len(model.language_blocks)
     check_language_blocks(blocks, count)
-    model.language_model.requires_grad_(blocks == "all")
     for name, parameter in model.language_model.named_parameters():
-        if is_adapter(name):
-            parameter.requires_grad_(True)
+        parameter.requires_grad_(blocks == "all" or is_adapter(name))
     if blocks != "all":
         for block in list(model.language_blocks)[count - blocks :]:
             block.requires_grad_(True)
 
 
 def check_language_blocks(blocks: Blocks, count: int) -> None:
-    """Whether so many blocks of a language model can train.
+    """Checks that so many of a language model's ``count`` blocks can train.
 
     Raises:
-        ValueError: it has no more than `count`.
+        ValueError: it has fewer.
     """
     if blocks != "all" and not 0 <= blocks <= count:
         raise ValueError(
@@ -55,18 +50,16 @@ def check_language_blocks(blocks: Blocks, count: int) -> None:
 
 
 def make_fp32(parameters: Iterable[nn.Parameter]) -> None:
-    """Give weights that train the type of optimiser and gradients; ties between them stay."""
+    """Gives weights that train the type of optimiser and gradients; ties between them stay."""
     for parameter in parameters:
         parameter.data = parameter.data.float()
 
 
 def emit_as(module: nn.Module, dtype: torch.dtype) -> RemovableHandle:
-    """Let a module that works in fp32 give its output in the type of the frozen ones that read it."""
+    """Casts the output of a module that works in fp32 to the type of the frozen ones that read it."""
 
     def cast(_module: nn.Module, _inputs: object, output: Any) -> Any:
-        if isinstance(output, torch.Tensor):
-            return output.to(dtype)
-        return (output[0].to(dtype), *output[1:])
+        return output.to(dtype) if isinstance(output, Tensor) else (output[0].to(dtype), *output[1:])
 
     return module.register_forward_hook(cast)
 
@@ -76,8 +69,13 @@ def is_adapter(name: str) -> bool:
     return "lora_" in name
 
 
+def is_backbone(name: str) -> bool:
+    """Whether a weight belongs to the encoder or the language model itself, which a checkpoint usually lacks."""
+    return name.startswith((ENCODER, LANGUAGE_MODEL)) and not is_adapter(name)
+
+
 def plain_name(name: str) -> str:
-    """A weight's name in checkpoints: an adapter's as it is, a backbone's as without one around it."""
+    """A weight's name in checkpoints: an adapter's as it is, a backbone's without the adapter's wrappers."""
     if is_adapter(name):
         return name
     return name.replace(f"{LANGUAGE_MODEL}base_model.model.", LANGUAGE_MODEL).replace(".base_layer.", ".")
@@ -88,17 +86,12 @@ def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
 
 
-def is_backbone(name: str) -> bool:
-    """Whether a weight belongs to the encoder or the language model itself, which a checkpoint usually lacks."""
-    return name.startswith((ENCODER, LANGUAGE_MODEL)) and not is_adapter(name)
-
-
 @torch.no_grad()
 def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies a checkpoint's tensors into a model built from the same metadata; every one must find its place.
+    """Copies all of a checkpoint's tensors into a model built from the same metadata.
 
     Raises:
-        ValueError: a tensor has no place, or another shape.
+        ValueError: the model lacks a tensor, or has it in another shape.
     """
     parameters = named_weights(model)
     wrong = [

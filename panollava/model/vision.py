@@ -1,4 +1,8 @@
-"""The one way in which features are made to be kept: a panorama a call, in the encoder's own type, no autocast."""
+"""From views to tokens: pixels through the encoder (``VisionTower``) and its features through a resampler.
+
+The second half of the path, from tokens to logits, is in ``panollava.model.vlm``. Shapes use the legend of
+``panollava.batch``; ``n = B·V`` views are encoded in one call.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +19,30 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from panollava.model import families, hub
 from panollava.model.components import Spec, build_component, float_dtype, keeps_width, resampler_class
-from panollava.model.families import (
-    Family,
-    check_architecture,
-    family_of,
-    patch_size,
-    preprocessing,
-    use_image_size,
-    vision_config,
-)
-from panollava.model.hub import Attention, load_pretrained, read_config, resolve_source
 from panollava.model.trainable import Blocks, emit_as, make_fp32
 
 KEY = "model.vision.name"
 
 
 class VisionTower(nn.Module):
-    """Pixels in, patch features out; normalises inside, so that everything outside handles uint8.
+    """A vision encoder with its normalisation inside, so that everything outside handles uint8.
+
+    Opened by ``from_pretrained`` or ``from_config``.
+
+    Args:
+        model: the encoder alone, not a dual encoder; timm models through ``TimmWrapperModel``.
+        image_size: ``(h, w)`` of the views it takes.
+        mean: of RGB in 0..1, as the encoder was trained, and ``std``.
+        feature_layer: -1 is the encoder's ``last_hidden_state``, -2 the output of the last block but one (without the
+            final norm), and so on.
 
     Attributes:
-        model: the encoder, a transformers model (timm models through ``TimmWrapperModel``).
-        width: ``Dv``.
         grid: ``(H', W')`` patches of a view.
-        image_size: ``(h, w)`` of the views it takes.
+
+    Raises:
+        ValueError: the encoder has no such layer, or a view is smaller than a patch.
     """
 
     mean: Tensor
@@ -48,36 +52,23 @@ class VisionTower(nn.Module):
         self,
         model: PreTrainedModel,
         *,
-        image_size: tuple[int, int],
+        image_size: Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
         feature_layer: int = -1,
     ) -> None:
-        """Wrap an encoder; see ``from_pretrained`` and ``from_config``.
-
-        Args:
-            model: the encoder alone, not a dual encoder.
-            image_size: ``(h, w)`` of the views.
-            mean: of RGB in 0..1, as the encoder was trained.
-            std: likewise.
-            feature_layer: -1 is the encoder's ``last_hidden_state``, -2 the output of the last block but one
-                (without the final norm), and so on.
-
-        Raises:
-            ValueError: the encoder has no such layer.
-        """
         super().__init__()
         self.model = model
-        self.family: Family = family_of(model.config)
+        self.family = families.family_of(model.config)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.feature_layer = feature_layer
+        self.normalisation = tuple(mean), tuple(std)
         self._trained_blocks: Sequence[nn.Module] | None = None
         self._back_to_frozen_type: RemovableHandle | None = None
-        self._mean, self._std = tuple(mean), tuple(std)
         self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.empty(1, 3, 1, 1), persistent=False)
         self.reset_buffers()
-        patch_h, patch_w = patch_size(model)
+        patch_h, patch_w = families.patch_size(model)
         self.grid = (self.image_size[0] // patch_h, self.image_size[1] // patch_w)
         if not -len(self.blocks) <= feature_layer <= -1:
             raise ValueError(
@@ -97,16 +88,16 @@ class VisionTower(nn.Module):
         image_size: int | tuple[int, int] | None = None,
         feature_layer: int = -1,
         dtype: torch.dtype = torch.float32,
-        attn_implementation: Attention = "sdpa",
+        attn_implementation: hub.Attention = "sdpa",
         revision: str | None = None,
     ) -> VisionTower:
-        """Open an encoder by hub name (``google/siglip-base-patch16-224``, ``timm/...``) or local folder.
+        """Opens an encoder by hub name (``google/siglip-base-patch16-224``, ``timm/...``) or local folder.
 
         Args:
             name_or_path: hub name, folder, or the safetensors file in a folder.
-            image_size: side, or ``(h, w)``, of the views; None takes the encoder's own. Another size than its
-                own interpolates its position embeddings.
-            feature_layer: see ``__init__``.
+            image_size: side, or ``(h, w)``, of the views; None takes the encoder's own. For another size the position
+                embeddings are interpolated.
+            feature_layer: see the class.
             dtype: type of the weights; normalisation is always fp32.
             attn_implementation: attention kernel of transformers.
             revision: commit, branch or tag of a hub model; None for the newest.
@@ -115,12 +106,12 @@ class VisionTower(nn.Module):
             FileNotFoundError: no such model, or no safetensors weights.
             ValueError: the family is not supported, or the size is not possible.
         """
-        source = resolve_source(name_or_path, KEY)
-        config = vision_config(read_config(source, KEY, revision), source)
-        mean, std, own_size = preprocessing(source, config, revision)
-        size = own_size if image_size is None else _pair(image_size)
-        use_image_size(config, size)
-        model = load_pretrained(
+        source = hub.resolve_source(name_or_path, KEY)
+        config = families.vision_config(hub.read_config(source, KEY, revision), source)
+        mean, std, own_size = families.preprocessing(source, config, revision)
+        size = own_size if image_size is None else families.pair(image_size)
+        families.use_image_size(config, size)
+        model = hub.load_pretrained(
             AutoModel,
             source,
             KEY,
@@ -132,20 +123,10 @@ class VisionTower(nn.Module):
         return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
 
     @classmethod
-    def from_config(
-        cls,
-        config: PreTrainedConfig,
-        *,
-        image_size: Sequence[int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        feature_layer: int = -1,
-    ) -> VisionTower:
-        """The same tower with random weights, to be filled from an export."""
-        check_architecture(config, str(config.name_or_path or "an export"))
-        model = AutoModel.from_config(config)
-        size = (image_size[0], image_size[1])
-        return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
+    def from_config(cls, config: PreTrainedConfig, **settings: Any) -> VisionTower:
+        """The tower with random weights, to be filled from an export; ``settings`` as for the class."""
+        families.check_architecture(config, str(config.name_or_path or "an export"))
+        return cls(AutoModel.from_config(config), **settings)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -169,16 +150,11 @@ class VisionTower(nn.Module):
         """The transformer blocks, first to last."""
         return self.model.get_submodule(self.family.blocks)  # type: ignore[return-value]
 
-    @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of RGB in 0..1."""
-        return self._mean, self._std
-
     def reset_buffers(self) -> None:
-        """Fill the buffers; again after construction on the meta device, which leaves them undefined."""
+        """Fills the buffers; again after construction on the meta device, which leaves them undefined."""
         with torch.no_grad():
-            self.mean.copy_(torch.tensor(self._mean).view(1, 3, 1, 1))
-            self.std.copy_(torch.tensor(self._std).view(1, 3, 1, 1))
+            for buffer, values in zip((self.mean, self.std), self.normalisation, strict=True):
+                buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """``(n, 3, h, w)`` uint8 or float in 0..1 -> normalised, in fp32."""
@@ -186,13 +162,13 @@ class VisionTower(nn.Module):
         return (scaled - self.mean.float()) / self.std.float()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode views.
+        """Encodes views.
 
         Args:
             pixels: ``(n, 3, h, w)`` uint8, or float in 0..1.
 
         Returns:
-            ``(n, N, Dv)`` patch features in rows, ``N = H'·W'``; CLS and register tokens are dropped.
+            ``(n, N, Dv)`` patch features in rows, ``N = H'·W'``, without CLS and register tokens.
 
         Raises:
             ValueError: the views have another size than the tower was opened for.
@@ -203,10 +179,11 @@ class VisionTower(nn.Module):
                 f"{(3, *self.image_size)}. Cut views of that size, or open the encoder with image_size="
                 f"{tuple(pixels.shape[-2:])}."
             )
-        return self.family.encode(self.model, self.normalise(pixels).to(self.dtype), self.feature_layer)
+        normalised = self.normalise(pixels).to(self.dtype)  # (n, 3, h, w)
+        return self.family.encode(self.model, normalised, self.feature_layer)  # (n, N, Dv)
 
     def train(self, mode: bool = True) -> VisionTower:
-        """Training mode for what trains; blocks that ``train_only`` froze stay as they are at inference."""
+        """Training mode for what trains; blocks that ``train_only`` froze stay in inference mode."""
         if self._trained_blocks is None:
             return super().train(mode)
         super().train(False)
@@ -214,29 +191,12 @@ class VisionTower(nn.Module):
             block.train(mode)
         return self
 
-    def checkpoint_activations(self) -> None:
-        """Recompute activations of the blocks that train in the backward pass, to save memory.
-
-        Raises:
-            ValueError: the encoder cannot.
-        """
-        if not any(weight.requires_grad for weight in self.parameters()):
-            return
-        if not self.model.supports_gradient_checkpointing:
-            raise ValueError(
-                f"trainer.checkpoint_activations=true: the encoder {type(self.model).__name__} cannot recompute its "
-                "activations. Set it to false and lower the stage's batch_size, or freeze the encoder."
-            )
-        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-
     def train_only(self, blocks: Blocks) -> None:
-        """Freeze everything but the last blocks that the features pass through.
+        """Freezes everything but the last blocks that the features pass through; what trains becomes fp32.
 
         Args:
-            blocks: 0 freezes the encoder; N trains the last N blocks before ``feature_layer``; ``"all"``
-                trains every weight that the features depend on (a pooling head or a mask token is not).
-
-        What trains becomes fp32, whatever the type of the rest.
+            blocks: 0 freezes the encoder; N trains the last N blocks before ``feature_layer``; ``"all"`` trains every
+                weight that the features depend on (a pooling head or a mask token is not).
 
         Raises:
             ValueError: there are fewer blocks.
@@ -261,7 +221,7 @@ class VisionTower(nn.Module):
             make_fp32(block.parameters())
 
     def check_blocks(self, blocks: Blocks) -> None:
-        """Whether so many blocks can train.
+        """Checks that so many blocks can train.
 
         Raises:
             ValueError: there are fewer.
@@ -273,20 +233,34 @@ class VisionTower(nn.Module):
                 f"blocks, so 0 to {count} or all are possible."
             )
 
+    def checkpoint_activations(self) -> None:
+        """Recomputes activations of the blocks that train in the backward pass, to save memory.
+
+        Raises:
+            ValueError: the encoder cannot.
+        """
+        if not any(weight.requires_grad for weight in self.parameters()):
+            return
+        if not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"trainer.checkpoint_activations=true: the encoder {type(self.model).__name__} cannot recompute its "
+                "activations. Set it to false and lower the stage's batch_size, or freeze the encoder."
+            )
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
     @property
     def _used_blocks(self) -> list[nn.Module]:
         """The blocks that the features pass through."""
         return list(self.blocks)[: len(self.blocks) + 1 + self.feature_layer]
 
     def _reached(self) -> set[str]:
-        """Names of the weights that the features depend on, found by asking autograd about one grey view."""
+        """Names of the weights that the features of a grey view have a gradient for."""
         named = dict(self.model.named_parameters())
         before = {name: parameter.requires_grad for name, parameter in named.items()}
         self.model.requires_grad_(True)
         try:
             with torch.enable_grad():
-                view = torch.full((1, 3, *self.image_size), 0.5, device=self.mean.device)
-                features = self(view)
+                features = self(torch.full((1, 3, *self.image_size), 0.5, device=self.mean.device))
             gradients = torch.autograd.grad(features.float().sum(), list(named.values()), allow_unused=True)
         finally:
             for name, parameter in named.items():
@@ -294,24 +268,19 @@ class VisionTower(nn.Module):
         return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
 class PanoVision(nn.Module):
-    """Encodes the views of panoramas into ``Q`` tokens a view."""
+    """Encodes the views of panoramas into ``Q`` tokens a view.
+
+    Args:
+        tower: encoder of single views.
+        resampler: see ``panollava.model.components.Resampler``; its input width is the tower's.
+        width: ``Dr``, the resampler's output width.
+    """
 
     def __init__(self, tower: VisionTower, resampler: nn.Module, *, width: int) -> None:
-        """Join a tower and a resampler whose input width is the tower's.
-
-        Args:
-            tower: encoder of single views.
-            resampler: see ``panollava.model.components.Resampler``.
-            width: ``Dr``, the resampler's output width.
-        """
         super().__init__()
         self.tower = tower
-        self.resampler = resampler
+        self.resampler: Any = resampler
         self.width = width
 
     @classmethod
@@ -321,37 +290,26 @@ class PanoVision(nn.Module):
         Args:
             tower: encoder of single views.
             resampler: its type and keywords.
-            latent_width: ``Dr``; a resampler that keeps the width of the features does so all the same.
+            latent_width: ``Dr``, unless the resampler keeps the width of the features.
             seed: of the run; the resampler draws from its own generator.
         """
         width = tower.width if keeps_width(resampler_class(resampler["type"])) else latent_width
-        module = build_component(
-            "resampler",
-            resampler_class,
-            resampler,
-            seed=seed,
-            input_width=tower.width,
-            output_width=width,
-        )
-        return cls(tower, module, width=width)
+        widths = {"input_width": tower.width, "output_width": width}
+        return cls(tower, build_component("resampler", resampler_class, resampler, seed=seed, **widths), width=width)
 
     @property
     def tokens_per_view(self) -> int:
         """``Q``."""
-        return self._resampler.token_count(self.tower.grid)
+        return self.resampler.token_count(self.tower.grid)
 
     @property
     def token_grid(self) -> tuple[int, int] | None:
         """Grid ``(H', W')`` of the tokens of a view, None where the resampler keeps none."""
-        return self._resampler.token_grid(self.tower.grid)
-
-    @property
-    def _resampler(self) -> Any:
-        return self.resampler
+        return self.resampler.token_grid(self.tower.grid)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """``(B, V, 3, h, w)`` views -> ``(B, V, N, Dv)`` features, all views in one call of the tower."""
-        flat = self.tower(pixel_values.flatten(0, 1))
+        flat = self.tower(pixel_values.flatten(0, 1))  # (B·V, 3, h, w) -> (B·V, N, Dv)
         return flat.unflatten(0, pixel_values.shape[:2])
 
     def forward(
@@ -362,7 +320,7 @@ class PanoVision(nn.Module):
         view_mask: Tensor | None = None,
         vision_features: Tensor | None = None,
     ) -> Tensor:
-        """Encode panoramas.
+        """Encodes panoramas.
 
         Args:
             pixel_values: ``(B, V, 3, h, w)`` uint8, or float in 0..1.
@@ -378,7 +336,7 @@ class PanoVision(nn.Module):
         """
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("Give exactly one of pixel_values and vision_features.")
-        features = vision_features if pixel_values is None else self.features(pixel_values)
+        features = vision_features if pixel_values is None else self.features(pixel_values)  # (B, V, N, Dv)
         assert features is not None
         height, width = self.tower.grid
         if features.shape[2:] != (height * width, self.tower.width):
@@ -387,17 +345,19 @@ class PanoVision(nn.Module):
                 f"(B, V, {height * width}, {self.tower.width}). They come from another encoder or image size."
             )
         if view_mask is None:
-            view_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+            view_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)  # (B, V)
         features = features.to(float_dtype(self.resampler, torch.float32))
-        return self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)
+        return self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)  # (B, V, Q, Dr)
 
 
 _NOT_PART = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
-"""Keys of a configuration that say nothing of what the encoder computes; the type of its weights is told by them."""
+"""Keys of a configuration that do not change what the encoder computes; the type of its weights is stated apart."""
 
 
 class Encoding:
-    """Encodes one panorama at a time, so that its bits depend on nothing but its views and ``signature``.
+    """The one way in which features that are kept are made: one panorama a call, in the encoder's type, no autocast.
+
+    The bits of the features then depend on nothing but the panorama's views and ``signature``.
 
     Args:
         tower: the encoder; frozen, on the device where it shall run.
@@ -416,9 +376,13 @@ class Encoding:
     def signature(self) -> dict[str, Any]:
         """All that features depend on beside the views; plain values."""
         tower = self.tower
+        weights = hashlib.sha256()
+        for name, tensor in sorted(tower.model.state_dict().items()):
+            weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         config = {key: value for key, value in tower.config.to_dict().items() if key not in _NOT_PART}
         return {
-            "weights": _digest_of_weights(tower),
+            "weights": weights.hexdigest(),
             "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
             "normalisation": [list(values) for values in tower.normalisation],
             "feature_layer": tower.feature_layer,
@@ -430,16 +394,8 @@ class Encoding:
         }
 
 
-def _digest_of_weights(tower: VisionTower) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tower.model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def device_kind(device: torch.device) -> str:
-    """What chooses the kernels: the model of a GPU; the instructions of a CPU, and among how many threads it shares."""
+    """What chooses the kernels: a GPU's model; a CPU's instructions and its number of threads."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":

@@ -1,4 +1,8 @@
-"""PanoLlavaForConditionalGeneration: encode views, code their directions, project, fuse with text, decode."""
+"""From tokens to logits: add directions, project, insert into the text, and run the language model.
+
+``PanoLlavaForConditionalGeneration`` is a transformers model. The first half of the path, from views to tokens, is in
+``panollava.model.vision``. Shapes use the legend of ``panollava.batch``.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ from panollava.model.components import Spec, build_component, float_dtype, posit
 from panollava.model.decoding import AnswerProcessors, stop_ids
 from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.hub import check_all_loaded, refuse_pickles
-from panollava.model.lora import CONFIG, LORA, WEIGHTS, load_lora
+from panollava.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, load_lora
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.prompt import Limits
 from panollava.run_folder import FORM, upgraded
@@ -82,7 +86,7 @@ class PanoLlavaConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill what was left out, so that a configuration made from nothing is a whole one."""
+        """Fills what was left out, so that every configuration is complete."""
         super().__post_init__(**kwargs)
         model = {"join": self.join, "resampler": dict(self.resampler or {"type": "mlp"})}
         model, self.form = upgraded({"form": self.form, "model": model})["model"], FORM
@@ -98,14 +102,18 @@ class PanoLlavaConfig(PreTrainedConfig):
             self.image_token_id = self.text_config.vocab_size  # type: ignore[union-attr]
 
 
-WAY_OUT = (
+logger = logging.getLogger(__name__)
+
+ANY_ID = 0
+"""Is embedded where the embedding is then replaced by an image token or masked."""
+_WAY_OUT = (
     "It is damaged, or a pickle under another name, and pickles are never opened. Export the run again with python -m "
     "panollava.export, or download the folder again."
 )
 
 
 class PanoLlavaPreTrainedModel(PreTrainedModel):
-    """The side of the model that transformers' loading and saving machinery talks to."""
+    """What transformers needs to load and save the model."""
 
     config: PanoLlavaConfig
     config_class = PanoLlavaConfig
@@ -124,7 +132,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, from safetensors only, never with weights left at random, with the adapter beside them.
+        """As in transformers, but from safetensors only, all weights found, and with the adapter beside them.
 
         ``allow=my_package``, or a list, names packages whose classes the model may be made of: their code is run.
 
@@ -136,14 +144,14 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         source = pretrained_model_name_or_path
         if source is not None:
             where = {**_place(kwargs), "subfolder": kwargs.get("subfolder", "")}
-            refuse_pickles(str(source), str(source), WAY_OUT, **where)
-        adapter = _adapter(source, kwargs)
+            refuse_pickles(str(source), str(source), _WAY_OUT, **where)
+        adapter = None if source is None else _find_adapter(source, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.update(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
         try:
             loaded: Any = super().from_pretrained(source, *args, **kwargs)
         except SafetensorError as error:
-            raise ValueError(f"{source}: a file of its weights is not safetensors ({error}). {WAY_OUT}") from error
+            raise ValueError(f"{source}: a file of its weights is not safetensors ({error}). {_WAY_OUT}") from error
         model, info = loaded
         check_all_loaded(info, str(source))
         if adapter is not None:
@@ -155,8 +163,8 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         """As in transformers: a folder that the Auto classes open.
 
         Raises:
-            ValueError: LoRA is attached, without which the folder would reload and without the weights under it; or
-                the folder holds an adapter, which would be attached to these weights.
+            ValueError: LoRA is attached, which such a folder cannot hold; or the folder holds an adapter, which opening
+                it would attach to these weights.
         """
         if hasattr(self.language_model, "peft_config"):
             raise ValueError(
@@ -195,42 +203,38 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         return self.language_model.get_output_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave our components as their constructors made them; fill the buffers that meta construction lost.
+        """Leaves our components as their constructors made them; fills the buffers that meta construction lost.
 
-        transformers would draw every Linear anew. Weights missing from a checkpoint never get here: they are
-        refused by ``from_pretrained``.
+        transformers would draw every Linear anew. ``from_pretrained`` refuses checkpoints that lack weights.
         """
         if isinstance(module, VisionTower):
             module.reset_buffers()
 
 
-def _adapter(source: Any, options: Mapping[str, Any]) -> Path | None:
-    """Folder of the adapter that lies beside a model, in a local folder or on the hub; None where there is none."""
-    if source is None:
-        return None
+def _find_adapter(source: Any, options: Mapping[str, Any]) -> Path | None:
+    """Folder of the adapter beside a model, in a local folder or on the hub; None where there is none."""
     subfolder = f"{options.get('subfolder', '')}/{LORA}".strip("/")
     found = [
         cached_file(source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **_place(options))
-        for name in (CONFIG, WEIGHTS)
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     ]
     return None if found[0] is None else Path(found[0]).parent
 
 
 def _place(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the options says where a model lies on the hub or in its cache."""
+    """Those options that say where a model is on the hub or in its cache."""
     known = ("cache_dir", "force_download", "local_files_only", "revision", "token")
     return {key: options[key] for key in known if key in options}
 
 
-logger = logging.getLogger(__name__)
-
-VISION_INPUTS = ("pixel_values", "vision_features", "cameras", "view_mask")
-ANY_ID = 0
-"""Is embedded where the embedding gives way to an image token or is masked."""
-
-
 class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixin):
     """Panoramas and text in, text out.
+
+    Args:
+        config: describes the whole model.
+        vision_tower: a loaded encoder to use; None builds one from the configuration with random weights.
+        language_model: a loaded causal language model to use, likewise.
+        seed: new components draw from generators of (seed, name).
 
     Attributes:
         vision: ``PanoVision``.
@@ -247,14 +251,6 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         language_model: PreTrainedModel | None = None,
         seed: int = 0,
     ) -> None:
-        """Build the model; backbones that are not given are built from the configuration with random weights.
-
-        Args:
-            config: everything else.
-            vision_tower: a loaded encoder to use.
-            language_model: a loaded causal language model to use.
-            seed: new components draw from generators of (seed, name).
-        """
         super().__init__(config)
         if vision_tower is None:
             vision_tower = VisionTower.from_config(
@@ -266,16 +262,13 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             )
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
-        resampler, position, projector = config.resampler, config.position, config.projector
-        assert resampler is not None
-        assert position is not None
-        assert projector is not None
-        self.vision = PanoVision.build(vision_tower, resampler=resampler, latent_width=config.latent_width, seed=seed)
+        parts: list[Any] = [config.resampler, config.position, config.projector]
+        self.vision = PanoVision.build(vision_tower, resampler=parts[0], latent_width=config.latent_width, seed=seed)
         width, text_width = self.vision.width, language_model.config.hidden_size
-        config.latent_width = width  # which is the encoder's where the resampler has no weights
-        self.position = build_component("position", position_class, position, seed=seed, width=width)
+        config.latent_width = width  # the encoder's where the resampler has no weights
+        self.position = build_component("position", position_class, parts[1], seed=seed, width=width)
         self.projector = build_component(
-            "projector", projector_class, projector, seed=seed, input_width=width, output_width=text_width
+            "projector", projector_class, parts[2], seed=seed, input_width=width, output_width=text_width
         )
         self.language_model = language_model
         self.post_init()
@@ -295,23 +288,20 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         latent_width: int = 768,
         seed: int = 0,
     ) -> PanoLlavaForConditionalGeneration:
-        """The model to train, around loaded backbones, which it uses as they are.
+        """The model to train, around loaded backbones.
 
         Args:
             vision_tower: see ``VisionTower.from_pretrained``.
             language_model: see ``panollava.model.hub.load_language_model``.
-            resampler: type and keywords; likewise ``position``, ``projector`` and ``crop``.
-            position: of the position code.
-            projector: of the projector.
-            crop: of the crop; kept for the processor of an export.
+            resampler: type and keywords; likewise ``position``, ``projector`` and ``crop``, which is kept for the
+                processor of an export.
             image_token_id: see ``panollava.prompt.add_image_token``.
-            join: how views join.
-            latent_width: ``Dr``.
+            join, latent_width: see ``PanoLlavaConfig``.
             seed: of the run.
         """
         mean, std = vision_tower.normalisation
-        # Copies: a composite resets the attention kind of the configurations it is given, and the backbones
-        # would then run without a causal mask.
+        # Copies, as a composite resets the attention kind of its configurations: the backbones would then run without
+        # a causal mask.
         config = PanoLlavaConfig(
             vision_config=copy.deepcopy(vision_tower.config),
             text_config=copy.deepcopy(language_model.config),
@@ -332,33 +322,9 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             packages=outside_packages({"parts": [resampler, position, projector, crop]}) or None,
         )
         model = cls(config, vision_tower=vision_tower, language_model=language_model, seed=seed)
-        # Of the language model's own decoding settings only the stop tokens: the others are a stranger's.
+        # Of the language model's own decoding settings only the stop tokens; ``generation.*`` states all others.
         model.generation_config = GenerationConfig(eos_token_id=stop_ids(language_model) or None)
         return model
-
-    def checkpoint_activations(self) -> None:
-        """Trade time for memory: recompute activations of the language model, and of a tower that trains.
-
-        Takes effect on blocks in training mode, as in transformers.
-        """
-        arguments = {"use_reentrant": False}
-        self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
-        self.vision.tower.checkpoint_activations()
-
-    def encode_views(
-        self,
-        pixel_values: Tensor | None = None,
-        *,
-        cameras: Tensor,
-        view_mask: Tensor | None = None,
-        vision_features: Tensor | None = None,
-    ) -> Tensor:
-        """Views, or ready features of them -> ``(B, V, Q, Dl)`` tokens for the language model."""
-        tokens = self.vision(
-            pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
-        )  # (B, V, Q, Dr)
-        tokens = self.position(tokens, cameras, self.vision.token_grid)
-        return self.projector(tokens.to(float_dtype(self.projector, tokens.dtype)))
 
     def forward(
         self,
@@ -390,8 +356,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             view_mask: ``(B, V)`` bool; None means all views are real.
             labels: ``(B, T)``, ``IGNORE_INDEX`` where a token is no target.
             use_cache: as in transformers.
-            logits_to_keep: the last n positions, or a 1-D tensor of positions, that pay the vocabulary
-                matrix; 0 is all of them.
+            logits_to_keep: compute logits only for the last n positions, or for a 1-D tensor of positions; 0 is all.
             **kwargs: passed on to the language model.
 
         Returns:
@@ -407,14 +372,14 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
                 raise ValueError("Give input_ids or inputs_embeds.")
             width = input_ids.shape[1]
             if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-                # The id of a pad may be any, also one that has no embedding.
-                input_ids = input_ids.masked_fill(attention_mask[:, -width:] == 0, ANY_ID)
+                # A pad may have any id, even one that has no embedding.
+                input_ids = input_ids.masked_fill(attention_mask[:, -width:] == 0, ANY_ID)  # (B, T)
                 width = attention_mask.shape[1]
             self._check_length(width)
-            inputs_embeds = self._embed(input_ids, pixel_values, vision_features, cameras, view_mask)
+            inputs_embeds = self._embed(input_ids, pixel_values, vision_features, cameras, view_mask)  # (B, T, Dl)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        output = self.language_model(
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]  # (B, T)
+        output = self.language_model(  # logits (B, kept, vocabulary)
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -435,17 +400,14 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         cameras: Tensor | None,
         view_mask: Tensor | None,
     ) -> Tensor:
-        """``(B, T)`` ids -> ``(B, T, Dl)`` with view tokens in the place of the placeholders."""
-        placeholder = self.config.image_token_id
-        assert placeholder is not None
-        is_image = input_ids.eq(placeholder)
-        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, ANY_ID))
+        """``(B, T)`` ids -> ``(B, T, Dl)``, view tokens in place of the placeholders."""
+        is_image = input_ids.eq(self._placeholder)  # (B, T)
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, ANY_ID))  # (B, T, Dl)
         if pixel_values is None and vision_features is None:
             if bool(is_image.any()):
                 raise ValueError(
-                    f"The texts have {is_image.sum(dim=1).tolist()} image placeholders and no panorama was "
-                    "given. "
-                    "Pass pixel_values or vision_features, with cameras."
+                    f"The texts have {is_image.sum(dim=1).tolist()} image placeholders and no panorama was given. Pass "
+                    "pixel_values or vision_features, with cameras."
                 )
             return embeddings
         if cameras is None:
@@ -455,8 +417,30 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         tokens = self.encode_views(
             pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
         )  # (B, V, Q, Dl)
-        image_tokens, counts = fuse(tokens, view_mask, self.config.join, cameras, self.vision.token_grid)
-        return insert_image_tokens(embeddings, is_image, image_tokens, counts)
+        grid = self.vision.token_grid
+        image_tokens, counts = fuse(tokens, view_mask, self.config.join, cameras, grid)  # (all counts, Dl), (B,)
+        return insert_image_tokens(embeddings, is_image, image_tokens, counts)  # (B, T, Dl)
+
+    def encode_views(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        cameras: Tensor,
+        view_mask: Tensor | None = None,
+        vision_features: Tensor | None = None,
+    ) -> Tensor:
+        """Views ``(B, V, 3, h, w)``, or ready features of them -> ``(B, V, Q, Dl)`` tokens for the language model."""
+        tokens = self.vision(
+            pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
+        )  # (B, V, Q, Dr)
+        tokens = self.position(tokens, cameras, self.vision.token_grid)  # (B, V, Q, Dr)
+        return self.projector(tokens.to(float_dtype(self.projector, tokens.dtype)))  # (B, V, Q, Dl)
+
+    @property
+    def _placeholder(self) -> int:
+        placeholder = self.config.image_token_id
+        assert placeholder is not None  # PanoLlavaConfig fills it
+        return placeholder
 
     def _check_length(self, length: int) -> None:
         positions = Limits.of(self).positions
@@ -467,26 +451,33 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
                 "fewer views."
             )
 
+    def checkpoint_activations(self) -> None:
+        """Recomputes activations of the language model, and of a tower that trains, to save memory.
+
+        Takes effect on blocks in training mode, as in transformers.
+        """
+        arguments = {"use_reentrant": False}
+        self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
+        self.vision.tower.checkpoint_activations()
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Drop the panorama after the prefill: its tokens are in the cache."""
+        """Drops the panorama after the prefill, when its tokens are in the cache."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
-            for name in VISION_INPUTS:
+            for name in ("pixel_values", "vision_features", "cameras", "view_mask"):
                 inputs.pop(name, None)
         return inputs
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Those of transformers, as they apply to an answer about a panorama."""
+        """Those of transformers, corrected by ``AnswerProcessors``."""
         processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
-        placeholder = self.config.image_token_id
-        assert placeholder is not None
         length = kwargs.get("input_ids_seq_length") or 0
-        return LogitsProcessorList([AnswerProcessors(processors, length, placeholder)])
+        return LogitsProcessorList([AnswerProcessors(processors, length, self._placeholder)])
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """Mean cross-entropy in fp32 of the targets that the kept positions predict."""
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T), of the next position
     if isinstance(logits_to_keep, Tensor):
         targets = targets[:, logits_to_keep]
     elif logits_to_keep > 0:

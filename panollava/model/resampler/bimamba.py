@@ -15,17 +15,29 @@ from panollava.model.state_space.scan import check_mamba_ssm
 
 
 class BimambaResampler(nn.Module):
-    """Reads patches one after the other, in both directions, so that each token knows all that is read with it.
+    """Reads patches in sequence, in both directions, so that each token depends on the whole sequence.
 
-    With ``scan=view`` that is its own view, row by row. With ``scan=ring`` the tiles of a closed ring are read
-    together, around the ring column by column and each column downward, as a periodic sequence: it has no start, so
-    turning the panorama by a tile turns the tokens and changes none. Tiles that overlap are read in full, one after
-    the other, and each keeps its own tokens. The global view, and views that close no ring, are read as with
-    ``scan=view``.
+    With ``scan=view`` a sequence is one view, row by row. With ``scan=ring`` it is the tiles of a closed ring, column
+    by column around the ring and downward in each column, and it is periodic: rotating the panorama by a tile permutes
+    the tokens and changes none. Tiles that overlap are read in full, one after the other, and each keeps its own
+    tokens. The global view, and views that close no ring, are read as with ``scan=view``.
+
+    Args:
+        width: of the layers.
+        layers: how many.
+        state: numbers a head remembers for each of its channels.
+        conv: taps of the causal convolution before the scan.
+        expand: inner width over ``width``.
+        head_width: channels that share one decay.
+        scan: what one sequence is: the patches of one ``view``, or of all the tiles of one ``ring``.
+        kernel: what computes the scan: ``torch``, anywhere, or ``mamba_ssm``, that package's CUDA kernels.
 
     Attributes:
-        mixes_views: whether tokens of one view know of others. Then views that agree where they overlap are no
-            evidence that their tokens hold what is there: they may have it from each other.
+        mixes_views: whether tokens of one view depend on others. Agreement between views where they overlap is then no
+            evidence that the tokens describe what is there.
+
+    Raises:
+        ValueError: the inner width does not divide into heads, or the kernel cannot run here.
     """
 
     def __init__(
@@ -42,23 +54,6 @@ class BimambaResampler(nn.Module):
         scan: Literal["view", "ring"] = "view",
         kernel: Literal["torch", "mamba_ssm"] = "torch",
     ) -> None:
-        """Build the layers.
-
-        Args:
-            input_width: ``Dv``.
-            output_width: ``Dr``.
-            width: of the layers.
-            layers: how many.
-            state: numbers a head remembers for each of its channels.
-            conv: taps of the causal convolution before the scan.
-            expand: inner width over ``width``.
-            head_width: channels that share one decay.
-            scan: what one sequence is: the patches of one ``view``, or of all the tiles of one ``ring``.
-            kernel: what computes the scan: ``torch``, anywhere, or ``mamba_ssm``, that package's CUDA kernels.
-
-        Raises:
-            ValueError: the inner width does not divide into heads, or the kernel cannot run here.
-        """
         super().__init__()
         if expand * width % head_width:
             raise ValueError(
@@ -87,9 +82,9 @@ class BimambaResampler(nn.Module):
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
-        """``(B, V, N, Dv)`` -> ``(B, V, N, Dr)``; views that only pad are in no ring."""
+        """``(B, V, N, Dv)`` -> ``(B, V, N, Dr)``; padding views are in no ring."""
         # The sum over layers is kept in the type of the weights: float32 under autocast.
-        tokens = self.input_projection(features.flatten(0, 1)).to(self.norm.weight.dtype)
+        tokens = self.input_projection(features.flatten(0, 1)).to(self.norm.weight.dtype)  # (B·V, N, D)
         if self.mixes_views:
             tokens = self._around_rings(tokens, grid, _rings_by_length(cameras, view_mask))
         else:
@@ -97,14 +92,14 @@ class BimambaResampler(nn.Module):
         return self.output_projection(self.norm(tokens)).unflatten(0, features.shape[:2])
 
     def _around_rings(self, tokens: Tensor, grid: tuple[int, int], rings: list[Tensor]) -> Tensor:
-        """Views ``(B * V, N, D)`` through the layers, ring by ring, and those in no ring by themselves."""
+        """Views ``(B·V, N, D)`` through the layers, ring by ring, and those in no ring by themselves."""
         in_ring = torch.zeros(len(tokens), dtype=torch.bool)
         done = []
         for views in rings:
             in_ring[views] = True
-            around = tokens[views.to(tokens.device)].unflatten(2, grid).transpose(2, 3)
-            walked = self._through_layers(around.flatten(1, 3), periodic=True).view(around.shape)
-            done.append(walked.transpose(2, 3).flatten(2, 3).flatten(0, 1))
+            around = tokens[views.to(tokens.device)].unflatten(2, grid).transpose(2, 3)  # (rings, tiles, W', H', D)
+            mixed = self._through_layers(around.flatten(1, 3), periodic=True).view(around.shape)
+            done.append(mixed.transpose(2, 3).flatten(2, 3).flatten(0, 1))  # (rings·tiles, N, D)
         alone = torch.nonzero(~in_ring).squeeze(1)
         if len(alone):
             done.append(self._through_layers(tokens[alone.to(tokens.device)]))
@@ -118,7 +113,7 @@ class BimambaResampler(nn.Module):
 
 
 def _rings_by_length(cameras: Tensor, view_mask: Tensor) -> list[Tensor]:
-    """Rings of equally many tiles ``(rings, tiles)`` together, as places among all the views of a batch."""
+    """Indices ``(rings, tiles)`` into the ``B·V`` views of a batch, for each number of tiles that a ring has."""
     by_length: dict[int, list[list[int]]] = defaultdict(list)
     for sample, views in closed_rings(cameras, view_mask):
         by_length[len(views)].append([sample * cameras.shape[1] + view for view in views])

@@ -1,4 +1,4 @@
-"""C-Abstractor: convolutions around a pooling, so that fewer tokens still know what lies where."""
+"""C-Abstractor: convolutions before and after a pooling, so that fewer tokens still keep what is where."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ Gate = Literal["relu", "silu"]
 class CAbstractorResampler(nn.Module):
     """Convolution blocks, pooling to ``tokens_per_side`` rows and columns, as many blocks again, and two linear layers.
 
-    A token knows the patches around its place; of the rest of its view it knows the mean, through the gates of the
-    blocks. LayerNorm stands where convolutional networks often have BatchNorm, which would make the tokens of one
-    panorama depend on those it is batched with. The norm at the end gives unit scale whatever the encoder.
+    A token depends on the patches around it and, through the gates of the blocks, on the mean of its view. LayerNorm
+    replaces BatchNorm, with which the tokens of a panorama would depend on its batch. The norm at the end gives unit
+    scale whatever the encoder.
 
     Source: Cha et al., "Honeybee: Locality-enhanced Projector for Multimodal LLM", 2024 (arXiv:2312.06742), section
     3.2, with the choices of its code (github.com/kakaobrain/honeybee): 3 blocks on each side, 1024 channels,
     SiLU throughout, the gates included, and a learnt position embedding that is added to the features.
+
+    Args:
+        width: channels of the blocks.
+        depth: blocks before the pooling, and after it.
+        tokens_per_side: rows, and columns, of tokens.
+        positions_per_side: rows, and columns, of the position embedding; 0 for none. For another patch grid the
+            embedding is resampled by area.
+        gate: activation inside the gates. Up to version 0.1 it was ReLU, and there were no positions.
     """
 
     def __init__(
@@ -37,18 +45,6 @@ class CAbstractorResampler(nn.Module):
         positions_per_side: Annotated[int, Interval(ge=0, le=64)] = 16,
         gate: Gate = "silu",
     ) -> None:
-        """Build the blocks.
-
-        Args:
-            input_width: ``Dv``.
-            output_width: ``Dr``.
-            width: channels of the blocks.
-            depth: blocks before the pooling, and after it.
-            tokens_per_side: rows, and columns, of tokens.
-            positions_per_side: rows, and columns, of the position embedding; 0 for none. Those of the patch grid make
-                each patch's own; for another grid the embedding is resampled by area.
-            gate: activation inside the gates. Up to version 0.1 it was ReLU, and there were no positions.
-        """
         super().__init__()
         self.tokens_per_side, self.positions_per_side = tokens_per_side, positions_per_side
         if positions_per_side:
@@ -65,16 +61,16 @@ class CAbstractorResampler(nn.Module):
         return self.tokens_per_side, self.tokens_per_side
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """The square of ``tokens_per_side``, whatever the grid."""
+        """The square of ``tokens_per_side``."""
         return self.tokens_per_side**2
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
         pooled = (self.tokens_per_side, self.tokens_per_side)
-        patches = features.flatten(0, 1)
+        patches = features.flatten(0, 1)  # (B·V, N, Dv)
         if self.positions_per_side:
             patches = patches + area_pool(self.positions, (self.positions_per_side, self.positions_per_side), grid)
-        patches = self.before(patches.unflatten(1, grid))
+        patches = self.before(patches.unflatten(1, grid))  # (B·V, H', W', width)
         tokens = self.after(area_pool(patches.flatten(1, 2), grid, pooled).unflatten(1, pooled))
         return self.readout(tokens.flatten(1, 2)).unflatten(0, features.shape[:2])
 
@@ -111,10 +107,13 @@ class SqueezeExcitation(nn.Module):
     """Scales each channel by a gate that is computed from the channels' means over the view.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018 (arXiv:1709.01507), section 3.
+
+    Args:
+        squeezed: width between the two layers.
+        gate: activation between them.
     """
 
     def __init__(self, width: int, *, squeezed: int, gate: Gate = "silu") -> None:
-        """Build the two layers; ``squeezed`` is the width between them, ``gate`` the activation."""
         super().__init__()
         self.activation = functional.silu if gate == "silu" else functional.relu
         self.squeeze = nn.Linear(width, squeezed)

@@ -9,18 +9,13 @@ from torch import Tensor, nn
 
 
 class IdentityResampler(nn.Module):
-    """Passes features through.
-
-    Attributes:
-        keeps_width: see ``panollava.model.components.Resampler``.
-    """
+    """Passes features through; see ``panollava.model.components.Resampler`` for ``keeps_width``."""
 
     keeps_width: ClassVar[bool] = True
 
     def __init__(
         self, *, input_width: Annotated[int, Interval(ge=1)], output_width: Annotated[int, Interval(ge=1)]
     ) -> None:
-        """There is nothing to build; ``output_width`` is ``input_width``."""
         super().__init__()
         assert input_width == output_width
 

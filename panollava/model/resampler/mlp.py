@@ -17,6 +17,12 @@ class MlpResampler(nn.Module):
 
     The last LayerNorm gives tokens of unit scale whatever the encoder, which the position code and the
     VICReg variance target (a standard deviation of 1) rely on.
+
+    Args:
+        depth: number of linear layers.
+        width: width between them.
+        norm: normalisation before each activation.
+        activation: after each linear layer but the last.
     """
 
     def __init__(
@@ -29,16 +35,6 @@ class MlpResampler(nn.Module):
         norm: Literal["layer", "rms"] = "layer",
         activation: Literal["gelu", "silu", "relu"] = "gelu",
     ) -> None:
-        """Build the layers.
-
-        Args:
-            input_width: ``Dv``.
-            output_width: ``Dr``.
-            depth: number of linear layers.
-            width: width between them.
-            norm: normalisation before each activation.
-            activation: what follows each linear layer but the last.
-        """
         super().__init__()
         widths = [input_width] + [width] * (depth - 1)
         layers: list[nn.Module] = []

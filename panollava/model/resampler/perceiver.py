@@ -1,4 +1,4 @@
-"""Perceiver resampler: learnt latents read the features of their view, and themselves, again and again."""
+"""Perceiver resampler: learnt latents attend to the features of their view and to themselves in every layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ from panollava.model.layers import Attention, FeedForward, check_heads
 class PerceiverResampler(nn.Module):
     """Latents through layers of one attention, to features and latents together, and a feed-forward network.
 
-    The order of the patches is not seen: where they are is told by what the encoder's own position code left in them.
-    (The paper adds a code of time to the frames of a film, none of place.) Tokens keep no grid. They have unit scale
-    whatever the encoder, through the norm at the end; each layer norms the features, for the same reason.
+    The patches' positions are known only from the encoder's own position code in their features. (The paper adds a
+    code of time to the frames of a film, none of place.) Tokens keep no grid. The norm at the end gives them unit scale
+    whatever the encoder; each layer norms the features, for the same reason.
 
     Source: Alayrac et al., "Flamingo", 2022 (arXiv:2204.14198), section 3.1 and appendix A.1.1; with a GELU, as
     Jaegle et al., "Perceiver", 2021 (arXiv:2103.03206), where it has a squared ReLU.
+
+    Args:
+        latents: tokens out, for each view.
+        depth: number of layers.
+        width: of the latents, and of the features as they are read.
+        heads: of attention.
+        dropout: share of each branch's outputs that is dropped in training.
+
+    Raises:
+        ValueError: the width does not divide into heads.
     """
 
     def __init__(
@@ -33,20 +43,6 @@ class PerceiverResampler(nn.Module):
         heads: Annotated[int, Interval(ge=1, le=1024)] = 16,
         dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
     ) -> None:
-        """Build the layers.
-
-        Args:
-            input_width: ``Dv``.
-            output_width: ``Dr``.
-            latents: tokens out, for each view.
-            depth: number of layers.
-            width: of the latents, and of the features as they are read.
-            heads: of attention.
-            dropout: share of each branch's outputs that is dropped in training.
-
-        Raises:
-            ValueError: the width does not divide into heads.
-        """
         super().__init__()
         check_heads(width, heads)
         self.latents = nn.Parameter(torch.empty(latents, width))
@@ -63,13 +59,13 @@ class PerceiverResampler(nn.Module):
         return None
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """One token a latent, whatever the grid."""
+        """One token a latent."""
         return len(self.latents)
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
-        context = self.input_projection(features.flatten(0, 1))
-        tokens = self.latents.expand(len(context), -1, -1)
+        context = self.input_projection(features.flatten(0, 1))  # (B·V, N, D)
+        tokens = self.latents.expand(len(context), -1, -1)  # (B·V, Q, D)
         for layer in self.layers:
             tokens = layer(tokens, context)
         return self.norm(self.output_projection(tokens)).unflatten(0, features.shape[:2])

@@ -11,10 +11,9 @@ from panollava.model.layers import area_pool
 
 
 class PoolResampler(nn.Module):
-    """Cuts each view into ``tokens_per_side`` by ``tokens_per_side`` rectangles and averages over each.
+    """Averages over each of ``tokens_per_side`` by ``tokens_per_side`` rectangles of a view.
 
-    Attributes:
-        keeps_width: see ``panollava.model.components.Resampler``.
+    See ``panollava.model.components.Resampler`` for ``keeps_width``.
     """
 
     keeps_width: ClassVar[bool] = True
@@ -26,13 +25,6 @@ class PoolResampler(nn.Module):
         output_width: Annotated[int, Interval(ge=1)],
         tokens_per_side: Annotated[int, Interval(ge=1, le=64)] = 8,
     ) -> None:
-        """There are no weights to build.
-
-        Args:
-            input_width: ``Dv``.
-            output_width: ``Dr``, the same.
-            tokens_per_side: rows, and columns, of tokens.
-        """
         super().__init__()
         assert input_width == output_width
         self.tokens_per_side = tokens_per_side
@@ -42,7 +34,7 @@ class PoolResampler(nn.Module):
         return self.tokens_per_side, self.tokens_per_side
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """The square of ``tokens_per_side``, whatever the grid."""
+        """The square of ``tokens_per_side``."""
         return self.tokens_per_side**2
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:

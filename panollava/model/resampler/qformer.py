@@ -1,4 +1,4 @@
-"""Querying transformer: learnt queries talk among themselves and read the features of their view."""
+"""Querying transformer: learnt queries attend to each other and to the features of their view."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from panollava.model.layers import Attention, FeedForward, check_heads
 class QformerResampler(nn.Module):
     """Queries through layers of self-attention, cross-attention to the features and a feed-forward network.
 
-    Self-attention is bidirectional. The order of the patches is not seen: where they are is told by what the encoder's
-    own position code left in them. Tokens keep no grid. They have unit scale whatever the encoder, through the norm
-    at the end; the features are normed before they are read, for the same reason.
+    Self-attention is bidirectional. The patches' positions are known only from the encoder's own position code in
+    their features. Tokens keep no grid. The norm at the end gives them unit scale whatever the encoder; the features
+    are normed before they are read, for the same reason.
 
     The norms come before each branch, not after each sum as in the paper: its layers start from BERT's weights, these
     from random ones, which that arrangement trains without a long warmup (Xiong et al., "On Layer Normalization in the
     Transformer Architecture", 2020, arXiv:2002.04745).
 
     Source: Li et al., "BLIP-2", 2023 (arXiv:2301.12597), section 3.1; there cross-attention is in every other layer.
+
+    Args:
+        queries: tokens out, for each view.
+        layers: how many.
+        width: of the queries.
+        heads: of attention.
+        dropout: share of each branch's outputs that is dropped in training.
+
+    Raises:
+        ValueError: the width does not divide into heads.
     """
 
     def __init__(
@@ -36,20 +46,6 @@ class QformerResampler(nn.Module):
         heads: Annotated[int, Interval(ge=1, le=1024)] = 12,
         dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
     ) -> None:
-        """Build the layers.
-
-        Args:
-            input_width: ``Dv``.
-            output_width: ``Dr``.
-            queries: tokens out, for each view.
-            layers: how many.
-            width: of the queries.
-            heads: of attention.
-            dropout: share of each branch's outputs that is dropped in training.
-
-        Raises:
-            ValueError: the width does not divide into heads.
-        """
         super().__init__()
         check_heads(width, heads)
         self.queries = nn.Parameter(torch.empty(queries, width))
@@ -67,13 +63,13 @@ class QformerResampler(nn.Module):
         return None
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """One token a query, whatever the grid."""
+        """One token a query."""
         return len(self.queries)
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
-        context = self.feature_norm(features.flatten(0, 1))
-        tokens = self.queries.expand(len(context), -1, -1)
+        context = self.feature_norm(features.flatten(0, 1))  # (B·V, N, Dv)
+        tokens = self.queries.expand(len(context), -1, -1)  # (B·V, Q, D)
         for layer in self.layers:
             tokens = layer(tokens, context)
         return self.norm(self.output_projection(tokens)).unflatten(0, features.shape[:2])

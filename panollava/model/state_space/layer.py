@@ -11,7 +11,96 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from panollava.model.state_space.scan import Kernel, blocks, state_space_scan
+from panollava.model.state_space.scan import Kernel, pieces, state_space_scan
+
+_EPSILON = 1e-5
+
+
+class BidirectionalStateSpace(nn.Module):
+    """``x + ½(forward scan + flipped backward scan)`` of the normed tokens.
+
+    Each direction has its own weights; both go through batched calls. Everything between the linear maps is
+    float32, or float64 in a layer of that type.
+
+    Source: Dao and Gu 2024, section 7.1 (block), and its reference code's ranges of the first decays.
+
+    Args:
+        width: of the tokens.
+        state: numbers a head remembers for each of its channels.
+        conv: taps of the causal depthwise convolution.
+        expand: inner width over ``width``.
+        head_width: channels of a head; they share one decay.
+        kernel: see ``panollava.model.state_space.scan.state_space_scan``.
+    """
+
+    def __init__(
+        self, *, width: int, state: int, conv: int, expand: int, head_width: int, kernel: Kernel = "torch"
+    ) -> None:
+        super().__init__()
+        self.kernel = kernel
+        inner = expand * width
+        heads, mixed = inner // head_width, inner + 2 * state
+        self.splits = [inner, state, state]
+        self.norm = nn.RMSNorm(width)
+        # Each weight holds both directions, one after the other. Vectors are flat: weight decay depends on the number
+        # of dimensions.
+        self.gate_projection = nn.Linear(width, 2 * inner, bias=False)
+        self.mixed_projection = nn.Linear(width, 2 * mixed, bias=False)
+        self.step_projection = nn.Linear(width, 2 * heads, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(2, conv, mixed))
+        self.conv_bias = nn.Parameter(torch.empty(2 * mixed))
+        self.step_bias = nn.Parameter(torch.empty(2 * heads))
+        self.log_rate = nn.Parameter(torch.empty(2 * heads))
+        self.skip = nn.Parameter(torch.empty(2 * heads))
+        self.gate_norm = nn.Parameter(torch.empty(2 * inner))
+        self.out_projection = nn.Linear(inner, 2 * width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters that no submodule owns, through ``nn.init`` alone, which loading can guard."""
+        bound = 1 / math.sqrt(self.conv_weight.shape[1])
+        nn.init.uniform_(self.conv_weight, -bound, bound)
+        nn.init.zeros_(self.conv_bias)
+        # softplus of the bias is the step, between 0.001 and 0.1; the rate lies between 1 and 16.
+        nn.init.uniform_(self.step_bias, math.log(math.expm1(0.001)), math.log(math.expm1(0.1)))
+        nn.init.uniform_(self.log_rate, 0.0, math.log(16.0))
+        nn.init.ones_(self.skip)
+        nn.init.ones_(self.gate_norm)
+
+    def forward(self, tokens: Tensor, *, periodic: bool = False) -> Tensor:
+        """``(n, L, D)`` -> ``(n, L, D)``; in a periodic sequence the first token follows the last."""
+        normed = self.norm(tokens)
+        both = torch.stack([normed, normed.flip(1)]).flatten(1, 2)  # (2, n·L, D), one direction each
+        gate, mixed, step = (  # (2, n·L, inner), (2, n·L, inner + 2·state), (2, n·L, heads)
+            both @ _by_direction(linear.weight).mT
+            for linear in (self.gate_projection, self.mixed_projection, self.step_projection)
+        )
+        shape = (len(tokens), tokens.shape[1])
+        with torch.autocast(tokens.device.type, enabled=False):
+            values, write, read = short_convolution(
+                mixed.unflatten(1, shape),
+                self.conv_weight,
+                _by_direction(self.conv_bias),
+                splits=self.splits,
+                periodic=periodic,
+            )
+            step_bias, log_rate, skip = (
+                _by_direction(x).to(values.dtype) for x in (self.step_bias, self.log_rate, self.skip)
+            )
+            step = functional.softplus(step.to(values.dtype) + step_bias[:, None]).unflatten(1, shape)
+            values = values.unflatten(-1, (step.shape[-1], -1))  # (2, n, L, heads, head_width)
+            scanned = state_space_scan(
+                values, step, log_rate.exp(), write, read, skip, periodic=periodic, kernel=self.kernel
+            )
+            scanned = scanned.flatten(1, 2).flatten(2)  # (2, n·L, inner)
+        opened = gated_norm(scanned, gate, _by_direction(self.gate_norm))
+        forward, backward = (opened @ _by_direction(self.out_projection.weight).mT).unflatten(1, shape)
+        return tokens + 0.5 * (forward + backward.flip(1))
+
+
+def _by_direction(parameter: Tensor) -> Tensor:
+    """``(2 * x, ...)`` -> ``(2, x, ...)``."""
+    return parameter.unflatten(0, (2, -1))
 
 
 def short_convolution(
@@ -38,7 +127,7 @@ def short_convolution(
 
 
 class _ShortConvolution(torch.autograd.Function):
-    """Kept is the input alone; the sums before SiLU are made once more for the gradient."""
+    """Saves the input alone; the sums before SiLU are computed again for the gradient."""
 
     @staticmethod
     def forward(
@@ -65,15 +154,15 @@ class _ShortConvolution(torch.autograd.Function):
         d_padded = torch.zeros(padded.shape, dtype=weight.dtype, device=padded.device)
         d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         for rows, steps in ctx.cuts:
-            block = padded[:, rows, _with_taps(steps, taps)].to(weight.dtype)
-            d_block = d_padded[:, rows, _with_taps(steps, taps)]
+            piece = padded[:, rows, _with_taps(steps, taps)].to(weight.dtype)
+            d_piece = d_padded[:, rows, _with_taps(steps, taps)]
             grad = torch.cat([part[:, rows, steps] for part in grads], dim=-1)
-            grad = torch.ops.aten.silu_backward(grad, _summed(block, weight, bias))
+            grad = torch.ops.aten.silu_backward(grad, _summed(piece, weight, bias))
             d_bias += grad.sum((1, 2))
             for tap in range(taps):
                 seen = slice(tap, tap + grad.shape[2])
-                d_block[:, :, seen].addcmul_(grad, weight[:, tap, None, None])
-                d_weight[:, tap] += (grad * block[:, :, seen]).sum((1, 2))
+                d_piece[:, :, seen].addcmul_(grad, weight[:, tap, None, None])
+                d_weight[:, tap] += (grad * piece[:, :, seen]).sum((1, 2))
         d_sequences = d_padded[:, :, taps - 1 :]
         if ctx.periodic:
             before = _before(d_sequences.shape[2], taps, padded.device)
@@ -86,8 +175,8 @@ def _cuts(sequences: Tensor) -> list[tuple[slice, slice]]:
     sets, count, length, channels = sequences.shape
     return [
         (rows, steps)
-        for rows in blocks(count, sets * length * channels, sequences.device)
-        for steps in blocks(length, sets * (rows.stop - rows.start) * channels, sequences.device)
+        for rows in pieces(count, sets * length * channels, sequences.device)
+        for steps in pieces(length, sets * (rows.stop - rows.start) * channels, sequences.device)
     ]
 
 
@@ -97,21 +186,18 @@ def _before(length: int, taps: int, device: torch.device) -> Tensor:
 
 
 def _with_taps(steps: slice, taps: int) -> slice:
-    """Where the steps and those that they hear of lie in a padded sequence."""
+    """The steps, and those before them that the taps reach, as a slice of a padded sequence."""
     return slice(steps.start, steps.stop + taps - 1)
 
 
-def _summed(block: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _summed(piece: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``(d, n, steps + taps - 1, x)`` -> ``(d, n, steps, x)``."""
     taps = weight.shape[1]
-    size = block.shape[2] - taps + 1
-    result = torch.addcmul(bias[:, None, None], block[:, :, :size], weight[:, 0, None, None])
+    size = piece.shape[2] - taps + 1
+    result = torch.addcmul(bias[:, None, None], piece[:, :, :size], weight[:, 0, None, None])
     for tap in range(1, taps):
-        result.addcmul_(block[:, :, tap : tap + size], weight[:, tap, None, None])
+        result.addcmul_(piece[:, :, tap : tap + size], weight[:, tap, None, None])
     return result
-
-
-EPSILON = 1e-5
 
 
 def gated_norm(values: Tensor, gate: Tensor, gain: Tensor) -> Tensor:
@@ -131,11 +217,11 @@ def gated_norm(values: Tensor, gate: Tensor, gain: Tensor) -> Tensor:
 
 
 class _GatedNorm(torch.autograd.Function):
-    """Kept are the inputs alone; the rest is made once more for the gradient."""
+    """Saves the inputs alone; the rest is computed again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, gate: Tensor, gain: Tensor) -> Tensor:
-        ctx.cuts = blocks(values.shape[1], values[:, 0].numel(), values.device)
+        ctx.cuts = pieces(values.shape[1], values[:, 0].numel(), values.device)
         ctx.save_for_backward(values, gate, gain)
         result = torch.empty_like(gate, memory_format=torch.contiguous_format)
         for cut in ctx.cuts:
@@ -162,103 +248,6 @@ class _GatedNorm(torch.autograd.Function):
 
 
 def _normed(product: Tensor) -> tuple[Tensor, Tensor]:
-    """A tensor over the root mean square of its last dimension, in place, and the factor that did it."""
-    scale = product.square().mean(-1, keepdim=True).add_(EPSILON).rsqrt_()
+    """A tensor divided by the root mean square of its last dimension, in place, and the factor."""
+    scale = product.square().mean(-1, keepdim=True).add_(_EPSILON).rsqrt_()
     return product.mul_(scale), scale
-
-
-class BidirectionalStateSpace(nn.Module):
-    """``x + ½(forward scan + flipped backward scan)`` of the normed tokens.
-
-    Each direction has its own weights; both go through batched calls. Everything between the linear maps is
-    float32, or float64 in a layer of that type.
-
-    Source: Dao and Gu 2024, section 7.1 (block), and its reference code's ranges of the first decays.
-    """
-
-    def __init__(
-        self, *, width: int, state: int, conv: int, expand: int, head_width: int, kernel: Kernel = "torch"
-    ) -> None:
-        """Build one layer.
-
-        Args:
-            width: of the tokens.
-            state: numbers a head remembers for each of its channels.
-            conv: taps of the causal depthwise convolution.
-            expand: inner width over ``width``.
-            head_width: channels of a head; they share one decay.
-            kernel: see ``panollava.model.state_space.scan.state_space_scan``.
-        """
-        super().__init__()
-        self.kernel = kernel
-        inner = expand * width
-        heads, mixed = inner // head_width, inner + 2 * state
-        self.splits = [inner, state, state]
-        self.norm = nn.RMSNorm(width)
-        # Of both directions, one after the other, like all that follows. Vectors are kept flat: weight decay goes by
-        # dimension count.
-        self.gate_projection = nn.Linear(width, 2 * inner, bias=False)
-        self.mixed_projection = nn.Linear(width, 2 * mixed, bias=False)
-        self.step_projection = nn.Linear(width, 2 * heads, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(2, conv, mixed))
-        self.conv_bias = nn.Parameter(torch.empty(2 * mixed))
-        self.step_bias = nn.Parameter(torch.empty(2 * heads))
-        self.log_rate = nn.Parameter(torch.empty(2 * heads))
-        self.skip = nn.Parameter(torch.empty(2 * heads))
-        self.gate_norm = nn.Parameter(torch.empty(2 * inner))
-        self.out_projection = nn.Linear(inner, 2 * width, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the parameters that no submodule owns, through ``nn.init`` alone, which loading can guard."""
-        bound = 1 / math.sqrt(self.conv_weight.shape[1])
-        nn.init.uniform_(self.conv_weight, -bound, bound)
-        nn.init.zeros_(self.conv_bias)
-        # softplus of the bias is the step, between 0.001 and 0.1; the rate lies between 1 and 16.
-        nn.init.uniform_(self.step_bias, math.log(math.expm1(0.001)), math.log(math.expm1(0.1)))
-        nn.init.uniform_(self.log_rate, 0.0, math.log(16.0))
-        nn.init.ones_(self.skip)
-        nn.init.ones_(self.gate_norm)
-
-    def forward(self, tokens: Tensor, *, periodic: bool = False) -> Tensor:
-        """Mix along sequences.
-
-        Args:
-            tokens: ``(n, L, D)``.
-            periodic: whether each sequence is a closed ring, whose first token follows its last.
-
-        Returns:
-            ``(n, L, D)``.
-        """
-        normed = self.norm(tokens)
-        both = torch.stack([normed, normed.flip(1)]).flatten(1, 2)
-        gate, mixed, step = (
-            both @ _by_direction(linear.weight).mT
-            for linear in (self.gate_projection, self.mixed_projection, self.step_projection)
-        )
-        shape = (len(tokens), tokens.shape[1])
-        with torch.autocast(tokens.device.type, enabled=False):
-            values, write, read = short_convolution(
-                mixed.unflatten(1, shape),
-                self.conv_weight,
-                _by_direction(self.conv_bias),
-                splits=self.splits,
-                periodic=periodic,
-            )
-            step_bias, log_rate, skip = (
-                _by_direction(x).to(values.dtype) for x in (self.step_bias, self.log_rate, self.skip)
-            )
-            step = functional.softplus(step.to(values.dtype) + step_bias[:, None]).unflatten(1, shape)
-            values = values.unflatten(-1, (step.shape[-1], -1))
-            scanned = state_space_scan(
-                values, step, log_rate.exp(), write, read, skip, periodic=periodic, kernel=self.kernel
-            )
-            scanned = scanned.flatten(1, 2).flatten(2)
-        opened = gated_norm(scanned, gate, _by_direction(self.gate_norm))
-        forward, backward = (opened @ _by_direction(self.out_projection.weight).mT).unflatten(1, shape)
-        return tokens + 0.5 * (forward + backward.flip(1))
-
-
-def _by_direction(parameter: Tensor) -> Tensor:
-    """``(2 * x, ...)`` -> ``(2, x, ...)``."""
-    return parameter.unflatten(0, (2, -1))

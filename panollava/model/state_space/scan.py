@@ -11,12 +11,62 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-KERNEL_CHUNK = 256
-"""Chunk length for which the kernels were tuned by their authors."""
+Kernel = Literal["torch", "mamba_ssm"]
+
+CHUNK = 64
+"""Longest chunk: within one, cost grows with its length; between chunks, with their number."""
+_KERNEL_CHUNK = 256
+"""Chunk length for which the authors of the Triton kernels tuned them."""
+ELEMENTS = {"cpu": 2**17, "other": 2**26}
+"""Elements of a piece: few enough that a CPU's caches hold several, enough to keep an accelerator busy."""
+
+
+def state_space_scan(
+    values: Tensor,
+    step: Tensor,
+    rate: Tensor,
+    write: Tensor,
+    read: Tensor,
+    skip: Tensor,
+    *,
+    periodic: bool = False,
+    kernel: Kernel = "torch",
+) -> Tensor:
+    """``chunked_scan`` with log decays of ``-step * rate``, for several sets of rates at once.
+
+    Args:
+        values: ``(d, n, L, heads, head_width)``.
+        step: ``(d, n, L, heads)``, positive.
+        rate: ``(d, heads)``, positive.
+        write: ``(d, n, L, state)``.
+        read: ``(d, n, L, state)``.
+        skip: ``(d, heads)``.
+        periodic: whether each sequence is a closed ring.
+        kernel: ``torch``, or the Triton kernels of the package mamba-ssm (see ``mamba_scan``).
+
+    Returns:
+        ``(d, n, L, heads, head_width)``.
+
+    Raises:
+        ValueError: ``kernel`` is ``mamba_ssm`` and the tensors are not on a CUDA device.
+    """
+    if kernel == "mamba_ssm":
+        if values.device.type != "cuda":
+            raise ValueError(
+                f"model.resampler.kernel=mamba_ssm runs on CUDA alone, and the model is on {values.device}: use "
+                "trainer.device=cuda, or kernel=torch, which takes the same weights."
+            )
+        each = zip(values, step, rate, write, read, skip, strict=True)
+        return torch.stack([mamba_scan(*of_one, periodic=periodic) for of_one in each])
+    sets, sequences = values.shape[:2]
+    log_decay = -step * rate[:, None, None]
+    row_skip = skip.unsqueeze(1).expand(-1, sequences, -1)
+    flat = (x.flatten(0, 1) for x in (values, step, log_decay, write, read, row_skip))
+    return chunked_scan(*flat, periodic=periodic).unflatten(0, (sets, sequences))
 
 
 def check_mamba_ssm() -> None:
-    """Refuse the kernels where they cannot run.
+    """Refuses the Triton kernels where they cannot run.
 
     Raises:
         ValueError: there is no CUDA device, or the package is not installed.
@@ -31,102 +81,30 @@ def check_mamba_ssm() -> None:
         )
 
 
-def check_on_cuda(device: torch.device) -> None:
-    """Refuse the kernels for tensors that are elsewhere.
-
-    Raises:
-        ValueError: the device is another.
-    """
-    if device.type != "cuda":
-        raise ValueError(
-            f"model.resampler.kernel=mamba_ssm runs on CUDA alone, and the model is on {device}: use "
-            "trainer.device=cuda, or kernel=torch, which takes the same weights."
-        )
-
-
 def mamba_scan(
     values: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, skip: Tensor, *, periodic: bool
 ) -> Tensor:
-    """The scan of ``panollava.model.state_space.scan`` for one set of rates, at the precision of the kernels (TF32).
+    """``state_space_scan`` for one set of rates by the Triton kernels, at their precision (TF32).
 
-    A periodic sequence is scanned twice: once from nothing, for the state at its end, and once from the state that
-    is its own continuation.
+    A periodic sequence is scanned twice: from a zero state, for the state at its end, and from the state that is its
+    own continuation.
 
     Args:
         values: ``(n, L, heads, head_width)``.
         step: ``(n, L, heads)``.
         rate: ``(heads)``.
-        write: ``(n, L, state)``.
-        read: ``(n, L, state)``.
+        write: ``(n, L, state)``, and ``read``.
         skip: ``(heads)``.
         periodic: whether each sequence is a closed ring.
     """
     scan = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
-    arguments = (values, step, -rate, write.unsqueeze(2), read.unsqueeze(2), KERNEL_CHUNK)
+    arguments = (values, step, -rate, write.unsqueeze(2), read.unsqueeze(2), _KERNEL_CHUNK)
     start = None
     if periodic:
         _, last = scan(*arguments, return_final_states=True)
-        lost = -torch.expm1(-step.sum(1) * rate)
-        start = last / lost.clamp(min=torch.finfo(lost.dtype).tiny)[..., None, None]
+        start = last / _lost(-step.sum(1) * rate)
     result: Tensor = scan(*arguments, D=skip, initial_states=start)
     return result
-
-
-ELEMENTS = {"cpu": 2**17, "other": 2**26}
-"""Elements of a piece: so few that a processor's caches hold several, so many that an accelerator is busy."""
-
-
-def blocks(rows: int, row_elements: int, device: torch.device) -> list[slice]:
-    """Slices that cover so many rows, each of as many rows as a piece has room for, one at least."""
-    size = max(1, ELEMENTS.get(device.type, ELEMENTS["other"]) // row_elements)
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-CHUNK = 64
-"""Longest chunk: within one, cost grows with its length; between chunks, with their number."""
-
-
-Kernel = Literal["torch", "mamba_ssm"]
-
-
-def state_space_scan(
-    values: Tensor,
-    step: Tensor,
-    rate: Tensor,
-    write: Tensor,
-    read: Tensor,
-    skip: Tensor,
-    *,
-    periodic: bool = False,
-    kernel: Kernel = "torch",
-) -> Tensor:
-    """The scan of ``chunked_scan`` whose log decays are ``-step * rate``, for several sets of rates at once.
-
-    Args:
-        values: ``(d, n, L, heads, head_width)``.
-        step: ``(d, n, L, heads)``, positive.
-        rate: ``(d, heads)``, positive.
-        write: ``(d, n, L, state)``.
-        read: ``(d, n, L, state)``.
-        skip: ``(d, heads)``.
-        periodic: whether each sequence is a closed ring.
-        kernel: ``torch``, or the Triton kernels of the package mamba-ssm.
-
-    Returns:
-        ``(d, n, L, heads, head_width)``.
-
-    Raises:
-        ValueError: ``kernel`` is ``mamba_ssm`` and the tensors are not on a CUDA device.
-    """
-    if kernel == "mamba_ssm":
-        check_on_cuda(values.device)
-        each = zip(values, step, rate, write, read, skip, strict=True)
-        return torch.stack([mamba_scan(*of_one, periodic=periodic) for of_one in each])
-    sets, sequences = values.shape[:2]
-    log_decay = -step * rate[:, None, None]
-    row_skip = skip.unsqueeze(1).expand(-1, sequences, -1)
-    flat = (x.flatten(0, 1) for x in (values, step, log_decay, write, read, row_skip))
-    return chunked_scan(*flat, periodic=periodic).unflatten(0, (sets, sequences))
 
 
 def chunked_scan(
@@ -140,24 +118,23 @@ def chunked_scan(
     chunk: int = CHUNK,
     periodic: bool = False,
 ) -> Tensor:
-    """Run ``state_t = exp(log_decay_t) state_{t-1} + write_t (step_t value_t)ᵀ``.
+    """Runs ``state_t = exp(log_decay_t) state_{t-1} + write_t (step_t value_t)ᵀ``.
 
-    What comes out is ``state_tᵀ read_t + skip value_t``.
+    The output is ``state_tᵀ read_t + skip value_t``.
 
     Sequences are cut into equal chunks of ``chunk`` steps at most. Inside a chunk, every step reads every earlier
-    one through a matrix product; the states at the chunks' ends are carried on one by one. Time and memory are
+    one through a matrix product; the states at the chunks' ends are passed on one by one. Time and memory are
     linear in the length. The sum of the log decays between two steps is accumulated from the first of them on: as a
     difference of running sums it would lose all digits behind a strong decay. No exponent is ever positive.
 
-    A periodic sequence has no start: the state before its first step is the one after its last. With the decay
-    over the whole period p and the last state of a sequence that begins with nothing, it is last / (1 - p).
+    In a periodic sequence, the state before the first step is the one after the last. With the decay p over the whole
+    period and the last state of a sequence that starts from zero, it is last / (1 - p).
 
     Args:
         values: ``(n, L, heads, head_width)``.
-        step: ``(n, L, heads)``, weight of each value when it is written.
+        step: ``(n, L, heads)``, weight with which each value is written.
         log_decay: ``(n, L, heads)``, none positive; in a periodic sequence not all zero.
-        write: ``(n, L, state)``, shared by the heads.
-        read: ``(n, L, state)``, likewise.
+        write: ``(n, L, state)``, shared by the heads, and ``read``.
         skip: ``(n, heads)``.
         chunk: longest chunk.
         periodic: whether each sequence is a closed ring.
@@ -178,7 +155,7 @@ def chunked_scan(
 
 
 def _cut(sequence: Tensor, count: int, size: int) -> Tensor:
-    """``(n, L, ...)`` -> ``(n * count, size, ...)``; behind the end nothing is written and nothing decays."""
+    """``(n, L, ...)`` -> ``(n * count, size, ...)``; zeros after the end write nothing and let nothing decay."""
     missing = count * size - sequence.shape[1]
     if missing:
         sequence = functional.pad(sequence, [0, 0] * (sequence.dim() - 2) + [0, missing])
@@ -186,7 +163,7 @@ def _cut(sequence: Tensor, count: int, size: int) -> Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """The scan over chunks, with its gradient by hand.
+    """The scan over chunks, with a gradient of its own.
 
     For one head of one chunk, with X the values (steps, head_width), V the values times their steps, S the entering
     state (state, head_width), and decay(j, i) over the steps after j up to i:
@@ -195,8 +172,8 @@ class _Scan(torch.autograd.Function):
         output = Wᵀ V + R S + skip X                      with R[i] = decay(start, i) read_i
         leaving state = decay(start, end) S + Bᵀ V        with B[j] = decay(j, end) write_j
 
-    What lies between is made block by block, once more for the gradient, so that it stays in a processor's cache:
-    kept are the inputs and the entering states. The gradient of the states is the same recurrence, backward.
+    Only the inputs and the entering states are saved. All else is computed piece by piece, so that it stays in a CPU's
+    cache, and again for the gradient. The gradient of the states is the same recurrence, backward.
     """
 
     @staticmethod
@@ -211,14 +188,14 @@ class _Scan(torch.autograd.Function):
         periodic: bool,
     ) -> Tensor:
         rows, size, heads, width = values.shape
-        cuts = blocks(rows, heads * size * max(size, width), values.device)
+        cuts = pieces(rows, heads * size * max(size, width), values.device)
         through = log_decay.sum(1)
         states = values.new_empty(rows, heads, write.shape[-1], width)
         for cut in cuts:
             rest = functional.pad(log_decay[cut, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1)
             left = _heads_first(values[cut], rest.exp_().mul_(step[cut]))
             torch.matmul(write[cut].mT.unsqueeze(1), left, out=states[cut])
-        _carry(states, through, len(skip), periodic=periodic)
+        _pass_on(states, through, len(skip), periodic=periodic)
 
         result = torch.empty_like(values, memory_format=torch.contiguous_format)
         row_skip = skip.repeat_interleave(rows // len(skip), dim=0)[:, None, :, None]
@@ -243,7 +220,7 @@ class _Scan(torch.autograd.Function):
             for cut in ctx.cuts:
                 seen = _heads_first(grad[cut], log_decay[cut].cumsum(1).exp_())
                 torch.matmul(read[cut].mT.unsqueeze(1), seen, out=leaving[cut])
-            _carry(leaving, through, len(skip), periodic=ctx.periodic, backward=True)
+            _pass_on(leaving, through, len(skip), periodic=ctx.periodic, backward=True)
 
             inputs = (values, step, log_decay, write, read)
             results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
@@ -268,10 +245,12 @@ def _gradients(
     grad: Tensor,
     out: Tensor,
 ) -> tuple[Tensor, ...]:
-    """The gradient of some chunks: of their values into ``out``; of steps, log decays, writes, reads and skips.
+    """Gradients of some chunks' steps, log decays, writes, reads and skips; that of their values goes into ``out``.
 
-    ``entering`` are the states that enter the chunks, ``leaving`` is the gradient of those that leave them, ``grad``
-    that of the output.
+    Args:
+        entering: states that enter the chunks.
+        leaving: gradient of the states that leave them.
+        grad: gradient of the output.
     """
     value, d_out = _heads_first(values, step), _heads_first(grad)
     since, within = _decays(log_decay)
@@ -308,9 +287,9 @@ def _gradients(
 
 
 def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Decays ``(r, size, heads)`` from a chunk's start up to step i ``(r, heads, i, 1)``, and from j to i.
+    """Of log decays ``(r, size, heads)``: decays from a chunk's start to step i, ``(r, heads, i, 1)``, and from j to i.
 
-    The latter are ``(r, heads, j, i)``; before j they are exp(0), which the products they enter take away.
+    The latter are ``(r, heads, j, i)``; for i < j they are exp(0), and ``triu_`` of the other factor removes them.
     """
     by_head = log_decay.mT
     size = by_head.shape[-1]
@@ -318,8 +297,8 @@ def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
     return by_head.cumsum(-1).exp_().unsqueeze(-1), (by_head.unsqueeze(-2) * later).cumsum(-1).exp_()
 
 
-def _carry(written: Tensor, log_through: Tensor, sequences: int, *, periodic: bool, backward: bool = False) -> None:
-    """Replace what each chunk adds to the state by the state that enters it.
+def _pass_on(written: Tensor, log_through: Tensor, sequences: int, *, periodic: bool, backward: bool = False) -> None:
+    """Replaces what each chunk adds to the state by the state that enters it.
 
     Args:
         written: ``(sequences * chunks, heads, state, head_width)``, replaced in place.
@@ -337,17 +316,28 @@ def _carry(written: Tensor, log_through: Tensor, sequences: int, *, periodic: bo
         written[:, chunk] = state
         state = left
     if periodic:
-        lost = -torch.expm1(log_through.sum(1))
-        state /= lost.clamp_(min=torch.finfo(lost.dtype).tiny)[..., None, None]
+        state /= _lost(log_through.sum(1))
         for chunk in order:
             written[:, chunk] += state
             state *= through[:, chunk]
 
 
+def _lost(log_decay: Tensor) -> Tensor:
+    """``1 - exp(log_decay)`` ``(..., 1, 1)``, the share of a state that a whole period loses; never 0."""
+    lost = -torch.expm1(log_decay)
+    return lost.clamp(min=torch.finfo(lost.dtype).tiny)[..., None, None]
+
+
 def _heads_first(sequence: Tensor, scale: Tensor | None = None) -> Tensor:
     """``(r, size, heads, width)``, times ``(r, size, heads)`` -> ``(r, heads, size, width)``, laid out so."""
-    turned = sequence.transpose(1, 2)
-    result = torch.empty(turned.shape, dtype=turned.dtype, device=turned.device)
+    by_head = sequence.transpose(1, 2)
+    result = torch.empty(by_head.shape, dtype=by_head.dtype, device=by_head.device)
     if scale is None:
-        return result.copy_(turned)
-    return torch.mul(turned, scale.mT.unsqueeze(-1), out=result)
+        return result.copy_(by_head)
+    return torch.mul(by_head, scale.mT.unsqueeze(-1), out=result)
+
+
+def pieces(rows: int, row_elements: int, device: torch.device) -> list[slice]:
+    """Slices that cover so many rows, each of as many rows as ``ELEMENTS`` allows, one at least."""
+    size = max(1, ELEMENTS.get(device.type, ELEMENTS["other"]) // row_elements)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

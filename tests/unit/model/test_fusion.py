@@ -261,7 +261,7 @@ def test_what_else_cannot_be_stitched() -> None:
         image_token_count(cameras, 64, "stitch_nearest", (8, 8))
     assert image_token_count(cameras, 64, "stitch", (8, 8)) == 64 + 40 * 8 * 2
     assert image_token_count(cameras, 49, "stitch_nearest", (7, 7)) == 49 + 40 * 7
-    with pytest.raises(ValueError, match=r"stand in no grid.*model\.join=concat.*resampler=mlp"):
+    with pytest.raises(ValueError, match=r"have no grid.*model\.join=concat.*resampler=mlp"):
         image_token_count(cameras, 64, "stitch", None)
     assert image_token_count(cameras, 64, "concat", None) == 41 * 64
     for call in (lambda: image_token_count(cameras, 64, "knit", (8, 8)), lambda: check_join(cameras, "knit")):

@@ -10,7 +10,7 @@ import torch
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
 from panollava.model.resampler.bimamba import BimambaResampler
-from panollava.model.state_space.layer import scan as mamba_kernel
+from panollava.model.state_space import scan as mamba_kernel
 from panollava.model.state_space.scan import check_mamba_ssm, mamba_scan, state_space_scan
 
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
