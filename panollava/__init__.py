@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from importlib.abc import MetaPathFinder
@@ -9,33 +10,40 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__all__ = ["PanoLlava"]
-
 if TYPE_CHECKING:
     from panollava.model.api import PanoLlava
-else:
 
-    def __getattr__(name: str) -> object:
-        """Opens the facade when it is first asked for: torch and transformers stay out of `import panollava`."""
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from panollava.model.api import PanoLlava
+__version__: str
+__all__ = ["PanoLlava", "__version__"]
 
-        return PanoLlava
+_LAZY = {"PanoLlava": "panollava.model.api"}
+"""Name -> its module, imported on first use: torch and transformers stay out of ``import panollava``."""
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("panollava")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 class _WithTransformers(MetaPathFinder):
-    """Makes the Auto classes know PanoLlava as soon as somebody imports transformers, at no cost until then."""
+    """Registers PanoLlava with the Auto classes as soon as transformers is imported, at no cost until then."""
 
     def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The module as everybody else finds it, but for what happens once it is there."""
+        """The spec that the other finders give, with a loader that registers afterwards."""
         if fullname != "transformers":
             return None
         sys.meta_path.remove(self)
         try:
             spec = importlib.util.find_spec(fullname)
         finally:
-            sys.meta_path.insert(0, self)  # somebody may only be asking whether it is installed
+            sys.meta_path.insert(0, self)  # this may only be a check whether it is installed
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
@@ -43,8 +51,7 @@ class _WithTransformers(MetaPathFinder):
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
             sys.meta_path.remove(self)
-            # Our own model room imports transformers too, and is then not ready to be registered: the facade, its
-            # front door, does so by itself.
+            # A module of ours may be importing transformers; panollava.model.processor then registers by itself.
             if "panollava.model" not in sys.modules:
                 _register()
 
@@ -53,7 +60,7 @@ class _WithTransformers(MetaPathFinder):
 
 
 def _register() -> None:
-    import panollava.model.registration  # noqa: F401
+    import panollava.model.processor  # noqa: F401
 
 
 if "transformers" in sys.modules:

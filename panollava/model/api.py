@@ -1,4 +1,4 @@
-"""PanoLlava: the small friendly face. Opens a run or an export and answers questions about panoramas."""
+"""``PanoLlava``: opens a run or an export, answers questions about panoramas, and writes exports."""
 
 from __future__ import annotations
 
@@ -11,154 +11,41 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-import panollava.model.registration  # noqa: F401  an export's processor is opened through the Auto classes
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, read_state, read_weights
 from panollava.component import allow as allow_packages
 from panollava.crop.crop import Crop
 from panollava.generation import GenerationOptions, recorded_generation
+from panollava.model import lora
 from panollava.model.backbones import Backbones
 from panollava.model.decoding import from_transformers, sampler, stop_ids, to_transformers
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import quiet_transformers
-from panollava.model.lora import (
-    DEFAULT,
-    LORA,
-    add_lora,
-    load_lora,
-    lora_arguments,
-    lora_in_use,
-    lora_names,
-    merge_lora,
-    save_lora,
-    use_lora,
-    without_lora,
-)
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
 from panollava.model.trainable import load_trained
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
-from panollava.run_folder import find_run_folder, prompt_date, read_metadata, with_paths_found
+from panollava.run_folder import find_run_folder, prompt_date, read_metadata, short_name, with_paths_found
 from panollava.stages.registry import recorded_stage
-
-
-class Conversation:
-    """What ``PanoLlava.chat`` opens.
-
-    Args:
-        pano: the model.
-        image: the panorama; its views are cut once.
-
-    Attributes:
-        turns: (question, answer) pairs so far; emptying the list forgets them.
-    """
-
-    def __init__(self, pano: PanoLlava, image: Picture) -> None:
-        self._pano = pano
-        self._views = pano.views(image)
-        self.turns: list[tuple[str, str]] = []
-
-    def ask(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int | None = None,
-        generation: GenerationOptions | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> str:
-        """Answers a question. Where all turns do not fit into the language model, the oldest ones are left out.
-
-        Args:
-            question: any text.
-            max_new_tokens: see ``PanoLlava.generate``; likewise ``generation`` and ``on_text``.
-            generation: how to decode.
-            on_text: is given the answer piece by piece.
-
-        Raises:
-            ValueError: the question alone is too long.
-            KeyboardInterrupt: Ctrl-C; what was said until then stays in ``turns``.
-        """
-        said: list[str] = []
-
-        def listen(piece: str) -> None:
-            said.append(piece)
-            if on_text is not None:
-                on_text(piece)
-
-        options = self._pano.decoding(generation, max_new_tokens)
-        encoded = self._pano.encode(question, self.turns, max_new_tokens=options.max_new_tokens)
-        batch = self._pano.batch([self._views], [encoded])
-        try:
-            (answer,) = self._pano.answer(batch, generation=options, on_text=listen)
-        except KeyboardInterrupt:
-            if said:
-                self.turns.append((question, "".join(said)))
-            raise
-        self.turns.append((question, answer))
-        return answer
-
-
-_UNFINISHED = "\ufffd"
-"""What decoding makes of a character of which only some bytes have come."""
-
-
-class AnswerStream(BaseStreamer):
-    """Hands on the text of one answer, as far as later tokens cannot change it.
-
-    The pieces put together are the answer as it is decoded in the end, without the white space around it.
-
-    Args:
-        tokenizer: of the language model.
-        on_text: is given each piece as soon as it is there.
-    """
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self._ids: list[int] = []
-        self._sent = ""
-        self._has_prompt = False
-
-    def put(self, value: Tensor) -> None:
-        """Takes the prompt, which comes first and is passed over, then new tokens.
-
-        Raises:
-            ValueError: tokens of several answers.
-        """
-        if value.dim() > 1 and len(value) > 1:
-            raise ValueError(f"One answer can be streamed at a time, not {len(value)}.")
-        if not self._has_prompt:
-            self._has_prompt = True
-            return
-        self._ids += value.flatten().tolist()
-        self._send(self._text().rstrip(_UNFINISHED).rstrip())
-
-    def end(self) -> None:
-        """Hands on what was held back."""
-        self._send(self._text())
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True).strip()
-
-    def _send(self, text: str) -> None:
-        if len(text) > len(self._sent):
-            new, self._sent = text[len(self._sent) :], text
-            self._on_text(new)
-
-
-Turns = Sequence[tuple[str, str]]
 
 logger = logging.getLogger(__name__)
 
+Turns = Sequence[tuple[str, str]]
+"""(question, answer) pairs of a conversation so far."""
+OnText = Callable[[str], None]
+"""Is called with each piece of an answer while it is generated."""
+
 
 class PanoLlava:
-    """A trained model with what it needs to see and to read.
+    """A trained model with its crop and its prompt.
 
     Attributes:
-        model: the composite, a transformers model.
-        prompt: how conversations are written for its language model.
-        crop: how panoramas are cut into views.
-        generation: how answers are decoded where a call does not say otherwise: as the run or the export has it.
-        metadata: of the run it was opened from; empty for a model in memory.
+        model: the model, of transformers.
+        prompt: writes conversations for its language model.
+        crop: cuts panoramas into views.
+        generation: default decoding options, those of the run or the export.
+        metadata: of the run it was opened from; empty for an export or a model in memory.
+        source: the checkpoint or the export it was opened from, None for a model in memory.
     """
 
     def __init__(
@@ -168,10 +55,25 @@ class PanoLlava:
         crop: Crop,
         metadata: Mapping[str, Any] | None = None,
         generation: GenerationOptions | None = None,
+        source: Path | None = None,
     ) -> None:
         self.model, self.prompt, self.crop = model, prompt, crop
         self.generation = generation or GenerationOptions()
         self.metadata = dict(metadata or {})
+        self.source = source
+
+    def __repr__(self) -> str:
+        """Where it is from and what it is made of, in one line."""
+        config = self.model.config
+        parts = {
+            "stage": self.metadata.get("stage"),
+            "checkpoint": self.source,
+            "vision": short_name(config.vision_name),
+            "language": short_name(config.language_name),
+            "resampler": (config.resampler or {}).get("type"),
+            "crop": (config.crop or {}).get("type"),
+        }
+        return f"PanoLlava({', '.join(f'{name}={value}' for name, value in parts.items() if value)})"
 
     @classmethod
     def from_pretrained(
@@ -190,7 +92,7 @@ class PanoLlava:
             device: where the model goes.
             dtype: of the backbones, also where they were trained.
             in_4bit: keep the language model in four bits where training did.
-            allow: packages, such as ``my_package``, whose classes the model may be made of: their code is run.
+            allow: packages, such as ``my_package``, whose classes the model may be made of; their code is run.
 
         Raises:
             FileNotFoundError: no run there; the message names those nearby.
@@ -221,8 +123,7 @@ class PanoLlava:
 
         Args:
             checkpoint: a ``*.ckpt`` folder.
-            settings: the run's metadata; of it ``stage``, ``model``, ``crop``, ``inputs`` and
-                ``generation`` are read.
+            settings: the run's metadata; ``stage``, ``model``, ``crop``, ``inputs`` and ``generation`` are read.
             device: where the model goes.
             dtype: of the frozen backbones.
 
@@ -241,15 +142,15 @@ class PanoLlava:
             logger.warning(
                 "%s: the chat template writes the date, and with which one this was trained is not recorded. Prompts "
                 "name %s now.",
-                checkpoint,
-                named,
-            )
+                checkpoint, named,
+            )  # fmt: skip
         model = backbones.composite()
         if read_state(checkpoint)["has_lora"]:
-            add_lora(model, **lora_arguments(settings["model"]["lora"]))
+            lora.add_lora(model, **lora.lora_arguments(settings["model"]["lora"]))
         load_trained(model, read_weights(checkpoint), str(checkpoint))
         model.to(device)  # type: ignore[arg-type]
-        return cls(model.eval(), backbones.prompt, backbones.crop, settings, recorded_generation(settings))
+        generation = recorded_generation(settings)
+        return cls(model.eval(), backbones.prompt, backbones.crop, settings, generation, checkpoint)
 
     @classmethod
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
@@ -257,118 +158,8 @@ class PanoLlava:
             model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
         processor = PanoLlavaProcessor.from_pretrained(path, trust_remote_code=False)
         model.to(device)
-        generation = from_transformers(model.generation_config)
-        return cls(model.eval(), processor.prompt, processor.image_processor.build_crop(), generation=generation)
-
-    def load_lora_weights(self, folder: str | Path, name: str = DEFAULT) -> None:
-        """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``, and uses it.
-
-        Raises:
-            ValueError: one of that name is attached already, or it is not of this language model.
-        """
-        load_lora(self.model, folder, name=name)
-        self.model.eval()
-
-    @property
-    def lora_names(self) -> list[str]:
-        """Names of the adapters that are attached."""
-        return lora_names(self.model)
-
-    def use_lora(self, name: str | None) -> None:
-        """Answers with one of the attached adapters from now on, or with None without any.
-
-        Raises:
-            ValueError: no adapter of this name is attached.
-        """
-        use_lora(self.model, name)
-
-    def merge_lora_weights(self) -> None:
-        """Adds the adapter in use to the language model's weights and takes off all; nothing to do without one."""
-        merge_lora(self.model)
-
-    def save_pretrained(self, folder: str | Path, *, keep_lora: bool = False) -> None:
-        """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava``.
-
-        Args:
-            folder: made if missing.
-            keep_lora: write the adapter in use beside the model, as ``lora_weights``, from where all that opens the
-                folder attaches it again.
-
-        Raises:
-            ValueError: an adapter is attached and not to be kept (``merge_lora_weights`` adds it to the weights), or
-                the folder holds one of an earlier save.
-        """
-        if keep_lora and lora_in_use(self.model) is not None:
-            with without_lora(self.model):
-                self.save_pretrained(folder)
-            save_lora(self.model, Path(folder) / LORA)
-            return
-        self.model.generation_config = to_transformers(self.generation, self.stop_ids, self._pad_id)
-        with quiet_transformers():
-            self.model.save_pretrained(folder)
-        processor = PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, **self.prompt.format.written())
-        processor.tokenizer.pad_token_id = self._pad_id  # a pipeline takes no batch without one
-        processor.save_pretrained(folder)
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """Ids that end an answer: of tokenizer, chat template, and all that the language model's files state."""
-        return list(dict.fromkeys([*self.prompt.stop_ids, *stop_ids(self.model)]))
-
-    @property
-    def _pad_id(self) -> int:
-        """The tokenizer's pad, or another id that can be embedded; the mask hides it."""
-        possible = (self.prompt.tokenizer.pad_token_id, *self.stop_ids)
-        return next((int(one) for one in possible if one is not None and one < self.limits.rows), 0)
-
-    @property
-    def limits(self) -> Limits:
-        """What the language model can be given."""
-        return Limits.of(self.model)
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens that one panorama takes in the language model."""
-        return image_token_count(
-            self.crop.camera_rows,
-            self.model.vision.tokens_per_view,
-            self.model.config.join,
-            self.model.vision.token_grid,
-        )
-
-    def encode(self, question: str, history: Turns = (), *, max_new_tokens: int | None = None) -> Encoded:
-        """Token ids of a question, ready for generation; the oldest turns go where all would be too long.
-
-        Raises:
-            TypeError: question or history are no texts.
-            ValueError: the panorama, the question alone and the answer are more than the language model can take, or
-                it does not know a token in them.
-        """
-        _check_texts(question, history)
-        new, limits = self.decoding(None, max_new_tokens).max_new_tokens, self.limits
-        try:
-            encoded = self.prompt.encode(
-                [*history, (question, None)],
-                image_tokens=self.image_tokens,
-                max_text_length=limits.positions - self.image_tokens - new,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"The language model takes {limits.positions} tokens. The panorama has {self.image_tokens} of them, "
-                f"max_new_tokens={new} are for the answer, and the question does not fit into the rest. "
-                "Shorten it, or lower max_new_tokens."
-            ) from error
-        if problem := self.prompt.misfit(encoded, limits, new):
-            raise ValueError(f"The question cannot be asked: {problem}.")
-        return encoded
-
-    def chat(self, image: Picture) -> Conversation:
-        """A conversation of several turns about a panorama: ``.ask(question)`` answers and remembers.
-
-        Args:
-            image: as for ``generate``.
-        """
-        return Conversation(self, image)
+        crop, generation = processor.image_processor.build_crop(), from_transformers(model.generation_config)
+        return cls(model.eval(), processor.prompt, crop, generation=generation, source=path)
 
     def generate(
         self,
@@ -378,7 +169,7 @@ class PanoLlava:
         history: Turns = (),
         max_new_tokens: int | None = None,
         generation: GenerationOptions | None = None,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
     ) -> str:
         """Answers a question about a panorama.
 
@@ -389,8 +180,8 @@ class PanoLlava:
             history: earlier (question, answer) turns about the same panorama; the oldest are left out where all do
                 not fit into the language model.
             max_new_tokens: longest answer, in place of that of the options.
-            generation: how to decode; None: as ``self.generation`` says.
-            on_text: is given the answer piece by piece, while it is made; of a beam search all at its end.
+            generation: decoding options; None takes ``self.generation``.
+            on_text: called with each piece of the answer; of a beam search once, at its end.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -409,13 +200,11 @@ class PanoLlava:
         max_new_tokens: int | None = None,
         generation: GenerationOptions | None = None,
     ) -> list[str]:
-        """Answers several questions at once, each about its own panorama; see ``generate``.
+        """Answers several questions at once, each about its own panorama; options as for ``generate``.
 
         Args:
             images: the panoramas.
             questions: as many, or one for all of them.
-            max_new_tokens: longest answer, in place of that of the options.
-            generation: how to decode; None: as ``self.generation`` says.
 
         Raises:
             TypeError: the panoramas are one, or a question is none.
@@ -438,8 +227,12 @@ class PanoLlava:
         views = [self.views(picture) for picture in pictures]
         return self.answer(self.batch(views, encoded), generation=options) if views else []
 
+    def chat(self, image: Picture) -> Conversation:
+        """A conversation about a panorama, given as for ``generate``; ``.ask(question)`` answers and remembers."""
+        return Conversation(self, image)
+
     def decoding(self, generation: GenerationOptions | None, max_new_tokens: int | None) -> GenerationOptions:
-        """The options of a call: those given, else ``self.generation``, with the answer length that is given."""
+        """Decoding options of a call: those given, else ``self.generation``, with the given answer length."""
         options = self.generation if generation is None else generation
         if not isinstance(options, GenerationOptions):
             raise TypeError(
@@ -448,7 +241,7 @@ class PanoLlava:
             )
         return options.changed({"max_new_tokens": max_new_tokens})
 
-    def views(self, image: Picture) -> torch.Tensor:
+    def views(self, image: Picture) -> Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama.
 
         Raises:
@@ -458,8 +251,34 @@ class PanoLlava:
             raise TypeError(f"One panorama is asked about, not a {type(image).__name__}. generate_batch takes several.")
         return self.crop.views(read_picture(image, self.crop))
 
-    def batch(self, views: Sequence[torch.Tensor], texts: Sequence[Encoded]) -> Batch:
-        """A left-padded batch for ``answer``, of what ``views`` and ``encode`` gave."""
+    def encode(self, question: str, history: Turns = (), *, max_new_tokens: int | None = None) -> Encoded:
+        """Token ids of a question, ready for generation; the oldest turns are dropped where all would be too long.
+
+        Raises:
+            TypeError: question or history are no texts.
+            ValueError: the panorama, the question alone and the answer are more than the language model can take, or
+                a token has no embedding.
+        """
+        _check_texts(question, history)
+        new, limits = self.decoding(None, max_new_tokens).max_new_tokens, self.limits
+        try:
+            encoded = self.prompt.encode(
+                [*history, (question, None)],
+                image_tokens=self.image_tokens,
+                max_text_length=limits.positions - self.image_tokens - new,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"The language model takes {limits.positions} tokens. The panorama has {self.image_tokens} of them, "
+                f"max_new_tokens={new} are for the answer, and the question does not fit into the rest. "
+                "Shorten it, or lower max_new_tokens."
+            ) from error
+        if problem := self.prompt.misfit(encoded, limits, new):
+            raise ValueError(f"The question cannot be asked: {problem}.")
+        return encoded
+
+    def batch(self, views: Sequence[Tensor], texts: Sequence[Encoded]) -> Batch:
+        """A left-padded batch for ``answer``, of the results of ``views`` and ``encode``."""
         cameras = self.crop.camera_rows.expand(len(views), -1, -1).contiguous()
         return Batch(
             sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
@@ -476,15 +295,12 @@ class PanoLlava:
         *,
         max_new_tokens: int | None = None,
         generation: GenerationOptions | None = None,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
     ) -> list[str]:
-        """Answers to a left-padded batch of questions; a single one can be listened to.
+        """Answers a left-padded batch of questions (see ``batch``); options as for ``generate``.
 
-        Args:
-            batch: of what ``batch`` gives.
-            max_new_tokens: see ``generate``; likewise ``generation`` and ``on_text``.
-            generation: how to decode.
-            on_text: is given the answer piece by piece.
+        Raises:
+            ValueError: ``on_text`` is given with several questions.
         """
         options = self.decoding(generation, max_new_tokens)
         on_device = batch.to(self.model.device)
@@ -510,17 +326,189 @@ class PanoLlava:
             on_text(answers[0])
         return answers
 
+    @property
+    def limits(self) -> Limits:
+        """Sequence length and embeddings of the language model."""
+        return Limits.of(self.model)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one panorama takes in the language model."""
+        vision = self.model.vision
+        return image_token_count(
+            self.crop.camera_rows, vision.tokens_per_view, self.model.config.join, vision.token_grid
+        )
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: of tokenizer, chat template, and all that the language model's files state."""
+        return list(dict.fromkeys([*self.prompt.stop_ids, *stop_ids(self.model)]))
+
+    @property
+    def _pad_id(self) -> int:
+        """The tokenizer's pad, or another id that has an embedding; the mask hides it."""
+        possible = (self.prompt.tokenizer.pad_token_id, *self.stop_ids)
+        return next((int(one) for one in possible if one is not None and one < self.limits.rows), 0)
+
+    @property
+    def lora_names(self) -> list[str]:
+        """Names of the adapters that are attached."""
+        return lora.lora_names(self.model)
+
+    def load_lora_weights(self, folder: str | Path, name: str = lora.DEFAULT) -> None:
+        """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``, and uses it.
+
+        Raises:
+            ValueError: one of that name is attached already, or it is not of this language model.
+        """
+        lora.load_lora(self.model, folder, name=name)
+        self.model.eval()
+
+    def use_lora(self, name: str | None) -> None:
+        """Answers with one of the attached adapters from now on, or with None without any.
+
+        Raises:
+            ValueError: no adapter of this name is attached.
+        """
+        lora.use_lora(self.model, name)
+
+    def merge_lora_weights(self) -> None:
+        """Adds the active adapter to the language model's weights and removes all; does nothing without one."""
+        lora.merge_lora(self.model)
+
+    def save_pretrained(self, folder: str | Path, *, keep_lora: bool = False) -> None:
+        """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava``.
+
+        Args:
+            folder: made if missing.
+            keep_lora: write the active adapter beside the model, as ``lora_weights``; opening the folder attaches it.
+
+        Raises:
+            ValueError: an adapter is attached and not to be kept (``merge_lora_weights`` adds it to the weights), or
+                the folder holds one of an earlier save.
+        """
+        if keep_lora and lora.lora_in_use(self.model) is not None:
+            with lora.without_lora(self.model):
+                self.save_pretrained(folder)
+            lora.save_lora(self.model, Path(folder) / lora.LORA)
+            return
+        self.model.generation_config = to_transformers(self.generation, self.stop_ids, self._pad_id)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+        processor = PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, **self.prompt.format.written())
+        processor.tokenizer.pad_token_id = self._pad_id  # a pipeline takes no batch without one
+        processor.save_pretrained(folder)
+
+
+class Conversation:
+    """A conversation about one panorama; ``PanoLlava.chat`` opens it.
+
+    Args:
+        pano: the model.
+        image: the panorama; its views are cut once.
+
+    Attributes:
+        turns: (question, answer) pairs so far; an emptied list starts anew.
+    """
+
+    def __init__(self, pano: PanoLlava, image: Picture) -> None:
+        self._pano = pano
+        self._views = pano.views(image)
+        self.turns: list[tuple[str, str]] = []
+
+    def __repr__(self) -> str:
+        """The number of turns and the model."""
+        return f"Conversation({len(self.turns)} turns, {self._pano!r})"
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        generation: GenerationOptions | None = None,
+        on_text: OnText | None = None,
+    ) -> str:
+        """Answers a question; arguments as for ``PanoLlava.generate``.
+
+        Where all turns do not fit into the language model, the oldest are left out.
+
+        Raises:
+            ValueError: the question alone is too long.
+            KeyboardInterrupt: Ctrl-C; the answer as far as it came stays in ``turns``.
+        """
+        pieces: list[str] = []
+
+        def keep(piece: str) -> None:
+            pieces.append(piece)
+            if on_text is not None:
+                on_text(piece)
+
+        options = self._pano.decoding(generation, max_new_tokens)
+        encoded = self._pano.encode(question, self.turns, max_new_tokens=options.max_new_tokens)
+        batch = self._pano.batch([self._views], [encoded])
+        try:
+            (answer,) = self._pano.answer(batch, generation=options, on_text=keep)
+        except KeyboardInterrupt:
+            if pieces:
+                self.turns.append((question, "".join(pieces)))
+            raise
+        self.turns.append((question, answer))
+        return answer
+
+
+class AnswerStream(BaseStreamer):
+    """Passes on the text of one answer as far as later tokens cannot change it.
+
+    The pieces joined are the decoded answer without the white space around it.
+
+    Args:
+        tokenizer: of the language model.
+        on_text: called with each piece.
+    """
+
+    _UNFINISHED = "\ufffd"
+    """What decoding gives for a character of which some bytes are missing."""
+
+    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._ids: list[int] = []
+        self._sent = ""
+        self._has_prompt = False
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt, which comes first and is skipped, then new tokens.
+
+        Raises:
+            ValueError: tokens of several answers.
+        """
+        if value.dim() > 1 and len(value) > 1:
+            raise ValueError(f"One answer can be streamed at a time, not {len(value)}.")
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        self._ids += value.flatten().tolist()
+        self._send(self._text().rstrip(self._UNFINISHED).rstrip())
+
+    def end(self) -> None:
+        """Passes on the rest."""
+        self._send(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True).strip()
+
+    def _send(self, text: str) -> None:
+        if len(text) > len(self._sent):
+            new, self._sent = text[len(self._sent) :], text
+            self._on_text(new)
+
 
 def _row_keys(batch: Batch) -> list[bytes]:
-    """What tells a row's picture and question from others, whatever else is in its batch."""
-    seen = batch.pixel_values if batch.pixel_values is not None else batch.vision_features
-    assert seen is not None
-    assert batch.input_ids is not None
-    assert batch.attention_mask is not None
-    rows = zip(seen.cpu(), batch.input_ids.cpu(), batch.attention_mask.cpu().bool(), strict=True)
+    """Bytes of each row's picture and question, which do not depend on the rest of its batch."""
+    pictures = batch.pixel_values if batch.pixel_values is not None else batch.vision_features
+    rows = [tensor.cpu() for tensor in (pictures, batch.input_ids, batch.attention_mask) if tensor is not None]
     return [
-        picture.contiguous().view(torch.uint8).numpy().tobytes() + ids[mask].numpy().tobytes()
-        for picture, ids, mask in rows
+        picture.contiguous().view(torch.uint8).numpy().tobytes() + ids[mask.bool()].numpy().tobytes()
+        for picture, ids, mask in zip(*rows, strict=True)
     ]
 
 

@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class Backbones:
-    """The encoder, the language model and its tokenizer, each opened when first asked for.
+    """The encoder, the language model and its tokenizer, each opened on first use.
 
     Args:
         model: the ``model`` section of a config or of a run's metadata.
         crop: the ``crop`` section.
         dtype: of the backbones' weights; what is new is fp32.
         seed: of the new components.
-        today: the day that prompts name where the chat template names one; None is the day of now.
+        today: the date in prompts where the chat template writes one; None is the current date.
     """
 
     def __init__(
@@ -44,6 +44,12 @@ class Backbones:
         today: date | None = None,
     ) -> None:
         self.model, self.crop_spec, self.dtype, self.seed, self.today = model, crop, dtype, seed, today
+
+    def __repr__(self) -> str:
+        """The parts that the settings name."""
+        model = self.model
+        names = (model["vision"]["name"], model["language"]["name"], model["resampler"]["type"], self.crop_spec["type"])
+        return "Backbones(vision={}, language={}, resampler={}, crop={})".format(*names)
 
     @cached_property
     def tower(self) -> VisionTower:
@@ -72,26 +78,26 @@ class Backbones:
 
     @cached_property
     def prompt(self) -> ChatPrompt:
-        """The language model's way of writing conversations; reads only its tokenizer."""
+        """Writes conversations for the language model; reads only its tokenizer."""
         language = self.model["language"]
         tokenizer = load_tokenizer(language["name"], language.get("revision"))
         return ChatPrompt(tokenizer, system=language["system"], today=self.today)
 
     def record(self, part: str, digest: Callable[[Path], str]) -> dict[str, Any] | None:
-        """What ``vision`` or ``language`` is made of, see ``backbone_record``; nothing is opened."""
+        """The files of ``vision`` or ``language`` (see ``backbone_record``); opens no weights."""
         section = self.model[part]
         return backbone_record(section["name"], section.get("revision"), digest)
 
     def warn_of_changes(self, inputs: Mapping[str, Any] | None) -> None:
-        """Says which backbones are no longer what a run was trained on.
+        """Warns of backbones whose files have changed since a run was trained.
 
         Args:
-            inputs: as the run's metadata have them; None where they have none.
+            inputs: of the run's metadata; None where there are none.
         """
         if inputs is None:
             logger.info("The run does not record the content of its backbones, so changes since training go unnoticed.")
             return
-        place = Path("cache", "pictures")  # where commands that keep features remember files
+        place = Path("cache", "pictures")  # where commands that keep features record file digests
         known = KnownPictures(place if place.is_dir() else None)
         for part in ("vision", "language"):
             old, new = inputs.get(part), self.record(part, known.identify)
@@ -111,12 +117,12 @@ class Backbones:
 
     @cached_property
     def outline(self) -> PanoVision:
-        """Encoder and resampler without the resampler's weights: enough to ask how many tokens there will be."""
+        """Encoder and resampler without the resampler's weights, for the number of tokens."""
         with torch.device("meta"):
             return self.vision()
 
     def forget(self) -> None:
-        """Opens the weights anew when they are next asked for, since those there are have become part of something."""
+        """Opens the weights again on next use, as a model has taken and changed those that were opened."""
         for name in ("tower", "language", "outline"):
             self.__dict__.pop(name, None)
 
@@ -127,22 +133,18 @@ class Backbones:
         return image_token_count(self.crop.camera_rows, vision.tokens_per_view, self.model["join"], vision.token_grid)
 
     def vision(self) -> PanoVision:
-        """Encoder and a new resampler: all that stage 1 needs."""
+        """Encoder and a new resampler."""
         return PanoVision.build(
             self.tower, resampler=self.model["resampler"], latent_width=self.model["latent_width"], seed=self.seed
         )
 
     def composite(self) -> PanoLlavaForConditionalGeneration:
-        """The whole model, its new components as the seed gives them."""
+        """The whole model, with new components drawn from the seed."""
         return PanoLlavaForConditionalGeneration.from_backbones(
             self.tower,
             self.language,
-            resampler=self.model["resampler"],
-            position=self.model["position"],
-            projector=self.model["projector"],
+            **{key: self.model[key] for key in ("resampler", "position", "projector", "join", "latent_width")},
             crop=self.crop_spec,
             image_token_id=self.prompt.image_id,
-            join=self.model["join"],
-            latent_width=self.model["latent_width"],
             seed=self.seed,
         )

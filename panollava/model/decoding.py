@@ -1,4 +1,4 @@
-"""Decoding options in transformers' terms: their generation config, and the processors that it has no field for."""
+"""Decoding options as transformers takes them: a generation config, and logits processors for what it lacks."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ def stop_ids(model: PreTrainedModel) -> list[int]:
     stated = None if config is None else config.eos_token_id
     is_assumed = config is not None and config._from_model_config
     if is_assumed and stated == type(model.config.get_text_config())().eos_token_id:
-        return []  # no file states it: the default of the architecture, which may be a word of this vocabulary
+        return []  # the architecture's default, stated by no file, may be a word of this vocabulary
     ids = stated if isinstance(stated, list | tuple) else [stated]
     return [one for one in ids if isinstance(one, int) and one >= 0]
 
 
 def to_transformers(options: GenerationOptions, stop: Sequence[int], pad_id: int | None) -> GenerationConfig:
-    """A generation config that states every option, so that no other file's values take the place of one.
+    """A generation config that states every option, so that no default of another file is used.
 
     Args:
         options: what to decode with.
         stop: ids that end an answer.
         pad_id: id of a pad.
     """
-    values = vars(options)
     sampled = options.temperature > 0
-    chosen = {name: value for name, value in values.items() if sampled or name not in _SAMPLING}
+    chosen = {name: value for name, value in vars(options).items() if sampled or name not in _SAMPLING}
     return GenerationConfig(**chosen, do_sample=sampled, eos_token_id=list(stop) or None, pad_token_id=pad_id)
 
 
@@ -68,25 +67,24 @@ def sampler(options: GenerationOptions, keys: Sequence[bytes]) -> LogitsProcesso
         options: what to decode with.
         keys: of each row, what its random numbers depend on beside the seed.
     """
-    processors = LogitsProcessorList()
-    if options.temperature > 0:
-        processors.append(TemperatureLogitsWarper(float(options.temperature)))
-        if options.top_k:
-            processors.append(TopKLogitsWarper(options.top_k))
-        if options.top_p < 1:
-            processors.append(TopPLogitsWarper(options.top_p))
-        processors.append(_Gumbel(options.seed, keys))
-    return processors
+    if options.temperature == 0:
+        return LogitsProcessorList()
+    processors = LogitsProcessorList([TemperatureLogitsWarper(float(options.temperature))])
+    if options.top_k:
+        processors.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        processors.append(TopPLogitsWarper(options.top_p))
+    return LogitsProcessorList([*processors, _Gumbel(options.seed, keys)])
 
 
 class AnswerProcessors(LogitsProcessor):
     """Processors of transformers, with two corrections.
 
-    The image placeholder is never generated. What an answer has said already begins after the prompt, where
-    transformers also counts question, placeholders and pads, so that a row's answer would depend on its batch.
+    The image placeholder is never generated. Repetitions are counted in the answer alone; transformers also counts
+    question, placeholders and pads, so that a row's answer would depend on its batch.
 
     Args:
-        processors: what transformers would apply.
+        processors: those that transformers would apply.
         prompt_length: tokens before the answer.
         placeholder: its id.
     """
@@ -100,7 +98,7 @@ class AnswerProcessors(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores ``(B, vocabulary)`` of the next token."""
         if self._placeholder < scores.shape[-1]:
-            scores = scores.clone()  # what came in may be kept by who called
+            scores = scores.clone()  # the caller may keep the tensor
             scores[:, self._placeholder] = -torch.inf
         for processor in self._processors:
             is_of_answer = isinstance(processor, NoRepeatNGramLogitsProcessor)
@@ -109,7 +107,7 @@ class AnswerProcessors(LogitsProcessor):
 
 
 class _Gumbel(LogitsProcessor):
-    """Adds Gumbel noise, so that the largest sum is a sample of the softmax; a row's noise is its own.
+    """Adds Gumbel noise, so that the largest sum is a sample of the softmax; each row has its own generator.
 
     Source: Gumbel 1954, as in Maddison et al. 2014, arXiv:1411.0030, section 2.
     """

@@ -36,7 +36,7 @@ _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
-    """The hub name or folder to open; a safetensors file stands for the folder that holds it and its config.
+    """The hub name or folder to open; for a safetensors file the folder that holds it and its config.
 
     Args:
         name: as the user wrote it.
@@ -104,26 +104,24 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
         return AutoConfig.from_pretrained(name, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and "
-            "the "
-            f"Hugging Face hub ({_first_line(error)}). Check the spelling, the network and, for a gated "
-            "model, "
-            f"`hf auth login`; or download it elsewhere and give the folder: {key}=/path/to/folder."
+            f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the Hugging "
+            f"Face hub ({_first_line(error)}). Check the spelling, the network and, for a gated model, `hf auth "
+            f"login`; or download it elsewhere and give the folder: {key}=/path/to/folder."
         ) from error
 
 
 def load_pretrained(
-    auto_class: Any,
-    name: str,
-    key: str,
-    *,
-    config: PreTrainedConfig,
-    dtype: torch.dtype,
-    attn_implementation: str,
-    revision: str | None = None,
-    quantization_config: BitsAndBytesConfig | None = None,
+    auto_class: Any, name: str, key: str, *, attn_implementation: str, revision: str | None = None, **options: Any
 ) -> PreTrainedModel:
     """A model of an Auto class with all its weights found in the checkpoint.
+
+    Args:
+        auto_class: such as ``AutoModel``.
+        name: what ``resolve_source`` gave.
+        key: config key to name in messages, such as ``model.vision.name``.
+        attn_implementation: attention kernel of transformers.
+        revision: commit, branch or tag of a hub model; None for the newest.
+        **options: others of transformers' ``from_pretrained``, such as ``config`` and ``dtype``.
 
     Raises:
         FileNotFoundError: there are no safetensors weights.
@@ -136,12 +134,10 @@ def load_pretrained(
         with quiet_transformers():
             model, info = auto_class.from_pretrained(
                 name,
-                config=config,
-                dtype=dtype,
                 attn_implementation=attn_implementation,
                 **place,
+                **options,
                 use_safetensors=True,
-                quantization_config=quantization_config,
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # check_all_loaded refuses them by name
@@ -167,15 +163,15 @@ def load_pretrained(
 
 
 def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
-    """Refuses a folder or hub model with which transformers would open a pickle although safetensors are asked for.
+    """Refuses a folder or hub model with which transformers would open a pickle although safetensors are required.
 
-    It opens whatever an index of shards names, and the adapter of a folder that holds one.
+    transformers opens any file that an index of shards names, and the adapter of a folder that holds one.
 
     Args:
         name: folder or hub name.
-        where: it, in messages.
+        where: its name in messages.
         way_out: what to do with pickled weights.
-        place: what else says where it lies on the hub or in its cache.
+        **place: options that say where it is on the hub or in its cache.
 
     Raises:
         ValueError: it is one.
@@ -198,19 +194,15 @@ def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
 
 def _file_of(name: str, file: str, **place: Any) -> Path | None:
     """A file of a folder or hub model, None where it has none."""
-    found = cached_file(
-        name,
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **place,
-    )
+    quiet = {
+        f"_raise_exceptions_for_{reason}": False for reason in ("missing_entries", "connection_errors", "gated_repo")
+    }
+    found = cached_file(name, file, **quiet, **place)
     return None if found is None else Path(found)
 
 
 def check_all_loaded(info: dict[str, Any], where: str) -> None:
-    """Refuse a load that left weights random.
+    """Refuses a load that left weights random.
 
     Raises:
         ValueError: keys were missing or of another shape; the message names the first few.
@@ -237,7 +229,7 @@ def load_language_model(
 
     Args:
         name: hub name or folder.
-        dtype: of its weights, or of what is computed with them where they are kept in four bits.
+        dtype: of its weights, or of the computation with them where they are kept in four bits.
         attn_implementation: attention kernel of transformers.
         load_in_4bit: keep the matrices in four bits (NF4, scales quantised too), which frees memory and leaves only
             adapters to train. Source: Dettmers et al. 2023, arXiv:2305.14314.
@@ -247,14 +239,22 @@ def load_language_model(
         FileNotFoundError: no such model, or no safetensors weights.
         ValueError: the model is no causal language model, its weights are incomplete, or bitsandbytes is missing.
     """
-    quantisation = _four_bits(dtype) if load_in_4bit else None
+    quantisation = None
+    if load_in_4bit:
+        if find_spec("bitsandbytes") is None:
+            raise ValueError(
+                "model.language.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
+                '".[4bit]" in the repository, or use load_in_4bit=false.'
+            )
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     source = resolve_source(name, LANGUAGE_KEY)
     config = read_config(source, LANGUAGE_KEY, revision)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
-            f"{LANGUAGE_KEY}={source!r} is a {config.model_type!r} model, which transformers does not "
-            "know as "
-            "a causal language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
+            f"{LANGUAGE_KEY}={source!r} is a {config.model_type!r} model, which transformers does not know as a causal "
+            "language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
         )
     return load_pretrained(
         AutoModelForCausalLM,
@@ -265,17 +265,6 @@ def load_language_model(
         attn_implementation=attn_implementation,
         revision=revision,
         quantization_config=quantisation,
-    )
-
-
-def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    if find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "model.language.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
-            '".[4bit]" in the repository, or use load_in_4bit=false.'
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 
@@ -291,15 +280,14 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(source, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the "
-            "model's "
-            "tokenizer files (tokenizer.json, tokenizer_config.json) into the folder."
+            f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's tokenizer "
+            "files (tokenizer.json, tokenizer_config.json) into the folder."
         ) from error
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hide bars and the load report: a dual encoder's unused half is no news, missing weights are an error here."""
+    """Hides bars and the load report, which lists a dual encoder's unused half; missing weights are an error here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,7 @@
-"""Processors of an exported model: pictures and questions in, everything ``generate`` needs out."""
+"""Processors of an exported model: pictures and questions in, all inputs of ``generate`` out.
+
+Importing this module makes transformers' Auto classes and ``pipeline`` know PanoLlava exports.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from panollava.crop.crop import Crop
 from panollava.crop.image_file import eight_bits, orientation_of, tilted, turned_upright, xmp_of
 from panollava.model.fusion import image_token_count
-from panollava.model.vlm import PanoLlavaConfig
+from panollava.model.vlm import PanoLlavaConfig, PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
 from panollava.run_folder import FORM, upgraded
 
@@ -30,23 +33,19 @@ Turns = Sequence[tuple[str, str | None]]
 
 
 class PanoLlavaImageProcessor(BaseImageProcessor):
-    """Cuts panoramas into views, with their cameras."""
+    """Cuts panoramas into views, with their cameras.
+
+    Args:
+        crop: see ``Crop.from_spec``.
+        view_size: ``(h, w)``.
+        **kwargs: the other keys that transformers writes into the file.
+    """
 
     model_input_names = ["pixel_values", "cameras", "view_mask"]
 
     def __init__(
-        self,
-        crop: Mapping[str, Any] | None = None,
-        view_size: Sequence[int] = (224, 224),
-        **kwargs: Any,
+        self, crop: Mapping[str, Any] | None = None, view_size: Sequence[int] = (224, 224), **kwargs: Any
     ) -> None:
-        """Take the settings that an export keeps.
-
-        Args:
-            crop: see ``Crop.from_spec``.
-            view_size: ``(h, w)``.
-            **kwargs: what transformers writes into the file beside them.
-        """
         super().__init__(**kwargs)
         self.crop = dict(crop or {"type": "anyres_e2p"})
         self.view_size = [int(side) for side in view_size]
@@ -59,7 +58,7 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         """Views of panoramas.
 
         Args:
-            images: what ``read_picture`` takes; one or several.
+            images: one or several, as ``read_picture`` takes them.
             **kwargs: ignored settings of other image processors.
 
         Returns:
@@ -75,7 +74,19 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
 
 
 class PanoLlavaProcessor(ProcessorMixin):
-    """Panoramas and questions -> inputs of ``PanoLlavaForConditionalGeneration.generate``."""
+    """Panoramas and questions -> inputs of ``PanoLlavaForConditionalGeneration.generate``.
+
+    Args:
+        image_processor: cuts the panoramas.
+        tokenizer: of the language model; the image placeholder is added to it.
+        tokens_per_view: ``Q``.
+        join: how views join (see ``panollava.model.fusion``).
+        token_grid: ``(H', W')`` of a view's tokens, None where they have no grid.
+        system: text of the system turn.
+        chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
+        form: of these values (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
+        date: the day that prompts name, such as ``2026-01-31``, where the template names one.
+    """
 
     def __init__(
         self,
@@ -89,25 +100,12 @@ class PanoLlavaProcessor(ProcessorMixin):
         form: int = 1,
         date: str | None = None,
     ) -> None:
-        """Join an image processor and a tokenizer.
-
-        Args:
-            image_processor: cuts the panoramas.
-            tokenizer: of the language model; the image placeholder is added to it.
-            tokens_per_view: ``Q``.
-            join: how views join (see ``panollava.model.fusion``).
-            token_grid: ``(H', W')`` of a view's tokens, None where they stand in none.
-            system: text of the system turn.
-            chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
-            form: of these values (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
-            date: the day that prompts name, such as ``2026-01-31``, where the template names one.
-        """
         self.tokens_per_view, self.system = tokens_per_view, system
         self.join, self.form = upgraded({"form": form, "model": {"join": join}})["model"]["join"], FORM
         self.token_grid = None if token_grid is None else [int(side) for side in token_grid]
         self.prompt = ChatPrompt(tokenizer, system=system, today=None if date is None else day.fromisoformat(date))
         self.date = date
-        tokenizer.padding_side = "left"  # by which a pipeline pads a batch: an answer begins after the prompt's end
+        tokenizer.padding_side = "left"  # for pipelines that pad a batch: an answer begins after the prompt's end
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -122,9 +120,8 @@ class PanoLlavaProcessor(ProcessorMixin):
             system: text of the system turn it was trained with.
             date: the day that its prompts name.
         """
-        config: PanoLlavaConfig = model.config
-        images = PanoLlavaImageProcessor(config.crop, config.image_size or ())
-        vision = model.vision
+        config, vision = model.config, model.vision
+        images = PanoLlavaImageProcessor(config.crop, config.image_size)
         sizes = vision.tokens_per_view, config.join, vision.token_grid
         return cls(images, tokenizer, *sizes, system, form=FORM, date=date)
 
@@ -142,10 +139,10 @@ class PanoLlavaProcessor(ProcessorMixin):
             text: a question, or several; each a string or a conversation of ``(question, answer)`` turns
                 whose last answer is None.
             return_tensors: torch tensors only.
-            padding: on the left, as generation needs it; several texts cannot do without.
+            padding: True only; on the left, as generation needs it.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` ``(B, T)``, and what the image processor gives.
+            ``input_ids`` and ``attention_mask`` ``(B, T)``, and the image processor's result.
 
         Raises:
             ValueError: pictures and texts differ in number.
@@ -173,7 +170,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         return image_token_count(cameras, self.tokens_per_view, self.join, grid)
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Messages in transformers' form -> inputs, as ``pipeline("image-text-to-text")`` asks for them.
+        """Messages in transformers' form -> inputs; ``pipeline("image-text-to-text")`` calls this.
 
         Args:
             conversation: a list of ``{"role": ..., "content": ...}`` messages, or several such lists.
@@ -196,7 +193,7 @@ class PanoLlavaProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What ``__call__`` gives."""
+        """Keys of the result of ``__call__``."""
         return ["input_ids", "attention_mask", *PanoLlavaImageProcessor.model_input_names]
 
 
@@ -215,8 +212,7 @@ def read_picture(image: Picture, crop: Crop) -> np.ndarray:
     """A whole panorama, ``(H, W, 3)`` uint8 RGB, of a file or its content, a PIL picture, an array or a tensor.
 
     Raises:
-        ValueError: a file that is none, an address, an array of another type, or a picture that has not the crop's
-            shape.
+        ValueError: it is an address, no picture, an array of another type, or has not the crop's shape.
     """
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
         raise ValueError(
@@ -249,11 +245,8 @@ def _warn(message: str) -> None:
 def _rgb(image: Image.Image) -> np.ndarray:
     """A PIL picture as it would be read from its file."""
     if image.mode in ("F", "CMYK"):
-        raise ValueError(
-            f"The picture has PIL mode {image.mode}, "
-            + ("the inks of a printer, which look different on each" if image.mode == "CMYK" else "of no known range")
-            + ". Convert it to RGB first."
-        )
+        reason = "the inks of a printer, which look different on each" if image.mode == "CMYK" else "of no known range"
+        raise ValueError(f"The picture has PIL mode {image.mode}, {reason}. Convert it to RGB first.")
     if not image.mode.startswith("I"):
         pixels = np.asarray(image.convert("RGB"))
     else:  # grey, of which PIL would cut off what is above 255
@@ -270,23 +263,23 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _is_content(image: Any) -> TypeGuard[bytes | BinaryIO]:
-    """Whether it is the content of a file, or an open one; temporary and uploaded files share no class with others."""
+    """Whether it is the content of a file, or an open file, of which there is no common class."""
     is_file = hasattr(image, "read") and not isinstance(image, io.TextIOBase)
     return is_file or isinstance(image, bytes | bytearray | memoryview)
 
 
 def _content(image: bytes | BinaryIO) -> io.BytesIO:
-    """The whole content of what ``_is_content``, also where some of it was read before."""
+    """The whole content, also of an open file that was read from before."""
     if isinstance(image, bytes | bytearray | memoryview):
         return io.BytesIO(image)
-    with suppress(AttributeError, OSError):  # of a stream that cannot go back
+    with suppress(AttributeError, OSError):  # a stream that cannot seek
         image.seek(0)
     return io.BytesIO(image.read())
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
     is_one = isinstance(images, str | Path | Image.Image) or _is_content(images)
-    # An array or a tensor of four dimensions is several.
+    # An array or a tensor of four dimensions is several pictures.
     is_several = isinstance(images, Iterable) and not is_one and getattr(images, "ndim", 4) == 4
     return list(images) if is_several else [images]  # type: ignore[arg-type, list-item]
 
@@ -308,10 +301,17 @@ def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str |
             turns[-1] = (turns[-1][0], words)
         else:
             raise ValueError(
-                f"A {message['role']!r} message cannot stand here: user and assistant take turns, user "
-                "first. The "
+                f"A {message['role']!r} message is not allowed here: user and assistant take turns, user first. The "
                 "system text belongs to the processor (system=...)."
             )
     if not turns or turns[-1][1] is not None:
         raise ValueError("A conversation must end in a user message, the question to answer.")
     return turns, pictures
+
+
+AutoConfig.register("panollava", PanoLlavaConfig, exist_ok=True)
+AutoModelForImageTextToText.register(PanoLlavaConfig, PanoLlavaForConditionalGeneration, exist_ok=True)
+AutoImageProcessor.register(
+    PanoLlavaConfig, image_processor_classes={"torchvision": PanoLlavaImageProcessor}, exist_ok=True
+)
+AutoProcessor.register(PanoLlavaConfig, PanoLlavaProcessor, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -36,9 +37,10 @@ assert transformers.__spec__.name == "transformers"
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_facade_is_found_when_asked_for() -> None:
+def test_the_public_names_are_listed_and_found() -> None:
     assert panollava.PanoLlava is PanoLlava
-    assert panollava.__all__ == ["PanoLlava"]
+    assert dir(panollava) == panollava.__all__ == ["PanoLlava", "__version__"]
+    assert panollava.__version__ == version("panollava")
 
 
 def test_other_names_are_missing() -> None:

@@ -120,6 +120,19 @@ def test_a_conversation_remembers(backbone: Backbone) -> None:
     assert conversation.ask("where?", max_new_tokens=6) == pano.generate(panorama(), "where?", max_new_tokens=6)
 
 
+def test_objects_show_what_they_are_in_one_line(backbone: Backbone, tmp_path: Path) -> None:
+    pano = opened(backbone)
+    shown = "vision=siglip, language=llama, resampler=mlp, crop=anyres_e2p)"
+    assert repr(pano) == f"PanoLlava({shown}"
+    conversation = pano.chat(panorama())
+    conversation.turns.append(("what?", "a cube"))
+    assert repr(conversation) == f"Conversation(1 turns, {pano!r})"
+    pano.save_pretrained(tmp_path)
+    assert repr(PanoLlava.from_pretrained(tmp_path)) == f"PanoLlava(checkpoint={tmp_path}, {shown}"
+    pano.metadata["stage"] = "finetune"
+    assert repr(pano) == f"PanoLlava(stage=finetune, {shown}"
+
+
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(backbone: Backbone) -> None:
     conversation = opened(backbone).chat(panorama())
     whole = conversation.ask(QUESTIONS[1], max_new_tokens=24)
