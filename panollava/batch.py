@@ -1,4 +1,4 @@
-"""The data contract between the rooms, and the shape legend that every docstring uses.
+"""The batch that data, stages and models exchange, and the shape legend of all docstrings.
 
 Shape legend:
     B   batch (panoramas)
@@ -29,7 +29,7 @@ class Batch:
 
     Attributes:
         sample_ids: name of each sample, for messages and predictions.
-        pixel_values: ``(B, V, 3, h, w)`` uint8; encoders normalise inside the model. None where the features are ready.
+        pixel_values: ``(B, V, 3, h, w)`` uint8; encoders normalise inside the model. None with ``vision_features``.
         cameras: ``(B, V, C)`` float32.
         view_mask: ``(B, V)`` bool, False where a view only pads the batch.
         input_ids: ``(B, T)`` int64 with image placeholders already expanded, or None for stages without text.

@@ -1,7 +1,7 @@
-"""Conversation -> text in a language model's own chat format, with the place of each answer in it.
+"""Conversation -> text in a language model's own chat format, with the position of each answer in it.
 
-A conversation is put together turn by turn: the prompt of a turn is everything said so far, as it was generated, and
-what the template writes around the next question. Training and generation see the same text by construction, also with
+A conversation is built turn by turn: the prompt of a turn is all text so far, as it was generated, and what the
+template writes around the next question. Training and generation use the same text by construction, also with
 templates that write earlier turns in another form than the last one.
 """
 
@@ -41,16 +41,16 @@ CHATML_TEMPLATE = (
     "{{ '<|im_start|>' + message.role + '\n' + message.content + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""ChatML whose turns end in the tokenizer's own EOS, the only end mark a foreign language model knows."""
+"""ChatML whose turns end in the tokenizer's own EOS, the only end mark that a model without a template knows."""
 
 _PROBED_TURNS = 3
-"""How many turns a template is tried with before anything is trained."""
+"""Number of turns with which a template is checked before anything is trained."""
 
 _TWO_DATES = (date(2001, 2, 3), date(2012, 11, 10))
-"""Days that differ in all parts: what a template writes on both is not of a date."""
+"""Days that differ in year, month and day: text that a template writes on both contains no date."""
 
 _DIRECTIVES = ("-d", "-m", *"aAbBcdDeFGhHIjmMpSuUVwWxXyYzZ")
-"""Of ``strftime``, as far as a template may use them."""
+"""Of ``strftime``, those that a template may use."""
 
 _WAY_OUT = (
     "Copy the model's folder, write another chat_template.jinja in it, and name the copy with model.language.name."
@@ -62,9 +62,9 @@ class Rendered:
     """A conversation as text.
 
     Attributes:
-        text: as the model reads it, up to the end of the last answer, or the generation prompt where that is missing.
+        text: up to the end of the last answer, or of the generation prompt where the last answer is missing.
         answers: (start, stop) characters of each given answer, its end of turn included.
-        placeholder: where the placeholder of the panorama begins, None without one.
+        placeholder: position of the panorama's placeholder, None without one.
     """
 
     text: str
@@ -79,16 +79,16 @@ class ChatFormat:
         tokenizer: of the language model.
         system: text of the system turn; None leaves that to the template. Where a template refuses a system
             turn, the text opens the first user turn instead.
-        today: the day that a template writes which writes one; None is the day of now.
+        today: the date in prompts where the template writes one; None is the current date.
 
     Attributes:
-        end: what closes an answer, such as ``<|im_end|>``; the tokenizer's EOS where the template writes nothing that a
-            generation could stop at.
-        date: the day that the prompts name; None where the template names none.
+        end: text that ends an answer, such as ``<|im_end|>``; the tokenizer's EOS where the template writes nothing
+            that a generation could stop at.
+        date: the date in prompts; None where the template writes none.
 
     Raises:
-        ValueError: the template does not tell answers from their headers, or writes them in a way that no prompt of a
-            conversation could be continued in.
+        ValueError: the template does not separate answers from their headers, or a conversation cannot continue the
+            prompts that it writes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None, today: date | None = None) -> None:
@@ -105,7 +105,7 @@ class ChatFormat:
         self._turn(_PROBED_TURNS - 1)
 
     def record(self) -> dict[str, str | None]:
-        """What prompts depend on beside their texts: the template's SHA-256, the system text, the date they name."""
+        """What prompts depend on beside their texts: the template's SHA-256, the system text and the date."""
         return {
             "template": hashlib.sha256(self._template.encode()).hexdigest(),
             "system": self.system,
@@ -113,12 +113,12 @@ class ChatFormat:
         }
 
     def written(self) -> dict[str, str | None]:
-        """The system text and the date that prompts name, for another format to write the same."""
+        """The system text and the date, with which another format writes the same."""
         record = self.record()
         return {key: record[key] for key in ("system", "date")}
 
     def render(self, turns: Turns, placeholder: str | None) -> Rendered:
-        """The conversation as text, `placeholder` opening the first question; its texts are stripped."""
+        """The conversation as text, `placeholder` before the first question; questions and answers are stripped."""
         text, place = "", None
         spans = []
         for number, (question, answer) in enumerate(turns):
@@ -135,16 +135,16 @@ class ChatFormat:
         return Rendered(text, spans, place)
 
     def _turn(self, number: int) -> tuple[str, str]:
-        """What stands before a turn's question, after the end of the turn before, and between it and its answer."""
+        """The text between the end of the turn before and a turn's question, and between question and answer."""
         while len(self._turns) <= number:
             self._turns.append(self._learn_turn(len(self._turns)))
         return self._turns[number]
 
     def _learn_turn(self, number: int) -> tuple[str, str]:
-        """Looks for a turn in the prompt that the template writes for it.
+        """Finds a turn in the prompt that the template writes for it.
 
         Raises:
-            ValueError: the prompt does not continue the earlier turns as they were asked.
+            ValueError: the prompt does not continue the prompts of the earlier turns.
         """
         texts = [f"\ue000{who} {turn}\ue001" for turn in range(number + 1) for who in ("question", "answer")][:-1]
         prompt = self._prompt(self._messages(texts), self._thinking)
@@ -157,8 +157,8 @@ class ChatFormat:
         parts = re.split(pattern, prompt)
         befores = [parts[0], *(re.sub(rf"^\s*{re.escape(self.end.strip())}", "", part) for part in parts[2::2])]
         for (before, after), now, header in zip(self._turns, befores, parts[1::2], strict=False):
-            # Only what stands between a question and its answer may be written otherwise once the turn is over: there
-            # stands the thinking, which templates drop. What was generated from stays as it was.
+            # Only the text between a question and its answer may change once the turn is over: it holds the thinking,
+            # which templates drop. The text that was generated from stays as it was.
             if before != now or not (after.startswith(header.rstrip()) or header.startswith(after.rstrip())):
                 raise ValueError(
                     f"The chat template of {self._name} writes an earlier turn in another form than the one that was "
@@ -167,7 +167,7 @@ class ChatFormat:
         return befores[-1], parts[-1]
 
     def _messages(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        """Questions and answers in turn, with the system text where it belongs."""
+        """Alternating questions and answers as messages, with the system text where it belongs."""
         messages = [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(texts)]
         if self._system_turn and self.system is not None:
             return [{"role": "system", "content": self.system}, *messages]
@@ -179,10 +179,7 @@ class ChatFormat:
         return self._apply(messages, add_generation_prompt=True, enable_thinking=thinking) + self._header
 
     def _apply(
-        self,
-        messages: list[dict[str, str]],
-        add_generation_prompt: bool = False,
-        enable_thinking: bool = False,
+        self, messages: list[dict[str, str]], add_generation_prompt: bool = False, enable_thinking: bool = False
     ) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(
@@ -199,7 +196,7 @@ class ChatFormat:
         return str(rendered)
 
     def _learn_format(self) -> tuple[bool, str, str, str]:
-        """Whether prompts take the thinking form, what they lack, the space before an answer, and what ends it."""
+        """Whether prompts enable thinking, the header they lack, the space before an answer, and the answer's end."""
         answer, later = "\ue000answer\ue001", "\ue000later\ue001"
         asked = [{"role": "user", "content": "question"}]
         answered = [*asked, {"role": "assistant", "content": answer}]
@@ -207,7 +204,7 @@ class ChatFormat:
         for thinking in (False, True):
             prompt = self._apply(asked, add_generation_prompt=True, enable_thinking=thinking)
             if before.startswith(prompt):
-                # Some templates know no generation prompt; white space belongs to the answer's first token.
+                # Some templates have no generation prompt; white space belongs to the answer's first token.
                 rest = before[len(prompt) :]
                 header, lead = (rest, "") if rest.strip() else ("", rest)
                 goes_on = self._apply([*answered, {"role": "user", "content": later}], add_generation_prompt=True)
@@ -218,9 +215,9 @@ class ChatFormat:
         )
 
     def _end_of_turn(self, last: str, earlier: str) -> str:
-        """What ends every answer, of what follows the last one and an earlier one; else what ends the last.
+        """The common start of the texts after the last answer and after an earlier one; else the text after the last.
 
-        The EOS comes after what a generation could not stop at.
+        The EOS is appended where a generation could not stop at it.
         """
         common = "".join(char for char, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, earlier)))  # noqa: B905
         tokens = "|".join(map(re.escape, sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True))) or "(?!)"
@@ -244,7 +241,7 @@ class ChatFormat:
         try:
             self._turn(_PROBED_TURNS - 1)
             return system.strip() in self._turns[0][0]
-        except ValueError:  # refusing is how templates say that they know no such turn
+        except ValueError:  # templates without a system turn raise
             return False
         finally:
             self._turns = []
@@ -257,7 +254,7 @@ class ChatFormat:
 
 
 def _dated(template: str, day: date) -> str:
-    """A template whose clock stands still, as transformers' own tells the time of each call."""
+    """A template that writes a fixed date; transformers' own ``strftime_now`` gives that of each call."""
     if "strftime_now" not in template:
         return template
     midnight = datetime.combine(day, time())

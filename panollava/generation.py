@@ -1,4 +1,4 @@
-"""How answers are decoded: the options of the ``generation`` config group, the same wherever a model answers."""
+"""Decoding options of the ``generation`` config group, the same in every command in which a model answers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ _LIMITS = {"gt": (">", operator.gt), "ge": (">=", operator.ge), "lt": ("<", oper
 class GenerationOptions:
     """Decoding options (``generation.*``); greedy by default.
 
-    What has been said already, for ``repetition_penalty`` and ``no_repeat_ngram_size``, is the answer so far: neither
-    the question nor the image counts.
+    ``repetition_penalty`` and ``no_repeat_ngram_size`` count the answer so far, neither the question nor the image.
 
     Attributes:
         max_new_tokens: longest answer.
-        num_beams: width of the beam search; 1 searches none.
-        length_penalty: of a beam search, the power of the length by which scores are divided; above 0 favours long
-            answers.
-        repetition_penalty: divides the logits of tokens that the answer has already. Source: Keskar et al. 2019,
+        num_beams: width of the beam search; 1 is no beam search.
+        length_penalty: beam search divides scores by this power of the length; above 0 favours long answers.
+        repetition_penalty: divides the logits of tokens that are in the answer already. Source: Keskar et al. 2019,
             arXiv:1909.05858, section 4.1.
         no_repeat_ngram_size: n-grams of this size occur once in an answer; 0 allows any.
         temperature: 0 takes the most likely token; above, tokens are sampled at this temperature.
@@ -82,17 +80,17 @@ class GenerationOptions:
 
     @property
     def summary(self) -> str:
-        """The options in a few words: the way of decoding, the longest answer, and what is not at its default."""
+        """The options in a few words: the decoding method, the longest answer, and options not at their default."""
         sampled = f"sampled at temperature {self.temperature:g}"
-        way = sampled if self.temperature else f"{self.num_beams} beams" if self.num_beams > 1 else "greedy"
-        told = ("max_new_tokens", "num_beams", "temperature")
-        rest = {name: value for name, value in vars(self).items() if name not in told}
+        method = sampled if self.temperature else f"{self.num_beams} beams" if self.num_beams > 1 else "greedy"
+        shown = ("max_new_tokens", "num_beams", "temperature")
+        rest = {name: value for name, value in vars(self).items() if name not in shown}
         others = [f"{name} {value:g}" for name, value in rest.items() if value != getattr(GenerationOptions, name)]
-        return ", ".join([way, f"at most {self.max_new_tokens} new tokens", *others])
+        return ", ".join([method, f"at most {self.max_new_tokens} new tokens", *others])
 
 
 def recorded_generation(settings: Mapping[str, Any]) -> GenerationOptions:
-    """The options of a run's metadata; of runs from before they were kept, greedy with the recorded answer length."""
+    """The options of a run's metadata; in older runs without them, greedy with the recorded answer length."""
     section = settings.get(KEY)
     if section is None:
         length = (settings.get("evaluation") or {}).get("max_new_tokens")

@@ -51,11 +51,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a language model can be given.
+    """The longest sequence and the largest id that a language model takes.
 
     Attributes:
         positions: tokens of the longest sequence.
-        rows: of its embeddings; ids from there on have none.
+        rows: number of embeddings; ids from there on have none.
     """
 
     positions: int
@@ -63,7 +63,7 @@ class Limits:
 
     @classmethod
     def of(cls, model: Any) -> Limits:
-        """Those of a transformers model."""
+        """The limits of a transformers model."""
         positions = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
         return cls(positions, int(model.get_input_embeddings().weight.shape[0]))
 
@@ -84,13 +84,13 @@ class _Draft:
 
 
 class ChatPrompt:
-    """Writes conversations about one panorama the way a language model expects them.
+    """Writes conversations about one panorama in a language model's format.
 
     Args:
         tokenizer: of the language model; the image placeholder is added to it.
         system: text of the system turn; None leaves that to the template. Where a template refuses a system
             turn, the text opens the first user turn instead.
-        today: the day that a template writes which writes one; None is the day of now.
+        today: the date in prompts where the template writes one; None is the current date.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ChatPrompt:
         self.image_id = add_image_token(tokenizer)
         self.format = ChatFormat(tokenizer, system, today)
         self._cache: dict[tuple[str, bool], list[int]] = {}
-        # A literal "<image>" in somebody's text is spelt in two parts: it never becomes the placeholder.
+        # A literal "<image>" in a text is encoded in two parts: it never becomes the placeholder.
         self._literal_image = [
             token for part in ("<", "image>") for token in tokenizer(part, add_special_tokens=False)["input_ids"]
         ]
@@ -111,6 +111,11 @@ class ChatPrompt:
         ]
         alternatives = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
         self._marks = re.compile(alternatives or r"(?!)")
+
+    def __repr__(self) -> str:
+        """The tokenizer, the system text and the date."""
+        name = self.tokenizer.name_or_path or type(self.tokenizer).__name__
+        return f"ChatPrompt({name}, system={self.format.system!r}, date={self.format.date})"
 
     @property
     def stop_ids(self) -> list[int]:
@@ -123,10 +128,10 @@ class ChatPrompt:
         return ids
 
     def control_tokens(self, text: str) -> list[str]:
-        """The tokens in a text that mean something to the chat format, such as ``<|im_end|>``, each once.
+        """Control tokens of the chat format in a text, such as ``<|im_end|>``, each once.
 
-        Special tokens of the tokenizer and other added ones that the template writes; the image placeholder is none,
-        as it is spelt in letters.
+        They are the tokenizer's special tokens and other added ones that the template writes. The image placeholder
+        is none, as it is encoded in parts.
         """
         written = self.format.render((("", ""), ("", "")), None).text
         tokens = self.tokenizer.added_tokens_decoder.values()
@@ -134,7 +139,7 @@ class ChatPrompt:
         return sorted((token for token in control if token in text), key=text.index)
 
     def misfit(self, encoded: Encoded, limits: Limits, new_tokens: int = 0) -> str:
-        """Why a language model cannot be given a text and make an answer to it; empty where it can."""
+        """Why a language model cannot take a text and answer it; empty where it can."""
         length = len(encoded.ids)
         if length + new_tokens > limits.positions:
             new = f" and up to {new_tokens} new ones" if new_tokens else ""
@@ -185,7 +190,7 @@ class ChatPrompt:
         return Encoded(ids, is_target, full_length - draft.text_length)
 
     def _drop_newest(self, full: _Draft, limit: int) -> _Draft:
-        # What comes later changes nothing before it, so whole turns are cut off where they end.
+        # Later turns change nothing before them, so whole turns are cut off where they end.
         kept = max((end for end in full.ends if end <= limit), default=limit)
         positions = [at for at in range(len(full.ids)) if at != full.image][:kept]
         if full.image is not None:
@@ -241,7 +246,7 @@ class ChatPrompt:
         for number, cut in enumerate(cuts):
             head = self._token_ids(text[:cut], image)
             if ids[: len(head)] != head:
-                # A token would join the prompt's end to the answer, and a generation could not begin there.
+                # A token would span the prompt's end and the answer's start, where no generation could begin.
                 left, early = self._piece(text[:cut], cuts[:number], image)
                 right, late = self._piece(text[cut:], [later - cut for later in cuts[number + 1 :]], False)
                 return left + right, [*early, len(left), *(len(left) + tokens for tokens in late)]
@@ -253,7 +258,7 @@ class ChatPrompt:
             return []
         known = self._cache.get((text, image))
         if known is None:
-            # Not verbose: it would warn of a length that is only cut afterwards.
+            # Not verbose, as it would warn of a length that is cut only later.
             raw = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             known = [self.image_id] if image else []
             for token in raw[1:] if image else raw:
