@@ -40,7 +40,7 @@ class PanoLlava:
     """A trained model with its crop and its prompt.
 
     Attributes:
-        model: the model, of transformers.
+        model: of transformers.
         prompt: writes conversations for its language model.
         crop: cuts panoramas into views.
         generation: default decoding options, those of the run or the export.
@@ -57,10 +57,9 @@ class PanoLlava:
         generation: GenerationOptions | None = None,
         source: Path | None = None,
     ) -> None:
-        self.model, self.prompt, self.crop = model, prompt, crop
+        self.model, self.prompt, self.crop, self.source = model, prompt, crop, source
         self.generation = generation or GenerationOptions()
         self.metadata = dict(metadata or {})
-        self.source = source
 
     def __repr__(self) -> str:
         """Where it is from and what it is made of, in one line."""
@@ -89,7 +88,7 @@ class PanoLlava:
 
         Args:
             folder: such as ``runs/<experiment>/finetune/<crop>_<resampler>``, or what ``save_pretrained`` wrote.
-            device: where the model goes.
+            device: of the model.
             dtype: of the backbones, also where they were trained.
             in_4bit: keep the language model in four bits where training did.
             allow: packages, such as ``my_package``, whose classes the model may be made of; their code is run.
@@ -119,16 +118,10 @@ class PanoLlava:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> PanoLlava:
-        """Opens a checkpoint with settings that may differ from its run's, such as another crop.
+        """Opens a ``*.ckpt`` folder with settings that may differ from its run's metadata, such as another crop.
 
-        Args:
-            checkpoint: a ``*.ckpt`` folder.
-            settings: the run's metadata; ``stage``, ``model``, ``crop``, ``inputs`` and ``generation`` are read.
-            device: where the model goes.
-            dtype: of the frozen backbones.
-
-        Raises:
-            ValueError: a stage-1 run, which has no language part, or weights that do not fit the settings.
+        ``stage``, ``model``, ``crop``, ``inputs`` and ``generation`` of the settings are read; else as
+        ``from_pretrained``.
         """
         if not recorded_stage(settings).answers:
             raise ValueError(
@@ -200,11 +193,7 @@ class PanoLlava:
         max_new_tokens: int | None = None,
         generation: GenerationOptions | None = None,
     ) -> list[str]:
-        """Answers several questions at once, each about its own panorama; options as for ``generate``.
-
-        Args:
-            images: the panoramas.
-            questions: as many, or one for all of them.
+        """Answers a question about each of several panoramas, or one about all of them; options as for ``generate``.
 
         Raises:
             TypeError: the panoramas are one, or a question is none.
@@ -401,19 +390,14 @@ class PanoLlava:
 
 
 class Conversation:
-    """A conversation about one panorama; ``PanoLlava.chat`` opens it.
-
-    Args:
-        pano: the model.
-        image: the panorama; its views are cut once.
+    """A conversation about one panorama, whose views are cut once; ``PanoLlava.chat`` opens it.
 
     Attributes:
         turns: (question, answer) pairs so far; an emptied list starts anew.
     """
 
     def __init__(self, pano: PanoLlava, image: Picture) -> None:
-        self._pano = pano
-        self._views = pano.views(image)
+        self._pano, self._views = pano, pano.views(image)
         self.turns: list[tuple[str, str]] = []
 
     def __repr__(self) -> str:
@@ -460,10 +444,6 @@ class AnswerStream(BaseStreamer):
     """Passes on the text of one answer as far as later tokens cannot change it.
 
     The pieces joined are the decoded answer without the white space around it.
-
-    Args:
-        tokenizer: of the language model.
-        on_text: called with each piece.
     """
 
     _UNFINISHED = "\ufffd"
@@ -472,8 +452,7 @@ class AnswerStream(BaseStreamer):
     def __init__(self, tokenizer: Any, on_text: OnText) -> None:
         self._tokenizer, self._on_text = tokenizer, on_text
         self._ids: list[int] = []
-        self._sent = ""
-        self._has_prompt = False
+        self._sent, self._has_prompt = "", False
 
     def put(self, value: Tensor) -> None:
         """Takes the prompt, which comes first and is skipped, then new tokens.

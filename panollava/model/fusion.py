@@ -55,15 +55,11 @@ def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Gr
     Args:
         tokens: ``(B, V, Q, Dl)``.
         view_mask: ``(B, V)`` bool.
-        join: see ``image_token_count``, like the grid.
+        join: see ``image_token_count``, also for the grid and for errors.
         cameras: ``(B, V, C)``.
-        grid: ``(H', W')`` or None.
 
     Returns:
         All image tokens ``(sum of counts, Dl)``, panorama after panorama, and the counts ``(B,)``.
-
-    Raises:
-        ValueError: as ``image_token_count``.
     """
     if join == "mean":
         share = view_mask / view_mask.sum(dim=1, keepdim=True)  # (B, V)
@@ -76,16 +72,7 @@ def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Gr
 
 
 def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tensor, counts: Tensor) -> Tensor:
-    """Replaces the placeholders by image tokens.
-
-    Args:
-        embeddings: ``(B, T, Dl)`` of the text, anything at the placeholders.
-        is_image: ``(B, T)`` bool, True at placeholders.
-        image_tokens: ``(sum of counts, Dl)``.
-        counts: ``(B,)`` image tokens of each panorama.
-
-    Returns:
-        ``(B, T, Dl)``.
+    """Replaces the placeholders in a text's embeddings ``(B, T, Dl)`` by the result of ``fuse``.
 
     Raises:
         ValueError: a text has another number of placeholders than its panorama has tokens.
@@ -180,11 +167,7 @@ def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: boo
 
 
 def _check_ring(cameras: Tensor, view_mask: Tensor) -> None:
-    """Refuses crops whose tiles are not one closed ring at the horizon; crops without tiles pass.
-
-    Raises:
-        ValueError: the message says what the tiles are instead and the way out.
-    """
+    """Raises ValueError for crops whose tiles are not one closed ring at the horizon; crops without tiles pass."""
     is_tile = _tiles(cameras, view_mask)
     pitch, roll = cameras[..., Column.PITCH], cameras[..., Column.ROLL]
     reason = ""

@@ -38,12 +38,8 @@ _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
     """The hub name or folder to open; for a safetensors file the folder that holds it and its config.
 
-    Args:
-        name: as the user wrote it.
-        key: config key to name in messages, such as ``model.vision.name``.
-
     Raises:
-        ValueError: the file is a pickle.
+        ValueError: the file is a pickle; the message names ``key`` of the config.
     """
     path = SHIPPED.get(str(name)) or Path(name).expanduser()
     if path.is_dir():
@@ -56,16 +52,7 @@ def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
 
 
 def backbone_record(name: str, revision: str | None, digest: Callable[[Path], str]) -> dict[str, Any] | None:
-    """What a backbone is made of: ``files`` of a folder by name, or the ``commit`` of a hub model.
-
-    Args:
-        name: as the user wrote it.
-        revision: of the hub.
-        digest: of a file's content.
-
-    Returns:
-        None where it is not on this machine.
-    """
+    """Digests of a folder's ``files`` by name, or the ``commit`` of a hub model; None for one not on this machine."""
     folder = Path(resolve_source(name))
     if folder.is_dir():
         files = {file.name: file for pattern in _READ for file in folder.glob(pattern)}
@@ -79,12 +66,7 @@ def backbone_record(name: str, revision: str | None, digest: Callable[[Path], st
 
 
 def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedConfig:
-    """Configuration of a backbone.
-
-    Args:
-        name: what ``resolve_source`` gave.
-        key: config key to name in messages, such as ``model.vision.name``.
-        revision: commit, branch or tag of a hub model; None for the newest.
+    """Configuration of a backbone; arguments as for ``load_pretrained``.
 
     Raises:
         FileNotFoundError: neither a folder nor a model that the hub (or its local cache) gives.
@@ -167,11 +149,7 @@ def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
 
     transformers opens any file that an index of shards names, and the adapter of a folder that holds one.
 
-    Args:
-        name: folder or hub name.
-        where: its name in messages.
-        way_out: what to do with pickled weights.
-        **place: options that say where it is on the hub or in its cache.
+    ``where`` and ``way_out`` are its name and the advice in messages; ``place`` are options for the hub and its cache.
 
     Raises:
         ValueError: it is one.
@@ -233,7 +211,7 @@ def load_language_model(
         attn_implementation: attention kernel of transformers.
         load_in_4bit: keep the matrices in four bits (NF4, scales quantised too), which frees memory and leaves only
             adapters to train. Source: Dettmers et al. 2023, arXiv:2305.14314.
-        revision: commit, branch or tag of a hub model; None for the newest.
+        revision: as for ``load_pretrained``.
 
     Raises:
         FileNotFoundError: no such model, or no safetensors weights.
@@ -269,7 +247,7 @@ def load_language_model(
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer of ``model.language.name``, of a revision of the hub.
+    """The tokenizer of ``model.language.name``.
 
     Raises:
         FileNotFoundError: no such model, or it has no tokenizer files.

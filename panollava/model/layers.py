@@ -79,11 +79,7 @@ def draw(linear: nn.Linear, residuals: int = 1) -> None:
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Refuses a resampler's width that does not divide into heads.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raises ValueError for a resampler's width that does not divide into heads."""
     if width % heads:
         raise ValueError(
             f"model.resampler.heads={heads} does not divide model.resampler.width={width}: choose a divisor of it."
@@ -99,12 +95,8 @@ def area_pool(patches: Tensor, grid: tuple[int, int], pooled: tuple[int, int]) -
     too. Where there are more rectangles than patches, patches are repeated.
 
     Args:
-        patches: ``(..., H * W, D)``, row by row.
-        grid: ``(H, W)``.
-        pooled: ``(H', W')``.
-
-    Returns:
-        ``(..., H' * W', D)``.
+        patches: ``(..., H * W, D)``, row by row on the ``grid`` ``(H, W)``.
+        pooled: ``(H', W')``; the result is ``(..., H' * W', D)``.
     """
     rows, columns = (_shares(*sides, like=patches) for sides in zip(grid, pooled, strict=True))
     return torch.kron(rows, columns) @ patches

@@ -203,12 +203,8 @@ def without_lora(model: HasLanguageModel) -> Iterator[None]:
 def save_lora(model: HasLanguageModel, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Writes the active adapter, ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
 
-    ``belongs_to.json`` beside them identifies the resampler and the projector that it was trained with.
-
-    Args:
-        model: whose adapter it is.
-        folder: to write into.
-        tensors: weights by their names in the model, in place of those that it holds.
+    ``belongs_to.json`` beside them identifies the resampler and the projector that it was trained with. ``tensors``, by
+    their names in the model, replace its weights.
 
     Raises:
         ValueError: no LoRA is attached, or none is active.
@@ -238,15 +234,10 @@ def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAUL
 
     Logs a warning where it was trained on a language model of another name or with another resampler or projector.
 
-    Args:
-        model: to change in place.
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: of the adapter among those attached.
-        trainable: whether the adapter is to be trained further.
-
     Raises:
         FileNotFoundError: the folder holds no adapter in safetensors.
-        ValueError: one of that name is attached already, or the adapter is not of this language model.
+        ValueError: one of that name is attached already, its settings and weights do not fit together, or it is not of
+            this language model.
     """
     if name in lora_names(model):
         _refuse_wrapped(model)
@@ -266,12 +257,7 @@ def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAUL
 
 
 def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Settings and weights of the adapter in a folder; nothing that they name is opened.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter in safetensors.
-        ValueError: the settings are no LoRA's, the weights are none, or they are not those of the settings.
-    """
+    """Settings and weights of the adapter in a folder; opens nothing that they name. Errors as for ``load_lora``."""
     lacking = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (path / file).is_file()]
     if lacking:
         raise FileNotFoundError(
@@ -347,10 +333,8 @@ def _vision_digest(model: HasLanguageModel, tensors: Mapping[str, Tensor] | None
 def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping[str, Tensor], path: Path) -> set[str]:
     """Names of an adapter's weights that are the language model's own embeddings or output layer.
 
-    peft saves these beside an adapter on one of them, or of a model whose vocabulary was resized.
-
-    Raises:
-        ValueError: they are of another language model.
+    peft saves these beside an adapter on one of them, or of a model whose vocabulary was resized. They must be those of
+    this language model.
     """
     base: Any = language_model.get_base_model() if isinstance(language_model, PeftModel) else language_model
     layers = {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings())}

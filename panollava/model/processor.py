@@ -55,11 +55,7 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         return Crop.from_spec(self.crop, view_size=(self.view_size[0], self.view_size[1]))
 
     def preprocess(self, images: Picture | Sequence[Picture], **kwargs: Any) -> BatchFeature:
-        """Views of panoramas.
-
-        Args:
-            images: one or several, as ``read_picture`` takes them.
-            **kwargs: ignored settings of other image processors.
+        """Views of one or several panoramas (see ``read_picture``).
 
         Returns:
             ``pixel_values`` ``(B, V, 3, h, w)`` uint8, ``cameras`` ``(B, V, C)``, ``view_mask`` ``(B, V)``.
@@ -112,14 +108,7 @@ class PanoLlavaProcessor(ProcessorMixin):
     def of(
         cls, model: Any, tokenizer: Any, *, system: str | None = None, date: str | None = None
     ) -> PanoLlavaProcessor:
-        """The processor that belongs to a model.
-
-        Args:
-            model: ``PanoLlavaForConditionalGeneration``.
-            tokenizer: of its language model.
-            system: text of the system turn it was trained with.
-            date: the day that its prompts name.
-        """
+        """The processor of a ``PanoLlavaForConditionalGeneration`` that was trained with this system text and date."""
         config, vision = model.config, model.vision
         images = PanoLlavaImageProcessor(config.crop, config.image_size)
         sizes = vision.tokens_per_view, config.join, vision.token_grid
@@ -138,8 +127,7 @@ class PanoLlavaProcessor(ProcessorMixin):
             images: one panorama, or as many as there are texts.
             text: a question, or several; each a string or a conversation of ``(question, answer)`` turns
                 whose last answer is None.
-            return_tensors: torch tensors only.
-            padding: True only; on the left, as generation needs it.
+            return_tensors, padding: torch tensors with left padding only, as generation needs it.
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``(B, T)``, and the image processor's result.
@@ -170,11 +158,10 @@ class PanoLlavaProcessor(ProcessorMixin):
         return image_token_count(cameras, self.tokens_per_view, self.join, grid)
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Messages in transformers' form -> inputs; ``pipeline("image-text-to-text")`` calls this.
+        """A list of ``{"role": ..., "content": ...}`` messages, or several -> inputs.
 
-        Args:
-            conversation: a list of ``{"role": ..., "content": ...}`` messages, or several such lists.
-            **kwargs: transformers' options; only ``tokenize=True`` with a generation prompt is possible.
+        ``pipeline("image-text-to-text")`` calls this. Of transformers' options, only ``tokenize=True`` with a
+        generation prompt is possible.
 
         Raises:
             ValueError: anything but a conversation that ends in a question.

@@ -91,10 +91,10 @@ class VisionTower(nn.Module):
         attn_implementation: hub.Attention = "sdpa",
         revision: str | None = None,
     ) -> VisionTower:
-        """Opens an encoder by hub name (``google/siglip-base-patch16-224``, ``timm/...``) or local folder.
+        """Opens an encoder.
 
         Args:
-            name_or_path: hub name, folder, or the safetensors file in a folder.
+            name_or_path: hub name (``google/siglip-base-patch16-224``, ``timm/...``), folder, or a safetensors file.
             image_size: side, or ``(h, w)``, of the views; None takes the encoder's own. For another size the position
                 embeddings are interpolated.
             feature_layer: see the class.
@@ -111,15 +111,8 @@ class VisionTower(nn.Module):
         mean, std, own_size = families.preprocessing(source, config, revision)
         size = own_size if image_size is None else families.pair(image_size)
         families.use_image_size(config, size)
-        model = hub.load_pretrained(
-            AutoModel,
-            source,
-            KEY,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            revision=revision,
-        )
+        options: dict[str, Any] = {"config": config, "dtype": dtype, "revision": revision}
+        model = hub.load_pretrained(AutoModel, source, KEY, attn_implementation=attn_implementation, **options)
         return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
 
     @classmethod
@@ -162,13 +155,7 @@ class VisionTower(nn.Module):
         return (scaled - self.mean.float()) / self.std.float()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encodes views.
-
-        Args:
-            pixels: ``(n, 3, h, w)`` uint8, or float in 0..1.
-
-        Returns:
-            ``(n, N, Dv)`` patch features in rows, ``N = H'·W'``, without CLS and register tokens.
+        """``(n, 3, h, w)`` views, uint8 or float in 0..1 -> ``(n, N, Dv)`` features, one for each patch, row by row.
 
         Raises:
             ValueError: the views have another size than the tower was opened for.
@@ -279,20 +266,12 @@ class PanoVision(nn.Module):
 
     def __init__(self, tower: VisionTower, resampler: nn.Module, *, width: int) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower, self.width = tower, width
         self.resampler: Any = resampler
-        self.width = width
 
     @classmethod
     def build(cls, tower: VisionTower, *, resampler: Spec, latent_width: int = 768, seed: int = 0) -> PanoVision:
-        """A tower with a new resampler.
-
-        Args:
-            tower: encoder of single views.
-            resampler: its type and keywords.
-            latent_width: ``Dr``, unless the resampler keeps the width of the features.
-            seed: of the run; the resampler draws from its own generator.
-        """
+        """A tower with a new resampler; ``latent_width`` is ``Dr`` unless the resampler keeps the features' width."""
         width = tower.width if keeps_width(resampler_class(resampler["type"])) else latent_width
         widths = {"input_width": tower.width, "output_width": width}
         return cls(tower, build_component("resampler", resampler_class, resampler, seed=seed, **widths), width=width)
@@ -309,8 +288,7 @@ class PanoVision(nn.Module):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """``(B, V, 3, h, w)`` views -> ``(B, V, N, Dv)`` features, all views in one call of the tower."""
-        flat = self.tower(pixel_values.flatten(0, 1))  # (B·V, 3, h, w) -> (B·V, N, Dv)
-        return flat.unflatten(0, pixel_values.shape[:2])
+        return self.tower(pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])
 
     def forward(
         self,
@@ -320,16 +298,13 @@ class PanoVision(nn.Module):
         view_mask: Tensor | None = None,
         vision_features: Tensor | None = None,
     ) -> Tensor:
-        """Encodes panoramas.
+        """Encodes panoramas into tokens ``(B, V, Q, Dr)``.
 
         Args:
             pixel_values: ``(B, V, 3, h, w)`` uint8, or float in 0..1.
             cameras: ``(B, V, C)``.
             view_mask: ``(B, V)`` bool, False where a view only pads; None means all are real.
             vision_features: ``(B, V, N, Dv)`` ready features of the tower in place of ``pixel_values``.
-
-        Returns:
-            ``(B, V, Q, Dr)``.
 
         Raises:
             ValueError: neither or both of pixels and features, or features of another grid.
@@ -357,10 +332,8 @@ _NOT_PART = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "a
 class Encoding:
     """The one way in which features that are kept are made: one panorama a call, in the encoder's type, no autocast.
 
-    The bits of the features then depend on nothing but the panorama's views and ``signature``.
-
-    Args:
-        tower: the encoder; frozen, on the device where it shall run.
+    The bits of the features then depend on nothing but the panorama's views and ``signature``. The encoder is frozen
+    and runs on the device where it is.
     """
 
     def __init__(self, tower: VisionTower) -> None:

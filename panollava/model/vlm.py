@@ -191,15 +191,12 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         return self.language_model.get_decoder().layers
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """The language model's."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language model's."""
         return self.language_model.get_output_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -232,8 +229,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
 
     Args:
         config: describes the whole model.
-        vision_tower: a loaded encoder to use; None builds one from the configuration with random weights.
-        language_model: a loaded causal language model to use, likewise.
+        vision_tower: a loaded encoder; None builds one from the configuration with random weights.
+        language_model: a loaded causal language model, likewise.
         seed: new components draw from generators of (seed, name).
 
     Attributes:
@@ -253,13 +250,9 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
     ) -> None:
         super().__init__(config)
         if vision_tower is None:
-            vision_tower = VisionTower.from_config(
-                config.vision_config,  # type: ignore[arg-type]
-                image_size=config.image_size or (),
-                mean=config.image_mean or (),
-                std=config.image_std or (),
-                feature_layer=config.feature_layer,
-            )
+            encoder: Any = config.vision_config
+            settings = {"image_size": config.image_size, "mean": config.image_mean, "std": config.image_std}
+            vision_tower = VisionTower.from_config(encoder, **settings, feature_layer=config.feature_layer)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         parts: list[Any] = [config.resampler, config.position, config.projector]
@@ -293,11 +286,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         Args:
             vision_tower: see ``VisionTower.from_pretrained``.
             language_model: see ``panollava.model.hub.load_language_model``.
-            resampler: type and keywords; likewise ``position``, ``projector`` and ``crop``, which is kept for the
-                processor of an export.
-            image_token_id: see ``panollava.prompt.add_image_token``.
-            join, latent_width: see ``PanoLlavaConfig``.
-            seed: of the run.
+            resampler, position, projector, crop, image_token_id, join, latent_width: see ``PanoLlavaConfig``.
+            seed: new components draw from generators of (seed, name).
         """
         mean, std = vision_tower.normalisation
         # Copies, as a composite resets the attention kind of its configurations: the backbones would then run without

@@ -201,15 +201,9 @@ def _summed(piece: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def gated_norm(values: Tensor, gate: Tensor, gain: Tensor) -> Tensor:
-    """``rms_norm(values * silu(gate)) * gain``, computed in the type of the values.
+    """``rms_norm(values * silu(gate)) * gain``, computed in the type of the values, returned in the gate's.
 
-    Args:
-        values: ``(d, rows, x)``.
-        gate: ``(d, rows, x)``.
-        gain: ``(d, x)``.
-
-    Returns:
-        ``(d, rows, x)``, of the gate's type.
+    Values, gate and result are ``(d, rows, x)``, the gain is ``(d, x)``.
     """
     with torch.autocast(values.device.type, enabled=False):
         result: Tensor = _GatedNorm.apply(values, gate, gain.to(values.dtype))

@@ -38,8 +38,7 @@ def state_space_scan(
         values: ``(d, n, L, heads, head_width)``.
         step: ``(d, n, L, heads)``, positive.
         rate: ``(d, heads)``, positive.
-        write: ``(d, n, L, state)``.
-        read: ``(d, n, L, state)``.
+        write: ``(d, n, L, state)``, and ``read``.
         skip: ``(d, heads)``.
         periodic: whether each sequence is a closed ring.
         kernel: ``torch``, or the Triton kernels of the package mamba-ssm (see ``mamba_scan``).
@@ -66,11 +65,7 @@ def state_space_scan(
 
 
 def check_mamba_ssm() -> None:
-    """Refuses the Triton kernels where they cannot run.
-
-    Raises:
-        ValueError: there is no CUDA device, or the package is not installed.
-    """
+    """Raises ValueError where the Triton kernels cannot run: without a CUDA device or their package."""
     way_out = "kernel=torch computes the same anywhere, with the same weights."
     if not torch.cuda.is_available():
         raise ValueError(f"model.resampler.kernel=mamba_ssm needs a CUDA device, and there is none here; {way_out}")
@@ -84,18 +79,10 @@ def check_mamba_ssm() -> None:
 def mamba_scan(
     values: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, skip: Tensor, *, periodic: bool
 ) -> Tensor:
-    """``state_space_scan`` for one set of rates by the Triton kernels, at their precision (TF32).
+    """``state_space_scan`` for one set of rates (no dimension ``d``) by the Triton kernels, at their precision (TF32).
 
     A periodic sequence is scanned twice: from a zero state, for the state at its end, and from the state that is its
     own continuation.
-
-    Args:
-        values: ``(n, L, heads, head_width)``.
-        step: ``(n, L, heads)``.
-        rate: ``(heads)``.
-        write: ``(n, L, state)``, and ``read``.
-        skip: ``(heads)``.
-        periodic: whether each sequence is a closed ring.
     """
     scan = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     arguments = (values, step, -rate, write.unsqueeze(2), read.unsqueeze(2), _KERNEL_CHUNK)
@@ -298,14 +285,11 @@ def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pass_on(written: Tensor, log_through: Tensor, sequences: int, *, periodic: bool, backward: bool = False) -> None:
-    """Replaces what each chunk adds to the state by the state that enters it.
+    """Replaces, in place, what each chunk adds to the state by the state that enters it; ``backward`` from the last.
 
     Args:
-        written: ``(sequences * chunks, heads, state, head_width)``, replaced in place.
+        written: ``(sequences * chunks, heads, state, head_width)``.
         log_through: ``(sequences * chunks, heads)``, log decay over each whole chunk.
-        sequences: how many.
-        periodic: whether the state after the last chunk enters the first.
-        backward: from the last chunk to the first.
     """
     written, log_through = (x.unflatten(0, (sequences, -1)) for x in (written, log_through))
     through = log_through.exp()[..., None, None]
