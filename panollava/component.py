@@ -21,11 +21,10 @@ from typing import Any
 _LOG = logging.getLogger("panollava")
 
 _KEYS = {"crop.strategies": "crop", "losses.objective": "stage.vision.loss"}
-"""Where a room's components stand in the config, if not at its own name."""
+"""Config keys of families whose key is not their own name."""
 
 CLOSE = 0.8
-"""Likeness from which one name is taken for a slip of another."""
-
+"""Similarity from which one name is taken for a misspelling of another."""
 
 _ALLOWED = "PANOLLAVA_ALLOW"
 """Environment variable with the allowed packages, between commas: processes that this one starts have it too."""
@@ -34,7 +33,7 @@ OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """How a config names a class of another package."""
 
 _RECORDED: set[tuple[str, str]] = set()
-"""Packages of the checkpoints that were opened, and their versions in training, as `outside_packages` tells them."""
+"""Packages of the checkpoints that were opened, with their versions in training (see ``outside_packages``)."""
 
 
 def camel(name: str) -> str:
@@ -42,39 +41,39 @@ def camel(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
 
 
-def find_component(room: str, type: str, suffix: str, protocol: type | None = None) -> type:
-    """The class ``Camel(type) + suffix`` of a room, or the class of another package that ``type`` names.
+def find_component(family: str, type: str, suffix: str, protocol: type | None = None) -> type:
+    """The class ``Camel(type) + suffix`` of a family, or the class of another package that ``type`` names.
 
     Args:
-        room: module path below ``panollava``, such as ``model.resampler`` (a package with one module a
+        family: module path below ``panollava``, such as ``model.resampler`` (a package with one module for each
             component) or ``crop.strategies`` (one module with several).
         type: the name used in configs, such as ``bimamba``, or ``my_package.module:Class``.
-        suffix: what the room's classes end in, such as ``Resampler``.
+        suffix: of the family's class names, such as ``Resampler``.
         protocol: what a class of another package must offer (see ``outside_class``).
 
     Raises:
         ValueError: no such component; the message lists those there are. See also ``outside_class``.
     """
-    key = room.removesuffix(".strategies").replace("/", ".")
+    key = family.removesuffix(".strategies").replace("/", ".")
     if ":" in str(type):
-        return outside_class(type, f"{_KEYS.get(room, key)}.type", protocol)
-    available = component_names(room, suffix)
+        return outside_class(type, f"{_KEYS.get(family, key)}.type", protocol)
+    available = component_names(family, suffix)
     if type not in available:
         close = meant(str(type), available)
         hint = f" Did you mean {close!r}?" if close else ""
         raise ValueError(f"{key}: there is no {type!r}.{hint} Available: {', '.join(available)}.")
-    module = importlib.import_module(f"panollava.{room}")
+    module = importlib.import_module(f"panollava.{family}")
     if hasattr(module, "__path__"):
-        module = importlib.import_module(f"panollava.{room}.{type}")
+        module = importlib.import_module(f"panollava.{family}.{type}")
     return getattr(module, camel(type) + suffix)
 
 
-def component_names(room: str, suffix: str) -> list[str]:
-    """Names that ``find_component`` accepts for a room, sorted."""
-    module = importlib.import_module(f"panollava.{room}")
-    if hasattr(module, "__path__"):  # beside the components lie the modules that they share
+def component_names(family: str, suffix: str) -> list[str]:
+    """Names that ``find_component`` accepts for a family, sorted."""
+    module = importlib.import_module(f"panollava.{family}")
+    if hasattr(module, "__path__"):  # the package also holds modules that its components share
         names = [info.name for info in pkgutil.iter_modules(module.__path__)]
-        parts = {name: importlib.import_module(f"panollava.{room}.{name}") for name in names}
+        parts = {name: importlib.import_module(f"panollava.{family}.{name}") for name in names}
         return sorted(name for name, part in parts.items() if hasattr(part, camel(name) + suffix))
     return sorted(
         _snake(name.removesuffix(suffix))
@@ -150,7 +149,7 @@ def allow(*packages: str | Iterable[str]) -> None:
 
 
 def allowed_packages() -> set[str]:
-    """Packages of which classes may be imported."""
+    """Packages whose classes may be imported."""
     return {name for name in os.environ.get(_ALLOWED, "").split(",") if name}
 
 
@@ -202,19 +201,19 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one most probably stands for; None where it may just as well be another idea.
+    """The known name that a misspelt one most probably stands for; None where none is similar enough.
 
     Args:
         name: as typed; of a dotted key every part is compared.
-        known: what there is.
+        known: existing names.
     """
-    found = {other: _likeness(name, other) for other in known}
+    found = {other: _similarity(name, other) for other in known}
     best = max(found, key=lambda other: found[other], default="")
     return best if found.get(best, 0.0) >= CLOSE else None
 
 
-def _likeness(one: str, other: str) -> float:
-    """From 0 to 1. Counts (``num_``) and units (``_deg``) may be left out; another number is never a slip."""
+def _similarity(one: str, other: str) -> float:
+    """From 0 to 1. Counts (``num_``) and units (``_deg``) may be left out; names with other numbers are not similar."""
     parts = one.split("."), other.split(".")
     if len(parts[0]) != len(parts[1]) or re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return 0.0

@@ -42,7 +42,13 @@ class Family:
     def encode(self, model: PreTrainedModel, pixels: Tensor, layer: int) -> Tensor:
         """``(n, 3, h, w)`` normalised pixels -> ``(n, N, Dv)`` features of a layer, patches only."""
         if self.is_timm:
-            return _encode_timm(model.timm_model, pixels, layer)
+            timm_model: Any = model.timm_model
+            if layer == -1:
+                return timm_model.forward_features(pixels)[:, timm_model.num_prefix_tokens :]
+            indices = [len(timm_model.blocks) + layer]
+            return timm_model.forward_intermediates(
+                pixels, indices=indices, intermediates_only=True, output_fmt="NLC", stop_early=True
+            )[0]
         arguments: dict[str, Any] = {"output_hidden_states": layer != -1}
         if self.asks_to_interpolate:
             arguments["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != _native_size(model.config)
@@ -196,15 +202,6 @@ def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
     return pair(
         resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))["input_size"][-2:] if size is None else size
     )
-
-
-def _encode_timm(model: Any, pixels: Tensor, layer: int) -> Tensor:
-    if layer == -1:
-        return model.forward_features(pixels)[:, model.num_prefix_tokens :]
-    (features,) = model.forward_intermediates(
-        pixels, indices=[len(model.blocks) + layer], intermediates_only=True, output_fmt="NLC", stop_early=True
-    )
-    return features
 
 
 def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:

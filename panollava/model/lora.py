@@ -229,7 +229,7 @@ def save_lora(model: HasLanguageModel, folder: str | Path, tensors: Mapping[str,
     write_json(target / BELONGS, {"sight": _vision_digest(model, tensors)})
 
 
-def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAULT, trainable: bool = False) -> None:
+def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAULT) -> None:
     """Attaches an adapter that ``save_lora`` or plain peft wrote, beside those there are, and makes it active.
 
     Logs a warning where it was trained on a language model of another name or with another resampler or projector.
@@ -252,7 +252,7 @@ def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAUL
             raise ValueError(f"The LoRA adapter in {path} cannot be attached. {error}") from error
     _warn_of_another_model(model, config, path)
     stored = set(tensors) - _vocabulary_copies(model.language_model, config, tensors, path)
-    model.language_model = _attach(model, path, name, config, stored, trainable)
+    model.language_model = _attach(model, path, name, config, stored)
     use_lora(model, name)
 
 
@@ -355,19 +355,17 @@ def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping
     return copies
 
 
-def _attach(
-    model: HasLanguageModel, path: Path, name: str, config: LoraConfig, stored: set[str], trainable: bool
-) -> PeftModel:
+def _attach(model: HasLanguageModel, path: Path, name: str, config: LoraConfig, stored: set[str]) -> PeftModel:
     """The language model with one more adapter; if that does not fit, it is removed again."""
     base: Any = model.language_model
-    config.inference_mode = not trainable
+    config.inference_mode = True
     wrapped: Any = base if has_lora(model) else None
     try:
         if wrapped is None:
             wrapped = PeftModelForCausalLM(base, config, name)
         else:
             wrapped.add_adapter(name, config)
-        wrapped.load_adapter(str(path), adapter_name=name, is_trainable=trainable)  # which has its settings already
+        wrapped.load_adapter(str(path), adapter_name=name)  # which has its settings already
         differing = stored ^ set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
         if differing:
             raise ValueError(
