@@ -17,8 +17,7 @@ from panollava.data.fetch import FetchOptions
 from panollava.data.scenes.questions import CAPTION_REQUEST
 from panollava.evaluation.explain import explain_picture
 from panollava.logs import LOG, configure_console
-from panollava.model.api import PanoLlava
-from panollava.model.sight import Sight
+from panollava.model.api import PanoLlava, VisionPart
 from panollava.run.config_check import check_tracking
 from panollava.run.image_commands import (
     check_fetch,
@@ -61,16 +60,18 @@ def main(cfg: DictConfig) -> None:
     image = None if options.image is None else named_panorama(options.image, fetch)
     out = checked_out(Path(options.out).expanduser(), image, "explain.png")
     compute = choose_compute(options.device, "auto", section="")
-    sight = Sight.from_pretrained(options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow)
-    if sight.pano is not None:
-        sight.pano.generation = sight.pano.generation.changed(generation)
-    panorama, seen, question = _subject(image, sight.crop)
+    part = VisionPart.from_pretrained(
+        options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
+    )
+    if part.pano is not None:
+        part.pano.generation = part.pano.generation.changed(generation)
+    panorama, seen, question = _subject(image, part.crop)
     with compute.autocast():
-        asked = _asked(sight.pano, seen, options.question or question, options)
+        asked = _asked(part.pano, seen, options.question or question, options)
         picture, notes = explain_picture(
             panorama,
-            sight.crop.views(seen),
-            **vars(sight),
+            part.crop.views(seen),
+            **vars(part),
             asked=asked,
             layers=options.layers,
             yaw_deg=options.yaw,
@@ -80,7 +81,7 @@ def main(cfg: DictConfig) -> None:
     for note in notes:
         LOG.info("%s", note)
     tags = {"panollava.folder": options.checkpoint}
-    with open_tracker(tracking, run_name=f"explain {sight.name}", outbox=out.parent, tags=tags) as tracker:
+    with open_tracker(tracking, run_name=f"explain {part.name}", outbox=out.parent, tags=tags) as tracker:
         tracker.image(picture, "explain.png")
     LOG.info("Picture: %s", out)
 

@@ -26,7 +26,7 @@ import torch
 from panollava.component import component_names
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.model.components import keeps_width, resampler_class
+from panollava.model.components import component_class, keeps_width
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 def _built(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    component = resampler_class(name.partition(" ")[0])
+    component = component_class("resampler", name.partition(" ")[0])
     width = FEATURE_WIDTH if keeps_width(component) else TOKEN_WIDTH
     return component(input_width=FEATURE_WIDTH, output_width=width, **WAYS[name])
 

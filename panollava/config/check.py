@@ -52,7 +52,7 @@ def check_component(
     Args:
         section: ``type`` and the component's keywords.
         key: full key of the section, such as ``model.resampler``.
-        find: the class of a type, such as ``resampler_class``.
+        find: the class of a type, such as ``strategy_class``.
         given: arguments that the program supplies and the config must not.
     """
     options = dict(section)

@@ -1,9 +1,13 @@
-"""``PanoLlava``: opens a run or an export, answers questions about panoramas, and writes exports."""
+"""``PanoLlava``: opens a run or an export, answers questions about panoramas, and writes exports.
+
+``VisionPart`` also opens runs of stages without a language model.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from panollava.model.fusion import image_token_count
 from panollava.model.hub import quiet_transformers
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
 from panollava.model.trainable import load_trained
+from panollava.model.vision import PanoVision
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
 from panollava.run_folder import find_run_folder, prompt_date, read_metadata, short_name, with_paths_found
@@ -102,9 +107,7 @@ class PanoLlava:
         path = Path(folder).expanduser()
         if (path / "config.json").is_file():
             return cls._from_export(path, device, dtype)
-        run = find_run_folder(path)
-        checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
-        settings = with_paths_found(read_metadata(run), run)
+        checkpoint, settings = _find(path)
         if not in_4bit:
             settings["model"]["language"]["load_in_4bit"] = False
         return cls.from_checkpoint(checkpoint, settings, device=device, dtype=dtype)
@@ -479,6 +482,55 @@ class AnswerStream(BaseStreamer):
         if len(text) > len(self._sent):
             new, self._sent = text[len(self._sent) :], text
             self._on_text(new)
+
+
+@dataclass(frozen=True)
+class VisionPart:
+    """The vision part of a run, with the whole model where its stage has a language model.
+
+    Attributes:
+        name: of the experiment, or of an export's folder.
+        vision: encoder and resampler.
+        crop: cuts panoramas into views.
+        pano: the whole model; None for a stage without a language model.
+    """
+
+    name: str
+    vision: PanoVision
+    crop: Crop
+    pano: PanoLlava | None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        allow: str | Sequence[str] = (),
+    ) -> VisionPart:
+        """Opens runs of every stage, and exports; arguments and errors as for ``PanoLlava.from_pretrained``."""
+        allow_packages(allow)
+        path = Path(folder).expanduser()
+        if not (path / "config.json").is_file():
+            checkpoint, settings = _find(path)
+            if not recorded_stage(settings).answers:
+                backbones = Backbones(settings["model"], settings["crop"], dtype=dtype)
+                backbones.warn_of_changes(settings.get("inputs"))
+                vision = backbones.vision()
+                tensors = read_weights(checkpoint).items()  # such a stage also has a head of its own
+                own = {name.removeprefix("vision."): tensor for name, tensor in tensors if name.startswith("vision.")}
+                load_trained(vision, own, str(checkpoint))
+                return cls(settings["experiment_name"], vision.to(device).eval(), backbones.crop, None)
+        pano = PanoLlava.from_pretrained(path, device=device, dtype=dtype)
+        return cls(pano.metadata.get("experiment_name", path.name), pano.model.vision, pano.crop, pano)
+
+
+def _find(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint in a run folder, an experiment's folder or itself, and the run's metadata."""
+    run = find_run_folder(path)
+    checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
+    return checkpoint, with_paths_found(read_metadata(run), run)
 
 
 def _row_keys(batch: Batch) -> list[bytes]:

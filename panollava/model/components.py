@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ Spec = Mapping[str, Any]
 class Resampler(Protocol):
     """Turns the patch features of each view into ``Q`` tokens.
 
-    Every resampler is an ``nn.Module`` named ``<Type>Resampler`` in ``model/resampler/<type>.py``, or a class of another
-    package (``resampler=my_package.module:Class``; likewise position codes and projectors). It is built with
+    Every resampler is an ``nn.Module`` named ``<Type>Resampler`` in ``model/resampler/<type>.py``, or a class of
+    another package (``resampler=my_package.module:Class``; likewise position codes and projectors). It is built with
     ``input_width`` (``Dv``), ``output_width`` (``Dr``) and its own typed keywords. Padding views (False in
     ``view_mask``) hold any finite values, give any finite values, and never affect another view.
 
@@ -54,15 +54,19 @@ class Projector(Protocol):
         """``(..., Dr)`` -> ``(..., Dl)``."""
 
 
-def _module(found: builtins.type, type: str) -> builtins.type[nn.Module]:
+_PROTOCOLS: dict[str, type] = {"resampler": Resampler, "position": Position, "projector": Projector}
+
+
+def component_class(name: str, type: str) -> builtins.type[nn.Module]:
+    """The class of ``model.<name>=<type>``, where ``name`` is ``resampler``, ``position`` or ``projector``.
+
+    Raises:
+        ValueError: there is none, or it is no ``nn.Module`` (see ``find_component``).
+    """
+    found = find_component(f"model.{name}", type, name.capitalize(), _PROTOCOLS[name])
     if not issubclass(found, nn.Module):
         raise ValueError(f"type={type} is no torch.nn.Module, which resamplers, position codes and projectors are.")
     return found
-
-
-def resampler_class(type: str) -> builtins.type[nn.Module]:
-    """The class of ``model.resampler=<type>``."""
-    return _module(find_component("model.resampler", type, "Resampler", Resampler), type)
 
 
 def keeps_width(resampler: type) -> bool:
@@ -70,24 +74,11 @@ def keeps_width(resampler: type) -> bool:
     return bool(getattr(resampler, "keeps_width", False))
 
 
-def position_class(type: str) -> builtins.type[nn.Module]:
-    """The class of ``model.position=<type>``."""
-    return _module(find_component("model.position", type, "Position", Position), type)
-
-
-def projector_class(type: str) -> builtins.type[nn.Module]:
-    """The class of ``model.projector=<type>``."""
-    return _module(find_component("model.projector", type, "Projector", Projector), type)
-
-
-def build_component(
-    name: str, find: Callable[[str], type[nn.Module]], spec: Spec, *, seed: int, **widths: int
-) -> nn.Module:
+def build_component(name: str, spec: Spec, *, seed: int, **widths: int) -> nn.Module:
     """Builds a resampler, position code or projector.
 
     Args:
         name: its config key, which also seeds its generator, such as ``resampler``.
-        find: gives the class of a type, such as ``resampler_class``.
         spec: its type and keywords.
         seed: of the run.
         **widths: arguments that only the model knows.
@@ -96,7 +87,7 @@ def build_component(
         ValueError: the type or a keyword does not exist.
     """
     keywords = {key: value for key, value in spec.items() if key != "type"}
-    component = find(spec["type"])
+    component = component_class(name, spec["type"])
     allowed = [key for key in inspect.signature(component).parameters if key not in widths]
     if unknown := sorted(set(keywords) - set(allowed)):
         raise ValueError(

@@ -72,7 +72,7 @@ def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Gr
 
 
 def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tensor, counts: Tensor) -> Tensor:
-    """Replaces the placeholders, True in ``is_image`` ``(B, T)``, in embeddings ``(B, T, Dl)`` by the result of ``fuse``.
+    """Replaces placeholders, True in ``is_image`` ``(B, T)``, in embeddings ``(B, T, Dl)`` by the result of ``fuse``.
 
     Raises:
         ValueError: a text has another number of placeholders than its panorama has tokens.

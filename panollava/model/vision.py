@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panollava.model import families, hub
-from panollava.model.components import Spec, build_component, float_dtype, keeps_width, resampler_class
+from panollava.model.components import Spec, build_component, component_class, float_dtype, keeps_width
 from panollava.model.trainable import Blocks, emit_as, make_fp32
 
 KEY = "model.vision.name"
@@ -272,9 +272,9 @@ class PanoVision(nn.Module):
     @classmethod
     def build(cls, tower: VisionTower, *, resampler: Spec, latent_width: int = 768, seed: int = 0) -> PanoVision:
         """A tower with a new resampler; ``latent_width`` is ``Dr`` unless the resampler keeps the features' width."""
-        width = tower.width if keeps_width(resampler_class(resampler["type"])) else latent_width
+        width = tower.width if keeps_width(component_class("resampler", resampler["type"])) else latent_width
         widths = {"input_width": tower.width, "output_width": width}
-        return cls(tower, build_component("resampler", resampler_class, resampler, seed=seed, **widths), width=width)
+        return cls(tower, build_component("resampler", resampler, seed=seed, **widths), width=width)
 
     @property
     def tokens_per_view(self) -> int:

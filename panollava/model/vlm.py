@@ -31,7 +31,7 @@ from transformers.utils import cached_file
 
 from panollava.batch import IGNORE_INDEX
 from panollava.component import allow, check_packages, outside_packages
-from panollava.model.components import Spec, build_component, float_dtype, position_class, projector_class
+from panollava.model.components import Spec, build_component, float_dtype
 from panollava.model.decoding import AnswerProcessors, stop_ids
 from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.hub import check_all_loaded, refuse_pickles
@@ -259,10 +259,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         self.vision = PanoVision.build(vision_tower, resampler=parts[0], latent_width=config.latent_width, seed=seed)
         width, text_width = self.vision.width, language_model.config.hidden_size
         config.latent_width = width  # the encoder's where the resampler has no weights
-        self.position = build_component("position", position_class, parts[1], seed=seed, width=width)
-        self.projector = build_component(
-            "projector", projector_class, parts[2], seed=seed, input_width=width, output_width=text_width
-        )
+        self.position = build_component("position", parts[1], seed=seed, width=width)
+        self.projector = build_component("projector", parts[2], seed=seed, input_width=width, output_width=text_width)
         self.language_model = language_model
         self.post_init()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Interval, MinLen
@@ -16,7 +17,7 @@ from panollava.config.check import check_component, check_section
 from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
 from panollava.evaluation.metrics import check_metrics
-from panollava.model.components import keeps_width, position_class, projector_class, resampler_class
+from panollava.model.components import component_class, keeps_width
 from panollava.model.fusion import Join, check_join
 from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora, lora_arguments
@@ -220,9 +221,9 @@ def _number(value: Any) -> int:
 def _model(values: dict[str, Any]) -> list[str]:
     model = dict(values["model"])
     problems = _position_width(model)
-    for part, find in (("resampler", resampler_class), ("projector", projector_class), ("position", position_class)):
+    for part in ("resampler", "projector", "position"):
         given = ("input_width", "output_width") if part != "position" else ("width",)
-        problems += check_component(model.pop(part), f"model.{part}", find, given=given)
+        problems += check_component(model.pop(part), f"model.{part}", partial(component_class, part), given=given)
     vision = dict(model.pop("vision"))
     problems += check_section(
         _renamed(vision, "name", "name_or_path"),
@@ -243,15 +244,15 @@ def _model(values: dict[str, Any]) -> list[str]:
 def _position_width(model: dict[str, Any]) -> list[str]:
     """Whether the position code fits into the tokens, which would otherwise show when stage 1 has trained."""
     spec, width = dict(model["position"]), model.get("latent_width")
-    if check_component(spec, "model.position", position_class, given=("width",)):
+    if check_component(spec, "model.position", partial(component_class, "position"), given=("width",)):
         return []  # told in its turn
     with suppress(ValueError):  # told in its turn
-        if keeps_width(resampler_class(str(model["resampler"].get("type")))):
+        if keeps_width(component_class("resampler", str(model["resampler"].get("type")))):
             return []  # they have the width of the encoder, which is not opened yet
     if not isinstance(width, int) or width < 1:
         return []
     try:
-        position_class(str(spec.pop("type")))(**spec, width=width)
+        component_class("position", str(spec.pop("type")))(**spec, width=width)
     except ValueError as error:
         return [str(error)]
     return []

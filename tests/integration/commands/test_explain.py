@@ -16,8 +16,7 @@ from support.runs import UNTRACKED, command, config
 from panollava import explain
 from panollava.data.world import WorldSource
 from panollava.evaluation.explain import CAVEAT, SPEECHLESS, explain_picture
-from panollava.model.api import PanoLlava
-from panollava.model.sight import Sight
+from panollava.model.api import PanoLlava, VisionPart
 
 Capture = pytest.CaptureFixture[str]
 
@@ -48,14 +47,14 @@ def test_a_run_alone_is_enough(run: Path, monkeypatch: pytest.MonkeyPatch, capsy
     said = capsys.readouterr().err
     scene = WorldSource(split="test", scenes=1, height=1024)
     panorama, question = scene.panorama(0), next(one.question for one in scene.questions() if not one.history)
-    sight = Sight.from_pretrained(run)
-    assert sight.pano is not None
-    answer = sight.pano.generate(panorama, question)
+    part = VisionPart.from_pretrained(run)
+    assert part.pano is not None
+    answer = part.pano.generate(panorama, question)
     assert f"Question: {question}" in said
     assert f"Answer: {answer}" in said
     assert CAVEAT in said
     expected, _ = explain_picture(
-        panorama, sight.crop.views(panorama), **vars(sight), asked=(question, answer), yaw_deg=0, pitch_deg=0
+        panorama, part.crop.views(panorama), **vars(part), asked=(question, answer), yaw_deg=0, pitch_deg=0
     )
     picture = opened("explain.png")
     assert (picture == expected).all()
@@ -88,11 +87,11 @@ def test_a_stage_1_run_shows_what_it_sees(run: Path, monkeypatch: pytest.MonkeyP
     folder = stage(run, "vision")
     assert command(monkeypatch, explain, f"checkpoint={folder}", UNTRACKED) == 0
     assert SPEECHLESS in capsys.readouterr().err
-    sight = Sight.from_pretrained(folder)
-    assert sight.pano is None
-    assert sight.name == "recorded"
+    part = VisionPart.from_pretrained(folder)
+    assert part.pano is None
+    assert part.name == "recorded"
     trained = load_file(folder / "best.ckpt" / "trained.safetensors")
-    own = {name: value for name, value in sight.vision.named_parameters() if f"vision.{name}" in trained}
+    own = {name: value for name, value in part.vision.named_parameters() if f"vision.{name}" in trained}
     assert own
     assert all(torch.equal(value, trained[f"vision.{name}"]) for name, value in own.items())
     assert {f"vision.{name}" for name in own} == {name for name in trained if not name.startswith("head.")}

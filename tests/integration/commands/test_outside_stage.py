@@ -29,8 +29,7 @@ from panollava import eval as evaluation
 from panollava import train
 from panollava.checkpoint import BEST, LAST, follow, read_weights
 from panollava.component import allow
-from panollava.model.api import PanoLlava
-from panollava.model.sight import Sight
+from panollava.model.api import PanoLlava, VisionPart
 from panollava.run.config_check import checked
 from panollava.run.run import plain
 from panollava.run_folder import find_run_folder
@@ -162,7 +161,7 @@ def test_a_stage_that_reads_pictures_alone_is_measured_and_seen_with(
     quick: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_train(*quick, *BRIGHT, "experiment_name=x")
-    assert Sight.from_pretrained(stage_folder("x", "bright")).pano is None
+    assert VisionPart.from_pretrained(stage_folder("x", "bright")).pano is None
     with pytest.raises(ValueError, match="cannot answer"):
         PanoLlava.from_pretrained("runs/x/bright/anyres-e2p_mlp")
     assert command(monkeypatch, evaluation, "checkpoint=runs/x/bright/anyres-e2p_mlp", UNTRACKED, "split=val") == 0

@@ -30,9 +30,8 @@ from panollava.evaluation.explain import (
     times_even,
     token_towards,
 )
-from panollava.model.api import PanoLlava
+from panollava.model.api import PanoLlava, VisionPart
 from panollava.model.resampler.mlp import MlpResampler
-from panollava.model.sight import Sight
 
 Backbone = Callable[[str], Path]
 
@@ -87,9 +86,9 @@ DIRECTION = {"yaw_deg": 40.0, "pitch_deg": 10.0}
 
 
 def page_of(pano: PanoLlava | None, whole: PanoLlava) -> tuple[np.ndarray, list[str]]:
-    sight = Sight("name", whole.model.vision, whole.crop, pano)
+    part = VisionPart("name", whole.model.vision, whole.crop, pano)
     asked = None if pano is None else (QUESTION, ANSWER)
-    return explain_picture(PANORAMA, views_of(whole), asked=asked, **vars(sight), **DIRECTION)
+    return explain_picture(PANORAMA, views_of(whole), asked=asked, **vars(part), **DIRECTION)
 
 
 def test_what_cannot_be_shown_is_left_out_with_a_note(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

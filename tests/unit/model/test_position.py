@@ -10,7 +10,7 @@ from torch import Tensor
 
 from panollava.component import component_names
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera, camera_tensor
-from panollava.model.components import position_class
+from panollava.model.components import component_class
 from panollava.model.position import FourierPosition, NonePosition, YawPitchPosition
 
 WIDTH = 8 * 27
@@ -34,7 +34,7 @@ def codes(cameras: list[Camera], grid: tuple[int, int] | None, position: str | P
     rows = camera_tensor(cameras, dtype=torch.float64)[None]
     count = 1 if grid is None else grid[0] * grid[1]
     tokens = torch.zeros(1, len(cameras), count, WIDTH, dtype=torch.float64)
-    module = position_class(position)(width=WIDTH) if isinstance(position, str) else position
+    module = component_class("position", position)(width=WIDTH) if isinstance(position, str) else position
     return module(tokens, rows, grid)[0]
 
 
@@ -45,7 +45,7 @@ def code_at(name: str, yaw_deg: float, pitch_deg: float = 0.0) -> Tensor:
 @pytest.mark.parametrize("grid", [(3, 4), None])
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name, grid):
-    position = position_class(name)(width=WIDTH)
+    position = component_class("position", name)(width=WIDTH)
     cameras = camera_tensor([whole(), tile(0), tile(90)])[None].repeat(2, 1, 1)
     tokens = torch.randn(2, 3, 12, WIDTH, requires_grad=True)
     out = position(tokens, cameras, grid)
@@ -126,7 +126,7 @@ def test_two_views_that_see_one_direction_give_it_one_code(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gridless_tokens_take_their_views_centre(name: str) -> None:
     cameras = camera_tensor([tile(30), tile(200, 40)])[None]
-    position = position_class(name)(width=WIDTH)
+    position = component_class("position", name)(width=WIDTH)
     out = position(torch.zeros(1, 2, 5, WIDTH), cameras, None)
     centres = position(torch.zeros(1, 2, 1, WIDTH), cameras, (1, 1))
     torch.testing.assert_close(out, centres.expand_as(out), rtol=0, atol=1e-5)

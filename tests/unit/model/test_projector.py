@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from panollava.component import component_names
-from panollava.model.components import projector_class
+from panollava.model.components import component_class
 from panollava.model.projector import LinearProjector, MlpProjector
 
 
 @pytest.mark.parametrize("input_norm", [False, True])
 @pytest.mark.parametrize("name", component_names("model.projector", "Projector"))
 def test_contract(name, input_norm, tmp_path):
-    projector = projector_class(name)(input_width=6, output_width=10, input_norm=input_norm)
+    projector = component_class("projector", name)(input_width=6, output_width=10, input_norm=input_norm)
     tokens = torch.randn(2, 3, 4, 6)
     out = projector(tokens)
     assert out.shape == (2, 3, 4, 10)
@@ -24,7 +24,7 @@ def test_contract(name, input_norm, tmp_path):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(projector(tokens).float(), out, rtol=0.05, atol=0.05)
     save_model(projector, str(tmp_path / "p.safetensors"))
-    twin = projector_class(name)(input_width=6, output_width=10, input_norm=input_norm)
+    twin = component_class("projector", name)(input_width=6, output_width=10, input_norm=input_norm)
     load_model(twin, str(tmp_path / "p.safetensors"))
     torch.testing.assert_close(twin(tokens), out, rtol=0, atol=0)
 

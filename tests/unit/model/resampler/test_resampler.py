@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from panollava.component import component_names
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.model.components import keeps_width, resampler_class
+from panollava.model.components import component_class, keeps_width
 
 SMALL: dict[str, dict[str, int]] = {
     "bimamba": {"width": 16, "layers": 2, "state": 4, "head_width": 8},
@@ -30,11 +30,11 @@ VIEWS = 5
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return resampler_class(name)(input_width=6, output_width=output_width(name), **SMALL[name])
+    return component_class("resampler", name)(input_width=6, output_width=output_width(name), **SMALL[name])
 
 
 def output_width(name: str) -> int:
-    return 6 if keeps_width(resampler_class(name)) else 10
+    return 6 if keeps_width(component_class("resampler", name)) else 10
 
 
 def run(resampler: nn.Module, features: Tensor, *, grid: tuple[int, int] = GRID, masked: int | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def features(grid: tuple[int, int] = GRID) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_are_typed_keywords(name):
-    parameters = list(inspect.signature(resampler_class(name)).parameters.values())
+    parameters = list(inspect.signature(component_class("resampler", name)).parameters.values())
     assert all(p.kind is p.KEYWORD_ONLY and p.annotation is not p.empty for p in parameters)
     required = {p.name for p in parameters if p.default is p.empty}
     assert required == {"input_width", "output_width"}
