@@ -21,6 +21,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panollava.model import families, hub
 from panollava.model.components import Spec, build_component, component_class, float_dtype, keeps_width
+from panollava.model.families import family_of, patch_size  # by name, as store.identity.code_digest follows names
 from panollava.model.trainable import Blocks, emit_as, make_fp32
 
 KEY = "model.vision.name"
@@ -59,7 +60,7 @@ class VisionTower(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.family = families.family_of(model.config)
+        self.family = family_of(model.config)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.feature_layer = feature_layer
         self.normalisation = tuple(mean), tuple(std)
@@ -68,7 +69,7 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.empty(1, 3, 1, 1), persistent=False)
         self.reset_buffers()
-        patch_h, patch_w = families.patch_size(model)
+        patch_h, patch_w = patch_size(model)
         self.grid = (self.image_size[0] // patch_h, self.image_size[1] // patch_w)
         if not -len(self.blocks) <= feature_layer <= -1:
             raise ValueError(
