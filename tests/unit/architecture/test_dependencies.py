@@ -48,7 +48,7 @@ def imported(folder: str) -> dict[str, set[str]]:
     ours = {
         "panollava",
         "experiments",
-        "support",
+        *(path.name for path in (ROOT / "tests").iterdir() if path.is_dir()),
         *(path.stem for top in ("tests", "experiments") for path in (ROOT / top).rglob("*.py")),
     }
     names: set[str] = set()
