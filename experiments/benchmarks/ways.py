@@ -20,7 +20,7 @@ from equilib import equi2pers
 from PIL import Image
 
 from panollava.crop.crop import Crop
-from panollava.crop.maps import Sheet, fixed_maps, float_maps, row_span
+from panollava.crop.maps import ViewGroup, fixed_maps, float_maps, row_span
 from panollava.crop.render import bordered, render_views
 from panollava.crop.strategies import AnyresE2pCrop
 
@@ -108,7 +108,7 @@ def our_tiles(panorama: np.ndarray) -> list[np.ndarray]:
 
 def remap_tiles(panorama: np.ndarray) -> list[np.ndarray]:
     height, width = panorama.shape[:2]
-    plain = Sheet(tuple(range(1, len(CAMERAS))), (height, width), (height, width), 1, (0, 0, SIDE, SIDE))
+    plain = ViewGroup(tuple(range(1, len(CAMERAS))), (height, width), (height, width), 1, (0, 0, SIDE, SIDE))
     padded = bordered(panorama, plain.extent, row_span(plain, CAMERAS, VIEW_SIZE))
     return [cv2.remap(padded, *maps, cv2.INTER_LINEAR) for maps in fixed_maps(plain, CAMERAS, VIEW_SIZE)]
 
@@ -136,7 +136,7 @@ def reference(path: Path) -> list[np.ndarray]:
     size, views = picture.shape[:2], []
     panorama = bordered(picture.astype(np.float32), size)
     for view in range(len(CAMERAS)):
-        dense = Sheet(
+        dense = ViewGroup(
             (view,),
             size,
             size,

@@ -1,4 +1,4 @@
-"""What each view looks at: its camera, the camera's row in a batch tensor, the directions of its patches."""
+"""The camera of each view: its row in a batch tensor, the directions of its pixels, and how finely it samples."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ PERSPECTIVE = 0
 EQUIRECTANGULAR = 1
 """Projection code of a rectangle of the panorama itself: angles are linear in pixels."""
 
-
 CENTRE_MARGIN, FINEST_MARGIN = 2.0, 1.24
-"""Pixels that a panorama has, each way, to a pixel of a view: in the view's centre, and where the view is finest.
-With fewer the views of photographs are blurred: they are further from the mean over each pixel than those that are
-cut from the whole photograph without care for aliasing."""
+"""Panorama pixels per view pixel, each way, in the view's centre and where the view is finest. With fewer, views of
+photographs are blurred: they differ more from the mean over each pixel than views cut from the whole photograph
+without anti-aliasing."""
 
 
 class Column(IntEnum):
-    """Columns of a camera row; angles are radians, boxes fractions of the view."""
+    """Columns of a camera row. Angles are radians, boxes fractions of the view."""
 
     PROJECTION = 0
     YAW = 1
@@ -46,13 +45,12 @@ class Camera:
 
     Attributes:
         projection: ``PERSPECTIVE`` or ``EQUIRECTANGULAR``.
-        yaw_rad: of the view's centre, like pitch.
-        pitch_rad: the same, up.
+        yaw_rad, pitch_rad: of the view's centre.
         roll_rad: clockwise; 0 in equirectangular views.
         h_extent_rad: angle from the left to the right edge of the content, along its middle row.
-        v_extent_rad: the same from top to bottom, along its middle column.
-        box: where in the view the content lies: x0, y0, x1, y1 as fractions; the rest is black padding.
-        is_global: whether the view shows the whole panorama, so that it belongs to no ring of tiles.
+        v_extent_rad: angle from top to bottom, along its middle column.
+        box: x0, y0, x1, y1 of the content as fractions of the view. The rest is black padding.
+        is_global: whether the view shows the whole panorama. Such a view is in no ring of tiles.
     """
 
     projection: int
@@ -94,17 +92,10 @@ def view_directions(cameras: Tensor) -> Tensor:
 
 
 def token_directions(cameras: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Unit vectors of the patch centres of each view.
+    """Unit vectors ``(..., H', W', 3)`` of the patch centres of cameras ``(..., C)`` with a grid (H', W') of patches.
 
-    A patch whose centre lies in the padding of a letterboxed view looks where the nearest content does, a
+    A patch whose centre lies in the padding of a letterboxed view takes the direction of the nearest content, a
     quarter of a patch inside the box: on the edge itself, which may be a pole, the yaw would be undefined.
-
-    Args:
-        cameras: ``(..., C)``, of any mixture of projections.
-        grid: (H', W') patches of a view.
-
-    Returns:
-        ``(..., H', W', 3)``.
     """
     height, width = grid
     x = (torch.arange(width, device=cameras.device, dtype=cameras.dtype) + 0.5) / width
@@ -132,21 +123,23 @@ def point_directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
     h_extent, v_extent = cameras[..., Column.H_EXTENT, None, None], cameras[..., Column.V_EXTENT, None, None]
     is_perspective = cameras[..., Column.PROJECTION, None, None] == PERSPECTIVE
 
-    # A global view has no tangent plane; its extents are replaced so that no infinity meets the where below.
+    # Perspective: a point of the plane z = 1, normalised. A global view has no tangent plane; its extents are
+    # replaced so that no infinity reaches the torch.where below.
     half_width = torch.tan(torch.where(is_perspective, h_extent, 1.0) / 2)
     half_height = torch.tan(torch.where(is_perspective, v_extent, 1.0) / 2)
     rays = torch.stack((2 * right * half_width, 2 * up * half_height, torch.ones_like(right)), dim=-1)
     rays = rays / rays.norm(dim=-1, keepdim=True)
-    # One product of matrices a view, not one a point, which would take a hundred times as long.
+    # One matrix product per view; one per point would take a hundred times as long.
     rotation = rotation_matrix(yaw, pitch, roll).transpose(-1, -2)
     rays = (rays.flatten(-3, -2) @ rotation).reshape(rays.shape)
 
+    # Equirectangular: angles are linear in the position.
     linear = angles_to_direction(yaw[..., None, None] + right * h_extent, pitch[..., None, None] + up * v_extent)
     return torch.where(is_perspective.unsqueeze(-1), rays, linear)
 
 
 def locate(cameras: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where directions fall in views: the inverse of ``point_directions``.
+    """Positions of directions in views: the inverse of ``point_directions``.
 
     Args:
         cameras: ``(..., C)``.
@@ -154,13 +147,13 @@ def locate(cameras: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
     Returns:
         x and y ``(..., N)``, from 0 at the view's left and top edge to 1 at the opposite one, and whether the
-        direction is in front of the camera; of one that is not, x and y are finite and mean nothing.
+        direction is in front of the camera. If it is not, x and y are finite and have no meaning.
     """
     yaw, pitch, roll = (cameras[..., column, None] for column in (Column.YAW, Column.PITCH, Column.ROLL))
     h_extent, v_extent = cameras[..., Column.H_EXTENT, None], cameras[..., Column.V_EXTENT, None]
     is_perspective = cameras[..., Column.PROJECTION, None] == PERSPECTIVE
 
-    # Rows times the rotation are columns times its inverse.
+    # Row vectors times the rotation: its inverse, from world to camera.
     right, up, forward = (directions @ rotation_matrix(yaw[..., 0], pitch[..., 0], roll[..., 0])).unbind(-1)
     is_ahead = forward > 1e-6
     forward = torch.where(is_ahead, forward, 1.0)
@@ -186,14 +179,10 @@ def _centred(position: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 
 def needed_panorama_size(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the coarsest panorama that a view can be cut from without a loss that can be measured.
+    """(H, W) of the coarsest panorama from which a view of (h, w) pixels can be cut without a measurable loss.
 
-    It has ``CENTRE_MARGIN`` pixels to a pixel of the view's centre and, as perspective views are finer towards
-    their edges, ``FINEST_MARGIN`` to one of its finest place.
-
-    Args:
-        camera: the view.
-        view_size: (h, w).
+    It has ``CENTRE_MARGIN`` pixels per pixel in the view's centre and, as perspective views are finer towards
+    their edges, ``FINEST_MARGIN`` where the view is finest.
     """
     centre, finest = pixels_per_radian(camera, view_size)
     down, across = (
@@ -205,14 +194,10 @@ def needed_panorama_size(camera: Camera, view_size: tuple[int, int]) -> tuple[in
 
 
 def pixels_per_radian(camera: Camera, view_size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Pixels a radian down and across, in a view's centre and at its finest place.
+    """Pixels per radian (down, across) of a view of (h, w) pixels, in its centre and where it is finest.
 
-    A perspective view of focal length f (pixels) has f of them in its centre and, at the middle of an edge,
-    f / cos²(extent / 2); an equirectangular one is alike everywhere.
-
-    Args:
-        camera: the view.
-        view_size: (h, w).
+    A perspective view of focal length f (pixels) has f in its centre and f / cos²(extent / 2), the derivative of
+    f tan(angle), at the middle of an edge. An equirectangular view is the same everywhere.
     """
     x0, y0, x1, y1 = camera.box
     sides, extents = (view_size[0] * (y1 - y0), view_size[1] * (x1 - x0)), (camera.v_extent_rad, camera.h_extent_rad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,29 +11,38 @@ import torch
 from torch import Tensor
 
 from panollava.component import find_component
-from panollava.crop.cameras import camera_tensor
+from panollava.crop.cameras import Camera, camera_tensor, needed_panorama_size
 from panollava.crop.gpano import part_of
-from panollava.crop.image_file import DECODERS, Panorama, check_panorama, needed_size, read_panorama
-from panollava.crop.partial import Covered, Part, Spanned, check_covered, check_shape, made_whole
-from panollava.crop.render import Renderer, device_here, render_views
+from panollava.crop.image_file import DECODERS, DIVISORS, PanoramaFile, check_panorama, decode_panorama
+from panollava.crop.partial import (
+    Covered,
+    ExtentArray,
+    Part,
+    check_covered,
+    check_shape,
+    pad_to_sphere,
+    sphere_size,
+    with_extent,
+)
+from panollava.crop.render import Renderer, available_device, render_views
 from panollava.crop.strategies import CropStrategy
 
 COMMON_KEYS = ("renderer", "device", "panorama_fov_deg")
-"""Keys of a ``crop`` section that every strategy has beside its own, ``type`` and ``view_size``."""
+"""Keys of a ``crop`` section that every strategy has besides its own, ``type`` and ``view_size``."""
 
 
 class Crop:
-    """Cuts panoramas; it holds no panorama and no maps, so it is cheap to send to loader workers.
+    """Cuts panoramas into views. It holds no panorama and no maps, so it is cheap to send to loader workers.
 
     Attributes:
         strategy: which views there are.
         view_size: (h, w).
-        renderer: what cuts them.
+        renderer: see ``render_views``.
         device: where the torch renderer runs.
-        panorama_fov_deg: degrees that the pictures cover, horizontally and vertically, before what their
-            tags say; None for that, and for the whole sphere where there are none.
-        cameras: the V cameras, a global one first where there is one.
-        camera_rows: ``(V, C)`` float32, the same as numbers.
+        panorama_fov_deg: degrees that the pictures cover, horizontally and vertically, in place of their GPano
+            tags; None for the tags, and for the whole sphere without any.
+        cameras: the V cameras, a global one first if there is one.
+        camera_rows: ``(V, C)`` float32, the cameras as numbers.
     """
 
     def __init__(
@@ -58,32 +67,28 @@ class Crop:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], *, view_size: tuple[int, int]) -> Crop:
-        """The crop of a ``crop`` config section.
+        """The crop of a ``crop`` config section with the (h, w) that the encoder takes.
 
-        Args:
-            spec: ``{"type": ..., <COMMON_KEYS>, <keywords of the strategy>}``; ``view_size`` in it is for whoever
-                opens the encoder.
-            view_size: (h, w) that the encoder takes.
-
-        Runs and exports travel: where this machine lacks their device, the CPU takes its place.
+        ``spec`` has ``type``, ``COMMON_KEYS`` and the keywords of the strategy. Its ``view_size`` is ignored here.
+        Runs and exports move between machines: a device that this one lacks is replaced by the CPU.
         """
         common = {key: spec[key] for key in COMMON_KEYS if key in spec}
         if "device" in common:
-            common["device"] = device_here(common["device"])
+            common["device"] = available_device(common["device"])
         options = {key: value for key, value in spec.items() if key not in ("type", "view_size", *common)}
         strategy = find_component("crop.strategies", spec["type"], "Crop")(**options)
         return cls(strategy, view_size=view_size, **common)
 
     @property
     def summary(self) -> str:
-        """Number and size of the views and what they have in common, in words."""
+        """Number, size and overlap of the views, in words."""
         count, (height, width) = len(self.cameras), self.view_size
         views = f"{count} view{'s' if count > 1 else ''} of {height}x{width} pixels"
         return f"{views}, effective overlap {self.strategy.effective_overlap:.3f}"
 
     @property
     def signature(self) -> dict[str, Any]:
-        """All that the views of a picture file depend on beside the file and the code of this room; plain values."""
+        """All that the views of a picture file depend on besides the file and the code, as plain values."""
         return {
             "cameras": [list(camera.row()) for camera in self.cameras],
             "view_size": list(self.view_size),
@@ -103,22 +108,72 @@ class Crop:
         return read_panorama(source, self.cameras, self.view_size, self.panorama_fov_deg)
 
     def whole(self, picture: np.ndarray, xmp: tuple[bytes, ...] = ()) -> np.ndarray:
-        """A picture ``(H, W, 3)`` that is no file, as panorama of the whole sphere; one that was read is whole already.
+        """A picture ``(H, W, 3)`` in memory, with its XMP packets, as panorama of the whole sphere.
 
-        Args:
-            picture: the pixels.
-            xmp: the XMP packets that came with it.
+        The result of ``read`` is returned as it is.
 
         Raises:
-            ValueError: it has not the shape of what it covers, or its tags cannot be used.
+            ValueError: its shape does not fit what it covers, or its tags cannot be used.
         """
-        if isinstance(picture, Spanned):
+        if isinstance(picture, ExtentArray):
             return picture
         covered = self.panorama_fov_deg
         part = part_of("The picture", xmp) if covered is None else Part(*covered)
         check_shape("The picture", (picture.shape[0], picture.shape[1]), part)
-        return made_whole(picture, part, needed_size(self.cameras, self.view_size))
+        return pad_to_sphere(picture, part, needed_size(self.cameras, self.view_size))
 
-    def check(self, source: str | Path | BinaryIO) -> Panorama:
-        """Check a picture file without decoding it; raises what ``check_panorama`` does."""
+    def check(self, source: str | Path | BinaryIO) -> PanoramaFile:
+        """Check a picture file without decoding it (see ``check_panorama``)."""
         return check_panorama(source, self.panorama_fov_deg)
+
+
+def read_panorama(
+    source: str | Path | BinaryIO, cameras: Sequence[Camera], view_size: tuple[int, int], covered: Covered | None = None
+) -> np.ndarray:
+    """A JPEG or PNG file as panorama for views of (h, w) pixels. JPEGs are decoded no finer than the views need.
+
+    Args:
+        source: a path, or an open file.
+        cameras: the views that will be cut from it.
+        view_size: (h, w).
+        covered: degrees that the picture covers, horizontally and vertically; None for its GPano tags, and the
+            whole sphere without any.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB of the whole sphere, upright, without alpha, black where the picture does not reach;
+        with an ``extent`` if the sphere may end within the last row or column.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, cut short, damaged, not a picture, too large or of another shape.
+    """
+    needed = needed_size(cameras, view_size)
+    picture, file, divisor = decode_panorama(source, covered, lambda file: _divisor(file, needed))
+    if divisor > 1:
+        height, width = file.size
+        picture = with_extent(picture, (height / divisor, width / divisor))
+    return pad_to_sphere(picture, file.part, needed)
+
+
+def needed_size(cameras: Sequence[Camera], view_size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the coarsest panorama that is as fine as every view needs, both ways."""
+    sizes = [needed_panorama_size(camera, view_size) for camera in cameras]
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _divisor(file: PanoramaFile, needed: tuple[int, int]) -> int:
+    """The largest divisor whose result is still as fine as needed.
+
+    The last row and column of a side that it does not divide lie in part beyond the picture. In a picture that is
+    stored turned they may become the first, which an extent cannot express.
+    """
+    header, whole = file.header, sphere_size(file.size, file.part)
+    return next(
+        divisor
+        for divisor in DIVISORS
+        if divisor == 1
+        or (
+            all(have >= want * divisor for have, want in zip(whole, needed, strict=True))
+            and (header.orientation == 1 or header.height % divisor == header.width % divisor == 0)
+        )
+    )

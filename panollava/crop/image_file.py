@@ -1,4 +1,9 @@
-"""Panorama files as RGB arrays, decoded no finer than the views need."""
+"""JPEG and PNG files as RGB arrays: what their headers say, the checks before decoding, and the decoding.
+
+Damage must never pass as a picture. Three things that the decoders (simplejpeg, OpenCV) do not do are done here: a
+header is read without the rest of the file; a JPEG is cleaned of oddities that libjpeg warns of without need, since it
+reports only its first warning; the check sums of a PNG, which OpenCV ignores, are compared.
+"""
 
 from __future__ import annotations
 
@@ -20,36 +25,49 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngStream
 
-from panollava.crop.cameras import Camera, needed_panorama_size
-from panollava.crop.gpano import LEVEL_DEG, part_of, tilt_deg
-from panollava.crop.partial import MAX_PIXELS, Covered, Part, check_shape, made_whole, spanning, whole_size
+from panollava.crop.gpano import part_of, tilt_warning
+from panollava.crop.partial import MAX_PIXELS, Covered, Part, check_shape
+
+DECODERS = {"cv2": cv2.__version__, "simplejpeg": simplejpeg.__version__}
+"""What a picture's pixels depend on besides its file."""
+DIVISORS = (8, 4, 2, 1)
+"""By which the sides of a JPEG can be divided while it is decoded."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_START = b"\xff\xd8"
-_JPEG_END = b"\xff\xd9"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Start-of-frame markers: 0xC4, 0xC8 and 0xCC in their midst are tables and extensions."""
+"""Start-of-frame markers. 0xC4, 0xC8 and 0xCC among them are tables and extensions."""
+_SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}
-"""Markers that no length follows."""
-_BLOCK = 65_536
-"""Bytes read at once; no segment of a JPEG is longer, and no EXIF block needs to be."""
+"""Markers without a length."""
+_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")
+"""Markers with a length, and the end marker: neither stuffed bytes nor restart markers."""
+_UNREAD = {*range(0xE1, 0xEE), 0xEF, 0xFE}
+"""Application segments and comments that do not affect the pixels."""
 _XMP, _MORE_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
-_LONGEST_TEXT = 1 << 20
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
-_MOST_PARTS = 1_000_000
-"""A file of more segments or chunks was made to keep its reader busy: the largest PNG has a quarter as many."""
+_BLOCK = 65_536
+"""Bytes read at once. No segment of a JPEG is longer, and no EXIF block needs to be."""
+_MAX_TEXT = 1 << 20
+_MAX_PARTS = 1_000_000
+"""A file of more segments or chunks is malicious: the largest PNG has a quarter as many."""
+
+_TRAILING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+_MAX_ZEROS_READ = 16
+"""Zero bytes that may belong to the end of a scan itself, before the zeros that fill a file up."""
+_MAX_12_BITS = 4095
 
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What a file says of itself.
+    """The header of a picture file.
 
     Attributes:
         format: the kind of file.
         width, height: of the upright picture.
-        orientation: how the upright picture is stored, 1 to 8 as in EXIF; 1 as it is.
-        channels: of a JPEG's colours, 4 for those of printing inks; 0 in PNGs, where they do not matter.
-        is_complete: whether the end is there.
+        orientation: how the upright picture is stored, 1 (upright) to 8 as in EXIF.
+        channels: of a JPEG, 4 for printing inks; 0 for a PNG, where they do not matter.
+        is_complete: whether the file has its end marker.
         xmp: its XMP packets, XML documents that may name the part of the sphere that it shows.
     """
 
@@ -63,11 +81,7 @@ class PictureHeader:
 
 
 def parse_header(file: BinaryIO) -> PictureHeader | None:
-    """The header of a JPEG or PNG file; None if it is neither.
-
-    Args:
-        file: opened for reading; no more of it is read than must be.
-    """
+    """The header of an open JPEG or PNG file, None if it is neither. No more of it is read than necessary."""
     start = _read(file, 0, len(_PNG_SIGNATURE))
     if start.startswith(_JPEG_START):
         return _parse_jpeg(file)
@@ -90,13 +104,13 @@ def _parse_jpeg(file: BinaryIO) -> PictureHeader:
     exif, xmp, more = [], b"", {}
     position = len(_JPEG_START)
     is_complete = False
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         start = _read(file, position, 4)
         if len(start) < 4:
             break
         marker = start[1]
         if start[0] != 0xFF or marker == 0:
-            # Decoders pass over stray bytes between segments; more than a block of them is no picture.
+            # Decoders skip stray bytes between segments. A file with more than a block of them is no picture.
             stray = _read(file, position + 1, _BLOCK).find(b"\xff")
             if stray < 0:
                 break
@@ -117,27 +131,27 @@ def _parse_jpeg(file: BinaryIO) -> PictureHeader:
             elif segment.startswith(_XMP):
                 xmp = segment[len(_XMP) :]
             elif segment.startswith(_MORE_XMP) and len(segment) > len(_MORE_XMP) + 40:
-                # The name of its document, the length of that, and the place of this part in it.
-                name, place = segment[len(_MORE_XMP) :][:32], segment[len(_MORE_XMP) + 36 :][:4]
-                more[name, place] = segment[len(_MORE_XMP) + 40 :]
+                # The name of its document (32 bytes), the document's length (4), and the offset of this part (4).
+                name, offset = segment[len(_MORE_XMP) :][:32], segment[len(_MORE_XMP) + 36 :][:4]
+                more[name, offset] = segment[len(_MORE_XMP) + 40 :]
         elif marker == 0xDA:
             # In scan data 0xFF is always followed by 0x00 or a marker, so this is the picture's own end, not
             # that of a thumbnail, which lies before the scan. Cameras may append data of their own after it.
             is_complete = _has_end(file, position)
             break
         position += 2 + length
-    said: dict[Any, Any] = ({"exif": b"Exif\0\0" + b"".join(exif)} if exif else {}) | ({"xmp": xmp} if xmp else {})
+    info: dict[Any, Any] = ({"exif": b"Exif\0\0" + b"".join(exif)} if exif else {}) | ({"xmp": xmp} if xmp else {})
     documents = [name for name, _ in more if name in xmp]  # those that the first packet names
     extended = [b"".join(more[key] for key in sorted(more) if key[0] == name) for name in dict.fromkeys(documents)]
-    return _upright("JPEG", width, height, said, channels, is_complete and width > 0, extended)
+    return _header("JPEG", width, height, info, channels, is_complete and width > 0, extended)
 
 
 def _has_end(file: BinaryIO, start: int) -> bool:
-    """Whether a JPEG's end marker follows somewhere; the end of the file, which is next to it, is looked at first."""
+    """Whether a JPEG has an end marker after ``start``, searched backwards from the end of the file."""
     last = file.seek(0, 2)
     while last > start:
         first = max(start, last - _BLOCK)
-        # One byte more, as the marker may lie across two blocks.
+        # One byte more: the marker may lie across two blocks.
         if _JPEG_END in _read(file, first, last - first + 1):
             return True
         last = first
@@ -154,7 +168,7 @@ def _parse_png(file: BinaryIO) -> PictureHeader:
     position = len(_PNG_SIGNATURE)
     size = file.seek(0, 2)
     is_complete = False
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         start = _read(file, position, 8)
         if is_complete or len(start) < 8:
             break
@@ -162,78 +176,55 @@ def _parse_png(file: BinaryIO) -> PictureHeader:
         if kind == b"IHDR" and length >= 8 and position + 8 + length <= size:
             width, height = struct.unpack(">II", _read(file, position + 8, 8))
         elif kind in _PNG_TEXTS:
-            text = _read(file, position + 8, min(length, _BLOCK if kind == b"eXIf" else _LONGEST_TEXT))
+            text = _read(file, position + 8, min(length, _BLOCK if kind == b"eXIf" else _MAX_TEXT))
             texts.fp = io.BytesIO(text)
-            with suppress(Exception):  # what cannot be read says nothing of the picture
+            with suppress(Exception):  # an unreadable text is ignored
                 getattr(texts, f"chunk_{kind.decode()}")(0, len(text))
         position += 8 + length + 4
         is_complete = kind == b"IEND" and position <= size
-    return _upright("PNG", width, height, texts.im_info, 0, is_complete and width > 0)
+    return _header("PNG", width, height, texts.im_info, 0, is_complete and width > 0)
 
 
-def _upright(
+def _header(
     format: Literal["JPEG", "PNG"],
     width: int,
     height: int,
-    said: dict[Any, Any],
+    info: dict[Any, Any],
     channels: int,
     is_complete: bool,
-    more: Sequence[bytes] = (),
+    more_xmp: Sequence[bytes] = (),
 ) -> PictureHeader:
     picture = Image.Image()
-    picture.info = said
-    orientation = orientation_of(picture)
-    # Orientations 5 to 8 lay the picture on its side.
+    picture.info = info
+    orientation = exif_orientation(picture)
+    # Orientations 5 to 8 store the picture on its side.
     sides = (height, width) if orientation >= 5 else (width, height)
-    return PictureHeader(format, *sides, orientation, channels, is_complete, (*xmp_of(picture), *more))
+    return PictureHeader(format, *sides, orientation, channels, is_complete, (*xmp_packets(picture), *more_xmp))
 
 
-def orientation_of(picture: Image.Image) -> int:
-    """How a picture is stored, 1 to 8 as in EXIF, as Pillow reads it from ``info``; 1 (upright) where it says nothing.
+def exif_orientation(picture: Image.Image) -> int:
+    """How a picture is stored, 1 to 8 as in EXIF, as Pillow reads it from ``info``; 1 (upright) without an entry.
 
-    Files are read by the same function, so that a file and the picture that Pillow opens from it are turned alike.
+    Files are read by the same function, so that a file and the picture that Pillow opens from it get the same one.
     """
     if not picture.info:
         return 1
-    with suppress(Exception):  # a block that cannot be read says nothing
+    with suppress(Exception):  # an unreadable block is ignored
         value = picture.getexif().get(Base.Orientation, 1)
         return int(value) if value in range(1, 9) else 1
     return 1
 
 
-def xmp_of(picture: Image.Image) -> tuple[bytes, ...]:
-    """The XMP packet of a picture that Pillow has opened, where it has one."""
+def xmp_packets(picture: Image.Image) -> tuple[bytes, ...]:
+    """The XMP packet of a picture opened by Pillow, if it has one."""
     xmp = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or b""
     return ((xmp.encode() if isinstance(xmp, str) else xmp),) if xmp else ()
 
 
-DIVISORS = (8, 4, 2, 1)
-"""By which the sides of JPEGs can be divided while they are decoded."""
-
-DECODERS = {"cv2": cv2.__version__, "simplejpeg": simplejpeg.__version__}
-"""What a picture's pixels depend on beside its file."""
-
-_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")
-"""Markers that a length follows, and the end: neither stuffed bytes nor restart markers."""
-_SEQUENTIAL = {0xC0, 0xC1, 0xC9}
-_UNREAD = {*range(0xE1, 0xEE), 0xEF, 0xFE}
-"""Application segments and comments that say nothing of the pixels."""
-_TRAILING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
-_MOST_ZEROS_READ = 16
-"""Zero bytes that the end of a scan may hold itself before the zeros that fill a file up."""
-_DEPTH_12 = 4095
-
-
 def decode(data: bytes, header: PictureHeader, divisor: int = 1) -> np.ndarray:
-    """A picture, upright, 8 bits a channel, alpha dropped.
+    """The whole file ``data`` as ``(H, W, 3)`` uint8 RGB, upright, without alpha.
 
-    Args:
-        data: the whole file.
-        header: what it says of itself.
-        divisor: one of ``DIVISORS``, for JPEGs; sides are rounded up.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB.
+    The sides of a JPEG are divided by one of ``DIVISORS`` and rounded up.
 
     Raises:
         ValueError: why it cannot be decoded, and the way out.
@@ -241,17 +232,17 @@ def decode(data: bytes, header: PictureHeader, divisor: int = 1) -> np.ndarray:
     size = -(-header.height // divisor), -(-header.width // divisor)
     stored = _jpeg(data, size if header.orientation < 5 else size[::-1], divisor) if header.format == "JPEG" else None
     # The orientation is the header's, so that size and picture cannot contradict one another.
-    picture = turned_upright(_png(data) if stored is None else stored, header.orientation)
+    picture = exif_transpose(_png(data) if stored is None else stored, header.orientation)
     if picture.shape[:2] != size:
         raise _damaged(f"{picture.shape[1]} x {picture.shape[0]} pixels where its header says otherwise")
     return picture
 
 
 def _jpeg(data: bytes, size: tuple[int, int], divisor: int) -> np.ndarray:
-    """A JPEG as it is stored, ``size`` (h, w) after the division.
+    """A JPEG as it is stored, of ``size`` (h, w) after the division.
 
-    The decoder goes on with grey where data is damaged. It tells that there was a warning, but only what the first
-    one was: so what it would warn of without need is taken out, and of the rest no warning is let pass.
+    The decoder continues with grey where data is damaged, and reports only its first warning. So whatever causes a
+    harmless warning is removed, and then any warning is an error.
     """
     height, width = size if divisor > 1 else (0, 0)
 
@@ -277,25 +268,25 @@ def _jpeg(data: bytes, size: tuple[int, int], divisor: int) -> np.ndarray:
 
 
 def _plain_jpeg(data: bytes) -> bytes:
-    """The same picture without what decoders warn of though they can tell what is meant.
+    """The same picture without what decoders warn of although its meaning is clear.
 
-    That is bytes between segments, versions of JFIF and colours of Adobe that are not known, and the parameters of a
-    sequential scan, which can only be one thing. What follows the end is left out.
+    That is bytes between segments, unknown versions of JFIF and colour transforms of Adobe, and wrong parameters of a
+    sequential scan, which have only one legal value. Data after the end marker is dropped.
 
     Source: ITU-T T.81, annexes B and G; ITU-T T.871, section 10.1; Adobe Technical Note 5116, section 18.
 
     Raises:
-        ValueError: scans are missing, of which decoders say nothing: what is left out was in their place.
+        ValueError: scans are missing, which decoders do not report.
     """
     pieces, position, is_sequential = [data[:2]], 2, True
-    lacking: set[tuple[int, int]] = set()  # colours and their coefficients
+    lacking: set[tuple[int, int]] = set()  # (colour, coefficient) that no scan has given yet
     while found := _MARKER.search(data, position):
         marker, start = found[1][0], found.end()
         if marker == 0xD9 or len(data) < start + 2:
             break
         position = start + struct.unpack_from(">H", data, start)[0]
         body = data[start + 2 : position]
-        if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in _FRAME_MARKERS:
             is_sequential = marker in _SEQUENTIAL
             lacking = {(colour, at) for colour in body[6::3] for at in range(64)}
         elif marker == 0xE0 and body.startswith(b"JFIF\0"):
@@ -305,7 +296,7 @@ def _plain_jpeg(data: bytes) -> bytes:
         elif marker == 0xDA:
             body = body[:-3] + b"\0\x3f\0" if is_sequential else body
             first, last, precision = (bytes(3) + body)[-3:]
-            if not precision & 15:  # bits that are left to later scans
+            if not precision & 15:  # no bits are left to later scans
                 lacking -= {(colour, at) for colour in body[1:-3:2] for at in range(first, last + 1)}
         if marker not in _UNREAD:
             pieces.append(b"\xff%c%b%b" % (marker, struct.pack(">H", len(body) + 2), body))
@@ -318,30 +309,29 @@ def _plain_jpeg(data: bytes) -> bytes:
 
 
 def _zeros_at_the_end(data: bytes, complaint: str) -> int:
-    """How many bytes the decoder has not read, if they are zeros with which a camera has filled the file up.
+    """Number of bytes that the decoder has not read, if they are zeros with which a camera has padded the file; else 0.
 
-    Zeros in the place of a picture's data are read in part, as they are the code of something.
+    Zeros that replace a picture's data are read in part, because they are valid codes.
     """
     trailing = _TRAILING.search(complaint)
     scan = data.removesuffix(_JPEG_END)
     zeros, unread = len(scan) - len(scan.rstrip(b"\0")), int(trailing[1]) if trailing else 0
-    return unread if unread <= zeros <= unread + _MOST_ZEROS_READ else 0
+    return unread if unread <= zeros <= unread + _MAX_ZEROS_READ else 0
 
 
 def _png(data: bytes) -> np.ndarray:
-    """A PNG as it is stored; of the frames of an animated one the picture that is shown where none moves."""
+    """A PNG as it is stored; of an animated one the default image."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
+    picture = None
+    with suppress(cv2.error):
         picture = cv2.imdecode(np.frombuffer(_critical_chunks(data), dtype=np.uint8), flags)
-    except cv2.error as error:
-        raise _damaged("it is refused by its decoder") from error
     if picture is None:
         raise _damaged("it is refused by its decoder")
     return cv2.cvtColor(eight_bits(picture), cv2.COLOR_BGR2RGB)
 
 
 def _critical_chunks(data: bytes) -> bytes:
-    """A PNG with nothing in it but its pixels, whose check sums are right.
+    """A PNG reduced to its critical chunks (those that make its pixels), whose check sums are right.
 
     Source: W3C Portable Network Graphics specification, third edition, sections 5.3 to 5.5.
     """
@@ -349,7 +339,7 @@ def _critical_chunks(data: bytes) -> bytes:
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
-        if not kind[0] & 0x20:
+        if not kind[0] & 0x20:  # an upper-case first letter: critical
             if data[end - 4 : end] != struct.pack(">I", zlib.crc32(memoryview(data)[position + 4 : end - 4])):
                 raise _damaged(f"the check sum of a {kind.decode('latin-1')} chunk is wrong")
             pieces.append(data[position:end])
@@ -360,15 +350,15 @@ def _critical_chunks(data: bytes) -> bytes:
 
 
 def eight_bits(picture: np.ndarray) -> np.ndarray:
-    """A picture of 16 bits a channel with 8, 65535 becoming 255; one of 8 as it is.
+    """A picture of 16 bits per channel scaled to 8, 65535 becoming 255; one of 8 unchanged.
 
     Raises:
-        ValueError: its values leave the upper bits empty, so that it would be all but black.
+        ValueError: its values leave the upper bits empty, so that it would be nearly black.
     """
     if picture.dtype != np.uint16:
         return picture
     brightest = int(picture.max(initial=0))
-    if 0 < brightest <= _DEPTH_12:
+    if 0 < brightest <= _MAX_12_BITS:
         raise ValueError(
             f"it has 16 bits a channel, and its brightest value is {brightest} of 65535: values of 12 bits or fewer "
             "that were not scaled. Multiply them so that white is 65535."
@@ -376,10 +366,10 @@ def eight_bits(picture: np.ndarray) -> np.ndarray:
     return cv2.convertScaleAbs(picture, alpha=1 / 257)
 
 
-def turned_upright(picture: np.ndarray, orientation: int) -> np.ndarray:
+def exif_transpose(picture: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation.
 
-    Source: EXIF 2.3, section 4.6.4: which sides of the picture row 0 and column 0 of what is stored are.
+    Source: EXIF 2.3, section 4.6.4: the sides of the picture that are stored as row 0 and column 0.
     """
     if orientation >= 5:
         picture = picture.swapaxes(0, 1)
@@ -395,12 +385,12 @@ def _damaged(reason: str) -> ValueError:
 
 
 @dataclass(frozen=True)
-class Panorama:
-    """A file that was checked.
+class PanoramaFile:
+    """A picture file that was checked.
 
     Attributes:
         name: of the file, for messages.
-        header: what it says of itself.
+        header: its header.
         part: of the sphere that it shows; None for the whole.
     """
 
@@ -410,50 +400,39 @@ class Panorama:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the picture, upright."""
+        """(H, W) of the upright picture."""
         return self.header.height, self.header.width
 
     @property
     def tilt(self) -> str:
-        """That it is tilted, in words; empty where it is level or does not say."""
-        return tilted(self.name, self.header.xmp)
+        """See ``tilt_warning``."""
+        return tilt_warning(self.name, self.header.xmp)
 
 
-def tilted(name: str, xmp: tuple[bytes, ...]) -> str:
-    """That a picture with those XMP packets is tilted, in words; empty where it is level or does not say."""
-    tilt = tilt_deg(xmp)
-    if tilt <= LEVEL_DEG:
-        return ""
-    return (
-        f"{name}: tilted by {tilt:.1f} degrees (PosePitchDegrees, PoseRollDegrees); its views are cut as if it stood "
-        "upright. Level it with the program of its camera, or a stitcher."
-    )
+def check_panorama(source: str | Path | BinaryIO, covered: Covered | None = None) -> PanoramaFile:
+    """Check the kind, end marker, size and shape of a file without decoding it. Damage inside its data is not seen.
 
-
-def check_panorama(source: str | Path | BinaryIO, covered: Covered | None = None) -> Panorama:
-    """Check a file without decoding it: kind, end marker, size and shape. No more of it is read than that takes.
+    Args:
+        source: a path, or an open file.
+        covered: degrees that the picture covers; None for its GPano tags, and the whole sphere without any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, cut short, not a picture, too large or of another shape. Damage
-            inside its data is not seen.
+        ValueError: it is empty, cut short, not a picture, too large or of another shape.
     """
     with _opened(source) as (name, file):
         return _checked(name, file, covered)
 
 
 def decode_panorama(
-    source: str | Path | BinaryIO, covered: Covered | None, divisor: Callable[[Panorama], int]
-) -> tuple[np.ndarray, Panorama, int]:
-    """A picture as its file has it, upright, 8 bits a channel, alpha dropped.
+    source: str | Path | BinaryIO, covered: Covered | None, divisor: Callable[[PanoramaFile], int]
+) -> tuple[np.ndarray, PanoramaFile, int]:
+    """Check a file as ``check_panorama`` does and decode it.
 
-    Args:
-        source: a JPEG or PNG file, or one that is open.
-        covered: degrees that the picture covers; None for what its tags say, and the whole sphere without any.
-        divisor: by how much the sides of that JPEG are divided, one of ``DIVISORS``.
+    ``divisor`` chooses one of ``DIVISORS`` for a JPEG.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB, what was checked and the divisor, which is 1 for a PNG.
+        The picture ``(H, W, 3)`` uint8 RGB, upright, without alpha; the file; the divisor, which is 1 for a PNG.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -473,25 +452,24 @@ def decode_panorama(
 
 @contextmanager
 def _opened(source: str | Path | BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
-    """A file with its name for messages."""
+    """An open file and its name for messages."""
     if isinstance(source, str | Path):
-        with found(source).open("rb", buffering=0) as file:
+        with existing_file(source).open("rb", buffering=0) as file:
             yield str(source), file
     else:
         yield "The picture", source
 
 
-def found(path: str | Path) -> Path:
-    """The path of a file that is there; raises FileNotFoundError where it is not."""
+def existing_file(path: str | Path) -> Path:
+    """The path of a file; raises FileNotFoundError if there is none."""
     if os.path.isdir(path):
         raise FileNotFoundError(f"{path}: there is no such file, only a folder. Name a picture in it.")
-    if not os.path.isfile(path):  # unlike that of a Path, it takes names that are too long
+    if not os.path.isfile(path):  # Path.is_file fails for names that are too long
         raise FileNotFoundError(f"{path}: there is no such file. Check the path and the folder it is relative to.")
     return Path(path)
 
 
-def _checked(path: str, file: BinaryIO, covered: Covered | None) -> Panorama:
-    """An open file; raises ValueError where it cannot be read, as ``check_panorama`` does."""
+def _checked(path: str, file: BinaryIO, covered: Covered | None) -> PanoramaFile:
     header = parse_header(file)
     if file.seek(0, 2) == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes). Fetch or copy it again.")
@@ -509,56 +487,4 @@ def _checked(path: str, file: BinaryIO, covered: Covered | None) -> Panorama:
         )
     part = part_of(path, header.xmp) if covered is None else Part(*covered)
     check_shape(path, (header.height, header.width), part)
-    return Panorama(path, header, part)
-
-
-def read_panorama(
-    source: str | Path | BinaryIO, cameras: Sequence[Camera], view_size: tuple[int, int], covered: Covered | None = None
-) -> np.ndarray:
-    """A panorama, upright, 8 bits a channel, alpha dropped; JPEGs no finer than the views need.
-
-    Args:
-        source: a JPEG or PNG file, or one that is open.
-        cameras: the views that will be cut from it.
-        view_size: their (h, w).
-        covered: degrees that the picture covers, horizontally and vertically; None for what the tags of its
-            file say, and the whole sphere without any.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB of the whole sphere, black where the picture does not reach, with an ``extent`` where
-        the sphere may end within the last row or column.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, cut short, damaged, not a picture, too large or of another shape.
-    """
-    needed = needed_size(cameras, view_size)
-    picture, panorama, divisor = decode_panorama(source, covered, lambda panorama: _divisor(panorama, needed))
-    if divisor > 1:
-        height, width = panorama.size
-        picture = spanning(picture, (height / divisor, width / divisor))
-    return made_whole(picture, panorama.part, needed)
-
-
-def needed_size(cameras: Sequence[Camera], view_size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the coarsest panorama that is as fine as every view needs, both ways."""
-    sizes = [needed_panorama_size(camera, view_size) for camera in cameras]
-    return max(height for height, _ in sizes), max(width for _, width in sizes)
-
-
-def _divisor(panorama: Panorama, needed: tuple[int, int]) -> int:
-    """The largest divisor whose result is still as fine as needed.
-
-    The last row and column of a side that it does not divide lie in part beyond the picture, and turned upright they
-    might be the first, which an extent cannot say.
-    """
-    header, whole = panorama.header, whole_size(panorama.size, panorama.part)
-    return next(
-        divisor
-        for divisor in DIVISORS
-        if divisor == 1
-        or (
-            all(have >= want * divisor for have, want in zip(whole, needed, strict=True))
-            and (header.orientation == 1 or header.height % divisor == header.width % divisor == 0)
-        )
-    )
+    return PanoramaFile(path, header, part)

@@ -1,7 +1,7 @@
-"""Where the pixels of views fall in a panorama, how far it is shrunk first and how densely it is sampled.
+"""The sampling maps of views: how far a panorama is halved, where its samples lie, and how many make a pixel.
 
-A panorama is halved while it stays as fine as a view needs, and each pixel is the mean of as many samples as leave
-no pixel of the panorama out; so thin structures fade instead of flickering.
+A panorama is halved while it stays as fine as a view needs. Each view pixel is the mean of enough samples to include
+every pixel of the panorama, so that thin structures fade instead of flickering.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from panollava.crop.cameras import (
 from panollava.crop.partial import Extent
 from panollava.crop.sphere import direction_to_angles
 
-LONGEST_SIDE = 32_700
-"""cv2.remap refuses sides of 32,767 pixels and more; a little is left for the border."""
+MAX_SIDE = 32_700
+"""cv2.remap refuses sides of 32,767 pixels and more; this leaves room for the border."""
 
-MOST_SAMPLES = 4
-"""Samples a pixel, each way: more cost time and change nothing that can be seen."""
+MAX_SAMPLES = 4
+"""Samples per pixel, each way. More cost time without a visible change."""
 
-MOST_APART = {PERSPECTIVE: 1.55, EQUIRECTANGULAR: 1.4}
-"""Panorama pixels from one sample to the next, at most. A bilinear sample takes in two; in a tile the distance is
-counted between its centre and its edge, where there are fewer."""
+MAX_STEP = {PERSPECTIVE: 1.55, EQUIRECTANGULAR: 1.4}
+"""Largest distance between samples in panorama pixels. A bilinear sample covers two; in a tile the distance is that
+between its centre and its edge, where samples are closer."""
 
 ENLARGED = 0.6
-"""Panorama pixels from one pixel of a view to the next up to which a single sample will do: they are enlarged."""
+"""Panorama pixels per view pixel up to which the view is enlarged, so that one sample per pixel is enough."""
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Views that are sampled alike.
+class ViewGroup:
+    """Views that are sampled in the same way.
 
     Attributes:
-        views: their places among all views.
+        views: their indices among all views.
         source_size: (H, W) to which the panorama is shrunk for them.
         extent: how many of its rows and columns the sphere takes.
-        samples: samples of a pixel, each way.
-        content: top, left, bottom, right of their pixels that are not padding, the last two exclusive.
+        samples: samples per pixel, each way.
+        content: top, left, bottom, right of the pixels that are not padding, the last two exclusive.
     """
 
     views: tuple[int, ...]
@@ -66,19 +66,15 @@ class Sheet:
 
 
 @lru_cache(maxsize=64)
-def sheets(
+def view_groups(
     panorama_size: tuple[int, int],
     cameras: tuple[Camera, ...],
     view_size: tuple[int, int],
     extent: Extent | None = None,
-) -> tuple[Sheet, ...]:
-    """The views of one panorama by the way they are sampled, those of the largest source first.
+) -> tuple[ViewGroup, ...]:
+    """Groups the views of (h, w) pixels of an (H, W) panorama by sampling, those with the largest source first.
 
-    Args:
-        panorama_size: (H, W).
-        cameras: all views.
-        view_size: (h, w).
-        extent: how many rows and columns the sphere takes; None for all.
+    ``extent`` is how many rows and columns the sphere takes; None for all.
     """
     rows, columns = extent or panorama_size
     views_of: dict[tuple[tuple[int, int], Extent, int, tuple[int, int, int, int]], list[int]] = {}
@@ -86,8 +82,8 @@ def sheets(
         size, share = _source_size(panorama_size, camera, view_size)
         key = (size, (rows * share, columns * share), _samples(size, camera, view_size), _content(camera, view_size))
         views_of.setdefault(key, []).append(view)
-    plan = [Sheet(tuple(views), *key) for key, views in views_of.items()]
-    return tuple(sorted(plan, key=lambda sheet: math.prod(sheet.source_size), reverse=True))
+    plan = [ViewGroup(tuple(views), *key) for key, views in views_of.items()]
+    return tuple(sorted(plan, key=lambda group: math.prod(group.source_size), reverse=True))
 
 
 def half(size: tuple[int, int]) -> tuple[int, int]:
@@ -98,10 +94,10 @@ def half(size: tuple[int, int]) -> tuple[int, int]:
 def _source_size(
     panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]
 ) -> tuple[tuple[int, int], float]:
-    """(H, W) to which the panorama is shrunk for a view, and what share of its own size that is."""
+    """(H, W) to which the panorama is shrunk for a view, and the factor."""
     needed = needed_panorama_size(camera, view_size)
     size, share = panorama_size, 1.0
-    while all(have >= 2 * want for have, want in zip(size, needed, strict=True)) or max(size) > LONGEST_SIDE:
+    while all(have >= 2 * want for have, want in zip(size, needed, strict=True)) or max(size) > MAX_SIDE:
         size, share = half(size), share / 2
     return size, share
 
@@ -116,7 +112,7 @@ def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int,
     apart = max(pixels / wanted for pixels, wanted in zip(have, typical, strict=True))
     if apart <= ENLARGED:
         return 1
-    return min(max(2, math.ceil(apart / MOST_APART[camera.projection] - 1e-6)), MOST_SAMPLES)
+    return min(max(2, math.ceil(apart / MAX_STEP[camera.projection] - 1e-6)), MAX_SAMPLES)
 
 
 def _content(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -127,59 +123,53 @@ def _content(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int, int,
 
 
 def _span(start: float, end: float, pixels: int) -> tuple[int, int]:
-    # A centre that lies on an edge of the box belongs to its end.
+    # A pixel whose centre lies on the end of the box belongs to it.
     first, beyond = (math.floor(pixels * (edge + 1e-9) - 0.5) + 1 for edge in (start, end))
     first = min(first, pixels - 1)
     return first, max(beyond, first + 1)
 
 
 @lru_cache(maxsize=8)
-def float_maps(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of a sheet's content into its source, which has a border of one pixel.
+def float_maps(
+    group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the samples of a group's n views in its source, which has a border of one pixel.
 
-    Args:
-        sheet: how its n views are sampled.
-        cameras: all views of the panorama.
-        view_size: (h, w).
+    ``cameras`` are all views of the panorama, ``view_size`` is (h, w).
 
     Returns:
         Columns and rows, each ``(n, content height * samples, content width * samples)`` float32.
     """
-    return _pixel_maps(sheet, cameras, view_size)
+    rows, columns = group.extent
+    across, down = _unit_maps(tuple(cameras[view] for view in group.views), view_size, group.content, group.samples)
+    # Fractions to pixel indices: - 1/2 for the pixel centre, + 1 for the border.
+    return across * np.float32(columns) + np.float32(0.5), down * np.float32(rows) + np.float32(0.5)
 
 
 @lru_cache(maxsize=8)
 def fixed_maps(
-    sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]
+    group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The maps of ``float_maps`` view by view in the fixed-point form that remaps uint8 pictures fastest."""
-    columns, rows = _pixel_maps(sheet, cameras, view_size)
+    columns, rows = float_maps.__wrapped__(group, cameras, view_size)  # not cached in both forms
     return [cv2.convertMaps(*pair, cv2.CV_16SC2) for pair in zip(columns, rows, strict=True)]
 
 
 @lru_cache(maxsize=64)
-def row_span(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[int, int]:
-    """First and last, exclusive, of the rows that those maps reach in the source with its border."""
-    some = tuple(cameras[view] for view in sheet.views)
-    _, down = _unit_maps(some, view_size, sheet.content, sheet.samples)
-    rows = sheet.extent[0]
+def row_span(group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[int, int]:
+    """First and last (exclusive) row that those maps reach in the source with its border."""
+    _, down = _unit_maps(tuple(cameras[view] for view in group.views), view_size, group.content, group.samples)
+    rows = group.extent[0]
     # A sample lies between two rows, and the maps are rounded.
     first, last = math.floor(float(down.min()) * rows), math.ceil(float(down.max()) * rows) + 1
-    return max(first - 1, 0), min(last + 2, sheet.source_size[0] + 2)
-
-
-def _pixel_maps(sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = sheet.extent
-    some = tuple(cameras[view] for view in sheet.views)
-    across, down = _unit_maps(some, view_size, sheet.content, sheet.samples)
-    return across * np.float32(columns) + np.float32(0.5), down * np.float32(rows) + np.float32(0.5)
+    return max(first - 1, 0), min(last + 2, group.source_size[0] + 2)
 
 
 @lru_cache(maxsize=8)
 def _unit_maps(
     cameras: tuple[Camera, ...], view_size: tuple[int, int], content: tuple[int, int, int, int], samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As ``float_maps``, in fractions of the panorama, so that they serve panoramas of every size."""
+    """As ``float_maps``, in fractions of the panorama, which are the same for panoramas of every size."""
     top, left, bottom, right = content
     y = _positions(top, bottom, view_size[0], samples)
     x = _positions(left, right, view_size[1], samples)
@@ -188,17 +178,17 @@ def _unit_maps(
     for view, camera in enumerate(cameras):
         views_of.setdefault(replace(camera, yaw_rad=0.0), []).append(view)
     for ahead, views in views_of.items():
-        # Views that differ in yaw alone are the same view turned about the vertical axis.
+        # Views that differ only in yaw are one view rotated about the vertical axis: a shift of the columns.
         directions = point_directions(camera_tensor([ahead], dtype=torch.float64)[0], x, y)
         longitude_rad, latitude_rad = (angle.numpy() for angle in direction_to_angles(directions))
         down[views] = 0.5 - latitude_rad / math.pi
         turns = longitude_rad / (2 * math.pi) + 0.5
         for view in views:
-            turned = turns + cameras[view].yaw_rad / (2 * math.pi)
-            across[view] = turned - np.floor(turned)
+            rotated = turns + cameras[view].yaw_rad / (2 * math.pi)
+            across[view] = rotated - np.floor(rotated)
     return across, down
 
 
 def _positions(first: int, beyond: int, pixels: int, samples: int) -> torch.Tensor:
-    """Where the samples of a row of pixels lie, as fractions of the view."""
+    """Positions of the samples of a row of pixels, as fractions of the view."""
     return (first + (torch.arange((beyond - first) * samples, dtype=torch.float64) + 0.5) / samples) / pixels

@@ -13,7 +13,7 @@ from torch import Tensor
 from panollava.crop.cameras import Column, locate, point_directions, token_directions
 from panollava.crop.rings import neighbour_pairs, overlap_columns, pair_overlap
 
-LEAST_MATCHES = 2
+MIN_MATCHES = 2
 """Matched places below which a pair of views says nothing: one token has no variance."""
 
 _EDGE_TOLERANCE = 1e-4
@@ -92,7 +92,7 @@ def angles_between(matches: Matches, cameras: Tensor, grid: tuple[int, int]) -> 
 def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
     """Patches of one view with the exact places in another that look the same way.
 
-    Pairs are the neighbours of a ring and all other tiles of which ``LEAST_MATCHES`` patches are seen by both.
+    Pairs are the neighbours of a ring and all other tiles of which ``MIN_MATCHES`` patches are seen by both.
     Each patch centre of the first view is projected into the second and interpolated between the four nearest
     patches there; within half a patch of the edge, beyond the last centres, it is extrapolated, so that the
     weighted place is always the true one. Neighbours that share no patch centres, as at overlap 0, are matched
@@ -104,7 +104,7 @@ def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Ma
         grid: (H', W') of the tokens.
 
     Returns:
-        Pairs with at least ``LEAST_MATCHES`` places, by sample and view.
+        Pairs with at least ``MIN_MATCHES`` places, by sample and view.
     """
     # Most batches are cut alike: one set of cameras stands for all samples.
     rows = torch.cat((cameras, view_mask[..., None].to(cameras.dtype)), dim=2)
@@ -127,10 +127,10 @@ def _of_sets(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Match
 
     mask = is_seen & is_exact_a & is_exact_b
     is_edge = torch.arange(x.shape[1], device=x.device) >= grid[0] * grid[1]
-    shares_centres = (mask & ~is_edge).sum(dim=1) >= LEAST_MATCHES
+    shares_centres = (mask & ~is_edge).sum(dim=1) >= MIN_MATCHES
     mask = mask & torch.where(shares_centres[:, None], ~is_edge, is_edge & is_ring[:, None])
     everything = Matches(pairs, index_a, weight_a, index_b, weight_b, mask)
-    return _compact(everything, mask.sum(dim=1) >= LEAST_MATCHES)
+    return _compact(everything, mask.sum(dim=1) >= MIN_MATCHES)
 
 
 def _candidates(cameras: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor]:

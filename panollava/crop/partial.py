@@ -1,4 +1,8 @@
-"""A panorama turned about the vertical axis by whole columns, so that nothing is sampled anew."""
+"""Where the sphere lies in a picture: pictures of a part of it, and spheres that end within the last pixel.
+
+A picture of a part of the sphere is padded with black to the whole sphere, so that everything after it knows one kind
+of panorama.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,28 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
+MAX_PIXELS = 300_000_000
+"""A larger picture (24,500 x 12,250) is refused before it is decoded: it may be a decompression bomb."""
+ASPECT_TOLERANCE = 0.02
+"""Relative error of a panorama's aspect ratio that is accepted: stitchers leave a row too many or too few."""
+
 Extent = tuple[float, float]
 """Rows and columns."""
+Covered = tuple[
+    Annotated[float, Interval(gt=0.0, le=360.0)],
+    Annotated[float, Interval(gt=0.0, le=180.0)],
+]
+"""Degrees that a panorama covers, from left to right and from top to bottom, around the centre of the sphere."""
+
+_ADVICE = "Give the degrees that the pictures cover, [horizontal, vertical], or null if they show the whole sphere."
+TAG_ADVICE = (
+    "Correct the tags, remove them (exiftool -XMP-GPano:all= FILE), or give the degrees that all pictures cover around "
+    "the centre with crop.panorama_fov_deg ([360,180] for the whole sphere), which goes before the tags."
+)
+"""Ways out where the tags of a file are wrong."""
 
 
-class Spanned(np.ndarray):
+class ExtentArray(np.ndarray):
     """A panorama ``(H, W, 3)`` whose last row and column may lie in part beyond the sphere.
 
     Attributes:
@@ -23,77 +44,47 @@ class Spanned(np.ndarray):
     extent: Extent
 
 
-def spanning(panorama: np.ndarray, extent: Extent) -> Spanned:
-    """The same panorama, which knows where the sphere ends in it.
+def with_extent(panorama: np.ndarray, extent: Extent) -> ExtentArray:
+    """A view of a panorama ``(H, W, 3)`` that records the rows and columns that the sphere takes.
 
-    Of 3003 rows that a JPEG decoder divides by two there are 1502, and the last is half beyond the lower pole. Taking
-    them for the whole sphere would move what is seen by up to half a pixel.
-
-    Args:
-        panorama: ``(H, W, 3)``.
-        extent: the rows and columns that the sphere takes.
+    A JPEG decoder that divides 3003 rows by two returns 1502, and the last one is half beyond the lower pole. Taking
+    them for the whole sphere would move the content by up to half a pixel.
     """
     if tuple(map(math.ceil, extent)) != panorama.shape[:2]:
         raise ValueError(f"A sphere of {extent[0]:g} x {extent[1]:g} pixels does not end in {panorama.shape[:2]}.")
-    spanned = panorama.view(Spanned)
-    spanned.extent = extent
-    return spanned
+    result = panorama.view(ExtentArray)
+    result.extent = extent
+    return result
 
 
 def extent_of(panorama: np.ndarray) -> Extent:
-    """The rows and columns that the sphere takes: all of them, unless the panorama knows better."""
+    """The rows and columns that the sphere takes: all of them, unless the panorama has an ``extent``."""
     height, width = panorama.shape[:2]
     return getattr(panorama, "extent", (float(height), float(width)))
-
-
-MAX_PIXELS = 300_000_000
-"""A larger picture (24,500 x 12,250) is refused before it is decoded: it may be a decompression bomb."""
-
-ASPECT_TOLERANCE = 0.02
-"""How far from its shape a panorama may be: stitchers leave a row too many or too few."""
-
-Covered = tuple[
-    Annotated[float, Interval(gt=0.0, le=360.0)],
-    Annotated[float, Interval(gt=0.0, le=180.0)],
-]
-"""Degrees that a panorama covers, from left to right and from top to bottom, around the centre of the sphere."""
 
 
 class Part(NamedTuple):
     """The part of the sphere that a picture shows.
 
     Attributes:
-        across_deg, down_deg: what it covers, from left to right and from top to bottom.
-        before, above: the shares of what is missing that lie on its left and above it.
-        is_said: by the tags of its file; otherwise by ``crop.panorama_fov_deg``.
+        across_deg, down_deg: the degrees that it covers, from left to right and from top to bottom.
+        before, above: the shares of the missing degrees that lie on its left and above it.
+        from_tags: whether it comes from the tags of the file, not from ``crop.panorama_fov_deg``.
     """
 
     across_deg: float
     down_deg: float
     before: float = 0.5
     above: float = 0.5
-    is_said: bool = False
+    from_tags: bool = False
 
     def __str__(self) -> str:
         degrees = f"[{self.across_deg:g}, {self.down_deg:g}]"
-        return f"the {degrees} degrees of its GPano tags" if self.is_said else f"crop.panorama_fov_deg={degrees}"
-
-
-_ADVICE = "Give the degrees that the pictures cover, [horizontal, vertical], or null if they show the whole sphere."
-
-OTHERWISE = (
-    "Correct the tags, remove them (exiftool -XMP-GPano:all= FILE), or give the degrees that all pictures cover around "
-    "the centre with crop.panorama_fov_deg ([360,180] for the whole sphere), which goes before the tags."
-)
-"""Ways out where the tags of a file are wrong."""
+        return f"the {degrees} degrees of its GPano tags" if self.from_tags else f"crop.panorama_fov_deg={degrees}"
 
 
 def check_covered(covered: Covered | None) -> None:
-    """Check ``crop.panorama_fov_deg``.
-
-    Raises:
-        ValueError: it is out of range.
-    """
+    """Raise ValueError if ``crop.panorama_fov_deg`` is out of range."""
     if covered is None:
         return
     across, down = covered
@@ -111,15 +102,9 @@ def check_covered(covered: Covered | None) -> None:
 
 
 def check_shape(name: str, size: tuple[int, int], part: Part | None) -> None:
-    """Check that a picture has the shape of what it covers.
+    """Raise ValueError if a picture (H, W) has not the aspect ratio of its part of the sphere, None for the whole.
 
-    Args:
-        name: of the picture, for the message.
-        size: its (H, W).
-        part: of the sphere; None for the whole.
-
-    Raises:
-        ValueError: it has another shape.
+    The message begins with the picture's ``name``.
     """
     height, width = size
     shape = 2.0 if part is None else part.across_deg / part.down_deg
@@ -136,34 +121,33 @@ def check_shape(name: str, size: tuple[int, int], part: Part | None) -> None:
         f"{name}: {pixels} do not cover {part}, which is {shape:.3g} times as wide as high ({tolerance}); this is "
         f"{width / height if height else math.inf:.3g} times. "
         + (
-            f"It was cut or stretched after they were written. {OTHERWISE}"
-            if part.is_said
+            f"It was cut or stretched after they were written. {TAG_ADVICE}"
+            if part.from_tags
             else "Set crop.panorama_fov_deg to the degrees that the pictures cover (null: what the tags of each file "
             "say, and the whole sphere without any), or leave it out."
         )
     )
 
 
-def whole_size(size: Extent, part: Part | None) -> Extent:
-    """Rows and columns that the whole sphere takes where a part of it takes ``size``."""
+def sphere_size(size: Extent, part: Part | None) -> Extent:
+    """Rows and columns of the whole sphere where a part of it takes ``size``."""
     return size if part is None else (size[0] * 180 / part.down_deg, size[1] * 360 / part.across_deg)
 
 
-def made_whole(picture: np.ndarray, part: Part | None, needed: tuple[int, int]) -> np.ndarray:
-    """The whole sphere, black where a picture of a part of it does not reach.
+def pad_to_sphere(picture: np.ndarray, part: Part | None, needed: tuple[int, int]) -> np.ndarray:
+    """The whole sphere, black outside a picture of a part of it.
 
-    The picture keeps its pixels and lies exactly in the centre, if that is its place; for that the sphere gets up to
-    one row and column more or fewer than its angles ask for, which moves the picture's edges by half a pixel at most,
-    as it does at any other place. A picture that is
-    at least twice as fine as needed is averaged down first: the sphere around it may be many times as large.
+    The picture keeps its pixels. Its borders are rounded to whole pixels, which moves its edges by half a pixel at
+    most and leaves a centred picture exactly in the centre. A picture at least twice as fine as needed is averaged
+    down first: the sphere around it may be many times as large.
 
     Args:
-        picture: ``(H, W, 3)``, with an ``extent`` or without.
+        picture: ``(H, W, 3)``, with or without an ``extent``.
         part: of the sphere that it shows; None for the whole.
-        needed: (H, W) of the coarsest sphere that will do.
+        needed: (H, W) of the coarsest sphere that is fine enough.
 
     Returns:
-        ``(H', W', 3)``, of ``MAX_PIXELS`` pixels or little more, with an ``extent`` unless all is as it was.
+        ``(H', W', 3)``, of ``MAX_PIXELS`` pixels or little more, with an ``extent`` unless ``part`` is None.
 
     Raises:
         ValueError: the sphere would be larger however small the picture is made.
@@ -172,41 +156,36 @@ def made_whole(picture: np.ndarray, part: Part | None, needed: tuple[int, int]) 
         return picture
     picture = _averaged(picture, part, needed)
     rows, columns = extent_of(picture)
-    whole_rows, whole_columns = whole_size((rows, columns), part)
+    whole_rows, whole_columns = sphere_size((rows, columns), part)
     top, bottom = (max(0, round((whole_rows - rows) * share)) for share in (part.above, 1 - part.above))
     left, right = (max(0, round((whole_columns - columns) * share)) for share in (part.before, 1 - part.before))
     padded = cv2.copyMakeBorder(np.asarray(picture), top, bottom, left, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-    return spanning(padded, (rows + top + bottom, columns + left + right))
+    return with_extent(padded, (rows + top + bottom, columns + left + right))
 
 
 def _averaged(picture: np.ndarray, part: Part, needed: tuple[int, int]) -> np.ndarray:
     height, width = picture.shape[:2]
     rows, columns = extent_of(picture)
-    whole = whole_size((rows, columns), part)
+    whole = sphere_size((rows, columns), part)
     finer = min(have // want for have, want in zip(whole, needed, strict=True))
     divisor = max(1.0, finer, math.sqrt(math.prod(whole) / MAX_PIXELS))
     size = max(1, int(height / divisor)), max(1, int(width / divisor))
     if math.prod(whole) > MAX_PIXELS * height / size[0] * width / size[1]:
         raise ValueError(
-            f"{part} {'are' if part.is_said else 'is'} so little that the sphere around a single pixel would have more "
-            f"than {MAX_PIXELS:,}. {OTHERWISE if part.is_said else _ADVICE}"
+            f"{part} {'are' if part.from_tags else 'is'} so little that the sphere around a single pixel would have "
+            f"more than {MAX_PIXELS:,}. {TAG_ADVICE if part.from_tags else _ADVICE}"
         )
     if size == (height, width):
         return picture
     small = cv2.resize(np.asarray(picture), size[::-1], interpolation=cv2.INTER_AREA)
-    return spanning(small, (rows * size[0] / height, columns * size[1] / width))
+    return with_extent(small, (rows * size[0] / height, columns * size[1] / width))
 
 
-def turned(panorama: np.ndarray, columns: int) -> np.ndarray:
-    """What was seen ahead is seen `columns` to the right, and what leaves the picture there comes in on the left.
+def rotate_yaw(panorama: np.ndarray, columns: int) -> np.ndarray:
+    """A panorama ``(H, W, 3)`` of the whole sphere, rotated to the right by ``columns`` modulo W.
 
-    Args:
-        panorama: ``(H, W, 3)`` of the whole sphere, with an ``extent`` or without.
-        columns: how far, counted modulo W.
-
-    Returns:
-        The same, turned. Every column is one of the panorama's; only where the sphere ends within the last column
-        does what comes in on the left lie between two of them.
+    Content that leaves the picture on the right enters on the left. Nothing is resampled, unless the sphere ends
+    within the last column: then the columns that enter on the left lie between two of the panorama's.
     """
     width = panorama.shape[1]
     columns %= width
@@ -220,4 +199,4 @@ def turned(panorama: np.ndarray, columns: int) -> np.ndarray:
         # Column c < columns is at c - columns + across, and the whole part of across is width - 1.
         low, high = pixels[:, width - 1 - columns : width - 1], pixels[:, width - columns :]
         result = np.concatenate([cv2.addWeighted(low, 1 - share, high, share, 0), pixels[:, : width - columns]], axis=1)
-    return spanning(result, panorama.extent) if isinstance(panorama, Spanned) else result
+    return with_extent(result, panorama.extent) if isinstance(panorama, ExtentArray) else result

@@ -1,4 +1,4 @@
-"""Views sampled from a panorama: one convention, three renderers."""
+"""Views sampled from a panorama on the CPU with cv2 or equilib; ``render_torch`` does the same on any device."""
 
 from __future__ import annotations
 
@@ -11,64 +11,9 @@ import numpy as np
 import torch
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
-from panollava.crop.maps import Sheet, fixed_maps, float_maps, half, row_span, sheets
+from panollava.crop.maps import ViewGroup, fixed_maps, float_maps, half, row_span, view_groups
 from panollava.crop.partial import Extent, extent_of
 from panollava.crop.render_torch import render_batch
-
-
-def check_device(device: str, renderer: str) -> None:
-    """Check ``crop.device``.
-
-    Raises:
-        ValueError: the renderer knows the CPU alone, or this machine has no such device.
-    """
-    if device == "cpu":
-        return
-    if renderer != "torch":
-        raise ValueError(f"crop.device={device} needs crop.renderer=torch: {renderer} runs on the CPU only.")
-    kind, place = _parts(device)
-    if kind not in ("cuda", "mps") or not place.isdecimal():
-        raise ValueError(f"crop.device={device}: allowed are cpu, cuda, cuda:<number> and mps.")
-    if not _is_here(device):
-        raise ValueError(
-            f"crop.device={device} is not there: torch finds {_count(kind)} {kind} devices on this machine. Name one "
-            "of them, or use crop.device=cpu."
-        )
-
-
-def check_workers(device: str, num_workers: int) -> None:
-    """Check that views on a device are cut by the process that holds it.
-
-    Raises:
-        ValueError: loader workers would cut them.
-    """
-    if device != "cpu" and num_workers > 0:
-        raise ValueError(
-            f"crop.device={device} needs num_workers=0, not {num_workers}: a process that was forked to load pictures "
-            "cannot use the device of its parent. Use crop.device=cpu to cut views in several processes."
-        )
-
-
-def device_here(device: str) -> str:
-    """The device that a run recorded, or the CPU on a machine that has none such: the views are the same."""
-    return device if device == "cpu" or _is_here(device) else "cpu"
-
-
-def _parts(device: str) -> tuple[str, str]:
-    kind, _, place = device.partition(":")
-    return kind, place or "0"
-
-
-def _is_here(device: str) -> bool:
-    kind, place = _parts(device)
-    return place.isdecimal() and int(place) < _count(kind)
-
-
-def _count(kind: str) -> int:
-    if kind == "mps":
-        return int(torch.backends.mps.is_available())
-    return torch.cuda.device_count() if kind == "cuda" else 0
-
 
 Renderer = Literal["cv2", "torch", "equilib"]
 
@@ -80,15 +25,15 @@ def render_views(
     renderer: Renderer = "cv2",
     device: str = "cpu",
 ) -> np.ndarray:
-    """The views that cameras have of a panorama.
+    """The views of a panorama.
 
     Args:
-        panorama: ``(H, W, 3)`` uint8 or float32, the whole sphere, with an ``extent`` or without.
+        panorama: ``(H, W, 3)`` uint8 or float32, the whole sphere, with or without an ``extent``.
         cameras: V cameras.
         view_size: (h, w).
-        renderer: ``cv2``; ``torch``, the same on ``device``; ``equilib``, a second opinion whose pixel
-            centres lie a fraction of a pixel off (it cuts perspective views, cv2 the others).
-        device: where the torch renderer works.
+        renderer: ``cv2``; ``torch``, the same on ``device``; ``equilib``, an independent implementation for
+            comparison whose pixel centres are off by a fraction of a pixel (perspective views only, others by cv2).
+        device: where the torch renderer runs.
 
     Returns:
         ``(V, h, w, 3)`` of the panorama's type.
@@ -96,25 +41,20 @@ def render_views(
     _check(panorama, view_size, renderer, device)
     if renderer == "torch":
         batch = torch.from_numpy(np.ascontiguousarray(panorama)).to(device).permute(2, 0, 1).unsqueeze(0)
-        return (
-            render_batch(batch, cameras, view_size, extent_of(panorama))[0]
-            .permute(0, 2, 3, 1)
-            .contiguous()
-            .cpu()
-            .numpy()
-        )
+        result = render_batch(batch, cameras, view_size, extent_of(panorama))[0]
+        return result.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     cameras = tuple(cameras)
     views = np.zeros((len(cameras), *view_size, 3), dtype=panorama.dtype)
     source, extent = np.asarray(panorama), extent_of(panorama)
-    for sheet in sheets(panorama.shape[:2], cameras, view_size, extent):
+    for group in view_groups(panorama.shape[:2], cameras, view_size, extent):
         # The largest source comes first, so that each is shrunk from the one before it.
-        source, extent = _shrink(source, extent, sheet.source_size)
-        pictures = _sample_cv2(source, sheet, cameras, view_size)
+        source, extent = _shrink(source, extent, group.source_size)
+        pictures = _sample_cv2(source, group, cameras, view_size)
         if renderer == "equilib":
-            pictures = _sample_equilib(source, sheet, cameras, pictures)
-        top, left, bottom, right = sheet.content
-        for view, picture in zip(sheet.views, pictures, strict=True):
-            views[view, top:bottom, left:right] = _average(picture, sheet.content_size)
+            pictures = _sample_equilib(source, group, cameras, pictures)
+        top, left, bottom, right = group.content
+        for view, picture in zip(group.views, pictures, strict=True):
+            views[view, top:bottom, left:right] = _average(picture, group.content_size)
     return views
 
 
@@ -132,26 +72,22 @@ def _check(panorama: np.ndarray, view_size: tuple[int, int], renderer: str, devi
 
 
 def _shrink(panorama: np.ndarray, extent: Extent, size: tuple[int, int]) -> tuple[np.ndarray, Extent]:
-    """The panorama and its extent, halved until it has a size that ``half`` leads to."""
+    """The panorama and its extent, halved until it has a size that repeated ``half`` gives."""
     while (have := panorama.shape[:2]) != size:
         even = panorama
         if have[0] % 2 or have[1] % 2:
+            # An odd side gets one pixel of the border at its end.
             even = bordered(panorama, extent)[1:, 1:][: have[0] + have[0] % 2, : have[1] + have[1] % 2]
-        # The mean of 2 x 2 pixels.
-        panorama = cv2.resize(even, half(have)[::-1], interpolation=cv2.INTER_LINEAR)
+        panorama = cv2.resize(even, half(have)[::-1], interpolation=cv2.INTER_LINEAR)  # mean of 2 x 2 pixels
         extent = extent[0] / 2, extent[1] / 2
     return panorama, extent
 
 
 def bordered(panorama: np.ndarray, extent: Extent, filled: tuple[int, int] | None = None) -> np.ndarray:
-    """The panorama with a border of one pixel that goes on around the seam and over the poles.
+    """A panorama ``(H, W, 3)`` with a border of one pixel that continues it around the seam and over the poles.
 
-    Above the top row lies the top row again, turned by 180 degrees.
-
-    Args:
-        panorama: ``(H, W, 3)``.
-        extent: how many of its rows and columns the sphere takes.
-        filled: first and last, exclusive, of the rows of the result that are needed; None for all.
+    Above the top row lies the top row again, rotated by 180 degrees. The sphere takes ``extent`` rows and columns.
+    ``filled`` are the first and last (exclusive) row of the result that are needed; None for all.
     """
     height, width = panorama.shape[:2]
     rows, columns = extent
@@ -161,20 +97,20 @@ def bordered(panorama: np.ndarray, extent: Extent, filled: tuple[int, int] | Non
     result[inner, 1:-1] = panorama[inner.start - 1 : inner.stop - 1]
     for edge, position in ((0, 0.0), (height + 1, 2 * rows - 1 - height)):
         if first <= edge < beyond:
-            result[edge, 1:-1] = _turned(_between(panorama, position), columns / 2)
+            result[edge, 1:-1] = _rotated(_between(panorama, position), columns / 2)
     needed = result[first:beyond].swapaxes(0, 1)
     needed[0], needed[-1] = (_between(needed[1:-1], position) for position in (columns - 1, width - columns))
     return result
 
 
-def _turned(row: np.ndarray, by: float) -> np.ndarray:
-    """A row ``(W, 3)`` as seen from a number of columns away."""
+def _rotated(row: np.ndarray, by: float) -> np.ndarray:
+    """A row ``(W, 3)`` shifted to the left by ``by`` columns, in a circle."""
     first = math.floor(by)
     return _mixed(np.roll(row, -first, axis=0), np.roll(row, -first - 1, axis=0), by - first)
 
 
 def _between(lines: np.ndarray, position: float) -> np.ndarray:
-    """The row (of a transposed panorama the column) at a place that may lie between two of them."""
+    """The row (of a transposed panorama the column) at a position that may lie between two of them."""
     first = math.floor(position)
     return _mixed(lines[first % len(lines)], lines[(first + 1) % len(lines)], position - first)
 
@@ -193,16 +129,16 @@ def _average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _sample_cv2(
-    source: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int]
+    source: np.ndarray, group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """The content of a sheet's views, not averaged yet; each picture is gone when the next one is asked for."""
+    """The content of a group's views, not averaged yet. Each picture is overwritten by the next one."""
     pairs: Iterable[tuple[np.ndarray, np.ndarray]]
     if source.dtype == np.uint8:
-        pairs = fixed_maps(sheet, cameras, view_size)
+        pairs = fixed_maps(group, cameras, view_size)
     else:
-        pairs = zip(*float_maps(sheet, cameras, view_size), strict=True)
+        pairs = zip(*float_maps(group, cameras, view_size), strict=True)
     # Tiles at the horizon need half of the rows.
-    padded = bordered(source, sheet.extent, row_span(sheet, cameras, view_size))
+    padded = bordered(source, group.extent, row_span(group, cameras, view_size))
     picture = None
     for first, second in pairs:
         picture = cv2.remap(padded, first, second, cv2.INTER_LINEAR, dst=picture)
@@ -210,18 +146,18 @@ def _sample_cv2(
 
 
 def _sample_equilib(
-    source: np.ndarray, sheet: Sheet, cameras: tuple[Camera, ...], by_cv2: Iterator[np.ndarray]
+    source: np.ndarray, group: ViewGroup, cameras: tuple[Camera, ...], by_cv2: Iterator[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Pictures as those in ``by_cv2``, which stay where the camera is not a perspective one."""
+    """The pictures of ``by_cv2`` with perspective views replaced by equilib's."""
     from equilib import equi2pers
 
     pixels = np.moveaxis(source, 2, 0)
-    for view, picture in zip(sheet.views, by_cv2, strict=True):
+    for view, picture in zip(group.views, by_cv2, strict=True):
         camera = cameras[view]
         if camera.projection != PERSPECTIVE:
             yield picture
             continue
-        _check_square_pixels(camera, sheet.content_size)
+        _check_square_pixels(camera, group.content_size)
         cut = equi2pers(
             pixels,
             rots={"yaw": camera.yaw_rad, "pitch": camera.pitch_rad, "roll": camera.roll_rad},
@@ -242,3 +178,49 @@ def _check_square_pixels(camera: Camera, size: tuple[int, int]) -> None:
             f"{math.degrees(camera.v_extent_rad):g} degrees into {height} x {width} pixels: its pixels are "
             "square. Use crop.renderer=cv2, or a view_size of that shape."
         )
+
+
+def check_device(device: str, renderer: str) -> None:
+    """Raise ValueError if the renderer cannot use ``crop.device``, or this machine has no such device."""
+    if device == "cpu":
+        return
+    if renderer != "torch":
+        raise ValueError(f"crop.device={device} needs crop.renderer=torch: {renderer} runs on the CPU only.")
+    kind, index = _parts(device)
+    if kind not in ("cuda", "mps") or not index.isdecimal():
+        raise ValueError(f"crop.device={device}: allowed are cpu, cuda, cuda:<number> and mps.")
+    if not _is_available(device):
+        raise ValueError(
+            f"crop.device={device} is not there: torch finds {_count(kind)} {kind} devices on this machine. Name one "
+            "of them, or use crop.device=cpu."
+        )
+
+
+def check_workers(device: str, num_workers: int) -> None:
+    """Raise ValueError if loader workers would cut views on a device other than the CPU."""
+    if device != "cpu" and num_workers > 0:
+        raise ValueError(
+            f"crop.device={device} needs num_workers=0, not {num_workers}: a process that was forked to load pictures "
+            "cannot use the device of its parent. Use crop.device=cpu to cut views in several processes."
+        )
+
+
+def available_device(device: str) -> str:
+    """The device that a run recorded, or the CPU if this machine has none such: the views are the same."""
+    return device if device == "cpu" or _is_available(device) else "cpu"
+
+
+def _parts(device: str) -> tuple[str, str]:
+    kind, _, index = device.partition(":")
+    return kind, index or "0"
+
+
+def _is_available(device: str) -> bool:
+    kind, index = _parts(device)
+    return index.isdecimal() and int(index) < _count(kind)
+
+
+def _count(kind: str) -> int:
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return torch.cuda.device_count() if kind == "cuda" else 0

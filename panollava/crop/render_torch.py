@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from panollava.crop.cameras import Camera
-from panollava.crop.maps import Sheet, float_maps, sheets
+from panollava.crop.maps import ViewGroup, float_maps, view_groups
 from panollava.crop.partial import Extent
 
 _FIXED_STEPS = 32
-"""Steps from one pixel to the next in the fixed-point maps that cv2 samples uint8 pictures with."""
+"""Steps per pixel in the fixed-point maps with which cv2 samples uint8 pictures."""
 
 
 def render_batch(
     panoramas: Tensor, cameras: Sequence[Camera], view_size: tuple[int, int], extent: Extent | None = None
 ) -> Tensor:
-    """The views that cameras have of each panorama, as ``render_views`` cuts them, on the device of the panoramas.
+    """The views of each panorama, as ``render_views`` cuts them, on the device of the panoramas.
 
     The sampling of floating-point panoramas is differentiable with respect to them.
 
@@ -37,7 +37,11 @@ def render_batch(
     Returns:
         ``(B, V, 3, h, w)`` of the panoramas' type.
     """
-    if panoramas.ndim != 4 or panoramas.shape[1] != 3 or not _is_supported(panoramas.dtype):
+    if (
+        panoramas.ndim != 4
+        or panoramas.shape[1] != 3
+        or not (panoramas.dtype == torch.uint8 or panoramas.is_floating_point())
+    ):
         raise ValueError(
             "Panoramas are a tensor (panoramas, 3, height, width) of uint8 or floating point, not "
             f"{tuple(panoramas.shape)} of {panoramas.dtype}."
@@ -50,20 +54,16 @@ def render_batch(
     size = panoramas.shape[2], panoramas.shape[3]
     extent = extent or (float(size[0]), float(size[1]))
     views = source.new_zeros(len(panoramas), len(cameras), 3, *view_size)
-    for sheet in sheets(size, cameras, view_size, extent):
+    for group in view_groups(size, cameras, view_size, extent):
         # The largest source comes first, so that each is shrunk from the one before it.
-        source, extent = _shrink(source, extent, sheet.source_size, is_bytes)
-        top, left, bottom, right = sheet.content
-        views[:, list(sheet.views), :, top:bottom, left:right] = _sample(source, sheet, cameras, view_size, is_bytes)
+        source, extent = _shrink(source, extent, group.source_size, is_bytes)
+        top, left, bottom, right = group.content
+        views[:, list(group.views), :, top:bottom, left:right] = _sample(source, group, cameras, view_size, is_bytes)
     return views.to(panoramas.dtype)
 
 
-def _is_supported(dtype: torch.dtype) -> bool:
-    return dtype == torch.uint8 or dtype.is_floating_point
-
-
 def _shrink(source: Tensor, extent: Extent, size: tuple[int, int], is_bytes: bool) -> tuple[Tensor, Extent]:
-    """Panoramas ``(B, 3, H, W)`` and their extent, halved until they have a size that ``half`` leads to."""
+    """Panoramas ``(B, 3, H, W)`` and their extent, halved until they have a size that repeated ``half`` gives."""
     while (have := (source.shape[2], source.shape[3])) != size:
         even = source
         if have[0] % 2 or have[1] % 2:
@@ -76,29 +76,29 @@ def _shrink(source: Tensor, extent: Extent, size: tuple[int, int], is_bytes: boo
 
 
 def _sample(
-    source: Tensor, sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool
+    source: Tensor, group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool
 ) -> Tensor:
-    """The content ``(B, n, 3, h', w')`` of a sheet's n views."""
-    grid = _grid(sheet, cameras, view_size, is_bytes, source.device).to(source.dtype)
-    # All views below one another, so that the panoramas need not be repeated.
+    """The content ``(B, n, 3, h', w')`` of a group's n views."""
+    grid = _grid(group, cameras, view_size, is_bytes, source.device).to(source.dtype)
+    # All views below one another: (1, n h', w', 2), so that the panoramas need not be repeated.
     stacked = grid.flatten(0, 1).expand(len(source), -1, -1, -1)
-    sampled = grid_sample(_bordered(source, sheet.extent, is_bytes), stacked, mode="bilinear", align_corners=True)
+    sampled = grid_sample(_bordered(source, group.extent, is_bytes), stacked, mode="bilinear", align_corners=True)
     sampled = _half_up(sampled) if is_bytes else sampled
-    if sheet.samples > 1:
-        sampled = avg_pool2d(sampled, sheet.samples)
+    if group.samples > 1:
+        sampled = avg_pool2d(sampled, group.samples)
         if is_bytes:
             # cv2 rounds the mean of 2 x 2 pixels up and that of more to the even side.
-            sampled = _half_up(sampled) if sheet.samples == 2 else sampled.round()
-    return sampled.unflatten(2, (len(sheet.views), -1)).transpose(1, 2)
+            sampled = _half_up(sampled) if group.samples == 2 else sampled.round()
+    return sampled.unflatten(2, (len(group.views), -1)).transpose(1, 2)
 
 
 @lru_cache(maxsize=8)
 def _grid(
-    sheet: Sheet, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool, device: torch.device
+    group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool, device: torch.device
 ) -> Tensor:
-    """The maps of a sheet as ``(n, h', w', 2)`` from -1, the first pixel centre with the border, to 1, the last."""
-    height, width = sheet.source_size
-    columns, rows = (torch.from_numpy(positions).double() for positions in float_maps(sheet, cameras, view_size))
+    """The maps of a group as ``(n, h', w', 2)``, from -1 at the first pixel centre of the border to 1 at the last."""
+    height, width = group.source_size
+    columns, rows = (torch.from_numpy(positions).double() for positions in float_maps(group, cameras, view_size))
     if is_bytes:
         columns, rows = ((positions * _FIXED_STEPS).round() / _FIXED_STEPS for positions in (columns, rows))
     grid = torch.stack((columns * (2 / (width + 1)) - 1, rows * (2 / (height + 1)) - 1), dim=-1)
@@ -106,14 +106,14 @@ def _grid(
 
 
 def _bordered(source: Tensor, extent: Extent, is_bytes: bool) -> Tensor:
-    """``(B, 3, H + 2, W + 2)``: around the seam and over the poles, where the outermost row lies turned by 180."""
+    """``(B, 3, H + 2, W + 2)``: continued around the seam and, rotated by 180 degrees, over the poles."""
     height, width = source.shape[2:]
     rows, columns = extent
     whole = torch.cat(
         (
-            _turned(source[:, :, :1], columns / 2, is_bytes),
+            _rotated(source[:, :, :1], columns / 2, is_bytes),
             source,
-            _turned(_between(source, 2 * rows - 1 - height, 2, is_bytes), columns / 2, is_bytes),
+            _rotated(_between(source, 2 * rows - 1 - height, 2, is_bytes), columns / 2, is_bytes),
         ),
         dim=2,
     )
@@ -121,16 +121,16 @@ def _bordered(source: Tensor, extent: Extent, is_bytes: bool) -> Tensor:
     return torch.cat((left, whole, right), dim=3)
 
 
-def _turned(row: Tensor, by: float, is_bytes: bool) -> Tensor:
-    """A row ``(B, 3, 1, W)`` as seen from a number of columns away."""
+def _rotated(row: Tensor, by: float, is_bytes: bool) -> Tensor:
+    """A row ``(B, 3, 1, W)`` shifted to the left by ``by`` columns, in a circle."""
     first = math.floor(by)
     return _mixed(row.roll(-first, dims=3), row.roll(-first - 1, dims=3), by - first, is_bytes)
 
 
 def _between(source: Tensor, position: float, dim: int, is_bytes: bool) -> Tensor:
-    """The row or column, kept as a dimension, at a place that may lie between two of them."""
+    """The row or column, kept as a dimension, at a position that may lie between two of them."""
     first, count = math.floor(position), source.shape[dim]
-    one, other = (source.narrow(dim, place % count, 1) for place in (first, first + 1))
+    one, other = (source.narrow(dim, index % count, 1) for index in (first, first + 1))
     return _mixed(one, other, position - first, is_bytes)
 
 
@@ -142,5 +142,4 @@ def _mixed(one: Tensor, other: Tensor, share: float, is_bytes: bool) -> Tensor:
 
 
 def _half_up(values: Tensor) -> Tensor:
-    """Rounded to whole numbers as cv2 does."""
     return torch.floor(values + 0.5)

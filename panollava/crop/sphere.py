@@ -15,15 +15,9 @@ from torch import Tensor
 
 
 def rotation_matrix(yaw_rad: Tensor, pitch_rad: Tensor, roll_rad: Tensor) -> Tensor:
-    """Camera-to-world rotations: roll about z first, then pitch about x, then yaw about y.
+    """Camera-to-world rotations ``(..., 3, 3)`` for column vectors, of angles ``(...)``.
 
-    Args:
-        yaw_rad: ``(...)``, like the other two.
-        pitch_rad: ``(...)``.
-        roll_rad: ``(...)``.
-
-    Returns:
-        ``(..., 3, 3)``, to be multiplied with column vectors.
+    Roll about z is applied first, then pitch about x, then yaw about y.
     """
     sin_yaw, cos_yaw = torch.sin(yaw_rad), torch.cos(yaw_rad)
     sin_pitch, cos_pitch = torch.sin(pitch_rad), torch.cos(pitch_rad)
@@ -40,8 +34,8 @@ def _matrix(*entries: Tensor) -> Tensor:
 
 
 def angles_to_direction(longitude_rad: Tensor, latitude_rad: Tensor) -> Tensor:
-    """Unit vectors ``(..., 3)`` of longitudes and latitudes ``(...)``, which may go on past a pole."""
-    ring = torch.cos(latitude_rad)
+    """Unit vectors ``(..., 3)`` of longitudes and latitudes ``(...)``. A latitude may go on past a pole."""
+    ring = torch.cos(latitude_rad)  # radius of the circle of latitude
     return torch.stack(
         (ring * torch.sin(longitude_rad), torch.sin(latitude_rad), ring * torch.cos(longitude_rad)), dim=-1
     )
@@ -55,14 +49,9 @@ def direction_to_angles(directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def direction_to_pixel(directions: Tensor, panorama_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where directions fall in a panorama.
+    """Column in [-1/2, W - 1/2] and row in [-1/2, H - 1/2] of directions ``(..., 3)`` in an (H, W) panorama.
 
-    Args:
-        directions: ``(..., 3)``.
-        panorama_size: (H, W).
-
-    Returns:
-        Column in [-1/2, W - 1/2] and row in [-1/2, H - 1/2], each ``(...)``; whole numbers are pixel centres.
+    Each is ``(...)``. Whole numbers are pixel centres.
     """
     longitude_rad, latitude_rad = direction_to_angles(directions)
     return angles_to_pixel(longitude_rad, latitude_rad, panorama_size)
@@ -79,7 +68,7 @@ def angles_to_pixel(
 
 
 def pixel_to_direction(column: Tensor, row: Tensor, panorama_size: tuple[int, int]) -> Tensor:
-    """Unit vectors ``(..., 3)`` that columns and rows ``(...)`` of an (H, W) panorama look at."""
+    """Unit vectors ``(..., 3)`` of columns and rows ``(...)`` in an (H, W) panorama."""
     height, width = panorama_size
     longitude_rad = ((column + 0.5) / width - 0.5) * 2 * math.pi
     latitude_rad = (0.5 - (row + 0.5) / height) * math.pi

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panollava.crop.crop import Crop
-from panollava.crop.partial import extent_of, turned
+from panollava.crop.partial import extent_of, rotate_yaw
 from panollava.data.dataset import Sample
 from panollava.data.source import DataSource, Directions, Record
 from panollava.prompt import Encoded
@@ -203,7 +203,7 @@ class AugmentedDataset(Dataset[Sample]):
         record = self.source.turned_record(index, epoch, 360.0 * change.turn)
         panorama = self.source.panorama(index)
         # A whole number of columns: at most half a column from the angle that the texts are turned by.
-        panorama = turned(panorama, round(change.turn * extent_of(panorama)[1]))
+        panorama = rotate_yaw(panorama, round(change.turn * extent_of(panorama)[1]))
         views = recoloured(self.crop.views(panorama), change)
         text = None if self.encode is None else self.encode(record)
         return Sample(sample_id=record.sample_id, views=views, cameras=self.crop.camera_rows, text=text)

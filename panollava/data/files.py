@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from panollava.crop.image_file import Panorama, check_panorama
+from panollava.crop.image_file import PanoramaFile, check_panorama
 from panollava.data.conversations import read_json, read_jsonl
 from panollava.data.csv import (
     LISTED_PROBLEMS,
@@ -186,7 +186,7 @@ class FilesSource:
         self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir).expanduser()])])
         self._directions: Directions = names_directions
         columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
-        self.panoramas: dict[str, Panorama] = {}
+        self.panoramas: dict[str, PanoramaFile] = {}
         listing = read_listing(self.path, columns, query_template)
         self._unit = listing.unit
         if remote := [entry.place for entry in listing.entries if is_address(entry.image)]:
@@ -315,7 +315,7 @@ class FilesSource:
             checked = self._check(path)
         except (OSError, ValueError) as error:  # collected, so that all bad entries are named at once
             return str(error)
-        if isinstance(checked, Panorama):
+        if isinstance(checked, PanoramaFile):
             self.panoramas[path] = checked
         return ""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from panollava.crop.image_file import decode, found, parse_header
+from panollava.crop.image_file import decode, existing_file, parse_header
 from panollava.crop.partial import MAX_PIXELS
 from panollava.model.hub import load_pretrained, quiet_transformers, read_config, resolve_source
 
@@ -105,7 +105,7 @@ def read_picture(path: Path) -> np.ndarray:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not JPEG or PNG, or is damaged or too large.
     """
-    with found(path).open("rb") as file:
+    with existing_file(path).open("rb") as file:
         header = parse_header(file)
         file.seek(0)
         data = file.read()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes of a tensor that has the same shape in each.
 
     Every process must call it, and take its backward pass, as often and in the same order. The gradient that
@@ -20,14 +20,14 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """What ``sum_over_ranks`` is for a process by itself: the tensor."""
+    """What ``all_reduce_sum`` is for a process by itself: the tensor."""
     return tensor
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def all_gather_rows(rows: Tensor) -> Tensor:
     """Rows ``(n, D)`` of all processes in the order of their ranks; ``n`` may differ.
 
-    They are the ``sum_over_ranks`` of rows with zeros at the places of others, which every backend can do for
+    They are the ``all_reduce_sum`` of rows with zeros at the places of others, which every backend can do for
     any sizes; gradients come back likewise.
     """
     if not _has_company():
@@ -37,7 +37,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     counts[rank] = len(rows)
     dist.all_reduce(counts)
     before, after = int(counts[:rank].sum()), int(counts[rank + 1 :].sum())
-    return sum_over_ranks(functional.pad(rows, (0, 0, before, after)))
+    return all_reduce_sum(functional.pad(rows, (0, 0, before, after)))
 
 
 def _has_company() -> bool:

@@ -37,7 +37,7 @@ class Places(Protocol):
         ...
 
 
-class GridPlaces:
+class GridCorrespondences:
     """Tokens of grids, place by place.
 
     Args:

@@ -22,7 +22,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from panollava.crop.crop import Crop
-from panollava.crop.image_file import eight_bits, orientation_of, tilted, turned_upright, xmp_of
+from panollava.crop.gpano import tilt_warning
+from panollava.crop.image_file import eight_bits, exif_orientation, exif_transpose, xmp_packets
 from panollava.model.fusion import image_token_count
 from panollava.model.vlm import PanoLlavaConfig, PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
@@ -212,8 +213,8 @@ def read_picture(image: Picture, crop: Crop) -> np.ndarray:
         _warn(crop.check(image).tilt)
         return crop.read(image)
     if isinstance(image, Image.Image):
-        _warn(tilted("The picture", xmp_of(image)))
-        return crop.whole(_rgb(image), xmp_of(image))
+        _warn(tilt_warning("The picture", xmp_packets(image)))
+        return crop.whole(_rgb(image), xmp_packets(image))
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(image).__name__}"
@@ -246,7 +247,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
             pixels = np.repeat(eight_bits(grey.astype(np.uint16))[..., None], 3, axis=2)
         except ValueError as error:
             raise ValueError(f"The picture has PIL mode {image.mode}: {error}") from error
-    return turned_upright(pixels, orientation_of(image))
+    return exif_transpose(pixels, exif_orientation(image))
 
 
 def _is_content(image: Any) -> TypeGuard[bytes | BinaryIO]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from panollava.crop.gpano import names_tags
-from panollava.crop.image_file import Panorama, check_panorama
+from panollava.crop.gpano import has_gpano_tags
+from panollava.crop.image_file import PanoramaFile, check_panorama
 from panollava.crop.partial import Covered
 from panollava.data.csv import BadEntries, Problem, bad_numbers
 from panollava.data.dataset import TextEncoder, control_texts
@@ -63,8 +63,8 @@ class Split:
         """What the GPano tags of the pictures say, in words; empty where there are none."""
         found = self.source.panoramas.values() if isinstance(self.source, FilesSource) else ()
         counts = {
-            "with GPano tags": sum(names_tags(panorama.header.xmp) for panorama in found),
-            "placed by them in a part of the sphere": sum(bool(each.part and each.part.is_said) for each in found),
+            "with GPano tags": sum(has_gpano_tags(panorama.header.xmp) for panorama in found),
+            "placed by them in a part of the sphere": sum(bool(each.part and each.part.from_tags) for each in found),
             "tilted": sum(bool(panorama.tilt) for panorama in found),
         }
         return (
@@ -99,7 +99,7 @@ class Headers:
     def __init__(self, covered: Covered | None) -> None:
         self.covered = covered
 
-    def check(self, path: str) -> Panorama:
+    def check(self, path: str) -> PanoramaFile:
         """Refuses a file that could not be read."""
         return check_panorama(path, self.covered)
 

@@ -13,11 +13,12 @@ import numpy as np
 from panollava.checkpoint import write_file
 from panollava.config.check import check_section
 from panollava.crop.cameras import PERSPECTIVE, Camera
-from panollava.crop.crop import Crop
-from panollava.crop.image_file import parse_header, read_panorama, tilted
+from panollava.crop.crop import Crop, read_panorama
+from panollava.crop.gpano import tilt_warning
+from panollava.crop.image_file import parse_header
 from panollava.crop.partial import Covered
 from panollava.crop.render import render_views
-from panollava.crop.strategies import whole_view
+from panollava.crop.strategies import global_camera
 from panollava.data.csv import is_address
 from panollava.data.fetch import FetchOptions, check_hosts, fetch_panorama
 from panollava.data.world import WorldSource
@@ -50,7 +51,7 @@ def checked_out(out: Path, image: Path | None, example: str) -> Path:
 
 def read_twice(image: Path, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
     """A panorama file as fine as a picture shows it, and as the crop reads it for its views."""
-    whole = [whole_view("resize", PANORAMA_SIZE)]
+    whole = [global_camera("resize", PANORAMA_SIZE)]
     return read_panorama(image, whole, PANORAMA_SIZE, crop.panorama_fov_deg), crop.read(image)
 
 
@@ -118,7 +119,7 @@ def _tell_tilt(paths: Sequence[Path]) -> None:
     for path in paths:
         with suppress(OSError), path.open("rb") as file:  # whoever reads it says what is wrong
             header = parse_header(file)
-            if header is not None and (message := tilted(str(path), header.xmp)):
+            if header is not None and (message := tilt_warning(str(path), header.xmp)):
                 LOG.warning("%s", message)
 
 

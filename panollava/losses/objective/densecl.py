@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from panollava.losses.all_reduce import gather_rows
-from panollava.losses.protocol import Cost, GridPlaces, Pairing
+from panollava.losses.all_reduce import all_gather_rows
+from panollava.losses.protocol import Cost, GridCorrespondences, Pairing
 
-MOST_LOGITS = 2**24
+MAX_LOGITS = 2**24
 """Similarities that are held at once where all places of a batch are compared; the backward pass makes them anew."""
 
 _LEAST_NORM = 1e-6
@@ -80,8 +80,8 @@ def dense_batch(a: Tensor, b: Tensor, mask: Tensor, *, temperature: float, acros
 
 def _log_total(queries: Tensor, keys: Tensor, temperature: float, across_ranks: bool) -> Tensor:
     """``(n, D)`` and ``(m, D)`` -> ``(n,)``: log of the sum over keys of exp(cosine / temperature)."""
-    keys = gather_rows(keys) if across_ranks else keys
-    rows = max(1, MOST_LOGITS // max(1, len(keys)))
+    keys = all_gather_rows(keys) if across_ranks else keys
+    rows = max(1, MAX_LOGITS // max(1, len(keys)))
     parts = [
         checkpoint(_log_sum, part, keys, temperature, use_reentrant=False, preserve_rng_state=False)
         for part in queries.split(rows)
@@ -111,7 +111,7 @@ class DenseclObjective:
     """Cross-entropy over matched places in both directions, by cosine.
 
     Args:
-        pairing: see ``GridPlaces``.
+        pairing: see ``GridCorrespondences``.
         temperature: cosines are divided by it.
         negatives: what a match is told from; ``pair``: the other places of the same two views; ``batch``: those
             of all pairs of a micro-batch.
@@ -126,7 +126,7 @@ class DenseclObjective:
         temperature: Annotated[float, Interval(ge=0.01, le=10)] = 0.07,
         negatives: Literal["pair", "batch"] = "pair",
     ) -> None:
-        self.places = GridPlaces(pairing)
+        self.places = GridCorrespondences(pairing)
         self.temperature = temperature
         self.coupled = "negatives" if negatives == "batch" else ""
 

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from panollava.losses.all_reduce import alone
-from panollava.losses.protocol import Cost, GridPlaces, Pairing
+from panollava.losses.protocol import Cost, GridCorrespondences, Pairing
 
 VARIANCE_EPSILON = 1e-4
 
@@ -160,7 +160,7 @@ class VicregObjective:
     """Variance and covariance are those of the places that one pair of views has in common.
 
     Args:
-        pairing: see ``GridPlaces``.
+        pairing: see ``GridCorrespondences``.
         invariance: weight of the difference of matched places.
         variance: weight of the hinge on each dimension's deviation.
         covariance: weight of the covariances of dimensions.
@@ -176,7 +176,7 @@ class VicregObjective:
         variance: Weight = 25.0,
         covariance: Weight = 1.0,
     ) -> None:
-        self.places = GridPlaces(pairing)
+        self.places = GridCorrespondences(pairing)
         self.loss = partial(vicreg_pairs, invariance=invariance, variance=variance, covariance=covariance)
         self.remedy = f"raise stage.vision.loss.variance (it is {variance:g})"
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from panollava.losses.all_reduce import alone, sum_over_ranks
+from panollava.losses.all_reduce import alone, all_reduce_sum
 from panollava.losses.objective.vicreg import Weight, vicreg_batch
 from panollava.losses.protocol import Cost, ViewMeans
 
@@ -35,5 +35,5 @@ class VicregPooledObjective:
 
     def __call__(self, a: Tensor, b: Tensor, mask: Tensor, *, across_ranks: bool) -> Cost:
         """The batch's value times the pairs held here."""
-        terms = self.loss(a, b, mask, total=sum_over_ranks if across_ranks else alone)
+        terms = self.loss(a, b, mask, total=all_reduce_sum if across_ranks else alone)
         return Cost(*terms.sums(len(a)))

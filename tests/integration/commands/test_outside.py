@@ -23,7 +23,7 @@ from torch import nn
 
 from panollava.crop.strategies import E2pCrop
 from panollava.data.world import WorldSource
-from panollava.losses.protocol import Cost, GridPlaces
+from panollava.losses.protocol import Cost, GridCorrespondences
 
 print("{IMPORTED}", file=sys.stderr)
 
@@ -65,7 +65,7 @@ class ToyObjective:
     coupled, remedy = "", "train longer"
 
     def __init__(self, *, weight: Annotated[float, Interval(gt=0)] = 1.0) -> None:
-        self.weight, self.places = weight, GridPlaces("columns")
+        self.weight, self.places = weight, GridCorrespondences("columns")
 
     def __call__(self, a, b, mask, *, across_ranks):
         distance = self.weight * ((a - b).float().square().mean(-1) * mask).sum()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from support.picture_files import by_pillow, chunk, gradient, noise, png, segment, stored_as, with_orientation
 
-from panollava.crop.image_file import DIVISORS, decode, parse_header, read_panorama
+from panollava.crop.crop import read_panorama
+from panollava.crop.image_file import DIVISORS, decode, parse_header
 from panollava.crop.strategies import E2pCrop
 
 CAMERAS = E2pCrop().cameras()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from panollava.crop.crop import Crop
-from panollava.crop.render import check_device, check_workers, device_here
+from panollava.crop.render import available_device, check_device, check_workers
 
 SPEC = {"type": "resize", "renderer": "torch"}
 
@@ -60,7 +60,7 @@ def test_workers_stay_on_the_cpu():
 def test_a_run_that_travels_falls_back_to_the_cpu(devices):
     devices(cuda=1)
     assert Crop.from_spec({**SPEC, "device": "cuda"}, view_size=(8, 8)).device == "cuda"
-    assert device_here("cuda:1") == "cpu"
+    assert available_device("cuda:1") == "cpu"
     devices()
     assert Crop.from_spec({**SPEC, "device": "cuda"}, view_size=(8, 8)).device == "cpu"
     assert Crop.from_spec(SPEC, view_size=(8, 8)).device == "cpu"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from panollava.crop.strategies import grid_tiles, grids_within, largest_grid, least_wasteful_grid, whole_view
+from panollava.crop.strategies import global_camera, grid_tiles, grids_within, largest_grid, least_wasteful_grid
 
 SIDES = st.integers(1, 40)
 GRIDS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8)
@@ -115,5 +115,5 @@ def test_tiles_go_row_by_row_from_the_top_left_corner_of_the_panorama() -> None:
 def test_the_letterbox_keeps_the_panorama_twice_as_wide_as_high(
     view_size: tuple[int, int], box: tuple[float, float, float, float]
 ) -> None:
-    assert whole_view("letterbox", view_size).box == pytest.approx(box)
-    assert whole_view("resize", view_size).box == (0.0, 0.0, 1.0, 1.0)
+    assert global_camera("letterbox", view_size).box == pytest.approx(box)
+    assert global_camera("resize", view_size).box == (0.0, 0.0, 1.0, 1.0)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.picture_files import PNG_START, by_pillow, chunk, exif, gradient, png, png_of_size
 
 from panollava.crop import image_file as header_file
-from panollava.crop.image_file import PictureHeader, check_panorama, parse_header, read_panorama
+from panollava.crop.crop import read_panorama
+from panollava.crop.image_file import PictureHeader, check_panorama, parse_header
 from panollava.crop.strategies import E2pCrop
 
 STARTS = [
@@ -77,7 +78,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("data", [b"\xff\xd8" + b"\xff" * 2_000_000, PNG_START + bytes(2_000_000)])
 def test_a_file_of_endless_parts_is_given_up(monkeypatch, data):
-    monkeypatch.setattr(header_file, "_MOST_PARTS", 10_000)
+    monkeypatch.setattr(header_file, "_MAX_PARTS", 10_000)
     file = Reads(data)
     header = parse_header(file)
     assert header is not None

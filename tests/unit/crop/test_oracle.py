@@ -10,7 +10,7 @@ import pytest
 
 from panollava.component import component_names, find_component
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
-from panollava.crop.maps import sheets
+from panollava.crop.maps import view_groups
 from panollava.crop.render import Renderer, render_views
 
 STRATEGIES = component_names("crop.strategies", "Crop")
@@ -77,7 +77,7 @@ def test_a_pixel_of_a_coarse_view_holds_the_mean_of_what_it_covers(
 ) -> None:
     """The panorama is many times finer than the view, so it is halved first and sampled several times a pixel."""
     cameras = default(name, view_size)
-    assert any(sheet.samples > 1 for sheet in sheets(panorama.shape[:2], tuple(cameras), view_size))
+    assert any(group.samples > 1 for group in view_groups(panorama.shape[:2], tuple(cameras), view_size))
     finer = oracle(cameras, (view_size[0] * 16, view_size[1] * 16))
     mean = finer.reshape(len(cameras), view_size[0], 16, view_size[1], 16, 3).mean((2, 4))
     # A view of 16 pixels is cut from a panorama of 128, between whose pixels lines are straight: 3e-4 off.
@@ -173,9 +173,9 @@ def test_stripes_finer_than_a_view_fade_instead_of_flickering(name: str, view_si
     picture = np.repeat(np.broadcast_to(127.5 + 100 * stripes, (64, 6000))[..., None], 3, axis=2).astype(np.uint8)
     picture = cv2.resize(picture, (6000, 3000), interpolation=cv2.INTER_NEAREST)
     cameras = default(name, (view_side, view_side))
-    for sheet in sheets((3000, 6000), tuple(cameras), (view_side, view_side)):
-        top, left, bottom, right = sheet.content
-        views = render_views(picture, [cameras[view] for view in sheet.views], (view_side, view_side))
+    for group in view_groups((3000, 6000), tuple(cameras), (view_side, view_side)):
+        top, left, bottom, right = group.content
+        views = render_views(picture, [cameras[view] for view in group.views], (view_side, view_side))
         assert views[:, top:bottom, left:right].std() < 12  # 71 in the panorama
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from support.picture_files import by_pillow, gradient, png, png_of_size, stored_as, with_orientation
 
 from panollava.crop import partial
-from panollava.crop.crop import Crop
-from panollava.crop.image_file import check_panorama, needed_size, read_panorama
-from panollava.crop.partial import Part, check_covered, check_shape, extent_of, made_whole, whole_size
+from panollava.crop.crop import Crop, needed_size, read_panorama
+from panollava.crop.image_file import check_panorama
+from panollava.crop.partial import Part, check_covered, check_shape, extent_of, pad_to_sphere, sphere_size
 from panollava.crop.strategies import AnyresE2pCrop, CropStrategy, CubemapCrop, E2pCrop, ResizeCrop, SlidingWindowCrop
 
 Covered = tuple[float, float]
@@ -145,9 +145,9 @@ def test_views_are_those_of_the_whole_panorama_with_black_around(tmp_path: Path,
 
 def test_the_whole_sphere_is_left_as_it_is() -> None:
     picture = gradient()
-    assert made_whole(picture, None, (1, 2)) is picture
+    assert pad_to_sphere(picture, None, (1, 2)) is picture
     assert Crop(ResizeCrop(), view_size=(8, 8)).whole(picture) is picture
-    assert (np.asarray(made_whole(picture, Part(360.0, 180.0), (64, 128))) == picture).all()
+    assert (np.asarray(pad_to_sphere(picture, Part(360.0, 180.0), (64, 128))) == picture).all()
 
 
 def test_a_panorama_that_was_read_is_not_made_whole_again(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_panorama_that_was_read_is_not_made_whole_again(tmp_path: Path) -> Non
 def test_a_picture_lies_in_the_centre_at_its_scale(
     size: tuple[int, int], covered: Covered, needed: tuple[int, int]
 ) -> None:
-    whole = made_whole(np.full((*size, 3), 200, np.uint8), Part(*covered), needed)
+    whole = pad_to_sphere(np.full((*size, 3), 200, np.uint8), Part(*covered), needed)
     rows, columns = extent_of(whole)
     assert whole.shape[:2] == (math.ceil(rows), math.ceil(columns))
     filled = np.asarray(whole)[..., 0] == 200
@@ -178,7 +178,7 @@ def test_a_picture_lies_in_the_centre_at_its_scale(
         assert abs(before - after) < 1e-6
     assert filled.sum() == filled.any(1).sum() * filled.any(0).sum()
     kept = filled.any(1).sum(), filled.any(0).sum()
-    for extent, exact in zip((rows, columns), whole_size(kept, Part(*covered)), strict=True):
+    for extent, exact in zip((rows, columns), sphere_size(kept, Part(*covered)), strict=True):
         assert abs(extent - exact) <= 1 + 1e-6
     if kept != size:  # it was finer than needed, and still is but for the pixel that rounding takes on each side
         fewest = [want * (1 - 1 / side) - 1 for want, side in zip(needed, kept, strict=True)]
@@ -188,10 +188,10 @@ def test_a_picture_lies_in_the_centre_at_its_scale(
 def test_a_sphere_is_never_larger_than_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "MAX_PIXELS", 100_000)
     needed = (10_000, 20_000)
-    whole = made_whole(np.zeros((100, 200, 3), np.uint8), Part(36.0, 18.0), needed)
+    whole = pad_to_sphere(np.zeros((100, 200, 3), np.uint8), Part(36.0, 18.0), needed)
     assert 60_000 < whole.shape[0] * whole.shape[1] <= 105_000
     with pytest.raises(ValueError, match=r"crop\.panorama_fov_deg=\[0\.1, 0\.1\] is so little"):
-        made_whole(np.zeros((100, 100, 3), np.uint8), Part(0.1, 0.1), needed)
+        pad_to_sphere(np.zeros((100, 100, 3), np.uint8), Part(0.1, 0.1), needed)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from panollava.crop.cameras import EQUIRECTANGULAR, Camera, camera_tensor, point_directions
-from panollava.crop.maps import sheets
-from panollava.crop.rings import neighbour_pairs, pair_overlap, tile_count
+from panollava.crop.maps import view_groups
+from panollava.crop.rings import neighbour_pairs, pair_overlap
 from panollava.crop.strategies import (
     AnyresCrop,
     AnyresE2pCrop,
@@ -23,6 +23,7 @@ from panollava.crop.strategies import (
     E2pCrop,
     ResizeCrop,
     SlidingWindowCrop,
+    tile_count,
 )
 
 Ring = E2pCrop | AnyresE2pCrop | SlidingWindowCrop
@@ -232,5 +233,5 @@ def test_the_same_settings_give_the_same_cameras_so_that_maps_are_made_once(
     cameras, again = tuple(strategy.cameras(view_size)), tuple(strategy.cameras(view_size))
     assert cameras == again
     assert hash(cameras) == hash(again)
-    plan = sheets((64, 128), cameras, view_size)
-    assert sheets((64, 128), again, view_size) is plan
+    plan = view_groups((64, 128), cameras, view_size)
+    assert view_groups((64, 128), again, view_size) is plan

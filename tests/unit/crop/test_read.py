@@ -11,7 +11,8 @@ import pytest
 from support import REAL_DATA
 from support.picture_files import gradient, png_of_size
 
-from panollava.crop.image_file import check_panorama, read_panorama
+from panollava.crop.crop import read_panorama
+from panollava.crop.image_file import check_panorama
 from panollava.crop.partial import MAX_PIXELS, extent_of
 from panollava.crop.render import render_views
 from panollava.crop.strategies import AnyresE2pCrop, E2pCrop

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support import REAL_DATA
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
-from panollava.crop.image_file import read_panorama
-from panollava.crop.maps import sheets
+from panollava.crop.crop import read_panorama
+from panollava.crop.maps import view_groups
 from panollava.crop.render import bordered, render_views
 from panollava.crop.strategies import AnyresE2pCrop, CubemapCrop, E2pCrop, ResizeCrop
 
@@ -56,10 +56,10 @@ def test_equilib_has_the_same_sense_of_yaw_pitch_and_roll(panorama, oracle):
     views = render_views(panorama, cameras, (128, 128), "equilib")
     expected = oracle(cameras, (128, 128))
     angles = np.arccos(np.clip((views * expected).sum(-1) / np.linalg.norm(views, axis=-1), -1, 1))
-    for sheet in sheets(panorama.shape[:2], tuple(cameras), (128, 128)):
-        for view in sheet.views:
-            view_step = 2 * math.tan(cameras[view].h_extent_rad / 2) / 128 / sheet.samples
-            assert angles[view].max() < math.sqrt(2) * (2 * math.pi / sheet.source_size[1] + view_step)
+    for group in view_groups(panorama.shape[:2], tuple(cameras), (128, 128)):
+        for view in group.views:
+            view_step = 2 * math.tan(cameras[view].h_extent_rad / 2) / 128 / group.samples
+            assert angles[view].max() < math.sqrt(2) * (2 * math.pi / group.source_size[1] + view_step)
 
 
 def test_equilib_agrees_on_a_smooth_picture(panorama):

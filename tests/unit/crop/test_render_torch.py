@@ -11,7 +11,7 @@ import torch
 from panollava.component import component_names, find_component
 from panollava.crop import render_torch
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
-from panollava.crop.maps import sheets
+from panollava.crop.maps import view_groups
 from panollava.crop.render import render_views
 from panollava.crop.render_torch import render_batch
 from panollava.crop.strategies import AnyresE2pCrop, E2pCrop
@@ -49,14 +49,14 @@ def test_uint8_views_are_those_of_cv2_within_a_grey_level(name: str, size: tuple
 
 def test_that_comparison_covers_halved_and_averaged_views() -> None:
     plans = [
-        sheet
+        group
         for size in SIZES
         for view_size in VIEW_SIZES
         for name in STRATEGIES
-        for sheet in sheets(size, tuple(cameras_of(name, view_size)), view_size)
+        for group in view_groups(size, tuple(cameras_of(name, view_size)), view_size)
     ]
-    assert {sheet.samples for sheet in plans} == {1, 2, 3, 4}
-    assert {(501, 1001), (251, 501), (126, 251), (512, 1024), (256, 512)} <= {sheet.source_size for sheet in plans}
+    assert {group.samples for group in plans} == {1, 2, 3, 4}
+    assert {(501, 1001), (251, 501), (126, 251), (512, 1024), (256, 512)} <= {group.source_size for group in plans}
 
 
 @pytest.mark.parametrize("size", [(64, 128), (333, 667)])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from panollava.crop.rings import MOST_TILES, check_strips, check_tiles, ring_overlap, strip_ring, tile_count, tile_rings
+from panollava.crop.strategies import MAX_TILES, E2pCrop, SlidingWindowCrop, ring_overlap, tile_count
 
 
 @given(fov=st.integers(1, 3600), overlap=st.integers(0, 90))
@@ -31,7 +31,7 @@ def test_counts_of_decimal_settings_are_those_of_exact_arithmetic(fov: int, over
 )
 def test_exact_divisions_of_the_circle_need_no_further_view(fov_deg: float, overlap: float, count: int) -> None:
     assert tile_count(fov_deg, overlap) == count
-    assert len(strip_ring(fov_deg, overlap)) == count
+    assert len(SlidingWindowCrop(fov_deg=fov_deg, overlap=overlap).cameras()) == count
 
 
 @given(fov_deg=st.floats(0.5, 360), overlap=st.floats(0, 0.9))
@@ -42,7 +42,7 @@ def test_one_view_fewer_would_share_less_than_asked(fov_deg: float, overlap: flo
 
 
 def test_square_pixels_whatever_the_shape_of_a_view() -> None:
-    (tile, *_) = tile_rings(90, 0.0, (0.0,), (32, 64))
+    (tile, *_) = E2pCrop(fov_deg=90, overlap=0.0).cameras((32, 64))
     assert math.tan(tile.v_extent_rad / 2) == pytest.approx(0.5)
 
 
@@ -59,7 +59,7 @@ TILES = [
     (90, 1.0, (0,), r"crop\.overlap=1 .*no number of views"),
     (90, math.nan, (0,), r"crop\.overlap=nan .*no number of views"),
     (90, -0.1, (0,), r"crop\.overlap=-0\.1 .*9 degrees between two views would be seen by none"),
-    (0.5, 0.5, (0,), rf"crop\.fov_deg=0\.5 at crop\.overlap=0\.5 would need 1,440 views, .*at most {MOST_TILES}"),
+    (0.5, 0.5, (0,), rf"crop\.fov_deg=0\.5 at crop\.overlap=0\.5 would need 1,440 views, .*at most {MAX_TILES}"),
     (2, 0.5, (-1, 0, 1), r"would need 360 views in each of 3 pitch rows"),
     (5e-324, 0.5, (0,), r"would need inf views"),
     (90, 0.5, (0, 30), r"crop\.pitch_rows_deg=\[0, 30\] is not symmetric.* Add -30"),
@@ -76,7 +76,7 @@ def test_a_ring_of_tiles_that_cannot_be_is_refused_with_what_it_would_lead_to(
     fov_deg: float, overlap: float, rows: tuple[float, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        check_tiles(fov_deg, overlap, rows)
+        E2pCrop(fov_deg=fov_deg, overlap=overlap, pitch_rows_deg=rows)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,9 @@ def test_a_ring_of_tiles_that_cannot_be_is_refused_with_what_it_would_lead_to(
 )
 def test_a_ring_of_strips_that_cannot_be_is_refused(fov_deg: float, overlap: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_strips(fov_deg, overlap)
+        SlidingWindowCrop(fov_deg=fov_deg, overlap=overlap)
 
 
 def test_the_most_tiles_that_there_may_be_are_allowed() -> None:
-    fov_deg = 360 / (MOST_TILES // 2)
-    check_tiles(fov_deg, 0.0, (-30, 30))
-    assert len(tile_rings(fov_deg, 0.0, (-30, 30), (1, 1))) == MOST_TILES
+    fov_deg = 360 / (MAX_TILES // 2)
+    assert len(E2pCrop(fov_deg=fov_deg, overlap=0.0, pitch_rows_deg=(-30, 30)).cameras()) == MAX_TILES

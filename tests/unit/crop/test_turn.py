@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panollava.crop.cameras import Camera
-from panollava.crop.partial import extent_of, spanning, turned
+from panollava.crop.partial import extent_of, rotate_yaw, with_extent
 from panollava.crop.render import Renderer, render_views
 from panollava.crop.strategies import AnyresE2pCrop, AnyresMaxCrop, SlidingWindowCrop
 
@@ -25,7 +25,7 @@ def test_a_turn_by_a_tile_shifts_the_tiles(renderer: Renderer) -> None:
     picture = panorama(64, 128)
     cameras = AnyresE2pCrop(fov_deg=90.0, overlap=0.5).cameras((32, 32))[1:]
     before = render_views(picture, cameras, (32, 32), renderer)
-    after = render_views(turned(picture, 3 * 128 // 8), cameras, (32, 32), renderer)
+    after = render_views(rotate_yaw(picture, 3 * 128 // 8), cameras, (32, 32), renderer)
     apart = np.abs(np.roll(before, 3, axis=0).astype(int) - after.astype(int))
     # One level where the maps of two tiles are rounded on either side of a half; bits at most one in a hundred.
     assert apart.max() <= (1 if renderer != "equilib" else 8)
@@ -38,15 +38,17 @@ def test_strips_of_the_panorama_shift_to_the_bit(strategy: SlidingWindowCrop | A
     cameras = [camera for camera in strategy.cameras((32, 32)) if not camera.is_global and camera.pitch_rad >= 0]
     steps = len(cameras)
     before = render_views(picture, cameras, (32, 32))
-    assert np.array_equal(np.roll(before, 1, axis=0), render_views(turned(picture, 128 // steps), cameras, (32, 32)))
+    assert np.array_equal(
+        np.roll(before, 1, axis=0), render_views(rotate_yaw(picture, 128 // steps), cameras, (32, 32))
+    )
 
 
 @given(columns=st.integers(-300, 300), width=st.sampled_from([128, 130, 256]))
 def test_every_column_stays_whole(columns: int, width: int) -> None:
     picture = panorama(8, width)
-    after = turned(picture, columns)
+    after = rotate_yaw(picture, columns)
     assert all(np.array_equal(after[:, (at + columns) % width], picture[:, at]) for at in (0, 1, width // 2, width - 1))
-    assert np.array_equal(turned(after, -columns), picture)
+    assert np.array_equal(rotate_yaw(after, -columns), picture)
 
 
 @pytest.mark.parametrize("columns", [0, 1, 100, 249])
@@ -54,8 +56,8 @@ def test_a_sphere_that_ends_within_the_last_column_is_turned_about_its_own_seam(
     rows, across = 125.5, 250.25
     longitude = (np.arange(251) + 0.5) / across * 2 * math.pi
     wave = lambda angle: np.broadcast_to(127.5 + 100 * np.cos(angle)[None, :, None], (126, 251, 3))  # noqa: E731
-    picture = spanning(np.rint(wave(longitude)).astype(np.uint8), (rows, across))
-    after = turned(picture, columns)
+    picture = with_extent(np.rint(wave(longitude)).astype(np.uint8), (rows, across))
+    after = rotate_yaw(picture, columns)
     assert extent_of(after) == (rows, across)
     wanted = wave(longitude - columns / across * 2 * math.pi)
     # Half a level of rounding before and after, and the sagitta of the wave between two columns.

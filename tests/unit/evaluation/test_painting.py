@@ -27,7 +27,7 @@ from panollava.crop.strategies import (
     E2pCrop,
     ResizeCrop,
     SlidingWindowCrop,
-    whole_view,
+    global_camera,
 )
 from panollava.evaluation.explain import TokenMap, nearest_tokens, showing_tokens
 
@@ -110,7 +110,7 @@ def test_a_patch_shows_its_own_centre_and_no_other_patch_of_the_view_does(
 
 
 def test_padding_of_a_letterbox_shows_nothing() -> None:
-    cameras = camera_tensor([whole_view("letterbox", (64, 64))])
+    cameras = camera_tensor([global_camera("letterbox", (64, 64))])
     found = showing_tokens(cameras, (8, 8), pixels().flatten(0, 1))[0]
     assert set(found.tolist()) == set(range(16, 48))  # rows 2 to 5 of 8
 

@@ -69,7 +69,7 @@ def test_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (torch.randn(3, 4, 5, requires_grad=True) for _ in range(2))
     results = []
     for most in (2**24, 1, 20):
-        monkeypatch.setattr(dense, "MOST_LOGITS", most)
+        monkeypatch.setattr(dense, "MAX_LOGITS", most)
         total = sum(side.sum() for side in fast(a, b, MASK, 0.07, True))
         results.append((total, *torch.autograd.grad(total, (a, b))))
     for result in results[1:]:

@@ -10,7 +10,7 @@ from panollava.crop.cameras import camera_tensor
 from panollava.crop.matches import column_matches, ray_matches
 from panollava.crop.strategies import AnyresE2pCrop, ResizeCrop
 from panollava.losses.diagnostics import neighbour_cosine, retrieval_accuracy
-from panollava.losses.protocol import GridPlaces, ViewMeans
+from panollava.losses.protocol import GridCorrespondences, ViewMeans
 
 GRID = (4, 4)
 CAMERAS = camera_tensor(AnyresE2pCrop(overlap=0.5).cameras((64, 64)))[None].expand(2, -1, -1)
@@ -24,7 +24,7 @@ def tokens() -> Tensor:
 
 @pytest.mark.parametrize(("pairing", "expected"), [("columns", column_matches), ("rays", ray_matches)])
 def test_grids_are_matched_by_the_pairing(pairing: str, expected: object) -> None:
-    places = GridPlaces(pairing)  # type: ignore[arg-type]
+    places = GridCorrespondences(pairing)  # type: ignore[arg-type]
     matches, wanted = places.match(CAMERAS, MASK, GRID), expected(CAMERAS, MASK, GRID)  # type: ignore[operator]
     for name in ("pairs", "index_a", "weight_a", "index_b", "weight_b", "mask"):
         assert torch.equal(getattr(matches, name), getattr(wanted, name))
@@ -41,7 +41,7 @@ def test_grids_are_matched_by_the_pairing(pairing: str, expected: object) -> Non
 def test_views_without_neighbours_are_refused() -> None:
     cameras = camera_tensor(ResizeCrop().cameras((64, 64)))[None]
     with pytest.raises(ValueError, match=r"stage\.vision\.loss\.pairing=rays: no two views share 2 of their 4 x 4"):
-        GridPlaces("rays").match(cameras, torch.ones(1, 1, dtype=torch.bool), GRID)
+        GridCorrespondences("rays").match(cameras, torch.ones(1, 1, dtype=torch.bool), GRID)
 
 
 def test_views_as_wholes_are_means_of_their_tokens_beside_their_right_neighbours() -> None:

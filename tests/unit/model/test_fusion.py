@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from panollava.crop.cameras import PERSPECTIVE, Camera, Column, camera_tensor, token_directions
-from panollava.crop.rings import tile_count
 from panollava.crop.sphere import direction_to_angles
 from panollava.crop.strategies import (
     AnyresCrop,
@@ -22,6 +21,7 @@ from panollava.crop.strategies import (
     E2pCrop,
     ResizeCrop,
     SlidingWindowCrop,
+    tile_count,
 )
 from panollava.model.fusion import check_join, fuse, image_token_count, kept_columns
 

@@ -108,7 +108,7 @@ def test_members_that_a_method_names_count(digest: Digest) -> None:
 def test_the_reach_of_what_is_kept() -> None:
     """Every step from a file or a seed to the features is in a digest; errors of the command line are not."""
     reached = {name for roots in (ENCODED_BY, DRAWN_BY) for name in reach(*roots)}
-    assert reached >= {"decode", "made_whole", "render_views", "render_batch", "rotation_matrix", "Family", "_noise"}
+    assert reached >= {"decode", "pad_to_sphere", "render_views", "render_batch", "rotation_matrix", "Family", "_noise"}
     assert "VisionTower.normalise" in reached
     assert not reached & {"find_component", "in_words", "load_pretrained", "VisionTower.from_pretrained"}
 
