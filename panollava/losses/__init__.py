@@ -1,1 +1,1 @@
-"""Training losses and the diagnostics that tell whether they can be trusted."""
+"""The objectives of stage 1, and the diagnostics that show whether features have collapsed."""

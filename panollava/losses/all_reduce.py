@@ -1,4 +1,4 @@
-"""Tensors of all processes together, with gradients that find their way back to each."""
+"""Differentiable all-reduce: sums and rows of all processes, with gradients for each."""
 
 from __future__ import annotations
 
@@ -13,24 +13,19 @@ from torch.nn import functional
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes of a tensor that has the same shape in each.
 
-    Every process must call it, and take its backward pass, as often and in the same order. The gradient that
-    arrives at a process is the sum of those that all of them have for the result.
+    Every process must call it, and run its backward pass, equally often and in the same order. The gradient of a
+    process's tensor is the sum of the gradients that all processes have for the result.
     """
-    return _Sum.apply(tensor) if _has_company() else tensor
-
-
-def alone(tensor: Tensor) -> Tensor:
-    """What ``all_reduce_sum`` is for a process by itself: the tensor."""
-    return tensor
+    return _AllReduceSum.apply(tensor) if _is_distributed() else tensor
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Rows ``(n, D)`` of all processes in the order of their ranks; ``n`` may differ.
+    """Rows ``(n, D)`` of all processes in the order of their ranks. ``n`` may differ between processes.
 
-    They are the ``all_reduce_sum`` of rows with zeros at the places of others, which every backend can do for
-    any sizes; gradients come back likewise.
+    This is the ``all_reduce_sum`` of the rows padded with zeros for the other processes, which every backend supports
+    for any sizes. Gradients are those of ``all_reduce_sum``.
     """
-    if not _has_company():
+    if not _is_distributed():
         return rows
     rank = dist.get_rank()
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=rows.device)
@@ -40,11 +35,12 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return all_reduce_sum(functional.pad(rows, (0, 0, before, after)))
 
 
-def _has_company() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
+    # torch.distributed.nn.functional.all_reduce does the same and is deprecated.
     @staticmethod
     def forward(_ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.clone(memory_format=torch.contiguous_format)
@@ -53,6 +49,4 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _AllReduceSum.forward(_ctx, gradients[0])

@@ -15,7 +15,7 @@ from panollava.batch import Batch
 from panollava.component import component_names, find_component, lacking
 from panollava.crop.matches import Matches, angles_between, column_matches
 from panollava.crop.rings import columns_line_up, neighbour_pairs
-from panollava.losses.diagnostics import collapse
+from panollava.losses.diagnostics import collapse_message
 from panollava.losses.protocol import Objective
 from panollava.model.backbones import Backbones
 from panollava.model.vision import PanoVision
@@ -57,7 +57,7 @@ class OverlapStage(Stage):
         pairing: str = "",
     ) -> None:
         super().__init__(setup)
-        assert vision.token_grid is not None or not objective.places.needs_grid
+        assert vision.token_grid is not None or not objective.correspondences.needs_grid
         self.vision = vision
         self.objective = objective
         self.grid = vision.token_grid
@@ -118,7 +118,7 @@ class OverlapStage(Stage):
     def concern(self, metrics: Mapping[str, float]) -> str | None:
         """Whether features have collapsed."""
         own = {name.removeprefix(f"{LOSS}/"): value for name, value in metrics.items()}
-        found = collapse(own, width=self.vision.width)
+        found = collapse_message(own, width=self.vision.width)
         if found is None:
             return None
         remedy = f"{self.objective.remedy}; a lower stage.{self.name}.lr helps too"
@@ -163,8 +163,8 @@ class OverlapStage(Stage):
 
         Processes validate batches of their own, and not equally many: outside training none waits for another.
         """
-        matches, places = self._matches(batch), self.objective.places
-        tokens = places.tokens(
+        matches, correspondences = self._matches(batch), self.objective.correspondences
+        tokens = correspondences.tokens(
             self.vision(
                 batch.pixel_values,
                 cameras=batch.cameras,
@@ -175,11 +175,11 @@ class OverlapStage(Stage):
         sides = matches.take(self.head(tokens).float())
         total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training)
         if not self.training:
-            metrics |= places.diagnostics(tokens, matches)
+            metrics |= correspondences.diagnostics(tokens, matches)
         return StepOutput(losses={LOSS: total}, metrics={f"{LOSS}/{name}": value for name, value in metrics.items()})
 
     def _matches(self, batch: Batch) -> Matches:
-        return self.objective.places.match(batch.cameras, batch.view_mask, self.grid)
+        return self.objective.correspondences.match(batch.cameras, batch.view_mask, self.grid)
 
 
 def _objective(backbones: Backbones, loss: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
@@ -221,7 +221,7 @@ def build_objective(
     objective: Objective = component(**given)
     if missing := lacking(objective, Objective):
         raise ValueError(f"{KEY}.type={kind} is no Objective: it has no {', '.join(missing)}.")
-    if objective.places.needs_grid and not has_grid:
+    if objective.correspondences.needs_grid and not has_grid:
         raise ValueError(
             f"{KEY}.type={kind} compares views place by place, but resampler={resampler} keeps no grid of tokens. "
             f"Take {KEY}.type={AUTO} or {WITHOUT_GRID}, which compare views as wholes, or a resampler that keeps a "
@@ -239,7 +239,7 @@ def pairing_note(objective: Objective, cameras: Tensor, grid: tuple[int, int] | 
         cameras: ``(V, C)`` of a panorama's views.
         grid: (H', W') of the tokens.
     """
-    if grid is None or getattr(objective.places, "pairing", None) != "columns":
+    if grid is None or getattr(objective.correspondences, "pairing", None) != "columns":
         return ""
     mask = torch.ones(1, len(cameras), dtype=torch.bool)
     angles = torch.rad2deg(angles_between(column_matches(cameras[None], mask, grid), cameras[None], grid))

@@ -1,1 +1,1 @@
-"""What stage 1 can minimise, one file each, found by ``stage.vision.loss.type``."""
+"""The objectives of stage 1, one file each, found by ``stage.vision.loss.type``."""

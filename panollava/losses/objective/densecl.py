@@ -1,4 +1,4 @@
-"""DenseCL: each place finds its match in the other view among places that look elsewhere."""
+"""DenseCL: each token must find its match in the other view among tokens of other directions."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from panollava.losses.all_reduce import all_gather_rows
 from panollava.losses.protocol import Cost, GridCorrespondences, Pairing
 
 MAX_LOGITS = 2**24
-"""Similarities that are held at once where all places of a batch are compared; the backward pass makes them anew."""
+"""Similarities held at once when all tokens of a batch are compared. The backward pass recomputes them."""
 
-_LEAST_NORM = 1e-6
-"""Norm below which a token has no direction: its gradient stays finite."""
+_MIN_NORM = 1e-6
+"""Smaller norms are treated as this one, so that gradients stay finite."""
 
 
 def dense_pairs(a: Tensor, b: Tensor, mask: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Each place against the other places of its own pair, in float32 also under autocast.
+    """Each token against the other tokens of its own pair, in float32 also under autocast.
 
     Args:
-        a: ``(P, L, D)``, places of the first view of each pair.
-        b: ``(P, L, D)``, the places they are matched with.
-        mask: ``(P, L)`` bool, which of them are there.
+        a: ``(P, L, D)``, tokens of the first view of each pair.
+        b: ``(P, L, D)``, the tokens they are matched with.
+        mask: ``(P, L)`` bool, which tokens are present.
         temperature: cosines are divided by it.
 
     Returns:
-        Cross-entropies ``(P,)`` of finding b from a and a from b, averaged over places.
+        Cross-entropies ``(P,)`` of finding b from a and a from b, averaged over tokens.
 
     Raises:
-        ValueError: a pair has fewer than two places, so that there is nothing to tell its match from.
+        ValueError: a pair has fewer than two tokens, so that there are no negatives.
 
     Source: Wang et al. 2021, Dense Contrastive Learning (arXiv:2011.09157), equation 2, in both directions, with
         positions matched by geometry and negatives of the same pair of views.
@@ -47,34 +47,25 @@ def dense_pairs(a: Tensor, b: Tensor, mask: Tensor, *, temperature: float) -> tu
     with torch.autocast(a.device.type, enabled=False):
         a, b = _unit(a), _unit(b)
         logits = a @ b.mT / temperature
-        right = logits.diagonal(dim1=1, dim2=2)
+        positive = logits.diagonal(dim1=1, dim2=2)
         return (
-            _mean(logits.masked_fill(~mask[:, None, :], -torch.inf).logsumexp(dim=2) - right, mask),
-            _mean(logits.masked_fill(~mask[:, :, None], -torch.inf).logsumexp(dim=1) - right, mask),
+            _mean(logits.masked_fill(~mask[:, None, :], -torch.inf).logsumexp(dim=2) - positive, mask),
+            _mean(logits.masked_fill(~mask[:, :, None], -torch.inf).logsumexp(dim=1) - positive, mask),
         )
 
 
 def dense_batch(a: Tensor, b: Tensor, mask: Tensor, *, temperature: float, across_ranks: bool) -> tuple[Tensor, Tensor]:
-    """Each place against those of all pairs of the batch, in float32 also under autocast.
+    """As ``dense_pairs``, with each token against those of all pairs of the batch.
 
-    Where more than two views look one way, some of the negatives do too.
-
-    Args:
-        a: as for ``dense_pairs``.
-        b: likewise.
-        mask: likewise.
-        temperature: likewise.
-        across_ranks: whether the batch is that of all processes, who then all make this call.
-
-    Returns:
-        As ``dense_pairs``, of the pairs held here.
+    Where more than two views overlap, some negatives have the direction of the match. With ``across_ranks`` the batch
+    is that of all processes, which must all make this call. The result is that of this process's pairs.
     """
     with torch.autocast(a.device.type, enabled=False):
         a, b = _unit(a), _unit(b)
-        right = (a * b).sum(dim=2) / temperature
+        positive = (a * b).sum(dim=2) / temperature
         return (
-            _mean(_spread(_log_total(a[mask], b[mask], temperature, across_ranks), mask) - right, mask),
-            _mean(_spread(_log_total(b[mask], a[mask], temperature, across_ranks), mask) - right, mask),
+            _mean(_unflatten(_log_total(a[mask], b[mask], temperature, across_ranks), mask) - positive, mask),
+            _mean(_unflatten(_log_total(b[mask], a[mask], temperature, across_ranks), mask) - positive, mask),
         )
 
 
@@ -94,27 +85,26 @@ def _log_sum(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 def _unit(tokens: Tensor) -> Tensor:
-    return functional.normalize(tokens.float(), dim=-1, eps=_LEAST_NORM)
+    return functional.normalize(tokens.float(), dim=-1, eps=_MIN_NORM)
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Values of the places that are there, back at their places ``(P, L)``."""
+def _unflatten(values: Tensor, mask: Tensor) -> Tensor:
+    """Values of the tokens that are present, back at their positions ``(P, L)``."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """``(P, L)`` -> ``(P,)``: the mean over the places that are there."""
+    """``(P, L)`` -> ``(P,)``: the mean over the tokens that are present."""
     return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
 class DenseclObjective:
-    """Cross-entropy over matched places in both directions, by cosine.
+    """Cross-entropy over matched tokens in both directions, by cosine.
 
     Args:
         pairing: see ``GridCorrespondences``.
         temperature: cosines are divided by it.
-        negatives: what a match is told from; ``pair``: the other places of the same two views; ``batch``: those
-            of all pairs of a micro-batch.
+        negatives: ``pair``: the other tokens of the same two views; ``batch``: those of all pairs of a micro-batch.
     """
 
     remedy = "lower stage.vision.lr, raise stage.vision.loss.temperature, or take negatives=batch"
@@ -126,12 +116,12 @@ class DenseclObjective:
         temperature: Annotated[float, Interval(ge=0.01, le=10)] = 0.07,
         negatives: Literal["pair", "batch"] = "pair",
     ) -> None:
-        self.places = GridCorrespondences(pairing)
+        self.correspondences = GridCorrespondences(pairing)
         self.temperature = temperature
         self.coupled = "negatives" if negatives == "batch" else ""
 
     def __call__(self, a: Tensor, b: Tensor, mask: Tensor, *, across_ranks: bool) -> Cost:
-        """Summed over pairs; ``forward`` finds places of second views, ``backward`` those of first ones."""
+        """See ``Objective``. The term ``forward`` finds tokens of second views, ``backward`` those of first ones."""
         if self.coupled:
             sides = dense_batch(a, b, mask, temperature=self.temperature, across_ranks=across_ranks)
         else:

@@ -65,7 +65,7 @@ class ToyObjective:
     coupled, remedy = "", "train longer"
 
     def __init__(self, *, weight: Annotated[float, Interval(gt=0)] = 1.0) -> None:
-        self.weight, self.places = weight, GridCorrespondences("columns")
+        self.weight, self.correspondences = weight, GridCorrespondences("columns")
 
     def __call__(self, a, b, mask, *, across_ranks):
         distance = self.weight * ((a - b).float().square().mean(-1) * mask).sum()

@@ -9,7 +9,7 @@ import torch
 from support.processes import cost_of, costs_of_part, objectives, succeed
 from torch import Tensor
 
-from panollava.losses.all_reduce import alone, all_gather_rows, all_reduce_sum
+from panollava.losses.all_reduce import all_gather_rows, all_reduce_sum
 
 PAIRS, CUT = 5, 2
 
@@ -55,4 +55,3 @@ def test_a_process_by_itself_has_all_there_is() -> None:
     rows = torch.randn(3, 2)
     assert all_reduce_sum(rows) is rows
     assert all_gather_rows(rows) is rows
-    assert alone(rows) is rows

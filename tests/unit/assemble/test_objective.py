@@ -110,7 +110,7 @@ def test_auto_is_what_the_resampler_can_do() -> None:
     }
     objective, settings = build_objective(section(variance=5.0), has_grid=False, resampler="qformer", cameras=HORIZON)
     assert settings == {"type": "vicreg_pooled", "invariance": 25.0, "variance": 5.0, "covariance": 1.0}
-    assert not objective.places.needs_grid
+    assert not objective.correspondences.needs_grid
 
 
 def test_given_keys_reach_the_objective() -> None:
@@ -118,7 +118,7 @@ def test_given_keys_reach_the_objective() -> None:
     assert check_objective(given) == []
     objective, settings = build_objective(given, has_grid=True, resampler="mlp", cameras=HORIZON)
     assert isinstance(objective, DenseclObjective)
-    assert (objective.temperature, objective.coupled, objective.places.pairing) == (0.2, "negatives", "rays")
+    assert (objective.temperature, objective.coupled, objective.correspondences.pairing) == (0.2, "negatives", "rays")
     assert settings == {"type": "densecl", "pairing": "rays", "temperature": 0.2, "negatives": "batch"}
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from panollava.losses.diagnostics import collapse
+from panollava.losses.diagnostics import collapse_message
 
 HEALTHY = {"collapsed": 0.0, "dead_share": 0.1, "effective_rank": 20.0, "variance": 0.6}
 
 
 def test_healthy_numbers_are_no_concern() -> None:
-    assert collapse(HEALTHY, width=64) is None
-    assert collapse({"loss": 0.0}, width=64) is None
+    assert collapse_message(HEALTHY, width=64) is None
+    assert collapse_message({"loss": 0.0}, width=64) is None
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_healthy_numbers_are_no_concern() -> None:
     ],
 )
 def test_what_was_measured_is_named_with_what_it_means(found: dict[str, float], said: list[str]) -> None:
-    text = collapse({**HEALTHY, **found}, width=64)
+    text = collapse_message({**HEALTHY, **found}, width=64)
     assert text is not None
     assert text.startswith("features have collapsed")
     assert "neither a low loss nor a high neighbour_cosine is evidence" in text

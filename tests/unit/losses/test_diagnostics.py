@@ -7,12 +7,12 @@ import torch
 
 from panollava.losses.diagnostics import (
     MAX_ROWS,
+    collapse_metrics,
     dead_share,
     effective_rank,
     is_collapsed,
     neighbour_cosine,
     retrieval_accuracy,
-    spread,
     view_retrieval,
 )
 
@@ -88,7 +88,7 @@ def test_few_or_narrow_tokens_are_not_judged_by_their_rank():
     assert not is_collapsed(torch.randn(2, 64))  # two points are a line, whatever they are
     assert not is_collapsed(torch.randn(50, 1))
     assert is_collapsed(torch.ones(2, 64))
-    assert spread(torch.ones(30, 8)) == {"effective_rank": 0, "dead_share": 1, "collapsed": 1}
+    assert collapse_metrics(torch.ones(30, 8)) == {"effective_rank": 0, "dead_share": 1, "collapsed": 1}
 
 
 def test_the_nearest_other_view_is_a_neighbour():
@@ -111,6 +111,6 @@ def test_nothing_is_kept_for_a_backward_pass():
         dead_share(a),
         is_collapsed(a),
         view_retrieval(a[0], torch.eye(6) > 0),
-        *spread(a).values(),
+        *collapse_metrics(a).values(),
     ]
     assert not any(result.requires_grad for result in results)

@@ -44,7 +44,7 @@ def test_collapsed_places_have_finite_gradients(name: str, level: float) -> None
 def test_an_objective_says_what_helps_against_collapse(name: str) -> None:
     assert "stage.vision." in EVERY[name].remedy
     assert bool(EVERY[name].coupled) == (name in ("vicreg_batch", "vicreg_pooled", "densecl_of_batch"))
-    assert EVERY[name].places.needs_grid == (name != "vicreg_pooled")
+    assert EVERY[name].correspondences.needs_grid == (name != "vicreg_pooled")
 
 
 def test_options_reach_the_formula() -> None:

@@ -46,7 +46,7 @@ def gridless(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_terms_and_diagnostics_are_those_of_the_tokens_and_their_head(built: Build, name: str) -> None:
     case = built("vision", "crop.overlap=0.5", *loss_keys(*OBJECTIVES[name]))
     stage, batch = case.stage.eval(), case.batch
-    places = stage.objective.places
+    places = stage.objective.correspondences
     matches = places.match(batch.cameras, batch.view_mask, stage.grid)
     with torch.no_grad():
         output = stage(batch)
@@ -65,7 +65,7 @@ def test_terms_and_diagnostics_are_those_of_the_tokens_and_their_head(built: Bui
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_are_float32_in_a_bf16_run(built: Build, name: str) -> None:
     case = built("vision", *loss_keys(*OBJECTIVES[name]))
-    places, seen = case.stage.objective.places, []
+    places, seen = case.stage.objective.correspondences, []
     original = case.stage.objective.__class__.__call__
 
     def call(self: Any, a: Tensor, b: Tensor, mask: Tensor, **options: Any) -> Any:
