@@ -18,6 +18,7 @@ from panollava.crop.partial import (
     Covered,
     ExtentArray,
     Part,
+    Size,
     check_covered,
     check_shape,
     pad_to_sphere,
@@ -37,8 +38,7 @@ class Crop:
     Attributes:
         strategy: which views there are.
         view_size: (h, w).
-        renderer: see ``render_views``.
-        device: where the torch renderer runs.
+        renderer, device: see ``render_views``.
         panorama_fov_deg: degrees that the pictures cover, horizontally and vertically, in place of their GPano
             tags; None for the tags, and for the whole sphere without any.
         cameras: the V cameras, a global one first if there is one.
@@ -49,7 +49,7 @@ class Crop:
         self,
         strategy: CropStrategy,
         *,
-        view_size: tuple[int, int],
+        view_size: Size,
         renderer: Renderer = "cv2",
         device: str = "cpu",
         panorama_fov_deg: Covered | None = None,
@@ -66,7 +66,7 @@ class Crop:
         self.camera_rows = camera_tensor(self.cameras)
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any], *, view_size: tuple[int, int]) -> Crop:
+    def from_spec(cls, spec: Mapping[str, Any], *, view_size: Size) -> Crop:
         """The crop of a ``crop`` config section with the (h, w) that the encoder takes.
 
         ``spec`` has ``type``, ``COMMON_KEYS`` and the keywords of the strategy. Its ``view_size`` is ignored here.
@@ -128,24 +128,15 @@ class Crop:
 
 
 def read_panorama(
-    source: str | Path | BinaryIO, cameras: Sequence[Camera], view_size: tuple[int, int], covered: Covered | None = None
+    source: str | Path | BinaryIO, cameras: Sequence[Camera], view_size: Size, covered: Covered | None = None
 ) -> np.ndarray:
-    """A JPEG or PNG file as panorama for views of (h, w) pixels. JPEGs are decoded no finer than the views need.
+    """A JPEG or PNG file as panorama of the whole sphere. JPEGs are decoded no finer than the views need.
 
-    Args:
-        source: a path, or an open file.
-        cameras: the views that will be cut from it.
-        view_size: (h, w).
-        covered: degrees that the picture covers, horizontally and vertically; None for its GPano tags, and the
-            whole sphere without any.
+    ``source`` and ``covered`` are those of ``check_panorama``, errors those of ``decode_panorama``.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB of the whole sphere, upright, without alpha, black where the picture does not reach;
-        with an ``extent`` if the sphere may end within the last row or column.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, cut short, damaged, not a picture, too large or of another shape.
+        ``(H, W, 3)`` uint8 RGB, upright, without alpha, black where the picture does not reach; with an ``extent`` if
+        the sphere may end within the last row or column.
     """
     needed = needed_size(cameras, view_size)
     picture, file, divisor = decode_panorama(source, covered, lambda file: _divisor(file, needed))
@@ -155,13 +146,13 @@ def read_panorama(
     return pad_to_sphere(picture, file.part, needed)
 
 
-def needed_size(cameras: Sequence[Camera], view_size: tuple[int, int]) -> tuple[int, int]:
+def needed_size(cameras: Sequence[Camera], view_size: Size) -> Size:
     """(H, W) of the coarsest panorama that is as fine as every view needs, both ways."""
     sizes = [needed_panorama_size(camera, view_size) for camera in cameras]
     return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
-def _divisor(file: PanoramaFile, needed: tuple[int, int]) -> int:
+def _divisor(file: PanoramaFile, needed: Size) -> int:
     """The largest divisor whose result is still as fine as needed.
 
     The last row and column of a side that it does not divide lie in part beyond the picture. In a picture that is

@@ -26,10 +26,11 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngStream
 
 from panollava.crop.gpano import part_of, tilt_warning
-from panollava.crop.partial import MAX_PIXELS, Covered, Part, check_shape
+from panollava.crop.partial import MAX_PIXELS, Covered, Part, Size, check_shape
 
 DECODERS = {"cv2": cv2.__version__, "simplejpeg": simplejpeg.__version__}
 """What a picture's pixels depend on besides its file."""
+Format = Literal["JPEG", "PNG"]
 DIVISORS = (8, 4, 2, 1)
 """By which the sides of a JPEG can be divided while it is decoded."""
 
@@ -71,7 +72,7 @@ class PictureHeader:
         xmp: its XMP packets, XML documents that may name the part of the sphere that it shows.
     """
 
-    format: Literal["JPEG", "PNG"]
+    format: Format
     width: int
     height: int
     orientation: int
@@ -85,9 +86,7 @@ def parse_header(file: BinaryIO) -> PictureHeader | None:
     start = _read(file, 0, len(_PNG_SIGNATURE))
     if start.startswith(_JPEG_START):
         return _parse_jpeg(file)
-    if start == _PNG_SIGNATURE:
-        return _parse_png(file)
-    return None
+    return _parse_png(file) if start == _PNG_SIGNATURE else None
 
 
 def _read(file: BinaryIO, position: int, count: int) -> bytes:
@@ -96,10 +95,7 @@ def _read(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _parse_jpeg(file: BinaryIO) -> PictureHeader:
-    """Walk the segments up to the first scan.
-
-    Source: ITU-T T.81, annex B.
-    """
+    """Walks the segments up to the first scan. Source: ITU-T T.81, annex B."""
     width = height = channels = 0
     exif, xmp, more = [], b"", {}
     position = len(_JPEG_START)
@@ -143,7 +139,7 @@ def _parse_jpeg(file: BinaryIO) -> PictureHeader:
     info: dict[Any, Any] = ({"exif": b"Exif\0\0" + b"".join(exif)} if exif else {}) | ({"xmp": xmp} if xmp else {})
     documents = [name for name, _ in more if name in xmp]  # those that the first packet names
     extended = [b"".join(more[key] for key in sorted(more) if key[0] == name) for name in dict.fromkeys(documents)]
-    return _header("JPEG", width, height, info, channels, is_complete and width > 0, extended)
+    return _header("JPEG", (height, width), info, channels, is_complete, extended)
 
 
 def _has_end(file: BinaryIO, start: int) -> bool:
@@ -159,10 +155,7 @@ def _has_end(file: BinaryIO, start: int) -> bool:
 
 
 def _parse_png(file: BinaryIO) -> PictureHeader:
-    """Walk the chunks.
-
-    Source: W3C Portable Network Graphics specification, third edition, sections 5.3 and 11.
-    """
+    """Walks the chunks. Source: W3C Portable Network Graphics specification, third edition, sections 5.3 and 11."""
     width = height = 0
     texts = PngStream(io.BytesIO())
     position = len(_PNG_SIGNATURE)
@@ -182,24 +175,18 @@ def _parse_png(file: BinaryIO) -> PictureHeader:
                 getattr(texts, f"chunk_{kind.decode()}")(0, len(text))
         position += 8 + length + 4
         is_complete = kind == b"IEND" and position <= size
-    return _header("PNG", width, height, texts.im_info, 0, is_complete and width > 0)
+    return _header("PNG", (height, width), texts.im_info, 0, is_complete, ())
 
 
 def _header(
-    format: Literal["JPEG", "PNG"],
-    width: int,
-    height: int,
-    info: dict[Any, Any],
-    channels: int,
-    is_complete: bool,
-    more_xmp: Sequence[bytes] = (),
+    format: Format, stored: Size, info: dict[Any, Any], channels: int, is_complete: bool, more_xmp: Sequence[bytes]
 ) -> PictureHeader:
     picture = Image.Image()
     picture.info = info
     orientation = exif_orientation(picture)
-    # Orientations 5 to 8 store the picture on its side.
-    sides = (height, width) if orientation >= 5 else (width, height)
-    return PictureHeader(format, *sides, orientation, channels, is_complete, (*xmp_packets(picture), *more_xmp))
+    width, height = stored if orientation >= 5 else stored[::-1]  # 5 to 8 store the picture on its side
+    xmp = *xmp_packets(picture), *more_xmp
+    return PictureHeader(format, width, height, orientation, channels, is_complete and width > 0, xmp)
 
 
 def exif_orientation(picture: Image.Image) -> int:
@@ -230,41 +217,38 @@ def decode(data: bytes, header: PictureHeader, divisor: int = 1) -> np.ndarray:
         ValueError: why it cannot be decoded, and the way out.
     """
     size = -(-header.height // divisor), -(-header.width // divisor)
-    stored = _jpeg(data, size if header.orientation < 5 else size[::-1], divisor) if header.format == "JPEG" else None
+    if header.format == "JPEG":
+        stored = _jpeg(data, size if header.orientation < 5 else size[::-1], divisor)
+    else:
+        stored = _png(data)
     # The orientation is the header's, so that size and picture cannot contradict one another.
-    picture = exif_transpose(_png(data) if stored is None else stored, header.orientation)
+    picture = exif_transpose(stored, header.orientation)
     if picture.shape[:2] != size:
         raise _damaged(f"{picture.shape[1]} x {picture.shape[0]} pixels where its header says otherwise")
     return picture
 
 
-def _jpeg(data: bytes, size: tuple[int, int], divisor: int) -> np.ndarray:
+def _jpeg(data: bytes, size: Size, divisor: int) -> np.ndarray:
     """A JPEG as it is stored, of ``size`` (h, w) after the division.
 
     The decoder continues with grey where data is damaged, and reports only its first warning. So whatever causes a
     harmless warning is removed, and then any warning is an error.
     """
     height, width = size if divisor > 1 else (0, 0)
-
-    def attempt(data: bytes) -> np.ndarray:
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
-
-    try:
-        return attempt(data)
-    except ValueError:
-        data = _plain_jpeg(data)
+    is_plain = False
     while True:
         try:
-            return attempt(data)
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
         except ValueError as error:
-            if "subsampling" in str(error):
-                raise ValueError(
-                    "its colours are sampled in an unusual way. Save it again as a JPEG of 4:2:0."
-                ) from error
-            filled = _zeros_at_the_end(data, str(error))
-            if not filled:
+            if not is_plain:
+                data, is_plain = _plain_jpeg(data), True
+            elif "subsampling" in str(error):
+                unusual = "its colours are sampled in an unusual way. Save it again as a JPEG of 4:2:0."
+                raise ValueError(unusual) from error
+            elif filled := _zeros_at_the_end(data, str(error)):
+                data = data[: -len(_JPEG_END) - filled] + _JPEG_END
+            else:
                 raise _damaged(str(error)) from error
-        data = data[: -len(_JPEG_END) - filled] + _JPEG_END
 
 
 def _plain_jpeg(data: bytes) -> bytes:
@@ -279,7 +263,7 @@ def _plain_jpeg(data: bytes) -> bytes:
         ValueError: scans are missing, which decoders do not report.
     """
     pieces, position, is_sequential = [data[:2]], 2, True
-    lacking: set[tuple[int, int]] = set()  # (colour, coefficient) that no scan has given yet
+    lacking: set[Size] = set()  # (colour, coefficient) that no scan has given yet
     while found := _MARKER.search(data, position):
         marker, start = found[1][0], found.end()
         if marker == 0xD9 or len(data) < start + 2:
@@ -367,10 +351,7 @@ def eight_bits(picture: np.ndarray) -> np.ndarray:
 
 
 def exif_transpose(picture: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation.
-
-    Source: EXIF 2.3, section 4.6.4: the sides of the picture that are stored as row 0 and column 0.
-    """
+    """Undo an EXIF orientation. Source: EXIF 2.3, section 4.6.4: the sides that are stored as row 0 and column 0."""
     if orientation >= 5:
         picture = picture.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -386,20 +367,14 @@ def _damaged(reason: str) -> ValueError:
 
 @dataclass(frozen=True)
 class PanoramaFile:
-    """A picture file that was checked.
-
-    Attributes:
-        name: of the file, for messages.
-        header: its header.
-        part: of the sphere that it shows; None for the whole.
-    """
+    """A picture file that was checked, with its name for messages and its part of the sphere, None for the whole."""
 
     name: str
     header: PictureHeader
     part: Part | None
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(H, W) of the upright picture."""
         return self.header.height, self.header.width
 
@@ -427,16 +402,13 @@ def check_panorama(source: str | Path | BinaryIO, covered: Covered | None = None
 def decode_panorama(
     source: str | Path | BinaryIO, covered: Covered | None, divisor: Callable[[PanoramaFile], int]
 ) -> tuple[np.ndarray, PanoramaFile, int]:
-    """Check a file as ``check_panorama`` does and decode it.
-
-    ``divisor`` chooses one of ``DIVISORS`` for a JPEG.
+    """Check a file as ``check_panorama`` does and decode it. ``divisor`` chooses one of ``DIVISORS`` for a JPEG.
 
     Returns:
         The picture ``(H, W, 3)`` uint8 RGB, upright, without alpha; the file; the divisor, which is 1 for a PNG.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as for ``check_panorama``, or its data is damaged.
+        FileNotFoundError, ValueError: as for ``check_panorama``, or its data is damaged.
     """
     with _opened(source) as (name, file):
         panorama = _checked(name, file, covered)

@@ -23,19 +23,16 @@ from panollava.crop.cameras import (
     pixels_per_radian,
     point_directions,
 )
-from panollava.crop.partial import Extent
+from panollava.crop.partial import Extent, Size
 from panollava.crop.sphere import direction_to_angles
 
 MAX_SIDE = 32_700
 """cv2.remap refuses sides of 32,767 pixels and more; this leaves room for the border."""
-
 MAX_SAMPLES = 4
 """Samples per pixel, each way. More cost time without a visible change."""
-
 MAX_STEP = {PERSPECTIVE: 1.55, EQUIRECTANGULAR: 1.4}
 """Largest distance between samples in panorama pixels. A bilinear sample covers two; in a tile the distance is that
 between its centre and its edge, where samples are closer."""
-
 ENLARGED = 0.6
 """Panorama pixels per view pixel up to which the view is enlarged, so that one sample per pixel is enough."""
 
@@ -46,20 +43,19 @@ class ViewGroup:
 
     Attributes:
         views: their indices among all views.
-        source_size: (H, W) to which the panorama is shrunk for them.
-        extent: how many of its rows and columns the sphere takes.
-        samples: samples per pixel, each way.
+        source_size: that of the shrunk panorama, of which the sphere takes ``extent``.
+        samples: per pixel, each way.
         content: top, left, bottom, right of the pixels that are not padding, the last two exclusive.
     """
 
     views: tuple[int, ...]
-    source_size: tuple[int, int]
+    source_size: Size
     extent: Extent
     samples: int
     content: tuple[int, int, int, int]
 
     @property
-    def content_size(self) -> tuple[int, int]:
+    def content_size(self) -> Size:
         """(h, w) of the pixels that are not padding."""
         top, left, bottom, right = self.content
         return bottom - top, right - left
@@ -67,17 +63,11 @@ class ViewGroup:
 
 @lru_cache(maxsize=64)
 def view_groups(
-    panorama_size: tuple[int, int],
-    cameras: tuple[Camera, ...],
-    view_size: tuple[int, int],
-    extent: Extent | None = None,
+    panorama_size: Size, cameras: tuple[Camera, ...], view_size: Size, extent: Extent | None = None
 ) -> tuple[ViewGroup, ...]:
-    """Groups the views of (h, w) pixels of an (H, W) panorama by sampling, those with the largest source first.
-
-    ``extent`` is how many rows and columns the sphere takes; None for all.
-    """
+    """Groups views by their sampling, those with the largest source first. ``extent`` is that of the sphere."""
     rows, columns = extent or panorama_size
-    views_of: dict[tuple[tuple[int, int], Extent, int, tuple[int, int, int, int]], list[int]] = {}
+    views_of: dict[tuple[Size, Extent, int, tuple[int, int, int, int]], list[int]] = {}
     for view, camera in enumerate(cameras):
         size, share = _source_size(panorama_size, camera, view_size)
         key = (size, (rows * share, columns * share), _samples(size, camera, view_size), _content(camera, view_size))
@@ -86,14 +76,12 @@ def view_groups(
     return tuple(sorted(plan, key=lambda group: math.prod(group.source_size), reverse=True))
 
 
-def half(size: tuple[int, int]) -> tuple[int, int]:
+def half(size: Size) -> Size:
     """Half of (H, W), rounded up."""
     return (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
-def _source_size(
-    panorama_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]
-) -> tuple[tuple[int, int], float]:
+def _source_size(panorama_size: Size, camera: Camera, view_size: Size) -> tuple[Size, float]:
     """(H, W) to which the panorama is shrunk for a view, and the factor."""
     needed = needed_panorama_size(camera, view_size)
     size, share = panorama_size, 1.0
@@ -102,7 +90,7 @@ def _source_size(
     return size, share
 
 
-def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int, int]) -> int:
+def _samples(source_size: Size, camera: Camera, view_size: Size) -> int:
     centre, finest = pixels_per_radian(camera, view_size)
     have = (source_size[0] / math.pi, source_size[1] / (2 * math.pi))
     if camera.projection == PERSPECTIVE:
@@ -115,7 +103,7 @@ def _samples(source_size: tuple[int, int], camera: Camera, view_size: tuple[int,
     return min(max(2, math.ceil(apart / MAX_STEP[camera.projection] - 1e-6)), MAX_SAMPLES)
 
 
-def _content(camera: Camera, view_size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _content(camera: Camera, view_size: Size) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of the pixels whose centre is in the content box, at least one each way."""
     x0, y0, x1, y1 = camera.box
     (top, bottom), (left, right) = _span(y0, y1, view_size[0]), _span(x0, x1, view_size[1])
@@ -130,9 +118,7 @@ def _span(start: float, end: float, pixels: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def float_maps(
-    group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def float_maps(group: ViewGroup, cameras: tuple[Camera, ...], view_size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the samples of a group's n views in its source, which has a border of one pixel.
 
     ``cameras`` are all views of the panorama, ``view_size`` is (h, w).
@@ -147,16 +133,14 @@ def float_maps(
 
 
 @lru_cache(maxsize=8)
-def fixed_maps(
-    group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def fixed_maps(group: ViewGroup, cameras: tuple[Camera, ...], view_size: Size) -> list[tuple[np.ndarray, np.ndarray]]:
     """The maps of ``float_maps`` view by view in the fixed-point form that remaps uint8 pictures fastest."""
     columns, rows = float_maps.__wrapped__(group, cameras, view_size)  # not cached in both forms
     return [cv2.convertMaps(*pair, cv2.CV_16SC2) for pair in zip(columns, rows, strict=True)]
 
 
 @lru_cache(maxsize=64)
-def row_span(group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]) -> tuple[int, int]:
+def row_span(group: ViewGroup, cameras: tuple[Camera, ...], view_size: Size) -> tuple[int, int]:
     """First and last (exclusive) row that those maps reach in the source with its border."""
     _, down = _unit_maps(tuple(cameras[view] for view in group.views), view_size, group.content, group.samples)
     rows = group.extent[0]
@@ -167,12 +151,11 @@ def row_span(group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int
 
 @lru_cache(maxsize=8)
 def _unit_maps(
-    cameras: tuple[Camera, ...], view_size: tuple[int, int], content: tuple[int, int, int, int], samples: int
+    cameras: tuple[Camera, ...], view_size: Size, content: tuple[int, int, int, int], samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """As ``float_maps``, in fractions of the panorama, which are the same for panoramas of every size."""
     top, left, bottom, right = content
-    y = _positions(top, bottom, view_size[0], samples)
-    x = _positions(left, right, view_size[1], samples)
+    y, x = _positions(top, bottom, view_size[0], samples), _positions(left, right, view_size[1], samples)
     across, down = (np.empty((len(cameras), len(y), len(x)), dtype=np.float32) for _ in range(2))
     views_of: dict[Camera, list[int]] = {}
     for view, camera in enumerate(cameras):

@@ -1,6 +1,7 @@
-"""Which tokens of two views look the same way: as the published objective takes it, and as the cameras have it.
+"""Which tokens of two views have the same direction: by columns as published, or exactly, by the cameras' rays.
 
-Legend: ``P`` pairs of views, ``M`` matched places of a pair, ``K`` tokens that a place is made of.
+Shapes: ``P`` pairs of views, ``M`` matches of a pair, ``K`` tokens that a matched point is interpolated from,
+``N`` points in a view.
 """
 
 from __future__ import annotations
@@ -14,26 +15,25 @@ from panollava.crop.cameras import Column, locate, point_directions, token_direc
 from panollava.crop.rings import neighbour_pairs, overlap_columns, pair_overlap
 
 MIN_MATCHES = 2
-"""Matched places below which a pair of views says nothing: one token has no variance."""
+"""A pair of views with fewer matches is dropped: one token has no variance."""
 
 _EDGE_TOLERANCE = 1e-4
-"""How far beyond a view's edge, as a share of its side, a direction still counts as on it: cameras are float32."""
+"""Share of a view's side by which a point beyond its edge still counts as on it: cameras are float32."""
 
-_PLACE_TOLERANCE = 5e-3
-"""How far from its centre, in patches, a place may be where a single patch has no other to interpolate with."""
+_POINT_TOLERANCE = 5e-3
+"""Distance from a patch's centre, in patches, that is allowed where there is no other patch to interpolate with."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Places of views that look the same way, each a weighted sum of tokens.
+    """Points of two views with the same direction, each a weighted sum of tokens.
 
     Attributes:
         pairs: ``(P, 3)`` int64 rows (sample, first view, second view).
-        index_a: ``(P, M, K)`` int64, tokens of the first view, counted row by row; ``K`` may differ from that of b.
-        weight_a: ``(P, M, K)`` float32; they sum to 1 over K.
-        index_b: as ``index_a``, of the second view.
-        weight_b: as ``weight_a``.
-        mask: ``(P, M)`` bool; False where a pair has fewer places than ``M``.
+        index_a, index_b: ``(P, M, K)`` int64, tokens of the first and the second view, counted row by row. ``K`` may
+            differ between the two.
+        weight_a, weight_b: ``(P, M, K)`` float32, which sum to 1 over K.
+        mask: ``(P, M)`` bool, False where a pair has fewer matches than ``M``.
     """
 
     pairs: Tensor
@@ -44,7 +44,7 @@ class Matches:
     mask: Tensor
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The matched places of tokens ``(B, V, Q, D)``: ``(P, M, D)`` of the first views and of the second."""
+        """The matched points of tokens ``(B, V, Q, D)``: ``(P, M, D)`` of the first views and of the second."""
         sample, first, second = self.pairs.unbind(1)
         return (
             _combined(tokens, sample, first, self.index_a, self.weight_a),
@@ -53,10 +53,10 @@ class Matches:
 
 
 def column_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
-    """The last columns of each tile with the first of its right neighbour, as many as the overlap takes of a row.
+    """The last columns of each tile with the first ones of its right neighbour, in proportion to the overlap.
 
-    Overlap is a share of angle and tiles are flat, so matched tokens look up to some patches past each other:
-    this is the published form, and exact only for touching columns of equirectangular views.
+    This is the published form. Overlap is a share of angle and tiles are flat, so the directions of matched tokens
+    differ by up to several patches. It is exact only for touching columns of equirectangular views.
 
     Args:
         cameras: ``(B, V, C)``.
@@ -75,12 +75,9 @@ def column_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) ->
 
 
 def angles_between(matches: Matches, cameras: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How far apart, in radians, the two places of each match look: ``(number of matches,)``.
+    """Angles in radians ``(number of matches,)`` between the directions of matched tokens.
 
-    Args:
-        matches: of ``column_matches``, whose places are single tokens.
-        cameras: ``(B, V, C)``.
-        grid: (H', W') of the tokens.
+    ``matches`` are of ``column_matches``, for cameras ``(B, V, C)`` and a grid (H', W') of tokens.
     """
     directions = token_directions(cameras.double(), grid).flatten(2, 3)  # (B, V, Q, 3)
     first, second = matches.take(directions)
@@ -90,23 +87,20 @@ def angles_between(matches: Matches, cameras: Tensor, grid: tuple[int, int]) -> 
 
 
 def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
-    """Patches of one view with the exact places in another that look the same way.
+    """Patches of one view with the exact points of the same direction in another.
 
-    Pairs are the neighbours of a ring and all other tiles of which ``MIN_MATCHES`` patches are seen by both.
-    Each patch centre of the first view is projected into the second and interpolated between the four nearest
-    patches there; within half a patch of the edge, beyond the last centres, it is extrapolated, so that the
-    weighted place is always the true one. Neighbours that share no patch centres, as at overlap 0, are matched
-    along their common edge, to which both are extrapolated.
+    Pairs are the neighbours of a ring and all other tiles with ``MIN_MATCHES`` matches, ordered by sample and view.
+    Each patch centre of the first view is projected into the second and interpolated between the four nearest patch
+    centres there. Within half a patch of the edge, beyond the last centres, it is extrapolated, so that the weighted
+    point is always exact. Neighbours that share no patch centres, as at overlap 0, are matched along their common
+    edge, to which both are extrapolated.
 
     Args:
         cameras: ``(B, V, C)``.
         view_mask: ``(B, V)``.
         grid: (H', W') of the tokens.
-
-    Returns:
-        Pairs with at least ``MIN_MATCHES`` places, by sample and view.
     """
-    # Most batches are cut alike: one set of cameras stands for all samples.
+    # Most batches have the same cameras in every sample: each distinct set is matched once.
     rows = torch.cat((cameras, view_mask[..., None].to(cameras.dtype)), dim=2)
     sets, sample_set = torch.unique(rows, dim=0, return_inverse=True)
     matches = _of_sets(sets[..., :-1], sets[..., -1] > 0, grid)
@@ -120,9 +114,11 @@ def _of_sets(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Match
     pairs, is_ring = _candidates(cameras, view_mask)
     sample, view, other = pairs.unbind(1)
     first, second = cameras[sample, view], cameras[sample, other]
+    # Points of the first view (P, N): its H' W' patch centres, then 2 (H' + W') points of its edges.
     x, y = (torch.cat(parts, dim=1) for parts in zip(_centres(first, grid), _edges(first, grid), strict=True))
     index_a, weight_a, is_exact_a = _interpolation(x, y, first, grid)
-    x, y, is_seen = locate(second, _directions(first, x, y))
+    directions = point_directions(first[:, None], x[..., None], y[..., None]).flatten(2, 3).squeeze(2)  # (P, N, 3)
+    x, y, is_seen = locate(second, directions)
     index_b, weight_b, is_exact_b = _interpolation(x, y, second, grid)
 
     mask = is_seen & is_exact_a & is_exact_b
@@ -134,7 +130,7 @@ def _of_sets(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Match
 
 
 def _candidates(cameras: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``(P, 3)`` pairs of tiles, each once, ordered by sample and view, and whether they are neighbours of a ring."""
+    """``(P, 3)`` pairs of tiles, each once, ordered by sample and view, and ``(P,)`` whether a ring connects them."""
     ring = neighbour_pairs(cameras, view_mask)
     sets, views = view_mask.shape
     is_tile = view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
@@ -147,7 +143,7 @@ def _candidates(cameras: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centres(cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """x and y ``(P, N)`` of patch centres; those in a view's padding are found out by ``_interpolation``."""
+    """x and y ``(P, N)`` of patch centres. Those in a view's padding are masked by ``_interpolation``."""
     height, width = grid
     x = (torch.arange(width, device=cameras.device, dtype=cameras.dtype) + 0.5) / width
     y = (torch.arange(height, device=cameras.device, dtype=cameras.dtype) + 0.5) / height
@@ -156,7 +152,7 @@ def _centres(cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def _edges(cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """x and y ``(P, 2 (H' + W'))`` of the places on a view's edges that are level with patch centres."""
+    """x and y ``(P, 2 (H' + W'))`` of the points on a view's edges that are level with patch centres."""
     height, width = grid
     x0, y0, x1, y1 = cameras[:, Column.BOX_X0 : Column.BOX_Y1 + 1, None].unbind(1)
     across = x0 + (x1 - x0) * (torch.arange(width, device=cameras.device, dtype=cameras.dtype) + 0.5) / width
@@ -166,13 +162,8 @@ def _edges(cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return torch.cat(x, dim=1), torch.cat(y, dim=1)
 
 
-def _directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Unit vectors ``(P, N, 3)`` of places x and y ``(P, N)`` of each view."""
-    return point_directions(cameras[:, None], x[..., None], y[..., None]).flatten(2, 3).squeeze(2)
-
-
 def _interpolation(x: Tensor, y: Tensor, cameras: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens and weights ``(P, N, 4)`` of places x and y ``(P, N)``, and whether they lie in the view exactly."""
+    """Tokens and bilinear weights ``(P, N, 4)`` of points x and y ``(P, N)``, and whether they are exact."""
     height, width = grid
     x0, y0, x1, y1 = cameras[:, Column.BOX_X0 : Column.BOX_Y1 + 1, None].unbind(1)
     left, right, to_right, is_across = _between(x, x0, x1, width)
@@ -183,29 +174,29 @@ def _interpolation(x: Tensor, y: Tensor, cameras: Tensor, grid: tuple[int, int])
 
 
 def _between(position: Tensor, start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Between which of ``count`` patches in a row a position lies, and how far on from the first to the second."""
+    """The two of ``count`` patches in a row around a position, the share of the second, and whether that is exact."""
     inside = (position >= start - _EDGE_TOLERANCE) & (position <= end + _EDGE_TOLERANCE)
-    place = position * count - 0.5
-    # Patches whose centre lies in the content; the others are padding and say nothing.
+    place = position * count - 0.5  # in patches from the first centre
+    # The first and last patch whose centre lies in the content; the others are padding.
     first, last = torch.ceil(start * count - 0.5 - 1e-4), torch.floor(end * count - 0.5 + 1e-4)
     low = torch.minimum(torch.maximum(place.floor(), first), torch.maximum(last - 1, first))
     high = torch.minimum(low + 1, torch.maximum(last, first))
-    exact = (high > low) | ((place - low).abs() <= _PLACE_TOLERANCE)
+    exact = (high > low) | ((place - low).abs() <= _POINT_TOLERANCE)
     low, high, share = low.clamp(0, count - 1), high.clamp(0, count - 1), place - low
-    # What lies elsewhere is masked; its weights only have to be finite.
+    # Other points are masked; their weights only have to be finite.
     return low.long(), high.long(), torch.where(inside, share, 0.0), inside & exact & (last >= first)
 
 
 def _compact(matches: Matches, keep: Tensor) -> Matches:
-    """The kept pairs with their matched places in front, and no place, weight or pair that nothing needs."""
+    """The kept pairs, each with its matches first, without unused matches and weights."""
     mask = matches.mask[keep]
     most = int(mask.sum(dim=1).max()) if len(mask) else 0
     order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)[:, :most]
     mask = mask.gather(1, order)
-    places = order[..., None].expand(-1, -1, matches.index_a.shape[2])
+    points = order[..., None].expand(-1, -1, matches.index_a.shape[2])
 
     def side(index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return _without_zeros(index[keep].gather(1, places), weight[keep].gather(1, places), mask)
+        return _without_zeros(index[keep].gather(1, points), weight[keep].gather(1, points), mask)
 
     index_a, weight_a = side(matches.index_a, matches.weight_a)
     index_b, weight_b = side(matches.index_b, matches.weight_b)
@@ -213,7 +204,7 @@ def _compact(matches: Matches, keep: Tensor) -> Matches:
 
 
 def _without_zeros(index: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of 0 dropped as far as all places have them: a patch centre is one token, not four."""
+    """Drops weights that are 0 in all matches: a patch centre is one token, not four."""
     weight = torch.where(weight.abs() < 1e-5, 0.0, weight)
     order = weight.abs().argsort(dim=2, descending=True, stable=True)
     index, weight = index.gather(2, order), weight.gather(2, order)
@@ -223,7 +214,7 @@ def _without_zeros(index: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor,
 
 
 def _combined(tokens: Tensor, sample: Tensor, view: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """``(P, M, D)``: gathers, which unlike interpolation kernels have deterministic gradients on a GPU."""
+    """``(P, M, D)``. Gathers, unlike interpolation kernels, have deterministic gradients on a GPU."""
     total = None
     for one in range(index.shape[2]):
         part = tokens[sample[:, None], view[:, None], index[..., one]]

@@ -18,12 +18,11 @@ MAX_PIXELS = 300_000_000
 ASPECT_TOLERANCE = 0.02
 """Relative error of a panorama's aspect ratio that is accepted: stitchers leave a row too many or too few."""
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
 Extent = tuple[float, float]
 """Rows and columns."""
-Covered = tuple[
-    Annotated[float, Interval(gt=0.0, le=360.0)],
-    Annotated[float, Interval(gt=0.0, le=180.0)],
-]
+Covered = tuple[Annotated[float, Interval(gt=0.0, le=360.0)], Annotated[float, Interval(gt=0.0, le=180.0)]]
 """Degrees that a panorama covers, from left to right and from top to bottom, around the centre of the sphere."""
 
 _ADVICE = "Give the degrees that the pictures cover, [horizontal, vertical], or null if they show the whole sphere."
@@ -35,13 +34,10 @@ TAG_ADVICE = (
 
 
 class ExtentArray(np.ndarray):
-    """A panorama ``(H, W, 3)`` whose last row and column may lie in part beyond the sphere.
-
-    Attributes:
-        extent: the rows and columns that the sphere takes, each less than one short of all.
-    """
+    """A panorama ``(H, W, 3)`` whose last row and column may lie in part beyond the sphere."""
 
     extent: Extent
+    """The rows and columns that the sphere takes, each less than one short of all."""
 
 
 def with_extent(panorama: np.ndarray, extent: Extent) -> ExtentArray:
@@ -101,7 +97,7 @@ def check_covered(covered: Covered | None) -> None:
         )
 
 
-def check_shape(name: str, size: tuple[int, int], part: Part | None) -> None:
+def check_shape(name: str, size: Size, part: Part | None) -> None:
     """Raise ValueError if a picture (H, W) has not the aspect ratio of its part of the sphere, None for the whole.
 
     The message begins with the picture's ``name``.
@@ -134,7 +130,7 @@ def sphere_size(size: Extent, part: Part | None) -> Extent:
     return size if part is None else (size[0] * 180 / part.down_deg, size[1] * 360 / part.across_deg)
 
 
-def pad_to_sphere(picture: np.ndarray, part: Part | None, needed: tuple[int, int]) -> np.ndarray:
+def pad_to_sphere(picture: np.ndarray, part: Part | None, needed: Size) -> np.ndarray:
     """The whole sphere, black outside a picture of a part of it.
 
     The picture keeps its pixels. Its borders are rounded to whole pixels, which moves its edges by half a pixel at
@@ -163,7 +159,7 @@ def pad_to_sphere(picture: np.ndarray, part: Part | None, needed: tuple[int, int
     return with_extent(padded, (rows + top + bottom, columns + left + right))
 
 
-def _averaged(picture: np.ndarray, part: Part, needed: tuple[int, int]) -> np.ndarray:
+def _averaged(picture: np.ndarray, part: Part, needed: Size) -> np.ndarray:
     height, width = picture.shape[:2]
     rows, columns = extent_of(picture)
     whole = sphere_size((rows, columns), part)

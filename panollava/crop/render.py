@@ -12,18 +12,14 @@ import torch
 
 from panollava.crop.cameras import PERSPECTIVE, Camera
 from panollava.crop.maps import ViewGroup, fixed_maps, float_maps, half, row_span, view_groups
-from panollava.crop.partial import Extent, extent_of
+from panollava.crop.partial import Extent, Size, extent_of
 from panollava.crop.render_torch import render_batch
 
 Renderer = Literal["cv2", "torch", "equilib"]
 
 
 def render_views(
-    panorama: np.ndarray,
-    cameras: Sequence[Camera],
-    view_size: tuple[int, int],
-    renderer: Renderer = "cv2",
-    device: str = "cpu",
+    panorama: np.ndarray, cameras: Sequence[Camera], view_size: Size, renderer: Renderer = "cv2", device: str = "cpu"
 ) -> np.ndarray:
     """The views of a panorama.
 
@@ -54,11 +50,13 @@ def render_views(
             pictures = _sample_equilib(source, group, cameras, pictures)
         top, left, bottom, right = group.content
         for view, picture in zip(group.views, pictures, strict=True):
-            views[view, top:bottom, left:right] = _average(picture, group.content_size)
+            if group.samples > 1:
+                picture = cv2.resize(picture, group.content_size[::-1], interpolation=cv2.INTER_AREA)
+            views[view, top:bottom, left:right] = picture
     return views
 
 
-def _check(panorama: np.ndarray, view_size: tuple[int, int], renderer: str, device: str) -> None:
+def _check(panorama: np.ndarray, view_size: Size, renderer: str, device: str) -> None:
     if panorama.ndim != 3 or panorama.shape[2] != 3 or panorama.dtype not in (np.uint8, np.float32):
         raise ValueError(
             f"A panorama is an array (height, width, 3) of uint8 or float32, not {panorama.shape} of "
@@ -71,7 +69,7 @@ def _check(panorama: np.ndarray, view_size: tuple[int, int], renderer: str, devi
     check_device(device, renderer)
 
 
-def _shrink(panorama: np.ndarray, extent: Extent, size: tuple[int, int]) -> tuple[np.ndarray, Extent]:
+def _shrink(panorama: np.ndarray, extent: Extent, size: Size) -> tuple[np.ndarray, Extent]:
     """The panorama and its extent, halved until it has a size that repeated ``half`` gives."""
     while (have := panorama.shape[:2]) != size:
         even = panorama
@@ -122,14 +120,8 @@ def _mixed(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     return np.floor(mean + 0.5).astype(one.dtype) if one.dtype == np.uint8 else mean
 
 
-def _average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if picture.shape[:2] == size:
-        return picture
-    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
-
-
 def _sample_cv2(
-    source: np.ndarray, group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int]
+    source: np.ndarray, group: ViewGroup, cameras: tuple[Camera, ...], view_size: Size
 ) -> Iterator[np.ndarray]:
     """The content of a group's views, not averaged yet. Each picture is overwritten by the next one."""
     pairs: Iterable[tuple[np.ndarray, np.ndarray]]
@@ -169,7 +161,7 @@ def _sample_equilib(
         yield np.ascontiguousarray(np.moveaxis(cut, 0, 2))
 
 
-def _check_square_pixels(camera: Camera, size: tuple[int, int]) -> None:
+def _check_square_pixels(camera: Camera, size: Size) -> None:
     height, width = size
     square_extent = 2 * math.atan(math.tan(camera.h_extent_rad / 2) * height / width)
     if abs(square_extent - camera.v_extent_rad) > 1e-6:
@@ -186,12 +178,12 @@ def check_device(device: str, renderer: str) -> None:
         return
     if renderer != "torch":
         raise ValueError(f"crop.device={device} needs crop.renderer=torch: {renderer} runs on the CPU only.")
-    kind, index = _parts(device)
-    if kind not in ("cuda", "mps") or not index.isdecimal():
+    kind, index, count = _parsed(device)
+    if kind not in ("cuda", "mps") or index < 0:
         raise ValueError(f"crop.device={device}: allowed are cpu, cuda, cuda:<number> and mps.")
-    if not _is_available(device):
+    if index >= count:
         raise ValueError(
-            f"crop.device={device} is not there: torch finds {_count(kind)} {kind} devices on this machine. Name one "
+            f"crop.device={device} is not there: torch finds {count} {kind} devices on this machine. Name one "
             "of them, or use crop.device=cpu."
         )
 
@@ -207,20 +199,15 @@ def check_workers(device: str, num_workers: int) -> None:
 
 def available_device(device: str) -> str:
     """The device that a run recorded, or the CPU if this machine has none such: the views are the same."""
-    return device if device == "cpu" or _is_available(device) else "cpu"
+    _, index, count = _parsed(device)
+    return device if 0 <= index < count else "cpu"
 
 
-def _parts(device: str) -> tuple[str, str]:
+def _parsed(device: str) -> tuple[str, int, int]:
+    """Kind of a device, its index (-1 if it is no number) and how many of the kind this machine has."""
     kind, _, index = device.partition(":")
-    return kind, index or "0"
-
-
-def _is_available(device: str) -> bool:
-    kind, index = _parts(device)
-    return index.isdecimal() and int(index) < _count(kind)
-
-
-def _count(kind: str) -> int:
     if kind == "mps":
-        return int(torch.backends.mps.is_available())
-    return torch.cuda.device_count() if kind == "cuda" else 0
+        count = int(torch.backends.mps.is_available())
+    else:
+        count = torch.cuda.device_count() if kind == "cuda" else 0
+    return kind, int(index) if index.isdecimal() else (-1 if index else 0), count

@@ -15,15 +15,13 @@ from torch.nn.functional import avg_pool2d, grid_sample
 
 from panollava.crop.cameras import Camera
 from panollava.crop.maps import ViewGroup, float_maps, view_groups
-from panollava.crop.partial import Extent
+from panollava.crop.partial import Extent, Size
 
 _FIXED_STEPS = 32
 """Steps per pixel in the fixed-point maps with which cv2 samples uint8 pictures."""
 
 
-def render_batch(
-    panoramas: Tensor, cameras: Sequence[Camera], view_size: tuple[int, int], extent: Extent | None = None
-) -> Tensor:
+def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: Size, extent: Extent | None = None) -> Tensor:
     """The views of each panorama, as ``render_views`` cuts them, on the device of the panoramas.
 
     The sampling of floating-point panoramas is differentiable with respect to them.
@@ -62,7 +60,7 @@ def render_batch(
     return views.to(panoramas.dtype)
 
 
-def _shrink(source: Tensor, extent: Extent, size: tuple[int, int], is_bytes: bool) -> tuple[Tensor, Extent]:
+def _shrink(source: Tensor, extent: Extent, size: Size, is_bytes: bool) -> tuple[Tensor, Extent]:
     """Panoramas ``(B, 3, H, W)`` and their extent, halved until they have a size that repeated ``half`` gives."""
     while (have := (source.shape[2], source.shape[3])) != size:
         even = source
@@ -75,9 +73,7 @@ def _shrink(source: Tensor, extent: Extent, size: tuple[int, int], is_bytes: boo
     return source, extent
 
 
-def _sample(
-    source: Tensor, group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool
-) -> Tensor:
+def _sample(source: Tensor, group: ViewGroup, cameras: tuple[Camera, ...], view_size: Size, is_bytes: bool) -> Tensor:
     """The content ``(B, n, 3, h', w')`` of a group's n views."""
     grid = _grid(group, cameras, view_size, is_bytes, source.device).to(source.dtype)
     # All views below one another: (1, n h', w', 2), so that the panoramas need not be repeated.
@@ -94,7 +90,7 @@ def _sample(
 
 @lru_cache(maxsize=8)
 def _grid(
-    group: ViewGroup, cameras: tuple[Camera, ...], view_size: tuple[int, int], is_bytes: bool, device: torch.device
+    group: ViewGroup, cameras: tuple[Camera, ...], view_size: Size, is_bytes: bool, device: torch.device
 ) -> Tensor:
     """The maps of a group as ``(n, h', w', 2)``, from -1 at the first pixel centre of the border to 1 at the last."""
     height, width = group.source_size

@@ -125,17 +125,12 @@ class SlidingWindowCrop:
 
 
 class AnyresCrop:
-    """One global view, then the panorama cut into the grid of tiles that wastes least of a budget.
+    """One global view, then the panorama cut into the grid of at most ``max_tiles`` tiles that wastes least.
 
-    Of the grids in the budget the one that shows a 2:1 picture largest is taken, and of those that show it
-    equally large the one with the fewest tiles. In square views 2, 8 or 18 tiles make a grid of 1x2, 2x4 or 3x6
-    with square pixels. A grid of another shape is stretched over its views (2x3 tiles by a third), not padded:
-    black patches would replace content and separate neighbours.
-
-    Args:
-        max_tiles: the budget, the global view not counted.
-        grids: (rows, columns) to choose from, as far as the budget allows; None for all.
-        global_view: see ``GlobalView``.
+    Of ``grids`` (None for all) the one that shows a 2:1 picture largest is taken, and of those that show it equally
+    large the one with the fewest tiles. In square views 2, 8 or 18 tiles make a grid of 1x2, 2x4 or 3x6 with square
+    pixels. A grid of another shape is stretched over its views (2x3 tiles by a third), not padded: black patches would
+    replace content and separate neighbours.
 
     Source: Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024, for AnyRes and its
     choice of a grid, which is made here for the shape that all panoramas have.
@@ -144,15 +139,11 @@ class AnyresCrop:
     effective_overlap = 0.0
 
     def __init__(
-        self,
-        *,
-        max_tiles: TileBudget = 8,
-        grids: tuple[Grid, ...] | None = None,
-        global_view: GlobalView = "letterbox",
+        self, *, max_tiles: TileBudget = 8, grids: tuple[Grid, ...] | None = None, global_view: GlobalView = "letterbox"
     ) -> None:
         _check_budget(max_tiles)
         self.global_view = _checked_global_view(global_view)
-        named = grids_within(max_tiles) if grids is None else [(rows, columns) for rows, columns in grids]
+        named = grids_within(max_tiles) if grids is None else grids
         listed = ", ".join(f"[{rows}, {columns}]" for rows, columns in named)
         if not all(min(grid) >= 1 for grid in named):
             raise ValueError(f"crop.grids=[{listed}]: rows and columns of each grid are at least 1.")
@@ -169,15 +160,11 @@ class AnyresCrop:
 
 
 class AnyresMaxCrop:
-    """One global view, then the panorama cut into the largest grid of tiles that a budget allows.
+    """One global view, then the panorama cut into the largest grid of at most ``max_tiles`` tiles.
 
     The grid with the most tiles is taken whose pixels are at most twice as long one way as the other, and of
     several the one whose shape is closest to the panorama's: 3x3 of nine, 2x4 of eight, 3x6 of eighteen tiles in
     square views. The tiles fill their views.
-
-    Args:
-        max_tiles: the budget, the global view not counted.
-        global_view: see ``GlobalView``.
 
     Source: Li et al., "LLaVA-OneVision: Easy Visual Task Transfer", 2024 (arXiv:2408.03326), section 3.2, for
     the budget of crops (``anyres_max_9``). There a finer grid is cut and its tokens are interpolated down to the
@@ -205,15 +192,12 @@ class CubemapCrop:
         self.poles = poles
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
-        """The faces, 90 degrees each way whatever the shape of the view, so that they fill the sphere."""
         angles_deg = [(0.0, 0.0), (90.0, 0.0), (180.0, 0.0), (270.0, 0.0)]
         if self.poles:
             angles_deg += [(0.0, 90.0), (0.0, -90.0)]
-        quarter = math.pi / 2
-        return [
-            Camera(PERSPECTIVE, math.radians(yaw), math.radians(pitch), 0.0, quarter, quarter)
-            for yaw, pitch in angles_deg
-        ]
+        angles = [(math.radians(yaw), math.radians(pitch)) for yaw, pitch in angles_deg]
+        quarter = math.pi / 2  # whatever the shape of the view, so that the faces fill the sphere
+        return [Camera(PERSPECTIVE, yaw, pitch, 0.0, quarter, quarter) for yaw, pitch in angles]
 
 
 class ResizeCrop:
@@ -249,18 +233,10 @@ def ring_overlap(fov_deg: float, overlap: float) -> float:
 
 def grid_tiles(rows: int, columns: int) -> list[Camera]:
     """The panorama cut into equal rectangles, row by row from its top left corner. Each row closes a ring."""
-    return [
-        Camera(
-            EQUIRECTANGULAR,
-            ((column + 0.5) / columns - 0.5) * 2 * math.pi,
-            (0.5 - (row + 0.5) / rows) * math.pi,
-            0.0,
-            2 * math.pi / columns,
-            math.pi / rows,
-        )
-        for row in range(rows)
-        for column in range(columns)
-    ]
+    yaws = [((column + 0.5) / columns - 0.5) * 2 * math.pi for column in range(columns)]
+    pitches = [(0.5 - (row + 0.5) / rows) * math.pi for row in range(rows)]
+    extents = 2 * math.pi / columns, math.pi / rows
+    return [Camera(EQUIRECTANGULAR, yaw, pitch, 0.0, *extents) for pitch in pitches for yaw in yaws]
 
 
 def grids_within(max_tiles: int) -> list[tuple[int, int]]:

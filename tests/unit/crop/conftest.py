@@ -1,4 +1,4 @@
-"""The oracle of the crop room: a panorama whose pixels are their own direction."""
+"""An oracle for views: a panorama whose pixels are their own direction."""
 
 from __future__ import annotations
 
