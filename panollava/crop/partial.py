@@ -1,7 +1,7 @@
 """Where the sphere lies in a picture: pictures of a part of it, and spheres that end within the last pixel.
 
-A picture of a part of the sphere is padded with black to the whole sphere, so that everything after it knows one kind
-of panorama.
+A picture of a part of the sphere is padded with black to the whole sphere, so that all later steps handle
+one kind of panorama.
 """
 
 from __future__ import annotations

@@ -128,8 +128,8 @@ def collapse_message(metrics: Mapping[str, float], *, width: int) -> str | None:
         )
     if metrics.get("variance", 0.0) > MAX_HINGE:
         found.append(
-            f"the variance term is {metrics['variance']:.3f} of at most 1: what the head makes of different places is "
-            "all but the same"
+            f"the variance term is {metrics['variance']:.3f} of at most 1: the head maps different patches to almost "
+            "the same features"
         )
     if not found:
         return None
