@@ -17,50 +17,48 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panollava.disk import writing
-from panollava.untrusted import check_weights, read_document, read_safetensors
+from panollava.disk import TEMPORARY, check_own, flush, read_document, replace_file, writing
 
 FORMAT_VERSION = 1
 TRAINED = "trained.safetensors"
 STATE = "state.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
-_ASIDE, _TEMPORARY = ".old-", ".tmp-"
-"""Starts of the names of what is replaced and of what is being written; see ``tidy``."""
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ASIDE = ".old-"
+"""Prefix of the names of folders that are being replaced; see ``tidy``."""
 
 
-def write_checkpoint(
-    target: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-) -> None:
+def write_checkpoint(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Writes a checkpoint folder atomically.
 
     Args:
-        target: the folder; one that exists is replaced only once the new one is complete.
+        target: an existing folder is replaced once the new one is complete.
         tensors: file name (``trained.safetensors``, ``optimizer.safetensors``, …) -> named tensors.
         state: JSON document for ``state.json``; the format version is added.
     """
 
     def fill(folder: Path) -> None:
         for name, content in tensors.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
+            save_file(_on_cpu(content), folder / name)
         (folder / STATE).write_text(json.dumps({"format_version": FORMAT_VERSION, **state}, indent=2), encoding="utf-8")
 
     replace_folder(target, fill)
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a temporary sibling of ``target`` and renames it into place; the old one goes last.
+    """Fills a temporary sibling of ``target`` and renames it into place; the old one is removed last.
 
     Raises:
         DiskError: something could not be written; the old folder is as it was.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{target.name}-", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{target.name}-", dir=target.parent))
         aside = None
         try:
             fill(temporary)
@@ -83,9 +81,9 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Puts right what a killed process left in a folder that nobody writes to now.
+    """Cleans up after a killed process in a folder that no process writes to now.
 
-    What it had put aside goes back to its place if nothing has taken it; what it had only begun goes.
+    A folder that it was replacing is put back if nothing has replaced it; temporary files are removed.
     """
     for path in folder.glob(f"{_ASIDE}*"):
         target = path.with_name(path.name.removeprefix(_ASIDE).rpartition("-")[0])
@@ -93,76 +91,62 @@ def tidy(folder: Path) -> None:
             _remove(path)
         else:
             path.rename(target)
-    for path in folder.glob(f"{_TEMPORARY}*"):
+    for path in folder.glob(f"{TEMPORARY}*"):
         _remove(path)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a small file atomically: readers see the old content or the new, never half of one.
-
-    Raises:
-        DiskError: it could not be written.
-    """
-
-    def fill(temporary: Path) -> None:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-    _replace_file(path, fill)
-
-
-def write_json(path: Path, document: Any) -> None:
-    """``write_file`` for a JSON document, indented for people."""
-    write_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file atomically.
-
-    Raises:
-        DiskError: it could not be written.
-    """
-    own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    _replace_file(path, lambda temporary: save_file(own, temporary))
+    """Writes one safetensors file atomically; raises a DiskError if it could not be written."""
+    replace_file(path, lambda temporary: save_file(_on_cpu(tensors), temporary))
 
 
-def _replace_file(path: Path, fill: Callable[[Path], None]) -> None:
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent)
-        os.close(handle)
-        try:
-            fill(Path(name))
-            os.chmod(name, 0o644)
-            flush(Path(name))
-            os.replace(name, path)
-            flush(path.parent)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU.
+    """Tensors of a safetensors file, on the CPU; nothing is ever unpickled.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not safetensors (a pickle renamed, cut short, empty), or a link out of its folder; it
-            is never unpickled.
+        ValueError: a link out of its folder, or not safetensors (a pickle renamed, truncated, empty).
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. A checkpoint folder holds {TRAINED} and {STATE}.")
-    return read_safetensors(path)
+    check_own(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({str(error)[:200]}). It may be cut short or of another "
+            "format; only safetensors are read. Choose another checkpoint of the run, or train it again."
+        ) from error
+
+
+def check_weights(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Checks that tensors can be weights.
+
+    Raises:
+        ValueError: one is no floating-point tensor, or holds NaN or infinity.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHT_TYPES:
+            raise ValueError(f"{source}: {name} is of {tensor.dtype}, which no weight is. The file is not ours.")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{source}: {name} holds NaN or infinite numbers, so the model would answer nothing. Choose another "
+                "checkpoint of the run, or train it again with a lower learning rate."
+            )
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """What a checkpoint folder holds of the model.
+    """The weights in a checkpoint folder.
 
     Raises:
-        FileNotFoundError: it holds nothing.
-        ValueError: no safetensors, or tensors that can be no weights: of whole numbers, or not finite.
+        FileNotFoundError: it has none.
+        ValueError: see ``read_tensors`` and ``check_weights``.
     """
     path = checkpoint / TRAINED
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. A checkpoint folder holds {TRAINED} and {STATE}.")
     tensors = read_tensors(path)
     check_weights(tensors, path)
     return tensors
@@ -172,7 +156,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """The ``state.json`` of a checkpoint folder.
 
     Raises:
-        ValueError: not a checkpoint of this format version, with the way out.
+        ValueError: not a checkpoint of this format version.
     """
     path = checkpoint / STATE
     if not path.is_file():
@@ -192,12 +176,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes ``link`` (``best.ckpt``, ``last.ckpt``) name its sibling ``target``, atomically.
+    """Lets ``link`` (``best.ckpt``, ``last.ckpt``) name its sibling ``target``, atomically.
 
-    A relative symlink, or a small pointer file where the system does not allow links.
+    It is a relative symlink, or a small pointer file where the system does not allow links.
     """
     with writing(link):
-        temporary = link.with_name(f"{_TEMPORARY}{link.name}-{os.getpid()}")
+        temporary = link.with_name(f"{TEMPORARY}{link.name}-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         try:
@@ -215,7 +199,7 @@ def follow(link: Path) -> Path | None:
     """The checkpoint folder that ``best.ckpt`` or ``last.ckpt`` names, or None where it names none.
 
     Raises:
-        ValueError: it names something outside its folder.
+        ValueError: it points outside its folder.
     """
     if link.is_symlink():
         name = os.readlink(link)
@@ -241,7 +225,7 @@ def find_checkpoint(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there is none; the message lists what the folder holds.
     """
-    if folder.is_file():  # a pointer given by itself, where links are not allowed
+    if folder.is_file():  # a pointer file, where links are not allowed
         folder = follow(folder) or folder
     if (folder / STATE).is_file():
         return folder
@@ -256,17 +240,6 @@ def find_checkpoint(folder: Path) -> Path:
         f"No checkpoint in {folder} ({held or 'it is empty'}). Name a stage's run folder, such as "
         "runs/<experiment>/finetune/<crop>_<resampler>, or train one first."
     )
-
-
-def flush(path: Path) -> None:
-    """Asks the system to put a file, or a folder's entries, on disk; Windows cannot do this for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

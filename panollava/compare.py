@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.checkpoint import write_file
 from panollava.component import allow, outside_packages
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
+from panollava.disk import write_file
 from panollava.evaluation.comparison import (
     Contender,
     find_measure,
@@ -37,7 +37,7 @@ from panollava.run.restore import Restored, restore
 from panollava.run.run import open_tracker
 from panollava.run.sections import check_generation
 from panollava.run.sources import open_source
-from panollava.store.catalogue import StoreOptions, known_pictures
+from panollava.store.catalogue import StoreOptions
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
 from panollava.training.precision import recorded_compute
@@ -137,7 +137,7 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
     )
     # The encoder, which knows the size of the views, need not be opened to read the questions.
     source = open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
-    conditions = answer_conditions(run.checkpoint, run.settings, source, known_pictures(store))
+    conditions = answer_conditions(run.checkpoint, run.settings, source, store.file_identity())
     found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)
     if found is not None:
         return found

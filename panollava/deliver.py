@@ -1,4 +1,4 @@
-"""python -m panollava.deliver <folder>: sends what runs could not send to their tracking server."""
+"""python -m panollava.deliver <folder>: sends the records that runs could not send to their tracking server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console
-from panollava.tracking.delivery import deliver
+from panollava.tracking.outbox import deliver
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,7 @@ class DeliverOptions:
 
 @entrypoint("deliver", bare="folder")
 def main(cfg: DictConfig) -> None:
-    """Sends what waits below one folder.
-
-    Args:
-        cfg: composed from ``conf/deliver.yaml`` and the command line.
-    """
+    """Sends the records that wait in or below ``folder``."""
     configure_console()
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     refuse(check_section(values, DeliverOptions, ""))

@@ -1,16 +1,23 @@
-"""Failures of the disk in words: what was not written, why, and what to do; and taking away what was made in vain."""
+"""Small files: atomic writes, checked reads, and errors of the disk that name the file, the reason and the way out."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
+TEMPORARY = ".tmp-"
+"""Prefix of the names of files and folders that are being written."""
+MAX_DOCUMENT_BYTES = 16 << 20
+"""Far more than any of our JSON files has; a larger one is refused before it is read."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -19,13 +26,9 @@ class DiskError(OSError):
     """Something could not be written; the message says why and what to do."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turns a failure to write ``target`` into one sentence with the way out.
-
-    Raises:
-        DiskError: the block failed to write.
-    """
+    """Turns a failure to write ``target`` into a DiskError with the way out."""
     try:
         yield
     except DiskError:
@@ -38,12 +41,114 @@ def writing(target: Path) -> Iterator[None]:
         ) from error
 
 
-def check_writable(folder: Path, key: str) -> None:
-    """Whether something could be written into a folder that may not be there yet; nothing is made.
+def _code(error: Exception) -> int | None:
+    """The system's error number; safetensors has it only in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\bcode: (\d+)", str(error)) or re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _way_out(code: int | None) -> str:
+    again = "start the same command again: it resumes from what is whole"
+    if code in _FULL:
+        return f"Free some space there, or move the folder to another disk and name that place, and {again}."
+    if code in _LOCKED:
+        return "Make the folder writable for this user, or choose another one (output_dir= of a training)."
+    return f"Check the disk, or move the folder to another one and name that place, and {again}."
+
+
+def write_json(path: Path, document: Any) -> None:
+    """``write_file`` for a JSON document, indented."""
+    write_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a small file atomically: readers see the old content or the new.
 
     Raises:
-        DiskError: the folder, or the one it would be made in, is read-only; the message names the key that says where
-            it is.
+        DiskError: it could not be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    replace_file(path, lambda temporary: temporary.write_bytes(data))
+
+
+def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) -> None:
+    """Replaces a file atomically by one that ``fill`` writes; its folder is made if missing.
+
+    Args:
+        sync: wait until the disk has it; else a power failure may leave a damaged file.
+
+    Raises:
+        DiskError: it could not be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent)
+        os.close(handle)
+        try:
+            fill(Path(name))
+            os.chmod(name, 0o644)
+            if sync:
+                flush(Path(name))
+            os.replace(name, path)
+            if sync:
+                flush(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def flush(path: Path) -> None:
+    """Waits until the disk has a file, or a folder's entries; Windows cannot do the latter."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a link out of its folder, too large, or not a JSON object.
+    """
+    check_own(path)
+    size = path.stat().st_size
+    if size > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; a file of its kind has a few thousand, so it is not read.")
+    try:
+        document = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({str(error)[:200]}).") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} is not a JSON object but a {type(document).__name__}.")
+    return document
+
+
+def check_own(path: Path) -> None:
+    """Raises a FileNotFoundError if a file is missing, a ValueError if it is a link out of its folder."""
+    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise ValueError(
+            f"{path} is a link to {path.resolve()}, outside its folder, and is not followed. Put the file itself there."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, or is no file.")
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Checks that a folder, which need not exist yet, can be written; makes nothing.
+
+    Args:
+        key: config key of the folder, for the message.
+
+    Raises:
+        DiskError: the folder, or the one it would be made in, is read-only.
     """
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if not os.access(place, os.W_OK | os.X_OK):
@@ -54,29 +159,12 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there yet, the innermost first."""
+    """The folder and its parents that do not exist yet, the innermost first."""
     return [each for each in (folder, *folder.parents) if not each.exists()]
 
 
 def take_away(files: Iterable[Path], folders: Sequence[Path]) -> None:
-    """Removes files, and folders where they are empty then; what cannot be removed stays."""
-    for path in (*sorted(files, reverse=True), *folders):  # what lies in a folder before the folder
-        with suppress(OSError):
+    """Removes files, and folders that are empty then; what cannot be removed stays."""
+    for path in (*sorted(files, reverse=True), *folders):  # the content of a folder before the folder
+        with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _code(error: Exception) -> int | None:
-    """The system's number of a failure; safetensors tells it in its text alone."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\bcode: (\d+)", str(error)) or re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
-
-
-def _way_out(code: int | None) -> str:
-    again = "start the same command again: it goes on from what is whole"
-    if code in _FULL:
-        return f"Free some space there, or move the folder to another disk and name that place, and {again}."
-    if code in _LOCKED:
-        return "Make the folder writable for this user, or choose another one (output_dir= of a training)."
-    return f"See that the disk is well, or move the folder to another one and name that place, and {again}."

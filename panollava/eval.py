@@ -28,7 +28,7 @@ from panollava.run.restore import Restored, measure, restore
 from panollava.run.run import open_tracker
 from panollava.run.sections import check_generation
 from panollava.run.sources import open_source
-from panollava.store.catalogue import StoreOptions, known_pictures
+from panollava.store.catalogue import StoreOptions
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, recorded_compute
 
@@ -138,7 +138,7 @@ def _measure(
         Path(options.results_dir),
         run.settings["experiment_name"],
         found,
-        {**run.subject(known_pictures(store)), "split": split, "data": data},
+        {**run.subject(store.file_identity()), "split": split, "data": data},
     )
     LOG.info("Measures: %s", path)
 

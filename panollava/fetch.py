@@ -19,6 +19,7 @@ from panollava.data import conversations, csv
 from panollava.data.csv import Entry, is_address
 from panollava.data.fetch import Fetched, Fetcher, FetchOptions, check_hosts
 from panollava.data.files import Pictures, read_listing
+from panollava.disk import write_file
 from panollava.logs import configure_console, counted, say
 from panollava.run.sources import check_data, file_key, source_arguments
 
@@ -126,8 +127,6 @@ def _opened(data: dict[str, Any], split: str) -> DataFile | None:
 
 def _written(files: Mapping[str, DataFile], fetched: Fetched, out: Path, data: Mapping[str, Any]) -> str:
     """Writes the new data files; returns the keys of ``data`` that name them."""
-    from panollava.checkpoint import write_file  # here, as it brings in torch
-
     keys: dict[str, str] = {}
     for split, file in files.items():
         same = [other for other in files.values() if other.path.name == file.path.name]

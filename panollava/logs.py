@@ -1,4 +1,4 @@
-"""Console lines and log files: the same text on both, times only in the file."""
+"""Console and log files: the same lines on both, with times in the file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ LOG = logging.getLogger("panollava")
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes through tqdm, so that a line never tears a progress bar."""
+    """Writes through tqdm, so that a line does not break a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _FileHandler(logging.FileHandler):
-    """A log file whose disk may fill up: that is said once on the terminal, and the run is left to find its own end."""
+    """A log file whose disk may fill up: one message on the terminal says so, and the run continues."""
 
     _is_well = True
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Says so the first time."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -39,7 +38,6 @@ class _FileHandler(logging.FileHandler):
             tqdm.write(f"{self.baseFilename} takes no more lines ({error.strerror}).", file=sys.stderr)
 
     def close(self) -> None:
-        """Closes the file, whether or not it takes the lines that are held back."""
         try:
             super().close()
         except OSError as error:
@@ -47,7 +45,7 @@ class _FileHandler(logging.FileHandler):
 
 
 def configure_console(level: int = logging.INFO) -> None:
-    """Sends panollava's messages to the terminal; safe to call again."""
+    """Sends panollava's messages to the terminal; may be called again."""
     LOG.setLevel(logging.DEBUG)
     LOG.propagate = False
     console = next((handler for handler in LOG.handlers if isinstance(handler, _ConsoleHandler)), None)
@@ -56,13 +54,13 @@ def configure_console(level: int = logging.INFO) -> None:
         console.setFormatter(logging.Formatter("%(message)s"))
         LOG.addHandler(console)
     console.setLevel(level)
-    # Libraries' warnings go to the log file; between the lines of a terminal they would only hide what matters.
+    # Libraries' warnings go to the log file alone; on the terminal they would hide the other lines.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").propagate = False
 
 
 def label_console(label: str) -> None:
-    """Puts a label before each line on the terminal: of the job that says it, where several run at once."""
+    """Puts a label, such as a job's name where several run at once, before each line on the terminal."""
     configure_console()
     for handler in LOG.handlers:
         if isinstance(handler, _ConsoleHandler):
@@ -70,7 +68,7 @@ def label_console(label: str) -> None:
 
 
 def in_words(count: float, base: int = 1024) -> str:
-    """Bytes to three digits: `base` 1024 counts in KiB, MiB, GiB, 1000 in kB, MB, GB."""
+    """Bytes to three digits, in KiB, MiB, GiB for `base` 1024, in kB, MB, GB for 1000."""
     units = ("bytes", "KiB", "MiB", "GiB", "TiB") if base == 1024 else ("bytes", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, int(math.log(max(1.0, count), base) + 1e-9))
     value = count / base**power
@@ -78,15 +76,12 @@ def in_words(count: float, base: int = 1024) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things, in the singular where it is one; only for nouns that take an s."""
+    """A number and its noun, with an s unless the number is 1."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Writes what a command was asked for to standard output; log lines go to standard error.
-
-    Characters that the terminal's encoding lacks become question marks.
-    """
+    """Writes a command's result to standard output; characters that its encoding lacks become question marks."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write((text + end).encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
@@ -95,10 +90,6 @@ def say(text: str, end: str = "\n") -> None:
 @contextmanager
 def log_file(folder: Path, name: str) -> Iterator[Path]:
     """Keeps a log file ``<folder>/<name>_<YYYYMMDD_HHMMSS>.log`` while the block runs.
-
-    Args:
-        folder: made if missing.
-        name: what is logged, such as a stage's name.
 
     Yields:
         The file's path.
@@ -112,11 +103,12 @@ def log_file(folder: Path, name: str) -> Iterator[Path]:
         handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     handler.setLevel(logging.DEBUG)
-    for logger in (LOG, logging.getLogger("py.warnings")):
+    loggers = LOG, logging.getLogger("py.warnings")
+    for logger in loggers:
         logger.addHandler(handler)
     try:
         yield path
     finally:
-        for logger in (LOG, logging.getLogger("py.warnings")):
+        for logger in loggers:
             logger.removeHandler(handler)
         handler.close()

@@ -13,11 +13,11 @@ from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from panollava.checkpoint import write_file
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.csv import is_address
 from panollava.data.fetch import FetchOptions
+from panollava.disk import write_file
 from panollava.logs import LOG, configure_console, say
 from panollava.model.api import PanoLlava
 from panollava.run.image_commands import check_fetch, find_panoramas

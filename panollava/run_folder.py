@@ -1,9 +1,9 @@
-"""The record of an experiment on disk: names, folders, owner, stage states and metadata.
+"""The folder of an experiment: names, lock, stage states and metadata.
 
 ::
 
-    runs/<experiment>/<stage>/<crop-with-hyphens>_<resampler>/   one stage's checkpoints, config and logs
-    runs/<experiment>/stage_state.json                           what is finished
+    runs/<experiment>/<stage>/<crop-with-hyphens>_<resampler>/   checkpoints, config and logs of a stage
+    runs/<experiment>/stage_state.json                           state of each stage
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, tidy, write_file, write_json
+from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, tidy
 from panollava.component import check_packages
-from panollava.disk import DiskError, missing_folders, take_away, writing
+from panollava.disk import DiskError, missing_folders, read_document, take_away, write_file, write_json, writing
 from panollava.stages.registry import STAGES as STAGE_NAMES
 from panollava.stages.registry import StageRecord, last_first, recorded_stage
-from panollava.untrusted import read_document
 
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
 
@@ -53,7 +52,6 @@ MAY_DIFFER = (
 )
 """Config keys that may change between the starts of a run without making it another run."""
 
-
 FORM = 2
 """Form of the ``model`` section in configs and metadata; older records have none and are read through ``upgraded``."""
 
@@ -78,30 +76,19 @@ _PATHS = {
     "evaluation": ("clip",),
 }
 """Settings of a run, by section, that may be paths."""
-_FETCHING = {
-    "remote",
-    "remote_cache",
-    "remote_connections",
-    "remote_max_mb",
-    "remote_retry_dead",
-    "remote_timeout_s",
-    "remote_tries",
-}
-"""Keys of ``data`` with which training fetched pictures, in records of up to version 0.2."""
 _NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}
-"""What nothing can be opened without, of ``checkpoint_metadata.json``."""
+"""Required entries of ``checkpoint_metadata.json``, with their types."""
 
 
 class Experiment:
-    """An experiment's folder, owned by one process at a time.
+    """An experiment's folder, which one process locks at a time.
 
-    Use as a context manager; leaving it gives the folder up. What a start made that ends with an error before `begin`
-    is taken away again.
+    As a context manager it holds the lock. If an error ends the block before `begin`, the new files are removed.
 
     Args:
         root: ``runs/<experiment>``.
         setting: ``<crop-with-hyphens>_<resampler>``, the name of each stage's folder.
-        name: under which its results are kept; the folder's own by default, ``<sweep>/<job>`` of a sweep's job.
+        name: of its results; by default the folder's own, for a job of a sweep ``<sweep>/<job>``.
         owner: whether this process writes; other ranks of a distributed run only read.
     """
 
@@ -112,7 +99,7 @@ class Experiment:
         self.is_begun = False
 
     def begin(self) -> None:
-        """From here on the start is one that leaves a record, however it ends."""
+        """From here on files stay, however the run ends."""
         self.is_begun = True
 
     def __enter__(self) -> Experiment:
@@ -122,7 +109,14 @@ class Experiment:
             try:
                 with writing(self.root):
                     self.root.mkdir(parents=True, exist_ok=True)
-                    is_ours = self._take()
+                    try:
+                        # A killed process releases the lock as it dies, with its workers.
+                        self._exit.enter_context(FileLock(self.root / ".lock").acquire(timeout=0))
+                    except Timeout:
+                        raise ValueError(
+                            f"{self.root} is in use by another process. Wait for it, stop it, or give this run "
+                            "a name of its own with experiment_name=<name>."
+                        ) from None
             except DiskError as error:
                 if not isinstance(error.__cause__, FileExistsError | NotADirectoryError):
                     raise
@@ -130,11 +124,6 @@ class Experiment:
                     f"output_dir: {self.root} cannot be made, since a file is in its way ({error.__cause__}). Choose "
                     "another output_dir."
                 ) from error
-            if not is_ours:
-                raise ValueError(
-                    f"{self.root} is in use by another process. Wait for it, stop it, or give this run "
-                    "a name of its own with experiment_name=<name>."
-                )
             for folder in (self.root, *self.root.glob("*/"), *self.root.glob("*/*/")):
                 with writing(folder):
                     tidy(folder)
@@ -145,16 +134,8 @@ class Experiment:
             take_away(set(self.root.rglob("*")) - self._before, self._made)
         self._exit.close()
 
-    def _take(self) -> bool:
-        """Whether no other process owns the folder; a killed one gives it up as it dies, with its workers."""
-        try:
-            self._exit.enter_context(FileLock(self.root / ".lock").acquire(timeout=0))
-        except Timeout:
-            return False
-        return True
-
     def stage_folder(self, stage: str) -> Path:
-        """Where a stage keeps its checkpoints."""
+        """Folder of a stage's checkpoints."""
         return self.root / stage / self.setting
 
     def states(self) -> dict[str, dict[str, Any]]:
@@ -162,7 +143,7 @@ class Experiment:
         path = self.root / STAGES
         if not path.exists():
             return {}
-        way_out = "Remove the file, and the stages go on from their checkpoints; or start anew with overwrite=true."
+        way_out = "Remove the file to resume from the stages' checkpoints; or start anew with overwrite=true."
         try:
             document = read_document(path)
         except ValueError as error:
@@ -171,18 +152,18 @@ class Experiment:
         if document.get("format_version") != FORMAT_VERSION or not isinstance(stages, dict):
             raise ValueError(
                 f"{path} is of format {document.get('format_version')!r}, and this panollava reads {FORMAT_VERSION}. "
-                f"Go on with the panollava that wrote it. {way_out}"
+                f"Use the panollava that wrote it. {way_out}"
             )
         if wrong := [key for key, entry in stages.items() if not isinstance(entry, dict)]:
-            raise ValueError(f"{path} tells nothing of {wrong[0]}. {way_out}")
+            raise ValueError(f"{path} has no valid entry for {wrong[0]}. {way_out}")
         return stages
 
     def state(self, stage: str) -> dict[str, Any]:
-        """State of one stage; empty when it was never started."""
+        """State of one stage; empty if it was never started."""
         return self.states().get(f"{stage}/{self.setting}", {})
 
     def record(self, stage: str, **values: Any) -> None:
-        """Updates one stage's state on disk; from here on the start leaves a record."""
+        """``begin`` and update one stage's state on disk."""
         self.begin()
         states = self.states()
         entry = states.setdefault(f"{stage}/{self.setting}", {})
@@ -193,7 +174,7 @@ class Experiment:
         """Removes a stage's folder and state (``overwrite=true``)."""
         try:
             states = self.states()
-        except ValueError:  # what cannot be read is replaced too
+        except ValueError:  # an unreadable file is replaced too
             states = {}
         if states.pop(f"{stage}/{self.setting}", None) is not None or (self.root / STAGES).exists():
             write_json(self.root / STAGES, {"format_version": FORMAT_VERSION, "stages": states})
@@ -205,18 +186,16 @@ class Experiment:
                 shutil.rmtree(gone)
 
     def check_same_config(self, stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
-        """Refuses to go on in a stage's folder with another config.
+        """Refuses to resume in a stage's folder with another config.
 
         Args:
             config: resolved config of this start.
-            recorded: the folder's ``config.yaml``, or None where there is none.
+            recorded: the folder's ``config.yaml``, if there is one.
 
         Raises:
-            ValueError: naming the keys that differ and the ways out.
+            ValueError: with the keys that differ and the ways out.
         """
-        if recorded is None:
-            return
-        different = differing_keys(stage, config, recorded)
+        different = {} if recorded is None else differing_keys(stage, config, recorded)
         if different:
             shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())
             raise ValueError(
@@ -239,18 +218,18 @@ def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str,
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A config or metadata of an older form, in the words that say the same run today.
+    """A config or metadata of an older form, in the present form.
 
     Up to version 0.1 ``model.join=stitch`` was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and
     no positions, and stage 1 paired columns by itself also where tiles look up or down. Keys of ``data`` with which
     training fetched pictures are left out.
 
     Args:
-        record: with a section ``model``; of today's form it comes back as it is.
+        record: one of the present form is returned as it is.
     """
     result = dict(record)
     if isinstance(data := result.get("data"), Mapping):
-        result["data"] = {key: value for key, value in data.items() if key not in _FETCHING}
+        result["data"] = {k: value for k, value in data.items() if k != "remote" and not k.startswith("remote_")}
     if record.get("form") == FORM or not isinstance(record.get("model"), Mapping):
         return result
     result = copy.deepcopy(result)
@@ -292,10 +271,8 @@ def short_name(name: str) -> str:
 def experiment_name(*, vision: str, language: str, resampler: str, crop: str, position: str, overlap: float) -> str:
     """``{vision}_{language}_{resampler}_{crop}[_PE][_ovNNN]``.
 
-    Args:
-        vision, language: backbone names.
-        resampler, crop, position: component types.
-        overlap: as asked; named, in hundredths, where it is not the default 0.5.
+    ``vision`` and ``language`` are names of backbones, the others types of components and the configured overlap,
+    which is in the name, in hundredths, unless it is the default 0.5.
     """
     parts = [short_name(vision), short_name(language), resampler, crop.replace("_", "-")]
     if position != "none":
@@ -306,7 +283,7 @@ def experiment_name(*, vision: str, language: str, resampler: str, crop: str, po
 
 
 def write_metadata(folder: Path, metadata: Mapping[str, Any], config_yaml: str) -> None:
-    """Writes what evaluation needs to rebuild the run: ``checkpoint_metadata.json`` and ``config.yaml``."""
+    """Writes ``checkpoint_metadata.json``, from which evaluation rebuilds the model, and ``config.yaml``."""
     write_json(folder / METADATA, {"format_version": FORMAT_VERSION, "form": FORM, **metadata})
     write_file(folder / CONFIG, config_yaml)
 
@@ -331,20 +308,16 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Open it with the panollava that wrote it."
         )
     if lacking := [key for key, kind in _NEEDED.items() if not isinstance(document.get(key), kind)]:
-        raise ValueError(f"{path} lacks {', '.join(lacking)}, so it does not say what the checkpoints beside it are.")
+        raise ValueError(f"{path} lacks {', '.join(lacking)}, without which the checkpoints cannot be opened.")
     check_packages(document.get("packages", {}))
     return upgraded(document)
 
 
 def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A run's settings with relative paths that lead somewhere, from wherever a command is started.
+    """A copy of a run's settings in which relative paths are resolved, wherever the command is started.
 
-    A path is tried as it is, then from each folder above the run's, the nearest first, then from the folder that the
-    run was started in. One that is found nowhere, such as a hub name, stays as it is.
-
-    Args:
-        settings: as ``read_metadata`` gives them; not changed.
-        folder: of the stage.
+    A path is tried as it is, then from each parent of the stage's ``folder``, the nearest first, then from the folder
+    that the run was started in. A value that is found nowhere, such as a hub name, stays as it is.
     """
     result = copy.deepcopy(settings)
     roots = [*folder.resolve().parents, *(Path(root) for root in [settings.get("workplace")] if root)]
@@ -361,17 +334,16 @@ def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def prompt_date(metadata: Mapping[str, Any]) -> date | None:
-    """The day that a run's prompts name, of its metadata; None where they name none, or it is not recorded."""
+    """The date in a run's prompts, from its metadata; None if they have none, or it is not recorded."""
     recorded = (metadata.get("prompt") or {}).get("date")
     return None if recorded is None else date.fromisoformat(recorded)
 
 
 def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
-    """The stage folder that a user means: the folder itself, a checkpoint in it, or a stage of its experiment.
+    """The stage folder for a path: the folder itself, a checkpoint in it, or an experiment.
 
     Args:
-        path: what the user names.
-        order: the experiment's stages, the one to take first if it is there; empty for the last one.
+        order: stages of an experiment, the preferred one first; empty for the last one.
     """
     if (path / METADATA).is_file():
         return path
@@ -394,14 +366,12 @@ def _outside_stages(path: Path) -> list[StageRecord]:
 
 def known_checkpoints(output_dir: Path, stage: str) -> list[Path]:
     """Folders of a stage below ``output_dir`` that hold a readable checkpoint, newest first."""
-    found: list[Path] = []
-    for metadata in output_dir.glob(f"**/{stage}/*/{METADATA}"):
-        if any(_readable(link) for link in metadata.parent.glob("*.ckpt")):
-            found.append(metadata.parent)
+    folders = [metadata.parent for metadata in output_dir.glob(f"**/{stage}/*/{METADATA}")]
+    found = [folder for folder in folders if any(_is_readable(link) for link in folder.glob("*.ckpt"))]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _readable(checkpoint: Path) -> bool:
+def _is_readable(checkpoint: Path) -> bool:
     try:
         read_state(checkpoint)
     except (OSError, ValueError):

@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.checkpoint import write_json
 from panollava.component import allow, outside_packages
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
+from panollava.disk import read_document, write_json
 from panollava.evaluation.metrics import AnswerSet, check_metrics, find_metrics, metrics_record, score
 from panollava.evaluation.predictions import KEYED, METRICS, Form, read_predictions
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
-from panollava.untrusted import read_document
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""The record of a sweep on disk: its parent run, and how each of its jobs went.
+"""The folder of a sweep: its parent run, and the status of its jobs.
 
 ::
 
-    runs/<sweep>/sweep.json         the parent run, and which start of the sweep was the last
-    runs/<sweep>/<job>/job.json     what the job swept, and how it ended
+    runs/<sweep>/sweep.json         the last start of the sweep, and the parent run
+    runs/<sweep>/<job>/job.json     the job's values of the swept keys, and its status
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from panollava.disk import read_document, write_json
 
 FORMAT_VERSION = 1
 SWEEP, JOB = "sweep.json", "job.json"
@@ -24,8 +26,8 @@ class Start:
     """The last start of a sweep.
 
     Attributes:
-        id: tells its jobs from those of earlier starts.
-        uri, run_id: where the parent run is kept; None where nothing is tracked.
+        id: distinguishes its jobs from those of earlier starts.
+        uri, run_id: store and id of the parent run; None with ``tracking=none``.
         arrays: job arrays that a cluster has accepted.
     """
 
@@ -42,8 +44,8 @@ class JobRecord:
     Attributes:
         name: its folder below the sweep's.
         start: id of the start that it last ran in.
-        status: ``running`` also stays behind where a job was killed.
-        swept: its values of the keys that the sweep varies.
+        status: a killed job stays ``running``.
+        swept: its values of the swept keys.
         error: why it failed.
     """
 
@@ -60,30 +62,30 @@ def write_start(sweep: Path, start: Start) -> None:
 
 
 def read_start(sweep: Path) -> Start | None:
-    """The last start, or None where there was none."""
+    """The last start, or None if there was none."""
     values = _read(sweep / SWEEP)
     return None if values is None else Start(**values)
 
 
 def write_job(sweep: Path, record: JobRecord) -> None:
-    """Records how a job stands."""
+    """Records a job."""
     _write(sweep / record.name / JOB, asdict(record))
 
 
 def read_jobs(sweep: Path) -> list[JobRecord]:
-    """Every job that was ever started, by name."""
+    """Every job that was ever started, sorted by name."""
     found = (_read(path) for path in sorted(sweep.rglob(JOB)))
     return [JobRecord(**values) for values in found if values is not None]
 
 
 def read_job(folder: Path) -> JobRecord | None:
-    """The record of one job's folder, None where there is none."""
+    """The job of a folder, or None if it has no record."""
     values = _read(folder / JOB)
     return None if values is None else JobRecord(**values)
 
 
 def job_name(folder: Path) -> str | None:
-    """``<sweep>/<job>`` where an experiment's folder is a job's, else None."""
+    """``<sweep>/<job>`` if an experiment's folder is that of a job, else None."""
     job = read_job(folder)
     if job is None:
         return None
@@ -92,17 +94,13 @@ def job_name(folder: Path) -> str | None:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    from panollava.checkpoint import write_json  # with torch, which no command needs before it knows its config
-
     write_json(path, {"format_version": FORMAT_VERSION, **values})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    from panollava.untrusted import read_document
-
     values = read_document(path)
     if values.pop("format_version", None) != FORMAT_VERSION:
-        raise ValueError(f"{path} is not a record of format {FORMAT_VERSION}. Remove the file to go on.")
+        raise ValueError(f"{path} is not a record of format {FORMAT_VERSION}. Remove the file to continue.")
     return values

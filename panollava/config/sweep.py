@@ -27,8 +27,7 @@ from panollava.disk import check_writable, missing_folders, take_away
 from panollava.logs import counted
 from panollava.sweep_folder import JOB, SWEEP, JobRecord, Start, read_jobs, read_start, write_start
 from panollava.tracking.location import absolute_uri, experiment_name, is_server
-from panollava.tracking.opening import discard_run
-from panollava.tracking.sweep import end_parent, start_parent
+from panollava.tracking.runs import discard_run, end_parent, start_parent
 from panollava.tracking.tracker import Status
 
 _BROKEN = (

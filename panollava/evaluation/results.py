@@ -21,9 +21,9 @@ from annotated_types import Interval
 from tqdm import tqdm
 
 from panollava.batch import Batch
-from panollava.checkpoint import tidy, write_json
+from panollava.checkpoint import tidy
 from panollava.data.source import Question
-from panollava.disk import writing
+from panollava.disk import write_json, writing
 from panollava.evaluation.exact_match import AnswerReport, is_correct
 from panollava.evaluation.predictions import METRICS, PREDICTIONS, Prediction, answers_digest
 from panollava.evaluation.statistics import mean_interval

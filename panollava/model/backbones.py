@@ -18,7 +18,7 @@ from panollava.model.hub import backbone_record, load_language_model, load_token
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
-from panollava.store.identity import KnownPictures
+from panollava.store.identity import FileIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Backbones:
             logger.info("The run does not record the content of its backbones, so changes since training go unnoticed.")
             return
         place = Path("cache", "pictures")  # where commands that keep features record file digests
-        known = KnownPictures(place if place.is_dir() else None)
+        known = FileIdentity(place if place.is_dir() else None)
         for part in ("vision", "language"):
             old, new = inputs.get(part), self.record(part, known.identify)
             if old and new and old != new:

@@ -22,7 +22,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
-from panollava.untrusted import read_document
+from panollava.disk import read_document
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 LANGUAGE_KEY = "model.language.name"

@@ -15,10 +15,10 @@ from annotated_types import Interval
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn, uint8
 
-from panollava.checkpoint import write_json
+from panollava.checkpoint import check_weights, read_tensors
+from panollava.disk import read_document, write_json
 from panollava.model.components import seeded
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL
-from panollava.untrusted import check_weights, read_document, read_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
             "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
         )
     config = _read_config(path / ADAPTER_CONFIG)
-    tensors = read_safetensors((path / ADAPTER_WEIGHTS).resolve())  # the hub's cache keeps links
+    tensors = read_tensors((path / ADAPTER_WEIGHTS).resolve())  # the hub's cache keeps links
     check_weights(tensors, path / ADAPTER_WEIGHTS)
     # peft would allocate any rank that the settings name.
     held = {int(tensor.shape[0]) for name, tensor in tensors.items() if ".lora_A." in name and tensor.ndim == 2}

@@ -17,7 +17,7 @@ from panollava.evaluation.metrics import metrics_record
 from panollava.model.backbones import Backbones
 from panollava.run.config_check import EvaluationOptions
 from panollava.run_folder import flatten, prompt_date
-from panollava.store.identity import KnownPictures
+from panollava.store.identity import FileIdentity
 
 Record = Mapping[str, Any]
 ASKED = ("questions", "references", "pictures")
@@ -28,7 +28,7 @@ FAIR = ("generation", "precision")
 """Keys of how answers were given that are as a rule no subject of a comparison."""
 
 
-def asked_record(source: DataSource, known: KnownPictures) -> dict[str, str]:
+def asked_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
     """The content of a split's questions, in their order, and of the pictures that they are about."""
     questions = source.questions()
     return {
@@ -38,7 +38,7 @@ def asked_record(source: DataSource, known: KnownPictures) -> dict[str, str]:
     }
 
 
-def learnt_record(source: DataSource, known: KnownPictures) -> dict[str, str]:
+def learnt_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
     """The content of a split's records, as the first epoch sees them, and of their pictures.
 
     Data that are drawn follow from what their pictures are drawn from: a few texts tell whether the code is the same.
@@ -55,7 +55,7 @@ def answer_conditions(
     checkpoint: Path,
     settings: Mapping[str, Any],
     source: DataSource,
-    known: KnownPictures,
+    known: FileIdentity,
     *,
     prompt: Mapping[str, Any] | None = None,
     precision: str | None = None,
@@ -91,7 +91,7 @@ def answer_conditions(
     }
 
 
-def fingerprint(checkpoint: Path, known: KnownPictures) -> str:
+def fingerprint(checkpoint: Path, known: FileIdentity) -> str:
     """A short digest of the weights in a checkpoint: the same for the same weights, wherever they lie."""
     return known.identify(checkpoint / TRAINED)[:16]
 
@@ -152,7 +152,7 @@ def unequal(records: Mapping[str, Record]) -> list[str]:
     return lines
 
 
-def _pictures(source: DataSource, pictures: list[Path | str], known: KnownPictures) -> str:
+def _pictures(source: DataSource, pictures: list[Path | str], known: FileIdentity) -> str:
     """Digest of pictures in their order: by the content of files; by what drawn ones show, and how one is drawn."""
     files = known.identify_all(one for one in pictures if isinstance(one, Path))
     names = [one.partition(": ")[2] or one if isinstance(one, str) else files[one] for one in pictures]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from panollava.checkpoint import write_file
 from panollava.data.source import FREE_TEXT, DataSource, Question
+from panollava.disk import write_file
 from panollava.evaluation.clip import Clip
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.exact_match import AnswerReport, markdown_table, score_answers, text_table
@@ -30,7 +30,7 @@ from panollava.run.features import open_features
 from panollava.run.memory import answers_too_large, explained
 from panollava.run.restore import Restored
 from panollava.run.sources import open_source
-from panollava.store.catalogue import StoreOptions, known_pictures
+from panollava.store.catalogue import StoreOptions
 from panollava.store.feature_maker import FeatureMaker
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute
@@ -273,7 +273,7 @@ def answer_split(
         num_workers: processes that cut panoramas.
         conditions: what the answers depend on, where it was computed before; see ``answer_conditions``.
     """
-    source, known = open_source(dict(data), split, pano.crop), known_pictures(store)
+    source, known = open_source(dict(data), split, pano.crop), store.file_identity()
     of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": compute.name}
     if conditions is None:
         conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model)

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state, write_file
-from panollava.disk import writing
+from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state
+from panollava.disk import write_file, writing
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import gallery_picture
 from panollava.evaluation.predictions import UNFINISHED
@@ -25,7 +25,7 @@ from panollava.run.restore import Restored
 from panollava.run.run import Run, awaits_model, plain, wanted_model
 from panollava.run_folder import CONFIG, METADATA
 from panollava.stages.protocol import Stage
-from panollava.tracking.location import absolute_uri, way_to_look
+from panollava.tracking.location import absolute_uri, how_to_view
 from panollava.tracking.tracker import ModelLoss
 
 VIEWS = "views.png"
@@ -122,7 +122,7 @@ def farewell(run: Run) -> None:
     pictures = [run.experiment.root / VIEWS, *(Path(f) / PICTURE for f in [_evaluated(run)] if f)]
     LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
-        LOG.info("Compare runs: %s", way_to_look(absolute_uri(run.cfg.tracking.uri)))
+        LOG.info("Compare runs: %s", how_to_view(absolute_uri(run.cfg.tracking.uri)))
 
 
 def _evaluated(run: Run) -> str | None:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from panollava.checkpoint import write_file
 from panollava.config.check import check_section
 from panollava.crop.cameras import PERSPECTIVE, Camera
 from panollava.crop.crop import Crop, read_panorama
@@ -22,6 +21,7 @@ from panollava.crop.strategies import global_camera
 from panollava.data.csv import is_address
 from panollava.data.fetch import FetchOptions, check_hosts, fetch_panorama
 from panollava.data.world import WorldSource
+from panollava.disk import write_file
 from panollava.evaluation.drawing import encode_png
 from panollava.logs import LOG
 

@@ -33,7 +33,7 @@ from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, rea
 from panollava.stages.protocol import Stage, StageSetup
 from panollava.stages.registry import StageRecord, for_metadata, recorded_stage, stages_of
 from panollava.store.catalogue import StoreOptions
-from panollava.store.identity import KnownPictures
+from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import job_name
 from panollava.training.distributed import Processes
 from panollava.training.loop import validate
@@ -74,7 +74,7 @@ class Restored:
         """The stage's run folder."""
         return self.checkpoint.parent
 
-    def subject(self, known: KnownPictures) -> dict[str, Any]:
+    def subject(self, known: FileIdentity) -> dict[str, Any]:
         """What an evaluation records of the model.
 
         Args:

@@ -24,6 +24,7 @@ from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
 from panollava.component import label
 from panollava.config.job import gpu_beside_others, in_sweep, swept_values
 from panollava.data.loader import StageLoader
+from panollava.disk import read_document
 from panollava.evaluation.predictions import METRICS, read_answers
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
@@ -33,20 +34,18 @@ from panollava.run.data import RunData, open_data
 from panollava.run.features import open_features
 from panollava.run_folder import CONFIG, METADATA, Experiment, experiment_name, flatten, prompt_date, read_metadata
 from panollava.stages.registry import StageRecord, stages_of
-from panollava.store.catalogue import StoreOptions, known_pictures
+from panollava.store.catalogue import StoreOptions
 from panollava.store.feature_maker import FeatureMaker
-from panollava.store.identity import KnownPictures
+from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import job_name, read_start
 from panollava.tracking.database import FOLDER_TAG
-from panollava.tracking.delivery import deliver
 from panollava.tracking.mlflow_tracker import MlflowTracker
-from panollava.tracking.outbox import OUTBOX
+from panollava.tracking.outbox import OUTBOX, deliver
 from panollava.tracking.store import STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import Processes
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
 from panollava.training.precision import Compute, choose_compute
-from panollava.untrusted import read_document
 
 FINISHED, SKIPPED = "finished", "skipped"
 
@@ -384,9 +383,9 @@ class Run:
         )
 
     @cached_property
-    def known(self) -> KnownPictures:
+    def known(self) -> FileIdentity:
         """What recognises pictures and other files."""
-        return known_pictures(self.store)
+        return self.store.file_identity()
 
     def inputs(self, name: str) -> dict[str, Any]:
         """The content of what a stage learns from: both backbones and the data; empty in a dry run, which ends soon."""

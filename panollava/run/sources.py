@@ -25,6 +25,7 @@ from panollava.crop.partial import Covered
 from panollava.data.augment import AugmentOptions
 from panollava.data.files import FilesSource, alike
 from panollava.data.source import DataSource
+from panollava.disk import write_file
 from panollava.logs import LOG, counted
 from panollava.store.identity import file_state
 
@@ -58,8 +59,6 @@ class Decoded:
 
     def save(self) -> None:
         """Writes all verdicts, with those that another process has written in the meantime."""
-        from panollava.checkpoint import write_file  # here, as it brings in torch
-
         document = {"decoders": DECODERS, "pictures": _read(self._path) | self._verdicts}
         write_file(self._path, json.dumps(document, ensure_ascii=False))
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from panollava.checkpoint import BEST, TRAINED, follow, write_file
+from panollava.checkpoint import BEST, TRAINED, follow
+from panollava.disk import read_document, write_file
 from panollava.evaluation.comparison import (
     INK,
     PAPER,
@@ -35,9 +36,8 @@ from panollava.run.evaluate import Answers, first_difference
 from panollava.run.run import FINISHED
 from panollava.run_folder import CONFIG, STAGES
 from panollava.stages import registry
-from panollava.store.identity import KnownPictures
+from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import JobRecord, read_jobs
-from panollava.untrusted import read_document
 
 JOB_NUMBERS = ("seconds", "samples_per_second", "peak_memory_gb", "validation_loss")
 """Keys that are read from each stage's state."""
@@ -106,11 +106,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     results = workplace / state["evaluated"] if state.get("evaluated") else None
     metrics = read_document(results / METRICS) if results and (results / METRICS).is_file() else {}
     best = follow(folder / last / BEST)
-    if (
-        metrics
-        and best
-        and metrics["settings"].get("fingerprint") not in (None, fingerprint(best, KnownPictures(None)))
-    ):
+    if metrics and best and metrics["settings"].get("fingerprint") not in (None, fingerprint(best, FileIdentity(None))):
         LOG.warning(
             "%s: its answers in %s are of earlier weights, and are left out of the report.", folder.name, results
         )

@@ -1,1 +1,1 @@
-"""Features of a frozen encoder on disk: made once, recognised again, shared by all that run side by side."""
+"""Features of a frozen encoder on disk: computed once, and shared by processes that run at the same time."""

@@ -1,4 +1,4 @@
-"""The stores of a folder: opening the one of a way of seeing, listing them, removing them."""
+"""The feature stores of a folder: opens the one of an encoder, lists them, removes them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from annotated_types import Gt
 from panollava.disk import writing
 from panollava.logs import in_words
 from panollava.store.features import SUFFIX, FeatureStore
-from panollava.store.identity import KnownPictures
+from panollava.store.identity import FileIdentity
 from panollava.store.quota import MARK, Quota, folder_bytes, last_used, remove, stores
+
+FORMAT = 1
+FEATURES, PICTURES = "features", "pictures"
+"""Folders in ``store.dir``: of the stores, and of the records of ``FileIdentity``."""
+GIB = 2**30
+_STALE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,10 @@ class StoreOptions:
     """Settings of the store of a frozen encoder's features.
 
     Attributes:
-        enabled: keep features wherever the encoder is frozen and pictures are not changed at random.
-        dir: folder of the stores and of what is known of pictures.
-        max_gib: most that all stores may hold.
-        verify: read the whole of every picture to recognise it, not only its size and times.
+        enabled: keep features wherever the encoder is frozen and images are not augmented.
+        dir: folder of the stores and of the records of files.
+        max_gib: limit of all stores together.
+        verify: read the whole of every image to identify it, not only its size and times.
     """
 
     enabled: bool = True
@@ -36,21 +42,29 @@ class StoreOptions:
     max_gib: Annotated[float, Gt(0)] = 50.0
     verify: bool = False
 
+    @property
+    def root(self) -> Path:
+        """Folder of the stores."""
+        return Path(self.dir).expanduser().absolute() / FEATURES
 
-FORMAT = 1
-FEATURES, PICTURES = "features", "pictures"
-GIB = 2**30
-_STALE_S = 3600.0
+    @property
+    def quota(self) -> Quota:
+        """The limit of all stores."""
+        return Quota(self.root, int(self.max_gib * GIB))
+
+    def file_identity(self) -> FileIdentity:
+        """Identifies images and other files, with what was recorded of them in ``dir``."""
+        return FileIdentity(self.root.with_name(PICTURES), verify=self.verify)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A store as it lies on disk.
+    """A store on disk.
 
     Attributes:
-        folder: of it.
-        panoramas: how many it holds.
-        bytes: all that it takes.
+        folder: of the store.
+        panoramas: in the store.
+        bytes: of all its files.
         used: when it was last used, in seconds since the epoch.
     """
 
@@ -60,7 +74,7 @@ class Kept:
     used: float
 
     def line(self) -> str:
-        """The store in a line for people."""
+        """One line about the store."""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
         return f"{self.folder.name}: {self.panoramas:,} panoramas, {in_words(self.bytes)}, last used {used}"
 
@@ -68,12 +82,11 @@ class Kept:
 def open_store(
     options: StoreOptions, name: str, features_of: Mapping[str, Any], *, shape: Sequence[int], dtype: torch.dtype
 ) -> FeatureStore:
-    """The store of one way of seeing, made if there is none.
+    """The store of one encoder and crop, made if missing.
 
     Args:
-        options: where, and how large all stores may be.
-        name: what its folder's name begins with.
-        features_of: everything that features depend on beside the picture; another value is another store.
+        name: prefix of its folder's name.
+        features_of: all that features depend on beside the image; another value is another store.
         shape: ``(V, N, Dv)`` of a panorama's features.
         dtype: of the features.
 
@@ -82,13 +95,11 @@ def open_store(
     """
     whole = {"format": FORMAT, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), **features_of}
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
-    root = Path(options.dir).expanduser().absolute()
-    quota = Quota(root / FEATURES, int(options.max_gib * GIB))
     store = FeatureStore(
-        root / FEATURES / f"{name}_{whole['dtype']}_{digest}",
+        options.root / f"{name}_{whole['dtype']}_{digest}",
         features_of=whole,
-        pictures=known_pictures(options),
-        quota=quota,
+        files=options.file_identity(),
+        quota=options.quota,
         shape=shape,
         dtype=dtype,
     )
@@ -96,16 +107,21 @@ def open_store(
         store.make()
     store.touch()
     try:
-        _sweep(store.folder)
-        quota.recount()
-    except OSError as error:  # it is somebody else's, who lets others read
+        _remove_leftovers(store.folder)
+        store.quota.recount()
+    except OSError as error:  # another user's store, which this user may read
         store.stop(f"{error}")
     return store
 
 
-def known_pictures(options: StoreOptions) -> KnownPictures:
-    """What recognises pictures and other files, with all that was remembered of them in ``store.dir``."""
-    return KnownPictures(Path(options.dir).expanduser().absolute() / PICTURES, verify=options.verify)
+def _remove_leftovers(store: Path) -> None:
+    """Removes the temporary files of killed writers."""
+    for leftover in store.glob("*/.tmp-*"):
+        try:
+            if time.time() - leftover.stat().st_mtime > _STALE_S:
+                leftover.unlink()
+        except FileNotFoundError:  # another process removes them too
+            continue
 
 
 def kept_stores(folder: str) -> list[Kept]:
@@ -118,29 +134,18 @@ def kept_stores(folder: str) -> list[Kept]:
 
 
 def clear_stores(options: StoreOptions, chosen: Sequence[Kept]) -> None:
-    """Removes stores; processes that read them go on with what they have, and make the rest again.
+    """Removes stores; processes that read them keep the features that they have, and encode the rest again.
 
     Raises:
         OSError: some of them cannot be removed.
     """
     for kept in chosen:
         remove(kept.folder)
-    root = Path(options.dir).expanduser() / FEATURES
-    if root.is_dir():
-        with writing(root):
-            Quota(root, int(options.max_gib * GIB)).recount()
+    if options.root.is_dir():
+        with writing(options.root):
+            options.quota.recount()
     if left := [str(kept.folder) for kept in chosen if kept.folder.exists()]:
         raise OSError(
             f"{', '.join(left)} could not be removed in whole: some files are in use or belong to somebody else. End "
-            "what uses them, or remove the rest yourself."
+            "the processes that use them, or remove the rest yourself."
         )
-
-
-def _sweep(store: Path) -> None:
-    """Removes what writers that were killed have left behind."""
-    for leftover in store.glob("*/.tmp-*"):
-        try:
-            if time.time() - leftover.stat().st_mtime > _STALE_S:
-                leftover.unlink()
-        except FileNotFoundError:  # another process sweeps too
-            continue

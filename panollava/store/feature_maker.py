@@ -1,9 +1,9 @@
-"""Batches whose features are in part still to be made, and the one place where they are made."""
+"""Completes batches with the features that the store lacks: the only place where they are encoded."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,19 +12,19 @@ from torch import Tensor
 from panollava.batch import Batch
 from panollava.store.features import FeatureStore
 
-_PATIENCE_S = 0.002
+_WAIT_S = 0.002
 
 
 @dataclass
 class PartBatch:
-    """A batch without pixels, as loader workers make it: features of the pictures that are known, views of the others.
+    """A batch without pixels from a loader worker: features of the images in the store, views of the others.
 
     Attributes:
         batch: all but pixels and features.
-        pictures: digest of each sample's picture.
+        pictures: digest of each sample's image.
         known: whether each sample's features were in the store.
-        features: ``(K, V, N, Dv)`` of those, None without any.
-        views: ``(B - K, V, 3, h, w)`` uint8 of the others, None without any.
+        features: ``(K, V, N, Dv)`` of the known ones, None if K is 0.
+        views: ``(B - K, V, 3, h, w)`` uint8 of the others, None if there are none.
     """
 
     batch: Batch
@@ -41,20 +41,20 @@ class PartBatch:
 
 
 class FeatureMaker:
-    """Encodes what a store lacks, always in the same way: one panorama a call, whoever is beside it in a batch.
+    """Encodes the features that a store lacks, one panorama per call whatever else is in the batch.
 
-    So features are the same bits whether they were made now, a week ago, or by another job of a sweep. Processes that
-    lack the same panorama at the same time share the work: one encodes it, the others turn to what nobody has begun,
-    then wait. If the one is killed, the next takes its place.
+    So features have the same bits whichever process encoded them, and when. Processes that lack the same panoramas at
+    the same time share the work: one encodes a panorama, the others continue with the next that no process has begun,
+    then wait. If a process is killed, another takes over.
 
     Args:
-        store: where features are kept.
+        store: of the features.
         encode: ``(V, 3, h, w)`` uint8 views of one panorama -> ``(V, N, Dv)``; see ``panollava.model.vision``.
-        device: where features are needed.
+        device: of the completed features.
 
     Attributes:
         made: panoramas encoded.
-        read: samples whose features were there.
+        read: samples whose features were in the store.
     """
 
     def __init__(self, store: FeatureStore, encode: Callable[[Tensor], Tensor], device: torch.device) -> None:
@@ -62,41 +62,38 @@ class FeatureMaker:
         self.made = self.read = 0
 
     def complete(self, part: PartBatch) -> Batch:
-        """The batch with ``vision_features`` ``(B, V, N, Dv)``, on the CPU if it read all of them."""
+        """The batch with ``vision_features`` ``(B, V, N, Dv)``; on the CPU if the store had all of them."""
         self.store.touch()
         self.read += sum(part.known)
         if part.views is None:
             part.batch.vision_features = part.features
             return part.batch
         missing = [row for row, known in enumerate(part.known) if not known]
-        views = {part.pictures[row]: one for row, one in zip(missing, part.views, strict=True)}
-        found = dict(self._obtain(views))
-        rows = torch.empty((len(part.known), *self.store.shape), dtype=self.store.dtype, device=self.device)
+        found = self._obtain({part.pictures[row]: one for row, one in zip(missing, part.views, strict=True)})
+        result = torch.empty((len(part.known), *self.store.shape), dtype=self.store.dtype, device=self.device)
         for row in missing:
-            rows[row] = found[part.pictures[row]]
+            result[row] = found[part.pictures[row]]
         if part.features is not None:
-            places = torch.tensor([row for row, known in enumerate(part.known) if known], device=self.device)
-            rows[places] = part.features.to(self.device, non_blocking=True)
-        part.batch.vision_features = rows
+            rows = torch.tensor([row for row, known in enumerate(part.known) if known], device=self.device)
+            result[rows] = part.features.to(self.device, non_blocking=True)
+        part.batch.vision_features = result
         return part.batch
 
-    def _obtain(self, views: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Features of each picture, in the order in which they become available."""
-        waiting = list(views)
-        while waiting:
-            busy = []
+    def _obtain(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Features of each image, encoded or read as soon as another process has written them."""
+        found: dict[str, Tensor] = {}
+        while waiting := [picture for picture in views if picture not in found]:
+            before = len(found)
             for picture in waiting:
-                features = self._made(picture, views[picture])
-                if features is None:
-                    busy.append(picture)
-                else:
-                    yield picture, features
-            if len(busy) == len(waiting):
-                time.sleep(_PATIENCE_S)
-            waiting = busy
+                features = self._obtain_one(picture, views[picture])
+                if features is not None:
+                    found[picture] = features
+            if len(found) == before:
+                time.sleep(_WAIT_S)
+        return found
 
-    def _made(self, picture: str, views: Tensor) -> Tensor | None:
-        """Features read or made now; None while another process makes them."""
+    def _obtain_one(self, picture: str, views: Tensor) -> Tensor | None:
+        """Features of one image; None while another process encodes them."""
         if self.store.is_full:
             features = self.store.get(picture)
             return self._encoded(views) if features is None else features
@@ -104,7 +101,7 @@ class FeatureMaker:
         if claim is None:
             return None
         try:
-            features = self.store.get(picture)  # since the worker looked another process may have made them
+            features = self.store.get(picture)  # another process may have written them since the worker looked
             if features is None:
                 features = self._encoded(views)
                 self.store.put(picture, features.cpu())

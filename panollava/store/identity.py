@@ -20,7 +20,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +27,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SETTLED_NS = 2_000_000_000
-"""How long a file must have lain still for its times to tell it from a later version: clocks of file systems tick."""
+from panollava.disk import replace_file
 
+SETTLED_NS = 2_000_000_000
+"""Age from which a file's times distinguish it from a later version: clocks of file systems tick."""
 _READERS = 8
-"""Threads that read files which are new; digests of several are taken at once."""
+"""Threads that read new files."""
 
 EQUIVALENT = {
     "f2f4aa57ec795fa3": "5e13fe5140fd64b2",  # features, of version 0.2
@@ -45,12 +45,12 @@ _Import = tuple[str, str]
 """Module and name."""
 
 
-class KnownPictures:
-    """Digests of pictures and of other files, remembered on disk for every process that uses the same folder.
+class FileIdentity:
+    """Digests of images and other files, remembered on disk for every process that uses the same folder.
 
     Args:
-        folder: of the records, one small file a picture; None remembers in this process alone.
-        verify: read every picture once in this process, whatever is remembered of it.
+        folder: of the records, a small file per image; None remembers in this process alone.
+        verify: read every file once in this process, whatever is remembered of it.
     """
 
     def __init__(self, folder: Path | None, *, verify: bool = False) -> None:
@@ -58,30 +58,27 @@ class KnownPictures:
         self.verify = verify
         self._known: dict[str, tuple[list[int], str]] = {}
 
-    def identify(self, picture: Path | str) -> str:
-        """Digest of what a picture is made from.
-
-        Args:
-            picture: a file, or a text that says all that a picture is drawn from.
+    def identify(self, source: Path | str) -> str:
+        """SHA-256 digest of a file, or of a text that describes all that an image is drawn from.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
-        if isinstance(picture, str):
-            return _digest(picture.encode())
-        path = os.path.abspath(picture)
+        if isinstance(source, str):
+            return hashlib.sha256(source.encode()).hexdigest()
+        path = os.path.abspath(source)
         state = file_state(path)
         known = self._known.get(path)
-        if known is None and not self.verify and self.folder is not None:
-            known = self._recorded(self.folder, path)
+        if known is None and not self.verify:
+            known = self._recorded(path)
         if known is None or known[0] != state:
             known = self._read(path)
         self._known[path] = known
         return known[1]
 
-    def identify_all(self, pictures: Iterable[Path | str]) -> dict[Path | str, str]:
-        """Digests of several pictures, each looked at once."""
-        distinct = list(dict.fromkeys(pictures))
+    def identify_all(self, sources: Iterable[Path | str]) -> dict[Path | str, str]:
+        """Digests of several sources, each computed once."""
+        distinct = list(dict.fromkeys(sources))
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
             return dict(zip(distinct, pool.map(self.identify, distinct), strict=True))
 
@@ -92,48 +89,38 @@ class KnownPictures:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if file_state(path) == state:
                 break  # else it was replaced in the meantime
-        if time.time_ns() - max(state[1], state[2]) > SETTLED_NS:
-            if self.folder is not None:
-                self._write(self._record(self.folder, path), path, state, digest)
-        else:
-            state = [-1]  # a later version might look the same: look again next time
+        if time.time_ns() - max(state[1], state[2]) <= SETTLED_NS:
+            return [-1], digest  # a later version might have the same state: read it again next time
+        if (record := self._record(path)) is not None:
+            with contextlib.suppress(OSError):  # on a full disk it is read again next time
+                content = json.dumps({"path": path, "state": state, "sha256": digest}).encode()
+                replace_file(record, lambda temporary: temporary.write_bytes(content), sync=False)
         return state, digest
 
-    def _recorded(self, folder: Path, path: str) -> tuple[list[int], str] | None:
+    def _recorded(self, path: str) -> tuple[list[int], str] | None:
         try:
-            record = json.loads(self._record(folder, path).read_bytes())
-            if record["path"] == path and len(record["sha256"]) == 64:
-                return list(record["state"]), str(record["sha256"])
+            if (file := self._record(path)) is not None:
+                record = json.loads(file.read_bytes())
+                if record["path"] == path and len(record["sha256"]) == 64:
+                    return list(record["state"]), str(record["sha256"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass  # none there, or cut short: the picture itself is read
+            pass  # missing or damaged: the file itself is read
         return None
 
-    @staticmethod
-    def _write(record: Path, path: str, state: list[int], digest: str) -> None:
-        with contextlib.suppress(OSError):  # a disk that is full costs a look at the picture next time
-            record.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=record.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"path": path, "state": state, "sha256": digest}, file)
-            os.replace(temporary, record)
-
-    @staticmethod
-    def _record(folder: Path, path: str) -> Path:
-        name = _digest(path.encode("utf-8", "surrogateescape"))[:32]
-        return folder / name[:2] / f"{name}.json"
+    def _record(self, path: str) -> Path | None:
+        if self.folder is None:
+            return None
+        name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.json"
 
 
 def file_state(path: str) -> list[int]:
-    """Size, time of the content, time of the entry, and inode: what a file keeps while nobody changes it."""
+    """Size, times of content and entry in ns, and inode, which a file keeps while nobody changes it."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file. Was it moved since the start?") from None
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @cache

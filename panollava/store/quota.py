@@ -1,4 +1,4 @@
-"""How much the stores of a folder may hold together; the one that was not used for longest gives way."""
+"""The limit of the feature stores of a folder together; the one unused for longest is removed first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from filelock import FileLock
 MARK = "store.json"
 """File that makes a folder a store; its time is when the store was last used."""
 IDLE_S = 3600.0
-"""A store that was not used for so long belongs to no run that goes on, so that it may be removed."""
+"""A store that was not used for so long may be removed: no run uses it."""
 SPARE_BYTES = 2**30
 """Left free on the disk, whatever the limit is."""
-
 _GONE = ".gone-"
-"""How the names of stores begin that are being removed."""
+"""Prefix of the names of stores that are being removed."""
 
 
 class Quota:
@@ -27,7 +26,7 @@ class Quota:
 
     Args:
         root: folder of the stores.
-        limit: bytes that all of them may hold.
+        limit: in bytes.
     """
 
     def __init__(self, root: Path, limit: int) -> None:
@@ -35,7 +34,7 @@ class Quota:
         self._count = root / ".used"
 
     def recount(self) -> int:
-        """Looks at every file: what a process that was killed had reserved and not written is given back."""
+        """Counts the bytes of every file, which frees what a killed process had reserved and not written."""
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock():
             for leftover in self.root.glob(f"{_GONE}*"):
@@ -43,11 +42,7 @@ class Quota:
             return self._recounted()
 
     def reserve(self, size: int, keep: Path) -> str:
-        """Sets bytes aside, which count from now on, where there is room for them.
-
-        Args:
-            size: in bytes.
-            keep: the store that must not give way.
+        """Reserves bytes, and removes idle stores other than ``keep`` where that is necessary.
 
         Returns:
             Why they may not be written; empty where they may.
@@ -55,19 +50,21 @@ class Quota:
         with self._lock():
             used = self._counted()
             while reason := self._obstacle(used, size):
-                if not self._evict(keep):
+                idle = [s for s in stores(self.root) if s != keep and time.time() - last_used(s) > IDLE_S]
+                if not idle:
                     return reason
+                remove(min(idle, key=last_used))
                 used = self._recounted()
             self._count.write_text(str(used + size))
             return ""
 
     def give_back(self, size: int) -> None:
-        """Bytes that are not there after all, or no longer."""
+        """Subtracts bytes that were not written, or were removed."""
         with self._lock():
             self._count.write_text(str(max(0, self._counted() - size)))
 
     def _obstacle(self, used: int, size: int) -> str:
-        way_out = "python -m panollava.features lists what is kept, and clears it"
+        way_out = "python -m panollava.features lists the stores, and clears them"
         if used + size > self.limit:
             return f"all stores hold what store.max_gib={self.limit / 2**30:.3g} allows ({way_out})"
         if room(self.root) < size:
@@ -85,19 +82,12 @@ class Quota:
         self._count.write_text(str(used))
         return used
 
-    def _evict(self, keep: Path) -> bool:
-        idle = [s for s in stores(self.root) if s != keep and time.time() - last_used(s) > IDLE_S]
-        if not idle:
-            return False
-        remove(min(idle, key=last_used))
-        return True
-
     def _lock(self) -> AbstractContextManager[object]:
         return FileLock(self.root / ".lock").acquire(poll_interval=0.002)
 
 
 def room(folder: Path) -> int:
-    """Bytes that may still be written on the disk of a folder, which need not be there yet."""
+    """Bytes that may still be written on the disk of a folder, which need not exist yet."""
     place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     return max(0, shutil.disk_usage(place).free - SPARE_BYTES)
 
@@ -108,7 +98,7 @@ def stores(root: Path) -> list[Path]:
 
 
 def last_used(store: Path) -> float:
-    """When a store was last used, in seconds since the epoch; 0 if it has gone."""
+    """When a store was last used, in seconds since the epoch; 0 if it was removed."""
     try:
         return (store / MARK).stat().st_mtime
     except FileNotFoundError:
@@ -116,7 +106,7 @@ def last_used(store: Path) -> float:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder, those of others that come and go included."""
+    """Bytes of all files below a folder, while other processes may add and remove files."""
     total = 0
     for place, _, files in os.walk(folder):
         for name in files:
@@ -126,11 +116,11 @@ def folder_bytes(folder: Path) -> int:
 
 
 def remove(store: Path) -> None:
-    """Removes a store at once: readers keep what they have mapped, and find nothing new."""
+    """Removes a store at once; readers keep the features that they have mapped."""
     gone = store.with_name(f"{_GONE}{store.name}-{os.getpid()}")
     shutil.rmtree(gone, ignore_errors=True)
     try:
         store.rename(gone)
-    except OSError:  # Windows does not move what is in use: file by file, what is in use stays
+    except OSError:  # Windows does not move files in use: remove the others
         gone = store
     shutil.rmtree(gone, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""Tracking of runs: parameters, metrics, pictures and tables; the only room that knows MLflow."""
+"""Tracking of runs: parameters, metrics, images and tables; the only package that imports MLflow."""

@@ -1,4 +1,4 @@
-"""Where runs are kept: one SQLite file and one artifact folder that a plain `mlflow ui` finds."""
+"""The address of a run store: an SQLite file with its artifact folder beside it, or a tracking server."""
 
 from __future__ import annotations
 
@@ -15,32 +15,26 @@ DEFAULT_URI, DEFAULT_EXPERIMENT = "sqlite:///mlflow.db", "panollava"
 SQLITE = "sqlite:///"
 REMOTE = ("http://", "https://", "databricks", "postgresql", "mysql", "mssql")
 BUSY_SECONDS = 60
-"""How long a writer waits for another process of the sweep before it gives up."""
-
+"""How long a writer waits for another process of the sweep."""
 ARTIFACTS = "mlruns"
 """Folder of the artifacts, beside the database."""
 
-URI, EXPERIMENT, USER, PASSWORD = (
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-)
-"""MLflow's own variables; the first two count where the config names nothing."""
+URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+"""MLflow's own variables; the first two are the defaults of the config."""
 
 _QUERY = re.compile(r"\?\w+=[^/?&]*(&\w+=[^/?&]*)*$")
 """Options of SQLite at the end of an address; any other question mark is part of a path."""
-
 _SECRET = re.compile(r"pass|pwd|token|secret|key|credential|auth|odbc_connect", re.IGNORECASE)
-"""In the name of an option whose value nobody else should see."""
+"""In the name of an option with a secret value."""
 
 
 class StoreBusyError(ConnectionError):
-    """Another process has kept a store on disk locked for too long."""
+    """Another process keeps a store on disk locked."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(
-            f"{file} is locked by another process. End that process or wait for it; the same command then goes on."
+            f"{file} is locked by another process. End that process or wait for it, and run the same command to resume."
         )
 
 
@@ -48,45 +42,40 @@ def absolute_uri(uri: str | None = None, folder: Path | None = None) -> str:
     """The store's address with its path made absolute, so that a later change of directory cannot move it.
 
     Args:
-        uri: `sqlite:///relative/or/absolute/file.db` or the address of a tracking server; None takes that of
+        uri: `sqlite:///relative/or/absolute/file.db` or the address of a tracking server; the default is
             ``MLFLOW_TRACKING_URI``, else `sqlite:///mlflow.db`.
-        folder: what a relative path starts from; the working directory by default.
+        folder: that a relative path starts from; the working directory by default.
 
     Returns:
-        An address without any secret: one in ``MLFLOW_TRACKING_URI`` stays there.
+        An address without any secret; one in ``MLFLOW_TRACKING_URI`` is used by ``connection_uri`` alone.
 
     Raises:
-        ValueError: an address that MLflow does not keep runs under, or one with a secret in it.
+        ValueError: not an address of a run store, or one with a secret in it.
     """
     key, given = "tracking.uri", uri
     if given is None:
-        key, given = URI, os.environ.get(URI) or DEFAULT_URI
-    if uri is not None:
+        key, given = URI, without_secret(os.environ.get(URI) or DEFAULT_URI)
+    else:
         refuse_secret(key, given)
-    given = without_secret(given) if has_secret(given) else given
     if given.startswith(REMOTE):
         return given
     if not given.startswith(SQLITE) or not given.removeprefix(SQLITE):
-        shown = "" if "@" in given else repr(given)  # of an address that is none nobody can say what is secret in it
+        shown = "" if "@" in given else repr(given)  # which part of a malformed address is secret is unknown
         raise ValueError(
             f"{key}={shown} is not a place where runs can be kept. "
             f"Use {DEFAULT_URI} (a file; relative to the working directory) or a server, http://host:port."
         )
-    path, query = _parts(given)
+    path, query = _path_and_query(given)
     return SQLITE + ((folder or Path.cwd()) / path).resolve().as_posix() + query
 
 
 def experiment_name(name: str | None) -> str:
-    """Name of an experiment; None takes that of ``MLFLOW_EXPERIMENT_NAME``, else `panollava`."""
+    """Name of an experiment; the default is ``MLFLOW_EXPERIMENT_NAME``, else `panollava`."""
     return name or os.environ.get(EXPERIMENT) or DEFAULT_EXPERIMENT
 
 
 def refuse_secret(key: str, uri: str) -> None:
-    """Refuses an address with a secret, without showing it.
-
-    Raises:
-        ValueError: it has one.
-    """
+    """Raises a ValueError for an address with a secret, without showing it."""
     if has_secret(uri):
         raise ValueError(
             f"{key} holds a user name, a password or a token, which would be written into logs and records. Leave it "
@@ -96,18 +85,21 @@ def refuse_secret(key: str, uri: str) -> None:
 
 
 def has_secret(uri: str) -> bool:
-    """Whether an address holds what nobody else should see; in that of an HTTP server, whatever is no address."""
+    """Whether an address holds a secret; in that of an HTTP server, a user name and any option count as one."""
     if uri.startswith("sqlite:"):
         return False
     scheme, mark, rest = uri.partition("://")
     user, at, _ = rest.rpartition("@")
     if scheme.lower() in ("http", "https"):
         return bool(at or "?" in rest or "#" in rest)
-    return bool(mark and at and ":" in user) or any(_SECRET.search(name) for name in _options(rest))
+    options = rest.partition("?")[2].split("&")
+    return bool(mark and at and ":" in user) or any(_SECRET.search(one.partition("=")[0]) for one in options)
 
 
 def without_secret(uri: str) -> str:
-    """An address with nothing in it that ``has_secret`` finds."""
+    """An address without the parts that ``has_secret`` finds."""
+    if not has_secret(uri):
+        return uri
     scheme, _, rest = uri.partition("://")
     user, at, place = rest.rpartition("@")
     place, _, query = place.partition("?")
@@ -118,18 +110,15 @@ def without_secret(uri: str) -> str:
 
 
 def connection_uri(uri: str) -> str:
-    """The address that MLflow is to connect to: with the secret that ``MLFLOW_TRACKING_URI`` holds for it.
+    """The address that MLflow connects to: ``absolute_uri`` with the secret that ``MLFLOW_TRACKING_URI`` has for it.
 
     User and password of an HTTP server move into variables of their own, since MLflow's messages show the address.
-
-    Args:
-        uri: from ``absolute_uri``.
     """
     if (file := database_file(uri)) is not None:
-        query = _parts(uri)[1]
+        query = _path_and_query(uri)[1]
         # SQLite's own five seconds are short for a sweep.
-        patience = "" if "timeout=" in query else f"{'&' if query else '?'}timeout={BUSY_SECONDS}"
-        return sqlalchemy_uri(file) + query + patience
+        timeout = "" if "timeout=" in query else f"{'&' if query else '?'}timeout={BUSY_SECONDS}"
+        return sqlalchemy_uri(file) + query + timeout
     given = os.environ.get(URI, "")
     if not has_secret(given) or without_secret(given) != uri:
         return uri
@@ -143,7 +132,7 @@ def connection_uri(uri: str) -> str:
 
 
 def sqlalchemy_uri(file: Path) -> str:
-    """Address of an SQLite file as SQLAlchemy reads it: for it ``?`` ends a path, and ``%20`` is a blank."""
+    """Address of an SQLite file for SQLAlchemy, which ends a path at ``?`` and reads ``%20`` as a blank."""
     from sqlalchemy.engine import make_url
 
     path = file.as_posix()
@@ -154,39 +143,35 @@ def sqlalchemy_uri(file: Path) -> str:
 
 def database_file(uri: str) -> Path | None:
     """File of an absolute SQLite address, None for a server."""
-    return Path(_parts(uri)[0]) if uri.startswith(SQLITE) else None
+    return Path(_path_and_query(uri)[0]) if uri.startswith(SQLITE) else None
 
 
 def artifact_root(file: Path) -> str:
     """Address of the artifact folder of a database, `mlruns` beside it.
 
-    It is relative where the database lies in the working directory: `mlflow ui` is started there, and finds the
+    It is relative where the database is in the working directory: `mlflow ui` is started there, and finds the
     artifacts wherever the folder is moved or copied to. For a database elsewhere it is absolute.
     """
     return ARTIFACTS if file.parent == Path.cwd().resolve() else (file.parent / ARTIFACTS).as_uri()
 
 
-def way_to_look(uri: str) -> str:
-    """How to see what a store holds."""
+def how_to_view(uri: str) -> str:
+    """How to open a store in a browser."""
     file = database_file(uri)
     if file is None:
         return uri
-    named = "" if file.name == DEFAULT_URI.removeprefix(SQLITE) else f" --backend-store-uri {SQLITE}{file.name}"
-    return f"`mlflow ui{named}` in {file.parent}, then http://127.0.0.1:5000"
+    option = "" if file.name == DEFAULT_URI.removeprefix(SQLITE) else f" --backend-store-uri {SQLITE}{file.name}"
+    return f"`mlflow ui{option}` in {file.parent}, then http://127.0.0.1:5000"
 
 
 def is_server(uri: str) -> bool:
-    """Whether runs go over the network, where nobody answers now and then."""
+    """Whether the store is reached over the network."""
     return uri.startswith(REMOTE)
 
 
 @contextlib.contextmanager
 def store_lock(uri: str, wait_seconds: float = BUSY_SECONDS) -> Iterator[None]:
-    """Keeps other processes from changing a store on disk at the same time.
-
-    Raises:
-        StoreBusyError: another process does not let go of it.
-    """
+    """Keeps other processes from changing a store on disk; raises a StoreBusyError if another one has the lock."""
     file = database_file(uri)
     if file is None:
         yield
@@ -200,12 +185,8 @@ def store_lock(uri: str, wait_seconds: float = BUSY_SECONDS) -> Iterator[None]:
         yield
 
 
-def _parts(uri: str) -> tuple[str, str]:
-    """Path and options of an SQLite address, which MLflow's cannot hold apart where there is a ``?`` in the path."""
+def _path_and_query(uri: str) -> tuple[str, str]:
+    """Path and options of an SQLite address; MLflow cannot separate them where there is a ``?`` in the path."""
     place = uri.removeprefix(SQLITE)
     found = _QUERY.search(place)
     return (place[: found.start()], found[0]) if found else (place, "")
-
-
-def _options(rest: str) -> list[str]:
-    return [one.partition("=")[0] for one in rest.partition("?")[2].split("&")]

@@ -1,157 +1,46 @@
-"""A folder beside a run where operations wait until a tracking server takes them.
+"""Operations that wait on disk beside a run until its store takes them, and the thread that sends them.
 
 ::
 
     tracking_outbox/<time>-<number>/run.json            the run, or how to make it, and its store
                                     operations.jsonl    one operation a line, in order
                                     sent                how many bytes of them have arrived
-                                    files/              what goes along: links to, or copies of, the originals
-                                    refused.jsonl       what the server would not take, and why
+                                    files/              the files of operations: links or copies
+                                    refused.jsonl       operations that the server refused, and why
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
-from panollava.tracking.location import ARTIFACTS, SQLITE, absolute_uri, database_file
-from panollava.tracking.registry import register
+from panollava.tracking import store
+from panollava.tracking.location import SQLITE, absolute_uri, database_file
+from panollava.tracking.operations import Operation, new_rows, perform
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
-
-Operation = dict[str, Any]
-"""``do`` says what is to be done; the other keys are JSON. ``path`` is a file or folder that goes along."""
-
-TABLES_TAG = "mlflow.loggedArtifacts"
-RUNNING = "RUNNING"
-
-Row = Sequence[Any]
-"""A metric as JSON has it: name, value, time in milliseconds, step."""
-
-
-def perform(
-    client: MlflowClient, uri: str, run_id: str, operation: Operation, *, folder: Path, again: bool = False
-) -> None:
-    """Does one operation.
-
-    All but metrics are of a kind that the store takes twice as it takes them once. Metrics are looked up first where
-    they may have arrived already: stores that are no databases would list them twice.
-
-    Args:
-        client, uri: of the store.
-        run_id: the run.
-        operation: what to do.
-        folder: what its ``path`` starts from.
-        again: it may have been done before, wholly or in part.
-    """
-    from mlflow.entities import Metric, Param, RunTag
-
-    match operation:
-        case {"do": "metrics", "rows": rows}:
-            metrics = [Metric(key, value, timestamp, step) for key, value, timestamp, step in rows]
-            client.log_batch(run_id, metrics=missing(client, run_id, metrics) if again else metrics)
-        case {"do": "params", "values": values}:
-            client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
-        case {"do": "tags", "values": values}:
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
-        case {"do": "file" | "folder", "path": path, "into": into}:
-            _keep(client, uri, run_id, folder / path, into)
-        case {"do": "table", "name": name}:
-            tables = json.loads(client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
-            entry = {"path": name, "type": "table"}
-            if entry not in tables:
-                client.set_tag(run_id, TABLES_TAG, json.dumps([*tables, entry]))
-        case {"do": "inputs", "datasets": datasets}:
-            _log_inputs(client, run_id, datasets)
-        case {"do": "register", **options}:
-            register(client, uri, run_id, **{str(key): value for key, value in options.items()})
-        case {"do": "status", "status": status, "time": time_ms}:
-            if status == RUNNING:
-                client.update_run(run_id, status=status)
-            else:
-                client.set_terminated(run_id, status, time_ms)
-        case _:
-            raise ValueError(f"{operation.get('do')!r} is no operation of this panollava; a newer one may know it.")
-
-
-def beyond(rows: Sequence[Row], reached: Mapping[str, int]) -> list[Row]:
-    """Metrics of steps that a run has not reached yet.
-
-    A run that resumes takes some steps again, whose numbers are there: they are not kept twice. Step 0 is for measures
-    of the whole run, which may be taken anew.
-
-    Args:
-        rows: metrics.
-        reached: last step of each metric.
-    """
-    return [row for row in rows if row[3] == 0 or row[3] > reached.get(row[0], -1)]
-
-
-def missing(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
-    """Those of some metrics that the store does not have."""
-    known = {_identity(one) for key in {each.key for each in metrics} for one in client.get_metric_history(run_id, key)}
-    return [one for one in metrics if _identity(one) not in known]
-
-
-def _identity(metric: Metric) -> tuple[str, int, int, float | None]:
-    """What makes a metric the same one; stores keep infinity as the largest number, and NaN equals nothing."""
-    value = max(-sys.float_info.max, min(sys.float_info.max, metric.value))
-    return metric.key, metric.step, metric.timestamp, None if math.isnan(metric.value) else value
-
-
-def _keep(client: MlflowClient, uri: str, run_id: str, path: Path, into: str | None) -> None:
-    """Copies a file or folder to a run's artifacts.
-
-    A relative address is taken from the database's folder; MLflow's client takes it from the working directory.
-    """
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
-    file = database_file(uri)
-    address = "" if file is None else client.get_run(run_id).info.artifact_uri
-    if file is not None and address.startswith(f"{ARTIFACTS}/"):
-        local = LocalArtifactRepository((file.parent / address).as_uri())
-        (local.log_artifacts if path.is_dir() else local.log_artifact)(str(path), into)
-    else:
-        (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), into)
-
-
-def _log_inputs(client: MlflowClient, run_id: str, datasets: Sequence[dict[str, Any]]) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    inputs = []
-    for one in datasets:
-        rest = {key: value for key, value in one.items() if key != "context"}
-        inputs.append(DatasetInput(Dataset(**rest), [InputTag("mlflow.data.context", one["context"])]))
-    client.log_inputs(run_id, inputs)
-
 
 logger = logging.getLogger(__name__)
 
 OUTBOX = "tracking_outbox"
-HEADER, OPERATIONS, SENT, FILES, REFUSED, LOCK = (
-    "run.json",
-    "operations.jsonl",
-    "sent",
-    "files",
-    "refused.jsonl",
-    ".lock",
-)
+HEADER, OPERATIONS, SENT, REFUSED = "run.json", "operations.jsonl", "sent", "refused.jsonl"
 MAX_ROWS = 1000
-"""Metrics that are sent at once, which is what MLflow takes in one request."""
+"""Metrics that are sent at once, which is MLflow's limit of one request."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 1.0
+"""Between attempts while the server is away: the first and the longest pause, and the one when the run has ended."""
+ATTEMPTS = 5
+"""How often an operation may fail while the server answers otherwise, until it counts as refused."""
 
 
 class Outbox:
@@ -160,26 +49,22 @@ class Outbox:
     One thread may put operations in while another takes them out.
 
     Attributes:
-        header: the server, the experiment, the run or how to make it, and the last step of each metric that the run
-            has from earlier processes (None: to be found out).
-        in_doubt: whether the next operation may have arrived although that is not written down.
+        header: ``uri``, ``experiment``, ``run_id`` (None with what is needed to make the run), and ``reached``, the
+            last step of each metric that earlier processes logged (None until it is looked up).
+        in_doubt: whether the next operation may have arrived without a record of it.
     """
 
     def __init__(self, folder: Path) -> None:
-        """
-        Raises:
-            Timeout: another process owns the folder.
-            FileNotFoundError: it holds no outbox any more.
-        """
+        """Raises a Timeout if another process owns the folder, a FileNotFoundError if it is no outbox any more."""
         self.folder = folder
-        self._lock = FileLock(folder / LOCK, thread_local=False)
+        self._lock = FileLock(folder / ".lock", thread_local=False)
         self._lock.acquire(timeout=0)
         try:
             self.header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
             database = folder / self.header.get("database", "")
             if database.is_file():  # both may have been moved
                 self.header["uri"] = absolute_uri(f"{SQLITE}{database}")
-            self._mend()
+            self._repair()
             self._stream = (folder / OPERATIONS).open("ab")
         except BaseException:
             self._lock.release()
@@ -189,8 +74,7 @@ class Outbox:
 
     @classmethod
     def create(cls, parent: Path, header: dict[str, Any]) -> Self:
-        """A new outbox below ``parent/tracking_outbox``."""
-        # Their names are in the order of their making, also within a second.
+        """A new outbox in ``parent/tracking_outbox``; names sort by the time of creation, also within a second."""
         now = time.time_ns()
         stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(now // 10**9))
         folder = parent / OUTBOX / f"{stamp}_{now % 10**9:09d}-{uuid.uuid4().hex[:8]}"
@@ -204,13 +88,7 @@ class Outbox:
 
     @classmethod
     def left_behind(cls, folder: Path, uri: str | None = None, *, below: bool = False) -> list[Self]:
-        """Outboxes that no process owns, the oldest first.
-
-        Args:
-            folder: the one that holds ``tracking_outbox``.
-            uri: only those for this server.
-            below: those of the folders below it too.
-        """
+        """Outboxes in a folder, or anywhere ``below`` it, without an owner, the oldest first, for the store ``uri``."""
         boxes = []
         for header in sorted(folder.glob(f"{'**/' if below else ''}{OUTBOX}/*/{HEADER}")):
             try:
@@ -224,20 +102,14 @@ class Outbox:
         return boxes
 
     def put(self, operation: Operation, source: Path | None = None) -> None:
-        """Adds an operation at the end.
-
-        Args:
-            operation: what to do.
-            source: file or folder that goes along.
-        """
+        """Appends an operation, with the file or folder that it copies."""
         with self._writing:
             if source is not None:
                 operation = {**operation, "path": self._keep(source)}
-            self._stream.write(json.dumps(operation, ensure_ascii=False).encode() + b"\n")
-            self._stream.flush()
+            self._append(operation)
 
     def next(self) -> tuple[Operation, int] | None:
-        """The first operation that has not arrived, and where the one after it begins; metrics come many at once."""
+        """The first operation that has not arrived, and where the one after it begins; metrics are combined."""
         with (self.folder / OPERATIONS).open("rb") as stream:
             stream.seek(self._sent)
             operation = _parsed(stream.readline())
@@ -252,9 +124,9 @@ class Outbox:
         return operation, end
 
     def arrived(self, operation: Operation, end: int) -> None:
-        """Remembers that what ``next`` gave needs no more sending."""
+        """Records that the operation from ``next`` was sent."""
         with self._writing:
-            if end == (self.folder / OPERATIONS).stat().st_size:  # nothing waits: a long run's file starts again
+            if end == (self.folder / OPERATIONS).stat().st_size:  # nothing waits: keep the file of a long run short
                 self._stream.truncate(0)
                 end = 0
             self._sent = end
@@ -263,41 +135,36 @@ class Outbox:
             shutil.rmtree((self.folder / operation["path"]).parent)
 
     def refuse(self, operation: Operation, end: int, reason: str) -> None:
-        """Puts what ``next`` gave aside, so that the rest is not held up; its files stay."""
+        """Sets the operation from ``next`` aside, so that the rest can be sent; its files stay."""
         with (self.folder / REFUSED).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"operation": operation, "reason": reason}, ensure_ascii=False) + "\n")
         self.arrived({"do": operation["do"]}, end)
 
     def retry_refused(self) -> None:
-        """Puts what was set aside at the end again."""
-        path = self.folder / REFUSED
-        if not path.is_file():
-            return
+        """Appends the refused operations again."""
         with self._writing:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                self._stream.write(json.dumps(json.loads(line)["operation"], ensure_ascii=False).encode() + b"\n")
-            self._stream.flush()
-        path.unlink()
+            for line in self._refused_lines():
+                self._append(json.loads(line)["operation"])
+        (self.folder / REFUSED).unlink(missing_ok=True)
 
-    def learn(self, **values: Any) -> None:
-        """Remembers what is found out about the run."""
+    def update_header(self, **values: Any) -> None:
+        """Records values about the run."""
         self.header.update(values)
         _replace(self.folder / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False))
 
     @property
     def refused(self) -> int:
-        """How many operations the server would not take."""
-        path = self.folder / REFUSED
-        return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+        """How many operations the server refused."""
+        return len(self._refused_lines())
 
     def waiting(self) -> int:
-        """How many operations have not arrived, the refused ones among them."""
+        """How many operations have not arrived, including the refused ones."""
         with (self.folder / OPERATIONS).open("rb") as stream:
             stream.seek(self._sent)
             return self.refused + sum(1 for _ in stream)
 
     def release(self) -> None:
-        """Gives the folder up; it is removed if nothing waits in it."""
+        """Releases the folder; it is removed if nothing waits in it."""
         self._stream.close()
         is_empty = self.waiting() == 0
         if is_empty:
@@ -308,20 +175,28 @@ class Outbox:
             if not any(self.folder.parent.iterdir()):
                 self.folder.parent.rmdir()
 
-    def _mend(self) -> None:
-        """Cuts off the line that a killed process left half written."""
+    def _repair(self) -> None:
+        """Removes the line that a killed process left half written."""
         path, sent = self.folder / OPERATIONS, self.folder / SENT
         content = path.read_bytes() if path.is_file() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
             logger.warning("%s ended in half an operation, which is lost.", path)
-            os.truncate(path, whole)
+            os.truncate(path, complete)
         position = int(sent.read_text(encoding="utf-8")) if sent.is_file() else 0
-        self._sent = position if position <= whole else 0
+        self._sent = position if position <= complete else 0
+
+    def _append(self, operation: Operation) -> None:
+        self._stream.write(json.dumps(operation, ensure_ascii=False).encode() + b"\n")
+        self._stream.flush()
+
+    def _refused_lines(self) -> list[str]:
+        path = self.folder / REFUSED
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
     def _keep(self, source: Path) -> str:
         """A lasting copy of a file or folder: a link where the system allows it, since files are never changed."""
-        folder = self.folder / FILES / uuid.uuid4().hex[:12]
+        folder = self.folder / "files" / uuid.uuid4().hex[:12]
         folder.mkdir(parents=True)
         target = folder / source.name
         if source.is_dir():
@@ -339,7 +214,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _parsed(line: bytes) -> Operation | None:
-    """An operation, or None where the line is not written to its end yet."""
+    """An operation, or None where the line is incomplete so far."""
     return json.loads(line) if line.endswith(b"\n") else None
 
 
@@ -347,3 +222,170 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{path.name}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+class Delivery:
+    """A thread that empties outboxes, the oldest first, and waits for more in the last one.
+
+    A server that is away causes one warning. An operation that it refuses is set aside in its outbox, with a warning.
+
+    Args:
+        uri: of the store.
+        boxes: outboxes to empty, which this object releases at the end; the last one is still filled.
+        wait_seconds: how long to wait at the end for a server that does not answer.
+        is_away: whether a warning has just said that the server does not answer.
+    """
+
+    def __init__(self, uri: str, boxes: Sequence[Outbox], *, wait_seconds: float = 0.0, is_away: bool = False) -> None:
+        self._uri, self._boxes, self._wait_seconds = uri, list(boxes), wait_seconds
+        self._has_more, self._finishing = threading.Event(), threading.Event()
+        self._deadline = 0.0
+        self._is_away = self._has_warned = is_away
+        self._has_refused = False
+        self._failures, self._pause_s = 0, FIRST_PAUSE_S
+        self._thread = threading.Thread(target=self._run, name="tracking delivery", daemon=True)
+
+    def start(self) -> Self:
+        """Begins to send."""
+        self._thread.start()
+        return self
+
+    def put(self, operation: Operation, source: Path | None = None) -> None:
+        """Appends an operation to the last outbox (see ``Outbox.put``)."""
+        self._boxes[-1].put(operation, source)
+        self._has_more.set()
+
+    def finish(self) -> int:
+        """Ends when all has arrived, or after ``wait_seconds`` if the server is away; returns how many still wait."""
+        self._deadline = time.monotonic() + self._wait_seconds
+        self._finishing.set()
+        self._has_more.set()
+        self._thread.join()
+        left = sum(box.waiting() for box in self._boxes)
+        for box in self._boxes:
+            box.release()
+        return left
+
+    def close(self) -> None:
+        """``finish`` with a warning about operations that still wait."""
+        if left := self.finish():
+            folder = self._boxes[-1].folder.parent
+            logger.warning(
+                "%d records wait in %s for MLflow at %s; send them with: python -m panollava.deliver %s",
+                left, folder, self._uri, folder.parent,
+            )  # fmt: skip
+
+    def _run(self) -> None:
+        client: MlflowClient | None = None
+        try:
+            while not self._all_sent():
+                try:
+                    client = client or store.open_client(self._uri)
+                    self._send_all(client)
+                except ConnectionError as error:  # the server may answer later, or the file be free
+                    if self._finishing.is_set() and time.monotonic() > self._deadline:
+                        return
+                    self._pause(store.reason_of(error))
+        except Exception as error:
+            logger.error("Sending to MLflow at %s has stopped (%s); the rest stays on disk.", self._uri, error)
+            logger.debug("The reason:", exc_info=True)
+
+    def _all_sent(self) -> bool:
+        """Waits for something to send; True when nothing more will come."""
+        while all(box.next() is None for box in self._boxes):
+            if self._finishing.is_set():
+                return True
+            self._has_more.wait()
+            self._has_more.clear()
+        return False
+
+    def _send_all(self, client: MlflowClient) -> None:
+        for box in self._boxes:
+            while (waiting := box.next()) is not None:
+                operation, end = waiting
+                try:
+                    with store.store_errors(self._uri):
+                        self._send(client, box, operation)
+                except Exception as error:
+                    box.in_doubt = True
+                    reason = store.reason_of(error)
+                    if store.may_pass(error) and self._should_retry():
+                        raise ConnectionError(reason) from error
+                    box.refuse(operation, end, reason)
+                    logger.log(
+                        logging.DEBUG if self._has_refused else logging.WARNING,
+                        "MLflow at %s does not take %s (%s). It is kept in %s; the rest is sent.",
+                        self._uri, operation["do"], reason, box.folder,
+                    )  # fmt: skip
+                    self._has_refused = True
+                else:
+                    box.arrived(operation, end)
+                    box.in_doubt = False
+                if self._is_away:
+                    logger.info("MLflow at %s answers again.", self._uri)
+                self._is_away, self._failures = False, 0
+
+    def _send(self, client: MlflowClient, box: Outbox, operation: Operation) -> None:
+        header = box.header
+        if header["run_id"] is None:  # begun while the server was away: it is made now, once
+            experiment = store.experiment_id(client, header["uri"], header["experiment"])
+            run_id = store.local_run(client, experiment, header["local_id"])
+            if run_id is None:
+                run = client.create_run(experiment, header["start_time"], header["tags"], header["run_name"])
+                run_id = run.info.run_id
+            box.update_header(run_id=run_id)
+        if operation["do"] == "metrics":
+            if header["reached"] is None:
+                box.update_header(reached=store.last_steps(client, header["run_id"]))
+            operation = {**operation, "rows": new_rows(operation["rows"], header["reached"])}
+        perform(client, self._uri, header["run_id"], operation, folder=box.folder, again=box.in_doubt)
+
+    def _should_retry(self) -> bool:
+        """Whether the server is away, or the operation has not failed ``ATTEMPTS`` times while it answers."""
+        if store.answers(self._uri):
+            self._failures += 1
+        return self._failures < ATTEMPTS
+
+    def _pause(self, reason: str) -> None:
+        if not self._is_away:
+            logger.log(
+                logging.INFO if self._has_warned else logging.WARNING,
+                "MLflow at %s is out of reach (%s). The run continues; its record is kept in %s until it can be sent.",
+                self._uri, reason, self._boxes[-1].folder,
+            )  # fmt: skip
+            self._pause_s = FIRST_PAUSE_S
+        self._is_away = self._has_warned = True
+        if self._finishing.is_set():
+            time.sleep(LAST_PAUSE_S)
+        else:
+            self._finishing.wait(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+def deliver(folder: Path, *, wait_seconds: float = 0.0) -> tuple[int, int]:
+    """Sends all outboxes that runs in or below a folder left behind, each to its own store.
+
+    Returns:
+        How many operations were waiting, and how many still are.
+    """
+    boxes = Outbox.left_behind(folder, below=True)
+    for box in boxes:
+        box.retry_refused()
+    before, after = sum(box.waiting() for box in boxes), 0
+    for uri in dict.fromkeys(box.header["uri"] for box in boxes):
+        after += send(uri, [box for box in boxes if box.header["uri"] == uri], wait_seconds)
+    return before, after
+
+
+def send(uri: str, boxes: Sequence[Outbox], wait_seconds: float, *, is_away: bool = False) -> int:
+    """Sends outboxes, and ends the runs whose process was killed; returns how many operations still wait."""
+    left = Delivery(uri, boxes, wait_seconds=wait_seconds, is_away=is_away).start().finish()
+    if not left:
+        try:
+            with store.store_errors(uri):
+                store.end_killed(store.open_client(uri), [box.header["run_id"] for box in boxes])
+        except Exception as error:
+            if not store.may_pass(error):
+                raise
+            logger.debug("Runs of processes that are gone stay open: %s", store.reason_of(error))
+    return left

@@ -1,4 +1,4 @@
-"""What the rest of the project expects of a tracker, and the tracker that keeps nothing."""
+"""The interface of a tracker, which records a run; its methods keep nothing unless a subclass does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -17,15 +17,15 @@ ModelForm = Literal["none", "checkpoint", "export"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A split that a run reads.
+    """A split that a run reads, as MLflow records it.
 
     Attributes:
         name: of the data set and the split.
-        digest: the same for the same content, wherever it lies; 36 characters at most.
-        source_type: ``local`` for files, ``code`` for what is made.
-        source: JSON that says where it is from, as MLflow's source of that type has it.
-        profile: JSON of its size.
-        context: what it is for: ``training``, ``validation``, ``test``.
+        digest: of the content, wherever the files are; 36 characters at most.
+        source_type: ``local`` for files, ``code`` for generated data.
+        source: JSON of the origin, in MLflow's form for that type.
+        profile: JSON of the size.
+        context: ``training``, ``validation`` or ``test``.
     """
 
     name: str
@@ -38,138 +38,58 @@ class Dataset:
 
 @dataclass(frozen=True)
 class ModelLoss:
-    """How good a model is: its lowest validation loss, and what that was measured on, in words."""
+    """The lowest validation loss of a model, and the data that it was measured on, as text."""
 
     value: float
     measured_on: str
 
 
-class Tracker(Protocol):
-    """One run's record. As a context manager it starts the run and closes it with the status that fits."""
+class Tracker:
+    """Records one run. As a context manager it starts the run and closes it with the status that fits.
 
-    @property
-    def run_id(self) -> str | None:
-        """Id under which the run can be resumed; None before `start` or when nothing is kept."""
-        ...
-
-    def start(self) -> None:
-        """Open the run: a new one, or the one that is to be resumed."""
-        ...
-
-    def params(self, values: Mapping[str, object]) -> None:
-        """Settings as flat `key -> value`; kept only when the run is new."""
-        ...
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of one step, such as `vision/loss`; may be held back until `flush`."""
-        ...
-
-    def flush(self) -> None:
-        """Write what `metrics` holds back; called before a checkpoint is saved and on closing."""
-        ...
-
-    def text(self, text: str, name: str) -> None:
-        """Keep a text as the file `name`."""
-        ...
-
-    def mapping(self, values: Mapping[str, object], name: str) -> None:
-        """Keep a nested mapping as the file `name`, YAML or JSON by its ending."""
-        ...
-
-    def file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file, under the run's `folder` if one is given."""
-        ...
-
-    def folder(self, path: Path, name: str | None = None) -> None:
-        """Keep a copy of everything in a folder, under `name` if one is given."""
-        ...
-
-    def image(self, picture: np.ndarray | Path, name: str) -> None:
-        """Keep a picture, (H, W, 3) uint8 RGB or a file, as the file `name`."""
-        ...
-
-    def table(self, rows: Sequence[Mapping[str, object]], name: str) -> None:
-        """Keep rows with equal keys as a table that the tracker can show; the same name is replaced."""
-        ...
-
-    def inputs(self, datasets: Sequence[Dataset]) -> None:
-        """Note the data sets that the run reads."""
-        ...
-
-    @property
-    def model_form(self) -> ModelForm:
-        """What ``model`` is to be given."""
-        ...
-
-    def model(self, folder: Path, loss: ModelLoss) -> None:
-        """Keep the trained model that lies in a folder, and register it where that is asked for."""
-        ...
-
-    def close(self, status: Status = "FINISHED") -> None:
-        """Write what is held back and end the run; a closed run stays closed."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-
-def closing_status(error_type: type[BaseException] | None) -> Status:
-    """Status of a run that ends with this exception: interrupted runs are KILLED, other errors FAILED."""
-    if error_type is None:
-        return "FINISHED"
-    return "KILLED" if issubclass(error_type, KeyboardInterrupt) else "FAILED"
-
-
-class NullTracker:
-    """Keeps nothing: for `tracking=none`, and for every process but the first of a distributed run."""
+    Attributes:
+        run_id: with which the run can be resumed; None before `start` and where nothing is kept.
+        model_form: that ``model`` takes.
+    """
 
     run_id: str | None = None
     model_form: ModelForm = "none"
 
     def start(self) -> None:
-        """Nothing to open."""
+        """Opens the run: a new one, or the one to resume."""
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Dropped."""
+        """Logs settings as flat `key -> value`, if the run is new."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Dropped."""
+        """Logs numbers of one step, such as `vision/loss`; they may be buffered until `flush`."""
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Writes buffered metrics; called before a checkpoint is saved and on closing."""
 
     def text(self, text: str, name: str) -> None:
-        """Dropped."""
-
-    def mapping(self, values: Mapping[str, object], name: str) -> None:
-        """Dropped."""
+        """Keeps a text as the file `name`."""
 
     def file(self, path: Path, folder: str | None = None) -> None:
-        """Dropped."""
+        """Keeps a copy of a file, in `folder` of the run's artifacts."""
 
     def folder(self, path: Path, name: str | None = None) -> None:
-        """Dropped."""
+        """Keeps a copy of everything in a folder, in `name` of the run's artifacts."""
 
     def image(self, picture: np.ndarray | Path, name: str) -> None:
-        """Dropped."""
+        """Keeps an image, (H, W, 3) uint8 RGB or a file, as the file `name`."""
 
     def table(self, rows: Sequence[Mapping[str, object]], name: str) -> None:
-        """Dropped."""
+        """Keeps rows of equal keys as a table that the tracker displays; one of the same name is replaced."""
 
     def inputs(self, datasets: Sequence[Dataset]) -> None:
-        """Dropped."""
+        """Records the data sets that the run reads."""
 
     def model(self, folder: Path, loss: ModelLoss) -> None:
-        """Dropped."""
+        """Keeps the trained model in a folder, and registers it where the options say so."""
 
     def close(self, status: Status = "FINISHED") -> None:
-        """Nothing to end."""
+        """Writes buffered metrics and ends the run; a closed run stays closed."""
 
     def __enter__(self) -> Self:
         return self
@@ -181,3 +101,14 @@ class NullTracker:
         traceback: TracebackType | None,
     ) -> None:
         return None
+
+
+class NullTracker(Tracker):
+    """Keeps nothing: for `tracking=none`, and for every process but the first of a distributed run."""
+
+
+def closing_status(error_type: type[BaseException] | None) -> Status:
+    """Status of a run that ends with this exception: interrupted runs are KILLED, other errors FAILED."""
+    if error_type is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(error_type, KeyboardInterrupt) else "FAILED"

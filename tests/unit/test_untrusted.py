@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from panollava.checkpoint import FORMAT_VERSION, STATE, TRAINED, follow, read_state, read_weights, tidy
+from panollava.checkpoint import FORMAT_VERSION, STATE, TRAINED, follow, read_state, read_tensors, read_weights, tidy
+from panollava.disk import MAX_DOCUMENT_BYTES, read_document
 from panollava.run_folder import METADATA, Experiment, read_metadata
-from panollava.untrusted import MAX_DOCUMENT_BYTES, read_document, read_safetensors
 
 
 def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
@@ -115,7 +115,7 @@ def test_documents_that_say_too_little(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks experiment_name, model, crop"):
         read_metadata(tmp_path)
     (tmp_path / "stage_state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "stages": {"a/b": 1}}))
-    with pytest.raises(ValueError, match=r"tells nothing of a/b.*Remove the file"):
+    with pytest.raises(ValueError, match=r"has no valid entry for a/b.*Remove the file"):
         Experiment(tmp_path, "crop_mlp").states()
 
 
@@ -127,7 +127,7 @@ def test_links_out_of_a_folder(tmp_path: Path) -> None:
     (outside / "state").write_text("{}")
     (run / "a.ckpt" / TRAINED).symlink_to(outside / "weights")
     (run / "a.ckpt" / STATE).symlink_to("../../outside/state")
-    for read in (lambda: read_safetensors(run / "a.ckpt" / TRAINED), lambda: read_document(run / "a.ckpt" / STATE)):
+    for read in (lambda: read_tensors(run / "a.ckpt" / TRAINED), lambda: read_document(run / "a.ckpt" / STATE)):
         with pytest.raises(ValueError, match="outside its folder, and is not followed"):
             read()
     (run / "b.ckpt").symlink_to(outside / "b.ckpt")

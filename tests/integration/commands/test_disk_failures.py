@@ -30,7 +30,7 @@ FAILURES = {"full": (no_space, False), "broken": (broken, True)}
 """What the disk does, and whether only once."""
 CHANGED = ("runs", "results", "cache", "mlruns")
 SENTENCE = r"^(?:DiskError|OSError): .* could not be written \((No space left on device|Input/output error)\)\. "
-WAYS_OUT = ("start the same command again", "the same command then goes on")
+WAYS_OUT = ("start the same command again", "run the same command to resume")
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_a_sweep_that_was_killed_goes_on_under_its_parent_run(
     take = MlflowTracker.metrics
 
     def deadly(self: MlflowTracker, values: Mapping[str, float], step: int) -> None:
-        if "seed-1" in str(self._asked.run_name) and step == 3:
+        if "seed-1" in str(self._options.run_name) and step == 3:
             kill()
         take(self, values, step)
 

@@ -43,7 +43,7 @@ def test_a_sweep_outlives_its_server_and_every_number_arrives_once(
 
     def watched(self: MlflowTracker, values: Mapping[str, float], step: int) -> None:
         nonlocal slowest
-        logged[str(self._asked.run_name)] += [(key, value, step) for key, value in values.items()]
+        logged[str(self._options.run_name)] += [(key, value, step) for key, value in values.items()]
         if len(logged) == 1 and step == 2:
             server.kill()
         begun = time.monotonic()

@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from panollava.tracking import database, delivery, location
-from panollava.tracking import delivery as channel
-from panollava.tracking import store as server
+from panollava.tracking import database, location, outbox, runs, store
 from panollava.tracking.database import check_database
-from panollava.tracking.delivery import deliver
 from panollava.tracking.location import StoreBusyError, absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker
-from panollava.tracking.outbox import OUTBOX
+from panollava.tracking.outbox import OUTBOX, deliver
+from panollava.tracking.runs import end_parent, start_parent
 from panollava.tracking.store import open_client
-from panollava.tracking.sweep import end_parent, start_parent
 
 
 @pytest.fixture
@@ -77,14 +74,13 @@ def test_an_empty_file_is_a_store_to_be_made(tmp_path) -> None:
 @pytest.fixture
 def impatient(monkeypatch) -> None:
     """Waits of a test's length; MLflow's own is that of the statement it sends, which SQLite may be asked to forget."""
-    for module in (database, location):
-        monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(location, "BUSY_SECONDS", 0.05)
     for function in (database.opened, location.store_lock):
         monkeypatch.setattr(function.__wrapped__, "__defaults__", (0.05,))
-    monkeypatch.setattr(server, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(store, "PROBE_SECONDS", 0.05)
     for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S", "LAST_PAUSE_S"):
-        monkeypatch.setattr(delivery, name, 0.02)
-    original = channel.perform
+        monkeypatch.setattr(outbox, name, 0.02)
+    original = outbox.perform
 
     def perform(client, *arguments, **options):
         engine = client._tracking_client.store.engine
@@ -95,7 +91,7 @@ def impatient(monkeypatch) -> None:
             engine.is_impatient = True
         return original(client, *arguments, **options)
 
-    for module in (channel, delivery):
+    for module in (outbox, runs):
         monkeypatch.setattr(module, "perform", perform)
 
 

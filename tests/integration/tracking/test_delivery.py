@@ -14,12 +14,11 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-from panollava.tracking import delivery, opening, sweep
-from panollava.tracking.delivery import Delivery, deliver
+from panollava.tracking import outbox, store
 from panollava.tracking.mlflow_tracker import MlflowTracker
-from panollava.tracking.outbox import OUTBOX, Outbox
+from panollava.tracking.outbox import OUTBOX, Delivery, Outbox, deliver
+from panollava.tracking.runs import end_parent, start_parent
 from panollava.tracking.store import PID_TAG, experiment_id
-from panollava.tracking.sweep import end_parent, start_parent
 
 URI = "http://127.0.0.1:1"
 HEADER = {"uri": URI, "experiment": "e", "run_id": "r", "local_id": None, "reached": {}}
@@ -51,8 +50,8 @@ class Lister:
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of a test's length, and a server of which nobody can say whether it is there."""
     for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S", "LAST_PAUSE_S"):
-        monkeypatch.setattr(delivery, name, 0.001)
-    monkeypatch.setattr(delivery, "answers", lambda _uri: False)
+        monkeypatch.setattr(outbox, name, 0.001)
+    monkeypatch.setattr(store, "answers", lambda _uri: False)
 
 
 ROWS = st.tuples(st.sampled_from(["loss", "lr"]), st.floats(), st.integers(0, 3), st.integers(0, 3))
@@ -64,8 +63,8 @@ FATES = st.sampled_from(["arrives", "is lost", "arrives, its answer is lost"])
 def test_every_metric_arrives_once_whatever_is_lost(tmp_path_factory, monkeypatch, brief, batches, fates) -> None:
     # Rows are what a run may log: no two of a key, step and time.
     rows = {(key, step, time_ms): value for batch in batches for key, value, time_ms, step in batch}
-    store = Lister(fates)
-    monkeypatch.setattr(delivery, "open_client", lambda _uri: store)
+    lister = Lister(fates)
+    monkeypatch.setattr(store, "open_client", lambda _uri: lister)
     folder = tmp_path_factory.mktemp("run")
     box = Outbox.create(folder, HEADER)
     sender = Delivery(URI, [box])
@@ -75,11 +74,11 @@ def test_every_metric_arrives_once_whatever_is_lost(tmp_path_factory, monkeypatc
             sender.start()
     if len(rows) < 2:
         sender.start()
-    left = sender.finish(0.0)
+    left = sender.finish()
     while left:  # the run ended before everything had arrived: a command sends the rest
         before, left = deliver(folder)
         assert before >= left
-    got = Counter((m.key, m.step, m.timestamp, None if math.isnan(m.value) else m.value) for m in store.metrics)
+    got = Counter((m.key, m.step, m.timestamp, None if math.isnan(m.value) else m.value) for m in lister.metrics)
     assert got == Counter((*where, None if math.isnan(value) else value) for where, value in rows.items())
     assert not (folder / OUTBOX).exists()
 
@@ -115,10 +114,9 @@ class Switched:
 def server(client, brief, monkeypatch: pytest.MonkeyPatch) -> Switched:
     """An address that leads to the tests' store, as long as it is switched on."""
     switched = Switched(client, URI)
-    for module in (delivery, opening, sweep):
-        monkeypatch.setattr(module, "open_client", lambda _uri: switched)
-    monkeypatch.setattr(delivery, "answers", switched.answers)
-    monkeypatch.setattr(opening, "check_answers", switched.check_answers)
+    monkeypatch.setattr(store, "open_client", lambda _uri: switched)
+    monkeypatch.setattr(store, "answers", switched.answers)
+    monkeypatch.setattr(store, "check_answers", switched.check_answers)
     return switched
 
 
@@ -266,7 +264,7 @@ def test_a_request_that_breaks_a_server_that_is_there_is_put_aside_in_the_end(
     def broken(*_: object, **__: object) -> None:
         raise MlflowException("API request failed: too many 500 error responses")
 
-    monkeypatch.setattr(delivery, "ATTEMPTS", 3)
+    monkeypatch.setattr(outbox, "ATTEMPTS", 3)
     options = {"uri": URI, "experiment": experiment, "outbox": tmp_path, "wait_seconds": 5.0}
     with MlflowTracker(**options) as tracker:
         monkeypatch.setattr(server, "log_artifact", broken, raising=False)

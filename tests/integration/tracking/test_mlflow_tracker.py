@@ -118,7 +118,6 @@ def test_files_pictures_and_tables_lie_where_mlflow_shows_them(client, new_track
         tracker.image(picture, "pictures/views.png")
         tracker.table([{"question": "old", "correct": False}], "answers.json")
         tracker.table(rows, "answers.json")
-        tracker.mapping({"crop": {"overlap": 0.5}}, "config.yaml")
         tracker.text("| a |", "table.md")
         tracker.file(tmp_path / "results" / "metrics.json")
         tracker.folder(tmp_path / "results", "results")
@@ -129,7 +128,7 @@ def test_files_pictures_and_tables_lie_where_mlflow_shows_them(client, new_track
     shown = kept(tracker.run_id, "pictures/views.png")
     assert cv2.imread(str(shown))[0, 0].tolist() == [0, 0, 200]
     assert pd.read_json(kept(tracker.run_id, "answers.json"), orient="split").to_dict("records") == rows
-    assert "overlap: 0.5" in kept(tracker.run_id, "config.yaml").read_text(encoding="utf-8")
+    assert kept(tracker.run_id, "table.md").read_text(encoding="utf-8") == "| a |"
     names = {file.path for file in client.list_artifacts(tracker.run_id)}
     assert names >= {"metrics.json", "results", "table.md"}
     tables = json.loads(client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"])

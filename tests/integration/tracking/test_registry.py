@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from panollava.tracking import registry
+from panollava.tracking import operations
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.tracker import ModelLoss
 
@@ -52,7 +52,7 @@ def test_of_two_that_register_at_once_the_better_has_the_alias(
     new_model, champion, monkeypatch, first: float, second: float
 ) -> None:
     """On a server no lock keeps them apart: the second comes between what the first has seen and what it does."""
-    monkeypatch.setattr(registry, "store_lock", lambda _uri: nullcontext())
+    monkeypatch.setattr(operations, "store_lock", lambda _uri: nullcontext())
     move, waiting, runs = MlflowClient.set_registered_model_alias, [second], {}
 
     def late(self: MlflowClient, name: str, alias: str, version: str) -> None:

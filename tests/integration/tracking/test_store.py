@@ -26,7 +26,7 @@ OPEN_AND_DIE = """
 import os, sys, time
 from pathlib import Path
 from panollava.tracking.mlflow_tracker import MlflowTracker
-from panollava.tracking.sweep import start_parent
+from panollava.tracking.runs import start_parent
 import mlflow
 while time.time() < float(sys.argv[2]):
     pass

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from panollava.tracking.mlflow_tracker import MlflowTracker
-from panollava.tracking.sweep import end_parent, start_parent
+from panollava.tracking.runs import end_parent, start_parent
 
 LOOK = """
 import mlflow

@@ -16,11 +16,11 @@ PACKAGE = Path(panollava.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 REGISTRY = "stages.registry"
 """The records of the stages: data alone, which lower layers than the stages themselves read."""
-LEAVES = {"batch", "chat_format", "component", "disk", "generation", "tracking", "untrusted"}
+LEAVES = {"batch", "chat_format", "component", "disk", "generation", "tracking"}
 ANYTHING = {"run"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model"},  # the front door shows the facade when asked
-    "checkpoint": {"disk", "untrusted"},
+    "checkpoint": {"disk"},
     "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking"},
     "crop": {"component"},
     "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
@@ -33,19 +33,19 @@ ALLOWED: dict[str, set[str]] = {
         "checkpoint",
         "component",
         "crop",
+        "disk",
         "generation",
         "prompt",
         "run_folder",
         "store",
-        "untrusted",
         REGISTRY,
     },
     "prompt": {"chat_format"},
-    "run_folder": {"component", "checkpoint", "disk", "untrusted", REGISTRY},
+    "run_folder": {"component", "checkpoint", "disk", REGISTRY},
     "stages": {"batch", "component", "crop", "losses", "model", REGISTRY},
     REGISTRY: {"component"},
-    "store": {"batch", "checkpoint", "disk", "logs"},
-    "sweep_folder": {"checkpoint", "untrusted"},
+    "store": {"batch", "disk", "logs"},
+    "sweep_folder": {"disk"},
     "training": {"batch", "checkpoint", "disk", "logs", "stages", "tracking"},
 }
 """Room -> rooms it may import; what is in none of the three tables is an entry point."""

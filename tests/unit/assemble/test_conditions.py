@@ -11,7 +11,7 @@ from support.picture_files import by_pillow, gradient, noise
 from panollava.data.files import FilesSource
 from panollava.data.world import WorldSource
 from panollava.run.conditions import asked_record, differences, learnt_record, mismatch, told, unequal
-from panollava.store.identity import KnownPictures
+from panollava.store.identity import FileIdentity
 
 ROWS = ["a.png,what?,red", "a.png,what?,crimson", "b.png,where?,left"]
 
@@ -33,7 +33,7 @@ def written(folder: Path, rows: list[str]) -> Path:
 
 def asked(folder: Path) -> dict[str, str]:
     source = FilesSource(path=str(folder / "test.csv"), reader=lambda path: noise(64, 128), name="csv-test")
-    return asked_record(source, KnownPictures(None))
+    return asked_record(source, FileIdentity(None))
 
 
 def changed(folder: Path, before: dict[str, str]) -> list[str]:
@@ -54,7 +54,7 @@ def test_a_split_is_its_texts_and_pictures_in_their_order(folder: Path) -> None:
 
 
 def test_the_world_is_known_by_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = KnownPictures(None)
+    known = FileIdentity(None)
     test = [asked_record(WorldSource(split="test", scenes=2, seed=1), known) for _ in range(2)]
     assert test[0] == test[1]
     other = asked_record(WorldSource(split="test", scenes=2, seed=1, turn_deg=45.0), known)

@@ -26,6 +26,6 @@ def opened(tmp_path: Path) -> Callable[..., FeatureStore]:
 
 
 @pytest.fixture(autouse=True)
-def _told(monkeypatch: pytest.MonkeyPatch) -> None:
+def _propagate(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is logged reaches ``caplog``, whichever test configured the console before."""
     monkeypatch.setattr(LOG, "propagate", True)

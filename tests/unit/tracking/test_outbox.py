@@ -7,7 +7,8 @@ import json
 import pytest
 from filelock import Timeout
 
-from panollava.tracking.outbox import OPERATIONS, OUTBOX, Operation, Outbox
+from panollava.tracking.operations import Operation
+from panollava.tracking.outbox import OPERATIONS, OUTBOX, Outbox
 
 HEADER = {"uri": "http://127.0.0.1:1", "experiment": "e", "run_id": "r", "local_id": None, "reached": {}}
 

@@ -1,0 +1,205 @@
+"""The operations of a run, as JSON, and how each is performed in the store; one registers the run's model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from panollava.tracking.location import ARTIFACTS, database_file, store_lock
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+Operation = dict[str, Any]
+"""``do`` names the operation; the other keys are JSON. ``path`` is a file or folder that it copies."""
+Row = Sequence[Any]
+"""A metric in JSON: name, value, time in milliseconds, step."""
+
+TABLES_TAG = "mlflow.loggedArtifacts"
+RUNNING = "RUNNING"
+LOSS_TAG, MEASURED_TAG = "panollava.loss", "panollava.measured_on"
+"""Tags of a model version: its validation loss, and the data that this was measured on."""
+
+logger = logging.getLogger(__name__)
+
+
+def perform(
+    client: MlflowClient, uri: str, run_id: str, operation: Operation, *, folder: Path, again: bool = False
+) -> None:
+    """Performs one operation.
+
+    All operations but metrics are idempotent in the store. Metrics are looked up first where they may have arrived
+    before, since stores that are not databases would list them twice.
+
+    Args:
+        folder: that ``path`` of the operation is relative to.
+        again: the operation may have been performed before, wholly or in part.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+    match operation:
+        case {"do": "metrics", "rows": rows}:
+            metrics = [Metric(key, value, timestamp, step) for key, value, timestamp, step in rows]
+            client.log_batch(run_id, metrics=_missing(client, run_id, metrics) if again else metrics)
+        case {"do": "params", "values": values}:
+            client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
+        case {"do": "tags", "values": values}:
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        case {"do": "file" | "folder", "path": path, "into": into}:
+            _copy(client, uri, run_id, folder / path, into)
+        case {"do": "table", "name": name}:
+            tables = json.loads(client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
+            entry = {"path": name, "type": "table"}
+            if entry not in tables:
+                client.set_tag(run_id, TABLES_TAG, json.dumps([*tables, entry]))
+        case {"do": "inputs", "datasets": datasets}:
+            inputs = []
+            for values in map(dict, datasets):
+                tag = InputTag("mlflow.data.context", values.pop("context"))
+                inputs.append(DatasetInput(Dataset(**values), [tag]))
+            client.log_inputs(run_id, inputs)
+        case {"do": "register", **options}:
+            register(client, uri, run_id, **{str(key): value for key, value in options.items()})
+        case {"do": "status", "status": status, "time": time_ms}:
+            if status == RUNNING:
+                client.update_run(run_id, status=status)
+            else:
+                client.set_terminated(run_id, status, time_ms)
+        case _:
+            raise ValueError(f"{operation.get('do')!r} is no operation of this panollava; a newer one may have it.")
+
+
+def new_rows(rows: Sequence[Row], last_steps: Mapping[str, int]) -> list[Row]:
+    """The metrics of steps that a run has not logged yet.
+
+    A resumed run repeats some steps, which are not logged twice. Step 0 is for values of the whole run, which may be
+    measured again.
+
+    Args:
+        last_steps: last logged step of each metric.
+    """
+    return [row for row in rows if row[3] == 0 or row[3] > last_steps.get(row[0], -1)]
+
+
+def _missing(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics that the store does not have."""
+
+    def identity(metric: Metric) -> tuple[str, int, int, float | None]:
+        # Stores keep infinity as the largest number; NaN does not equal itself.
+        value = max(-sys.float_info.max, min(sys.float_info.max, metric.value))
+        return metric.key, metric.step, metric.timestamp, None if math.isnan(metric.value) else value
+
+    keys = {metric.key for metric in metrics}
+    known = {identity(metric) for key in keys for metric in client.get_metric_history(run_id, key)}
+    return [metric for metric in metrics if identity(metric) not in known]
+
+
+def _copy(client: MlflowClient, uri: str, run_id: str, path: Path, into: str | None) -> None:
+    """Copies a file or folder to a run's artifacts.
+
+    A relative address starts from the database's folder; MLflow's client starts it from the working directory.
+    """
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    file = database_file(uri)
+    address = "" if file is None else client.get_run(run_id).info.artifact_uri
+    if file is not None and address.startswith(f"{ARTIFACTS}/"):
+        local = LocalArtifactRepository((file.parent / address).as_uri())
+        (local.log_artifacts if path.is_dir() else local.log_artifact)(str(path), into)
+    else:
+        (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), into)
+
+
+def check_names(name: str | None, alias: str) -> None:
+    """Checks the name and alias of a registered model before training.
+
+    Raises:
+        ValueError: MLflow would refuse them after it.
+    """
+    if name is not None and (not name.strip() or re.search(r'[/:"]', name)):
+        raise ValueError(f'tracking.register={name!r} is no name of a model: allowed is a text without /, : and ".')
+    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"(?i)v\d+|latest", alias):
+        raise ValueError(
+            f"tracking.alias={alias!r} is no alias: allowed are letters, digits, _ and -; v1, v2 … and latest are "
+            "MLflow's own."
+        )
+
+
+def register(
+    client: MlflowClient, uri: str, run_id: str, *, name: str, alias: str, artifact: str, loss: float, measured_on: str
+) -> None:
+    """Makes a run's model a version of a registered model, and gives the alias to the best version.
+
+    The best has the lowest validation loss. Losses are compared only where they were measured on the same data; a
+    version with another measure leaves the alias where it is. Processes that register at once on a server, which has
+    no lock, end with the best as well: each looks again after it has moved the alias.
+
+    Args:
+        name: the registered model; made if missing.
+        artifact: folder of the model among the run's artifacts.
+        measured_on: stage, data and language model, as text.
+    """
+    with store_lock(uri):
+        version = _version(client, run_id, name, artifact)
+        client.set_model_version_tag(name, version.version, LOSS_TAG, repr(loss))
+        client.set_model_version_tag(name, version.version, MEASURED_TAG, measured_on)
+        before = holder = _holder(client, name, alias)
+        while (best := _best(client, name, measured_on, holder)) is not None:
+            client.set_registered_model_alias(name, alias, best.version)
+            holder = _holder(client, name, alias)
+        if holder is not None and holder.version == version.version:
+            if before is None or before.version != version.version:
+                logger.info("%s version %s is registered and is now %s@%s.", name, version.version, name, alias)
+        elif holder is not None:
+            logger.info(
+                "%s version %s is registered (loss %.4f on %s); %s@%s is version %s (loss %s on %s).",
+                name, version.version, loss, measured_on, name, alias, holder.version,
+                holder.tags.get(LOSS_TAG, "unknown"), holder.tags.get(MEASURED_TAG, "something unknown"),
+            )  # fmt: skip
+
+
+def _version(client: MlflowClient, run_id: str, name: str, artifact: str) -> ModelVersion:
+    """The version of this run, made if missing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
+    for known in client.search_model_versions(f"run_id = '{run_id}'"):
+        if (known.name, known.source) == (name, source):
+            return known
+    return client.create_model_version(name, source, run_id)
+
+
+def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that has the alias."""
+    number = client.get_registered_model(name).aliases.get(alias)
+    return None if number is None else client.get_model_version(name, str(number))
+
+
+def _best(client: MlflowClient, name: str, measured_on: str, holder: ModelVersion | None) -> ModelVersion | None:
+    """The version to give the alias to; None where its holder keeps it."""
+    if holder is not None and holder.tags.get(MEASURED_TAG) != measured_on:
+        return None
+    quote = '"' if "'" in name else "'"
+    found = client.search_model_versions(f"name = {quote}{name}{quote}")
+    comparable = (one for one in found if one.tags.get(MEASURED_TAG) == measured_on)
+    best = min(comparable, key=lambda one: (_loss(one), int(one.version)))
+    return None if holder is not None and _loss(holder) <= _loss(best) else best
+
+
+def _loss(version: ModelVersion) -> float:
+    """A version's loss; an unknown one and NaN count as infinity."""
+    loss = float(version.tags.get(LOSS_TAG, "inf"))
+    return math.inf if math.isnan(loss) else loss
