@@ -35,10 +35,10 @@ def main(cfg: DictConfig) -> None:
     from panollava.run.preflight import preflight
     from panollava.run.run import open_run
     from panollava.run.stage import run_stage
-    from panollava.training.distributed import processes
+    from panollava.training.distributed import init_distributed
 
     cfg = checked(cfg)  # every key, type and range, before anything is opened
-    ranks = processes(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
+    ranks = init_distributed(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
     with ranks as procs, open_run(cfg, procs) as run:  # folder, log, data, backbones
         preflight(run)  # whatever can fail fails here, before the first step
         trained = None

@@ -33,7 +33,7 @@ from panollava.run.config_check import checked
 from panollava.run.features import open_features, warm
 from panollava.run.run import Run, open_run
 from panollava.store.catalogue import clear_stores, kept_stores
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 from panollava.training.loop import OptimiserStep
 from panollava.training.options import make_optimizer
 
@@ -47,7 +47,7 @@ def opened(*arguments: str) -> Iterator[Run]:
     register_resolvers()
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", overrides=canonical([*arguments, "tracking=none", "trainer.num_workers=0"]))
-    with open_run(checked(cfg), Processes()) as run:
+    with open_run(checked(cfg), DistributedContext()) as run:
         yield run
 
 

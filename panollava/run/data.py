@@ -26,7 +26,7 @@ from panollava.run.sources import open_splits, part_of, source_arguments
 from panollava.stages.registry import Targets
 from panollava.store.feature_maker import FeatureMaker
 from panollava.tracking.tracker import Dataset
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 from panollava.training.options import StageOptions
 
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
@@ -108,7 +108,7 @@ class RunData:
         options: StageOptions,
         *,
         seed: int,
-        procs: Processes,
+        procs: DistributedContext,
         num_workers: int,
         pin_memory: bool,
         validation_batches: int | None = None,

@@ -35,7 +35,7 @@ from panollava.stages.registry import StageRecord, for_metadata, recorded_stage,
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import job_name
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 from panollava.training.loop import validate
 from panollava.training.precision import Compute
 
@@ -303,7 +303,7 @@ def measure(
             "device=cpu may have more."
         )
     ):
-        return validate(stage, stage, _Split(loader), compute, Processes())
+        return validate(stage, stage, _Split(loader), compute, DistributedContext())
 
 
 def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> Stage:

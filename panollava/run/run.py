@@ -43,7 +43,7 @@ from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.outbox import OUTBOX, deliver
 from panollava.tracking.store import STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
 from panollava.training.precision import Compute, choose_compute
 
@@ -313,7 +313,7 @@ class Run:
     cfg: DictConfig
     experiment: Experiment
     recording: Callable[[Mapping[str, object]], Tracker]
-    procs: Processes
+    procs: DistributedContext
     compute: Compute
     backbones: Backbones
     data: RunData
@@ -437,7 +437,7 @@ def plain(section: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def open_run(cfg: DictConfig, procs: Processes) -> Iterator[Run]:
+def open_run(cfg: DictConfig, procs: DistributedContext) -> Iterator[Run]:
     """Opens a run: whatever can be wrong with its folder, its data or its backbones' names is found here.
 
     Args:
@@ -535,7 +535,7 @@ def default_name(cfg: DictConfig) -> str:
     )
 
 
-def _tracker(cfg: DictConfig, experiment: Experiment, procs: Processes) -> Tracker:
+def _tracker(cfg: DictConfig, experiment: Experiment, procs: DistributedContext) -> Tracker:
     if cfg.dry_run or not procs.is_main:
         return NullTracker()
     # A run that was stopped, in a stage, between two or before its evaluation, goes on in the same record.

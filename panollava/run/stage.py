@@ -30,8 +30,8 @@ from panollava.stages.protocol import Stage
 from panollava.stages.registry import for_metadata
 from panollava.training.checkpointer import Checkpointer, Progress, read_progress
 from panollava.training.loop import FitResult, fit
-from panollava.training.options import Share, StageOptions, make_optimizer, same_steps
-from panollava.training.parallel import put, shard
+from panollava.training.options import BatchSplit, StageOptions, elastic_resume, make_optimizer
+from panollava.training.parallel import copy_into, shard
 
 
 def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def record_start(
     reached, loss, best = progress, None, follow(folder / BEST)
     if best is not None:
         state = read_state(best)
-        reached, loss = Progress(**read_progress(state, best)), state.get("validation_loss")
+        reached, loss = read_progress(state, best), state.get("validation_loss")
     if best is not None and best == resumed:
         # A process that was killed right after it had saved its best has not written all that belongs to it.
         recorder(run, name, folder, stage)(reached, loss)
@@ -166,7 +166,7 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
     best = find_checkpoint(folder)
     tensors = read_weights(best)
     for key, parameter in trained.items():
-        put(parameter, tensors[key])
+        copy_into(parameter, tensors[key])
     run.procs.barrier()  # the folder of a dry run goes when the first process is done
     if not run.procs.is_main:
         return
@@ -242,7 +242,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
     if run.is_sharded:
         tower = run.backbones.tower
         makes_features = not any(weight.requires_grad for weight in tower.parameters())
-        shard(stage, run.procs, run.compute.device, apart=tower if makes_features else None)
+        shard(stage, run.procs, run.compute.device, exclude=tower if makes_features else None)
     stage.to(run.compute.device)
     torch.manual_seed(run.seed(name) + run.procs.rank)  # each process drops other units
     trained = stage.trained()
@@ -250,7 +250,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
     resume = run.agreed_path(run.resume_point(name))
     if resume is not None:
         shared = read_state(resume).get("share")
-        options = same_steps(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
+        options = elastic_resume(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
     else:
         inherited = start_from(run, name, trained, frozen)
     if run.trainer.auto_batch:
@@ -267,7 +267,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         procs=run.procs,
         notes={
             "has_lora": carries_lora(stage),
-            "share": asdict(Share.of(options, run.procs.world_size)),
+            "share": asdict(BatchSplit(run.procs.world_size, options.batch_size, options.accumulate)),
         },
         on_save=recorder(run, name, folder, stage),
         frozen=frozen,

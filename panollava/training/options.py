@@ -1,4 +1,4 @@
-"""Going on with another number of processes: the same samples in every optimiser step, shared out anew."""
+"""Options of training: trainer, stage and optimiser, and the batch of a run that is resumed."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from panollava.training.precision import Precision
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Settings that every stage shares.
+    """Options that all stages have in common (``trainer.*``).
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: of frozen backbones and autocast; trained weights and losses are always fp32.
-        num_workers: processes that read and cut panoramas; 0 does it in the main one.
-        clip_norm: gradients are scaled down to this norm; 0 leaves them.
+        num_workers: processes that read and crop panoramas; 0 does it in the main one.
+        clip_norm: largest gradient norm; 0 does not clip.
         validations_per_epoch: how often the validation split is run.
-        patience: stop after so many validations without a better loss; 0 never.
-        save_every_steps: checkpoints within an epoch, beside those at validations; 0 for none.
+        patience: validations without a better loss after which a stage stops; 0 never stops it.
+        save_every_steps: interval of checkpoints between validations; 0 for none.
         log_every_steps: interval of the tracked training metrics.
         max_steps: ends a stage early; for trials.
-        checkpoint_activations: recompute activations of the language model, and of encoder blocks that train, in the
-            backward pass to save memory; losses and gradients keep their bits.
-        compile: ``torch.compile`` the stage. It makes code for the lengths that come first, so a run that is resumed
-            agrees with one that was not stopped within rounding, not to the bit.
-        auto_batch: try before the first step which batch fits, and keep its effective size by accumulation.
-        parallel: what several processes do with a model: each keeps all of it (``ddp``), or a share of it (``fsdp``).
+        checkpoint_activations: recompute activations of the language model and of trained encoder blocks in the
+            backward pass, to save memory; losses and gradients keep their bits.
+        compile: ``torch.compile`` the stage. The code depends on the lengths that come first, so a resumed run agrees
+            with an uninterrupted one within rounding, not bit for bit.
+        auto_batch: find the batch that fits before the first step, and keep the effective size by accumulation.
+        parallel: several processes replicate the model (``ddp``) or shard it (``fsdp``).
         process_timeout_s: longest wait for another process, after which the run ends.
     """
 
@@ -56,14 +56,14 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class StageOptions:
-    """Settings of one stage.
+    """Options of one stage (``stage.<name>.*``).
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: panoramas a micro-batch and process.
-        accumulate: micro-batches an optimiser step.
+        batch_size: panoramas of a micro-batch, in each process.
+        accumulate: micro-batches of an optimiser step.
         lr: peak learning rate.
-        max_text_length: text tokens a sample, image tokens not counted; stage 1 reads no text.
+        max_text_length: text tokens of a sample without image tokens; stage 1 reads no text.
         vision_trainable_blocks: last blocks of the encoder that train, or ``all`` of it.
         language_trainable_blocks: likewise of the language model; in finetune only.
     """
@@ -82,10 +82,10 @@ class OptimOptions:
     """Optimiser and schedule (``optim.*``).
 
     Attributes:
-        weight_decay: on parameters of two or more dimensions; never on biases, norms and single vectors.
-        betas, eps: AdamW's.
-        warmup_ratio: share of the optimiser steps that warm up linearly; ``warmup_steps`` overrides it.
-        schedule: what follows the warmup.
+        weight_decay: of parameters with two or more dimensions; biases, norms and single vectors have none.
+        betas, eps: of AdamW.
+        warmup_ratio: share of the optimiser steps with linear warmup; ``warmup_steps`` overrides it.
+        schedule: after the warmup.
         final_ratio: learning rate at the end, as a share of the peak.
     """
 
@@ -111,33 +111,20 @@ class OptimOptions:
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], options: OptimOptions, lr: float) -> torch.optim.AdamW:
     """AdamW over named parameters, in two groups: matrices decay, vectors do not."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=options.betas, eps=options.eps)
 
 
 @dataclass(frozen=True)
-class Share:
-    """How the samples of an optimiser step were shared out.
-
-    Attributes:
-        processes: number of processes.
-        batch_size: samples of a micro-batch in each.
-        accumulate: micro-batches of a step.
-    """
+class BatchSplit:
+    """How the samples of an optimiser step are divided: ``processes`` x ``batch_size`` x ``accumulate``."""
 
     processes: int
     batch_size: int
     accumulate: int
-
-    @classmethod
-    def of(cls, options: StageOptions, processes: int) -> Share:
-        """As a stage is told to."""
-        return cls(processes, options.batch_size, options.accumulate)
 
     @property
     def samples(self) -> int:
@@ -145,47 +132,42 @@ class Share:
         return self.processes * self.batch_size * self.accumulate
 
 
-def same_steps(
+def elastic_resume(
     options: StageOptions, saved: Mapping[str, Any] | None, processes: int, *, coupled: bool
 ) -> StageOptions:
-    """Batch size and accumulation with which a run goes on as it began.
+    """Options for resuming with another number of processes: every optimiser step has as many samples as before.
 
-    A step keeps its samples, so that the objective, the schedule and the place in the epoch stay what they were. The
-    micro-batch of a process does not grow, unless the objective is of the micro-batch of all processes.
+    So the objective, the schedule and the position in the epoch stay the same. The micro-batch of a process does not
+    grow, unless the objective couples it.
 
     Args:
         options: of the config.
-        saved: ``share`` of the checkpoint that is resumed.
-        processes: of now.
-        coupled: whether the objective is taken over a whole micro-batch of all processes.
+        saved: ``share`` in the checkpoint's state, a ``BatchSplit``; older checkpoints have none.
+        processes: their number now.
+        coupled: whether the objective is taken over a whole micro-batch of all processes, which then keeps its size.
 
     Raises:
-        ValueError: so many processes cannot share a step's samples equally.
+        ValueError: the samples cannot be divided equally among the processes.
     """
     if saved is None:
         return options
-    before = Share(**saved)
+    before = BatchSplit(**saved)
     if before.processes == processes:
         return replace(options, batch_size=before.batch_size, accumulate=before.accumulate)
-    together = before.processes * before.batch_size
-    whole = together if coupled else before.samples
-    if whole % processes:
-        possible = ", ".join(str(count) for count in range(1, whole + 1) if whole % count == 0)
-        what = "micro-batch" if coupled else "optimiser step"
+    samples = before.processes * before.batch_size if coupled else before.samples
+    if samples % processes:
+        possible = ", ".join(str(count) for count in range(1, samples + 1) if samples % count == 0)
         raise ValueError(
-            f"The run that is resumed took {whole} samples in each {what} with {before.processes} processes, which "
-            f"{processes} processes cannot share equally. Go on with one of {possible} processes."
+            f"The run to resume took {samples} samples in each {'micro-batch' if coupled else 'optimiser step'} with "
+            f"{before.processes} processes, which {processes} processes cannot divide equally. Resume with one of "
+            f"{possible} processes."
         )
-    each = whole // processes
-    if coupled:
-        result = replace(options, batch_size=each, accumulate=before.accumulate)
-    else:
-        size = max(size for size in range(1, before.batch_size + 1) if each % size == 0)
-        result = replace(options, batch_size=size, accumulate=each // size)
+    each = samples // processes
+    size = each if coupled else max(size for size in range(1, before.batch_size + 1) if each % size == 0)
+    result = replace(options, batch_size=size, accumulate=before.accumulate if coupled else each // size)
     LOG.info(
         "Resumed with %d processes in place of %d: batch size %d and accumulation %d in place of %d and %d, so that a "
         "step has %d samples as before.",
-        processes, before.processes, result.batch_size, result.accumulate, before.batch_size, before.accumulate,
-        before.samples,
+        processes, before.processes, size, result.accumulate, before.batch_size, before.accumulate, before.samples,
     )  # fmt: skip
     return result

@@ -1,4 +1,4 @@
-"""A stage on several processes: a copy in each with averaged gradients (DDP), or a share of every weight (FSDP2)."""
+"""How a stage runs: compiled or not, replicated in each process (DDP), or sharded over the processes (FSDP2)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,110 @@ from torch.nn.parallel import DistributedDataParallel
 
 from panollava.batch import Batch
 from panollava.logs import LOG
-from panollava.training import parallel as compiler
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 
-_USUAL = {"darwin": "clang++", "win32": "cl"}
+
+def shard(
+    stage: nn.Module, procs: DistributedContext, device: torch.device, *, exclude: nn.Module | None = None
+) -> None:
+    """Shards every weight of a stage over the processes, in place; the stage must be on the CPU.
+
+    Weights are gathered block by block while a block computes, and those outside blocks for the whole step. Each
+    block moves to the device by itself, so the device never holds the whole model. Frozen weights keep their type,
+    which may differ from that of trained ones. Afterwards only the whole stage can be called, not its parts.
+
+    Args:
+        stage: gets new parameters.
+        procs: the processes.
+        device: where shards live.
+        exclude: a frozen part that stays whole in each process, since it is called outside of steps as well.
+
+    Raises:
+        ValueError: quantised weights, which are packed in integers and cannot be sharded.
+    """
+    ignored = set(exclude.parameters()) if exclude is not None else set()
+    packed = [name for name, p in stage.named_parameters() if not p.is_floating_point() and p not in ignored]
+    if packed:
+        raise ValueError(
+            f"trainer.parallel=fsdp cannot shard quantised weights ({len(packed)} of them, first {packed[0]}). Use "
+            "trainer.parallel=ddp, or a base model that is not quantised."
+        )
+    mesh = init_device_mesh(device.type, (procs.world_size,))
+    within = set(exclude.modules()) if exclude is not None else set()
+    blocks = [block for block in repeated_blocks(stage) if block not in within]
+    for part in (*blocks, stage):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+
+
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """The outermost lists of modules of one type, such as the layers of a transformer."""
+    children = list(module.children())
+    if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1:
+        alike = len({type(child) for child in children}) == 1
+        if alike and all(any(True for _ in child.children()) for child in children):
+            return children
+    return [block for child in children for block in repeated_blocks(child)]
+
+
+def is_sharded(module: object) -> bool:
+    """Whether ``shard`` was applied."""
+    return isinstance(module, FSDPModule)
+
+
+def wrap_ddp(stage: nn.Module, *, compiled: bool, device: torch.device, procs: DistributedContext) -> nn.Module:
+    """The module to call in training: the stage, compiled or not, in DDP where several processes replicate it."""
+    module = stage
+    if compiled:
+        if "TORCH_LOGS" not in os.environ:  # else a page for each place where the graph breaks
+            logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)
+        module = torch.compile(stage)  # type: ignore[assignment]
+    if procs.world_size == 1 or is_sharded(stage):
+        return module
+    # find_unused_parameters makes DDP keep the layout of its buckets. With three or more processes a sum depends on
+    # the place of a number in them, and a resumed run would start with another layout than it was stopped with.
+    devices = [procs.local_rank] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module without DDP, which each process may call any number of times."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def lockstep_batches(batches: Iterator[Batch], procs: DistributedContext) -> Iterator[tuple[Batch, bool]]:
+    """Batches for a sharded stage, the same number in all processes, and whether each counts.
+
+    A process that has no more repeats its last one, which does not count, while others go on.
+    """
+    batch = next(batches, None)
+    assert batch is not None, "each process has a part of every split"
+    following: Batch | None = batch
+    while procs.any(following is not None):
+        batch = batch if following is None else following
+        yield batch, following is not None
+        following = next(batches, None)
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """Gathers a sharded tensor, which all processes must call; returns others as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """Shards a full tensor as ``like`` is, or moves it to the device of ``like`` if that is not sharded."""
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def copy_into(target: Tensor, value: Tensor) -> None:
+    """Copies a full tensor into a parameter that may be sharded."""
+    target.copy_(shard_like(value, target))
 
 
 def check_compiler(device: str) -> None:
-    """Whether there is what ``trainer.compile=true`` makes code with.
+    """Checks that ``trainer.compile=true`` has a compiler.
 
     Args:
         device: type of the device that computes, such as ``cpu``.
@@ -35,7 +131,7 @@ def check_compiler(device: str) -> None:
     Raises:
         ValueError: there is no C++ compiler, or on a GPU no Triton.
     """
-    compiler = os.environ.get("CXX") or _USUAL.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     if shutil.which(compiler) is None:
         raise ValueError(
             f"trainer.compile=true needs a C++ compiler, and {compiler} is not found. Install one (g++, Xcode's "
@@ -48,23 +144,16 @@ def check_compiler(device: str) -> None:
         )
 
 
-def compiled(stage: nn.Module) -> nn.Module:
-    """A stage whose forward pass torch.compile makes, without its page on each place where Python has to look."""
-    if "TORCH_LOGS" not in os.environ:
-        logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)
-    return torch.compile(stage)  # type: ignore[return-value]
-
-
 @contextmanager
-def compiling(signals: Sequence[int]) -> Iterator[None]:
-    """Turns the failures of torch.compile inside into a message.
+def compile_errors(signals: Sequence[int]) -> Iterator[None]:
+    """Turns failures of torch.compile into one message.
 
     Args:
-        signals: received so far. A terminal sends Ctrl-C to the compiler as well, which ends at once, without a word.
+        signals: received so far. A terminal sends Ctrl-C to the compiler's process as well, which fails at once.
 
     Raises:
         KeyboardInterrupt: a signal ended the compiler.
-        ValueError: it failed; the message has its first words.
+        ValueError: it failed.
     """
     try:
         yield
@@ -72,108 +161,10 @@ def compiling(signals: Sequence[int]) -> Iterator[None]:
         if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
             raise
         if signals:
-            LOG.warning("The compiler was stopped before the step was whole; what was saved before it is kept.")
+            LOG.warning("The compiler was stopped before the step was complete; earlier checkpoints are kept.")
             raise KeyboardInterrupt from error
-        raise ValueError(f"torch.compile failed: {_first_words(str(error))}. Use trainer.compile=false.") from error
-
-
-def _first_words(text: str) -> str:
-    """The first line of an error, and the first of those that follow in which a compiler tells one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("backend=")]
-    told = [line for line in lines[1:] if re.search(r"\berror:|\berror C\d", line)]
-    return "; ".join(line[:300].rstrip(".") for line in [*lines[:1], *told[:1]])
-
-
-def shard(stage: nn.Module, procs: Processes, device: torch.device, *, apart: nn.Module | None = None) -> None:
-    """Leaves each process its share of every weight of a stage, which is on the CPU so far.
-
-    Weights come together block by block while a block computes, and what is not in a block for the whole step. Each
-    block goes to the device by itself, which therefore never holds the whole model. Frozen weights in another type
-    than the trained ones stay in it.
-
-    Args:
-        stage: changed in place: its parameters are others afterwards, and it can be called, but not its parts alone.
-        procs: who gets a share.
-        device: where shares live.
-        apart: a frozen part that stays whole in each process, since it is called outside of steps as well.
-
-    Raises:
-        ValueError: weights that cannot be cut, since they are packed in integers.
-    """
-    ignored = set(apart.parameters()) if apart is not None else set()
-    packed = [name for name, p in stage.named_parameters() if not p.is_floating_point() and p not in ignored]
-    if packed:
-        raise ValueError(
-            f"trainer.parallel=fsdp shares no quantised weights ({len(packed)} of them, first {packed[0]}). Use "
-            "trainer.parallel=ddp, or a base model that is not quantised."
-        )
-    mesh = init_device_mesh(device.type, (procs.world_size,))
-    within = set(apart.modules()) if apart is not None else set()
-    blocks = [block for block in repeated_blocks(stage) if block not in within]
-    for part in (*blocks, stage):
-        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
-
-
-def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The outermost modules that come in rows of one kind, such as the layers of a transformer."""
-    children = list(module.children())
-    if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1:
-        alike = len({type(child) for child in children}) == 1
-        if alike and all(any(True for _ in child.children()) for child in children):
-            return children
-    return [block for child in children for block in repeated_blocks(child)]
-
-
-def is_sharded(module: object) -> bool:
-    """Whether ``shard`` was here."""
-    return isinstance(module, FSDPModule)
-
-
-def spread(stage: nn.Module, *, compiled: bool, device: torch.device, procs: Processes) -> nn.Module:
-    """What is called in training: the stage, or what keeps its copies in several processes alike.
-
-    DDP looks for unused parameters because it then keeps the layout of its buffers: with three processes and more a
-    sum depends on a number's place in them, and a resumed run would begin with another layout than it was left with.
-    """
-    module = compiler.compiled(stage) if compiled else stage
-    if procs.world_size == 1 or is_sharded(stage):
-        return module
-    devices = [procs.local_rank] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
-
-
-def own_module(module: nn.Module) -> nn.Module:
-    """What processes may call as often as each likes: the stage without DDP around it."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-def in_step(batches: Iterator[Batch], procs: Processes) -> Iterator[tuple[Batch, bool]]:
-    """Batches for a sharded stage, which all processes call equally often, and whether each counts.
-
-    A process that has no more takes its last one again while others go on.
-    """
-    batch = next(batches, None)
-    assert batch is not None, "each process has its share of every split"
-    following: Batch | None = batch
-    while procs.any(following is not None):
-        batch = batch if following is None else following
-        yield batch, following is not None
-        following = next(batches, None)
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor put together from the shares of all processes, which all ask for it; others are as they are."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def share(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, cut and placed as another one is."""
-    if not isinstance(like, DTensor):
-        return value.to(like.device)
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-@torch.no_grad()
-def put(target: Tensor, value: Tensor) -> None:
-    """Copies a whole tensor into a parameter that may be shared."""
-    target.copy_(share(value, target))
+        # The first line, and the first of those after it that a C++ compiler marks as an error.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
+        marked = [line for line in lines[1:] if re.search(r"\berror:|\berror C\d", line)]
+        text = "; ".join(line[:300].rstrip(".") for line in [*lines[:1], *marked[:1]])
+        raise ValueError(f"torch.compile failed: {text}. Use trainer.compile=false.") from error

@@ -20,10 +20,10 @@ from torch import Tensor
 from panollava.component import component_names, find_component
 from panollava.losses.protocol import Objective
 from panollava.run.build_stage import build_stage
-from panollava.training.distributed import Processes, processes
+from panollava.training.distributed import DistributedContext, init_distributed
 from panollava.training.loop import OptimiserStep, validate
 from panollava.training.options import make_optimizer
-from panollava.training.parallel import shard, spread, whole
+from panollava.training.parallel import full_tensor, shard, wrap_ddp
 from support.runs import opened
 
 GRACE_S = 10.0
@@ -121,18 +121,18 @@ def _errors(folder: Path, count: int) -> list[str]:
     return [(folder / f"errors{rank}").read_text("utf-8") for rank in range(count)]
 
 
-def one_update(arguments: list[str], procs: Processes | None = None) -> dict[str, Tensor]:
+def one_update(arguments: list[str], procs: DistributedContext | None = None) -> dict[str, Tensor]:
     """Loss, gradient norm, validation loss and updated weights of each stage, as ``<stage>:<what>``."""
     result: dict[str, Tensor] = {}
-    procs = procs or Processes()
+    procs = procs or DistributedContext()
     with opened(*arguments, procs=procs) as run:
         for name in run.cfg.stage.run:
             options = run.stage_options(name)
             torch.manual_seed(run.seed(name))
             stage = build_stage(run, name)
             if run.is_sharded:
-                shard(stage, procs, run.compute.device, apart=run.backbones.tower)
-            module = spread(stage, compiled=False, device=run.compute.device, procs=procs)
+                shard(stage, procs, run.compute.device, exclude=run.backbones.tower)
+            module = wrap_ddp(stage, compiled=False, device=run.compute.device, procs=procs)
             optimizer = make_optimizer(stage.trained(), run.optim, lr=0.1)
             scaler = run.compute.scaler()
             step = OptimiserStep(stage, module, optimizer, scaler, run.compute, procs, clip_norm=1.0)
@@ -142,7 +142,7 @@ def one_update(arguments: list[str], procs: Processes | None = None) -> dict[str
             checked = validate(stage, module, data, run.compute, procs)
             result |= {f"{name}:{key}": torch.tensor(report[key]) for key in ("loss", "grad_norm")}
             result[f"{name}:validation"] = torch.tensor(checked["loss"])
-            result |= {f"{name}:{key}": whole(value.detach()).clone() for key, value in stage.trained().items()}
+            result |= {f"{name}:{key}": full_tensor(value.detach()).clone() for key, value in stage.trained().items()}
             if run.is_sharded:
                 run.backbones.forget()
     return result
@@ -150,7 +150,7 @@ def one_update(arguments: list[str], procs: Processes | None = None) -> dict[str
 
 def shared_update(arguments: list[str]) -> dict[str, Tensor]:
     """What one process of several does."""
-    with processes(timeout_s=60.0) as procs:
+    with init_distributed(timeout_s=60.0) as procs:
         return one_update(arguments, procs)
 
 
@@ -161,9 +161,11 @@ def objectives() -> dict[str, Objective]:
     return {**result, "densecl_of_batch": find_component(room, "densecl", "Objective")(negatives="batch")}
 
 
-def cost_of(name: str, a: Tensor, b: Tensor, mask: Tensor, procs: Processes | None = None) -> dict[str, Tensor]:
+def cost_of(
+    name: str, a: Tensor, b: Tensor, mask: Tensor, procs: DistributedContext | None = None
+) -> dict[str, Tensor]:
     """Total, terms and gradients of an objective, as ``<name>:<what>``; numbers are added up over processes."""
-    procs = procs or Processes()
+    procs = procs or DistributedContext()
     a, b = (side.clone().requires_grad_() for side in (a, b))
     total, terms = objectives()[name](a, b, mask, across_ranks=procs.world_size > 1)
     gradients = torch.autograd.grad(total, (a, b))
@@ -174,7 +176,7 @@ def cost_of(name: str, a: Tensor, b: Tensor, mask: Tensor, procs: Processes | No
 
 def costs_of_part(batch: dict[str, Tensor], cut: int) -> dict[str, Tensor]:
     """`cost_of` every objective on this process's pairs: those before `cut` in the first process, else the rest."""
-    with processes(timeout_s=60.0) as procs:
+    with init_distributed(timeout_s=60.0) as procs:
         part = slice(0, cut) if procs.is_main else slice(cut, None)
         a, b, mask = batch["a"][part], batch["b"][part], batch["mask"][part] > 0
         return {key: value for name in objectives() for key, value in cost_of(name, a, b, mask, procs).items()}

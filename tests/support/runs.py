@@ -25,7 +25,7 @@ from panollava.config.sweep_arguments import register_resolvers
 from panollava.run.config_check import checked
 from panollava.run.run import Run, open_run
 from panollava.tracking.tracker import NullTracker
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 
 Backbone = Callable[[str], Path]
 
@@ -72,9 +72,9 @@ def _composed(arguments: tuple[str, ...], root: str) -> DictConfig:
 
 
 @contextmanager
-def opened(*arguments: str, procs: Processes | None = None) -> Iterator[Run]:
+def opened(*arguments: str, procs: DistributedContext | None = None) -> Iterator[Run]:
     """A run, opened as ``panollava.train`` opens it."""
-    with open_run(checked(config(*arguments)), procs or Processes()) as run:
+    with open_run(checked(config(*arguments)), procs or DistributedContext()) as run:
         yield run
 
 

@@ -13,13 +13,13 @@ from panollava.batch import Batch
 from panollava.stages.protocol import StepOutput
 from panollava.tracking.tracker import NullTracker
 from panollava.training.checkpointer import Checkpointer, Progress
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 from panollava.training.loop import FitResult, fit
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
 from panollava.training.precision import Compute
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-ALONE = Processes()
+ALONE = DistributedContext()
 
 
 def batch(*values: float) -> Batch:
@@ -103,7 +103,7 @@ class Toy:
         folder: Path,
         stage: ToyStage | None = None,
         prefix: str = "toy",
-        procs: Processes = ALONE,
+        procs: DistributedContext = ALONE,
         **notes: Any,
     ) -> None:
         self.stage, self.procs = stage or ToyStage(), procs

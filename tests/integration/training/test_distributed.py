@@ -15,12 +15,12 @@ import pytest
 import torch
 from support.processes import Ended, run_ranks, succeed
 
-from panollava.training.distributed import Processes, processes
+from panollava.training.distributed import DistributedContext, init_distributed
 
 
 def asked() -> dict[str, Any]:
     """Everything that can be asked, by each process with values of its own."""
-    with processes() as procs:
+    with init_distributed() as procs:
         rank = procs.rank
         text = ["", "ärger 파노라마 \n", "x"][rank]
         answers = {
@@ -53,8 +53,8 @@ def test_every_process_gets_the_same_answers(tmp_path: Path) -> None:
 
 def test_a_process_by_itself_answers_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with processes() as procs:
-        assert procs == Processes()
+    with init_distributed() as procs:
+        assert procs == DistributedContext()
         assert procs.sum({"a": 2.0}) == {"a": 2.0}
         assert (procs.max(3.0), procs.any(True), procs.any(False)) == (3.0, True, False)
         assert procs.texts("x") == ["x"]
@@ -63,7 +63,7 @@ def test_a_process_by_itself_answers_itself(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_processes_that_do_not_find_each_other_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def said() -> str:
-        with pytest.raises((ConnectionError, ValueError)) as refused, processes(device="cpu", timeout_s=1):
+        with pytest.raises((ConnectionError, ValueError)) as refused, init_distributed(device="cpu", timeout_s=1):
             pass
         return str(refused.value)
 
@@ -88,13 +88,16 @@ def test_variables_that_do_not_belong_together(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ValueError, match=r"WORLD_SIZE=2, but LOCAL_RANK.*torchrun"), processes():
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=2, but LOCAL_RANK.*torchrun"), init_distributed():
         pass
     for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
-    with pytest.raises(ValueError, match=r"device=cuda:1 names one GPU.*device=cuda\."), processes(device="cuda:1"):
+    with (
+        pytest.raises(ValueError, match=r"device=cuda:1 names one GPU.*device=cuda\."),
+        init_distributed(device="cuda:1"),
+    ):
         pass
-    with pytest.raises(ValueError, match=r"trainer\.device=mps.*one process"), processes(device="mps"):
+    with pytest.raises(ValueError, match=r"trainer\.device=mps.*one process"), init_distributed(device="mps"):
         pass
 
 
@@ -118,7 +121,7 @@ def disturbed(rank: int, what: Callable[[], None], everyone: bool = False) -> Ca
     """Work that something happens to in one process, or in all, while the others wait for it."""
 
     def work() -> None:
-        with processes(timeout_s=2.0) as procs:
+        with init_distributed(timeout_s=2.0) as procs:
             procs.barrier()
             if everyone or procs.rank == rank:
                 what()
@@ -138,7 +141,8 @@ def test_a_process_that_is_killed_ends_the_others_with_a_message(tmp_path: Path,
     assert [one.code for one in ended] == ([-9, 1] if rank == 0 else [1, -9])
     # Whichever comes first: the broken connection, or the launcher's SIGTERM.
     assert re.search(
-        r"ProcessLost: (Another of the 2 processes ended without a word|The launcher ended)", told(ended)[1 - rank]
+        r"ProcessLost: (Another of the 2 processes ended without an error message|The launcher ended)",
+        told(ended)[1 - rank],
     )
 
 

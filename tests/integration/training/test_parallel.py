@@ -21,9 +21,9 @@ from panollava.batch import Batch
 from panollava.checkpoint import LAST, follow, read_state
 from panollava.stages.protocol import StepOutput
 from panollava.training.checkpointer import Progress
-from panollava.training.distributed import heeded, processes
+from panollava.training.distributed import catch_signals, init_distributed
 from panollava.training.loop import OptimiserStep
-from panollava.training.parallel import is_sharded, repeated_blocks, shard, whole
+from panollava.training.parallel import full_tensor, is_sharded, repeated_blocks, shard
 
 STEPS, EPOCHS = 4, 2
 
@@ -103,7 +103,7 @@ def train(
     folder: Path, parallel: str, *, cut_at: int = 0, how: Callable[[], None] = power_cut, only: int | None = None
 ) -> dict[str, Any]:
     """Trains from where the folder stands; something happens before one step, to all processes or to one."""
-    with processes(timeout_s=20.0) as procs:
+    with init_distributed(timeout_s=20.0) as procs:
         run = toy(folder, procs, parallel)
         assert is_sharded(run.stage) is (parallel == "fsdp")
         last = follow(folder / LAST)
@@ -111,7 +111,7 @@ def train(
         if cut_at and only in (None, procs.rank):
             stop_before(cut_at, how)
         result = run.fit(data(procs), progress, epochs=EPOCHS, save_every_steps=1, lr=0.01)
-        weights = {name: whole(value.detach()).clone() for name, value in run.stage.trained().items()}
+        weights = {name: full_tensor(value.detach()).clone() for name, value in run.stage.trained().items()}
         return {"weights": weights, "progress": result.progress, "interrupted": result.interrupted}
 
 
@@ -149,7 +149,7 @@ def exhausted() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-SILENT = "ProcessLost: Another of the 2 processes ended without a word"
+SILENT = "ProcessLost: Another of the 2 processes ended without an error message"
 EXHAUSTED = "ProcessLost: Process 1 stopped the run: OutOfMemoryError: CUDA out of memory."
 
 
@@ -197,7 +197,7 @@ def _signal_me(number: signal.Signals) -> None:
 
 def spoilt(folder: Path, parallel: str, value: float) -> None:
     """Trains on samples of which the second process has a bad one in the third step."""
-    with processes(timeout_s=20.0) as procs:
+    with init_distributed(timeout_s=20.0) as procs:
         run, samples = toy(folder, procs, parallel), data(procs)
         if not procs.is_main:
             samples._windows[2] = [batch(7.0), batch(value)]
@@ -232,12 +232,12 @@ def test_quantised_weights_are_not_shared(tmp_path: Path) -> None:
 
 def test_signals_of_one_process_and_of_several() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with heeded() as received:
+    with catch_signals() as received:
         os.kill(os.getpid(), signal.SIGTERM)
         assert received == [signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with heeded(world_size=2) as received:
+    with catch_signals(world_size=2) as received:
         for _ in range(3):  # a launcher may hand on what the terminal has sent already
             os.kill(os.getpid(), signal.SIGINT)
         assert received == [signal.SIGINT] * 3

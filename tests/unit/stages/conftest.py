@@ -15,7 +15,7 @@ from torch import Tensor
 
 from panollava.batch import Batch
 from panollava.run.build_stage import build_stage
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 from panollava.training.loop import OptimiserStep
 
 
@@ -42,7 +42,7 @@ class Built:
         parameters = list(self.stage.trained().values())
         optimizer = torch.optim.SGD(parameters, lr=0.1)
         self.stage.train()
-        procs, compute = Processes(), self.run.compute
+        procs, compute = DistributedContext(), self.run.compute
         step = OptimiserStep(self.stage, self.stage, optimizer, compute.scaler(), compute, procs, clip_norm=1.0)
         for index in range(steps):
             step([self.batches[index % len(self.batches)]], lr=0.1)

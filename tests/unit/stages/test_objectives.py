@@ -16,7 +16,7 @@ from panollava.logs import LOG
 from panollava.losses.objective.vicreg import vicreg_pairs
 from panollava.model.resampler.mlp import MlpResampler
 from panollava.run.build_stage import skip_reason
-from panollava.training.distributed import Processes
+from panollava.training.distributed import DistributedContext
 from panollava.training.loop import validate
 
 Build = Callable[..., Any]
@@ -135,7 +135,7 @@ class Data:
 
 
 def concern(case: Any) -> str | None:
-    metrics = validate(case.stage, case.stage, Data(case.batches), case.run.compute, Processes())
+    metrics = validate(case.stage, case.stage, Data(case.batches), case.run.compute, DistributedContext())
     return case.stage.concern(metrics)
 
 

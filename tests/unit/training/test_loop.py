@@ -15,7 +15,7 @@ from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.logs import LOG
 from panollava.training.checkpointer import Progress
 from panollava.training.loop import OptimiserStep, validate
-from panollava.training.precision import choose_compute, recorded_compute
+from panollava.training.precision import Compute, choose_compute, recorded_compute
 
 
 def test_validation_weighs_samples_alike_however_they_are_batched() -> None:
@@ -74,7 +74,7 @@ def test_early_stopping_survives_a_crash(tmp_path: Path, monkeypatch: pytest.Mon
     cut = Toy(tmp_path / "cut", ScriptedStage(losses))
     with monkeypatch.context() as patch:
         if step == 7:
-            patch.setattr("panollava.training.loop.Watch.validation", lambda self, metrics: _die_at(cut, 4))
+            patch.setattr("panollava.training.loop.TrainingMonitor.validation", lambda self, metrics: _die_at(cut, 4))
         else:
             stop_before(patch, step + 1, power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
@@ -159,7 +159,7 @@ class Clock:
 def test_time_samples_and_memory_are_those_of_the_whole_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr("panollava.training.loop.time", clock)
-    monkeypatch.setattr("panollava.training.precision._process_peak_gb", lambda: 8.0 if clock.now < 30 else 2.0)
+    monkeypatch.setattr(Compute, "peak_memory_gb", lambda _: 8.0 if clock.now < 30 else 2.0)
     original, taken = OptimiserStep.__call__, []
 
     def step(self, *args):
@@ -237,7 +237,7 @@ def test_number_formats() -> None:
     ("device", "message"),
     [
         ("cuda:2", r"device=cuda:2: PyTorch sees 2 GPUs, from cuda:0 on\. Use device=auto\."),
-        ("mps", r"device=mps: this machine has no GPU of Apple's\."),
+        ("mps", r"device=mps: this machine has no Apple GPU\."),
         ("meta", r"device=meta: known are auto, cpu, cuda, cuda:1, mps\."),
     ],
 )
@@ -265,7 +265,7 @@ def test_what_a_gpu_only_imitates_is_not_chosen(
     assert choose_compute("auto", "auto").dtype is torch.float32
     assert not caplog.text
     assert choose_compute("cuda:1", "bf16").dtype is torch.bfloat16
-    assert "trainer.precision=bf16 is imitated by this GPU, slowly: fp16 is what it has." in caplog.text
+    assert "trainer.precision=bf16 is emulated on this GPU, which is slow; fp16 is native." in caplog.text
 
 
 def test_a_run_is_opened_as_it_was_trained_where_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.toy_training import Toy, ToyStage, steps
+from support.toy_training import ALONE, Toy, ToyStage, steps
 from torch import nn
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow
-from panollava.training.checkpointer import Checkpointer, Progress, load_random, random_tensors
+from panollava.training.checkpointer import Checkpointer, Progress, load_random, random_states
 
 
 def trained(folder: Path, count: int = 2) -> Toy:
@@ -37,7 +37,7 @@ def test_weights_optimiser_and_place_come_back(tmp_path: Path) -> None:
 
 def test_the_random_state_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(5)
-    state = random_tensors()
+    state = random_states(ALONE)
     drawn = torch.rand(4)
     load_random(state)
     assert torch.equal(torch.rand(4), drawn)

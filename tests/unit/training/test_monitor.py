@@ -10,7 +10,7 @@ import pytest
 from support.toy_training import ScriptedStage, Toy, ToyStage, steps
 
 from panollava.logs import LOG
-from panollava.training.monitor import STILL_STEPS, STILL_VALIDATIONS, Watch
+from panollava.training.monitor import STILL_STEPS, STILL_VALIDATIONS, TrainingMonitor
 
 
 @pytest.fixture(autouse=True)
@@ -30,45 +30,45 @@ class Worried(ToyStage):
 
 
 def test_a_loss_that_moves_is_no_concern(told: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ToyStage())
+    monitor = TrainingMonitor(ToyStage())
     for step in range(5 * STILL_STEPS):
-        watch.step(3.0 + 1e-4 * (step % 2), 0.1, 1e-3)
-        watch.validation({"loss": 2.0 - 1e-4 * step})
-    assert watch.concerns == []
+        monitor.step(3.0 + 1e-4 * (step % 2), 0.1, 1e-3)
+        monitor.validation({"loss": 2.0 - 1e-4 * step})
+    assert monitor.concerns == []
     assert told.messages == []
 
 
 def test_a_loss_that_stands_still_over_steps_is_told_once(told: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ToyStage())
+    monitor = TrainingMonitor(ToyStage())
     for step in range(3 * STILL_STEPS):
-        watch.step(24.75, 0.0, 1e-3)
-        assert bool(watch.concerns) is (step + 1 >= STILL_STEPS)
+        monitor.step(24.75, 0.0, 1e-3)
+        assert bool(monitor.concerns) is (step + 1 >= STILL_STEPS)
     (message,) = told.messages
     assert message.startswith("Stage toy: the loss has been 24.75 in each of the last 20 steps")
     assert "gradient norm 0.0e+00, lr 1.0e-03" in message
     assert "stage.toy.lr" in message
-    watch.step(20.0, 0.1, 1e-3)
-    assert watch.concerns == []
+    monitor.step(20.0, 0.1, 1e-3)
+    assert monitor.concerns == []
 
 
 def test_a_loss_that_stands_still_over_validations_is_told(told: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ToyStage())
+    monitor = TrainingMonitor(ToyStage())
     for loss in [3.0] * (STILL_VALIDATIONS - 1) + [2.0] * STILL_VALIDATIONS:
-        assert watch.concerns == []
-        watch.validation({"loss": loss})
-    (concern,) = watch.concerns
+        assert monitor.concerns == []
+        monitor.validation({"loss": loss})
+    (concern,) = monitor.concerns
     assert "validation loss has been 2 in each of the last 3 validations" in concern
     assert told.messages == [f"Stage toy: {concern}"]
 
 
 def test_a_stage_s_own_concern_is_told_once_and_kept_up_to_date(told: pytest.LogCaptureFixture) -> None:
-    watch = Watch(Worried())
+    monitor = TrainingMonitor(Worried())
     for loss in (0.5, 2.0, 3.0):
-        watch.validation({"loss": loss})
-    assert watch.concerns == ["3.0 is too much"]
+        monitor.validation({"loss": loss})
+    assert monitor.concerns == ["3.0 is too much"]
     assert told.messages == ["Stage toy: 2.0 is too much"]
-    watch.validation({"loss": 0.5})
-    assert watch.concerns == []
+    monitor.validation({"loss": 0.5})
+    assert monitor.concerns == []
 
 
 def test_what_holds_at_the_end_is_part_of_the_result(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
