@@ -1,9 +1,9 @@
-r"""Finds misspelt keys on the command line before Hydra does, to say which key was meant.
+r"""Command lines: short forms written out for Hydra, what Hydra composes of them, and a check of their keys.
 
-``resampler=bimamba`` becomes ``model/resampler=bimamba`` and ``lora.rank=8`` becomes ``model.lora.rank=8``,
-before Hydra sees the arguments, so that there is one group, one choice and one name in every record.
-Values of text and path keys are quoted, since Hydra's grammar gives commas, quotes, ``=`` and parentheses a
-meaning that a question or ``C:\my (1)\pano.jpg`` does not intend.
+``resampler=bimamba`` becomes ``model/resampler=bimamba`` and ``lora.rank=8`` becomes ``model.lora.rank=8`` before
+Hydra sees the arguments, so that every record has one name for each group and key. Values of text and path keys are
+quoted, since commas, quotes, ``=`` and parentheses have a meaning in Hydra's grammar, which a question or
+``C:\my (1)\pano.jpg`` does not intend.
 """
 
 from __future__ import annotations
@@ -27,30 +27,89 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from panollava.component import meant
+from panollava.config.outside import GROUPS
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_PLACES = (_PACKAGE.parent / "conf", _PACKAGE / "_conf")
 
-CONF = next(
-    (str(folder) for folder in (_PACKAGE.parent / "conf", _PACKAGE / "_conf") if (folder / "train.yaml").is_file()),
-    "",
-)
+CONF = next((str(folder) for folder in _PLACES if (folder / "train.yaml").is_file()), "")
 """Absolute path of the config folder."""
 
 if not CONF:
     raise FileNotFoundError(
-        f"panollava's config folder is neither {_PACKAGE.parent / 'conf'} nor {_PACKAGE / '_conf'}: "
-        "the installation is incomplete. Reinstall with `pip install .` in the repository."
+        f"panollava's config folder is neither {_PLACES[0]} nor {_PLACES[1]}: the installation is incomplete. "
+        "Reinstall with `pip install .` in the repository."
     )
-
 
 VERSION_BASE = "1.3"
 
 _COMMANDS = ("run", "cfg", "multirun", "shell_completion", "info")
 """Flags of which Hydra takes one."""
 
+_TEXT = {
+    "": "answer checkpoint clip config csv_input experiment_name folder image images init_from measure "
+    "mlflow_experiment out output_dir predictions question results_dir resume",
+    "data.": "annotation_column dir image_column image_dir name query_column query_template test_csv test_json "
+    "train_csv train_json val_csv val_json",
+    "evaluation.": "clip results_dir",
+    "fetch.": "folder",
+    "hydra.sweep.": "dir",
+    "model.language.": "name revision system",
+    "model.vision.": "name revision",
+    "store.": "dir",
+    "tracking.": "alias experiment register run_name uri",
+}
+
+TEXT_KEYS = frozenset(section + name for section, names in _TEXT.items() for name in names.split())
+"""Keys whose values are free text or paths: taken literally, never parsed."""
+
+_SENTENCES = frozenset({"question"})
+"""Text keys whose values nobody quotes for Hydra, sweeps or interpolates: quotes and ``${`` are part of the text."""
+
+SHORT_KEYS = {
+    "evaluation.max_new_tokens": "generation.max_new_tokens",
+    "max_new_tokens": "generation.max_new_tokens",
+}
+"""Other spellings of a key."""
+
+_GROUP_OF_TYPE = {f"{section}.type": group for group, (section, _, _) in GROUPS.items()}
+"""Key with the type of a component -> the group whose options have the keys of one type."""
+
+_ARGUMENT = re.compile(r"^(?P<op>\+\+|\+|~)?(?P<key>[A-Za-z_][\w/]*)(?P<rest>(?:[=@.].*)?)$", re.DOTALL)
+
+NO_REMOTE = (
+    "Training and evaluation read pictures from files. Those at addresses are fetched once by "
+    "python -m panollava.fetch data=…, which also writes the data file to train on; a command that takes one "
+    "picture, such as panollava.predict, fetches image=https://… by itself, from the hosts of fetch.hosts"
+)
+"""What replaces the keys ``data.remote*``."""
+
+
+def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Sequence[str] = ()) -> list[str]:
+    """The arguments as Hydra should see them.
+
+    Args:
+        arguments: command line after the program name.
+        bare: key of arguments without a key, as in ``score predictions.csv``; one that ends in ``[]`` takes all of
+            them as a list, as in ``compare runs/a runs/b``.
+        loose: sections whose keys are not known beforehand, such as those of a recorded crop.
+
+    Returns:
+        Hydra's flags, then the overrides with short group names written out and text values quoted. ``--cfg job``
+        gains ``--resolve``, so that it shows the final numbers.
+
+    Raises:
+        ValueError: a flag is wrong, or an argument has no key and ``bare`` is None or has a value already.
+    """
+    flags, overrides = split(arguments)
+    if flags.cfg == "job":  # Hydra's own section does not resolve
+        flags.resolve = True
+    named = (_addable(argument, loose) for argument in _named(overrides, bare))
+    return [*words(flags), *(_canonical_argument(argument, bool(flags.multirun)) for argument in named)]
+
 
 def split(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Flags and overrides of a command line, wherever the flags stand.
+    """Flags and overrides of a command line, in any order.
 
     Raises:
         ValueError: a flag that Hydra does not have, or some that exclude each other.
@@ -83,9 +142,89 @@ def words(flags: Namespace) -> list[str]:
     return found
 
 
-def message(error: HydraException) -> str:
-    """What Hydra would say."""
-    return "\n".join(filter(None, (str(error), str(error.__cause__ or ""))))
+def _named(arguments: Sequence[str], key: str | None) -> list[str]:
+    """The arguments with the key before those that have none."""
+    result: list[str] = []
+    values: list[str] = []
+    for argument in arguments:
+        is_option = argument.startswith(("+", "~"))
+        is_bare = not is_option and ("=" not in argument or (key is not None and Path(argument).exists()))
+        (values if is_bare else result).append(argument)
+    if not values:
+        return result
+    if key is None:
+        raise ValueError(
+            f"{values[0]!r} has no key. An argument is key=value (see --help), in quotes where there are spaces in it."
+        )
+    if key.endswith("[]"):
+        return [*result, f"{key[:-2]}=[{','.join(map(quoted, values))}]"]
+    given = [*values, *(argument for argument in result if argument.startswith(f"{key}="))]
+    if len(given) > 1:
+        raise ValueError(f"{' '.join(given)}: this command takes one {key}.")
+    return [*result, f"{key}={values[0]}"]
+
+
+def _addable(argument: str, loose: Sequence[str]) -> str:
+    """Lets a key of a loose section be added; ``crop=cubemap`` is its type."""
+    for section in loose:
+        if argument.startswith(f"{section}."):
+            return f"++{argument}"
+        if argument.startswith(f"{section}="):
+            return f"++{section}.type{argument.removeprefix(section)}"
+    return argument
+
+
+def short_names() -> dict[str, str]:
+    """Short group name -> real group, read from the folders below ``conf/model``."""
+    return {path.name: f"model/{path.name}" for path in sorted((Path(CONF) / "model").iterdir()) if path.is_dir()}
+
+
+def _canonical_argument(argument: str, sweep: bool) -> str:
+    match = _ARGUMENT.match(argument)
+    if not match:
+        return argument
+    operator, key, rest = match["op"] or "", match["key"], match["rest"]
+    if key in (names := short_names()):
+        key = names[key].replace("/", ".") if rest.startswith(".") else names[key]
+    key, equals, value = (key + rest).partition("=")
+    if key.startswith("objective."):
+        key = GROUPS["objective"][0] + key.removeprefix("objective")
+    group = _GROUP_OF_TYPE.get(key)
+    if group == "objective" or (group and ":" in value and not operator):
+        return f"{group}{equals}{value}"  # an option of the group brings the keys of this type with it
+    key = SHORT_KEYS.get(key, key)
+    if key in TEXT_KEYS and value not in ("", "null"):
+        is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        if key in _SENTENCES:
+            # OmegaConf 2.3: a backslash escapes ``${``, and backslashes before it.
+            value = quoted(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value))
+        elif not is_quoted and "${" not in value:
+            value = _swept_text(value) if sweep else quoted(value)
+    return f"{operator}{key}{equals}{value}"
+
+
+def _swept_text(value: str) -> str:
+    """A text value of a sweep: as it is where Hydra reads texts in it, else each part between commas quoted."""
+    try:
+        override = OverridesParser.create().parse_override(f"text={value}")
+    except HydraException:
+        return ",".join(quoted(part.strip()) for part in value.split(","))
+    if not override.is_sweep_override():
+        return quoted(value)
+    if override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
+        return value
+    pairs = zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
+    return ",".join(quoted(text) if isinstance(each, int | float) else text for each, text in pairs)
+
+
+def quoted(value: str) -> str:
+    """``value`` as a Hydra single-quoted string that parses back to exactly ``value``.
+
+    Source: Hydra 1.3 override grammar: inside quotes only the quote itself, and backslashes before it, are escaped.
+    """
+    body = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value)
+    trailing = len(body) - len(body.rstrip("\\"))
+    return "'" + body + "\\" * trailing + "'"
 
 
 @dataclass
@@ -182,215 +321,14 @@ def known_keys(config: DictConfig, prefix: str = "") -> set[str]:
     return found
 
 
-TEXT_KEYS = frozenset(
-    {
-        "answer",
-        "checkpoint",
-        "clip",
-        "config",
-        "csv_input",
-        "data.annotation_column",
-        "data.dir",
-        "data.image_column",
-        "data.image_dir",
-        "data.name",
-        "data.query_column",
-        "data.query_template",
-        "data.test_csv",
-        "data.test_json",
-        "data.train_csv",
-        "data.train_json",
-        "data.val_csv",
-        "data.val_json",
-        "evaluation.clip",
-        "evaluation.results_dir",
-        "experiment_name",
-        "fetch.folder",
-        "folder",
-        "hydra.sweep.dir",
-        "image",
-        "images",
-        "init_from",
-        "measure",
-        "mlflow_experiment",
-        "model.language.name",
-        "model.language.revision",
-        "model.language.system",
-        "model.vision.name",
-        "model.vision.revision",
-        "out",
-        "predictions",
-        "output_dir",
-        "question",
-        "results_dir",
-        "resume",
-        "store.dir",
-        "tracking.alias",
-        "tracking.experiment",
-        "tracking.register",
-        "tracking.run_name",
-        "tracking.uri",
-    }
-)
-"""Keys whose values are free text or paths: taken literally, never parsed."""
-
-_SENTENCES = frozenset({"question"})
-"""Text keys whose values nobody quotes for Hydra, sweeps or interpolates: quotes and ``${`` are part of the text."""
-
-_ARGUMENT = re.compile(r"^(?P<op>\+\+|\+|~)?(?P<key>[A-Za-z_][\w/]*)(?P<rest>(?:[=@.].*)?)$", re.DOTALL)
-
-
-def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Sequence[str] = ()) -> list[str]:
-    """The arguments as Hydra should see them.
-
-    Args:
-        arguments: command line after the program name.
-        bare: key that an argument without a key is the value of, as in ``score predictions.csv``; one that ends in
-            ``[]`` takes all of them as a list, as in ``compare runs/a runs/b``.
-        loose: sections whose keys are not known beforehand, such as those of a recorded crop.
-
-    Returns:
-        Hydra's flags, wherever they stood, and then the other arguments with short group names written out and text
-        values quoted. ``--cfg job`` gains ``--resolve``, so that what it shows are the final numbers.
-
-    Raises:
-        ValueError: an argument has no key and none that it could be of, or that key has one already; or a flag is
-            wrong.
-    """
-    flags, overrides = split(arguments)
-    if flags.cfg == "job":  # Hydra's own section does not resolve
-        flags.resolve = True
-    named = _named(overrides, bare)
-    return [*words(flags), *(_canonical_argument(_opened(argument, loose), bool(flags.multirun)) for argument in named)]
-
-
-def _named(arguments: Sequence[str], key: str | None) -> list[str]:
-    """The arguments with the key before those that have none."""
-    result: list[str] = []
-    values: list[str] = []
-    for argument in arguments:
-        is_option = argument.startswith(("+", "~"))
-        is_bare = not is_option and ("=" not in argument or (key is not None and Path(argument).exists()))
-        (values if is_bare else result).append(argument)
-    if not values:
-        return result
-    if key is None:
-        raise ValueError(
-            f"{values[0]!r} has no key. An argument is key=value (see --help), in quotes where there are spaces in it."
-        )
-    if key.endswith("[]"):
-        return [*result, f"{key[:-2]}=[{','.join(map(quoted, values))}]"]
-    given = [*values, *(argument for argument in result if argument.startswith(f"{key}="))]
-    if len(given) > 1:
-        raise ValueError(f"{' '.join(given)}: this command takes one {key}.")
-    return [*result, f"{key}={values[0]}"]
-
-
-def _opened(argument: str, loose: Sequence[str]) -> str:
-    """A key of a loose section as one that may be added; ``crop=cubemap`` is its type."""
-    for section in loose:
-        if argument.startswith(f"{section}."):
-            return f"++{argument}"
-        if argument.startswith(f"{section}="):
-            return f"++{section}.type{argument.removeprefix(section)}"
-    return argument
-
-
-SHORT_KEYS = {
-    "evaluation.max_new_tokens": "generation.max_new_tokens",
-    "max_new_tokens": "generation.max_new_tokens",
-}
-"""Other spellings of a key."""
-
-
-GROUP_OF_TYPE = {
-    "crop.type": "crop",
-    "data.type": "data",
-    "model.position.type": "model/position",
-    "model.projector.type": "model/projector",
-    "model.resampler.type": "model/resampler",
-    "stage.vision.loss.type": "objective",
-}
-"""Key with the type of a component -> the group whose options have the keys of one type."""
-
-LOSS = "stage.vision.loss."
-"""Where the keys of the group ``objective`` stand in a config."""
-
-
-def short_names() -> dict[str, str]:
-    """Short group name -> real group, read from the folders below ``conf/model``."""
-    return {path.name: f"model/{path.name}" for path in sorted((Path(CONF) / "model").iterdir()) if path.is_dir()}
-
-
-def _canonical_argument(argument: str, sweep: bool) -> str:
-    match = _ARGUMENT.match(argument)
-    if not match:
-        return argument
-    operator, key, rest = match["op"] or "", match["key"], match["rest"]
-    if key in (names := short_names()):
-        target = names[key]
-        key = target.replace("/", ".") if rest.startswith(".") else target
-    dotted, equals, value = (key + rest).partition("=")
-    if dotted.startswith("objective."):
-        dotted = LOSS + dotted.removeprefix("objective.")
-    group = GROUP_OF_TYPE.get(dotted)
-    if group == "objective" or (group and ":" in value and not operator):
-        return f"{group}{equals}{value}"  # an option of the group brings the keys of this type with it
-    return operator + _quote_text(SHORT_KEYS.get(dotted, dotted), equals + value, sweep)
-
-
-def _quote_text(key: str, rest: str, sweep: bool) -> str:
-    dotted, equals, value = (key + rest).partition("=")
-    if not equals or dotted not in TEXT_KEYS or value in ("", "null"):
-        return key + rest
-    if dotted in _SENTENCES:
-        return f"{dotted}={quoted(_without_interpolation(value))}"
-    already_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if already_quoted or "${" in value:
-        return key + rest
-    return f"{dotted}={_swept_text(value) if sweep else quoted(value)}"
-
-
-def _swept_text(value: str) -> str:
-    """A text value of a sweep: as it is where Hydra reads texts in it, else each part between commas quoted."""
-    try:
-        override = OverridesParser.create().parse_override(f"text={value}")
-    except HydraException:
-        return ",".join(quoted(part.strip()) for part in value.split(","))
-    if not override.is_sweep_override():
-        return quoted(value)
-    if override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
-        return value
-    pairs = zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
-    return ",".join(quoted(text) if isinstance(each, int | float) else text for each, text in pairs)
-
-
-def _without_interpolation(value: str) -> str:
-    """``value`` as OmegaConf text that resolves to exactly ``value``.
-
-    Source: OmegaConf 2.3 grammar: a backslash escapes ``${``, and backslashes before it.
-    """
-    return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
-
-
-def quoted(value: str) -> str:
-    """``value`` as a Hydra single-quoted string that parses back to exactly ``value``.
-
-    Source: Hydra 1.3 override grammar: inside quotes only the quote itself, and backslashes before it, are escaped.
-    """
-    body = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value)
-    trailing = len(body) - len(body.rstrip("\\"))
-    return "'" + body + "\\" * trailing + "'"
-
-
 def check_keys(line: CommandLine) -> set[str]:
-    """Whether the configs of a command line, one or those of a sweep's jobs, have the keys that it changes.
+    """Checks that the configs of a command line, one or those of a sweep's jobs, have the keys that it changes.
 
     Returns:
         Keys that every job has and the config without what is swept has not: those of a swept group's options.
 
     Raises:
-        ValueError: about the first key that is wrong.
+        ValueError: one does not; the message is about the first such key.
         HydraException: an option of a swept group does not exist.
     """
     variants = {label: known_keys(config) for label, config in line.variants.items()}
@@ -416,23 +354,15 @@ def check_keys(line: CommandLine) -> set[str]:
 
 
 def check_groups(line: CommandLine) -> None:
-    """Whether every group keeps an option; Hydra composes nothing of a line that takes one away.
+    """Checks that every group keeps an option; Hydra cannot compose a line that takes one away.
 
     Raises:
-        ValueError: about the first that does not.
+        ValueError: one has none.
     """
     for override in line.parsed:
         if line.is_group(override) and (override.is_delete() or override.value() in (None, "")):
             options = ", ".join(line.options(override.key_or_group))
             raise ValueError(f"{override.input_line}: a group always has an option. Choose one of {options}.")
-
-
-NO_REMOTE = (
-    "Training and evaluation read pictures from files. Those at addresses are fetched once by "
-    "python -m panollava.fetch data=…, which also writes the data file to train on; a command that takes one "
-    "picture, such as panollava.predict, fetches image=https://… by itself, from the hosts of fetch.hosts"
-)
-"""What became of the keys ``data.remote*``."""
 
 
 def _unknown(key: str, known: Collection[str]) -> str:

@@ -22,7 +22,6 @@ from panollava.config.command_line import (
     canonical,
     check_groups,
     check_keys,
-    message,
     split,
     words,
 )
@@ -108,7 +107,7 @@ def _understood(
             of_options = check_keys(line)
             return [*words(flags), *(as_sweep(line, of_options, scratch) if is_sweep and not flags.cfg else overrides)]
         except HydraException as error:
-            raise ValueError(message(error)) from error
+            raise ValueError("\n".join(filter(None, (str(error), str(error.__cause__ or ""))))) from error
     except ValueError as error:
         sys.exit(f"\nValueError: {error}")
 
