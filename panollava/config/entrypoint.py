@@ -1,4 +1,4 @@
-"""Wraps a function as a Hydra application whose failures are one clear message."""
+"""Makes a function a command: a Hydra application whose failures are one clear message."""
 
 from __future__ import annotations
 
@@ -15,16 +15,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from panollava.config.command_line import (
-    CONF,
-    VERSION_BASE,
-    CommandLine,
-    canonical,
-    check_groups,
-    check_keys,
-    split,
-    words,
-)
+from panollava.config import command_line
 from panollava.config.job import INTERRUPTED, MENDABLE, Load, in_sweep, run_job
 from panollava.config.outside import add_options
 from panollava.config.sweep import Report, SweepParent
@@ -34,7 +25,7 @@ from panollava.tracking.location import refuse_secret
 _log = logging.getLogger("panollava")
 
 SWEPT = "train"
-"""The application that ``-m`` is for: its jobs have folders of their own."""
+"""The application that sweeps (``-m``): its jobs have folders of their own."""
 
 
 def entrypoint(
@@ -49,9 +40,9 @@ def entrypoint(
 
     Args:
         config_name: root config in ``conf/``.
-        bare: key of arguments that have none (see ``canonical``).
-        loose: sections whose keys are checked by the application alone.
-        report: makes the report of a sweep when its last job is over.
+        bare: key of arguments that have none (see ``command_line.canonical``).
+        loose: sections whose keys only the application checks.
+        report: makes the report of a sweep after its last job.
         load: imports what every job of a sweep needs.
     """
 
@@ -60,18 +51,20 @@ def entrypoint(
         def run() -> None:
             register_resolvers()
             with tempfile.TemporaryDirectory(prefix="panollava-dry-run-") as scratch:
-                sys.argv[1:] = _understood(config_name, sys.argv[1:], Path(scratch), bare, loose)
+                sys.argv[1:] = _hydra_arguments(config_name, sys.argv[1:], Path(scratch), bare, loose)
+                application = hydra.main(
+                    version_base=command_line.VERSION_BASE, config_path=command_line.CONF, config_name=config_name
+                )
+                is_whole = False
                 try:
-                    hydra.main(version_base=VERSION_BASE, config_path=CONF, config_name=config_name)(
-                        _guarded(function, load)
-                    )()
+                    application(_guarded(function, load))()
+                    is_whole = True
                 except KeyboardInterrupt:  # between jobs, or while a launcher waits for them
-                    _end_sweep(report, is_whole=False)
                     sys.exit(INTERRUPTED)
-                except BaseException:
-                    _end_sweep(report, is_whole=False)
-                    raise
-                if not _end_sweep(report, is_whole=True):
+                finally:
+                    sweep, SweepParent.current = SweepParent.current, None
+                    is_done = sweep is None or sweep.end(report, is_whole=is_whole)
+                if not is_done:
                     sys.exit(1)
 
         return run
@@ -79,49 +72,48 @@ def entrypoint(
     return decorate
 
 
-def _understood(
+def _hydra_arguments(
     config_name: str, typed: Sequence[str], scratch: Path, bare: str | None, loose: Sequence[str]
 ) -> list[str]:
-    """The command line for Hydra; one that cannot be meant ends here, with a message, before anything is made."""
+    """The command line for Hydra. A wrong one ends the process with a message, before anything is made."""
     try:
         for key, _, value in (argument.partition("=") for argument in typed):
             if re.search("track|mlflow|uri", key):  # a misspelt key is shown with its value further on
                 refuse_secret(key.lstrip("+"), value.strip("'\""))
-        flags, overrides = split(canonical(typed, bare=bare, loose=loose))
+        flags, overrides = command_line.split(command_line.canonical(typed, bare=bare, loose=loose))
         if flags.help or flags.hydra_help or flags.shell_completion or flags.info:
-            return [*words(flags), *overrides]
+            return [*command_line.words(flags), *overrides]
         add_options(overrides, trusted=config_name == SWEPT)
         try:
-            line = CommandLine(config_name, flags, overrides)
+            line = command_line.CommandLine(config_name, flags, overrides)
             check_launcher(line.parsed)
-            check_groups(line)
+            command_line.check_groups(line)
             is_sweep = line.is_sweep
-            if is_sweep and not flags.multirun and not flags.cfg:  # an overlay's: its texts may be swept too
-                return _understood(config_name, ["--multirun", *typed], scratch, bare, loose)
-        except HydraException:  # an override of no grammar, an option that there is not: Hydra tells it at its start
-            return [*words(flags), *overrides]
-        _check_place(line)
+            if is_sweep and not flags.multirun and not flags.cfg:  # of an overlay: texts may be swept too
+                return _hydra_arguments(config_name, ["--multirun", *typed], scratch, bare, loose)
+        except HydraException:  # wrong grammar or an unknown option: Hydra reports it when it starts
+            return [*command_line.words(flags), *overrides]
+        _check_folder(line)
         if is_sweep and config_name != SWEPT:
-            raise ValueError(f"-m: only panollava.{SWEPT} sweeps. Start this command once a value.")
+            raise ValueError(f"-m: only panollava.{SWEPT} sweeps. Start this command once per value.")
         try:
-            of_options = check_keys(line)
-            return [*words(flags), *(as_sweep(line, of_options, scratch) if is_sweep and not flags.cfg else overrides)]
+            of_options = command_line.check_keys(line)
+            return [
+                *command_line.words(flags),
+                *(as_sweep(line, of_options, scratch) if is_sweep and not flags.cfg else overrides),
+            ]
         except HydraException as error:
             raise ValueError("\n".join(filter(None, (str(error), str(error.__cause__ or ""))))) from error
     except ValueError as error:
         sys.exit(f"\nValueError: {error}")
 
 
-def _check_place(line: CommandLine) -> None:
-    """Whether the command stays in the folder where it was started, from which all of its paths are taken.
-
-    Raises:
-        ValueError: it would not.
-    """
+def _check_folder(line: command_line.CommandLine) -> None:
+    """Raises ValueError if the command would leave the folder where it is started; all paths are relative to it."""
     if line.base.hydra.job.chdir:
         raise ValueError(
-            "hydra.job.chdir=true: paths, such as data.dir and tracking.uri, are taken from the folder in which a "
-            "command is started. Leave it out; output_dir= says where runs go."
+            "hydra.job.chdir=true: paths, such as data.dir and tracking.uri, are relative to the folder in which "
+            "the command is started. Leave it out; output_dir= says where runs go."
         )
     if line.base.hydra.run.dir != ".":
         raise ValueError(
@@ -148,9 +140,3 @@ def _guarded(function: Callable[[DictConfig], None], load: Load | None) -> Calla
             sys.exit(INTERRUPTED)
 
     return guarded
-
-
-def _end_sweep(report: Report | None, *, is_whole: bool) -> bool:
-    """Whether there is no sweep, or all of it is finished."""
-    sweep, SweepParent.current = SweepParent.current, None
-    return sweep is None or sweep.end(report, is_whole=is_whole)

@@ -1,4 +1,4 @@
-"""A sweep from its first job to its last word: one start at a time, one parent run, a table, an exit status."""
+"""A sweep as a whole: Hydra's callback opens it, its launcher is watched, and its end is reported and tracked."""
 
 from __future__ import annotations
 
@@ -30,97 +30,79 @@ from panollava.tracking.location import absolute_uri, experiment_name, is_server
 from panollava.tracking.runs import discard_run, end_parent, start_parent
 from panollava.tracking.tracker import Status
 
-_BROKEN = (
-    "A process of the launcher was ended from outside, and with it the jobs of the others. The system ends processes "
-    "where memory runs out: lower hydra.launcher.n_jobs or the batch size."
-)
-
-
-def watch(target: str, folder: Path) -> None:
-    """Makes the failures of a launcher such as Hydra tells in a line, and keeps the arrays that it submits on record.
-
-    Args:
-        target: the launcher's class, as ``hydra.launcher._target_`` has it.
-        folder: of the sweep.
-    """
-    launcher: Any = Plugins.instance().class_name_to_class.get(target)
-    if launcher is None:
-        return
-    launch = getattr(launcher.launch, "__wrapped__", launcher.launch)
-    launcher.launch = _watched(launch, folder if target.endswith(".SlurmLauncher") else None)
-
-
-def queued(arrays: Sequence[str]) -> list[str]:
-    """Those of some job arrays of which jobs wait or run, where the cluster can be asked."""
-    if not arrays or shutil.which("squeue") is None:
-        return []
-    found = []
-    for array in arrays:  # one by one: of several, one that the cluster has forgotten would hide the others
-        asked = subprocess.run(["squeue", "-h", "-j", array], capture_output=True, text=True, check=False)
-        if asked.returncode == 0 and asked.stdout.strip():
-            found.append(array)
-    return found
-
-
-def _watched(launch: Callable[..., Any], folder: Path | None) -> Callable[..., Any]:
-    @functools.wraps(launch)
-    def watched(*arguments: Any, **options: Any) -> Any:
-        try:
-            with _on_record(folder) if folder is not None else nullcontext():
-                return launch(*arguments, **options)
-        except BrokenProcessPool as error:
-            raise CompactHydraException(f"\n{_BROKEN}") from error
-        except RuntimeError as error:  # submitit's: no cluster is there, or a job left no result
-            raise CompactHydraException(f"\n{type(error).__name__}: {error}") from error
-
-    return watched
-
-
-@contextmanager
-def _on_record(folder: Path) -> Iterator[None]:
-    """Records each job array as it is accepted: it runs whatever becomes of this process, which only waits for it."""
-    from submitit import AutoExecutor
-
-    submit = AutoExecutor.map_array
-
-    def recorded(*arguments: Any, **options: Any) -> Any:
-        jobs = submit(*arguments, **options)
-        if (start := read_start(folder)) is not None:
-            arrays = dict.fromkeys([*start.arrays, *(job.job_id.partition("_")[0] for job in jobs)])
-            write_start(folder, replace(start, arrays=tuple(arrays)))
-        return jobs
-
-    AutoExecutor.map_array = recorded  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        AutoExecutor.map_array = submit  # type: ignore[method-assign]
-
-
 Report = Callable[[Path], Sequence[Path]]
-"""Writes what a sweep's folder shows and returns the files."""
+"""Writes the report of a sweep's folder and returns the files."""
 
 NO_BARS = "TQDM_DISABLE"
 
-_FILE_ON_CLUSTER = (
-    "Warning: tracking.uri={uri} is a file, and jobs on several machines are about to write to it. On a network disk "
-    "SQLite does not keep them apart, and records may be lost or damaged. Give a server, tracking.uri=http://host:5000."
-)
-
-# A launcher's processes read this callback before they compose a job's config, and nothing else of ours.
+# A launcher's processes import this callback before they compose a job's config, and nothing else of ours.
 register_resolvers()
+
+
+class SweepParent(Callback):
+    """Hydra's callback that opens the sweep before any job starts, so that jobs need not race to do so."""
+
+    current: ClassVar[Sweep | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Locks the sweep's folder and makes the store and the parent run."""
+        try:
+            SweepParent.current = _open(config)
+        except (ValueError, OSError) as error:  # Hydra turns exceptions of a callback into warnings, and continues
+            sys.exit(f"\n{type(error).__name__}: {error}")
+        launcher = config.hydra.launcher._target_
+        if "basic_launcher" not in launcher:
+            os.environ[NO_BARS] = "1"  # the bars of several jobs would overwrite each other
+            watch_launcher(launcher, Path(config.hydra.sweep.dir))
+
+
+def _open(config: DictConfig) -> Sweep:
+    folder = Path(config.hydra.sweep.dir)
+    uri = absolute_uri(config.tracking.uri) if config.tracking.type == "mlflow" and not config.dry_run else None
+    check_writable(folder, "output_dir")  # before anything is made
+    made = missing_folders(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use by another start of this sweep. Wait for it, stop it, or give this one a name of its "
+            "own with experiment_name=<name>."
+        ) from None
+    before, start, wait_seconds = read_start(folder), Start(uuid.uuid4().hex), 0.0
+    if before is not None and (arrays := queued(before.arrays)):
+        lock.release()
+        raise ValueError(
+            f"{folder}: of an earlier start {_still_queued(arrays)} When it has ended, run the same command to finish "
+            "the sweep and make the table."
+        )
+    if uri is not None:
+        wait_seconds = config.tracking.wait_seconds
+        if "SlurmLauncher" in config.hydra.launcher._target_ and not is_server(uri):
+            sys.stderr.write(
+                f"\nWarning: tracking.uri={uri} is a file, and jobs on several machines will write to it. On a network "
+                "disk SQLite does not lock it reliably, and records may be lost or damaged. Use a server, "
+                "tracking.uri=http://host:5000.\n"
+            )
+        known = before.run_id if before is not None else None
+        name = config.tracking.run_name or folder.name
+        experiment = experiment_name(config.tracking.experiment)
+        start = Start(start.id, uri, start_parent(uri, experiment, name, folder, known))
+    write_start(folder, start)
+    return Sweep(folder, start, lock, made if folder in made else (), not config.dry_run, wait_seconds)
 
 
 @dataclass
 class Sweep:
-    """A sweep that runs.
+    """A running sweep.
 
     Attributes:
-        folder: the sweep's.
+        folder: of the sweep.
         start: this start of it.
-        lock: keeps a second start of the same sweep away.
-        made: folders that this start made for it, the innermost first; none where it has been started before.
-        is_kept: False for a dry run, of which nothing stays.
+        lock: prevents a second start of the same sweep.
+        made: folders that this start made for it, the innermost first; empty if it was started before.
+        is_kept: False for a dry run.
         wait_seconds: how long to wait at the end for a tracking server that does not answer.
     """
 
@@ -132,14 +114,14 @@ class Sweep:
     wait_seconds: float = 0.0
 
     def end(self, report: Report | None, *, is_whole: bool) -> bool:
-        """Says how the jobs went, writes the report and ends the parent run.
+        """Writes the report, ends the parent run and prints how the jobs ended.
 
         Args:
             report: makes the report of a sweep that is kept.
-            is_whole: False where the sweep was stopped before its last job.
+            is_whole: False if the sweep was stopped before its last job.
 
         Returns:
-            Whether everything that was asked for is finished.
+            Whether all jobs are finished.
         """
         jobs = [job for job in read_jobs(self.folder) if job.start == self.start.id]
         is_done = is_whole and all(job.status == "finished" for job in jobs)
@@ -156,11 +138,11 @@ class Sweep:
                 self._end_parent("FINISHED" if is_done else "KILLED" if is_stopped else "FAILED", files)
             self.lock.release()
             os.environ.pop(NO_BARS, None)
-            sys.stderr.write("\n" + _last_word(self.folder, jobs, files, arrays, is_whole=is_whole))
+            sys.stderr.write("\n" + _summary(self.folder, jobs, files, arrays, is_whole=is_whole))
         return is_done
 
     def _is_empty(self) -> bool:
-        """Whether no job has left more than the record of its failure."""
+        """Whether jobs left nothing but records of their failure."""
         records = (RECORD, SWEEP, JOB, ".lock")
         return all(path.is_dir() or path.name in records for path in self.folder.rglob("*"))
 
@@ -171,7 +153,7 @@ class Sweep:
                 discard_run(self.start.uri, self.start.run_id)
 
     def _end_parent(self, status: Status, files: Sequence[Path]) -> None:
-        """Ends the parent run; a store that is gone keeps no sweep from ending, since all of it lies on disk."""
+        """Ends the parent run. A sweep ends without its store too, since everything is on disk."""
         uri, run_id = self.start.uri, self.start.run_id
         if not uri or not run_id:
             return
@@ -187,64 +169,7 @@ class Sweep:
             )
 
 
-class SweepParent(Callback):
-    """Hydra's callback that opens the sweep before any job starts; a job that came first would race the others."""
-
-    current: ClassVar[Sweep | None] = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Takes the sweep's folder and makes the store and the parent run."""
-        try:
-            SweepParent.current = _open(config)
-        except (ValueError, OSError) as error:  # of a callback's exceptions Hydra makes warnings, and goes on
-            sys.exit(f"\n{type(error).__name__}: {error}")
-        launcher = config.hydra.launcher._target_
-        if "basic_launcher" not in launcher:
-            os.environ[NO_BARS] = "1"  # the bars of several jobs would tear each other
-            watch(launcher, Path(config.hydra.sweep.dir))
-
-
-def _open(config: DictConfig) -> Sweep:
-    folder = Path(config.hydra.sweep.dir)
-    uri = absolute_uri(config.tracking.uri) if config.tracking.type == "mlflow" and not config.dry_run else None
-    check_writable(folder, "output_dir")  # what is refused leaves nothing behind
-    made = missing_folders(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder} is in use by another start of this sweep. Wait for it, stop it, or give this one a name of its "
-            "own with experiment_name=<name>."
-        ) from None
-    before, start, wait_seconds = read_start(folder), Start(uuid.uuid4().hex), 0.0
-    if before is not None and (arrays := queued(before.arrays)):
-        lock.release()
-        raise ValueError(
-            f"{folder}: of an earlier start {_cancelled(arrays)} When it has ended, this command does what is left "
-            "and makes the table."
-        )
-    if uri is not None:
-        wait_seconds = config.tracking.wait_seconds
-        if "SlurmLauncher" in config.hydra.launcher._target_ and not is_server(uri):
-            sys.stderr.write(f"\n{_FILE_ON_CLUSTER.format(uri=uri)}\n")
-        known = before.run_id if before is not None else None
-        name = config.tracking.run_name or folder.name
-        experiment = experiment_name(config.tracking.experiment)
-        start = Start(start.id, uri, start_parent(uri, experiment, name, folder, known))
-    write_start(folder, start)
-    return Sweep(
-        folder, start, lock, made if folder in made else (), is_kept=not config.dry_run, wait_seconds=wait_seconds
-    )
-
-
-def _cancelled(arrays: Sequence[str]) -> str:
-    names = ",".join(arrays)
-    return f"job array {names} still waits or runs (squeue -j {names}); scancel {' '.join(arrays)} ends it."
-
-
-def _last_word(
+def _summary(
     folder: Path, jobs: Sequence[JobRecord], files: Sequence[Path], arrays: Sequence[str], *, is_whole: bool
 ) -> str:
     counts = Counter[str](job.status for job in jobs)
@@ -253,9 +178,76 @@ def _last_word(
     lines = [f"Sweep {folder}: {counted(len(jobs), 'job')} started, {numbers or 'none finished'}."]
     lines += [f"  {job.name} failed: {job.error}" for job in jobs if job.status == "failed"]
     if arrays:
-        lines.append(f"Without this process {_cancelled(arrays)} When it has ended, the same command makes the table.")
+        lines.append(f"Without this process {_still_queued(arrays)} When it has ended, run the same command again.")
     elif not is_whole or counts["finished"] < len(jobs):
-        lines.append("The same command goes on with what is not finished.")
+        lines.append("Run the same command to resume what is not finished.")
     if files:
         lines.append(f"Table and pictures: {', '.join(map(str, files))}")
     return "\n".join(lines) + "\n"
+
+
+def _still_queued(arrays: Sequence[str]) -> str:
+    names = ",".join(arrays)
+    return f"job array {names} still waits or runs (squeue -j {names}); scancel {' '.join(arrays)} ends it."
+
+
+def queued(arrays: Sequence[str]) -> list[str]:
+    """The job arrays of which jobs wait or run, if the cluster can be asked."""
+    if not arrays or shutil.which("squeue") is None:
+        return []
+    found = []
+    for array in arrays:  # one by one: among several, one that the cluster has forgotten would hide the others
+        answer = subprocess.run(["squeue", "-h", "-j", array], capture_output=True, text=True, check=False)
+        if answer.returncode == 0 and answer.stdout.strip():
+            found.append(array)
+    return found
+
+
+def watch_launcher(target: str, folder: Path) -> None:
+    """Makes Hydra report the failures of a launcher in one line, and records the job arrays that it submits.
+
+    Args:
+        target: the launcher's class, ``hydra.launcher._target_``.
+        folder: of the sweep.
+    """
+    launcher: Any = Plugins.instance().class_name_to_class.get(target)
+    if launcher is None:
+        return
+    launch = getattr(launcher.launch, "__wrapped__", launcher.launch)
+    is_slurm = target.endswith(".SlurmLauncher")
+
+    @functools.wraps(launch)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        try:
+            with _record_arrays(folder) if is_slurm else nullcontext():
+                return launch(*arguments, **options)
+        except BrokenProcessPool as error:
+            raise CompactHydraException(
+                "\nA process of the launcher was killed, and its pool ended all the others. The system kills processes "
+                "where memory runs out: lower hydra.launcher.n_jobs or the batch size."
+            ) from error
+        except RuntimeError as error:  # submitit's: there is no cluster, or a job left no result
+            raise CompactHydraException(f"\n{type(error).__name__}: {error}") from error
+
+    launcher.launch = watched
+
+
+@contextmanager
+def _record_arrays(folder: Path) -> Iterator[None]:
+    """Records each job array when it is submitted: it runs even if this process, which only waits for it, ends."""
+    from submitit import AutoExecutor
+
+    submit = AutoExecutor.map_array
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        jobs = submit(*arguments, **options)
+        if (start := read_start(folder)) is not None:
+            arrays = dict.fromkeys([*start.arrays, *(job.job_id.partition("_")[0] for job in jobs)])
+            write_start(folder, replace(start, arrays=tuple(arrays)))
+        return jobs
+
+    AutoExecutor.map_array = recorded  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AutoExecutor.map_array = submit  # type: ignore[method-assign]

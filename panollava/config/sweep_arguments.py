@@ -1,4 +1,4 @@
-"""What ``${for_size:…}``, ``${slug:…}`` and ``${options:…}`` in the config files mean."""
+"""The arguments of a sweep: what cannot be swept, its folder, and the resolvers of config files."""
 
 from __future__ import annotations
 
@@ -19,46 +19,41 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.config.command_line import CONF, CommandLine, quoted
 
 ONE_A_SWEEP = ("dry_run", "experiment_name", "output_dir", "tracking.experiment", "tracking.type", "tracking.uri")
-"""Keys that say where a sweep and its record are, which is one place for all of its jobs."""
+"""Keys of the place of a sweep and its record, which all of its jobs have in common."""
 
 RECORD = "multirun.yaml"
-"""What Hydra keeps in a sweep's folder: the config without what is swept."""
+"""File of Hydra in a sweep's folder: the config without swept values."""
 
-LAUNCHERS = {
-    "joblib": ("hydra_joblib_launcher", "joblib"),
-    "parallel": ("hydra_joblib_launcher", "joblib"),
-    "slurm": ("hydra_submitit_launcher", "slurm"),
-    "submitit_local": ("hydra_submitit_launcher", "slurm"),
-    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
-}
-"""Option of ``hydra/launcher`` -> the plugin it is in, and the extra that brings it."""
+_JOBLIB, _SUBMITIT = ("hydra_joblib_launcher", "joblib"), ("hydra_submitit_launcher", "slurm")
+LAUNCHERS = {"joblib": _JOBLIB, "parallel": _JOBLIB} | dict.fromkeys(
+    ("slurm", "submitit_local", "submitit_slurm"), _SUBMITIT
+)
+"""Option of ``hydra/launcher`` -> its plugin, and the extra that installs it."""
 
 
 def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> list[str]:
-    """The overrides of a sweep as Hydra should see them: with a folder for it.
+    """The overrides of a sweep as Hydra should see them, with its folder.
 
-    The folder is named by ``experiment_name``, or after the overlay and what is varied, so that starting it again
-    finds it; where another sweep of this name has other constant values, after those too. Only varied keys go into
-    the names of its jobs; the constant ones would only make them long.
+    The folder is named by ``experiment_name``, or after the overlay and the varied keys, so that the same command
+    finds it again; if another sweep with other constant values has that name, the constant values are added. Names of
+    jobs have varied keys only.
 
     Args:
         line: the command line.
         of_options: keys that only the options of a swept group have.
-        scratch: where a dry run may have its folder, which goes with it.
+        scratch: temporary folder for that of a dry run.
 
     Raises:
-        ValueError: it cannot run here, with the way out.
+        ValueError: the sweep cannot run here.
         HydraException: a job's config cannot be composed.
     """
     _refuse(line)
     varied = list(dict.fromkeys(o.key_or_group for o in line.swept if o.is_sweep_override()))
-    words = []
-    for override in line.parsed:
-        word = str(override.input_line)
+    words = [str(override.input_line) for override in line.parsed]
+    for index, override in enumerate(line.parsed):
         if override.key_or_group in of_options and not override.is_sweep_override():
-            # A sweep of one value: Hydra looks for the key of any other in the config without what is swept.
-            word = f"{override.key_or_group}=choice({override.get_value_element_as_str() or repr('')})"
-        words.append(word)
+            # A sweep of one value: Hydra looks up the keys of all others in the config without swept values.
+            words[index] = f"{override.key_or_group}=choice({override.get_value_element_as_str() or repr('')})"
     config = line.compose(words)
     folder = _folder(line, config, varied, of_options, scratch)
     constant = [o.key_or_group for o in line.parsed if not (o.is_hydra_override() or o.key_or_group in varied)]
@@ -70,12 +65,10 @@ def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> l
 
 
 def slug(text: str, limit: int = 96) -> str:
-    """A folder name from ``key=value,…`` that no shell needs quoted. Two texts never have the same.
+    """A folder name from Hydra's ``key=value,…`` that no shell needs quoted, unique to the text.
 
-    Args:
-        text: Hydra's override string.
-        limit: longest result in bytes; longer ones are cut and end in a short hash, as do those that lost characters
-            or where a value looks like another key.
+    Names of more than ``limit`` bytes are cut and end in a short hash, as do those that lost characters or in which a
+    value looks like another key.
     """
     whole = re.sub(r"(^|,)([+~]*)model[/.]", r"\1\2", text)
     short = whole.replace("=", "-").replace(",", "_")
@@ -89,10 +82,10 @@ def slug(text: str, limit: int = 96) -> str:
 
 
 def check_launcher(overrides: Sequence[Override]) -> None:
-    """Whether the launcher that is named is installed.
+    """Checks that the launcher is installed.
 
     Raises:
-        ValueError: it is not, with the way out.
+        ValueError: it is not.
     """
     for override in overrides:
         if override.key_or_group == "hydra/launcher" and override.value() in LAUNCHERS:
@@ -105,12 +98,12 @@ def check_launcher(overrides: Sequence[Override]) -> None:
 
 
 def _refuse(line: CommandLine) -> None:
-    """Says what keeps a sweep from running here."""
+    """Raises ValueError if the sweep cannot run here."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError(
-            "a sweep (-m) under torchrun would run whole in every process. Either start it without torchrun, where "
+            "a sweep (-m) under torchrun would run all of its jobs in every process. Start it without torchrun, where "
             "hydra/launcher=parallel runs several jobs at once, each on a GPU of its own, and hydra/launcher=slurm "
-            "hydra.launcher.tasks_per_node=2 gives every job two processes; or start torchrun once a value, such as "
+            "hydra.launcher.tasks_per_node=2 gives every job two processes. Or start torchrun once per value, such as "
             "torchrun --nproc-per-node=2 -m panollava.train crop.overlap=0.0 experiment_name=overlap0."
         )
     for option, config in line.variants.items():
@@ -143,7 +136,7 @@ def _refuse(line: CommandLine) -> None:
 def _folder(
     line: CommandLine, config: DictConfig, varied: Sequence[str], of_options: Collection[str], scratch: Path
 ) -> Path:
-    """The sweep's folder, in which no sweep of other constant values is."""
+    """The sweep's folder, which has no sweep with other constant values."""
     params = list(line.base.hydra.sweeper.get("params") or {})
     overlays = [name for name in _overlays(line) if line.compose([f"+experiment={name}"]).hydra.sweeper.get("params")]
     own = [key.removeprefix("model/") for key in varied if not (overlays and key in params)]
@@ -177,8 +170,8 @@ def _overlays(line: CommandLine) -> list[str]:
 
 
 def _constants(line: CommandLine, varied: Sequence[str], overlays: Sequence[str]) -> list[str]:
-    """The overrides that are the same for all jobs and would make them other runs."""
-    from panollava.run_folder import is_free  # with torch, which no command needs before it knows its config
+    """The overrides that all jobs have in common and that change results."""
+    from panollava.run_folder import is_free  # imports torch, which the command line must not
 
     found = [o for o in line.parsed if not (o.is_hydra_override() or o.key_or_group in varied)]
     if overlays:
@@ -189,13 +182,13 @@ def _constants(line: CommandLine, varied: Sequence[str], overlays: Sequence[str]
 def _other_constants(
     line: CommandLine, config: DictConfig, of_options: Collection[str], folder: Path
 ) -> dict[str, tuple[Any, Any]]:
-    """Keys of other values in the sweep that a folder holds: key -> (there, now); empty where it holds none."""
+    """Keys whose values differ in the sweep of a folder: key -> (there, now); empty if it has no sweep."""
     from panollava.run_folder import differing_keys, flatten
 
     if not (folder / RECORD).is_file():
         return {}
     recorded = OmegaConf.load(folder / RECORD)
-    old, new = (_plain(each) for each in (recorded, config))
+    old, new = (_without_hydra(each) for each in (recorded, config))
     shared = flatten(old).keys() & flatten(new).keys()  # a key that is new since then has no value there to differ
     found: dict[str, tuple[Any, Any]] = {}
     for stage in config.stage.run:
@@ -210,16 +203,16 @@ def _other_constants(
     return found
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _without_hydra(config: Any) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(config)
     return {str(key): value for key, value in values.items() if key != "hydra"}
 
 
 def register_resolvers() -> None:
-    """Makes them known to OmegaConf; safe to call again."""
-    OmegaConf.register_new_resolver("for_size", _for_size, replace=True)
-    OmegaConf.register_new_resolver("slug", slug, replace=True)
-    OmegaConf.register_new_resolver("options", _options, replace=True)
+    """Registers ``${for_size:…}``, ``${slug:…}`` and ``${options:…}`` of the config files; may be called again."""
+    resolvers: dict[str, Any] = {"for_size": _for_size, "slug": slug, "options": _options}
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def _for_size(values: DictConfig, *, _root_: DictConfig) -> object:

@@ -11,7 +11,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException
 
-from panollava.config.sweep import queued, watch
+from panollava.config.sweep import queued, watch_launcher
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             return [job_overrides, initial_job_idx]
 
     monkeypatch.setitem(Plugins.instance().class_name_to_class, "hydra_plugins.failing", Failing)  # type: ignore[arg-type]
-    watch("hydra_plugins.failing", Path())
-    watch("hydra_plugins.failing", Path())
+    watch_launcher("hydra_plugins.failing", Path())
+    watch_launcher("hydra_plugins.failing", Path())
     assert not hasattr(Failing.launch.__wrapped__, "__wrapped__")  # type: ignore[attr-defined]
     return Failing().launch
 
@@ -34,7 +34,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (BrokenProcessPool("A worker died"), "A process of the launcher was ended from outside.*n_jobs"),
+        (BrokenProcessPool("A worker died"), "A process of the launcher was killed.*n_jobs"),
         (RuntimeError('Could not detect "srun"'), 'RuntimeError: Could not detect "srun"'),
     ],
 )
@@ -48,7 +48,7 @@ def test_jobs_pass(launcher: Callable[..., Any]) -> None:
 
 
 def test_an_unknown_launcher_is_left_to_hydra() -> None:
-    watch("hydra_plugins.nobody", Path())
+    watch_launcher("hydra_plugins.nobody", Path())
 
 
 def test_only_arrays_that_the_cluster_knows_are_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

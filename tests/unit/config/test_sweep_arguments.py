@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from panollava.config.command_line import CommandLine, canonical, check_keys, split
-from panollava.config.entrypoint import _understood
+from panollava.config.entrypoint import _hydra_arguments
 from panollava.config.sweep_arguments import as_sweep, check_launcher, register_resolvers, slug
 
 
@@ -103,19 +103,21 @@ def test_a_list_and_a_quoted_text_are_no_sweep() -> None:
 )
 def test_what_cannot_be_swept_is_one_message(typed: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=said):
-        _understood("train", [*typed, "-m"], tmp_path, None, ())
+        _hydra_arguments("train", [*typed, "-m"], tmp_path, None, ())
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("typed", ["lora=null", "~lora", "tracking=null", "stage=", "+experiment=null"])
 def test_a_group_keeps_an_option(typed: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"a group always has an option\. Choose one of [a-z]"):
-        _understood("train", [typed], tmp_path, None, ())
+        _hydra_arguments("train", [typed], tmp_path, None, ())
 
 
 @pytest.mark.parametrize("flag", ["-m", "hydra.mode=MULTIRUN", "++hydra.mode=MULTIRUN", "+experiment=overlap_sweep"])
 def test_texts_are_swept_however_a_sweep_is_asked_for(flag: str, tmp_path: Path) -> None:
-    words = _understood("train", [flag, "data=csv", "data.dir=한 글,b", "hydra.sweep.dir=o (1)"], tmp_path, None, ())
+    words = _hydra_arguments(
+        "train", [flag, "data=csv", "data.dir=한 글,b", "hydra.sweep.dir=o (1)"], tmp_path, None, ()
+    )
     assert "data.dir='한 글','b'" in words
     assert "hydra.sweep.dir='o (1)'" in words
 
@@ -123,7 +125,7 @@ def test_texts_are_swept_however_a_sweep_is_asked_for(flag: str, tmp_path: Path)
 @pytest.mark.parametrize("typed", [["-m"], ["--multi"], ["hydra.mode=MULTIRUN"]])
 def test_only_training_sweeps(typed: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"only panollava\.train sweeps"):
-        _understood("eval", ["checkpoint=x", *typed], tmp_path, "checkpoint", ("crop",))
+        _hydra_arguments("eval", ["checkpoint=x", *typed], tmp_path, "checkpoint", ("crop",))
 
 
 def test_a_key_of_the_swept_options_is_a_constant_of_the_jobs() -> None:
@@ -205,7 +207,7 @@ def test_ones_own_overlay_is_a_sweep_of_its_own_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typed", [["+experiment=bimamba_overlap0"], ["crop.overlap=0.0"], ["seed='1,2'"]])
 def test_other_commands_are_none(typed: list[str], tmp_path: Path) -> None:
-    assert _understood("train", typed, tmp_path, None, ()) == canonical(typed)
+    assert _hydra_arguments("train", typed, tmp_path, None, ()) == canonical(typed)
 
 
 @pytest.mark.parametrize("typed", [["-m", "seed=0,1"], ["+experiment=overlap_sweep"]])
@@ -213,7 +215,7 @@ def test_torchrun_starts_no_sweep(typed: list[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match=r"torchrun(.|\n)*hydra/launcher=parallel(.|\n)*tasks_per_node=2"):
         sweep(*typed)
-    assert _understood("train", ["seed=1"], tmp_path, None, ()) == ["seed=1"]
+    assert _hydra_arguments("train", ["seed=1"], tmp_path, None, ()) == ["seed=1"]
 
 
 def test_a_missing_launcher_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

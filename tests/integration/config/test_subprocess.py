@@ -13,18 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from panollava.config.job import INTERRUPTED, IS_POSSIBLE, how_it_ended, run_apart
+from panollava.config.job import CAN_FORK, INTERRUPTED, describe_exit, run_in_subprocess
 
-pytestmark = pytest.mark.skipif(not IS_POSSIBLE, reason="forks")
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="forks")
 
 ORPHAN = """
 import os, sys, time
 from pathlib import Path
-from panollava.config.job import run_apart
+from panollava.config.job import run_in_subprocess
 def work():
     Path(sys.argv[1]).write_text(f"{os.getpid()}\\n")
     time.sleep(100)
-run_apart(work)
+run_in_subprocess(work)
 """
 
 
@@ -42,14 +42,14 @@ def interrupted() -> None:
     ],
     ids=["ends", "is interrupted", "exits", "is killed"],
 )
-def test_the_status_says_how_it_ended(work: Callable[[], None], status: int) -> None:
-    assert run_apart(work) == status
+def test_the_status_says_describe_exit(work: Callable[[], None], status: int) -> None:
+    assert run_in_subprocess(work) == status
 
 
 def test_a_status_has_words() -> None:
-    assert how_it_ended(3) == "Its process ended with status 3."
-    assert how_it_ended(-signal.SIGSEGV) == "Its process was ended by SIGSEGV."
-    assert "SIGKILL, as the system does where memory runs out: lower hydra.launcher.n_jobs" in how_it_ended(-9)
+    assert describe_exit(3) == "Its process ended with status 3."
+    assert describe_exit(-signal.SIGSEGV) == "Its process was ended by SIGSEGV."
+    assert "SIGKILL, as the system does where memory runs out: lower hydra.launcher.n_jobs" in describe_exit(-9)
 
 
 def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
