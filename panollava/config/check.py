@@ -1,7 +1,6 @@
 """The strict check of a composed config: unknown keys, types and ranges, all reported together.
 
-What a section may hold is read from the signature of the component it configures, so that a new component,
-or a new argument of an old one, needs no second declaration.
+The signature of the component that a section configures says what is allowed, so arguments are declared once.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ def check_section(
         given: arguments of ``target`` that the program supplies and the config must not.
 
     Returns:
-        One sentence a problem, with full key, value and what is allowed; empty when all is well.
+        One sentence per problem, with full key, value and what is allowed.
     """
     try:
         schema = _schema(target, frozenset(given))
-    except ValueError as error:  # a class of another package that is not written as a component has to be
+    except ValueError as error:  # a class of another package that is not a component
         return [f"{key}: {error}"]
     try:
         schema.model_validate_json(json.dumps(values), strict=True)
@@ -47,13 +46,9 @@ def check_section(
 def check_component(
     section: Mapping[str, Any], key: str, find: Callable[[str], type], given: Iterable[str] = ()
 ) -> list[str]:
-    """Problems of a section whose ``type`` names a component.
+    """Problems of a section with the ``type`` and keywords of a component; ``find`` returns the class of a type.
 
-    Args:
-        section: ``type`` and the component's keywords.
-        key: full key of the section, such as ``model.resampler``.
-        find: the class of a type, such as ``strategy_class``.
-        given: arguments that the program supplies and the config must not.
+    ``key`` and ``given`` are those of ``check_section``.
     """
     options = dict(section)
     kind = str(options.pop("type", None))
@@ -67,11 +62,7 @@ def check_component(
 
 
 def refuse(problems: list[str]) -> None:
-    """Ends a command whose config has problems.
-
-    Raises:
-        ValueError: there are any; all of them, a line each.
-    """
+    """Raises ValueError if a config has problems, with one line for each."""
     if problems:
         raise ValueError("\n  ".join(["the config is not right:", *problems]))
 
@@ -79,7 +70,7 @@ def refuse(problems: list[str]) -> None:
 @functools.cache
 def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel]:
     signature = inspect.signature(target)
-    # A class may have its arguments from another module's class, in whose words they are annotated.
+    # An __init__ may be inherited from another module, whose names its annotations use.
     function = target.__init__ if inspect.isclass(target) else inspect.unwrap(target)
     names = getattr(function, "__globals__", None) or vars(sys.modules[target.__module__])
     fields: dict[str, Any] = {}
@@ -90,7 +81,7 @@ def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel
             raise ValueError(f"{target.__name__} takes {parameter}; a component names all its arguments.")
         default = ... if parameter.default is parameter.empty else parameter.default
         hint = parameter.annotation
-        # One by one: a type that only the type checker imports may stand at an argument the program gives.
+        # One by one: an argument that the program gives may have a type that only the type checker imports.
         try:
             kind = eval(hint, names) if isinstance(hint, str) else Any if hint is parameter.empty else hint
         except NameError as error:

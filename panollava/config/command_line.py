@@ -229,7 +229,7 @@ def quoted(value: str) -> str:
 
 @dataclass
 class CommandLine:
-    """A command line that runs something or shows a config, and what Hydra composes of it. Nothing is run.
+    """A command line and the configs that Hydra composes of it; nothing is run.
 
     Args:
         config_name: root config of the application.
@@ -253,7 +253,7 @@ class CommandLine:
         self.parsed = self.parse(self.overrides)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """Overrides as Hydra's parser takes them apart."""
+        """Overrides as Hydra parses them."""
         return OverridesParser.create(config_loader=self._loader).parse_overrides(list(overrides))
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
@@ -282,7 +282,7 @@ class CommandLine:
 
     @cached_property
     def swept(self) -> list[Override]:
-        """What an overlay varies by itself, and the overrides after it: the last one of a key counts."""
+        """The sweep of an overlay, then the overrides; the last one of a key counts."""
         params = self.base.hydra.sweeper.get("params") or {}
         return [*self.parse([f"{key}={value}" for key, value in params.items()]), *self.parsed]
 

@@ -37,10 +37,7 @@ Load = Callable[[], None]
 def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load | None = None) -> None:
     """Runs a job and records its outcome. Failures are logged; the sweep continues.
 
-    Args:
-        function: the application.
-        cfg: the job's config.
-        load: imports what every job needs; a worker that runs several jobs does so once.
+    ``load`` imports what every job needs; a worker that runs several jobs does so once.
     """
     _join_cluster()
     sweep = Path(HydraConfig.get().sweep.dir)
@@ -150,18 +147,16 @@ def run_in_subprocess(work: Callable[[], None]) -> int:
 
 
 def _run_bound(work: Callable[[], None]) -> None:
-    Thread(target=_end_with_parent, daemon=True).start()
+    def end_with_parent() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Thread(target=end_with_parent, daemon=True).start()
     try:
         work()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def describe_exit(status: int) -> str:

@@ -98,8 +98,7 @@ class Sweep:
     """A running sweep.
 
     Attributes:
-        folder: of the sweep.
-        start: this start of it.
+        start: this start of the sweep.
         lock: prevents a second start of the same sweep.
         made: folders that this start made for it, the innermost first; empty if it was started before.
         is_kept: False for a dry run.
@@ -133,7 +132,10 @@ class Sweep:
                 files = report(self.folder)
         finally:
             if self.made and not is_done and not arrays and self._is_empty():
-                self._take_away()
+                take_away(self.folder.rglob("*"), self.made)
+                if self.start.uri and self.start.run_id:
+                    with suppress(OSError):
+                        discard_run(self.start.uri, self.start.run_id)
             else:
                 self._end_parent("FINISHED" if is_done else "KILLED" if is_stopped else "FAILED", files)
             self.lock.release()
@@ -145,12 +147,6 @@ class Sweep:
         """Whether jobs left nothing but records of their failure."""
         records = (RECORD, SWEEP, JOB, ".lock")
         return all(path.is_dir() or path.name in records for path in self.folder.rglob("*"))
-
-    def _take_away(self) -> None:
-        take_away(self.folder.rglob("*"), self.made)
-        if self.start.uri and self.start.run_id:
-            with suppress(OSError):
-                discard_run(self.start.uri, self.start.run_id)
 
     def _end_parent(self, status: Status, files: Sequence[Path]) -> None:
         """Ends the parent run. A sweep ends without its store too, since everything is on disk."""
@@ -204,12 +200,7 @@ def queued(arrays: Sequence[str]) -> list[str]:
 
 
 def watch_launcher(target: str, folder: Path) -> None:
-    """Makes Hydra report the failures of a launcher in one line, and records the job arrays that it submits.
-
-    Args:
-        target: the launcher's class, ``hydra.launcher._target_``.
-        folder: of the sweep.
-    """
+    """Makes Hydra report the failures of the launcher ``target`` in one line, and records its job arrays."""
     launcher: Any = Plugins.instance().class_name_to_class.get(target)
     if launcher is None:
         return

@@ -25,9 +25,8 @@ RECORD = "multirun.yaml"
 """File of Hydra in a sweep's folder: the config without swept values."""
 
 _JOBLIB, _SUBMITIT = ("hydra_joblib_launcher", "joblib"), ("hydra_submitit_launcher", "slurm")
-LAUNCHERS = {"joblib": _JOBLIB, "parallel": _JOBLIB} | dict.fromkeys(
-    ("slurm", "submitit_local", "submitit_slurm"), _SUBMITIT
-)
+LAUNCHERS = dict.fromkeys(("joblib", "parallel"), _JOBLIB)
+LAUNCHERS |= dict.fromkeys(("slurm", "submitit_local", "submitit_slurm"), _SUBMITIT)
 """Option of ``hydra/launcher`` -> its plugin, and the extra that installs it."""
 
 

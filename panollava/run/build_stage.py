@@ -17,7 +17,7 @@ from panollava.run.run import FINISHED, Run, check_inputs, plain, recorded_confi
 from panollava.run_folder import METADATA, differing_keys, find_run_folder, known_checkpoints, read_metadata
 from panollava.stages.protocol import Stage, StageSetup
 from panollava.stages.registry import FIRST, last_first
-from panollava.training.checkpointer import transfer
+from panollava.training.checkpointer import MISFIT, transfer
 
 
 def build_stage(run: Run, name: str) -> Stage:
@@ -188,9 +188,10 @@ def start_from(
     if details := report.details():
         LOG.debug("%s", details)  # hundreds of names: for the log file alone
     if not report.loaded:
+        misfits = report.not_loaded.get(MISFIT, [])
         raise ValueError(
             f"init_from={source}: none of its {len(tensors)} tensors fits this model"
-            f"{' (' + '; '.join(report.misfits[:3]) + ')' if report.misfits else ''}. "
+            f"{' (' + '; '.join(misfits[:3]) + ')' if misfits else ''}. "
             f"{FIRST.capitalize()} checkpoints below {run.cfg.output_dir}: {_listed(run)}. Use one of the same "
             "resampler and sizes, or init_from=none."
         )

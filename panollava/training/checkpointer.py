@@ -296,50 +296,33 @@ def _of_rank(rank: int) -> str:
 def _check_random(states: Mapping[str, Tensor], source: Path) -> None:
     """Checks that random states are of this version of torch."""
     size, cpu = torch.get_rng_state().numel(), states.get("cpu")
-    if cpu is None or any(state.dtype != torch.uint8 or state.ndim != 1 for state in states.values()):
-        problem = "none"
-    elif cpu.numel() != size:
-        problem = f"of {cpu.numel()} bytes, here it has {size}"
-    else:
-        return
-    raise ValueError(
-        f"resume={source}: its random state is {problem}. Resume with the version of torch it was made with, or use "
-        f"init_from={source}."
-    )
+    is_wrong = any(state.dtype != torch.uint8 or state.ndim != 1 for state in states.values())
+    if cpu is None or is_wrong or cpu.numel() != size:
+        problem = "none" if cpu is None or is_wrong else f"of {cpu.numel()} bytes, here it has {size}"
+        raise ValueError(
+            f"resume={source}: its random state is {problem}. Resume with the version of torch it was made with, or "
+            f"use init_from={source}."
+        )
+
+
+MISFIT = "of another shape and left as they were"
 
 
 @dataclass
 class Transfer:
-    """Which tensors ``transfer`` copied, and which not.
+    """Which tensors ``transfer`` copied (``loaded``, their names), and by reason ``name (shape)`` of the others."""
 
-    Attributes:
-        loaded: names of copied tensors.
-        misfits: ``name (shape in the checkpoint) -> (shape here)``.
-        fresh: ``name (shape)`` of those only in the model.
-        unused: ``name (shape)`` of those only in the checkpoint.
-    """
-
-    loaded: list[str] = field(default_factory=list)
-    misfits: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
+    loaded: list[str]
+    not_loaded: dict[str, list[str]]
 
     def summary(self, source: Path) -> str:
         """One line for the log with counts."""
-        counts = [f"{len(names)} {what}" for what, names in self._not_loaded()]
+        counts = [f"{len(names)} {reason}" for reason, names in self.not_loaded.items()]
         return f"Starting from {source}: {', '.join([f'{len(self.loaded)} tensors loaded', *counts])}."
 
     def details(self) -> str:
         """Names of tensors that were not loaded, one line per reason; empty if there are none."""
-        return "\n".join(f"  {what}: {', '.join(names)}" for what, names in self._not_loaded())
-
-    def _not_loaded(self) -> list[tuple[str, list[str]]]:
-        reasons = [
-            ("of another shape and left as they were", self.misfits),
-            ("not in the checkpoint and left as they were", self.fresh),
-            ("in the checkpoint only and not used", self.unused),
-        ]
-        return [(what, names) for what, names in reasons if names]
+        return "\n".join(f"  {reason}: {', '.join(names)}" for reason, names in self.not_loaded.items())
 
 
 def transfer(
@@ -352,16 +335,15 @@ def transfer(
         targets: parameters of the model that may be filled.
         kept: names of tensors that are used elsewhere, so not reported as unused.
     """
-    result = Transfer()
-    for name, target in targets.items():
-        if name not in tensors:
-            result.fresh.append(f"{name} {tuple(target.shape)}")
-        elif tensors[name].shape != target.shape:
-            result.misfits.append(f"{name} {tuple(tensors[name].shape)} -> {tuple(target.shape)}")
-        else:
-            copy_into(target, tensors[name])
-            result.loaded.append(name)
-    result.unused = [
-        f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in targets and name not in kept
-    ]
-    return result
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    here = {name: tuple(target.shape) for name, target in targets.items()}
+    common = [name for name in here if name in shapes]
+    loaded = [name for name in common if here[name] == shapes[name]]
+    for name in loaded:
+        copy_into(targets[name], tensors[name])
+    others = {
+        MISFIT: [f"{name} {shapes[name]} -> {here[name]}" for name in common if here[name] != shapes[name]],
+        "not in the checkpoint and left as they were": [f"{n} {here[n]}" for n in here if n not in shapes],
+        "in the checkpoint only and not used": [f"{n} {shapes[n]}" for n in shapes if n not in here and n not in kept],
+    }
+    return Transfer(loaded, {reason: names for reason, names in others.items() if names})

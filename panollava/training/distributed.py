@@ -63,20 +63,19 @@ class DistributedContext:
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Sums named numbers over processes; all must have the same names."""
-        if self.world_size == 1 or not values:
-            return dict(values)
         names = sorted(values)
-        tensor = torch.tensor([values[name] for name in names], dtype=torch.float64)
-        dist.all_reduce(tensor, group=self._group)
-        return dict(zip(names, tensor.tolist(), strict=True))
+        if self.world_size == 1 or not names:
+            return dict(values)
+        return dict(zip(names, self._all_reduce([values[name] for name in names], dist.ReduceOp.SUM), strict=True))
 
     def max(self, value: float) -> float:
         """The largest number of all processes."""
-        if self.world_size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
-        return float(tensor)
+        return value if self.world_size == 1 else self._all_reduce([value], dist.ReduceOp.MAX)[0]
+
+    def _all_reduce(self, values: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op=op, group=self._group)
+        return tensor.tolist()
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""

@@ -49,19 +49,13 @@ class TrainData(Protocol):
 
 @dataclass
 class FitResult:
-    """How the training of a stage ended.
-
-    Attributes:
-        progress: at the end.
-        metrics: of the last validation.
-        concerns: texts of the concerns that still hold at the end.
-        interrupted: whether SIGINT or SIGTERM ended it.
-    """
+    """How the training of a stage ended: ``metrics`` of the last validation, ``concerns`` that hold at the end."""
 
     progress: Progress
     metrics: dict[str, float]
     concerns: list[str]
     interrupted: bool = False
+    """Whether SIGINT or SIGTERM ended it."""
 
 
 def fit(
@@ -82,15 +76,11 @@ def fit(
     """Trains ``stage`` from ``progress`` to the end of its last epoch, with validations and checkpoints.
 
     Args:
-        stage: the module that trains.
-        data: its training and validation batches.
-        optimizer, scaler: of its weights; the checkpointer must have the same ones.
+        optimizer, scaler: of the stage's weights; the checkpointer must have the same ones.
         optim, options: learning rate and length.
-        compute: device and number format.
         checkpointer: saves checkpoints; ``best.ckpt`` in its folder has the lowest validation loss.
         trainer: limits and intervals; None for the defaults.
-        procs: None for a single process.
-        tracker: None for no tracking.
+        procs, tracker: None for a single process, and for no tracking.
         progress: where to resume; None starts from the beginning.
 
     Raises:
@@ -162,7 +152,7 @@ def validate(
         ValueError: the validation split has no batch.
     """
     stage.eval()
-    inner = parallel.unwrap(module)
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     batches = iter(data.validation())
@@ -205,9 +195,6 @@ class OptimiserStep:
     Attributes:
         stage: gives counts and trained parameters.
         module: the stage or its wrapper, which is called.
-        optimizer, scaler: updated by every step.
-        compute: device and number format.
-        procs: processes to sum over.
         clip_norm: largest gradient norm; 0 does not clip.
     """
 
@@ -224,11 +211,7 @@ class OptimiserStep:
         self.overflows = 0
 
     def __call__(self, window: list[Batch], lr: float) -> dict[str, float]:
-        """Takes one step.
-
-        Args:
-            window: the micro-batches of this process.
-            lr: learning rate of the step.
+        """Takes one step with the micro-batches of this process.
 
         Returns:
             ``loss`` (the sum of all losses), each loss, the metrics and ``grad_norm``.

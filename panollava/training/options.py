@@ -120,16 +120,11 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: OptimOptions
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the samples of an optimiser step are divided: ``processes`` x ``batch_size`` x ``accumulate``."""
+    """The samples of an optimiser step: ``processes`` x ``batch_size`` x ``accumulate``."""
 
     processes: int
     batch_size: int
     accumulate: int
-
-    @property
-    def samples(self) -> int:
-        """Samples of an optimiser step."""
-        return self.processes * self.batch_size * self.accumulate
 
 
 def elastic_resume(
@@ -154,7 +149,9 @@ def elastic_resume(
     before = BatchSplit(**saved)
     if before.processes == processes:
         return replace(options, batch_size=before.batch_size, accumulate=before.accumulate)
-    samples = before.processes * before.batch_size if coupled else before.samples
+    micro_batch = before.processes * before.batch_size
+    in_step = micro_batch * before.accumulate
+    samples = micro_batch if coupled else in_step
     if samples % processes:
         possible = ", ".join(str(count) for count in range(1, samples + 1) if samples % count == 0)
         raise ValueError(
@@ -168,6 +165,6 @@ def elastic_resume(
     LOG.info(
         "Resumed with %d processes in place of %d: batch size %d and accumulation %d in place of %d and %d, so that a "
         "step has %d samples as before.",
-        processes, before.processes, size, result.accumulate, before.batch_size, before.accumulate, before.samples,
+        processes, before.processes, size, result.accumulate, before.batch_size, before.accumulate, in_step,
     )  # fmt: skip
     return result

@@ -34,7 +34,6 @@ def shard(
 
     Args:
         stage: gets new parameters.
-        procs: the processes.
         device: where shards live.
         exclude: a frozen part that stays whole in each process, since it is called outside of steps as well.
 
@@ -85,11 +84,6 @@ def wrap_ddp(stage: nn.Module, *, compiled: bool, device: torch.device, procs: D
     return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module without DDP, which each process may call any number of times."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
-
-
 def lockstep_batches(batches: Iterator[Batch], procs: DistributedContext) -> Iterator[tuple[Batch, bool]]:
     """Batches for a sharded stage, the same number in all processes, and whether each counts.
 
@@ -123,14 +117,7 @@ def copy_into(target: Tensor, value: Tensor) -> None:
 
 
 def check_compiler(device: str) -> None:
-    """Checks that ``trainer.compile=true`` has a compiler.
-
-    Args:
-        device: type of the device that computes, such as ``cpu``.
-
-    Raises:
-        ValueError: there is no C++ compiler, or on a GPU no Triton.
-    """
+    """Raises ValueError if ``trainer.compile=true`` finds no C++ compiler, or no Triton on ``device="cuda"``."""
     compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     if shutil.which(compiler) is None:
         raise ValueError(

@@ -29,7 +29,7 @@ def test_a_step_keeps_its_samples_and_no_micro_batch_grows(
 ) -> None:
     result = elastic_resume(options(9, 9), asdict(before), processes, coupled=False)
     assert (result.batch_size, result.accumulate) == after
-    assert processes * result.batch_size * result.accumulate == before.samples
+    assert processes * result.batch_size * result.accumulate == before.processes * before.batch_size * before.accumulate
     assert result.batch_size <= before.batch_size
 
 
