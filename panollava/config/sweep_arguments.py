@@ -67,13 +67,13 @@ def slug(text: str, limit: int = 96) -> str:
     """A folder name from Hydra's ``key=value,…`` that no shell needs quoted, unique to the text.
 
     Names of more than ``limit`` bytes are cut and end in a short hash, as do those that lost characters or in which a
-    value looks like another key.
+    value has a ``=`` or looks like another key.
     """
     whole = re.sub(r"(^|,)([+~]*)model[/.]", r"\1\2", text)
     short = whole.replace("=", "-").replace(",", "_")
     plain = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", short)).strip("-.") or "default"
-    keys = [item.partition("=")[0] for item in whole.split(",")]
-    is_clear = all(f"_{short}".count(f"_{key}-") <= 1 for key in keys if key)
+    items = [item.split("=") for item in whole.split(",")]
+    is_clear = all(len(item) <= 2 and f"_{short}".count(f"_{item[0]}-") <= 1 for item in items if item[0])
     if plain == short and is_clear and len(plain.encode()) <= limit:
         return plain
     cut = plain.encode()[: limit - 9].decode(errors="ignore").rstrip("-.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -170,6 +170,7 @@ def test_slugs_need_no_quotes_and_stay_apart() -> None:
     assert slug("a=\u1111\u1161").startswith("a-파-")
 
 
+@example(["=", "-"])
 @given(st.lists(st.text("ab_-=.,1/[ 파", min_size=1, max_size=12), min_size=2, max_size=2, unique=True))
 def test_two_texts_never_have_the_same_name(values: list[str]) -> None:
     for one in ("k={0}", "a={0},model.b=1", "a=1,b={0}"):
