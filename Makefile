@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MLFLOW_PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test coverage check format ui clean
+.PHONY: help install demo quick test coverage check format tables ui clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ check: $(STAMP) ## Lint, format and types
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tables: $(STAMP) ## Update the tables of options in README.md and conf/README.md
+	$(BIN)/python -m experiments.tables
 
 ui: $(STAMP) ## Open the MLflow page of the runs in this folder
 	$(BIN)/mlflow ui --port $(MLFLOW_PORT)

@@ -1,7 +1,7 @@
-"""The rows of a study, and what they say: one sweep's jobs, repeated over seeds, compared on the same questions.
+"""Collects the jobs of a sweep that are repeated over seeds, and compares their settings on the same questions.
 
 ``python experiments/study.py runs/<sweep> --by model.resampler.type --into experiments/<study>`` writes the folder's
-``rows.csv`` (a line a job), ``configs/`` (each job's config) and ``table.md``.
+``rows.csv`` (one line per job), ``configs/`` (each job's config) and ``table.md``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Collect a sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sweeps", nargs="+", type=Path, help="folders that hold a job each below them")
-    parser.add_argument("--by", nargs="+", required=True, help="config keys that tell the settings apart")
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders with one folder per job")
+    parser.add_argument("--by", nargs="+", required=True, help="config keys that distinguish the settings")
     parser.add_argument("--into", type=Path, required=True)
     parser.add_argument("--workplace", type=Path, default=Path(), help="folder in which the sweep was started")
     options = parser.parse_args()

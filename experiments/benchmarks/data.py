@@ -1,4 +1,4 @@
-"""Speed of reading data sets: the check of large files, and the loader beside the decoding of its pictures alone.
+"""Speed of reading data sets: the check of large files, and the loader compared with decoding alone.
 
 python experiments/benchmarks/data.py [--rows 100000] [--pictures 3000] [--panoramas 12] [--workers 0 2] [--rounds 3]
     [--output data.json]
@@ -170,7 +170,7 @@ def _loaders(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, f
     result = {}
     for workers in options.workers:
         ours, floor = seconds[f"loader, {workers} workers"], seconds[f"decoding alone, {workers} workers"]
-        # A busy machine hands out little of its time, but the processor's time of this process tells what it did.
+        # On a busy machine wall time depends on other jobs, so CPU time of this process is reported too.
         clock = "cpu_seconds" if workers == 0 else "seconds"
         result[f"{workers} workers"] = {
             "panoramas_a_second": len(paths) / ours["seconds"],

@@ -1,4 +1,4 @@
-"""The least that a check of a CSV can do: reads its rows, and the first and the last bytes of every picture.
+"""Lower bound for the check of a CSV: reads its rows, and the first and the last bytes of every picture.
 
 python experiments/benchmarks/data_floor.py train.csv
 """

@@ -2,9 +2,9 @@
 
 python experiments/benchmarks/features.py [--csv data.csv --rows 24]
 
-With ``--csv`` on photographs, else on the built-in world. Everything is measured in one run, one job at a time but
-where it says otherwise; ratios are of epochs 2 and later. The second number of a time is CPU seconds, which other jobs
-of the machine change less.
+With ``--csv`` on photographs, else on the built-in world. Everything is measured in one run, one job at a time unless
+stated otherwise; ratios are of epochs 2 and later. The second number of a time is CPU seconds, which depend less on
+other jobs of the machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Speed of answering: many panoramas at once against one by one, and how long until the first token is there.
+"""Speed of answering: batches of panoramas against single ones, and the time until the first token.
 
 python experiments/benchmarks/generation.py [--checkpoint runs/demo] [--batches 1 2 4 8] [--tokens 32] [--rounds 5]
     [--questions 8] [--threads N] [--device cpu] [--output generation.json]

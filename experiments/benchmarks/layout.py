@@ -1,4 +1,4 @@
-"""Counts the shape of the code: modules, lines, imports, import circles, and the files that one run goes through.
+"""Counts the shape of the code: modules, lines, imports, import circles, and the files that one run enters.
 
 ``python experiments/benchmarks/layout.py [--run "train +debug=default"] [package folder]`` prints a table; with
 ``--run`` the command is started in a temporary folder and every function call of the package is recorded.

@@ -2,8 +2,8 @@
 
 python experiments/benchmarks/processes.py [--rounds 3] [--stage finetune]
 
-The built-in world and its miniature backbones; one process takes 16 panoramas a step, two take 8 each. Rounds take
-turns, so that other jobs of the machine slow all of them alike, and the machine's load is told beside each figure.
+The built-in world and its miniature backbones; one process takes 16 panoramas per step, two take 8 each. Rounds
+alternate, so that other jobs of the machine slow all of them equally, and each result has the machine's load beside it.
 """
 
 from __future__ import annotations

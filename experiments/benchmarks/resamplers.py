@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({os.cpu_count() or 1, 1}, reverse=True))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)  # what the fresh processes are asked
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)  # passed to the new processes
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if options.memory_of:

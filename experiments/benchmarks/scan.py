@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # it says that it has no kernels, which is the point
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns that it has no kernels, as intended
     results: dict[str, Any] = {"machine": _machine(), "scans": [], "layers": []}
     for threads in options.threads:
         torch.set_num_threads(threads)

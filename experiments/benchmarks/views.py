@@ -1,4 +1,4 @@
-"""Speed and quality of cutting views from JPEG panoramas, against other ways to do it, in one run.
+"""Speed and quality of cutting views from JPEG panoramas, compared with other methods, in one run.
 
 python experiments/benchmarks/views.py [--pictures FOLDER] [--rounds 7] [--threads 2 1] [--output views.json]
 """

@@ -1,4 +1,4 @@
-"""The ways from a JPEG file to eight tiles and the whole panorama that the benchmark compares.
+"""The methods that the benchmark of views compares: from a JPEG file to eight tiles and the whole panorama.
 
 All views are RGB, uint8, ``SIDE`` pixels square: the whole panorama letterboxed first, then tiles of 90 degrees
 every 45 degrees, beginning ahead.

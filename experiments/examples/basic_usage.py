@@ -25,7 +25,7 @@ def main(run: str = "runs/demo", image: str | None = None) -> None:
         right = f"  (right: {asked.references[0]})" if image is None else ""
         logger.info("%s\n    %s%s", asked.question, answer, right)
 
-    # Several turns, each in the knowledge of those before it:
+    # A conversation of several turns:
     conversation = pano.chat(panorama)
     for question in ("what is behind?", "how high is it?"):
         logger.info("%s\n    %s", question, conversation.ask(question, max_new_tokens=32))

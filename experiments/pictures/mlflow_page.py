@@ -1,8 +1,8 @@
-"""Takes a picture of MLflow's list of runs as a browser shows it: a sweep's parent run opened, its jobs below it.
+"""Takes a screenshot of MLflow's list of runs: a sweep's parent run with its jobs below it.
 
 python experiments/pictures/mlflow_page.py <folder with mlflow.db> <picture.png> [--browser PATH] [--port N]
 
-Speaks the DevTools protocol through the browser's pipe, so it needs Linux or macOS, a Chromium, and nothing else.
+Uses the DevTools protocol through the browser's pipe, so it needs Linux or macOS and a Chromium.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws the README's picture of the way from a panorama to an answer, and of what each stage trains.
+"""Draws the README's picture: from a panorama to an answer, and what each stage trains.
 
 python experiments/pictures/pipeline.py [experiments/pictures/pipeline.png]
 """

@@ -1,11 +1,11 @@
 """Makes the shipped miniature backbones: ``python -m experiments.tiny.make --work build/tiny``.
 
 Trains the image encoder and the language model on scenes of their own (split ``backbones``), writes them as
-ordinary Hugging Face folders, and writes beside them what was measured on the folders as written. Many minutes on
-two cores; started again with the same ``--work`` it continues where it was.
+ordinary Hugging Face folders, and measures the written folders. Takes many minutes on two cores; run it again with the
+same ``--work`` to resume.
 
-The weights that are shipped came of several continued runs of this code while the world, the rotary base and the
-share of each kind of question were being settled; one run from nothing to the end gives others of its kind.
+The shipped weights are the result of several resumed runs of this code while the world, the rotary base and the share
+of each question type were still changing; a single run gives different weights of similar quality.
 """
 
 from __future__ import annotations

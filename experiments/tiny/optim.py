@@ -46,7 +46,7 @@ def set_rate(optimisers: list[torch.optim.Optimizer], rate: float) -> None:
 
 
 def keep(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int) -> None:
-    """Writes the state that ``resume`` goes on from, into the folder of whoever makes the backbones."""
+    """Writes the state that ``resume`` continues from."""
     parameters = dict(model.named_parameters())  # each once, also where two layers share it
     moments = [optimizer_tensors(parameters, optimiser) for optimiser in optimisers]
     tensors: dict[str, Mapping[str, Tensor]] = {
@@ -60,7 +60,7 @@ def resume(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimize
     """Puts the kept state back; what the optimisers are set to is not part of it.
 
     Returns:
-        The step to go on with; 0 where nothing was kept.
+        The step to continue with; 0 where no state was saved.
 
     Raises:
         ValueError: what was kept is of another model.

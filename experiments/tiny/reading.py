@@ -1,7 +1,7 @@
-"""What the miniature language model learns from: conversations after a scene in words or in soft tokens.
+"""Training data of the miniature language model: conversations after a scene in words or in soft tokens.
 
-Large language models can read several words out of one input vector. The miniature one is taught to: a soft
-token is the sum of the embeddings of the words that describe what one patch of one view shows.
+Large language models can read several words from one input vector. The miniature one is trained to: a soft token is
+the sum of the embeddings of the words that describe what one patch of one view shows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the miniature encoder learns from: views of the built-in world, and what each patch of them shows."""
+"""Training data of the miniature encoder: views of the built-in world with a label for each patch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Bank:
     angles: np.ndarray
     """Yaw and pitch of the patch centres in degrees, (V, N, 2)."""
     has_offset: np.ndarray
-    """Views (V) from which a thing's offset can be told: all near the horizon."""
+    """Views (V) in which an object's offset can be measured: all near the horizon."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def label_views(scene: Scene, bank: Bank, shift: int = 0) -> Labelled:
     shown = most >= LEAST_PIXELS
     unsure = (most >= UNSURE_PIXELS) & ~shown
     is_disc = np.array([isinstance(thing, Disc) for thing in scene.things])
-    # A solid is two pixels wide in the global view: what it is cannot be told there, so nothing is asked.
+    # A solid is two pixels wide in the global view and cannot be recognised there, so it has no label.
     unsure |= np.array([camera.is_global for camera in bank.cameras])[:, None] & ~is_disc[best] & (most > 0)
     colours = np.array([COLOUR_CLASSES.index(thing.colour) for thing in scene.things])
     shapes = np.array([SHAPE_CLASSES.index(thing.shape) for thing in scene.things])

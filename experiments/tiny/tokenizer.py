@@ -1,4 +1,4 @@
-"""The miniature language model's tokenizer: byte-level BPE that knows the built-in world's words whole."""
+"""The miniature language model's tokenizer: byte-level BPE with one token for each word of the built-in world."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAD = "<pad>"
 SPECIAL = (PAD, START_OF_TURN, END_OF_TURN)
 BACKGROUND_WORDS = ("sky", "floor")
 VOCABULARY = 480
-"""256 bytes, the special tokens, and room for every word below, with and without a space before it."""
+"""256 bytes, the special tokens, and every word below, with and without a space before it."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

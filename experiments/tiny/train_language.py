@@ -1,4 +1,4 @@
-"""Trains the miniature language model to the end, and measures what it can answer about held-out scenes."""
+"""Trains the miniature language model, and measures what it can answer about held-out scenes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_language_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         # A scene is looked up by content at any distance: the slower most of a head's dimensions turn, the
-        # more of them can tell one thing from another.
+        # more of them can distinguish objects.
         rope_parameters={"rope_type": "default", "rope_theta": 1e8},
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,4 +1,4 @@
-"""Trains the miniature image encoder patch by patch, and measures what its features tell."""
+"""Trains the miniature image encoder patch by patch, and measures what can be read from its features."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HELD_OUT = 10_000_000
 
 
 class PatchReader(nn.Module):
-    """The encoder under linear heads that say what each patch shows; the heads are only for its training.
+    """The encoder with linear heads that predict what each patch shows; the heads are used in training only.
 
     Linear heads leave colour, shape and offset where a small resampler finds them.
     """
