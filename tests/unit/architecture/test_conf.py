@@ -8,14 +8,18 @@ import pytest
 from omegaconf import OmegaConf
 from support.runs import config
 
+import panollava
 from panollava.component import component_names
 from panollava.config.command_line import CONF, short_names
 from panollava.run.config_check import check_tracking, checked
 from panollava.run.sections import check_crop
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
-ROOTS = {"chat", "check", "compare", "deliver", "eval", "explain", "export", "features", "fetch", "gallery", "predict"}
-ROOTS |= {"score", "train"}
+COMMANDS = {
+    file.stem
+    for file in Path(panollava.__file__).parent.glob("*.py")
+    if '__name__ == "__main__"' in file.read_text("utf-8")
+}
 INCLUDED = {"data/augment", "fetch", "generation/recorded", "stage/settings"}
 """Groups that only roots and other options of their group include."""
 ADDED = {"debug", "experiment"}
@@ -55,13 +59,14 @@ def test_every_bundle_takes_every_resampler(bundle: str, resampler: str) -> None
 
 @pytest.mark.parametrize("group", COMPONENTS)
 def test_every_component_has_its_option(group: str) -> None:
-    room, suffix = COMPONENTS[group]
+    family, suffix = COMPONENTS[group]
     options = {option for at, option in OPTIONS if at == group} - {"auto"}  # which chooses among the others
-    assert options == set(component_names(room, suffix))
+    assert options == set(component_names(family, suffix))
 
 
-def test_roots() -> None:
-    assert {file.stem for file in FILES if file.parent == Path(CONF)} == ROOTS
+def test_every_command_has_its_file() -> None:
+    assert {file.stem for file in FILES if file.parent == Path(CONF)} == COMMANDS
+    assert {"train", "eval", "fetch"} < COMMANDS
     for option in ("mlflow", "none"):
         tracking = OmegaConf.to_container(config("checkpoint=runs/x", f"tracking={option}", root="eval").tracking)
         assert isinstance(tracking, dict)

@@ -1,4 +1,4 @@
-"""The rooms of the package import downward only, and each outside library stays where it belongs."""
+"""Areas of the package import downward only, and each outside library is used in its own areas only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep_folder": {"disk"},
     "training": {"batch", "checkpoint", "disk", "logs", "stages", "tracking"},
 }
-"""Room -> rooms it may import; what is in none of the three tables is an entry point."""
+"""Area -> areas it may import; what is in none of the three tables is an entry point."""
 
 OUTSIDE = {
     "hydra": {"config", "run"},
@@ -57,22 +57,22 @@ OUTSIDE = {
     "peft": {"model"},
     "timm": {"model"},
 }
-"""Library -> rooms that know it; entry points may know Hydra and OmegaConf too."""
+"""Library -> areas that may import it; entry points may also import Hydra and OmegaConf."""
 
 
-def room(file: Path) -> str:
+def area(file: Path) -> str:
     """First folder or, at the top, the module itself."""
-    return room_of(".".join(file.relative_to(PACKAGE).with_suffix("").parts))
+    return area_of(".".join(file.relative_to(PACKAGE).with_suffix("").parts))
 
 
-def room_of(module: str) -> str:
+def area_of(module: str) -> str:
     """The same of a module's name below the package."""
     return REGISTRY if f"{module}.".startswith(f"{REGISTRY}.") else module.partition(".")[0]
 
 
 def entry_points() -> set[str]:
     """Modules at the top that are started with ``python -m``."""
-    return {room(file) for file in PACKAGE.glob("*.py") if 'if __name__ == "__main__":' in file.read_text("utf-8")}
+    return {area(file) for file in PACKAGE.glob("*.py") if 'if __name__ == "__main__":' in file.read_text("utf-8")}
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -85,17 +85,17 @@ def imported(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_room_is_known() -> None:
-    rooms = {room(file) for file in FILES}
-    assert rooms == LEAVES | ANYTHING | set(ALLOWED) | entry_points()
+def test_every_area_is_known() -> None:
+    areas = {area(file) for file in FILES}
+    assert areas == LEAVES | ANYTHING | set(ALLOWED) | entry_points()
     assert {"train", "eval", "gallery"} <= entry_points()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_go_downward_only(file: Path) -> None:
-    own = room(file)
+    own = area(file)
     names = [name.removeprefix("panollava.") for name in imported(file) if name.startswith("panollava.")]
-    ours = {room_of(name) for name in names} - {own}
+    ours = {area_of(name) for name in names} - {own}
     if own in entry_points() | ANYTHING:
         assert not ours & entry_points()
     else:
@@ -103,9 +103,9 @@ def test_imports_go_downward_only(file: Path) -> None:
 
 
 @pytest.mark.parametrize("library", OUTSIDE)
-def test_outside_libraries_stay_in_their_rooms(library: str) -> None:
+def test_outside_libraries_stay_in_their_areas(library: str) -> None:
     allowed = OUTSIDE[library] | (entry_points() if library in ("hydra", "omegaconf") else set())
-    users = {room(file) for file in FILES if any(name.split(".")[0] == library for name in imported(file))}
+    users = {area(file) for file in FILES if any(name.split(".")[0] == library for name in imported(file))}
     assert users <= allowed
     assert users & OUTSIDE[library]
 
