@@ -19,7 +19,7 @@ REGISTRY = "stages.registry"
 LEAVES = {"batch", "chat_format", "component", "disk", "generation", "tracking"}
 ANYTHING = {"run"}
 ALLOWED: dict[str, set[str]] = {
-    "__init__": {"model"},  # the front door shows the facade when asked
+    "__init__": {"model"},  # the Python API, imported on first use
     "checkpoint": {"disk"},
     "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking"},
     "crop": {"component"},
@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"batch", "checkpoint", "component", "crop", "data", "disk", "logs", "losses", "model", REGISTRY},
     "logs": {"disk"},
     "losses": {"batch", "crop"},
-    # The facade opens run folders, and looks whether backbones are still the files that they were.
+    # The Python API opens run folders, and checks that the files of the backbones are unchanged.
     "model": {
         "batch",
         "checkpoint",
