@@ -203,6 +203,8 @@ def test_the_example_of_the_guide_is_a_stage(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "my_package" / "stage.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PANOLLAVA_ALLOW", "my_package")
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:  # of another test
+        monkeypatch.delitem(sys.modules, name)
     cfg = checked(config(*shlex.split(line)))
     assert stages_of(cfg.stage)["harder"].starts_from == ("finetune", "resampler")
     assert (cfg.stage.harder.weight, cfg.stage.harder.lr) == (2, cfg.stage.finetune.lr)
