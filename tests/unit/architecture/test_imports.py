@@ -19,7 +19,7 @@ REGISTRY = "stages.registry"
 LEAVES = {"batch", "chat_format", "component", "disk", "generation", "tracking"}
 ANYTHING = {"run"}
 ALLOWED: dict[str, set[str]] = {
-    "__init__": {"model"},  # the Python API, imported on first use
+    "__init__": {"model"},  # the front door shows the facade when asked
     "checkpoint": {"disk"},
     "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking"},
     "crop": {"component"},
