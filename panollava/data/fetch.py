@@ -220,7 +220,7 @@ class Hosts:
 
 
 class _Adapter(HTTPAdapter):
-    """Connects through ``Hosts``; behind a proxy it is the proxy that looks names up.
+    """Connects through ``Hosts``, anew for each request; behind a proxy the proxy looks names up.
 
     The authorities that the machine trusts count beside those that come with ``requests``.
     """
@@ -236,14 +236,33 @@ class _Adapter(HTTPAdapter):
         def connect(connection: Any) -> socket.socket:
             return hosts.connect(connection.host, connection.port, connection.timeout)
 
-        def checked(pool: Any) -> Any:  # urllib3's own way to other sockets, as its SOCKS connections have it
-            return type("Pool", (pool,), {"ConnectionCls": type("Line", (pool.ConnectionCls,), {"_new_conn": connect})})
-
-        pools = self.poolmanager.pool_classes_by_scheme
-        self.poolmanager.pool_classes_by_scheme = {scheme: checked(pool) for scheme, pool in pools.items()}
+        _specialise(self.poolmanager, _new_conn=connect)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        return super().proxy_manager_for(proxy, ssl_context=ssl.create_default_context(), **options)
+        is_new = proxy not in self.proxy_manager
+        manager = super().proxy_manager_for(proxy, ssl_context=ssl.create_default_context(), **options)
+        if is_new:
+            _specialise(manager)
+        return manager
+
+
+def _specialise(manager: Any, **methods: Any) -> None:
+    """Gives the connections of a pool manager other methods, as urllib3 itself does for SOCKS, and reuses none.
+
+    We send ``Connection: close``, but a server may close without announcing it. A pool would take the connection
+    again if that end has not arrived yet, and the next request, such as that of a redirect, would get no response.
+    """
+
+    def discard(pool: Any, connection: Any) -> None:  # noqa: ARG001
+        if connection is not None:
+            connection.close()
+
+    def specialised(pool: Any) -> Any:
+        line = type("Line", (pool.ConnectionCls,), methods)
+        return type("Pool", (pool,), {"ConnectionCls": line, "_put_conn": discard})
+
+    pools = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {scheme: specialised(pool) for scheme, pool in pools.items()}
 
 
 class Fetcher:
