@@ -1,19 +1,37 @@
-"""python -m panollava.check data=…: reads a whole data set and tells what there is and what is wrong with it."""
+"""python -m panollava.check data=…: reads a whole data set, and reports what is in it and what is wrong with it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
+from panollava.crop.gpano import has_gpano_tags
+from panollava.crop.image_file import PanoramaFile, check_panorama
 from panollava.crop.partial import Covered
-from panollava.logs import configure_console, say
-from panollava.run.data_check import Split, decode_all, look_at
-from panollava.run.sources import check_data, shared_pictures
+from panollava.data.csv import BadEntries, Problem, bad_numbers
+from panollava.data.files import FilesSource
+from panollava.data.source import DataSource
+from panollava.logs import LOG, configure_console, counted, say
+from panollava.prompt import ChatPrompt
+from panollava.run.sources import Decoded, build_source, check_data, examined, shared_pictures
+from panollava.stages.registry import STAGES
+
+_SAMPLE = 16
+"""Pictures, from all over the data set, by which the time for all is estimated."""
+_SAVE_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """The key of ``crop`` that says something of the files."""
+    """The only key of ``crop`` that is about the files."""
 
     panorama_fov_deg: Covered | None
 
@@ -44,41 +62,36 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     options, covered = _checked(values)
-    splits = _looked_at(values, options, covered)
+    data, names = values["data"], list(dict.fromkeys(options.splits))
+    splits = [read_split(data, name, covered) for name in names]
+    if options.full and decode_all([file for split in splits for file in split.files], covered, options.num_workers):
+        splits = [read_split(data, name, covered) for name in names]  # which refuse the damaged pictures now
     for split in splits:
         for problem in split.problems:
             say(problem)
     for split in splits:
         say(split.line())
-    for line in shared_pictures({split.name: split.source for split in splits if split.source is not None}):
-        say(f"Note: {line}.")
-    if options.texts != 0:
-        _count_texts(splits, values, options.texts)
-    _conclude(splits, values["data"].get("on_error"))
-
-
-def _looked_at(values: dict[str, Any], options: CheckOptions, covered: Covered | None) -> list[Split]:
-    def look() -> list[Split]:
-        return [look_at(values["data"], name, covered) for name in dict.fromkeys(options.splits)]
-
-    splits = look()
-    if not options.full:
-        return splits
-    pictures = [picture for split in splits for picture in split.files]
-    return look() if decode_all(pictures, covered, options.num_workers) else splits
-
-
-def _count_texts(splits: list[Split], values: dict[str, Any], most: int | None) -> None:
-    from panollava.run.data_check import text_lines  # here, as tokenizers bring in torch
-
     sources = {split.name: split.source for split in splits if split.source is not None}
-    if sources:
-        say(f"Text tokens of {values['model']['language']['name']}:")
-        for line in text_lines(sources, values["model"]["language"], values["stage"], most):
+    for line in shared_pictures(sources):
+        say(f"Note: {line}.")
+    if options.texts != 0 and sources:
+        language = values["model"]["language"]
+        say(f"Text tokens of {language['name']}:")
+        for line in text_lines(sources, language, values["stage"], options.texts):
             say(f"  {line}")
+    _conclude(splits, data.get("on_error"))
 
 
-def _conclude(splits: list[Split], on_error: str | None) -> None:
+def _checked(values: dict[str, Any]) -> tuple[CheckOptions, Covered | None]:
+    sections = ("crop", "data", "model", "stage")
+    plain = {key: value for key, value in values.items() if key not in sections}
+    covered = values["crop"].get("panorama_fov_deg")
+    problems = check_section(plain, CheckOptions, "") + check_data(values["data"])
+    refuse(problems + check_section({"panorama_fov_deg": covered}, PictureOptions, "crop"))
+    return CheckOptions(**plain), None if covered is None else (covered[0], covered[1])
+
+
+def _conclude(splits: Sequence[Split], on_error: str | None) -> None:
     bad = {split.name: split.bad for split in splits if split.bad}
     if not bad:
         say("Nothing is wrong.")
@@ -93,15 +106,202 @@ def _conclude(splits: list[Split], on_error: str | None) -> None:
     )
 
 
-def _checked(values: dict[str, Any]) -> tuple[CheckOptions, Covered | None]:
-    sections = ("crop", "data", "model", "stage")
-    plain = {key: value for key, value in values.items() if key not in sections}
-    problems = check_section(plain, CheckOptions, "") + check_data(values["data"])
-    crop = {"panorama_fov_deg": values["crop"].get("panorama_fov_deg")}
-    problems += check_section(crop, PictureOptions, "crop")
-    refuse(problems)
-    covered = crop["panorama_fov_deg"]
-    return CheckOptions(**plain), None if covered is None else (covered[0], covered[1])
+@dataclass
+class Split:
+    """One split as it was found.
+
+    Attributes:
+        name: ``train``, ``val`` or ``test``.
+        source: its good entries; None where there are none.
+        problems: a line each.
+        bad: number of entries that cannot be used; 1 where the file itself cannot be read.
+    """
+
+    name: str
+    source: DataSource | None = None
+    problems: list[str] = field(default_factory=list)
+    bad: int = 0
+
+    def add(self, path: Path, problems: Sequence[Problem]) -> None:
+        """Adds the problems of a file's entries."""
+        self.problems += [f"{path}, {problem}" for problem in problems]
+        self.bad += len(bad_numbers(problems))
+
+    @property
+    def files(self) -> list[str]:
+        """Each picture file once; pictures of the built-in world are drawn and have none."""
+        return self._pictures() if isinstance(self.source, FilesSource) else []
+
+    def line(self) -> str:
+        """Counts of records, pictures, turns, questions and tags, in words."""
+        if self.source is None:
+            return f"{self.name}: nothing that can be used"
+        questions = self.source.questions()
+        turns = sum(len(self.source.record(index, 0).turns) for index in range(len(self.source)))
+        left_out = f", {self.bad:,} bad" if self.bad else ""
+        return (
+            f"{self.name}: {counted(len(self.source), 'record')}{left_out}, {counted(len(self._pictures()), 'picture')}"
+            f", {counted(turns, 'turn')}; {counted(len(questions), 'question')} with "
+            f"{counted(sum(len(each.references) for each in questions), 'reference')}{self._tags()}"
+        )
+
+    def _pictures(self) -> list[str]:
+        source = self.source
+        return [] if source is None else list(dict.fromkeys(source.image_id(index) for index in range(len(source))))
+
+    def _tags(self) -> str:
+        """What the GPano tags of the pictures say, in words; empty where there are none."""
+        found = self.source.panoramas.values() if isinstance(self.source, FilesSource) else ()
+        counts = {
+            "with GPano tags": sum(has_gpano_tags(panorama.header.xmp) for panorama in found),
+            "placed by them in a part of the sphere": sum(bool(each.part and each.part.from_tags) for each in found),
+            "tilted": sum(bool(panorama.tilt) for panorama in found),
+        }
+        words = ", ".join(f"{what}: {count:,}" for what, count in counts.items())
+        return f"; pictures {words}" if any(counts.values()) else ""
+
+
+@dataclass(frozen=True)
+class Headers:
+    """Checks the headers of pictures; a source that is only checked decodes none."""
+
+    covered: Covered | None
+
+    def check(self, path: str) -> PanoramaFile:
+        """Refuses a file that could not be read."""
+        return check_panorama(path, self.covered)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Is never called."""
+        raise NotImplementedError(path)
+
+
+def read_split(data: dict[str, Any], name: str, covered: Covered | None) -> Split:
+    """One split of a data set: its file, its entries and the headers of its pictures.
+
+    Args:
+        data: the checked ``data`` section.
+        name: of the split.
+        covered: degrees that the pictures cover; None for the whole sphere.
+    """
+    split = Split(name)
+    options = {**data, "on_error": "skip"} if "on_error" in data else data
+    try:
+        split.source = build_source(options, name, Headers(covered))
+    except BadEntries as error:  # no entry is good; the problems are collected, not raised
+        split.add(error.path, error.problems)
+    except (OSError, ValueError) as error:
+        split.problems, split.bad = [str(error)], 1
+    if isinstance(split.source, FilesSource):
+        split.add(split.source.path, split.source.problems)
+    return split
+
+
+def decode_all(pictures: Sequence[str], covered: Covered | None, num_workers: int) -> list[str]:
+    """Decodes pictures in full, and remembers which are damaged for every later opening of a data set in this folder.
+
+    Args:
+        pictures: paths of files whose headers are right.
+        covered: degrees that they cover; None for the whole sphere.
+        num_workers: threads that decode.
+
+    Returns:
+        The damaged ones.
+    """
+    decoded = Decoded()
+    found = {picture: decoded.verdict(picture) for picture in dict.fromkeys(pictures)}
+    sizes = {name: os.path.getsize(name) if os.path.isfile(name) else 0 for name in found if found[name] is None}
+    known, megabytes = len(found) - len(sizes), sum(sizes.values()) / 1e6
+    LOG.info("Full decode: %d pictures to do (%.1f MB), %d known from before.", len(sizes), megabytes, known)
+    saved = time.monotonic()
+    try:
+        for picture, identity, reason in _decoded(sizes, covered, num_workers):
+            decoded.learn(picture, identity, reason)
+            found[picture] = reason
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                decoded.save()
+                saved = time.monotonic()
+    finally:  # it may have taken hours
+        if sizes:
+            decoded.save()
+    return [picture for picture, reason in found.items() if reason]
+
+
+def _decoded(
+    sizes: Mapping[str, int], covered: Covered | None, num_workers: int
+) -> Iterator[tuple[str, list[int], str]]:
+    """Results of ``examined`` in any order: of a sample first, by which the time for the others is estimated."""
+    pictures = list(sizes)
+    first = pictures[:: -(-len(pictures) // _SAMPLE) or 1]
+    rest = [picture for picture in pictures if picture not in set(first)]
+    examine = partial(examined, covered=covered)
+    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="decoding", delay=1.0) as bar:
+        start = time.perf_counter()
+        for found in map(examine, first):
+            bar.update(sizes[found[0]])
+            yield found
+        elapsed = time.perf_counter() - start
+        if left := sum(sizes[picture] for picture in rest):
+            seconds = elapsed * left / max(1, sum(sizes[picture] for picture in first)) / max(1, num_workers)
+            LOG.info("The other %d pictures take about %s.", len(rest), _duration(seconds))
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            for found in pool.map(examine, rest):
+                bar.update(sizes[found[0]])
+                yield found
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def text_lines(
+    splits: Mapping[str, DataSource], language: Mapping[str, Any], stages: Mapping[str, Any], most: int | None
+) -> list[str]:
+    """Lengths of the texts in tokens, what each stage's limit cuts, and texts with control tokens, a line each.
+
+    Args:
+        splits: by name.
+        language: the ``model.language`` section.
+        stages: the ``stage`` section.
+        most: records of each split to look at; None for all.
+
+    Raises:
+        FileNotFoundError: there is no such tokenizer.
+        ValueError: a ``max_text_length`` is not a whole number from 1 on.
+    """
+    from panollava.data.dataset import TextEncoder, control_texts  # here, as these import torch
+    from panollava.model.hub import load_tokenizer
+
+    limits = {name: stages[name]["max_text_length"] for name, record in STAGES.items() if record.targets}
+    for name, limit in limits.items():
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"stage.{name}.max_text_length={limit!r}: allowed is a whole number from 1 on.")
+    prompt = ChatPrompt(load_tokenizer(language["name"]), system=language["system"])
+    encoder = TextEncoder(prompt, image_tokens=1)  # the limits do not count the panorama, which is one token here
+    lines, learnt = [], []
+    for name, source in splits.items():
+        count = len(source) if most is None else min(most, len(source))
+        places = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+        lengths = np.array([len(encoder.record(source.record(index, 0)).ids) - 1 for index in places])
+        middle, high, last = np.percentile(lengths, [50, 95, 100])
+        part = "" if count == len(source) else f" of {count:,} spread evenly"
+        lines.append(
+            f"{name}: {middle:,.0f} in the median, at most {high:,.0f} in 95 % of the records and {last:,.0f} in all"
+            f"{part}"
+        )
+        if name != "test":  # whose questions no limit cuts
+            learnt.append(lengths)
+    notes = [control_texts(source, prompt) for source in splits.values() if isinstance(source, FilesSource)]
+    lines += [f"Note: {note}." for note in notes if note]
+    if learnt:
+        every = np.concatenate(learnt)
+        for stage, limit in limits.items():
+            cut = int((every > limit).sum())
+            share = f"{cut:,} of {len(every):,} ({cut / len(every):.1%})" if cut else "none of them"
+            lines.append(f"stage.{stage}.max_text_length={limit} cuts {share}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Finds a component's class by its config name, ours or ``package.module:Class`` of another package.
 
-A new component of ours is one module, with no list to keep. A class of another package is imported only once that
-package is allowed: a checkpoint from elsewhere must not choose what code runs here.
+A new component of ours is one module; there is no list to keep. A class of another package is imported only if that
+package is allowed: a downloaded checkpoint must not choose what code runs here.
 """
 
 from __future__ import annotations
@@ -21,65 +21,68 @@ from typing import Any
 _LOG = logging.getLogger("panollava")
 
 _KEYS = {"crop.strategies": "crop", "losses.objective": "stage.vision.loss"}
-"""Config keys of families whose key is not their own name."""
-
-CLOSE = 0.8
-"""Similarity from which one name is taken for a misspelling of another."""
+"""Config section of the components of a module, if it is not named like the module."""
 
 _ALLOWED = "PANOLLAVA_ALLOW"
-"""Environment variable with the allowed packages, between commas: processes that this one starts have it too."""
+"""Environment variable with the allowed packages, separated by commas, so that child processes inherit them."""
 
 OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """How a config names a class of another package."""
 
+CLOSE = 0.8
+"""Similarity from which one name is taken for a misspelling of another."""
+
 _RECORDED: set[tuple[str, str]] = set()
-"""Packages of the checkpoints that were opened, with their versions in training (see ``outside_packages``)."""
-
-
-def camel(name: str) -> str:
-    """``c_abstractor`` -> ``CAbstractor``."""
-    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+"""Packages of the checkpoints that were opened, and their versions in training, as `outside_packages` gives them."""
 
 
 def find_component(family: str, type: str, suffix: str, protocol: type | None = None) -> type:
     """The class ``Camel(type) + suffix`` of a family, or the class of another package that ``type`` names.
 
     Args:
-        family: module path below ``panollava``, such as ``model.resampler`` (a package with one module for each
-            component) or ``crop.strategies`` (one module with several).
+        family: module path below ``panollava``, such as ``model.resampler`` (a package with one module per component) or
+            ``crop.strategies`` (one module with several).
         type: the name used in configs, such as ``bimamba``, or ``my_package.module:Class``.
-        suffix: of the family's class names, such as ``Resampler``.
+        suffix: of the classes, such as ``Resampler``.
         protocol: what a class of another package must offer (see ``outside_class``).
 
     Raises:
         ValueError: no such component; the message lists those there are. See also ``outside_class``.
     """
-    key = family.removesuffix(".strategies").replace("/", ".")
+    key = family.removesuffix(".strategies")
     if ":" in str(type):
         return outside_class(type, f"{_KEYS.get(family, key)}.type", protocol)
-    available = component_names(family, suffix)
-    if type not in available:
-        close = meant(str(type), available)
-        hint = f" Did you mean {close!r}?" if close else ""
-        raise ValueError(f"{key}: there is no {type!r}.{hint} Available: {', '.join(available)}.")
     module = importlib.import_module(f"panollava.{family}")
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"panollava.{family}.{type}")
-    return getattr(module, camel(type) + suffix)
+    if not hasattr(module, "__path__"):
+        is_there = type in component_names(family, suffix)
+    elif is_there := str(type).isidentifier() and importlib.util.find_spec(f"panollava.{family}.{type}") is not None:
+        module = importlib.import_module(f"panollava.{family}.{type}")  # no other one, which may import much more
+    if is_there and inspect.isclass(found := getattr(module, camel(type) + suffix, None)):
+        return found
+    available = component_names(family, suffix)
+    close = closest(str(type), available)
+    hint = f" Did you mean {close!r}?" if close else ""
+    raise ValueError(f"{key}: there is no {type!r}.{hint} Available: {', '.join(available)}.")
 
 
 def component_names(family: str, suffix: str) -> list[str]:
     """Names that ``find_component`` accepts for a family, sorted."""
     module = importlib.import_module(f"panollava.{family}")
-    if hasattr(module, "__path__"):  # the package also holds modules that its components share
+    if hasattr(module, "__path__"):  # the components share further modules of the package
         names = [info.name for info in pkgutil.iter_modules(module.__path__)]
-        parts = {name: importlib.import_module(f"panollava.{family}.{name}") for name in names}
-        return sorted(name for name, part in parts.items() if hasattr(part, camel(name) + suffix))
+        return [
+            n for n in sorted(names) if hasattr(importlib.import_module(f"panollava.{family}.{n}"), camel(n) + suffix)
+        ]
     return sorted(
-        _snake(name.removesuffix(suffix))
+        re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix(suffix)).lower()
         for name, value in vars(module).items()
         if name.endswith(suffix) and name != suffix and getattr(value, "__module__", None) == module.__name__
     )
+
+
+def camel(name: str) -> str:
+    """``c_abstractor`` -> ``CAbstractor``."""
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
 
 
 def outside_class(type: str, key: str, protocol: type | None = None) -> type:
@@ -91,8 +94,8 @@ def outside_class(type: str, key: str, protocol: type | None = None) -> type:
         protocol: what the class must offer, such as ``Resampler``; None checks nothing.
 
     Raises:
-        ValueError: it is no such text, the package is not allowed (see ``allow``) or not installed, it has no such
-            class, or the class lacks methods of the protocol.
+        ValueError: the text has another form, the package is not allowed (see ``allow``) or not installed, it has no
+            such class, or the class lacks methods of the protocol.
     """
     if not OUTSIDE.fullmatch(type):
         raise ValueError(f"{key}={type!r}: a class of another package is written my_package.module:Class.")
@@ -132,13 +135,13 @@ def lacking(found: Any, protocol: type) -> list[str]:
 
 
 def allow(*packages: str | Iterable[str]) -> None:
-    """Lets configs name classes of these packages, in this process and in those that it starts.
+    """Allows configs to name classes of these packages, in this process and in those that it starts.
 
     Args:
         packages: names as in an import statement, or lists of such names.
 
     Raises:
-        ValueError: one is no name of a top-level package.
+        ValueError: one is not the name of a top-level package.
     """
     names = [name for given in packages for name in ([given] if isinstance(given, str) else given)]
     for name in names:
@@ -169,18 +172,18 @@ def outside_types(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def outside_packages(config: Mapping[str, Any]) -> dict[str, str]:
-    """The packages whose classes a config names, with what was installed: ``{"my_package": "my-package==1.0"}``.
+    """The packages whose classes a config names, with their versions: ``{"my_package": "my-package==1.0"}``.
 
-    ``unknown`` stands where the package is of no distribution, such as a folder on the path.
+    The version is ``unknown`` for a package of no distribution, such as a folder on the path.
     """
     return _installed({value.partition(":")[0].partition(".")[0] for _, value in outside_types(config)})
 
 
 def check_packages(recorded: Mapping[str, str]) -> None:
-    """Warns, once, of packages that are of another version here than a checkpoint recorded; imports none of them.
+    """Warns, once, of packages whose version here is not the recorded one; imports none of them.
 
     Args:
-        recorded: as ``outside_packages`` gave it; what is not installed is left to ``outside_class``.
+        recorded: as ``outside_packages`` gave it; ``outside_class`` reports a package that is not installed.
     """
     new = {name: was for name, was in recorded.items() if was != "unknown" and (name, was) not in _RECORDED}
     _RECORDED.update(new.items())
@@ -190,7 +193,7 @@ def check_packages(recorded: Mapping[str, str]) -> None:
 
 
 def label(type: str) -> str:
-    """A component's type as part of a file name: of another package's the class alone."""
+    """A component's type as part of a file name: the class alone if it is of another package."""
     return type.rpartition(":")[2]
 
 
@@ -200,12 +203,12 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
     return {name: f"{found[name][0]}=={version(found[name][0])}" if name in found else "unknown" for name in wanted}
 
 
-def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one most probably stands for; None where none is similar enough.
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one most probably stands for; None if none is similar enough.
 
     Args:
-        name: as typed; of a dotted key every part is compared.
-        known: existing names.
+        name: as typed; each part of a dotted key is compared.
+        known: the names to choose from.
     """
     found = {other: _similarity(name, other) for other in known}
     best = max(found, key=lambda other: found[other], default="")
@@ -213,7 +216,7 @@ def meant(name: str, known: Iterable[str]) -> str | None:
 
 
 def _similarity(one: str, other: str) -> float:
-    """From 0 to 1. Counts (``num_``) and units (``_deg``) may be left out; names with other numbers are not similar."""
+    """From 0 to 1. Counts (``num_``) and units (``_deg``) may be left out; another number is never a misspelling."""
     parts = one.split("."), other.split(".")
     if len(parts[0]) != len(parts[1]) or re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return 0.0
@@ -223,7 +226,3 @@ def _similarity(one: str, other: str) -> float:
         swapped = CLOSE * (sorted(pair[0]) == sorted(pair[1]))
         found.append(max(swapped, *(SequenceMatcher(None, *each).ratio() for each in (pair, short))))
     return min(found)
-
-
-def _snake(name: str) -> str:
-    return "".join("_" + char.lower() if char.isupper() else char for char in name).lstrip("_")

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from panollava.component import meant
+from panollava.component import closest
 
 
 def check_section(
@@ -104,7 +104,7 @@ def _sentence(problem: Any, schema: type[BaseModel], key: str) -> str:
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         allowed = sorted(schema.model_fields)
-        close = meant(name, allowed)
+        close = closest(name, allowed)
         hint = f" Did you mean {close!r}?" if close else ""
         return f"{where} is not a key here.{hint} Keys of {key or 'the config'}: {', '.join(allowed)}."
     if problem["type"] == "missing":

@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from panollava.component import meant
+from panollava.component import closest
 from panollava.config.outside import GROUPS
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -372,7 +372,7 @@ def _unknown(key: str, known: Collection[str]) -> str:
     same = [other for other in known if other.endswith(f".{key}")]
     is_clear = len(same) == 1 and same[0].partition(".")[2] == key  # without its section, as in overlap=0
     spellings = {short: full for short, full in SHORT_KEYS.items() if full in known}
-    close = meant(key, [*known, *spellings]) or (same[0] if is_clear else None)
+    close = closest(key, [*known, *spellings]) or (same[0] if is_clear else None)
     siblings = sorted(k for k in known if k.rpartition(".")[0] == section) or sorted(k for k in known if "." not in k)
     hint = f" Did you mean {spellings.get(close, close)}?" if close else ""
     return f"{key} is not a key of this config.{hint} There are: {', '.join(siblings)}."

@@ -1,29 +1,23 @@
-"""Training records with changed pictures.
+"""Random changes of training pictures: a yaw rotation of the panorama, and its colours.
 
-Never for validation and test. Features of changed pictures cannot be kept, so whoever keeps features asks
-``AugmentOptions.is_on``.
+Validation and test pictures never change. Features of changed pictures are not stored (``AugmentOptions.is_on``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
 from annotated_types import Interval
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from panollava.crop.crop import Crop
-from panollava.crop.partial import extent_of, rotate_yaw
-from panollava.data.dataset import Sample
-from panollava.data.source import DataSource, Directions, Record
-from panollava.prompt import Encoded
+from panollava.data.source import DataSource, Directions
 
-WORD_STEP_DEG = 45.0
-"""Texts whose words are turned along are true after turns by multiples of this."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORD_STEPS = 8
+"""Rotations by multiples of this part of the circle keep texts true whose direction words are rotated as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +26,7 @@ class AugmentOptions:
 
     Attributes:
         augment: whether pictures are changed at all.
-        augment_turn: turn each panorama by a random angle, with the directions that its texts name.
+        augment_turn: rotate each panorama by a random yaw, with the directions that its texts name.
         augment_brightness: factor between 1 - this and 1 + this, like the next two.
         augment_contrast: around middle grey.
         augment_saturation: 0 would be grey.
@@ -53,7 +47,7 @@ class AugmentOptions:
 
     @property
     def turns(self) -> bool:
-        """Whether panoramas are turned."""
+        """Whether panoramas are rotated."""
         return self.augment and self.augment_turn
 
     @property
@@ -64,10 +58,10 @@ class AugmentOptions:
 
 
 def check_turnable(source: DataSource) -> None:
-    """Whether all records say how their texts name directions.
+    """Checks that all records state how their texts name directions.
 
     Raises:
-        ValueError: some do not, and after a turn they might be wrong.
+        ValueError: some do not, and after a rotation they might be wrong.
     """
     unsaid = [index for index in range(len(source)) if source.directions(index) == "unknown"]
     if unsaid:
@@ -82,10 +76,10 @@ def check_turnable(source: DataSource) -> None:
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to one picture.
+    """The changes of one picture.
 
     Attributes:
-        turn: to the right, as a share of the whole circle.
+        turn: yaw rotation to the right, as a fraction of the circle.
         brightness: factor.
         contrast: factor of the distance from middle grey.
         saturation: factor of the distance from grey.
@@ -101,7 +95,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Augment:
-    """Draws the changes of training pictures: a function of (seed, epoch, index) and nothing else.
+    """Draws the changes of training pictures, as a function of (seed, epoch, index) and nothing else.
 
     Attributes:
         options: what is changed.
@@ -112,14 +106,15 @@ class Augment:
     seed: int
 
     def change(self, epoch: int, index: int, directions: Directions) -> Change:
-        """What is done to the picture of record `index` in an epoch.
+        """The changes of the picture of record `index` in an epoch.
 
         Args:
             epoch: of the stage.
             index: of the record.
-            directions: which turns its texts allow.
+            directions: how its texts name directions, which limits the rotation.
         """
-        # Trailing zeros do not change a seed; and all is drawn always, so that one option does not change another.
+        # The 1 ends the seed, as trailing zeros do not change one. All values are drawn always, so that one option
+        # does not change what another draws.
         drawn = np.random.default_rng([self.seed, epoch, index, 1]).random(5).tolist()
         options = self.options
         turn = _allowed(drawn[0], directions) if options.turns else 0.0
@@ -133,11 +128,10 @@ class Augment:
 
 
 def _allowed(share: float, directions: Directions) -> float:
-    """The turn, as a share of the circle, nearest below one that was drawn."""
+    """The rotation that keeps the texts true, as a fraction of the circle: the one drawn, or the nearest below it."""
     if directions == "none":
         return share
-    steps = 360.0 / WORD_STEP_DEG
-    return np.floor(share * steps).item() / steps if directions == "words" else 0.0
+    return np.floor(share * WORD_STEPS).item() / WORD_STEPS if directions == "words" else 0.0
 
 
 _MIDDLE = 127.5
@@ -146,64 +140,27 @@ _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, 
 
 
 def recoloured(views: Tensor, change: Change) -> Tensor:
-    """All views of a panorama in changed colours; what is quite black stays so, as it may be padding.
+    """All views of a panorama in changed colours; black stays black, as it may be padding.
 
     Args:
         views: ``(V, 3, h, w)`` uint8.
-        change: what is done to them.
+        change: the colour changes.
 
     Returns:
         The same shape and type.
     """
+    import torch  # here, as the check of a data set reads the options alone
+
     if (change.brightness, change.contrast, change.saturation, change.hue_deg) == (1.0, 1.0, 1.0, 0.0):
         return views
-    red, green, blue = views.float().unbind(1)
-    offset = (1.0 - change.contrast) * _MIDDLE
-    # Plane by plane: a product of matrices may round otherwise with another number of threads.
-    mixed = [r * red + g * green + b * blue + offset for r, g, b in _mixture(change)]
-    changed = torch.stack(mixed, dim=1).round_().clamp_(0, 255).to(torch.uint8)
-    return torch.where(views.amax(dim=1, keepdim=True) == 0, views, changed)
-
-
-def _mixture(change: Change) -> list[list[float]]:
-    """What of red, green and blue each of them becomes; grey stays grey."""
+    # Hue is an angle and saturation a length in the plane of I and Q; brightness and contrast scale all three axes.
     angle = np.deg2rad(change.hue_deg)
     in_yiq = np.eye(3)
     in_yiq[1:, 1:] = change.saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    mixture: list[list[float]] = (
-        change.contrast * change.brightness * (np.linalg.inv(_TO_YIQ) @ in_yiq @ _TO_YIQ)
-    ).tolist()
-    return mixture
-
-
-class AugmentedDataset(Dataset[Sample]):
-    """Records with changed pictures, indexed by (epoch, index) as those of ``PanoDataset`` are.
-
-    Args:
-        source: the training split.
-        crop: cuts the views.
-        encode: makes tokens of a record; None for stages without text.
-        augment: draws the changes.
-    """
-
-    def __init__(
-        self, source: DataSource, crop: Crop, encode: Callable[[Record], Encoded] | None, augment: Augment
-    ) -> None:
-        self.source = source
-        self.crop = crop
-        self.encode = encode
-        self.augment = augment
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        change = self.augment.change(epoch, index, self.source.directions(index))
-        record = self.source.turned_record(index, epoch, 360.0 * change.turn)
-        panorama = self.source.panorama(index)
-        # A whole number of columns: at most half a column from the angle that the texts are turned by.
-        panorama = rotate_yaw(panorama, round(change.turn * extent_of(panorama)[1]))
-        views = recoloured(self.crop.views(panorama), change)
-        text = None if self.encode is None else self.encode(record)
-        return Sample(sample_id=record.sample_id, views=views, cameras=self.crop.camera_rows, text=text)
+    mixture = change.contrast * change.brightness * (np.linalg.inv(_TO_YIQ) @ in_yiq @ _TO_YIQ)
+    red, green, blue = views.float().unbind(1)  # each (V, h, w)
+    offset = (1.0 - change.contrast) * _MIDDLE
+    # Plane by plane: a matrix product may round differently with another number of threads.
+    mixed = [r * red + g * green + b * blue + offset for r, g, b in mixture.tolist()]
+    changed = torch.stack(mixed, dim=1).round_().clamp_(0, 255).to(torch.uint8)
+    return torch.where(views.amax(dim=1, keepdim=True) == 0, views, changed)

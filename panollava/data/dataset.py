@@ -1,4 +1,4 @@
-"""Records and questions with their views: what loader workers make, one sample at a time."""
+"""The data sets: records and questions with the views of their panoramas, one sample at a time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panollava.crop.crop import Crop
+from panollava.crop.partial import extent_of, rotate_yaw
+from panollava.data.augment import Augment, recoloured
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.files import FilesSource
 from panollava.data.source import DataSource, Question, Record
@@ -28,11 +30,11 @@ class Sample:
 
     Attributes:
         sample_id: for messages and predictions.
-        views: ``(V, 3, h, w)`` uint8; None where features take their place.
+        views: ``(V, 3, h, w)`` uint8; None where `features` replace them.
         cameras: ``(V, C)`` float32.
         text: the encoded conversation, None for stages without text.
         features: ``(V, N, Dv)`` that were in the feature store.
-        picture: digest by which the feature store knows the panorama; None where none is used.
+        picture: digest by which the feature store knows the panorama; None without a store.
     """
 
     sample_id: str
@@ -45,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Records and questions in the tokens of one stage; it travels to spawned workers.
+    """Tokenizes records and questions for one stage; loader workers get a pickled copy.
 
     Attributes:
         prompt: the language model's chat format.
@@ -62,10 +64,7 @@ class TextEncoder:
     def record(self, record: Record) -> Encoded:
         """A training conversation."""
         return self.prompt.encode(
-            record.turns,
-            image_tokens=self.image_tokens,
-            max_text_length=self.max_text_length,
-            targets=self.targets,
+            record.turns, image_tokens=self.image_tokens, max_text_length=self.max_text_length, targets=self.targets
         )
 
     def question(self, question: Question) -> Encoded:
@@ -74,13 +73,14 @@ class TextEncoder:
 
 
 class PanoDataset(Dataset[Sample]):
-    """Training records, indexed by (epoch, index), so that workers kept over epochs know the epoch.
+    """Training records, indexed by (epoch, index), as loader workers persist over epochs.
 
     Args:
         source: one split of a data set.
         crop: cuts the views.
-        encode: makes tokens of a record, such as ``TextEncoder.record``; None for stages without text.
-        store: has the features of panoramas that were encoded before; None cuts views each time.
+        encode: tokenizes a record, such as ``TextEncoder.record``; None for stages without text.
+        store: features of panoramas that were encoded before; None cuts views each time.
+        augment: draws the changes of training pictures, whose features are not stored; None changes none.
     """
 
     def __init__(
@@ -89,36 +89,50 @@ class PanoDataset(Dataset[Sample]):
         crop: Crop,
         encode: Callable[[Record], Encoded] | None = None,
         store: FeatureStore | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.source = source
         self.crop = crop
         self.encode = encode
         self.store = store
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        record = self.source.record(index, epoch)
+        source, crop = self.source, self.crop
+        views, features, digest = None, None, None
+        if self.augment is not None:
+            change = self.augment.change(epoch, index, source.directions(index))
+            record = source.turned_record(index, epoch, 360.0 * change.turn)
+            panorama = source.panorama(index)
+            # A whole number of columns: at most half a column from the angle by which the texts are rotated.
+            panorama = rotate_yaw(panorama, round(change.turn * extent_of(panorama)[1]))
+            views = recoloured(crop.views(panorama), change)
+        else:
+            record = source.record(index, epoch)
+            if self.store is None:
+                views = crop.views(source.panorama(index))
+            else:
+                views, features, digest = look_up(
+                    self.store, source.picture(index), lambda: crop.views(source.panorama(index))
+                )
         text = None if self.encode is None else self.encode(record)
-        if self.store is None:
-            views = self.crop.views(self.source.panorama(index))
-            return Sample(record.sample_id, views, self.crop.camera_rows, text)
-        seen = look_up(self.store, self.source.picture(index), lambda: self.crop.views(self.source.panorama(index)))
-        return Sample(record.sample_id, seen.views, self.crop.camera_rows, text, seen.features, seen.picture)
+        return Sample(record.sample_id, views, crop.camera_rows, text, features, digest)
 
 
 class QuestionDataset(Dataset[Sample]):
-    """Evaluation questions, those about one panorama next to each other, so that they share its views.
+    """Evaluation questions; those about one panorama are neighbours, so that they share its views.
 
     Args:
         source: one split of a data set.
         crop: cuts the views.
-        encode: makes a generation prompt of a question, such as ``TextEncoder.question``.
-        skip: sample ids of questions that are not asked.
-        store: has the features of panoramas that were encoded before; None cuts views each time.
-        blank: every pixel of every view has this value, whatever the panorama shows; None shows it.
+        encode: tokenizes a question, such as ``TextEncoder.question``.
+        skip: sample ids of questions that are left out.
+        store: features of panoramas that were encoded before; None cuts views each time.
+        blank: value of every pixel of every view, in place of the panorama; None shows the panorama.
 
     Attributes:
         questions: in the order of the samples.
@@ -150,18 +164,17 @@ class QuestionDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         question = self.questions[index]
-        cameras, text = self.crop.camera_rows, self.encode(question)
+        views, features, digest = None, None, None
         if self.store is None:
-            return Sample(question.sample_id, self._remembered(question), cameras, text)
-        picture = f"every pixel {self.blank}" if self.blank is not None else self.source.question_picture(question)
-        seen = look_up(self.store, picture, lambda: self._cut(question))
-        return Sample(question.sample_id, seen.views, cameras, text, seen.features, seen.picture)
+            views = self._remembered(question)
+        else:
+            picture = f"every pixel {self.blank}" if self.blank is not None else self.source.question_picture(question)
+            views, features, digest = look_up(self.store, picture, lambda: self._cut(question))
+        return Sample(question.sample_id, views, self.crop.camera_rows, self.encode(question), features, digest)
 
     def _remembered(self, question: Question) -> Tensor:
         views = self._views.pop(question.image_id, None)
-        if views is None:
-            views = self._cut(question)
-        self._views[question.image_id] = views
+        self._views[question.image_id] = views = self._cut(question) if views is None else views
         if len(self._views) > _REMEMBERED_PANORAMAS:
             self._views.popitem(last=False)
         return views
@@ -172,42 +185,37 @@ class QuestionDataset(Dataset[Sample]):
         return self.crop.views(self.source.question_panorama(question))
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What is known of a panorama: its features, or its views to make them of."""
-
-    picture: str
-    features: Tensor | None
-    views: Tensor | None
-
-
-def look_up(store: FeatureStore, picture: Path | str, cut: Callable[[], Tensor]) -> Seen:
-    """Features of a picture where the store has them, else its views.
+def look_up(
+    store: FeatureStore, picture: Path | str, cut: Callable[[], Tensor]
+) -> tuple[Tensor | None, Tensor | None, str]:
+    """Reads the features of a picture from a store, or cuts its views.
 
     Args:
         store: of features.
         picture: see ``DataSource.picture``.
-        cut: gives the views ``(V, 3, h, w)`` of the picture as it is now.
+        cut: returns the views ``(V, 3, h, w)`` of the picture as it is now.
+
+    Returns:
+        The views or the features, None for the other, and the digest by which the store knows the picture.
     """
     while True:
         digest = store.identify(picture)
-        features = store.get(digest)
-        if features is not None:
-            return Seen(digest, features, None)
+        if (features := store.get(digest)) is not None:
+            return None, features, digest
         views = cut()
-        if store.identify(picture) == digest:  # else it was replaced while it was read
-            return Seen(digest, None, views)
+        if store.identify(picture) == digest:  # else the file was replaced while it was read
+            return views, None, digest
 
 
 @dataclass(frozen=True)
 class CutCount:
-    """How much text a limit costs.
+    """How much text a limit removes.
 
     Attributes:
-        samples: how many records were looked at.
-        cut_samples: how many of them lose text.
+        samples: records that were counted.
+        cut_samples: those that lose text.
         cut_tokens: text tokens lost in all.
-        silent_samples: how many have nothing left to learn.
+        silent_samples: those that have no target left.
     """
 
     samples: int
@@ -216,11 +224,9 @@ class CutCount:
     silent_samples: int
 
 
-def count_cut(
-    source: DataSource, encode: Callable[[Record], Encoded], *, epoch: int = 0, at_most: int = 2000
-) -> CutCount:
+def count_cut(source: DataSource, encode: Callable[[Record], Encoded], *, at_most: int = 2000) -> CutCount:
     """What the text limit removes from the first `at_most` records, without opening a picture."""
-    texts = [encode(source.record(index, epoch)) for index in range(min(len(source), at_most))]
+    texts = [encode(source.record(index, 0)) for index in range(min(len(source), at_most))]
     return CutCount(
         samples=len(texts),
         cut_samples=sum(text.cut > 0 for text in texts),
@@ -232,7 +238,7 @@ def count_cut(
 def control_texts(source: FilesSource, prompt: ChatPrompt) -> str:
     """Which records have tokens of the chat format in their texts, in words; empty where none has.
 
-    Such a text ends a turn, or begins one, where it should only be read.
+    The model would read such a token as the end or the beginning of a turn.
     """
     texts = ["\n".join(map("\n".join, entry.turns)) for entry in source.entries]
     tokens = prompt.control_tokens("\n".join(texts))

@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from panollava.batch import IGNORE_INDEX, Batch
-from panollava.data.augment import AugmentedDataset
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
 from panollava.data.source import Question
 from panollava.store.feature_maker import PartBatch
@@ -145,7 +144,7 @@ class StageLoader:
 
     def __init__(
         self,
-        train: PanoDataset | AugmentedDataset,
+        train: PanoDataset,
         validation: PanoDataset,
         collate: Collate,
         *,

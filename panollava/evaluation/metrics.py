@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from panollava.component import meant, outside_class, outside_packages
+from panollava.component import closest, outside_class, outside_packages
 from panollava.evaluation.predictions import Form, Scored
 from panollava.evaluation.statistics import Interval, mean_interval
 from panollava.evaluation.words import Words, split_words
@@ -132,7 +132,7 @@ def find_metric(type: str, key: str) -> Metric:
         if not isinstance(getattr(found, "name", None), str):
             raise ValueError(f"{key}={type}: the class has no name. Give it one, such as name = 'distinct words'.")
     else:
-        close = meant(type, METRICS)
+        close = closest(type, METRICS)
         hint = f" Did you mean {close!r}?" if close else ""
         raise ValueError(
             f"{key}: there is no {type!r}.{hint} Available: {', '.join(METRICS)}, or a class of another package, "

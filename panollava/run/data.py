@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from panollava.batch import Batch
 from panollava.crop.render import check_workers
-from panollava.data.augment import Augment, AugmentedDataset, AugmentOptions, check_turnable
+from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder, control_texts, count_cut
 from panollava.data.files import FilesSource
@@ -132,11 +132,9 @@ class RunData:
         encode = None if encoder is None else encoder.record
         pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
         store = None if features is None else features.store
-        train: PanoDataset | AugmentedDataset = PanoDataset(self.train, crop, encode, store)
-        if self.augment.is_on:
-            train = AugmentedDataset(self.train, crop, encode, Augment(self.augment, seed))
+        augment = Augment(self.augment, seed) if self.augment.is_on else None
         return StageLoader(
-            train,
+            PanoDataset(self.train, crop, encode, store, augment),
             PanoDataset(self.val, crop, encode, store),
             Collate(pad_id=pad),
             batch_size=options.batch_size,

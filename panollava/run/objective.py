@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from panollava.component import component_names, meant
+from panollava.component import closest, component_names
 from panollava.config.check import check_component, check_section
 from panollava.stages.vision import (
     AUTO,
@@ -27,7 +27,7 @@ def check_objective(section: Mapping[str, Any]) -> list[str]:
         return _head(section) + check_component({"type": kind, **own}, KEY, objective_class)
     allowed = [AUTO, *component_names(OBJECTIVES, "Objective")]
     if kind not in allowed:
-        close = meant(str(kind), allowed)
+        close = closest(str(kind), allowed)
         hint = f" Did you mean {close}?" if close else ""
         return [f"{KEY}.type={kind}: there is no such objective.{hint} Available: {', '.join(allowed)}."]
     name = WITH_GRID if kind == AUTO else str(kind)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support.picture_files import by_pillow, noise, torn_jpeg
 
+from panollava.check import decode_all
 from panollava.crop.image_file import decode_panorama
-from panollava.run.data_check import decode_all
 from panollava.run.sources import Decoded, examined
 
 

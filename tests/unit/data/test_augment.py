@@ -11,7 +11,7 @@ from support.toy_data import PlainCrop, PlainSource, encode
 
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.data.augment import Augment, AugmentedDataset, AugmentOptions, Change, check_turnable
+from panollava.data.augment import Augment, AugmentOptions, Change, check_turnable
 from panollava.data.dataset import PanoDataset
 from panollava.data.loader import Collate, StageLoader
 from panollava.data.source import Directions
@@ -63,7 +63,7 @@ def test_turns_are_those_that_the_texts_allow(directions: Directions, turns: set
 def test_the_world_is_turned_with_its_questions_and_answers(index: int) -> None:
     source = WorldSource(split="train", scenes=20)
     crop = Crop(AnyresE2pCrop(overlap=0.0), view_size=(32, 32))
-    sample = AugmentedDataset(source, crop, None, Augment(TURNS, 7))[(3, index)]
+    sample = PanoDataset(source, crop, augment=Augment(TURNS, 7))[(3, index)]
     turn_deg = 360 * Augment(TURNS, 7).change(3, index, "words").turn
     oracle = WorldSource(split="train", scenes=20, turn_deg=turn_deg)
     assert source.turned_record(index, 3, turn_deg) == oracle.record(index, 3)
@@ -99,7 +99,7 @@ class Coloured(PlainSource):
 
 
 def loader(workers: int = 0, seed: int = 5, batch_size: int = 2, accumulate: int = 1) -> StageLoader:
-    train = AugmentedDataset(Coloured(12), PlainCrop(), encode, Augment(ALL, seed))  # type: ignore[arg-type]
+    train = PanoDataset(Coloured(12), PlainCrop(), encode, augment=Augment(ALL, seed))  # type: ignore[arg-type]
     validation = PanoDataset(Coloured(5), PlainCrop(), encode)  # type: ignore[arg-type]
     return StageLoader(
         train, validation, Collate(), batch_size=batch_size, accumulate=accumulate, seed=seed, num_workers=workers
