@@ -108,19 +108,12 @@ def _conclude(splits: Sequence[Split], on_error: str | None) -> None:
 
 @dataclass
 class Split:
-    """One split as it was found.
+    """One split as it was found."""
 
-    Attributes:
-        name: ``train``, ``val`` or ``test``.
-        source: its good entries; None where there are none.
-        problems: a line each.
-        bad: number of entries that cannot be used; 1 where the file itself cannot be read.
-    """
-
-    name: str
-    source: DataSource | None = None
-    problems: list[str] = field(default_factory=list)
-    bad: int = 0
+    name: str  # ``train``, ``val`` or ``test``
+    source: DataSource | None = None  # its good entries; None where there are none
+    problems: list[str] = field(default_factory=list)  # a line each
+    bad: int = 0  # number of entries that cannot be used; 1 where the file itself cannot be read
 
     def add(self, path: Path, problems: Sequence[Problem]) -> None:
         """Adds the problems of a file's entries."""

@@ -1,26 +1,36 @@
-"""python -m panollava.features [list | warm | clear]: what is kept of frozen encoders."""
+"""python -m panollava.features [list | warm | clear]: the stored features of frozen encoders."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Len, MinLen
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
+from panollava.crop.crop import Crop
+from panollava.crop.render import check_workers
+from panollava.data.dataset import PanoDataset
+from panollava.data.loader import picture_batches
+from panollava.data.source import DataSource
 from panollava.logs import LOG, configure_console, in_words, say
 from panollava.model.backbones import Backbones
 from panollava.run.config_check import check_sight
-from panollava.run.features import forecast, open_features, warm
+from panollava.run.features import forecast, open_features
 from panollava.run.sources import open_source
 from panollava.store.catalogue import FEATURES, Kept, StoreOptions, clear_stores, kept_stores
+from panollava.store.feature_maker import FeatureMaker
 from panollava.training.precision import choose_compute
 
 _DAY_S = 86400.0
+_BATCH = 4
+"""Panoramas of a batch of the loader; each is encoded on its own."""
 _GROUPS = ("model", "crop", "data", "trainer", "store")
 
 
@@ -45,9 +55,9 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options, store, sections = _checked(cfg)
     if options.action == "list":
-        say("\n".join(_lines(store, _meant(store, options))))
+        say("\n".join(_lines(store, _chosen(store, options))))
     elif options.action == "clear":
-        chosen = _meant(store, options)
+        chosen = _chosen(store, options)
         clear_stores(store, chosen)
         say("\n".join([*(f"Removed {kept.line()}" for kept in chosen), f"{len(chosen)} stores removed."]))
     else:
@@ -60,7 +70,7 @@ def _lines(store: StoreOptions, found: list[Kept]) -> list[str]:
     return [head, *(f"  {kept.line()}" for kept in found)]
 
 
-def _meant(store: StoreOptions, options: FeaturesOptions) -> list[Kept]:
+def _chosen(store: StoreOptions, options: FeaturesOptions) -> list[Kept]:
     """The stores that ``name`` and ``unused_days`` choose."""
     before = time.time() - (options.unused_days or 0.0) * _DAY_S
     named = [kept for kept in kept_stores(store.dir) if options.name is None or options.name in kept.folder.name]
@@ -78,8 +88,35 @@ def _warm(options: FeaturesOptions, store: StoreOptions, sections: dict[str, Any
     LOG.info("%s", forecast(store, tower, backbones.crop, sources))
     features = open_features(store, tower, backbones.crop)
     if features is None:
-        raise ValueError(f"store.dir={store.dir} cannot be used, as told above. Name another folder.")
+        raise ValueError(f"store.dir={store.dir} cannot be used (see above). Name another folder.")
     warm(sources, backbones.crop, features, num_workers=trainer["num_workers"])
+
+
+def warm(sources: Sequence[DataSource], crop: Crop, features: FeatureMaker, *, num_workers: int) -> None:
+    """Makes the missing features of all panoramas of some splits; parallel processes share the work.
+
+    Raises:
+        ValueError: the store is full.
+    """
+    check_workers(crop.device, num_workers)
+    started = time.perf_counter()
+    for source in sources:
+        first = {source.picture(index): index for index in reversed(range(len(source)))}
+        places = sorted(first.values())
+        dataset = PanoDataset(source, crop, store=features.store)
+        made = features.made
+        with tqdm(total=len(places), desc=source.name, unit="panorama", disable=None) as bar:
+            for batch in picture_batches(dataset, places, _BATCH, num_workers, features.complete):
+                bar.update(len(batch))
+                if features.store.is_full and features.made > made:
+                    raise ValueError(
+                        f"{features.store.folder} holds {features.store.count():,} panoramas, and nothing more can be "
+                        "kept (see above). Make room or raise store.max_gib, and start the same command again."
+                    )
+    LOG.info(
+        "%d panoramas encoded in %.1f s, %d were there; %s holds %d.",
+        features.made, time.perf_counter() - started, features.read, features.store.folder, features.store.count(),
+    )  # fmt: skip
 
 
 def _checked(cfg: DictConfig) -> tuple[FeaturesOptions, StoreOptions, dict[str, Any]]:
@@ -90,7 +127,7 @@ def _checked(cfg: DictConfig) -> tuple[FeaturesOptions, StoreOptions, dict[str, 
 
 
 def _not_meant(action: str) -> list[str]:
-    """Problems of a command line that seems to choose stores by what is for warm alone: it would mean all of them."""
+    """Problems of a command line that tries to choose stores by options of warm, which would choose all stores."""
     if action == "warm":
         return []
     typed = [argument.lstrip("+") for argument in HydraConfig.get().overrides.task]

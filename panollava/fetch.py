@@ -1,4 +1,4 @@
-"""python -m panollava.fetch data=…: brings the pictures that data files name by addresses into a folder, as files."""
+"""python -m panollava.fetch data=…: downloads the pictures at addresses in data files into a folder."""
 
 from __future__ import annotations
 
@@ -34,31 +34,24 @@ class Options:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file and what of the config is about it.
+    """A data file."""
 
-    Attributes:
-        path: the file.
-        columns: of a CSV, by role; None where they are found by their names.
-        local: pictures that are files already, by name.
-        entries: the good ones; bad ones are left to training, which names them.
-    """
-
-    path: Path
-    columns: Mapping[str, str | None]
-    local: Mapping[str, Path]
-    entries: list[Entry]
+    path: Path  # the file
+    columns: Mapping[str, str | None]  # of a CSV, by role; None for those found by their names
+    local: Mapping[str, Path]  # pictures that are files already, by name
+    entries: list[Entry]  # the good ones; training reports the others
 
     @property
     def addresses(self) -> list[str]:
-        """Those that it names, in its order."""
+        """Addresses of pictures, in the order of the file."""
         return [entry.image for entry in self.entries if is_address(entry.image)]
 
     def rewritten(self, fetched: Fetched, out: Path) -> str:
-        """Its text, in which every picture is named by its file, relative to `out`; failed addresses are left out."""
+        """Its text with the files of all pictures, relative to `out`; failed addresses are left out."""
 
         def file_of(image: str) -> str | None:
             path = fetched.paths.get(image) or self.local.get(image)
-            if path is None:  # of a bad entry, where it is not an address that failed
+            if path is None:  # a failed address, or the picture of a bad entry
                 return None if image in fetched.failed else image
             return Path(os.path.relpath(path, out)).as_posix()
 
@@ -108,7 +101,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _opened(data: dict[str, Any], split: str) -> DataFile | None:
-    """The data file of a split; None where there is none."""
+    """The data file of a split, if it exists."""
     given = source_arguments(data, split)
     path = Path(given["path"]).expanduser()
     if not path.is_file():
@@ -120,7 +113,7 @@ def _opened(data: dict[str, Any], split: str) -> DataFile | None:
     entries = read_listing(path, columns, given.get("query_template", "{query}")).entries
     local: dict[str, Path] = {}
     for image in {entry.image for entry in entries if not is_address(entry.image)}:
-        with suppress(ValueError):  # whoever reads the new file says what is wrong
+        with suppress(ValueError):  # the error is reported when the new file is read
             local[image] = Path(pictures.path(image))
     return DataFile(path, columns, local, entries)
 

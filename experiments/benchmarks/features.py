@@ -27,10 +27,11 @@ from hydra import compose, initialize_config_dir
 from panollava.config.command_line import CONF, canonical
 from panollava.config.entrypoint import register_resolvers
 from panollava.data.dataset import PanoDataset, Sample
+from panollava.features import warm
 from panollava.model.vision import VisionTower
 from panollava.run.build_stage import build_stage
 from panollava.run.config_check import checked
-from panollava.run.features import open_features, warm
+from panollava.run.features import open_features
 from panollava.run.run import Run, open_run
 from panollava.store.catalogue import clear_stores, kept_stores
 from panollava.training.distributed import DistributedContext

@@ -22,23 +22,15 @@ WORD_STEPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
-    """Keys of ``data`` for changes of training pictures.
+    """Keys of ``data`` for changes of training pictures."""
 
-    Attributes:
-        augment: whether pictures are changed at all.
-        augment_turn: rotate each panorama by a random yaw, with the directions that its texts name.
-        augment_brightness: factor between 1 - this and 1 + this, like the next two.
-        augment_contrast: around middle grey.
-        augment_saturation: 0 would be grey.
-        augment_hue_deg: largest angle by which hues move.
-    """
-
-    augment: bool = False
-    augment_turn: bool = True
+    augment: bool = False  # whether pictures are changed at all
+    augment_turn: bool = True  # rotate each panorama by a random yaw, with the directions that its texts name
+    # factor between 1 - this and 1 + this, like the next two.
     augment_brightness: Annotated[float, Interval(ge=0.0, le=0.4)] = 0.1
-    augment_contrast: Annotated[float, Interval(ge=0.0, le=0.4)] = 0.1
-    augment_saturation: Annotated[float, Interval(ge=0.0, le=0.4)] = 0.1
-    augment_hue_deg: Annotated[float, Interval(ge=0.0, le=15.0)] = 4.0
+    augment_contrast: Annotated[float, Interval(ge=0.0, le=0.4)] = 0.1  # around middle grey
+    augment_saturation: Annotated[float, Interval(ge=0.0, le=0.4)] = 0.1  # 0 would be grey
+    augment_hue_deg: Annotated[float, Interval(ge=0.0, le=15.0)] = 4.0  # largest angle by which hues move
 
     @property
     def is_on(self) -> bool:
@@ -76,34 +68,21 @@ def check_turnable(source: DataSource) -> None:
 
 @dataclass(frozen=True)
 class Change:
-    """The changes of one picture.
+    """The changes of one picture."""
 
-    Attributes:
-        turn: yaw rotation to the right, as a fraction of the circle.
-        brightness: factor.
-        contrast: factor of the distance from middle grey.
-        saturation: factor of the distance from grey.
-        hue_deg: angle.
-    """
-
-    turn: float = 0.0
-    brightness: float = 1.0
-    contrast: float = 1.0
-    saturation: float = 1.0
-    hue_deg: float = 0.0
+    turn: float = 0.0  # yaw rotation to the right, as a fraction of the circle
+    brightness: float = 1.0  # factor
+    contrast: float = 1.0  # factor of the distance from middle grey
+    saturation: float = 1.0  # factor of the distance from grey
+    hue_deg: float = 0.0  # angle
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Draws the changes of training pictures, as a function of (seed, epoch, index) and nothing else.
+    """Draws the changes of training pictures, as a function of (seed, epoch, index) and nothing else."""
 
-    Attributes:
-        options: what is changed.
-        seed: of the stage.
-    """
-
-    options: AugmentOptions
-    seed: int
+    options: AugmentOptions  # what is changed
+    seed: int  # of the stage
 
     def change(self, epoch: int, index: int, directions: Directions) -> Change:
         """The changes of the picture of record `index` in an epoch.

@@ -1,12 +1,12 @@
-"""Conversation files: JSON, a list of entries, and JSON Lines, one entry a line; in two forms, which may be mixed.
+"""Conversation files: JSON, a list of entries, and JSON Lines, one entry per line; in two forms, which may be mixed.
 
-The plain form, whose ``image_id`` and ``metadata`` may be absent; ``metadata.type`` is the question type by which
-scores are reported, and ``metadata.names_directions`` says how the texts name directions::
+The plain form, in which ``image_id`` and ``metadata`` are optional; scores are reported by ``metadata.type``, the
+question type, and ``metadata.names_directions`` states how the texts name directions::
 
     {"image_id": 7, "image_path": "a.jpg", "metadata": {"type": "colour"},
      "conversations": [{"human": "…", "assistant": "…"}, …]}
 
-That of LLaVA; an ``<image>``, which says where the picture stands, is dropped from any question of either form::
+LLaVA's form; the placeholder ``<image>`` is removed from questions of both forms::
 
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", "value": "…"}]}
 """
@@ -38,7 +38,7 @@ from panollava.data.source import FREE_TEXT, Directions
 IMAGE_KEYS = ("image_path", "image", "url")
 """Accepted names of the picture's key."""
 HUMAN, ASSISTANT = ("human", "user"), ("gpt", "assistant")
-"""Accepted names of those who speak, in LLaVA's form."""
+"""Accepted names of the speakers in LLaVA's form."""
 _PLAIN = ("human", "assistant")
 
 _SPACE = re.compile(r"\s*")
@@ -49,13 +49,13 @@ _Bad = list[tuple[str, str]]
 
 
 def read_jsonl(path: Path) -> Listing:
-    """The lines of a JSON Lines file; one that is no JSON is a problem like any other.
+    """The lines of a JSON Lines file; a line that is not JSON is a problem of the listing.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8 text, or there are no lines.
     """
-    listing = _Collected("line")
+    listing = _Collector("line")
     try:
         with found_file(path).open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -79,7 +79,7 @@ def read_json(path: Path) -> Listing:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8 text, no JSON, no list, or an empty one.
     """
-    listing = _Collected("entry")
+    listing = _Collector("entry")
     try:
         text = found_file(path).read_text("utf-8-sig")
     except UnicodeDecodeError:
@@ -90,12 +90,7 @@ def read_json(path: Path) -> Listing:
 
 
 def with_pictures(path: Path, file_of: Callable[[str], str | None]) -> str:
-    """The text of a conversation file with other names of its pictures.
-
-    Args:
-        path: file that `read_json` or `read_jsonl` reads.
-        file_of: the new name of a picture; None leaves its entries out.
-    """
+    """The text of a conversation file with new names of its pictures; None leaves their entries out."""
     text = path.read_text("utf-8-sig")
     if path.suffix.lower() == ".json":
         values = [_with_picture(value, file_of) for _, value in _items(path, text)]
@@ -124,43 +119,44 @@ def _encoded(value: Any) -> str:
     return json.dumps(value) if wrong_text(text) else text
 
 
-class _Collected:
-    """A listing in the making."""
+class _Collector:
+    """Collects the entries and problems of a listing."""
 
     def __init__(self, unit: Literal["line", "entry"]) -> None:
-        self._listing = Listing(unit, 0, [], [])
+        self._unit = unit
         self._count = 0
+        self._entries: list[Entry] = []
+        self._problems: list[Problem] = []
         self._images: dict[Any, tuple[str, str]] = {}
 
     def add(self, number: int, place: str, value: Any) -> None:
-        """Takes an entry, or what is wrong with it."""
+        """Adds an entry, or its problems."""
         bad: _Bad = []
         image_key, image = _image(value, bad)
         turns = _turns(value, bad)
-        kind, directions = _metadata(value, bad)
+        question_type, directions = _metadata(value, bad)
         if not bad:
             self._check_id(value.get("image_id"), image, place, bad)
         if bad:
             self.refuse(number, place, bad)
             return
         self._count += 1
-        self._listing.entries.append(Entry(number, place, image, f"key {image_key}", turns, kind, directions))
+        entry = Entry(number, place, image, f"key {image_key}", turns, question_type, directions)
+        self._entries.append(entry)
 
     def refuse(self, number: int, place: str, bad: _Bad) -> None:
-        """Takes an entry's problems."""
+        """Adds the problems of an entry."""
         self._count += 1
-        self._listing.problems.extend(
-            Problem(number, f"{place}, key {key}" if key else place, reason) for key, reason in bad
-        )
+        self._problems += [Problem(number, f"{place}, key {key}" if key else place, reason) for key, reason in bad]
 
     def finished(self, path: Path) -> Listing:
         """The listing."""
         if self._count == 0:
             raise ValueError(f"{path}: there are no conversations in it.")
-        return Listing(self._listing.unit, self._count, self._listing.entries, self._listing.problems)
+        return Listing(self._unit, self._count, self._entries, self._problems)
 
     def _check_id(self, image_id: Any, image: str, place: str, bad: _Bad) -> None:
-        """An ``image_id`` names one picture; that several entries have it is what it is for."""
+        """Checks that an ``image_id`` names one picture; several entries may have it."""
         if image_id is None:
             return
         if isinstance(image_id, bool) or not isinstance(image_id, str | int):
@@ -172,7 +168,7 @@ class _Collected:
 
 
 def _items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Entries of a list with the lines on which they begin."""
+    """Entries of a list with the lines on which they begin; ``json`` alone would not give the lines."""
     at = _after_space(text, 0)
     if at == len(text):
         raise ValueError(f"{path}: the file is empty. It needs a list of conversations, [{{…}}, {{…}}].")

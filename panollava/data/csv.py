@@ -1,7 +1,7 @@
-"""CSV tables, read strictly: what is not of the form is refused with its place, and no cell is taken for another's.
+"""Data files: their entries and problems, and the strict reading of CSV.
 
-`Table` reads any table whose columns are known by their names, `read_csv` those of a data set: a row is a picture, a
-question about it and one answer.
+`Table` reads any CSV whose columns are known by name; `read_csv` reads a data set, in which a row has a picture, a
+question about it and one answer. A malformed row is reported with its place.
 """
 
 from __future__ import annotations
@@ -22,59 +22,41 @@ from panollava.data.source import FREE_TEXT, Directions
 from panollava.logs import LOG
 
 DIRECTIONS_KEY = "names_directions"
-"""Column, or key of the metadata, by which an entry says how its texts name directions."""
+"""Column, or key of the metadata, that states how the texts of an entry name directions."""
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson")
-"""Of data files."""
+LISTED_PROBLEMS = 20
+"""Bad entries that an error message lists; the others are counted."""
 
-_NAMED = 6
 _PLACEHOLDER = re.compile(r"\s*<image>\s*")
 _UNITS = {"row": "rows", "line": "lines", "entry": "entries"}
 _PLACES = 3
-"""Entries that one line about them all names."""
-
-LISTED_PROBLEMS = 20
-"""Bad rows that an error message spells out; the rest are counted."""
+"""Entries about one picture that a message lists."""
+_NAMED = 6
+"""Files of a folder that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One conversation about one picture.
+    """One conversation about one picture."""
 
-    Attributes:
-        number: place in the file, as `Listing.unit` counts.
-        place: the same in words, such as ``row 5``.
-        image: what the file calls the picture.
-        image_key: where it does, such as ``column url``.
-        turns: (question, answer) pairs, one at least, no text empty.
-        kind: question type.
-        directions: how the texts name directions, as far as the entry itself says.
-    """
-
-    number: int
-    place: str
-    image: str
-    image_key: str
-    turns: tuple[tuple[str, str], ...]
-    kind: str = FREE_TEXT
-    directions: Directions = "unknown"
+    number: int  # place in the file, as `Listing.unit` counts
+    place: str  # the same in words, such as ``row 5``
+    image: str  # name of the picture in the file
+    image_key: str  # where it stands, such as ``column url``
+    turns: tuple[tuple[str, str], ...]  # one or more (question, answer) pairs without empty texts
+    question_type: str = FREE_TEXT  # for scores
+    directions: Directions = "unknown"  # how the texts name directions, as the entry states it
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Problem:
-    """What is wrong with an entry, or with all the entries about one picture.
+    """What is wrong with an entry, or with all entries about one picture."""
 
-    Attributes:
-        number: place of the entry in the file.
-        place: the same in words, with the column or key.
-        reason: in words.
-        others: places of further entries of which the same is true.
-    """
-
-    number: int
-    place: str
-    reason: str
-    others: tuple[int, ...] = ()
+    number: int  # place of the entry in the file
+    place: str  # the same in words, with the column or key
+    reason: str  # in words
+    others: tuple[int, ...] = ()  # places of further entries with the same problem
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"
@@ -82,39 +64,27 @@ class Problem:
 
 @dataclass(frozen=True)
 class Listing:
-    """The entries of a file.
+    """The entries of a file."""
 
-    Attributes:
-        unit: what is counted: rows of a table, whose header is row 1; lines; or entries of a list.
-        count: entries, good and bad.
-        entries: the good ones, in the order of the file.
-        problems: of the others; an entry may have several.
-    """
-
-    unit: Literal["row", "line", "entry"]
-    count: int
-    entries: list[Entry]
-    problems: list[Problem]
+    unit: Literal["row", "line", "entry"]  # rows of a table, whose header is row 1; lines; or entries of a list
+    count: int  # of good and bad entries
+    entries: list[Entry]  # the good ones, in the order of the file
+    problems: list[Problem]  # of the others; an entry may have several
 
 
 class BadEntries(ValueError):
-    """Some entries of a file are bad, and training would have to do without them.
+    """Some entries of a file are bad; for `unit`, `count` and `problems` see `Listing`.
 
     Args:
-        path: the file.
-        unit: see `Listing`.
-        count: entries, good and bad.
-        problems: see `Listing`.
-        is_empty: whether none is left.
+        is_empty: whether no entry is good.
     """
 
     def __init__(self, path: Path, unit: str, count: int, problems: Sequence[Problem], *, is_empty: bool) -> None:
         self.path = path
         self.problems = list(problems)
-        self.count = count
         way_out = "" if is_empty else ", or leave them out with data.on_error=skip"
-        told = f"{summary(path, unit, problems, count)}. Mend or delete them{way_out}:\n"
-        super().__init__(told + "\n".join(shown(problems)))
+        head = f"{summary(path, unit, problems, count)}. Mend or delete them{way_out}:"
+        super().__init__("\n".join([head, *shown(problems)]))
 
 
 def summary(path: Path, unit: str, problems: Sequence[Problem], count: int) -> str:
@@ -165,7 +135,7 @@ def not_utf8(path: Path) -> ValueError:
 
 
 def wrong_text(text: str) -> str:
-    """What is wrong with a text that is not empty; empty if nothing."""
+    """What is wrong with a text; empty if nothing is."""
     if "\0" in text:
         return "a NUL character, which no text has: the file was damaged, or is not in UTF-8"
     try:
@@ -176,13 +146,13 @@ def wrong_text(text: str) -> str:
 
 
 def drop_placeholders(question: str) -> tuple[str, int]:
-    """A question without LLaVA's ``<image>``, which says where a picture stands, and how many there were."""
+    """A question without LLaVA's ``<image>``, the placeholder of a picture, and the number of placeholders."""
     text, pictures = _PLACEHOLDER.subn("\n", question) if "<image>" in question else (question, 0)
     return text.strip(), pictures
 
 
 def too_many_pictures(count: int) -> str:
-    """What is wrong with an entry in whose questions ``<image>`` stands several times."""
+    """The problem of an entry with several ``<image>``."""
     return f"asks about {count} pictures, and an entry has one: <image> stands {count} times in its questions"
 
 
@@ -192,27 +162,22 @@ def is_address(image: str) -> bool:
 
 
 def spelling(image: str) -> str:
-    """One text for all spellings of a picture's name, as far as the name itself tells."""
+    """A normal form of a picture's name: Unicode composed, separators and ``..`` resolved."""
     name = unicodedata.normalize("NFC", image)
     return name if "://" in name else posixpath.normpath(name.replace("\\", "/"))
 
 
 def said_directions(text: str) -> Directions | None:
-    """How an entry's texts name directions, by what it says of them; None where that is no answer."""
+    """Parses what an entry states of its directions; None if it is not one of the allowed words."""
     known: dict[str, Directions] = {"": "unknown", "none": "none", "words": "words", "fixed": "fixed"}
     return known.get(text.strip().lower())
 
 
 NOT_DIRECTIONS = "is none of none, words and fixed, which say how the texts name directions"
-"""What is wrong with another answer."""
 
 
 def found_file(path: Path) -> Path:
-    """A data file that is there.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """The path, if there is such a file; else the error lists the data files beside it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Check the path of the data set.{_beside(path)}")
     return path
@@ -229,26 +194,16 @@ def _beside(path: Path) -> str:
 
 
 ALIASES = {
-    "image": (
-        "url",
-        "image",
-        "image_path",
-        "image_url",
-        "image_file",
-        "file_name",
-        "filename",
-        "file",
-        "path",
-    ),
+    "image": ("url", "image", "image_path", "image_url", "image_file", "file_name", "filename", "file", "path"),
     "query": ("query", "question", "instruction", "prompt"),
     "annotation": ("annotation", "answer", "response", "caption", "reference", "output"),
 }
 """Accepted names of each column of a data set; the first is the documented one."""
 
 _SHOWN = 40
-"""Columns that a message names, and letters of each: the header may be a row of texts."""
+"""Columns that a message lists, and letters of each, as the header may be a row of long texts."""
 _LONGEST = 131_072
-"""Characters of a text in a data set; a longer one is most likely many rows behind a lone double quote."""
+"""Characters of a text in a data set; a longer one is most likely many rows after an unmatched double quote."""
 _BREAK = re.compile(r"\r\n|\r|\n")
 _LOOSE_QUOTE = re.compile(r'(?:^|,)[^\S\r\n]+"')
 _SEPARATOR_NOTE = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)
@@ -260,35 +215,21 @@ _QUOTING = (
 
 @dataclass(frozen=True)
 class Column:
-    """What a column is for, and how it is found.
+    """How a column is found."""
 
-    Attributes:
-        names: accepted ones, in lower case with ``_`` for blanks; the first is the documented one.
-        key: the config's, which names the column; empty where none does.
-        named: what that key says; None where the column is found by `names`.
-        is_needed: whether a table without it is refused.
-    """
-
-    names: tuple[str, ...]
-    key: str = ""
-    named: str | None = None
-    is_needed: bool = True
+    names: tuple[str, ...]  # accepted names, in lower case with ``_`` for blanks; the first is the documented one
+    key: str = ""  # config key that names the column; empty if there is none
+    named: str | None = None  # value of that key; None finds the column by `names`
+    is_needed: bool = True  # whether a table without it is an error
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        number: as a spreadsheet counts, the header being row 1.
-        line: of the file, in which it begins; another one below cells of several lines.
-        cells: by role, as they are written.
-        problems: columns that cannot be used, and why.
-    """
-
-    number: int
-    line: int
-    cells: dict[str, str]
-    problems: list[tuple[str, str]]
+    number: int  # as a spreadsheet counts, the header being row 1
+    line: int  # of the file, in which it begins; cells may have several lines
+    cells: dict[str, str]  # by role, unchanged
+    problems: list[tuple[str, str]]  # columns that cannot be used, and why
 
 
 class Table:
@@ -296,7 +237,7 @@ class Table:
 
     Args:
         path: UTF-8 file that is there, with or without byte order mark.
-        columns: by role; rows of which the ``image`` is one are also told from texts that have swallowed others.
+        columns: by role; with an ``image`` among them, quoted texts that contain further rows are detected.
 
     Attributes:
         header: names of the columns.
@@ -331,20 +272,20 @@ class Table:
         self._places = self._found(columns)
         self.names = {role: self.header[at] for role, at in self._places.items()}
 
-    def tell(self) -> None:
-        """Logs, once in a process, which columns are taken."""
-        _tell(f"{self._path}: columns taken: {', '.join(f'{role} = {name}' for role, name in self.names.items())}.")
+    def log_columns(self) -> None:
+        """Logs, once in a process, which columns are read."""
+        _log_once(f"{self._path}: columns taken: {', '.join(f'{role} = {name}' for role, name in self.names.items())}.")
 
     def missing(self, role: str, columns: Mapping[str, Column]) -> ValueError:
         """The error for a table without a column of a role."""
         column = columns[role]
         if column.named is not None:
-            told = f"{column.key}={column.named} is none of them."
+            hint = f"{column.key}={column.named} is none of them."
         else:
             key = f", or name it with {column.key}" if column.key else ""
-            told = f"Accepted: {', '.join(column.names)}{key}.{self._hint(columns)}"
+            hint = f"Accepted: {', '.join(column.names)}{key}.{self._hint(columns)}"
         shown = ", ".join(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in self.header[:_SHOWN])
-        return ValueError(f"{self._path}: no column for the {role}. Columns found: {shown}. {told}")
+        return ValueError(f"{self._path}: no column for the {role}. Columns found: {shown}. {hint}")
 
     def rows(self) -> Iterator[Row]:
         """The rows below the header that are not blank.
@@ -361,7 +302,7 @@ class Table:
             raise ValueError(f"{self._path}: there are no rows below the header {','.join(self.header)}.")
 
     def with_pictures(self, file_of: Callable[[str], str | None]) -> str:
-        """The table as text, with other names of its pictures; rows of which `file_of` gives None are left out."""
+        """The table as text with new names of its pictures; rows for which `file_of` returns None are left out."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.header)
@@ -387,7 +328,7 @@ class Table:
         return places
 
     def _named(self, wanted: str) -> list[int]:
-        """Places of the columns of a name, in its own letters where there is one."""
+        """Places of the columns of a name; if none has the same case, of any case."""
         wanted = wanted.strip()
         spelt = [at for at, name in enumerate(self.header) if name == wanted]
         return spelt or [at for at, name in enumerate(self.header) if name.lower() == wanted.lower()]
@@ -396,8 +337,8 @@ class Table:
         names = list(dict.fromkeys(self.header[at] for at in places))
         if len(names) > 1:
             way_out = f"Choose one with {column.key}, or rename" if column.key else "Rename"
-            told = f"the columns {' and '.join(names)} could each be the {role}"
-            raise ValueError(f"{self._path}: {told}. {way_out} the others.")
+            columns = f"the columns {' and '.join(names)} could each be the {role}"
+            raise ValueError(f"{self._path}: {columns}. {way_out} the others.")
         if len(places) > 1:
             raise ValueError(
                 f"{self._path}: the column {names[0]} stands {len(places)} times, and one would be read. Rename the "
@@ -429,7 +370,7 @@ class Table:
         return []
 
     def _refuse_swallowed(self, line: int, cells: Sequence[str]) -> None:
-        """Refuses a text that has further rows in it: the double quote at its end belongs to the last one."""
+        """Refuses a text that contains further rows, because a double quote is missing in the first of them."""
         at, width = self._places.get("image"), len(self.header)
         if at is None or (own := _shape(cells[at])).isdigit():  # what any number looks like
             return
@@ -459,19 +400,19 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
     Args:
         path: UTF-8 file, with or without byte order mark.
         named: column of each role of `ALIASES`; None where it is found by its name.
-        query_template: question made of a query, with ``{query}`` in it.
+        query_template: question with ``{query}`` in place of the query.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no UTF-8 CSV, a column is missing or could be several, or there are no rows.
     """
     table = Table(found_file(path), _columns(named) | {"directions": Column((DIRECTIONS_KEY,), is_needed=False)})
-    table.tell()
+    table.log_columns()
     names = table.names
     template, placed = drop_placeholders(query_template)
     entries: list[Entry] = []
     problems: list[Problem] = []
-    known: dict[str, str] = {}  # equal names and questions are kept once
+    known: dict[str, str] = {}  # saves memory: equal names and questions become one object
     count = 0
     for row in table.rows():
         count += 1
@@ -498,13 +439,7 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
 
 
 def with_pictures(path: Path, named: Mapping[str, str | None], file_of: Callable[[str], str | None]) -> str:
-    """The text of a table with other names of its pictures.
-
-    Args:
-        path: file that `read_csv` reads.
-        named: see `read_csv`.
-        file_of: the new name of a picture; None leaves its rows out.
-    """
+    """The text of a file that `read_csv` reads, with new names of its pictures; None leaves their rows out."""
     return Table(path, _columns(named)).with_pictures(file_of)
 
 
@@ -544,7 +479,7 @@ def _records(path: Path) -> Iterator[tuple[int, int, list[str], str]]:
 
 
 def _next(reader: Iterator[list[str]]) -> list[str] | None:
-    """The next record, whatever the size of its cells; the limit, the whole process's, stays as it is."""
+    """The next record, without a limit of the size of cells, which ``csv`` has for the whole process."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
         return next(reader, None)
@@ -553,23 +488,25 @@ def _next(reader: Iterator[list[str]]) -> list[str] | None:
 
 
 def _broken(path: Path, number: int, line: int, lines: Sequence[str], reason: str) -> str:
-    """What is wrong with a record that is no CSV; where the quote was opened that breaks it."""
+    """The message about a record that is not CSV, with the line in which the faulty quote was opened."""
     cells = _next(csv.reader(lines)) or [""]
     is_open = "unexpected end" in reason
     several = [at for at, cell in enumerate(cells) if _BREAK.search(cell)]
     at = len(cells) - 1 if is_open else several[-1] if several else 0
     opened = line + sum(len(_BREAK.findall(cell)) for cell in cells[:at])
-    told = "a double quote that is opened here is never closed" if is_open else reason
+    message = "a double quote that is opened here is never closed" if is_open else reason
     last = line + len(lines) - 1
     if not is_open and last > opened:
-        told = f"a text in double quotes begins here, and in line {last} a double quote ends it in mid-text ({reason})"
-    return f"{path}, row {number}, line {opened}: {told}. {_QUOTING}"
+        message = (
+            f"a text in double quotes begins here, and in line {last} a double quote ends it in mid-text ({reason})"
+        )
+    return f"{path}, row {number}, line {opened}: {message}. {_QUOTING}"
 
 
 def _loosely_quoted(cells: Sequence[str], text: str) -> list[int]:
-    """Places of cells with a blank before their double quote, which makes the quote a part of the text."""
+    """Places of cells with a blank before their double quote, which therefore belongs to the text."""
     places: list[int] = []
-    if not _LOOSE_QUOTE.search(text):  # which is rare, and may also be in the midst of a text
+    if not _LOOSE_QUOTE.search(text):  # the usual case; the pattern may also match inside a text
         return places
     at = 0
     for place, cell in enumerate(cells):
@@ -595,5 +532,5 @@ def _example(columns: Mapping[str, Column]) -> str:
 
 
 @cache
-def _tell(line: str) -> None:
+def _log_once(line: str) -> None:
     LOG.info("%s", line)

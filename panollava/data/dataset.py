@@ -26,40 +26,24 @@ _REMEMBERED_PANORAMAS = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """One panorama as views, with the conversation about it.
+    """One panorama as views, with the conversation about it."""
 
-    Attributes:
-        sample_id: for messages and predictions.
-        views: ``(V, 3, h, w)`` uint8; None where `features` replace them.
-        cameras: ``(V, C)`` float32.
-        text: the encoded conversation, None for stages without text.
-        features: ``(V, N, Dv)`` that were in the feature store.
-        picture: digest by which the feature store knows the panorama; None without a store.
-    """
-
-    sample_id: str
-    views: Tensor | None
-    cameras: Tensor
-    text: Encoded | None
-    features: Tensor | None = None
-    picture: str | None = None
+    sample_id: str  # for messages and predictions
+    views: Tensor | None  # ``(V, 3, h, w)`` uint8; None where `features` replace them
+    cameras: Tensor  # ``(V, C)`` float32
+    text: Encoded | None  # the encoded conversation, None for stages without text
+    features: Tensor | None = None  # ``(V, N, Dv)`` that were in the feature store
+    picture: str | None = None  # digest by which the feature store knows the panorama; None without a store
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Tokenizes records and questions for one stage; loader workers get a pickled copy.
+    """Tokenizes records and questions for one stage; loader workers get a pickled copy."""
 
-    Attributes:
-        prompt: the language model's chat format.
-        image_tokens: tokens of one panorama.
-        max_text_length: limit for the text of a record, None for none; questions have none.
-        targets: see ``ChatPrompt.encode``.
-    """
-
-    prompt: ChatPrompt
-    image_tokens: int
-    max_text_length: int | None = None
-    targets: Literal["text", "assistant"] = "assistant"
+    prompt: ChatPrompt  # the language model's chat format
+    image_tokens: int  # tokens of one panorama
+    max_text_length: int | None = None  # limit for the text of a record, None for none; questions have none
+    targets: Literal["text", "assistant"] = "assistant"  # see ``ChatPrompt.encode``
 
     def record(self, record: Record) -> Encoded:
         """A training conversation."""
@@ -209,19 +193,12 @@ def look_up(
 
 @dataclass(frozen=True)
 class CutCount:
-    """How much text a limit removes.
+    """How much text a limit removes."""
 
-    Attributes:
-        samples: records that were counted.
-        cut_samples: those that lose text.
-        cut_tokens: text tokens lost in all.
-        silent_samples: those that have no target left.
-    """
-
-    samples: int
-    cut_samples: int
-    cut_tokens: int
-    silent_samples: int
+    samples: int  # records that were counted
+    cut_samples: int  # those that lose text
+    cut_tokens: int  # text tokens lost in all
+    silent_samples: int  # those that have no target left
 
 
 def count_cut(source: DataSource, encode: Callable[[Record], Encoded], *, at_most: int = 2000) -> CutCount:

@@ -1,9 +1,9 @@
-"""Pictures at http(s) addresses, downloaded once: which hosts are asked, the download itself, and the manifest.
+"""Pictures at http(s) addresses, downloaded once: allowed hosts, the download itself, and the manifest.
 
 ::
 
-    <folder>/manifest.jsonl          address, file, sha256, size, time, status; the last line of an address holds
-    <folder>/pictures/<sha256>.jpg   a whole picture, named by the hash of its bytes
+    <folder>/manifest.jsonl          address, file, sha256, size, time, status; the last line of an address counts
+    <folder>/pictures/<sha256>.jpg   a complete picture, named by the hash of its bytes
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from panollava.logs import LOG
 
 MANIFEST, PICTURES = "manifest.jsonl", "pictures"
 PATIENCE = 15
-"""A picture takes at most so many times ``timeout_s``: a server may also send a byte now and then."""
+"""A download takes at most so many times ``timeout_s``, as a server may send a byte now and then."""
 MOST_REDIRECTS = 5
 
 _FETCHED = "fetched"
 _FILE = re.compile(rf"{PICTURES}/[0-9a-f]{{64}}\.(jpg|png)")
 _HOST = re.compile(r"[^\s/?#@]+")
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
-"""Status codes that may be others in a while."""
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
+"""Status codes of temporary failures."""
 _NO_TYPE = {"", "application/octet-stream", "binary/octet-stream"}
-"""Content types of servers that do not look into their files."""
+"""Content types of servers that do not know that of a file."""
 _HEADERS = {
     "User-Agent": "panollava",
     "Accept": "image/jpeg, image/png",
     "Accept-Encoding": "identity",
-    "Connection": "close",  # a server may close one that is kept, just as the next request goes out
+    "Connection": "close",
 }
 _BLOCK = 65_536
 _LONGEST_PAUSE_S = 60.0
@@ -69,11 +69,11 @@ class FetchOptions:
     """Keys of the section ``fetch``.
 
     Attributes:
-        folder: where the pictures and the manifest are kept.
-        hosts: only these hosts and their subdomains are asked; None: every public host. A host that is named itself
-            may also lie in a private network.
+        folder: of the pictures and the manifest.
+        hosts: allowed hosts, with their subdomains; None allows every public host. A host that is named itself may
+            also be in a private network.
         timeout_s: longest silence of a server.
-        tries: how often a picture is asked for while its failure may pass.
+        tries: attempts per picture while failures are temporary.
         max_mb: larger files are refused.
         connections: pictures fetched at the same time.
     """
@@ -88,29 +88,24 @@ class FetchOptions:
 
 @dataclass
 class Fetched:
-    """What came of some addresses.
-
-    Attributes:
-        paths: files of the pictures, by address.
-        failed: why the others gave none.
-    """
+    """Files of pictures, and reasons why others failed, by address."""
 
     paths: dict[str, Path] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
 class Failed(Exception):
-    """A picture that could not be fetched, with the reason as its text.
+    """A picture could not be fetched.
 
     Args:
         reason: in words.
-        passing: whether another try may go better.
-        wait_s: how long the server asks to wait before it.
+        temporary: whether another attempt may succeed.
+        wait_s: pause before it that the server asks for.
     """
 
-    def __init__(self, reason: str, *, passing: bool = False, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, *, temporary: bool = False, wait_s: float = 0.0) -> None:
         super().__init__(reason)
-        self.passing = passing
+        self.temporary = temporary
         self.wait_s = wait_s
 
 
@@ -128,7 +123,7 @@ def check_hosts(hosts: object) -> list[str]:
 
 
 def fetch_panorama(address: str, options: FetchOptions) -> Path:
-    """File of the picture at an address; fetched unless it was before.
+    """File of the picture at an address, which is fetched unless it was before.
 
     Raises:
         ValueError: no picture came, or its host is not allowed.
@@ -141,23 +136,20 @@ def fetch_panorama(address: str, options: FetchOptions) -> Path:
 
 
 class Hosts:
-    """Which hosts may be asked.
+    """The allowed hosts, see ``FetchOptions.hosts``.
 
-    Where a host is not named itself, only public addresses of it are connected to: a data file from elsewhere must
-    not reach into the network of whoever reads it.
-
-    Args:
-        named: see ``FetchOptions.hosts``.
+    A host that is not named itself is connected to only at public IP addresses: a data file from elsewhere must not
+    reach into the network of its reader.
     """
 
     def __init__(self, named: Iterable[str] | None) -> None:
         self._named = None if named is None else [str(host).lower() for host in named]
 
     def check(self, address: str) -> str:
-        """An address as it is asked for, percent-encoded and with its host in ASCII.
+        """An address for a request, percent-encoded and with its host in ASCII.
 
         Raises:
-            Failed: it is none of http(s), or its host is not allowed.
+            Failed: it is not an http(s) address, or its host is not allowed.
         """
         try:
             scheme = urlsplit(address).scheme
@@ -181,11 +173,7 @@ class Hosts:
         return url
 
     def check_ip(self, host: str, port: int, ip: str) -> None:
-        """Whether a host may be connected to at an IP address.
-
-        Raises:
-            Failed: it is not public, and the host was not named.
-        """
+        """Refuses an IP address of a host that is not named if it is not public."""
         place = ipaddress.ip_address(ip.partition("%")[0])
         place = getattr(place, "ipv4_mapped", None) or place
         if not self._is_named(host, port) and (not place.is_global or place.is_multicast):
@@ -196,7 +184,7 @@ class Hosts:
     def connect(self, host: str, port: int, timeout_s: float | None) -> socket.socket:
         """A connection to a host at an IP address that was checked.
 
-        To look the name up for the check and once more for the connection would let its owner answer differently.
+        The name is looked up once: in a second look-up, its owner could give another address than the checked one.
 
         Raises:
             Failed: it is not allowed, or cannot be reached.
@@ -204,7 +192,7 @@ class Hosts:
         try:
             places = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except (socket.gaierror, UnicodeError):
-            raise Failed(f"the host {host} is not known", passing=True) from None
+            raise Failed(f"the host {host} is not known", temporary=True) from None
         for ip in places:
             self.check_ip(host, port, ip)
         for left, ip in enumerate(places, start=1 - len(places)):
@@ -213,7 +201,7 @@ class Hosts:
             except OSError as error:
                 if not left:
                     raise _reason(error, host, timeout_s) from error
-        raise Failed(f"the host {host} is not known", passing=True)
+        raise Failed(f"the host {host} is not known", temporary=True)
 
     def _is_named(self, host: str, port: int) -> bool:
         return self._named is not None and (host in self._named or f"{host}:{port}" in self._named)
@@ -266,11 +254,11 @@ def _specialise(manager: Any, **methods: Any) -> None:
 
 
 class Fetcher:
-    """Fetches pictures into a folder; several processes may share it, and take turns.
+    """Fetches pictures into a folder; a lock serializes several processes.
 
     Args:
-        options: which hosts, how, and into which folder.
-        pause_s: before the second try; it doubles with each one.
+        options: hosts, limits and folder.
+        pause_s: before the second attempt; it doubles with each one.
     """
 
     def __init__(self, options: FetchOptions, *, pause_s: float = 1.0) -> None:
@@ -280,12 +268,12 @@ class Fetcher:
         self._pause_s = pause_s
         self._stop = Event()
         self._session = requests.Session()
-        self._session.trust_env = False  # of the environment the proxies are taken, and no passwords of ~/.netrc
+        self._session.trust_env = False  # proxies are read below; passwords of ~/.netrc must not be sent
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(self._hosts, options.connections))
 
     def fetch(self, addresses: Iterable[str]) -> Fetched:
-        """The pictures at some addresses; those that the manifest names and whose files are whole are not asked for.
+        """The pictures at some addresses; complete files that the manifest names are not fetched again.
 
         Raises:
             OSError: the folder cannot be written.
@@ -338,7 +326,7 @@ class Fetcher:
         return result
 
     def _known(self) -> dict[str, Path]:
-        """The pictures that the manifest names and that are as long as it says."""
+        """The pictures in the manifest whose files have the recorded size."""
         try:
             text = (self.folder / MANIFEST).read_bytes()
         except FileNotFoundError:
@@ -348,10 +336,10 @@ class Fetcher:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                # The name is checked to the letter, so that no file outside the folder can be named.
+                # The full match of the name keeps a manifest from naming files outside the folder.
                 if entry["status"] == _FETCHED and _FILE.fullmatch(entry["file"]):
                     entries[str(entry["address"])] = entry
-            except (ValueError, KeyError, TypeError):  # a damaged line costs what it names
+            except (ValueError, KeyError, TypeError):  # a damaged line: its picture is fetched again
                 continue
         paths = {address: self.folder / entry["file"] for address, entry in entries.items()}
         return {
@@ -366,15 +354,15 @@ class Fetcher:
             try:
                 return {**self._keep(address), "status": _FETCHED}
             except Failed as failure:
-                if not failure.passing or attempt == self.options.tries or self._stop.is_set():
+                if not failure.temporary or attempt == self.options.tries or self._stop.is_set():
                     return {"status": f"{failure}, {attempt} times" if attempt > 1 else str(failure)}
                 pause = min(self._pause_s * 2 ** (attempt - 1), _LONGEST_PAUSE_S)
-                # Not the same for all, or they would all come back at once.
+                # Random, so that the requests do not return all at once.
                 self._stop.wait(max(failure.wait_s, pause * random.uniform(0.5, 1.5)))
         raise AssertionError("unreachable")
 
     def _keep(self, address: str) -> dict[str, Any]:
-        """Downloads a picture into a file that appears by a rename, whole."""
+        """Downloads a picture to a temporary file, and renames it when complete."""
         handle, name = tempfile.mkstemp(prefix=".tmp-", dir=self.folder / PICTURES)
         try:
             with os.fdopen(handle, "w+b") as file:
@@ -385,7 +373,7 @@ class Fetcher:
             if header is None:
                 raise Failed("what the server sends is neither a JPEG nor a PNG picture, whatever it says")
             if not header.is_complete:
-                raise Failed(f"the {header.format} is cut short: its end is missing", passing=True)
+                raise Failed(f"the {header.format} is cut short: its end is missing", temporary=True)
             kept = f"{PICTURES}/{sha256}{'.jpg' if header.format == 'JPEG' else '.png'}"
             os.chmod(name, 0o644)
             os.replace(name, self.folder / kept)
@@ -394,7 +382,7 @@ class Fetcher:
         return {"file": kept, "sha256": sha256, "size": size}
 
     def _download(self, address: str, into: BinaryIO) -> tuple[str, int]:
-        """SHA-256 and size of what an address gives; every redirect is checked as the address itself is."""
+        """SHA-256 and size of the content of an address; each redirect is checked like the address itself."""
         deadline = time.monotonic() + PATIENCE * self.options.timeout_s
         url = self._hosts.check(address)
         for _ in range(MOST_REDIRECTS + 1):
@@ -403,13 +391,9 @@ class Fetcher:
                 raise Failed(f"the proxy {proxy.rpartition('@')[2]} of the environment is not an http one")
             with self._network(url):
                 response = self._session.get(
-                    url,
-                    headers=_HEADERS,
-                    timeout=self.options.timeout_s,
-                    proxies=proxies,
-                    stream=True,
-                    allow_redirects=False,
-                )
+                    url, headers=_HEADERS, timeout=self.options.timeout_s,
+                    proxies=proxies, stream=True, allow_redirects=False,
+                )  # fmt: skip
             with closing(response):
                 if not response.is_redirect:
                     return self._receive(response, into, deadline)
@@ -432,13 +416,13 @@ class Fetcher:
         digest, size = hashlib.sha256(), 0
         while True:
             with self._network(response.url):
-                # What is there already, not a whole block, so that a slow server is noticed.
+                # `read1` returns what has arrived, not a whole block, so that a slow server is noticed.
                 part = response.raw.read1(_BLOCK, decode_content=False)
             size += len(part)
             if self._stop.is_set():
                 raise Failed("stopped")
             if time.monotonic() > deadline:
-                raise Failed(f"not here after {PATIENCE * self.options.timeout_s:g} s", passing=True)
+                raise Failed(f"not here after {PATIENCE * self.options.timeout_s:g} s", temporary=True)
             if size > most:
                 raise Failed(f"more than {most / 1e6:g} MB; fetch.max_mb={self.options.max_mb:g} is the limit")
             if not part:
@@ -449,7 +433,7 @@ class Fetcher:
 
     @contextmanager
     def _network(self, url: str) -> Iterator[None]:
-        """Errors of the network as reasons; no file is touched inside."""
+        """Converts errors of the network; no file is accessed inside."""
         try:
             yield
         except (OSError, HTTPError) as error:  # requests' errors are OSErrors
@@ -457,16 +441,12 @@ class Fetcher:
 
 
 def _announced(response: requests.Response) -> int:
-    """Bytes that an answer announces, 0 where it does not say.
-
-    Raises:
-        Failed: it is no picture.
-    """
+    """Content length of a response, 0 if it has none; refuses a response that is not a picture."""
     if response.status_code != 200:
-        wait = response.headers.get("Retry-After", "")  # its form with a date is rare, and the usual pause does for it
+        wait = response.headers.get("Retry-After", "")  # a date is rare; the usual pause is used then
         raise Failed(
             f"HTTP {response.status_code} {response.reason}".strip(),
-            passing=response.status_code in _PASSING,
+            temporary=response.status_code in _TEMPORARY,
             wait_s=min(float(wait), _LONGEST_WAIT_S) if wait.isdecimal() else 0.0,
         )
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -480,21 +460,21 @@ def _announced(response: requests.Response) -> int:
 
 
 def _reason(error: BaseException, host: str, timeout_s: float | None) -> Failed:
-    """An error of the network in words, by the errors that it was raised for."""
+    """The reason of a network error, from the chain of its causes."""
     causes, todo = [], [error]
     while todo:
         causes.append(todo.pop())
         further = (*causes[-1].args, causes[-1].__cause__, causes[-1].__context__)
         todo += [each for each in further if isinstance(each, BaseException) and each not in causes]
     if any(isinstance(each, TimeoutError | requests.Timeout) for each in causes):
-        return Failed(f"the server was silent for {timeout_s:g} s", passing=True)
+        return Failed(f"the server was silent for {timeout_s:g} s", temporary=True)
     for each in causes:
         if isinstance(each, ssl.SSLCertVerificationError):
             return Failed(f"the certificate of {host} is not trusted ({each.verify_message})")
         if isinstance(each, IncompleteRead):
             return Failed(
-                f"it broke off after {each.partial:,} of {each.partial + each.expected:,} bytes", passing=True
+                f"it broke off after {each.partial:,} of {each.partial + each.expected:,} bytes", temporary=True
             )
     roots = [each for each in causes if isinstance(each, OSError | HTTPException)]
     root = next((each for each in roots if not isinstance(each, requests.RequestException)), error)
-    return Failed(f"the connection broke ({type(root).__name__}: {root})", passing=True)
+    return Failed(f"the connection broke ({type(root).__name__}: {root})", temporary=True)

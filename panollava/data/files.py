@@ -1,7 +1,4 @@
-"""Data sets in files, CSV or JSON by their suffix; every bad entry is named before training starts, or left out.
-
-Those that it names by addresses are fetched first, where that is allowed.
-"""
+"""Data sets in files, CSV or JSON by their suffix; bad entries are reported before training starts, or left out."""
 
 from __future__ import annotations
 
@@ -37,30 +34,30 @@ from panollava.data.source import Directions, Question, Record
 from panollava.logs import LOG
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-"""How an address begins; a drive of Windows has one letter."""
+"""Start of an address; a Windows drive has a single letter."""
 _LONGEST = 1000
-"""Characters of a name; no system takes many more."""
+"""Characters of a file name; no system allows many more."""
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
-"""How Unicode writes one letter: whole, or taken apart, as macOS does with accents and Korean syllables."""
+"""Unicode forms of one letter: composed, or decomposed, as macOS writes accents and Korean syllables."""
 _SAMPLE = 1 << 16
-"""Bytes that are read at the start, in the middle and at the end of a file to compare it with one of its size."""
+"""Bytes at the start, in the middle and at the end of a file, by which files of the same size are compared."""
 
 Identity = tuple[int | str, ...]
-"""What a file is known by: device, inode, size and time, whatever its path; the path of one that is not there."""
+"""Device, inode, size and time of a file, without its path; the path of a file that does not exist."""
 
 
 def identify(path: str) -> Identity:
-    """What a file is known by: the same for every spelling of its path, by links and in letters of either case too."""
+    """Identity of a file: equal for all its paths, through links and on a case-insensitive disk too."""
     try:
         state = os.stat(path)
     except (OSError, ValueError):
         return (os.path.normpath(os.path.abspath(path)),)
-    # Size and time as well: some network disks make up inodes, and two pictures must never become one.
+    # Size and time as well: some network disks invent inodes, and two pictures must never become one.
     return state.st_dev, state.st_ino or os.path.realpath(path), state.st_size, state.st_mtime_ns
 
 
 def alike(path: str) -> str:
-    """Digest of a file's size and of samples of it; copies of a file share it."""
+    """Digest of the size and samples of a file; equal for copies of a file."""
     digest, size = hashlib.sha256(), os.path.getsize(path)
     with open(path, "rb") as file:
         for start in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
@@ -70,11 +67,11 @@ def alike(path: str) -> str:
 
 
 class Pictures:
-    """Finds pictures by the names that a data file gives them.
+    """Finds pictures by their names in a data file.
 
     Args:
-        folder: to which relative names are relative.
-        inside: further folders in which pictures may lie; one outside them and `folder` is refused.
+        folder: base of relative names.
+        inside: further allowed folders; a picture outside them and `folder` is refused.
     """
 
     def __init__(self, folder: Path, *, inside: Sequence[Path] = ()) -> None:
@@ -82,9 +79,9 @@ class Pictures:
         self._allowed = [os.path.abspath(each) for each in (folder, *inside)]
 
     def path(self, image: str) -> str:
-        """Path of a picture, which need not be there.
+        """Path of a picture, which need not exist.
 
-        Links are followed: whoever can make one in the folder can put a picture there as well.
+        Links are followed: who can create one in the folder can also put a picture there.
 
         Raises:
             ValueError: the name is an address, or leads out of the folders of the data set.
@@ -111,7 +108,7 @@ class Pictures:
         return path
 
     def _other_spellings(self, image: str) -> list[str]:
-        """Paths that a name from another system may mean: with other separators, or other forms of its letters."""
+        """Paths that a name from another system may stand for: other separators, or other forms of its letters."""
         image = image.replace("\\", "/")
         names = [image, *(unicodedata.normalize(form, image) for form in _FORMS)]
         return [os.path.join(self.folder, name) for name in names]
@@ -124,8 +121,8 @@ def _is_inside(path: str, folder: str) -> bool:
         return False
 
 
-_LOOKERS = 8
-"""Threads that look at pictures: opening a file is waiting, above all on a network's disk."""
+_THREADS = 8
+"""Threads that check pictures: opening a file is mostly waiting, above all on a network disk."""
 
 
 class FilesSource:
@@ -135,22 +132,20 @@ class FilesSource:
         path: the file.
         reader: decodes a picture file to (H, W, 3) uint8 RGB, such as ``Crop.read``.
         check: refuses a picture file that the reader could not use, without decoding it, such as ``Crop.check``.
-        image_dir: folder that picture names are relative to; None for that of `path`.
-        dir: folder of the data set; pictures lie in it, in `image_dir` or beside `path`.
-        name: name of the split in sample ids; the folder and stem of `path` where empty.
+        image_dir: base of picture names; None for the folder of `path`.
+        dir: folder of the data set; pictures must be in it, in `image_dir` or beside `path`.
+        name: of the split, in sample ids; if empty, folder and stem of `path`.
         on_error: `stop` refuses a file with bad entries, `skip` leaves them out.
-        names_directions: how the texts do so, of entries that do not say it themselves (see ``records.Directions``).
-        split: `train`, `val` or `test`, which the error about addresses names.
-        image_column, query_column, annotation_column: names of a CSV's columns where they are not among
-            `ALIASES` or where several could be meant.
-        query_template: question made of a CSV's query, such as ``Describe the {query} in this panorama.``
+        names_directions: how texts do so, for entries that do not state it (see ``source.Directions``).
+        split: `train`, `val` or `test`, for messages.
+        image_column, query_column, annotation_column: columns of a CSV that are not found by `ALIASES`.
+        query_template: question for a query of a CSV, such as ``Describe the {query} in this panorama.``
 
     Attributes:
-        entries: those that are used.
-        problems: of those that are left out.
-        count: of all.
-        identities: of the pictures that are used, by their paths.
-        panoramas: what the headers of the pictures say, by path.
+        entries: the good ones.
+        problems: of the others.
+        identities: of the pictures, by their paths.
+        panoramas: headers of the pictures, by path.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -192,7 +187,7 @@ class FilesSource:
         if remote := [entry.place for entry in listing.entries if is_address(entry.image)]:
             named = {"image_dir": image_dir, **{f"{role}_column": name for role, name in columns.items()}}
             raise ValueError(_fetch_first(self.path, split, remote, named))
-        self._paths, self.identities, unusable = self._looked_at(listing.entries)
+        self._paths, self.identities, unusable = self._check_pictures(listing.entries)
         self.count = listing.count
         self.problems = sorted([*listing.problems, *unusable])
         bad = bad_numbers(unusable)
@@ -214,7 +209,7 @@ class FilesSource:
         return self._directions if said == "unknown" else said
 
     def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
-        """The conversation of entry `index` with the directions that its words name turned along."""
+        """The conversation of entry `index` with its direction words rotated."""
         record = self.record(index, epoch)
         if self.directions(index) != "words" or not turn_deg:
             return record
@@ -222,7 +217,7 @@ class FilesSource:
         return Record(record.sample_id, tuple(turns))
 
     def image_id(self, index: int) -> str:
-        """Path of entry `index`'s picture, one and the same however entries spell its name."""
+        """Path of entry `index`'s picture, the same for all spellings of its name."""
         return self._paths[self.entries[index].image]
 
     def panorama(self, index: int) -> np.ndarray:
@@ -234,10 +229,9 @@ class FilesSource:
         return Path(self.image_id(index))
 
     def questions(self) -> list[Question]:
-        """Each turn as a question, asked after the ones before it with their answers.
+        """Each turn as a question, with the turns before it as history, in order of appearance.
 
-        What is asked of the same picture in the same words after the same history is one question with several
-        references; pictures and questions come in order of appearance.
+        Equal questions about one picture after the same history are one question with several references.
         """
         groups: dict[str, dict[tuple[tuple[tuple[str, str], ...], str], list[tuple[Entry, int]]]] = {}
         for entry in self.entries:
@@ -246,15 +240,15 @@ class FilesSource:
                 of_picture.setdefault((entry.turns[:turn], question), []).append((entry, turn))
         return [
             Question(
-                sample_id=self._sample_id(alike[0][0]) + (f"-turn{alike[0][1] + 1}" if history else ""),
+                sample_id=self._sample_id(same[0][0]) + (f"-turn{same[0][1] + 1}" if history else ""),
                 image_id=next(iter(of_picture.values()))[0][0].image,
                 history=history,
                 question=question,
-                references=tuple(entry.turns[turn][1] for entry, turn in alike),
-                kind=alike[0][0].kind,
+                references=tuple(entry.turns[turn][1] for entry, turn in same),
+                question_type=same[0][0].question_type,
             )
             for of_picture in groups.values()
-            for (history, question), alike in of_picture.items()
+            for (history, question), same in of_picture.items()
         ]
 
     def question_panorama(self, question: Question) -> np.ndarray:
@@ -274,12 +268,12 @@ class FilesSource:
     def _sample_id(self, entry: Entry) -> str:
         return f"{self.name}-{self._unit}{entry.number}"
 
-    def _looked_at(self, entries: Sequence[Entry]) -> tuple[dict[str, str], dict[str, Identity], list[Problem]]:
-        """Path of every name of a picture, what the files are known by, and the pictures that cannot be used."""
+    def _check_pictures(self, entries: Sequence[Entry]) -> tuple[dict[str, str], dict[str, Identity], list[Problem]]:
+        """Path of each name of a picture, identities of the files, and problems of pictures that cannot be used."""
         images: dict[str, list[Entry]] = {}
         for entry in entries:
             images.setdefault(entry.image, []).append(entry)
-        with ThreadPoolExecutor(max_workers=_LOOKERS) as pool:
+        with ThreadPoolExecutor(max_workers=_THREADS) as pool:
             found = dict(zip(images, pool.map(self._found, images), strict=True))
             files: dict[Identity, str] = {}  # a file has the path by which it is named first
             paths = {
@@ -302,7 +296,7 @@ class FilesSource:
         return paths, identities, problems
 
     def _found(self, image: str) -> tuple[str, Identity, str]:
-        """Path of a picture, what its file is known by, and what is wrong with its name, if anything."""
+        """Path of a picture, identity of its file, and what is wrong with its name, if anything."""
         try:
             path = self._pictures.path(image)
         except (OSError, ValueError) as error:  # collected, as those of `_wrong` are
@@ -321,7 +315,7 @@ class FilesSource:
 
 
 def _fetch_first(path: Path, split: str, places: Sequence[str], named: Mapping[str, str | None]) -> str:
-    """The error about a data file that names addresses, with the command that fetches them."""
+    """The error message for a data file with addresses, with the command that fetches them."""
     kind = "csv" if path.suffix.lower() == ".csv" else "json"
     keys = {f"{split}_{kind}": str(path), **{key: value for key, value in named.items() if value is not None}}
     words = " ".join(f"data.{key}={shlex.quote(value)}" for key, value in keys.items())
@@ -334,11 +328,11 @@ def _fetch_first(path: Path, split: str, places: Sequence[str], named: Mapping[s
 
 
 def read_listing(path: Path, columns: dict[str, str | None], query_template: str) -> Listing:
-    """The entries of a data file, which its suffix says how to read.
+    """The entries of a data file, read according to its suffix.
 
     Args:
         path: the file.
-        columns: of a CSV, by role; None where they are found by their names.
+        columns: of a CSV, by role; None for those found by `ALIASES`.
         query_template: see `FilesSource`.
 
     Raises:

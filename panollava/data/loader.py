@@ -1,4 +1,4 @@
-"""Batches in an order that depends on seed, epoch and step alone, not on workers, ranks or accumulation."""
+"""Batches, in an order that depends on seed, epoch and step alone, not on workers, ranks or accumulation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from panollava.batch import IGNORE_INDEX, Batch
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
@@ -28,14 +28,10 @@ from panollava.store.feature_maker import PartBatch
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a `Batch` of samples, or a `PartBatch` where a feature store is used; all of them have text or none has.
+    """Makes a `Batch` of samples, or a `PartBatch` with a feature store; all samples have text or none has."""
 
-    Attributes:
-        pad_id: token that fills short texts.
-        padding_side: `right` for training; `left` for generation, which needs no labels.
-    """
-
-    pad_id: int = 0
+    pad_id: int = 0  # token that pads short texts
+    # `right` for training; `left` for generation, which needs no labels.
     padding_side: Literal["right", "left"] = "right"
 
     def __call__(self, samples: Sequence[Sample]) -> Batch | PartBatch:
@@ -81,28 +77,20 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class EpochSampler:
-    """Which samples each optimiser step of an epoch sees, and which of them this rank takes.
+    """The samples of each optimiser step of an epoch, and those of this rank.
 
-    The order is a permutation made of (seed, epoch), cut into windows of ``batch_size * accumulate *
-    world_size`` samples, one for each optimiser step: batch 8, batch 4 accumulated twice and two ranks with
-    batch 4 see the same samples in every step. Ranks take a window's samples in turn. The last window may be
-    smaller; it is cut to a multiple of `world_size`, so that fewer than `world_size` samples of an epoch are
-    left out, other ones each epoch.
-
-    Attributes:
-        length: samples of the data set.
-        batch_size: samples of a micro-batch on one rank.
-        accumulate: micro-batches of an optimiser step.
-        seed: of the run's stage.
-        rank, world_size: place among the processes.
+    A permutation seeded by (seed, epoch) is cut into windows of ``batch_size * accumulate * world_size`` samples, one
+    for each optimiser step: batch 8, batch 4 accumulated twice, and two ranks with batch 4 see the same samples in
+    every step. Ranks take a window's samples in turn. The last window may be smaller; it is cut to a multiple of
+    `world_size`, so that fewer than `world_size` samples, different ones each epoch, are left out.
     """
 
-    length: int
-    batch_size: int
-    accumulate: int = 1
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
+    length: int  # samples of the data set
+    batch_size: int  # samples of a micro-batch on one rank
+    accumulate: int = 1  # micro-batches of an optimiser step
+    seed: int = 0  # of the stage
+    rank: int = 0  # of this process
+    world_size: int = 1  # number of processes
 
     def __post_init__(self) -> None:
         _check_share("training", self.length, self.world_size)
@@ -131,15 +119,15 @@ class StageLoader:
     """The training windows and validation batches of one stage.
 
     Args:
-        train: records to learn from.
-        validation: records for the validation loss, taken in a fixed order, unpadded; ranks take them in
-            turn, so that sums and counts added over the ranks are those of the whole split.
+        train: training records.
+        validation: records for the validation loss in a fixed order, not repeated to fill a batch; ranks take them in
+            turn, so that sums and counts over the ranks are those of the whole split.
         collate: makes batches.
         batch_size, accumulate, seed, rank, world_size: see `EpochSampler`.
         num_workers: processes that prepare training batches, and as many for validation; 0 uses this process.
         pin_memory: page-locked batches, for a GPU.
-        validation_batches: look at no more than these, in a trial; None looks at all.
-        complete: makes the features that a batch lacks, in this process; needed where a data set has a store.
+        validation_batches: limit for a trial; None takes all.
+        complete: makes the features that a batch lacks, in this process; needed if a data set has a store.
     """
 
     def __init__(
@@ -174,7 +162,7 @@ class StageLoader:
             yield list(islice(batches, len(window)))
 
     def validation(self) -> Iterator[Batch]:
-        """The validation split, as its first epoch would see it."""
+        """The batches of the validation split, with records as in epoch 0."""
         return self._validation.run(self._validation_plan)
 
 
@@ -194,9 +182,7 @@ def eval_loader(
     Args:
         dataset: the questions.
         collate: must pad on the left, for generation.
-        batch_size: questions of a batch.
-        rank, world_size: place among the processes.
-        num_workers, pin_memory, complete: see `StageLoader`.
+        batch_size, rank, world_size, num_workers, pin_memory, complete: see `StageLoader`.
     """
     if collate.padding_side != "left":
         raise ValueError("Generation needs padding_side='left': a model continues the right end of each row.")
@@ -213,13 +199,13 @@ def picture_batches(
     num_workers: int,
     complete: Callable[[PartBatch], Batch],
 ) -> Iterator[Batch]:
-    """Batches of the panoramas at some places of a data set that has a store, without text, each made complete."""
+    """Batches, with their features and without text, of the panoramas at some indices of a data set with a store."""
     plan = _chunks([(0, place) for place in places], batch_size)
     return _Batches(dataset, Collate(), num_workers, False, complete).run(plan)
 
 
 class _Batches:
-    """A DataLoader that is told its batches each time, keeps its workers and repeats their errors unchanged."""
+    """A DataLoader that takes a plan of batches for each run, keeps its workers, and raises their errors unchanged."""
 
     def __init__(
         self,
@@ -229,10 +215,10 @@ class _Batches:
         pin_memory: bool,
         complete: Callable[[PartBatch], Batch] | None = None,
     ) -> None:
-        self._plan = _Plan()
+        self._plan: list[list[Any]] = []
         self._complete = complete
         ending = multiprocessing.RawValue(ctypes.c_bool, False)
-        # Runs before multiprocessing, at the end of the process, sends SIGTERM to the workers and waits for them.
+        # Runs before multiprocessing sends SIGTERM to the workers at the end of the process, and waits for them.
         Finalize(self, setattr, (ending, "value", True), exitpriority=100)
         self._loader: DataLoader[Any] = DataLoader(
             _Guarded(dataset, collate),
@@ -242,12 +228,12 @@ class _Batches:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=functools.partial(_begin, ending=ending),
-            # Iterators draw a base seed: from here, not from the global generator.
+            # Iterators draw a base seed, which must not come from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
 
     def run(self, plan: Sequence[list[Any]]) -> Iterator[Batch]:
-        self._plan.batches = plan
+        self._plan[:] = plan
         for batch in self._loader:
             if isinstance(batch, Exception):
                 raise batch
@@ -257,23 +243,11 @@ class _Batches:
             yield batch
 
 
-class _Plan(Sampler[list[Any]]):
-    """The batches to come."""
-
-    batches: Sequence[list[Any]] = ()
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 class _Guarded(Dataset[Any]):
-    """Makes whole batches, or hands back the error that kept it from it.
+    """Makes batches, or returns the error instead.
 
-    A DataLoader would wrap an error of a worker in its own text and traceback; an error made for the user is
-    handed over whole instead, and raised where the batch was asked for.
+    A DataLoader would wrap an error of a worker in its own text and traceback. An error for the user is returned
+    instead, and raised unchanged in the main process.
     """
 
     def __init__(self, dataset: Dataset[Sample], collate: Callable[[Sequence[Sample]], Batch | PartBatch]) -> None:
@@ -304,10 +278,10 @@ def _as_is(batch: Any) -> Any:  # what `_Guarded` made is a batch already
 
 
 def _begin(worker: int, *, ending: ctypes.c_bool) -> None:  # noqa: ARG001
-    # A terminal's Ctrl-C goes to every process, and so does torchrun's SIGTERM; workers live until the main one has
-    # saved and tells them to end, or does not need them any more.
+    # Ctrl-C in a terminal and SIGTERM of torchrun go to every process. Workers ignore them: the main process saves a
+    # checkpoint first, and then ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
-    signal.siginterrupt(signal.SIGTERM, False)  # the file being read is not cut short
+    signal.siginterrupt(signal.SIGTERM, False)  # does not interrupt the reading of a file
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What a data set is made of: training records, evaluation questions, and the protocol of a source of both."""
+"""The protocol of a data source, and the records and questions that it gives."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal, Protocol
 import numpy as np
 
 FREE_TEXT = "text"
-"""Kind of questions whose answers are whole sentences: a match to the letter says little of them."""
+"""Question type whose answers are whole sentences, for which an exact match means little."""
 
 Directions = Literal["unknown", "none", "words", "fixed"]
-"""How texts name directions: nobody says; not at all; by the eight words of ``scenes.scene.SECTORS``, which can be
-turned along; or in other ways, so that the panorama must stay as it is."""
+"""How texts name directions: not stated; not at all; by the eight words of ``scenes.scene.SECTORS``, which can be
+rotated with the panorama; or in other ways, so that the panorama must not be rotated."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class Question:
     """(question, answer) pairs that come before the question."""
     question: str
     references: tuple[str, ...]
-    kind: str
-    """Question type, by which scores are also reported."""
+    question_type: str
+    """Scores are also reported by type."""
 
 
 class DataSource(Protocol):
     """One split of a data set.
 
-    A class of ours, or of another package (``data=my_package.module:Class``), is built with its own typed keywords,
-    which are keys of ``data``: ``data.train_scenes`` is ``scenes`` of the training split, ``data.seed`` is ``seed`` of
-    each. Of these it is given what it takes:
+    A class of ours, or of another package (``data=my_package.module:Class``), has typed keywords, which are keys of
+    ``data``: ``data.train_scenes`` is ``scenes`` of the training split, ``data.seed`` is ``seed`` of each split. It
+    may also take these:
 
     * ``split``: ``train``, ``val`` or ``test``;
-    * ``name``: the data set's with the split's, for logs;
-    * ``dir``: ``data.dir``, None where there is none;
-    * ``reader``: reads a picture file, as the crop needs it: ``Path`` -> ``(H, W, 3)`` uint8 RGB;
+    * ``name``: of the data set and the split, for logs;
+    * ``dir``: ``data.dir`` or None;
+    * ``reader``: reads a picture file at the resolution that the crop needs: ``Path`` -> ``(H, W, 3)`` uint8 RGB;
     * ``check``: refuses a picture file that could not be read, without decoding it.
 
-    Objects are sent to loader workers, so they can be pickled.
+    Objects must be picklable, as loader workers get a copy.
     """
 
     name: str
@@ -62,7 +62,7 @@ class DataSource(Protocol):
         ...
 
     def record(self, index: int, epoch: int) -> Record:
-        """Record `index` as epoch `epoch` sees it: a function of (seed, epoch, index) and nothing else."""
+        """Record `index` in an epoch: a function of (seed, epoch, index) and nothing else."""
         ...
 
     def directions(self, index: int) -> Directions:
@@ -70,11 +70,11 @@ class DataSource(Protocol):
         ...
 
     def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
-        """Record `index` as it is when its panorama is turned to the right by an angle that its directions allow."""
+        """Record `index` for its panorama rotated to the right by an angle that its directions allow."""
         ...
 
     def image_id(self, index: int) -> str:
-        """Names the picture of training record `index`; records about one picture share it."""
+        """Name of the picture of record `index`, shared by all records about it."""
         ...
 
     def panorama(self, index: int) -> np.ndarray:
@@ -82,7 +82,7 @@ class DataSource(Protocol):
         ...
 
     def picture(self, index: int) -> Path | str:
-        """What the panorama of record `index` is made from, and nothing else: a file, or a text if it is drawn."""
+        """Source of the panorama of record `index`: a file, or a text that determines a drawn one."""
         ...
 
     def questions(self) -> list[Question]:
@@ -94,5 +94,5 @@ class DataSource(Protocol):
         ...
 
     def question_picture(self, question: Question) -> Path | str:
-        """What that panorama is made from, as `picture` says it."""
+        """Source of that panorama, as in `picture`."""
         ...

@@ -16,20 +16,20 @@ from panollava.store.identity import code_digest
 
 _TRAINING, _EVALUATION = 0, 1
 DRAWN_BY = (scene_at, Scene.turned, paint)
-"""The code between a seed and a panorama."""
+"""The code that makes a panorama of a seed."""
 
 
 class WorldSource:
     """One split of the built-in world.
 
     Args:
-        split: no two splits share a scene, whatever their seeds and sizes.
+        split: no two splits share a scene, for any seeds and sizes.
         scenes: number of scenes; scene `index` does not depend on it.
-        seed: another seed gives other scenes.
+        seed: of the scenes.
         height: rows of a panorama; it has twice as many columns.
-        questions_per_record: question kinds drawn for a training conversation, which ends in a caption.
-        questions_per_scene: question kinds asked of a scene in evaluation, each on its own; 9 are all.
-        turn_deg: turns every panorama to the right by a multiple of 45°, and the directions in words with it.
+        questions_per_record: question types of a training conversation, which ends in a caption.
+        questions_per_scene: question types per scene in evaluation, each on its own; 9 are all.
+        turn_deg: rotates every panorama to the right by a multiple of 45°, with the directions in its texts.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class WorldSource:
         return self.turned_record(index, epoch, 0.0)
 
     def directions(self, index: int) -> Directions:
-        """By words, all of which a scene that is turned is asked about and answered in anew."""
+        """By words: questions and answers are made anew for a rotated scene."""
         return "words"
 
     def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
-        """The same conversation about scene `index` turned to the right by a multiple of 45 degrees."""
+        """The same conversation about scene `index` rotated to the right by a multiple of 45 degrees."""
         scene = self.scene(index).turned(turn_deg)
         asked = self._ask(scene, index, self.questions_per_record, [_TRAINING, epoch])
         turns = [turn for question in asked for turn in question.turns]
@@ -91,7 +91,7 @@ class WorldSource:
         return paint(self.scene(index), self.height)
 
     def picture(self, index: int) -> str:
-        """All that scene `index` is drawn from."""
+        """All that determines the panorama of scene `index`."""
         drawn_by = f"{code_digest(*DRAWN_BY)} numpy {np.__version__} cv2 {cv2.__version__}"
         return f"{drawn_by}: {self.split} {self.seed} {index}, height {self.height}, turned {self.turn_deg:g}"
 
@@ -108,7 +108,7 @@ class WorldSource:
                     history=one.history,
                     question=one.question,
                     references=(one.answer,),
-                    kind=one.kind,
+                    question_type=one.kind,
                 )
                 for one in asked
             ]
@@ -119,7 +119,7 @@ class WorldSource:
         return self.panorama(self._scene_of(question))
 
     def question_picture(self, question: Question) -> str:
-        """All that the panorama of `question` is drawn from."""
+        """All that determines the panorama of `question`."""
         return self.picture(self._scene_of(question))
 
     def _scene_of(self, question: Question) -> int:

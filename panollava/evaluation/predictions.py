@@ -122,7 +122,7 @@ def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | N
     table = Table(path, columns)
     if not {"reference", "references"} & table.names.keys():
         raise table.missing("reference", columns)
-    table.tell()
+    table.log_columns()
     spelt: dict[str, str] = {}
     rows = [_row(path, row, table.names, spelt) for row in table.rows()]
     if form == "single":

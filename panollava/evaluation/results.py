@@ -100,7 +100,9 @@ def _answer(
             f"({questions[0].sample_id if questions else 'an empty batch'} …): one a sample is needed."
         )
     return [
-        Prediction(q.sample_id, q.image_id, q.kind, q.question, answer, tuple(q.references), latency_s, q.history)
+        Prediction(
+            q.sample_id, q.image_id, q.question_type, q.question, answer, tuple(q.references), latency_s, q.history
+        )
         for q, answer in zip(questions, answers, strict=True)
     ]
 

@@ -32,7 +32,9 @@ def asked_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
     """The content of a split's questions, in their order, and of the pictures that they are about."""
     questions = source.questions()
     return {
-        "questions": _digest((one.sample_id, one.image_id, one.history, one.question, one.kind) for one in questions),
+        "questions": _digest(
+            (one.sample_id, one.image_id, one.history, one.question, one.question_type) for one in questions
+        ),
         "references": _digest(one.references for one in questions),
         "pictures": _pictures(source, [source.question_picture(one) for one in questions], known),
     }

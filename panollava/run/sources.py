@@ -1,4 +1,4 @@
-"""The splits of a data set: the check of their config section, and their opening."""
+"""The splits of a data set: checks the section ``data``, and opens them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,14 @@ from panollava.logs import LOG, counted
 from panollava.store.identity import file_state
 
 MEMORY = Path("cache/decoded.json")
-"""Where it is kept: in the folder that commands are started in, like the other caches. Deleting it forgets."""
+"""Below the working directory, like the other caches; it may be deleted."""
 
 
 class Decoded:
-    """The verdicts of full decodes, by file.
-
-    A file is known by its path, size, times and inode, and a verdict is that of certain decoders.
+    """Results of full decodes, by path, size, times and inode of the picture; other versions of decoders have none.
 
     Args:
-        path: where they are kept; a file that cannot be read, or is another version's, counts as empty.
+        path: of the cache; a file that cannot be read, or is of another version, counts as empty.
     """
 
     def __init__(self, path: Path = MEMORY) -> None:
@@ -47,28 +45,28 @@ class Decoded:
         self._verdicts: dict[str, list[Any]] = _read(path)
 
     def verdict(self, picture: str) -> str | None:
-        """What is wrong with a picture's data, empty if nothing; None where that is not known."""
+        """What is wrong with a picture's data, empty if nothing; None if that is not known."""
         known = self._verdicts.get(os.path.abspath(picture))
         if known is None or known[:-1] != _identity(picture):
             return None
         return str(known[-1])
 
     def learn(self, picture: str, identity: list[int], reason: str) -> None:
-        """Remembers what ``examined`` found."""
+        """Adds a result of ``examined``."""
         self._verdicts[os.path.abspath(picture)] = [*identity, reason]
 
     def save(self) -> None:
-        """Writes all verdicts, with those that another process has written in the meantime."""
+        """Writes all results, with those that another process has written in the meantime."""
         document = {"decoders": DECODERS, "pictures": _read(self._path) | self._verdicts}
         write_file(self._path, json.dumps(document, ensure_ascii=False))
 
     def checked(self, check: Callable[[str], object]) -> Callable[[str], object]:
-        """A check of pictures that also refuses those whose data is known to be damaged."""
+        """A check of pictures that also refuses those known to be damaged."""
         return partial(_check, self, check) if self._verdicts else check
 
 
 def examined(picture: str, covered: Covered | None = None) -> tuple[str, list[int], str]:
-    """Decodes a picture in full, at the smallest scale, which reads all of its data.
+    """Decodes a picture at the smallest scale, which reads all of its data.
 
     Returns:
         The picture, the identity of its file, and what is wrong with its data, empty if nothing.
@@ -100,7 +98,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
         document = json.loads(path.read_text("utf-8"))
         pictures = document["pictures"] if document["decoders"] == DECODERS else {}
         return {name: known for name, known in pictures.items() if isinstance(known, list) and len(known) == 5}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a memory, not a record: it can be made again
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a cache, which can be made again
         return {}
 
 
@@ -108,7 +106,7 @@ SPLITS = ("train", "val", "test")
 
 
 class PictureReader(Protocol):
-    """What opens pictures."""
+    """Opens pictures, such as a ``Crop``, which decodes no finer than its views need."""
 
     def read(self, path: Path) -> np.ndarray:
         """A picture, (H, W, 3) uint8 RGB."""
@@ -170,7 +168,7 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: something is wrong with the files; all of it is told at once.
+        ValueError: something is wrong with the files; the message lists all of it.
     """
     sources: dict[str, DataSource] = {}
     errors: dict[str, Exception] = {}
@@ -189,9 +187,9 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
 
 
 def shared_pictures(sources: Mapping[str, DataSource]) -> list[str]:
-    """A line for each pair of splits that have pictures in common: what is learnt by heart would be scored.
+    """A line for each pair of splits with common pictures, whose scores would measure memorization.
 
-    A file is one picture however its path is spelled, and so are copies of it.
+    A file under several paths, and copies of it, are one picture.
     """
     of_files = [source.identities for source in sources.values() if isinstance(source, FilesSource)]
     files = {identity: path for its in of_files for path, identity in its.items()}
@@ -213,13 +211,7 @@ def shared_pictures(sources: Mapping[str, DataSource]) -> list[str]:
 
 
 def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> DataSource:
-    """One split of a data set; what is left out of it is logged.
-
-    Args:
-        data: the ``data`` section.
-        split: ``train``, ``val`` or ``test``.
-        pictures: reads and checks them, such as a ``Crop``, which decodes no finer than its views need.
-    """
+    """Opens one split of a data set, ``train``, ``val`` or ``test``, and logs which entries are left out."""
     source = build_source(data, split, pictures)
     if isinstance(source, FilesSource) and source.problems:
         LOG.warning("%s", source.left_out())
@@ -227,7 +219,7 @@ def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> Da
 
 
 def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> DataSource:
-    """One split of a data set, as `open_source` gives it; pictures that were found to be damaged are refused."""
+    """See ``open_source``, without the log; pictures that a full decode found damaged are bad entries."""
     component = source_class(data["type"])
     known = inspect.signature(component).parameters
     covered = getattr(pictures, "panorama_fov_deg", None)

@@ -1,4 +1,4 @@
-"""Stages 2 and 3: the next token of the text, given the panorama."""
+"""Stages 2 and 3: next-token prediction of the text, given the panorama."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ LOSS = "language"
 
 
 class InstructStage(Stage):
-    """Next-token loss on the labelled tokens.
+    """Next-token loss on the labelled tokens, which the data choose: all text after the image, or the answers.
 
-    Resampler, position code (if it has weights) and projector train; the encoder is frozen but for its last blocks,
-    and so is the language model but for its last blocks and its adapter, where one is attached. Which tokens are
-    labelled (all text after the image, or the assistant's alone) is the data's business.
+    Resampler, position code and projector train, with the last blocks of both backbones that `setup` names and the
+    LoRA adapter, if one is attached.
 
     Args:
-        model: the composite; with LoRA attached the adapter trains too.
-        setup: name, and what of the backbones trains.
+        model: the composite.
+        setup: name, and the blocks that train.
 
     Raises:
         ValueError: a backbone has fewer blocks.
@@ -44,23 +43,23 @@ class InstructStage(Stage):
 
     @property
     def composite(self) -> PanoLlavaForConditionalGeneration:
-        """The model."""
+        """See ``Stage``."""
         return self.model
 
     @property
     def vision(self) -> PanoVision:  # type: ignore[override]
-        """Its encoder and resampler."""
+        """Encoder and resampler."""
         return self.model.vision
 
     def train(self, mode: bool = True) -> InstructStage:
-        """Training mode for what trains; frozen parts stay as they are at inference."""
+        """Sets training mode for blocks that train; frozen parts stay in evaluation mode."""
         super().train(mode)
         if mode:
             self.model.language_model.eval()
             for block in self.model.language_blocks:
                 if any(weight.requires_grad for weight in block.parameters()):
                     block.train()
-                else:  # transformers asks the block whether to recompute; what is in it drops nothing
+                else:  # transformers recomputes activations of blocks in training mode; their layers drop nothing
                     block.training = self._recomputes
         return self
 
@@ -72,8 +71,8 @@ class InstructStage(Stage):
     def forward(self, batch: Batch) -> StepOutput:
         """Summed negative log-likelihood of the labelled tokens.
 
-        Only positions that predict a label somewhere in the batch pay the vocabulary matrix: at 150,000 words
-        and 1,400 image tokens a sample the full logits would be the largest tensor of the run.
+        Only positions with a label somewhere in the batch are projected onto the vocabulary: with 150,000 tokens and
+        1,400 image tokens per sample the full logits would be the largest tensor of the run.
         """
         assert batch.labels is not None
         targets = batch.labels[:, 1:]
@@ -95,10 +94,10 @@ class InstructStage(Stage):
 
 
 def token_nll_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the labels, summed, in float32.
+    """Summed negative log-likelihood of the labels, in float32.
 
-    Nothing is shifted here: ``logits[i]`` are those that predict ``labels[i]``. A caller that holds the
-    logits of a whole sequence passes ``logits[:, :-1]`` and ``labels[:, 1:]``.
+    Nothing is shifted here: ``logits[i]`` predict ``labels[i]``. For a whole sequence pass ``logits[:, :-1]`` and
+    ``labels[:, 1:]``.
 
     Args:
         logits: ``(..., vocabulary)`` in any floating type.
@@ -109,8 +108,8 @@ def token_nll_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"Logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match: there must be one "
-            "row of logits for each label."
+            f"Logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match: each label needs its row of "
+            "logits."
         )
     total = functional.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"

@@ -1,4 +1,4 @@
-"""What the training loop needs of a stage: the base class of all stages."""
+"""The base class of all stages: the interface that the training loop uses."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepOutput:
-    """What one micro-batch costs.
+    """Losses and metrics of one micro-batch.
 
     Attributes:
-        losses: name -> weighted *sum* over the micro-batch's targets (scalar, fp32). The loop divides each by
-            its count over the whole accumulation window and all processes, so that cutting a batch
-            differently does not change the objective.
+        losses: name -> weighted *sum* over the micro-batch's targets (scalar, fp32). The loop divides it by the count
+            over the whole accumulation window and all processes, so that the objective does not depend on how a batch
+            is split.
         metrics: ``<loss>/<term>`` -> detached sum over the same count as the loss, logged only.
     """
 
@@ -36,29 +36,19 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class StageSetup:
-    """What the options that all stages have in common say of the model.
+    """Options of the model that all stages have in common."""
 
-    Attributes:
-        name: of the stage.
-        vision_blocks: blocks of the encoder that train (see ``VisionTower.train_only``).
-        language_blocks: blocks of the language model that train (see ``train_language``).
-        checkpoint_activations: recompute activations in the backward pass to save memory.
-    """
-
-    name: str
-    vision_blocks: Blocks = 0
-    language_blocks: Blocks = 0
-    checkpoint_activations: bool = False
+    name: str  # of the stage
+    vision_blocks: Blocks = 0  # blocks of the encoder that train (see ``VisionTower.train_only``)
+    language_blocks: Blocks = 0  # blocks of the language model that train (see ``train_language``)
+    checkpoint_activations: bool = False  # recompute activations in the backward pass to save memory
 
 
 class Stage(nn.Module):
-    """A module that knows what trains and what a step costs; the loop knows no stage by name.
+    """A module that chooses the weights that train and computes losses; the loop compares no stage names.
 
     The arguments of a subclass are the model, its ``StageSetup``, and the stage's own options, which are keys of
-    ``stage.<name>``. The class of another package states its `record`.
-
-    Args:
-        setup: name, and what of the backbones trains.
+    ``stage.<name>``. A class of another package has an attribute `record`.
     """
 
     record: ClassVar[StageRecord]
@@ -71,24 +61,24 @@ class Stage(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, batch: Batch) -> StepOutput:
-            """Weighted loss sums and metrics of a micro-batch: what ``forward`` returns."""
+            """Weighted loss sums and metrics of a micro-batch, from ``forward``."""
             ...
 
     @classmethod
     def build(cls, backbones: Backbones, model: Any, setup: StageSetup, **own: Any) -> Self:  # noqa: ARG003
-        """The stage around a new model; where a subclass overrides this, its own options are keywords here.
+        """Builds the stage around a new model; a subclass that overrides this names its own options as keywords.
 
         Args:
-            backbones: of which the model was made; they know the crop.
-            model: ``PanoLlavaForConditionalGeneration``, or ``PanoVision`` where the stage reads pictures alone.
-            setup: name, and what of the backbones trains.
+            backbones: of the model; they have the crop.
+            model: ``PanoLlavaForConditionalGeneration``, or ``PanoVision`` for a stage without text.
+            setup: name, and the blocks that train.
             own: the stage's own options.
         """
         return cls(model, setup, **own)  # type: ignore[call-arg]
 
     @classmethod
     def takes(cls) -> tuple[Callable[..., Any], list[str]]:
-        """What takes the stage's own options, class or ``build``, and those of its arguments that are none."""
+        """The callable with the stage's own options, class or ``build``, and its first arguments, which are none."""
         if cls.build.__func__ is Stage.build.__func__:  # type: ignore[attr-defined]
             return cls, list(inspect.signature(cls).parameters)[:2]
         return cls.build, list(inspect.signature(cls.build).parameters)[:3]
@@ -105,7 +95,7 @@ class Stage(nn.Module):
         """Why this stage has nothing to learn from a model and its views, or None.
 
         Args:
-            backbones: of the model; their outline is enough.
+            backbones: of the model; only their outline is read.
             own: the stage's own options.
 
         Raises:
@@ -115,52 +105,42 @@ class Stage(nn.Module):
 
     @property
     def composite(self) -> PanoLlavaForConditionalGeneration | None:
-        """The model with its language model; None where the stage reads pictures alone."""
+        """The model with its language model; None for a stage without text."""
         return None
 
     @property
     def caveat(self) -> str:
-        """What its numbers must be read with, printed beside them; empty where there is nothing to say."""
+        """A warning printed beside its numbers; may be empty."""
         return ""
 
     @property
     def coupled(self) -> str:
-        """What its loss takes over a whole micro-batch, so that its size is part of the objective; empty: nothing."""
+        """Statistics that its loss takes over a whole micro-batch, which make the objective depend on batch size."""
         return ""
 
     @property
     def chosen(self) -> dict[str, object]:
-        """Parameters for the tracker that the config leaves open, by key below ``stage.<name>``."""
+        """Values of options that the config leaves open, for the tracker, by key below ``stage.<name>``."""
         return {}
 
     def notes(self, batch_size: int, accumulate: int, processes: int) -> list[str]:
-        """Lines for the log before the first step.
-
-        Args:
-            batch_size: panoramas of a micro-batch and process.
-            accumulate: micro-batches of an optimiser step.
-            processes: that train the stage together.
-        """
+        """Lines for the log before the first step; ``batch_size`` is that of a micro-batch on one process."""
         return []
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Denominator of each loss, and of its metrics, without a forward pass."""
+        """Denominator of each loss and its metrics, without a forward pass."""
         raise NotImplementedError
 
     def concern(self, metrics: Mapping[str, float]) -> str | None:
-        """What in a validation's means, by name, says that nothing worth having is learnt, and what to do about it.
-
-        Returns:
-            What was measured, what it means and what to change, for the user; None where nothing is wrong.
-        """
+        """A warning if the means of a validation show that training fails: measurement, meaning and remedy; or None."""
         return None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of everything that trains, names as in checkpoints: those in ``model`` without it."""
+        """Parameters that train, by their names in checkpoints, which lack the prefix ``model.``."""
         return {name: weight for name, weight in self._weights().items() if weight.requires_grad}
 
     def frozen_backbone(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of a named backbone that does not train here, though an earlier stage may have."""
+        """Parameters of the backbones that do not train here; an earlier stage may have trained them."""
         return {n: weight for n, weight in self._weights().items() if is_backbone(n) and not weight.requires_grad}
 
     def _weights(self) -> dict[str, nn.Parameter]:

@@ -1,7 +1,7 @@
 """The stages of training: their names and order, what each reads and trains, and which stages it starts from.
 
-This is the only module that knows a stage by its name; all others ask its record. A stage of another package is a
-section ``stage.<name>`` with ``type: package.module:Class``, whose class states its record.
+Only this module compares stage names; all others read the record of a stage. A stage of another package is a section
+``stage.<name>`` with ``type: package.module:Class``, whose class has a record.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ Targets = Literal["text", "assistant"]
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What the program knows of a stage before it is built.
+    """The properties of a stage that are known before it is built.
 
     Attributes:
-        name: in ``stage.run``, in ``stage.<name>``, of its folder, and in metadata; of a stage of another package it
-            is the name of its section.
+        name: in ``stage.run``, ``stage.<name>``, its folder, and metadata.
         type: its class, ``package.module:Class``.
-        targets: the tokens that it learns; None where it reads pictures alone and opens no language model.
+        targets: the tokens that it learns; None if it reads images alone and opens no language model.
         starts_from: stages whose weights it may start from, the preferred one first.
-        trains_language: whether it trains an adapter where ``model.lora`` is enabled, and has the key
-            ``language_trainable_blocks``. The encoder's last blocks train in every stage that sets
-            ``vision_trainable_blocks``.
+        trains_language: whether it trains an adapter if ``model.lora`` is enabled, and has the key
+            ``language_trainable_blocks``. Every stage has ``vision_trainable_blocks``.
         has_objective: whether it has the section ``loss``, which names an objective.
     """
 
@@ -42,12 +40,12 @@ class StageRecord:
 
     @property
     def answers(self) -> bool:
-        """Whether its model answers questions, so that it can be evaluated and exported."""
+        """Whether its model generates text, so that it can be evaluated and exported."""
         return self.targets is not None
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """Sections of ``model`` whose backbone is a part of its model."""
+        """Sections of ``model`` whose backbones it uses."""
         return ("vision", "language") if self.answers else ("vision",)
 
     @property
@@ -118,10 +116,10 @@ def _outside(name: str, type: str) -> StageRecord:
 
 
 def with_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``stage`` section, where stages of other packages have the options that every stage has.
+    """The ``stage`` section, in which stages of other packages get defaults for the options that every stage has.
 
-    One that is not given is that of our stage with the same targets: ``stage.finetune`` for a stage that learns
-    answers, ``stage.resampler`` for one that learns all text, ``stage.vision`` for one that reads pictures alone.
+    The defaults are the values of our stage with the same targets: ``stage.finetune`` for answers,
+    ``stage.resampler`` for all text, ``stage.vision`` for images alone.
 
     Raises:
         ValueError: see ``stages_of``.
@@ -136,7 +134,7 @@ def with_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_order(stages: Mapping[str, StageRecord]) -> list[str]:
-    """Names of stages, each after those that it may start from; else in the given order."""
+    """Names of stages in the given order, but each after those that it may start from."""
     order: list[str] = []
 
     def add(name: str) -> None:
@@ -151,13 +149,10 @@ def in_order(stages: Mapping[str, StageRecord]) -> list[str]:
 
 
 def recorded_stage(metadata: Mapping[str, Any]) -> StageRecord:
-    """The record of the stage that a checkpoint is of; nothing is imported.
-
-    Args:
-        metadata: as in ``checkpoint_metadata.json``.
+    """The record of a checkpoint's stage, from its ``checkpoint_metadata.json``; nothing is imported.
 
     Raises:
-        ValueError: the stage is not one of ours, and its record is not there.
+        ValueError: the stage is not one of ours, and the metadata do not have its record.
     """
     name, record = metadata["stage"], metadata.get(_RECORD) or {}
     if name in STAGES:
@@ -172,10 +167,10 @@ def recorded_stage(metadata: Mapping[str, Any]) -> StageRecord:
 
 
 def for_metadata(record: StageRecord) -> dict[str, Any]:
-    """What metadata hold of a stage beside its name: the record of one of another package."""
+    """Entries of metadata beside the name: the record, for a stage of another package."""
     return {} if record.name in STAGES else {_RECORD: asdict(record)}
 
 
 def last_first(outside: Iterable[StageRecord] = ()) -> list[str]:
-    """The order in which an experiment's stages are looked for: ours and some of other packages, the last first."""
+    """Names of our stages and some of other packages, the last one first."""
     return in_order({**STAGES, **{record.name: record for record in outside}})[::-1]

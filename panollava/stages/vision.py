@@ -1,4 +1,4 @@
-"""Stage 1: neighbouring views should agree where they overlap, learnt without any text or language model."""
+"""Stage 1: agreement of neighbouring views where they overlap, without text or language model."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ OBJECTIVES = "losses.objective"
 
 
 class OverlapStage(Stage):
-    """An objective between what neighbouring views have in common.
+    """An objective over the overlaps of neighbouring views; the global view is in no pair.
 
-    The encoder is frozen but for its last blocks; the resampler and a head train. The global view is never in a pair.
+    Resampler, head and the last blocks of the encoder that `setup` names train.
 
     Args:
         vision: encoder and resampler.
-        setup: name, and what of the encoder trains.
-        objective: what is compared, and what a difference costs.
+        setup: name, and the blocks that train.
+        objective: chooses what is compared, and the loss.
         head_width: hidden width of the head; None takes the resampler's width.
         settings: type and keys of the objective, for the log and the tracker.
-        pairing: what the log says of its pairs (``pairing_note``).
+        pairing: line for the log about its pairs (``pairing_note``).
 
     Raises:
         ValueError: the encoder has fewer blocks.
@@ -73,22 +73,14 @@ class OverlapStage(Stage):
     def build(  # type: ignore[override]
         cls, backbones: Backbones, model: PanoVision, setup: StageSetup, *, loss: Mapping[str, Any]
     ) -> Self:
-        """The stage with the objective of the section ``loss``.
-
-        Raises:
-            ValueError: see ``build_objective``.
-        """
+        """The stage with the objective of the section ``loss`` (see ``build_objective``)."""
         objective, settings = _objective(backbones, loss)
         note = pairing_note(objective, backbones.crop.camera_rows, model.token_grid)
         return cls(model, setup, objective=objective, head_width=loss["head_width"], settings=settings, pairing=note)
 
     @classmethod
     def skip_reason(cls, backbones: Backbones, own: Mapping[str, Any]) -> str | None:
-        """Why this stage has nothing to learn from a model and its views, or None.
-
-        Raises:
-            ValueError: it has, but not with the objective that was asked for.
-        """
+        """See ``Stage``; the objective is checked as well."""
         reason = cls.obstacle(backbones.outline, backbones.crop.camera_rows)
         if reason is None:
             _objective(backbones, own["loss"])
@@ -96,11 +88,7 @@ class OverlapStage(Stage):
 
     @staticmethod
     def obstacle(vision: PanoVision, cameras: Tensor) -> str | None:
-        """Why this stage cannot run on a model and its views, or None.
-
-        Args:
-            cameras: ``(V, C)`` of one panorama.
-        """
+        """Why this stage cannot train a model on views with `cameras` ``(V, C)``, or None."""
         if not any(True for _ in vision.resampler.parameters()):
             return "the resampler has no parameters, so nothing but the head would train"
         mask = torch.ones(1, len(cameras), dtype=torch.bool)
@@ -110,13 +98,13 @@ class OverlapStage(Stage):
 
     @property
     def caveat(self) -> str:
-        """Tokens that see other views agree with them without having learnt anything."""
+        """Tokens that depend on other views agree with them without training."""
         if not getattr(self.vision.resampler, "mixes_views", False):
             return ""
         return "this resampler's tokens see other views, so their agreement is built in and evidence of nothing"
 
     def concern(self, metrics: Mapping[str, float]) -> str | None:
-        """Whether features have collapsed."""
+        """A warning if the features have collapsed."""
         own = {name.removeprefix(f"{LOSS}/"): value for name, value in metrics.items()}
         found = collapse_message(own, width=self.vision.width)
         if found is None:
@@ -126,16 +114,16 @@ class OverlapStage(Stage):
 
     @property
     def coupled(self) -> str:
-        """What the objective takes over a whole micro-batch."""
+        """Statistics that the objective takes over a whole micro-batch."""
         return self.objective.coupled
 
     @property
     def chosen(self) -> dict[str, object]:
-        """The objective, with the values behind ``auto`` and ``null``."""
+        """Type and keys of the objective, with the values that ``auto`` and ``null`` stand for."""
         return {f"objective.{key}": value for key, value in self._settings.items()}
 
     def notes(self, batch_size: int, accumulate: int, processes: int) -> list[str]:
-        """Which objective was taken, with which values, and what it depends on."""
+        """The objective with its values, and how it depends on the batch size."""
         values = ", ".join(f"{key} {value}" for key, value in self._settings.items() if key != "type")
         lines = [f"Stage {self.name}: objective {self._settings['type']} ({values})."]
         lines += [self._pairing] if self._pairing else []
@@ -159,19 +147,15 @@ class OverlapStage(Stage):
         return {LOSS: float(len(self._matches(batch).pairs))}
 
     def forward(self, batch: Batch) -> StepOutput:
-        """The objective over all pairs of the micro-batch; diagnostics of the resampler's own tokens outside training.
+        """The objective over all pairs of the micro-batch; in validation, also diagnostics of the resampler's tokens.
 
-        Processes validate batches of their own, and not equally many: outside training none waits for another.
+        Validation has no collective operations, as the numbers of batches of the processes differ.
         """
         matches, correspondences = self._matches(batch), self.objective.correspondences
-        tokens = correspondences.tokens(
-            self.vision(
-                batch.pixel_values,
-                cameras=batch.cameras,
-                view_mask=batch.view_mask,
-                vision_features=batch.vision_features,
-            )
+        tokens = self.vision(
+            batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask, vision_features=batch.vision_features
         )
+        tokens = correspondences.tokens(tokens)
         sides = matches.take(self.head(tokens).float())
         total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training)
         if not self.training:
@@ -196,7 +180,7 @@ def build_objective(
 ) -> tuple[Objective, dict[str, Any]]:
     """The objective of a checked ``stage.vision.loss``.
 
-    ``auto`` pairs what looks the same way (``pairing=rays``) where columns of neighbours cannot.
+    With ``auto``, tokens are paired by viewing direction (``pairing=rays``) if columns of neighbours do not line up.
 
     Args:
         section: of the config.
@@ -205,10 +189,10 @@ def build_objective(
         resampler: its name, for messages.
 
     Returns:
-        The objective, and its type and keys with the values they have.
+        The objective, and its type and keys with their values.
 
     Raises:
-        ValueError: the objective needs a grid and there is none, or has not all the keys that were given.
+        ValueError: the objective needs a grid and there is none, or lacks a key that was given.
     """
     kind = str(section["type"])
     name = (WITH_GRID if has_grid else WITHOUT_GRID) if kind == AUTO else kind
@@ -232,7 +216,7 @@ def build_objective(
 
 
 def pairing_note(objective: Objective, cameras: Tensor, grid: tuple[int, int] | None) -> str:
-    """How far past each other paired columns look, for the log; empty for what is not paired by columns.
+    """The angle between paired columns, for the log; empty for objectives without such pairs.
 
     Args:
         objective: of stage 1.
@@ -266,7 +250,7 @@ def objective_keys(name: str) -> set[str]:
 
 
 def not_its_key(key: str, value: object, name: str, kind: str, why: str = "") -> str:
-    """Says that a key is of another objective."""
+    """The message about a key of another objective."""
     owners = [other for other in component_names(OBJECTIVES, "Objective") if key in objective_keys(other)]
     taken = f", which is {name} here" if kind == AUTO else ""
     return (

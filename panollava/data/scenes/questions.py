@@ -1,7 +1,7 @@
-"""What can be asked about a scene, with exact answers, and how answers turn with the panorama.
+"""Questions about a scene with exact answers, and the rotation of direction words with the panorama.
 
-Answers of one kind are spread evenly whatever the wording, so that neither the question nor the
-conversation before it gives them away: without the picture there is nothing better than a guess.
+Answers of one type are about equally frequent for any wording, so that neither the question nor the conversation
+before it predicts them: without the picture nothing is better than a guess.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KINDS = ("what", "where", "colour", "shape", "height", "pole", "count", "relatio
 NOTHING = "nothing"
 CAPTION_REQUEST = "describe the scene."
 RELATIONS = {"opposite": 4, "a quarter turn clockwise from": 2, "a quarter turn anticlockwise from": -2}
-"""Wording -> sectors to go on clockwise."""
+"""Wording -> sectors clockwise."""
 FOLLOW_UP = "where is it?"
 
 _DIRECTION = re.compile(r"\b(ahead|behind)(?: (left|right))?\b|\b(left|right)\b", re.IGNORECASE)
@@ -27,7 +27,7 @@ _DIRECTION = re.compile(r"\b(ahead|behind)(?: (left|right))?\b|\b(left|right)\b"
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about one scene and its answer; ``history`` is what was said before it."""
+    """A question about one scene, its answer, and the (question, answer) pairs before it."""
 
     kind: str
     question: str
@@ -47,22 +47,22 @@ def caption(scene: Scene) -> str:
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked | None:
-    """A question of a kind, or None where the scene has nothing to ask it about.
+    """A question of a type, or None if the scene has nothing that it could be about.
 
-    Every draw is made before directions are put into words, and by the solids' order in the scene as it
-    was made, so a turned scene is asked the same questions in turned words.
+    All draws are made before directions become words, in the order of the solids before a rotation, so that the
+    questions about a rotated scene are the same with rotated words.
     """
     return _ASKERS[kind](scene, rng)
 
 
 def ask_all(scene: Scene, kinds: tuple[str, ...], rng: np.random.Generator) -> list[Asked]:
-    """One question of each kind that the scene allows, in the order given."""
+    """One question of each type that the scene allows, in the given order."""
     asked = [ask(scene, kind, rng) for kind in kinds]
     return [question for question in asked if question is not None]
 
 
 def turn_words(text: str, turn_deg: float) -> str:
-    """A text with every direction in it turned clockwise, ``ahead`` by 90° to ``right``, say."""
+    """A text with every direction rotated clockwise: by 90°, ``ahead`` becomes ``right``."""
     steps = round(turn_deg / SECTOR_DEG)
 
     def turned(match: re.Match[str]) -> str:
@@ -79,12 +79,11 @@ def names_direction(text: str) -> bool:
 
 
 def turn_answer(question: Question, answer: str, turn_deg: float) -> str:
-    """What an answer becomes when the panorama is turned to the right by a multiple of 45°.
+    """The answer after the panorama is rotated to the right by a multiple of 45°.
 
-    A question that names a direction itself is turned along with the panorama (as ``WorldSource`` does), so
-    it still asks about the same things; its answer is turned only as far as it names directions too.
+    Directions in the question must be rotated as well (as ``WorldSource`` does), so that it is about the same things.
     """
-    if question.kind == "caption":
+    if question.question_type == "caption":
         raise ValueError("captions list things clockwise from straight ahead: turn the scene, not the words")
     return turn_words(answer, turn_deg)
 
@@ -163,7 +162,7 @@ def _pole(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Asked:
-    """Draws the number first, so that the numbers come about equally often; the answer names what it counts."""
+    """Draws the number first, so that the numbers are about equally frequent; the answer names what it counts."""
     counts = Counter(solid.shape for solid in scene.solids)
     by_number: dict[int, list[str]] = {}
     for shape in SHAPES:
@@ -179,7 +178,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
-    """Leads to a solid four times out of five where the scene has two that stand so."""
+    """The answer is a solid four times out of five, if the scene has two in one of the relations."""
     pairs = [
         (solid, words)
         for solid in _made_order(scene)
@@ -194,7 +193,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _turns(scene: Scene, rng: np.random.Generator) -> Asked:
-    """A first question that singles a solid out without a direction, then where that solid is."""
+    """A first question that identifies a solid without a direction, then where that solid is."""
     solid = _pick_solid(scene, rng)
     alone = _alone_in_shape(scene)
     form = int(rng.integers(3))

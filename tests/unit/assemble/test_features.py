@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from support.runs import QUICK, UNTRACKED, backbones, opened
 
+from panollava.features import warm
 from panollava.logs import in_words
-from panollava.run.features import forecast, open_features, warm
+from panollava.run.features import forecast, open_features
 from panollava.store.catalogue import kept_stores
 
 

@@ -50,7 +50,7 @@ def test_both_forms_are_conversations_in_any_language(tmp_path: Path, name: str,
     assert [entry.image for entry in listing.entries] == ["a.jpg", "a.jpg"]
     assert [entry.image_key for entry in listing.entries] == ["key image_path", "key image"]
     assert [entry.number for entry in listing.entries] == [1, 2]
-    assert {entry.kind for entry in listing.entries} == {"text"}
+    assert {entry.question_type for entry in listing.entries} == {"text"}
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -85,7 +85,7 @@ def test_the_placeholder_of_a_picture_is_dropped_from_any_question_and_counted(t
 
 def test_metadata_may_name_the_question_type(tmp_path: Path) -> None:
     listing = read(tmp_path, "a.json", [PLAIN | {"metadata": {"type": "colour", "fov": 90}}, PLAIN | {"metadata": {}}])
-    assert [entry.kind for entry in listing.entries] == ["colour", "text"]
+    assert [entry.question_type for entry in listing.entries] == ["colour", "text"]
 
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_questions_group_the_references_of_a_picture_and_query(write: Write) -> 
         ("pictures/b.png", "The sky?", ("white",)),
     ]
     assert [each.sample_id for each in questions] == ["mini-row2", "mini-row4", "mini-row3"]
-    assert {(each.kind, each.history) for each in questions} == {("text", ())}
+    assert {(each.question_type, each.history) for each in questions} == {("text", ())}
     assert data.record(0, 0).turns == (("The sky?", "blue"),)
     assert data.question_panorama(questions[2]).min() == 255
 

@@ -109,7 +109,10 @@ def test_a_broken_picture_is_one_line_with_its_rows(folder: Path) -> None:
 
 def test_kinds_of_questions(folder: Path) -> None:
     entries = said("a.jpg", ("q", "a"), metadata={"type": "colour"}), said("b.png", ("q", "a"))
-    assert [each.kind for each in source(written(folder / "x.jsonl", *entries)).questions()] == ["colour", "text"]
+    assert [each.question_type for each in source(written(folder / "x.jsonl", *entries)).questions()] == [
+        "colour",
+        "text",
+    ]
 
 
 def test_bad_entries_stop_or_are_left_out_with_a_count(folder: Path) -> None:

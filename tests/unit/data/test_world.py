@@ -34,7 +34,7 @@ def test_questions_are_unique_and_find_their_picture() -> None:
     questions = source.questions()
     assert questions == WorldSource(split="test", scenes=12).questions()
     assert len({question.sample_id for question in questions}) == len(questions)
-    assert {question.kind for question in questions} == set(KINDS)
+    assert {question.question_type for question in questions} == set(KINDS)
     assert (source.question_panorama(questions[-1]) == source.panorama(11)).all()
 
 
