@@ -40,8 +40,8 @@ def find_component(family: str, type: str, suffix: str, protocol: type | None = 
     """The class ``Camel(type) + suffix`` of a family, or the class of another package that ``type`` names.
 
     Args:
-        family: module path below ``panollava``, such as ``model.resampler`` (a package with one module per component) or
-            ``crop.strategies`` (one module with several).
+        family: module path below ``panollava``, such as ``model.resampler`` (a package with one module for each
+            component) or ``crop.strategies`` (one module with several).
         type: the name used in configs, such as ``bimamba``, or ``my_package.module:Class``.
         suffix: of the classes, such as ``Resampler``.
         protocol: what a class of another package must offer (see ``outside_class``).

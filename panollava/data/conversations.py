@@ -132,6 +132,11 @@ class _Collector:
     def add(self, number: int, place: str, value: Any) -> None:
         """Adds an entry, or its problems."""
         bad: _Bad = []
+        if not isinstance(value, dict):
+            hint = "; a file that is one list is JSON, and its name ends in .json" if isinstance(value, list) else ""
+            bad.append(("", f"an object with a picture and conversations is expected, not {_kind_of(value)}{hint}"))
+            self.refuse(number, place, bad)
+            return
         image_key, image = _image(value, bad)
         turns = _turns(value, bad)
         question_type, directions = _metadata(value, bad)
@@ -229,12 +234,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _image(value: Any, bad: _Bad) -> tuple[str, str]:
+def _image(value: dict[str, Any], bad: _Bad) -> tuple[str, str]:
     """Key and name of the picture."""
-    if not isinstance(value, dict):
-        hint = "; a file that is one list is JSON, and its name ends in .json" if isinstance(value, list) else ""
-        bad.append(("", f"an object with a picture and conversations is expected, not {_kind_of(value)}{hint}"))
-        return "", ""
     keys = [key for name in IMAGE_KEYS for key in value if key.strip().lower() == name]
     if not keys:
         bad.append((IMAGE_KEYS[0], f"missing; it names the picture, as do {' and '.join(IMAGE_KEYS[1:])}"))
@@ -244,9 +245,7 @@ def _image(value: Any, bad: _Bad) -> tuple[str, str]:
     return keys[0], _text(value[keys[0]], keys[0], bad)
 
 
-def _turns(value: Any, bad: _Bad) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, dict):
-        return ()
+def _turns(value: dict[str, Any], bad: _Bad) -> tuple[tuple[str, str], ...]:
     if "conversations" not in value:
         bad.append(("conversations", "missing; it lists what is said"))
         return ()
@@ -310,9 +309,9 @@ def _text(value: Any, key: str, bad: _Bad) -> str:
     return text
 
 
-def _metadata(value: Any, bad: _Bad) -> tuple[str, Directions]:
+def _metadata(value: dict[str, Any], bad: _Bad) -> tuple[str, Directions]:
     """Question type, and how the texts name directions."""
-    metadata = value.get("metadata") if isinstance(value, dict) else None
+    metadata = value.get("metadata")
     if metadata is None:
         return FREE_TEXT, "unknown"
     if not isinstance(metadata, dict):

@@ -90,7 +90,7 @@ class PanoDataset(Dataset[Sample]):
         views, features, digest = None, None, None
         if self.augment is not None:
             change = self.augment.change(epoch, index, source.directions(index))
-            record = source.turned_record(index, epoch, 360.0 * change.turn)
+            record = source.rotated_record(index, epoch, 360.0 * change.turn)
             panorama = source.panorama(index)
             # A whole number of columns: at most half a column from the angle by which the texts are rotated.
             panorama = rotate_yaw(panorama, round(change.turn * extent_of(panorama)[1]))

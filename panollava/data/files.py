@@ -208,12 +208,12 @@ class FilesSource:
         said = self.entries[index].directions
         return self._directions if said == "unknown" else said
 
-    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+    def rotated_record(self, index: int, epoch: int, yaw_deg: float) -> Record:
         """The conversation of entry `index` with its direction words rotated."""
         record = self.record(index, epoch)
-        if self.directions(index) != "words" or not turn_deg:
+        if self.directions(index) != "words" or not yaw_deg:
             return record
-        turns = [(turn_words(question, turn_deg), turn_words(answer, turn_deg)) for question, answer in record.turns]
+        turns = [(turn_words(question, yaw_deg), turn_words(answer, yaw_deg)) for question, answer in record.turns]
         return Record(record.sample_id, tuple(turns))
 
     def image_id(self, index: int) -> str:

@@ -69,7 +69,7 @@ class DataSource(Protocol):
         """How the texts of record `index` name directions."""
         ...
 
-    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+    def rotated_record(self, index: int, epoch: int, yaw_deg: float) -> Record:
         """Record `index` for its panorama rotated to the right by an angle that its directions allow."""
         ...
 

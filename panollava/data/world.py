@@ -69,15 +69,15 @@ class WorldSource:
 
     def record(self, index: int, epoch: int) -> Record:
         """A conversation about scene `index`; other questions each epoch, then a caption."""
-        return self.turned_record(index, epoch, 0.0)
+        return self.rotated_record(index, epoch, 0.0)
 
     def directions(self, index: int) -> Directions:
         """By words: questions and answers are made anew for a rotated scene."""
         return "words"
 
-    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+    def rotated_record(self, index: int, epoch: int, yaw_deg: float) -> Record:
         """The same conversation about scene `index` rotated to the right by a multiple of 45 degrees."""
-        scene = self.scene(index).turned(turn_deg)
+        scene = self.scene(index).turned(yaw_deg)
         asked = self._ask(scene, index, self.questions_per_record, [_TRAINING, epoch])
         turns = [turn for question in asked for turn in question.turns]
         return Record(self._scene_id(index), (*turns, (CAPTION_REQUEST, caption(scene))))

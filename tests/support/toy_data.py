@@ -31,7 +31,7 @@ class PlainSource:
     def directions(self, index: int) -> Directions:
         return "none"
 
-    def turned_record(self, index: int, epoch: int, turn_deg: float) -> Record:
+    def rotated_record(self, index: int, epoch: int, yaw_deg: float) -> Record:
         return self.record(index, epoch)
 
     def image_id(self, index: int) -> str:

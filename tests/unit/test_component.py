@@ -76,6 +76,13 @@ def test_only_names_of_packages_are_allowed(wrong: str, package: str) -> None:
     assert allowed_packages() == set()
 
 
+def test_the_other_modules_of_a_package_are_not_imported() -> None:
+    code = "import sys; from panollava.component import find_component; find_component('data', 'world', 'Source'); "
+    code += "print('panollava.data.world' in sys.modules, 'panollava.data.loader' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_processes_that_are_started_know_what_is_allowed(package: str) -> None:
     allow(package, ["other"])
     asked = "from panollava.component import allowed_packages; print(sorted(allowed_packages()))"

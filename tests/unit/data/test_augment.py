@@ -66,7 +66,7 @@ def test_the_world_is_turned_with_its_questions_and_answers(index: int) -> None:
     sample = PanoDataset(source, crop, augment=Augment(TURNS, 7))[(3, index)]
     turn_deg = 360 * Augment(TURNS, 7).change(3, index, "words").turn
     oracle = WorldSource(split="train", scenes=20, turn_deg=turn_deg)
-    assert source.turned_record(index, 3, turn_deg) == oracle.record(index, 3)
+    assert source.rotated_record(index, 3, turn_deg) == oracle.record(index, 3)
     assert sample.sample_id == oracle.record(index, 3).sample_id
     # Painted turned, or painted and then turned: the same but for the edges of the solids.
     assert sample.views is not None

@@ -196,9 +196,9 @@ def test_words_of_direction_turn_with_the_panorama_where_a_file_says_so(folder: 
     data = source(path)
     assert [data.directions(index) for index in range(4)] == ["unknown", "words", "none", "fixed"]
     assert [source(path, names_directions="words").directions(index) for index in (0, 2)] == ["words", "none"]
-    assert data.turned_record(1, 0, 90.0).turns == turned
-    assert data.turned_record(1, 0, 0.0) == data.record(1, 0)
-    assert all(data.turned_record(index, 0, 90.0) == data.record(index, 0) for index in (0, 2, 3))
+    assert data.rotated_record(1, 0, 90.0).turns == turned
+    assert data.rotated_record(1, 0, 0.0) == data.record(1, 0)
+    assert all(data.rotated_record(index, 0, 90.0) == data.record(index, 0) for index in (0, 2, 3))
 
 
 def test_a_csv_says_row_by_row_how_it_names_directions(folder: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_csv_says_row_by_row_how_it_names_directions(folder: Path) -> None:
     path.write_text("url,query,annotation,names_directions\na.jpg,q,left,words\na.jpg,q,x,\na.jpg,q,x,NONE\n", "utf-8")
     data = source(path, names_directions="none")
     assert [data.directions(index) for index in range(3)] == ["words", "none", "none"]
-    assert data.turned_record(0, 0, 180.0).turns == (("q", "right"),)
+    assert data.rotated_record(0, 0, 180.0).turns == (("q", "right"),)
     path.write_text("url,query,annotation,names_directions\na.jpg,q,a,some\n", "utf-8")
     with pytest.raises(BadEntries, match="row 2, column names_directions: 'some' is none of none, words and fixed"):
         source(path)
