@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.fetch import FetchOptions
-from panollava.logs import configure_console
-from panollava.model.api import PanoLlava
-from panollava.run.chat import Chat
-from panollava.run.image_commands import check_fetch
-from panollava.run.sections import check_generation
+from panollava.evaluation.drawing import encode_png
+from panollava.logs import LOG, configure_console, say
+from panollava.model.api import Conversation, PanoLlava
+from panollava.run.image_commands import look, named_panorama, write_out
+from panollava.run.sections import RUN_EXAMPLE, read_config
 from panollava.training.precision import choose_compute
+
+HELP = """\
+/image <path>        look at another panorama, and begin anew; a file or an http(s) address
+/view <yaw> <pitch>  save the view in a direction as a picture; degrees to the right and up
+/reset               forget what was said
+/help                these lines
+/quit                leave, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
 @dataclass(frozen=True)
@@ -30,33 +39,113 @@ class ChatOptions:
 
 @entrypoint("chat")
 def main(cfg: DictConfig) -> None:
-    """Opens a model and talks.
-
-    Args:
-        cfg: composed from ``conf/chat.yaml`` and the command line.
-    """
+    """Opens a model and talks."""
     configure_console()
-    options, fetch, generation = _checked(cfg)
+    options, sections = read_config(cfg, ChatOptions, required=["checkpoint"], example=RUN_EXAMPLE)
     compute = choose_compute(options.device, "auto", section="")
     pano = PanoLlava.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )
-    pano.generation = pano.generation.changed(generation)
-    chat = Chat(pano, fetch=fetch)
+    pano.generation = pano.generation.changed(sections["generation"])
+    chat = Chat(pano, fetch=FetchOptions(**sections["fetch"]))
     with compute.autocast():
         if options.image is not None:
             chat.open(options.image)
         chat.run()
 
 
-def _checked(cfg: DictConfig) -> tuple[ChatOptions, FetchOptions, dict[str, Any]]:
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    fetch, generation = values.pop("fetch"), values.pop("generation")
-    problems = check_section(values, ChatOptions, "") + check_fetch(fetch)
-    refuse(problems + check_generation(generation, recorded=True))
-    return ChatOptions(**values), FetchOptions(**fetch), generation
+class Chat:
+    """Reads questions and commands, one a line.
+
+    Attributes:
+        image: the current panorama, None until there is one.
+        conversation: about it.
+    """
+
+    def __init__(self, pano: PanoLlava, *, fetch: FetchOptions | None = None) -> None:
+        self._pano, self._fetch = pano, fetch or FetchOptions()
+        self.image: Path | None = None
+        self.conversation: Conversation | None = None
+
+    def run(self) -> None:
+        """Reads standard input to its end, or to ``/quit``; an error of a line is logged, and the next line read."""
+        prompt = "> " if sys.stdin.isatty() else ""
+        if prompt:
+            with suppress(ImportError):  # line editing and history; Windows has no such module
+                import readline  # noqa: F401
+        while True:
+            try:
+                line = input(prompt).strip()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                LOG.info("\n(Ctrl-D or /quit leaves.)")
+                continue
+            if line == "/quit":
+                return
+            try:
+                self.handle(line)
+            except (ValueError, OSError) as error:
+                LOG.error("%s", error)
+        if prompt:
+            say("")
+
+    def handle(self, line: str) -> None:
+        """Runs a command, or answers a question.
+
+        Raises:
+            OSError: a picture cannot be opened or written.
+            ValueError: there is no such command, or it does not make sense.
+        """
+        word, _, rest = line.partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/image": self.open,
+            "/view": self._view,
+            "/reset": self._reset,
+            "/help": lambda _: LOG.info("%s", HELP),
+        }
+        if word in commands:
+            commands[word](rest.strip())
+        elif word.startswith("/"):
+            raise ValueError(f"{word} is no command. There are {', '.join(commands)} and /quit.")
+        elif line:
+            self._answer(line)
+
+    def open(self, image: str) -> None:
+        """Begins a conversation about a panorama; one that cannot be opened changes nothing."""
+        if not image:
+            raise ValueError("/image needs the path of a panorama.")
+        unquoted = image[1:-1] if len(image) > 1 and image[0] == image[-1] and image[0] in "'\"" else image
+        path = named_panorama(unquoted, self._fetch)
+        self.conversation = self._pano.chat(path)
+        self.image = path
+        LOG.info("Looking at %s. /help lists the commands.", unquoted)
+
+    def _answer(self, question: str) -> None:
+        if self.conversation is None:
+            raise ValueError("There is no panorama yet: /image <path> opens one.")
+        try:
+            self.conversation.ask(question, on_text=lambda piece: say(piece, end=""))
+        except KeyboardInterrupt:
+            say(" …", end="")
+        say("")
+
+    def _view(self, direction: str) -> None:
+        if self.image is None:
+            raise ValueError("There is no panorama yet: /image <path> opens one.")
+        try:
+            yaw, pitch = map(float, direction.replace(",", " ").split())
+        except ValueError:
+            raise ValueError(f"/view {direction}: two numbers are needed, such as /view 90 -30.") from None
+        picture = look(self.image, yaw, pitch, covered=self._pano.crop.panorama_fov_deg)
+        out = Path(f"view_{yaw:g}_{pitch:g}.png")
+        write_out(out, encode_png(picture))
+        LOG.info("%s shows 90 degrees around yaw %g, pitch %g.", out, yaw, pitch)
+
+    def _reset(self, _: str) -> None:
+        if self.conversation is not None:
+            self.conversation.turns.clear()
+        LOG.info("What was said is forgotten.")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from panollava.component import allow, outside_packages
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
 from panollava.disk import write_file
@@ -30,12 +29,12 @@ from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
 from panollava.model.api import PanoLlava
 from panollava.run.conditions import answer_conditions, unequal
-from panollava.run.config_check import EvaluationOptions, check_tracking
-from panollava.run.data import asked_data, asked_name
+from panollava.run.config_check import EvaluationOptions
+from panollava.run.data import DataOptions, data_name, data_overrides
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
 from panollava.run.restore import Restored, restore
 from panollava.run.run import open_tracker
-from panollava.run.sections import check_generation
+from panollava.run.sections import read_config
 from panollava.run.sources import open_source
 from panollava.store.catalogue import StoreOptions
 from panollava.tracking.store import folders_of
@@ -44,15 +43,11 @@ from panollava.training.precision import recorded_compute
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(DataOptions):
     """Keys of ``conf/compare.yaml``; see there."""
 
     runs: list[str]
     mlflow_experiment: str | None
-    split: Literal["train", "val", "test"]
-    csv_input: str | None
-    world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
-    world_scenes: Annotated[int, Interval(ge=1)] | None
     max_samples: Annotated[int, Interval(ge=1)] | None
     measure: str
     words: Literal["auto", "ptb", "unicode"]
@@ -66,26 +61,31 @@ class CompareOptions:
 
 @entrypoint("compare", bare="runs[]")
 def main(cfg: DictConfig) -> None:
-    """Compares runs.
-
-    Args:
-        cfg: composed from ``conf/compare.yaml`` and the command line.
-    """
+    """Compares runs."""
     configure_console()
-    options, tracking, store, generation = _checked(cfg)
+    options, sections = read_config(cfg, CompareOptions)
+    tracking, store, generation = sections["tracking"], StoreOptions(**sections["store"]), sections["generation"]
+    allow(outside_packages({"metrics": [options.measure]}))
+    find_measure(options.measure)
     allow(options.allow)
     runs = [restore(folder, generation=generation) for folder in _folders(options, tracking)]
     without_answers = [str(run.folder) for run in runs if not run.record.answers]
     if without_answers:
         raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
-    data = asked_data(options, runs[0].settings["data"])
+    data = data_overrides(options, runs[0].settings["data"])
     names = _names(runs)
     answers = {name: _answers(name, run, data, options, store) for name, run in zip(names, runs, strict=True)}
-    _check_same_questions(answers)
+    (first, one), *others = answers.items()
+    for name, other in others:
+        if difference := first_difference(one.predictions, other.predictions):
+            raise ValueError(
+                f"{first} and {name} were not asked the same ({difference}). Evaluate both on one test set, with "
+                "csv_input= or world_seed=."
+            )
     contenders = [Contender(name, tuple(one.predictions), one.image_tokens) for name, one in answers.items()]
     words = choose_words(options.words)
     found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
-    title = f"{len(runs)} runs on {asked_name(options, data)}, by {options.measure}"
+    title = f"{len(runs)} runs on {data_name(options, data)}, by {options.measure}"
     text = markdown(places, found, title, words)
     LOG.info("\n%s", text)
     for line in unequal({name: one.conditions for name, one in answers.items()}):
@@ -141,10 +141,10 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
     found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)
     if found is not None:
         return found
-    LOG.info("%s has no answers to these questions yet: they are asked now.", name)
+    LOG.info("%s has no answers to these questions yet: they are generated now.", name)
     compute = recorded_compute(options.device, run.settings["precision"])
     pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
-    given = answer_split(
+    return answer_split(
         run,
         data,
         options.split,
@@ -156,28 +156,16 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
         num_workers=options.num_workers,
         conditions=conditions,
     )
-    return Answers(given.predictions, given.image_tokens, given.conditions)
-
-
-def _check_same_questions(answers: dict[str, Answers]) -> None:
-    """Checks that all runs answered the same questions with the same references.
-
-    Raises:
-        ValueError: naming the first sample that differs.
-    """
-    (first, one), *others = answers.items()
-    for name, other in others:
-        if difference := first_difference(one.predictions, other.predictions):
-            raise ValueError(
-                f"{first} and {name} were not asked the same ({difference}). Evaluate both on one test set, with "
-                "csv_input= or world_seed=."
-            )
 
 
 def _names(runs: list[Restored]) -> list[str]:
-    """Short names, different for different runs."""
+    """Short names, different for different runs: the experiment's, with as much of the rest as is needed."""
+    paths = [
+        (run.folder.parent.parent.name, run.stage, run.folder.name, run.checkpoint.name, run.folder.resolve())
+        for run in runs
+    ]
     for parts in (1, 2, 3, 4, 5):
-        names = [_name(run, parts) for run in runs]
+        names = ["/".join(map(str, path[:parts])) for path in paths]
         if len(set(names)) == len({run.checkpoint.resolve() for run in runs}):
             break
     seen: Counter[str] = Counter()
@@ -185,23 +173,6 @@ def _names(runs: list[Restored]) -> list[str]:
         seen[name] += 1
         names[place] = name if seen[name] == 1 else f"{name} ({seen[name]})"
     return names
-
-
-def _name(run: Restored, parts: int) -> str:
-    """The experiment's name, with `parts` - 1 of stage, setting, checkpoint and path."""
-    whole = [run.folder.parent.parent.name, run.stage, run.folder.name, run.checkpoint.name, str(run.folder.resolve())]
-    return "/".join(whole[:parts])
-
-
-def _checked(cfg: DictConfig) -> tuple[CompareOptions, dict[str, Any], StoreOptions, dict[str, Any]]:
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking, store, generation = (values.pop(key) for key in ("tracking", "store", "generation"))
-    problems = check_section(values, CompareOptions, "") + check_tracking(tracking)
-    problems += check_section(store, StoreOptions, "store") + check_generation(generation, recorded=True)
-    refuse(problems)
-    allow(outside_packages({"metrics": [values["measure"]]}))
-    find_measure(values["measure"])
-    return CompareOptions(**values), tracking, StoreOptions(**store), generation
 
 
 if __name__ == "__main__":

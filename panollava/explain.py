@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Interval
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
-from panollava.crop.crop import Crop
 from panollava.data.fetch import FetchOptions
 from panollava.data.scenes.questions import CAPTION_REQUEST
+from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.explain import explain_picture
 from panollava.logs import LOG, configure_console
 from panollava.model.api import PanoLlava, VisionPart
-from panollava.run.config_check import check_tracking
-from panollava.run.image_commands import (
-    check_fetch,
-    checked_out,
-    named_panorama,
-    read_twice,
-    world_scene,
-    write_picture,
-)
+from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
 from panollava.run.run import open_tracker
-from panollava.run.sections import check_generation
+from panollava.run.sections import RUN_EXAMPLE, read_config
 from panollava.training.precision import choose_compute
 
 
@@ -50,24 +41,26 @@ class ExplainOptions:
 
 @entrypoint("explain")
 def main(cfg: DictConfig) -> None:
-    """Draws one picture.
-
-    Args:
-        cfg: composed from ``conf/explain.yaml`` and the command line.
-    """
+    """Draws one picture."""
     configure_console()
-    options, fetch, tracking, generation = _checked(cfg)
-    image = None if options.image is None else named_panorama(options.image, fetch)
+    options, sections = read_config(cfg, ExplainOptions, required=["checkpoint"], example=RUN_EXAMPLE)
+    image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))
     out = checked_out(Path(options.out).expanduser(), image, "explain.png")
     compute = choose_compute(options.device, "auto", section="")
     part = VisionPart.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )
     if part.pano is not None:
-        part.pano.generation = part.pano.generation.changed(generation)
-    panorama, seen, question = _subject(image, part.crop)
+        part.pano.generation = part.pano.generation.changed(sections["generation"])
+    if image is not None:
+        question = CAPTION_REQUEST
+        panorama, seen = read_twice(image, part.crop)
+    else:
+        scene = world_scene("test")
+        question = next(one.question for one in scene.questions() if not one.history)
+        panorama = seen = scene.panorama(0)
     with compute.autocast():
-        asked = _asked(part.pano, seen, options.question or question, options)
+        asked = _answered(part.pano, seen, options.question or question, options.answer)
         picture, notes = explain_picture(
             panorama,
             part.crop.views(seen),
@@ -77,46 +70,25 @@ def main(cfg: DictConfig) -> None:
             yaw_deg=options.yaw,
             pitch_deg=options.pitch,
         )
-    write_picture(out, picture)
+    write_out(out, encode_png(picture))
     for note in notes:
         LOG.info("%s", note)
     tags = {"panollava.folder": options.checkpoint}
-    with open_tracker(tracking, run_name=f"explain {part.name}", outbox=out.parent, tags=tags) as tracker:
+    with open_tracker(sections["tracking"], run_name=f"explain {part.name}", outbox=out.parent, tags=tags) as tracker:
         tracker.image(picture, "explain.png")
     LOG.info("Picture: %s", out)
 
 
-def _subject(image: Path | None, crop: Crop) -> tuple[np.ndarray, np.ndarray, str]:
-    """The panorama at the resolution of the picture, as the crop reads it, and the default question."""
-    if image is not None:
-        return *read_twice(image, crop), CAPTION_REQUEST
-    scene = world_scene("test")
-    panorama = scene.panorama(0)
-    return panorama, panorama, next(one.question for one in scene.questions() if not one.history)
-
-
-def _asked(
-    pano: PanoLlava | None, panorama: np.ndarray, question: str, options: ExplainOptions
+def _answered(
+    pano: PanoLlava | None, panorama: np.ndarray, question: str, answer: str | None
 ) -> tuple[str, str] | None:
     """The question and its answer; None where there is no language model to answer."""
     if pano is None:
         return None
-    answer = options.answer
-    if answer is None:
-        answer = pano.generate(panorama, question)
+    answer = pano.generate(panorama, question) if answer is None else answer
     LOG.info("Question: %s", question)
     LOG.info("Answer: %s", answer)
     return question, answer
-
-
-def _checked(cfg: DictConfig) -> tuple[ExplainOptions, FetchOptions, dict[str, Any], dict[str, Any]]:
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo.")
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    tracking, fetch, generation = (values.pop(key) for key in ("tracking", "fetch", "generation"))
-    problems = check_section(values, ExplainOptions, "") + check_fetch(fetch) + check_tracking(tracking)
-    refuse(problems + check_generation(generation, recorded=True))
-    return ExplainOptions(**values), FetchOptions(**fetch), tracking, generation
 
 
 if __name__ == "__main__":

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from panollava.checkpoint import replace_folder
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console
 from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA, has_lora
 from panollava.model.vlm import PanoLlavaConfig
-from panollava.run.sections import check_generation
+from panollava.run.sections import read_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,26 +34,23 @@ class ExportOptions:
 
 @entrypoint("export")
 def main(cfg: DictConfig) -> None:
-    """Exports one model.
-
-    Args:
-        cfg: composed from ``conf/export.yaml`` and the command line.
-    """
+    """Exports one model."""
     configure_console()
-    options, generation = _checked(cfg)
+    example = "export such as checkpoint=runs/demo out=export"
+    options, sections = read_config(cfg, ExportOptions, required=["checkpoint", "out"], example=example)
     out = _checked_out(Path(options.out).expanduser(), options.overwrite)
     pano = PanoLlava.from_pretrained(
         options.checkpoint, dtype=DTYPES[options.precision], in_4bit=False, allow=options.allow
     )
-    pano.generation = pano.generation.changed(generation)
+    pano.generation = pano.generation.changed(sections["generation"])
     adapted = has_lora(pano.model)
     if options.merge:
         pano.merge_lora_weights()
     replace_folder(out, lambda folder: _fill(folder, pano, keep_lora=not options.merge))
-    told = "without an adapter"
+    adapter = "without an adapter"
     if adapted:
-        told = "its adapter merged" if options.merge else f"its adapter beside it in {LORA}"
-    LOG.info("%s, in %s, %s: %s", options.checkpoint, options.precision, told, options.out)
+        adapter = "its adapter merged" if options.merge else f"its adapter beside it in {LORA}"
+    LOG.info("%s, in %s, %s: %s", options.checkpoint, options.precision, adapter, options.out)
     LOG.info("After import panollava, PanoLlava, the Auto classes and pipeline('image-text-to-text') open it.")
 
 
@@ -62,16 +58,6 @@ def _fill(folder: Path, pano: PanoLlava, *, keep_lora: bool) -> None:
     pano.save_pretrained(folder, keep_lora=keep_lora)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
-
-
-def _checked(cfg: DictConfig) -> tuple[ExportOptions, dict[str, Any]]:
-    missing = [key for key in ("checkpoint", "out") if OmegaConf.is_missing(cfg, key)]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} missing: export such as checkpoint=runs/demo out=export.")
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    generation = values.pop("generation")
-    refuse(check_section(values, ExportOptions, "") + check_generation(generation, recorded=True))
-    return ExportOptions(**values), generation
 
 
 def _checked_out(out: Path, overwrite: bool) -> Path:

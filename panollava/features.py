@@ -21,7 +21,7 @@ from panollava.data.loader import picture_batches
 from panollava.data.source import DataSource
 from panollava.logs import LOG, configure_console, in_words, say
 from panollava.model.backbones import Backbones
-from panollava.run.config_check import check_sight
+from panollava.run.config_check import check_inputs
 from panollava.run.features import forecast, open_features
 from panollava.run.sources import open_source
 from panollava.store.catalogue import FEATURES, Kept, StoreOptions, clear_stores, kept_stores
@@ -122,7 +122,7 @@ def warm(sources: Sequence[DataSource], crop: Crop, features: FeatureMaker, *, n
 def _checked(cfg: DictConfig) -> tuple[FeaturesOptions, StoreOptions, dict[str, Any]]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     sections = {name: values.pop(name) for name in _GROUPS}
-    refuse(check_section(values, FeaturesOptions, "") + check_sight(sections) + _not_meant(values["action"]))
+    refuse(check_section(values, FeaturesOptions, "") + check_inputs(sections) + _not_meant(values["action"]))
     return FeaturesOptions(**values), StoreOptions(**sections["store"]), sections
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Interval
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data.csv import is_address
 from panollava.data.fetch import FetchOptions
-from panollava.disk import write_file
 from panollava.logs import LOG, configure_console, say
 from panollava.model.api import PanoLlava
-from panollava.run.image_commands import check_fetch, find_panoramas
+from panollava.run.image_commands import find_panoramas, write_out
 from panollava.run.memory import answers_too_large, explained
-from panollava.run.sections import check_generation
+from panollava.run.sections import read_config
 from panollava.training.precision import choose_compute
 
 Answered = tuple[Path, str]
@@ -43,20 +41,20 @@ class PredictOptions:
 
 @entrypoint("predict")
 def main(cfg: DictConfig) -> None:
-    """Asks one question.
-
-    Args:
-        cfg: composed from ``conf/predict.yaml`` and the command line.
-    """
+    """Asks one question."""
     configure_console()
-    options, fetch, generation = _checked(cfg)
-    paths = find_panoramas(options.image, fetch)
+    example = 'ask such as checkpoint=runs/demo image=panorama.jpg question="what is behind me?"'
+    required = ["checkpoint", "image", "question"]
+    options, sections = read_config(cfg, PredictOptions, required=required, example=example)
+    if not options.question.strip():
+        raise ValueError("question= is empty: write what you want to know.")
+    paths = find_panoramas(options.image, FetchOptions(**sections["fetch"]))
     out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")
     pano = PanoLlava.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )
-    pano.generation = pano.generation.changed(generation)
+    pano.generation = pano.generation.changed(sections["generation"])
     is_folder = Path(options.image).expanduser() not in paths and not is_address(options.image)
     answered: list[Answered] = []
     try:
@@ -74,49 +72,19 @@ def main(cfg: DictConfig) -> None:
 
 
 def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *, skips: bool) -> Iterator[Answered]:
-    """Answers in the order of the paths; where ``skips``, a bad picture is named and passed over."""
-    question = pano.encode(options.question)
-    for group in _groups(_views(pano, paths, skips), options.batch_size):
-        batch = pano.batch([views for _, views in group], [question] * len(group))
-        answers = pano.answer(batch)
-        yield from zip([path for path, _ in group], answers, strict=True)
-
-
-def _views(pano: PanoLlava, paths: Iterable[Path], skips: bool) -> Iterator[tuple[Path, Tensor]]:
-    for path in paths:
+    """Answers in the order of the paths; where ``skips``, a picture that cannot be read is logged and left out."""
+    question, group = pano.encode(options.question), list[tuple[Path, Tensor]]()
+    for count, path in enumerate(paths, start=1):
         try:
-            yield path, pano.views(path)
+            group.append((path, pano.views(path)))
         except (ValueError, OSError) as error:
             if not skips:
                 raise
             LOG.warning("Left out: %s", error)
-
-
-def _groups(items: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[list[tuple[Path, Tensor]]]:
-    group: list[tuple[Path, Tensor]] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
+        if group and (len(group) == options.batch_size or count == len(paths)):
+            answers = pano.answer(pano.batch([views for _, views in group], [question] * len(group)))
+            yield from zip([path for path, _ in group], answers, strict=True)
             group = []
-    if group:
-        yield group
-
-
-def _checked(cfg: DictConfig) -> tuple[PredictOptions, FetchOptions, dict[str, Any]]:
-    missing = [key for key in ("checkpoint", "image", "question") if OmegaConf.is_missing(cfg, key)]
-    if missing:
-        raise ValueError(
-            f"{', '.join(missing)} missing: ask such as checkpoint=runs/demo image=panorama.jpg "
-            'question="what is behind me?".'
-        )
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    fetch, generation = values.pop("fetch"), values.pop("generation")
-    problems = check_section(values, PredictOptions, "") + check_fetch(fetch)
-    refuse(problems + check_generation(generation, recorded=True))
-    if not str(values["question"]).strip():
-        raise ValueError("question= is empty: write what you want to know.")
-    return PredictOptions(**values), FetchOptions(**fetch), generation
 
 
 def _checked_out(out: Path) -> Path:
@@ -128,7 +96,7 @@ def _checked_out(out: Path) -> Path:
 
 
 def _shown(path: Path, image: str) -> str:
-    """How the table names a picture: as it was asked for, in a folder by its name alone."""
+    """The name of a picture in the table: as in ``image=``; in a folder the file's alone."""
     if is_address(image):
         return image
     return path.as_posix() if path == Path(image).expanduser() else path.name
@@ -140,10 +108,7 @@ def _write(out: Path, answered: Sequence[tuple[str, str]], question: str) -> Non
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("image", "query", "prediction"))
     writer.writerows((image, question, answer) for image, answer in answered)
-    try:
-        write_file(out, table.getvalue())
-    except OSError as error:
-        raise OSError(f"out={out} cannot be written ({error.strerror}). Choose another folder.") from error
+    write_out(out, table.getvalue())
     LOG.info("%d answers: %s", len(answered), out)
 
 

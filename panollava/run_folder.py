@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 import time
@@ -197,7 +198,7 @@ class Experiment:
         """
         different = {} if recorded is None else differing_keys(stage, config, recorded)
         if different:
-            shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())
+            shown = "; ".join(described(key, *values) for key, values in different.items())
             raise ValueError(
                 f"{self.stage_folder(stage)} holds a run with another config ({shown}). Give this one a name of its "
                 "own (experiment_name=<name>), or replace it (overwrite=true)."
@@ -215,6 +216,12 @@ def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str,
         if not (other_stage or is_free(key)) and old.get(key) != new.get(key):
             result[key] = (old.get(key), new.get(key))
     return result
+
+
+def described(key: str, recorded: Any, now: Any) -> str:
+    """A key with its recorded and its present value, with null, true and false as in YAML."""
+    old, new = (json.dumps(each) if each is None or isinstance(each, bool) else repr(each) for each in (recorded, now))
+    return f"{key}: {old} there, {new} now"
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from panollava.component import allow, outside_packages
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.disk import read_document, write_json
-from panollava.evaluation.metrics import AnswerSet, check_metrics, find_metrics, metrics_record, score
+from panollava.evaluation.metrics import AnswerSet, find_metrics, metrics_record, score
 from panollava.evaluation.predictions import KEYED, METRICS, Form, read_predictions
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
+from panollava.run.sections import metrics_problems, read_config
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,10 @@ class ScoreOptions:
 
 @entrypoint("score", bare="predictions")
 def main(cfg: DictConfig) -> None:
-    """Scores one file.
-
-    Args:
-        cfg: composed from ``conf/score.yaml`` and the command line.
-    """
+    """Scores one file."""
     configure_console()
-    options = _checked(cfg)
+    example = "name a CSV file, such as python -m panollava.score predictions.csv"
+    options, _ = read_config(cfg, ScoreOptions, required=["predictions"], example=example, check=metrics_problems)
     path = Path(options.predictions).expanduser()
     out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
     words = choose_words(options.words)
@@ -84,15 +80,6 @@ def _with_pictures(answers: AnswerSet, path: Path, options: ScoreOptions) -> Ans
     if options.clip:
         clip = Clip(options.clip, device=choose_compute(options.device, "fp32", section="").device)
     return replace(answers, pictures=lambda image: read_picture(files[image]), clip=clip)
-
-
-def _checked(cfg: DictConfig) -> ScoreOptions:
-    if OmegaConf.is_missing(cfg, "predictions"):
-        raise ValueError("predictions is missing: name a CSV file, such as python -m panollava.score predictions.csv.")
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    allow(outside_packages(values))
-    refuse(check_section(values, ScoreOptions, "") + check_metrics(values["metrics"], "metrics"))
-    return ScoreOptions(**values)
 
 
 if __name__ == "__main__":

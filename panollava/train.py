@@ -24,14 +24,11 @@ def load() -> None:
 
 @entrypoint("train", report=report, load=load)
 def main(cfg: DictConfig) -> None:
-    """Trains what ``stage.run`` lists.
-
-    Args:
-        cfg: composed from ``conf/train.yaml`` and the command line.
-    """
+    """Trains what ``stage.run`` lists."""
     # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
     from panollava.run.config_check import checked
-    from panollava.run.finish import evaluate_run, farewell, keep_model
+    from panollava.run.evaluate import evaluate_run
+    from panollava.run.finish import keep_model, summarize
     from panollava.run.preflight import preflight
     from panollava.run.run import open_run
     from panollava.run.stage import run_stage
@@ -40,13 +37,13 @@ def main(cfg: DictConfig) -> None:
     cfg = checked(cfg)  # every key, type and range, before anything is opened
     ranks = init_distributed(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
     with ranks as procs, open_run(cfg, procs) as run:  # folder, log, data, backbones
-        preflight(run)  # whatever can fail fails here, before the first step
+        preflight(run)  # what can fail fails here, before the first step
         trained = None
         for name in run.pending:
             trained = run_stage(run, name) or trained
         keep_model(run)
         evaluate_run(run, trained)
-        farewell(run)
+        summarize(run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Builds a stage, and loads the weights it starts from: of an earlier stage, a named run, or the newest that suits."""
+"""Builds a stage, and loads its initial weights: of an earlier stage, a named run, or the newest that fits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state
 from panollava.logs import LOG
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
-from panollava.run.conditions import differences
-from panollava.run.run import FINISHED, Run, check_inputs, plain, recorded_config, recorded_inputs
-from panollava.run_folder import METADATA, differing_keys, find_run_folder, known_checkpoints, read_metadata
+from panollava.run.conditions import FINISHED, differences, recorded_config, recorded_inputs
+from panollava.run.run import Run, changed_inputs, plain
+from panollava.run_folder import METADATA, described, differing_keys, find_run_folder, known_checkpoints, read_metadata
 from panollava.stages.protocol import Stage, StageSetup
 from panollava.stages.registry import FIRST, last_first
 from panollava.training.checkpointer import MISFIT, transfer
 
 
 def build_stage(run: Run, name: str) -> Stage:
-    """The stage ``name`` around the run's backbones, its new components as the seed gives them."""
+    """The stage ``name`` around the run's backbones, with new components initialised from the seed."""
     record, options, backbones = run.stages[name], run.stage_options(name), run.backbones
     encoder: nn.Module = backbones.tower.model
     encoder.to(backbones.dtype)  # an earlier stage of this run may have trained it, in fp32
@@ -29,12 +29,8 @@ def build_stage(run: Run, name: str) -> Stage:
     lora = plain(run.cfg.model.lora)
     if lora["enabled"] and record.trains_language:
         add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
-    setup = StageSetup(
-        name,
-        options.vision_trainable_blocks,
-        options.language_trainable_blocks,
-        run.trainer.checkpoint_activations,
-    )
+    blocks = options.vision_trainable_blocks, options.language_trainable_blocks
+    setup = StageSetup(name, *blocks, run.trainer.checkpoint_activations)
     own = record.stage_class.own_options(plain(run.cfg.stage[name]))
     stage: Stage = record.stage_class.build(backbones, model, setup, **own)
     for line in stage.notes(options.batch_size, options.accumulate, run.procs.world_size):
@@ -49,46 +45,37 @@ def skip_reason(run: Run, name: str) -> str | None:
     Raises:
         ValueError: it has, but not with its options.
     """
-    stage = run.stages[name].stage_class
-    reason: str | None = stage.skip_reason(run.backbones, stage.own_options(plain(run.cfg.stage[name])))
-    return reason
+    stage: type[Stage] = run.stages[name].stage_class
+    return stage.skip_reason(run.backbones, stage.own_options(plain(run.cfg.stage[name])))
 
 
-BACKBONES = {"vision": ENCODER, "language": LANGUAGE_MODEL}
-"""How the names of each backbone's weights begin."""
+PREFIXES = {"vision": ENCODER, "language": LANGUAGE_MODEL}
+"""Prefixes of the names of each backbone's weights."""
 
 
 def trained_backbones(names: Iterable[str]) -> list[str]:
-    """Which backbones are no longer the ones that the config names, by the names of a checkpoint's tensors.
+    """``vision`` and ``language``, where a checkpoint with tensors of these names has trained them.
 
-    Features kept of the named encoder must not stand in for those of a trained one, ``vision`` here.
+    Kept features of the encoder that the config names must not be used for a trained one.
     """
-    held = list(names)
-    return [part for part, prefix in BACKBONES.items() if any(_is_of(name, prefix) for name in held)]
+    held = [name for name in names if is_backbone(name)]
+    return [part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in held)]
 
 
 def check_backbones(
-    run: Run, name: str, source: Path, tensors: Mapping[str, Tensor], places: Mapping[str, nn.Parameter]
+    run: Run, name: str, source: Path, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
 ) -> None:
     """Refuses a checkpoint that trained another encoder or language model than this run's.
-
-    Args:
-        run: the run.
-        name: of its stage.
-        source: the checkpoint.
-        tensors: its weights.
-        places: weights of the stage's model, by name.
 
     Raises:
         ValueError: a trained backbone has another name or other shapes, or ``lora.save_only`` would lose it.
     """
-    path = source.parent / METADATA
-    recorded = read_metadata(source.parent)["model"] if path.is_file() else {}
+    recorded = read_metadata(source.parent)["model"] if (source.parent / METADATA).is_file() else {}
     for part in trained_backbones(tensors):
         if part not in run.stages[name].backbones:
             continue
-        own = [key for key in tensors if _is_of(key, BACKBONES[part])]
-        strange = [key for key in own if key not in places or places[key].shape != tensors[key].shape]
+        own = [key for key in tensors if key.startswith(PREFIXES[part]) and is_backbone(key)]
+        strange = [key for key in own if key not in parameters or parameters[key].shape != tensors[key].shape]
         named = run.cfg.model[part].name
         other = recorded.get(part, {}).get("name", named)
         if strange or other != named:
@@ -104,16 +91,12 @@ def check_backbones(
             )
 
 
-def _is_of(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) and is_backbone(name)
-
-
 AUTO, NONE, NEWEST = "auto", "none", "newest"
-"""Values of ``init_from`` that are no folder."""
+"""Values of ``init_from`` that are not a folder."""
 
 
 def check_start(run: Run, name: str) -> None:
-    """Whether the checkpoint a stage would start from or resume can be read, without reading its tensors.
+    """Checks the checkpoint that a stage would start from or resume, without reading its tensors.
 
     Raises:
         FileNotFoundError: ``init_from`` or ``resume`` names no checkpoint.
@@ -129,7 +112,7 @@ def check_start(run: Run, name: str) -> None:
 
 
 def _check_resume(run: Run) -> None:
-    """Whether ``resume=<path>`` names a checkpoint of a stage that is trained now, and of this very run."""
+    """Refuses a ``resume=<path>`` that is no checkpoint of a pending stage of this run."""
     path = Path(run.cfg.resume).expanduser()
     checkpoint = follow(path / LAST) or find_checkpoint(path)
     stage = read_state(checkpoint)["stage"]
@@ -140,44 +123,43 @@ def _check_resume(run: Run) -> None:
         )
     recorded = recorded_config(checkpoint.parent)
     if different := differing_keys(stage, run.plain, recorded) if recorded else {}:
-        shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())
+        shown = "; ".join(described(key, *values) for key, values in different.items())
         raise ValueError(
             f"resume={checkpoint} is of a run with another config ({shown}), and resuming goes on with the very same "
             f"run. Give the same values, or start from its weights with init_from={checkpoint}."
         )
-    check_inputs(run, stage, checkpoint.parent, f"or start from its weights with init_from={checkpoint}")
+    way_out = f"or start from its weights with init_from={checkpoint}"
+    if problem := changed_inputs(run, stage, checkpoint.parent, way_out):
+        raise ValueError(problem)
 
 
 def start_from(
     run: Run, name: str, trained: dict[str, nn.Parameter], frozen: dict[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Loads what fits of the weights that ``init_from`` names.
+    """Loads initial weights: those of the checkpoint that ``init_from`` names which fit.
 
     Args:
-        run: the run.
-        name: the stage.
-        trained: its parameters that train, by name.
-        frozen: weights of its backbones that do not.
+        trained: parameters of the stage that train, by name.
+        frozen: those of its backbones that do not.
 
     Returns:
-        Weights of the frozen backbones that an earlier stage has trained, not yet put in their place.
+        Weights of the frozen backbones that an earlier stage has trained; they are not loaded here.
 
     Raises:
-        ValueError: nothing fits, or a backbone was trained further that is not the one of this run.
+        ValueError: nothing fits, or the checkpoint trained another backbone than this run's.
     """
     source = run.agreed_path(_source(run, name))
     if source is None:
         if run.stages[name].starts_from:
             LOG.info(
                 "Stage %s starts fresh: %s has no finished earlier stage (init_from=<folder> starts from another run).",
-                name,
-                run.experiment.root,
-            )
+                name, run.experiment.root,
+            )  # fmt: skip
         return {}
     tensors = read_weights(source)
     if run.procs.is_main:
-        own = {part: run.inputs(name).get(part) for part in BACKBONES}
-        if changed := differences(recorded_inputs(source.parent) or {}, own):
+        own = {part: run.inputs(name).get(part) for part in PREFIXES}
+        if changed := differences(recorded_inputs(source.parent), own):
             LOG.warning(
                 "%s was trained on backbones of other content than this run's (%s).", source, ", ".join(changed)
             )
@@ -203,13 +185,13 @@ def start_from(
 def _source(run: Run, name: str) -> Path | None:
     """Checkpoint folder to start from: the named one, or that of a stage of the same experiment."""
     earlier = run.stages[name].starts_from
-    asked, is_first = run.cfg.init_from, _is_first(run, name)
-    if asked == NONE and is_first:
+    init_from = run.cfg.init_from if _is_first(run, name) else AUTO
+    if init_from == NONE:
         return None
-    if asked == NEWEST and is_first:
+    if init_from == NEWEST:
         return _newest(run)
-    if asked not in (AUTO, NONE, NEWEST) and is_first:
-        path = Path(asked).expanduser()
+    if init_from != AUTO:
+        path = Path(init_from).expanduser()
         if not path.exists():
             raise ValueError(
                 f"init_from={path} does not exist. Give auto, none, newest, or a run's folder. "
@@ -228,7 +210,7 @@ def _source(run: Run, name: str) -> Path | None:
 
 
 def _newest(run: Run) -> Path:
-    """The newest checkpoint of a first stage with this encoder and this resampler, whatever its crop."""
+    """The newest checkpoint of a first stage with this encoder and this resampler, of any crop."""
     model = run.cfg.model
     for folder in known_checkpoints(Path(run.cfg.output_dir), FIRST):
         recorded: dict[str, Any] = read_metadata(folder)["model_config"]

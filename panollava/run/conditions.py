@@ -1,6 +1,6 @@
-"""What answers and trained weights depend on, recorded beside them, and compared before they are used again.
+"""What trained stages and answers depend on: recorded beside them, and compared before they are used again.
 
-A record is a mapping of plain values. What a record does not hold, or cannot be found out now, is not compared.
+A record is a mapping of plain values. Keys that only one of two records has are not compared.
 """
 
 from __future__ import annotations
@@ -8,28 +8,130 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from panollava.checkpoint import TRAINED
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from panollava.checkpoint import BEST, LAST, TRAINED, follow
 from panollava.data.source import DataSource
 from panollava.evaluation.metrics import metrics_record
+from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.run.config_check import EvaluationOptions
-from panollava.run_folder import flatten, prompt_date
+from panollava.run_folder import CONFIG, METADATA, Experiment, described, flatten, prompt_date, read_metadata
+from panollava.stages.registry import stages_of
 from panollava.store.identity import FileIdentity
 
 Record = Mapping[str, Any]
-ASKED = ("questions", "references", "pictures")
-"""Keys that say what was asked; the others say who answered, and how."""
-_DIGESTS = (*ASKED, "vision", "language", "weights", "prompt.template")
+TEST_SET = ("questions", "references", "pictures")
+"""Keys of the test set; the others are of the model and its decoding."""
+_DIGESTS = (*TEST_SET, "vision", "language", "weights", "prompt.template")
 _DRAWN_TEXTS = 64
 FAIR = ("generation", "precision")
-"""Keys of how answers were given that are as a rule no subject of a comparison."""
+"""Conditions that make runs hard to compare where they differ."""
+
+FINISHED, SKIPPED = "finished", "skipped"
+"""States of a stage."""
 
 
-def asked_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
-    """The content of a split's questions, in their order, and of the pictures that they are about."""
+def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """Stages of ``stage.run`` that are not finished in this experiment with this config, in order.
+
+    Raises:
+        ValueError: a stage's folder holds a run of another config, an unfinished one with ``resume=none``, or one
+            that started from an earlier stage which has changed since.
+    """
+    listed, stages = list(config["stage"]["run"]), stages_of(config["stage"])
+    if config["overwrite"]:
+        return listed
+    pending = [name for name in listed if not _is_done(config, experiment, name)]
+    for name in listed:
+        stale = [one for one in stages[name].starts_from if _is_newer(experiment, one, name, pending)]
+        if name not in pending and stale:
+            raise ValueError(
+                f"{experiment.stage_folder(name)} was trained from an earlier {stale[0]} stage than the one of now. "
+                f"Train it anew with stage={name} overwrite=true, or give this run a name of its own "
+                "(experiment_name=<name>)."
+            )
+    return pending
+
+
+def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bool:
+    state, folder = experiment.state(name), experiment.stage_folder(name)
+    if state.get("status") == SKIPPED:
+        return len(config["stage"]["run"]) > 1  # alone it is an error, which says why
+    recorded = recorded_config(folder)
+    if recorded is None:
+        return False
+    experiment.check_same_config(name, config, recorded)
+    epochs, steps = config["stage"][name]["epochs"], config["trainer"]["max_steps"]
+    if state.get("status") == FINISHED and state.get("epochs", 0) >= epochs and state.get("max_steps") == steps:
+        if state["epochs"] > epochs:
+            LOG.warning(
+                "Stage %s was trained for %d epochs and stays as it is: stage.%s.epochs=%d needs a run of its own "
+                "(experiment_name=<name>) or overwrite=true.",
+                name, state["epochs"], name, epochs,
+            )  # fmt: skip
+        return True
+    if config["resume"] == "none" and begun(folder):
+        raise ValueError(
+            f"{folder} holds an unfinished run of this config. Go on with resume=auto, or start it anew with "
+            "overwrite=true."
+        )
+    return False
+
+
+def begun(folder: Path) -> Path | None:
+    """The checkpoint that an unfinished stage continues from."""
+    return follow(folder / LAST) or follow(folder / BEST)
+
+
+def _is_newer(experiment: Experiment, earlier: str, name: str, pending: list[str]) -> bool:
+    """Whether ``earlier`` was, or is about to be, trained after ``name`` had started."""
+    times = experiment.state(earlier).get("finished"), experiment.state(name).get("started")
+    if earlier in pending or None in times:
+        return earlier in pending
+    finished, started = map(datetime.fromisoformat, map(str, times))  # clocks are put back once a year
+    return finished > started
+
+
+def recorded_config(folder: Path) -> dict[str, Any] | None:
+    """The ``config.yaml`` of a stage's folder, None where there is none.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    path, reason = folder / CONFIG, "it is empty"
+    if not path.is_file():
+        return None
+    values: Any = None
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:200]
+    if not isinstance(values, dict) or not values:
+        raise ValueError(
+            f"{path} does not say with which config the folder was trained ({reason}). Put the right one there, give "
+            "this run a name of its own (experiment_name=<name>), or replace it (overwrite=true)."
+        )
+    return values
+
+
+def recorded_inputs(folder: Path) -> dict[str, Any]:
+    """The content of what a stage's folder was trained on, empty where its metadata do not record it."""
+    try:
+        found = read_metadata(folder).get("inputs") if (folder / METADATA).is_file() else None
+    except ValueError:  # config.yaml says which stage it is, and training writes the metadata anew
+        found = None
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def questions_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
+    """Digests of a split's questions, in order, of their references, and of their pictures."""
     questions = source.questions()
     return {
         "questions": _digest(
@@ -40,11 +142,9 @@ def asked_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
     }
 
 
-def learnt_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
-    """The content of a split's records, as the first epoch sees them, and of their pictures.
-
-    Data that are drawn follow from what their pictures are drawn from: a few texts tell whether the code is the same.
-    """
+def training_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
+    """Digests of a split's records, as the first epoch reads them, and of their pictures."""
+    # The texts of drawn scenes follow from the scenes: a few are enough to notice other code.
     is_drawn = len(source) > 0 and isinstance(source.picture(0), str)
     places = range(min(len(source), _DRAWN_TEXTS) if is_drawn else len(source))
     return {
@@ -65,13 +165,11 @@ def answer_conditions(
     """All that the answers of a checkpoint depend on.
 
     Args:
-        checkpoint: of which the weights are.
-        settings: of its run, as in ``checkpoint_metadata.json``; of it ``model``, ``crop``, ``generation``,
-            ``inputs`` and ``prompt`` are read.
-        source: the split that is asked.
-        known: recognises files.
+        settings: ``model``, ``crop``, ``generation``, ``inputs`` and ``prompt`` of the run's metadata.
+        source: the split with the questions.
+        known: identifies files.
         prompt: ``ChatFormat.record()`` of the model; None opens the tokenizer for it.
-        precision: number format of the backbones; None for whichever the machine chooses.
+        precision: number format of the backbones; None leaves it to the machine.
     """
     backbones = Backbones(settings["model"], settings["crop"], today=prompt_date(settings))
     recorded = settings.get("inputs", {})
@@ -82,7 +180,7 @@ def answer_conditions(
             prompt = None
     parts = {part: backbones.record(part, known.identify) or recorded.get(part) for part in ("vision", "language")}
     return {
-        **asked_record(source, known),
+        **questions_record(source, known),
         "prompt": prompt,
         "generation": settings["generation"],
         "precision": precision,
@@ -99,7 +197,7 @@ def fingerprint(checkpoint: Path, known: FileIdentity) -> str:
 
 
 def differences(recorded: Record, now: Record) -> dict[str, tuple[Any, Any]]:
-    """Keys of two records whose values differ: key -> (recorded, now); what only one of them knows is left out."""
+    """Keys that both records have and whose values differ: key -> (recorded, now)."""
     shared = [key for key in now if now[key] is not None and recorded.get(key) is not None]
     old, new = (flatten({key: each[key] for key in shared}) for each in (recorded, now))
     pairs = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new})}
@@ -107,15 +205,11 @@ def differences(recorded: Record, now: Record) -> dict[str, tuple[Any, Any]]:
 
 
 def mismatch(settings: Record, now: Record, max_samples: int | None) -> dict[str, tuple[Any, Any]] | None:
-    """Why the answers of an evaluation are not those that are wanted; empty where they are.
+    """Which conditions of an evaluation are not those of now; None where it recorded none.
 
     Args:
         settings: of its ``metrics.json``.
-        now: conditions of the answers that are wanted.
-        max_samples: how many are wanted; None for all.
-
-    Returns:
-        None where the evaluation recorded no conditions.
+        max_samples: number of answers that are needed; None for all.
     """
     if not isinstance(settings.get("conditions"), Mapping):
         return None
@@ -132,19 +226,13 @@ def scoring(options: EvaluationOptions) -> dict[str, Any]:
     )
 
 
-def told(found: Mapping[str, tuple[Any, Any]]) -> str:
-    """Differences in words; digests say nothing to people."""
-    return "; ".join(
-        f"other {key}" if key in _DIGESTS else f"{key}: {old!r} there, {new!r} now" for key, (old, new) in found.items()
-    )
+def describe(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """Differences in words; of digests the keys alone."""
+    return "; ".join(f"other {key}" if key in _DIGESTS else described(key, *values) for key, values in found.items())
 
 
 def unequal(records: Mapping[str, Record]) -> list[str]:
-    """What makes answers of several models hard to compare beside the models: a sentence a key.
-
-    Args:
-        records: conditions of each one's answers, by name.
-    """
+    """A sentence for each of ``FAIR``'s conditions that differs between several answers, given by name."""
     flat = {name: flatten({key: record.get(key) for key in FAIR}) for name, record in records.items()}
     lines = []
     for key in sorted({key for each in flat.values() for key in each}):
@@ -155,7 +243,7 @@ def unequal(records: Mapping[str, Record]) -> list[str]:
 
 
 def _pictures(source: DataSource, pictures: list[Path | str], known: FileIdentity) -> str:
-    """Digest of pictures in their order: by the content of files; by what drawn ones show, and how one is drawn."""
+    """Digest of pictures in order: of the content of files, or of the scenes that are drawn and of one drawing."""
     files = known.identify_all(one for one in pictures if isinstance(one, Path))
     names = [one.partition(": ")[2] or one if isinstance(one, str) else files[one] for one in pictures]
     if any(isinstance(one, str) for one in pictures):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panollava.component import allow, outside_packages
+from panollava.component import allow, closest, component_names, outside_packages
 from panollava.config.check import check_component, check_section
 from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
@@ -23,61 +23,12 @@ from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
-from panollava.run.objective import check_objective
-from panollava.run.sections import check_crop, check_generation
+from panollava.run.sections import check_crop, check_generation, check_tracking, error_lines
 from panollava.run.sources import check_data
+from panollava.stages import vision as vision_stage
 from panollava.stages.registry import StageRecord, in_order, stages_of, with_defaults
 from panollava.store.catalogue import StoreOptions
-from panollava.tracking.location import absolute_uri
-from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
-
-
-def check_what_trains(values: Mapping[str, Any], stages: Iterable[str]) -> list[str]:
-    """Problems of ``stage``, ``model.lora`` and ``model.language`` with each other.
-
-    Args:
-        values: the config.
-        stages: names of those that train the language model.
-    """
-    lora = values["model"]["lora"]
-    problems = []
-    if lora.get("save_only") and not lora.get("enabled"):
-        problems.append("model.lora.save_only=true saves an adapter, and model.lora.enabled=false has none: leave it.")
-    for name in stages:
-        blocks = (values["stage"].get(name) or {}).get("language_trainable_blocks", 0)
-        problems += _language(values["model"], f"stage.{name}.language_trainable_blocks", blocks)
-    return problems
-
-
-def _language(model: Mapping[str, Any], key: str, blocks: Any) -> list[str]:
-    problems = []
-    if model["lora"].get("enabled") and blocks == "all":
-        problems.append(
-            f"{key}=all trains every weight of the language model, beside which an adapter has nothing to add: "
-            "use lora=none with it, or a number of blocks."
-        )
-    if model["lora"].get("save_only") and blocks != 0:
-        problems.append(
-            f"model.lora.save_only=true saves no weights of the language model, and {key}={blocks} trains some, "
-            "which would be lost. Set the one to false or the other to 0."
-        )
-    if model["language"].get("load_in_4bit") and blocks != 0:
-        problems.append(
-            f"model.language.load_in_4bit=true holds the language model in four bits, which cannot train: "
-            f"{key}={blocks} needs load_in_4bit=false. An adapter can train on it (lora=lora)."
-        )
-    return problems
-
-
-def check_flags(section: dict[str, Any], key: str, *names: str) -> list[str]:
-    """Problems of keys that are true or false."""
-    return [
-        f"{key}.{name}={section.get(name)!r}: allowed is true or false."
-        for name in names
-        if not isinstance(section.get(name), bool)
-    ]
-
 
 SECTIONS = ("crop", "data", "evaluation", "generation", "model", "optim", "stage", "store", "tracking", "trainer")
 
@@ -107,20 +58,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What evaluation does (``evaluation.*``).
-
-    Attributes:
-        enabled: evaluate the test split when training ends.
-        batch_size: questions answered at once.
-        max_samples: questions to ask; None asks all.
-        blank: answer blank pictures too, to see what can be guessed without looking.
-        words, meteor: how caption scores split texts, and whether METEOR is among them where there is Java.
-        clip: folder of a CLIP, which gives CLIP-scores; None takes none.
-        metrics: names and classes of metrics; None takes all of ``evaluation.metrics.METRICS``.
-        results_dir: where predictions and metrics go.
-        log_samples, log_interval, log_max_samples: write predictions to the log, of every so many batches, up
-            to so many samples.
-    """
+    """``evaluation.*``; see ``conf/evaluation``."""
 
     enabled: bool
     batch_size: Annotated[int, Interval(ge=1)]
@@ -140,13 +78,13 @@ def checked(cfg: DictConfig) -> DictConfig:
     """The config, resolved and read-only, if every key, type and range is right.
 
     Raises:
-        ValueError: one line a problem, each with the full key, the value and what is allowed.
+        ValueError: a line for each problem, with the full key, the value and what is allowed.
     """
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"The config does not resolve: {error}") from error
-    allow(outside_packages(values))  # who trains has chosen what the config names
+    allow(outside_packages(values))  # training may import what the user's own config names
     problems = [f"{key} is missing; it has no default." for key in sorted(OmegaConf.missing_keys(cfg))]
     if not problems and isinstance(values.get("stage"), dict):
         try:
@@ -155,7 +93,8 @@ def checked(cfg: DictConfig) -> DictConfig:
             problems.append(str(error))
     problems = problems or _problems(values)
     if problems:
-        raise ValueError("the config has " + _count(problems) + "\n  " + "\n  ".join(problems))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"
+        raise ValueError("\n  ".join([f"the config has {count}", *problems]))
     result = OmegaConf.create(values)
     OmegaConf.set_readonly(result, True)
     return result
@@ -167,13 +106,11 @@ def _problems(values: dict[str, Any]) -> list[str]:
     missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
     if missing:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
-    for find in (check_sight, _stage, _rest):
-        problems += find(values)
-    return problems
+    return problems + check_inputs(values) + _stage(values) + _rest(values)
 
 
-def check_sight(values: dict[str, Any]) -> list[str]:
-    """Problems of the sections that say what is seen, with what and where: of data, crop, model, trainer and store."""
+def check_inputs(values: dict[str, Any]) -> list[str]:
+    """Problems of the sections that determine the model's inputs: data, crop, model, trainer and store."""
     problems = check_crop(values["crop"]) or _join(values) + _panoramas(values)
     problems += _model(values) + check_data(values["data"])
     problems += check_section(values["trainer"], TrainerOptions, "trainer")
@@ -181,41 +118,31 @@ def check_sight(values: dict[str, Any]) -> list[str]:
 
 
 def _join(values: dict[str, Any]) -> list[str]:
-    """Whether views of this crop can be joined as asked; of the encoder's view size only the shape would matter."""
+    """Whether views of this crop can be joined as ``model.join`` says; their size does not matter."""
     join = values["model"].get("join")
     if join not in get_args(Join):
-        return []  # told with the model's other keys
+        return []  # reported with the model's other keys
     side = values["crop"].get("view_size") or 1
-    try:
-        check_join(Crop.from_spec(values["crop"], view_size=(side, side)).camera_rows, join)
-    except ValueError as error:
-        return [str(error)]
-    return []
+    return error_lines(lambda: check_join(Crop.from_spec(values["crop"], view_size=(side, side)).camera_rows, join))
 
 
 def _panoramas(values: dict[str, Any]) -> list[str]:
-    """Whether the loader can cut views where it shall, and whether the pictures can be partial."""
-    crop, problems = values["crop"], []
-    try:
-        check_workers(crop.get("device", "cpu"), _number(values["trainer"].get("num_workers")))
-    except ValueError as error:
-        problems.append(str(error).replace("num_workers", "trainer.num_workers"))
-    if crop.get("panorama_fov_deg") is not None and values["data"].get("type") == "world":
+    """Whether the loader's workers can render on the crop's device, and whether the pictures can be partial."""
+    crop, data, workers = values["crop"], values["data"], values["trainer"].get("num_workers")
+    problems = error_lines(check_workers, crop.get("device", "cpu"), workers if isinstance(workers, int) else 0)
+    problems = [line.replace("num_workers", "trainer.num_workers") for line in problems]
+    covered = crop.get("panorama_fov_deg")
+    if covered is not None and data.get("type") == "world":
         problems.append(
             "crop.panorama_fov_deg is for pictures that cover a part of the sphere, and those of data=world are drawn "
             "whole. Leave it at null, or choose data=csv."
         )
-    covered, augment = crop.get("panorama_fov_deg"), values["data"]
-    if augment.get("augment") is True and augment.get("augment_turn") is True and covered and covered[0] < 360:
+    if data.get("augment") is True and data.get("augment_turn") is True and covered and covered[0] < 360:
         problems.append(
             f"data.augment_turn=true: pictures of {covered[0]:g} of 360 degrees (crop.panorama_fov_deg) have no seam "
             "to be turned around. Set data.augment_turn=false; colours may still change."
         )
     return problems
-
-
-def _number(value: Any) -> int:
-    return value if isinstance(value, int) else 0  # another type is told in its turn
 
 
 def _model(values: dict[str, Any]) -> list[str]:
@@ -224,38 +151,34 @@ def _model(values: dict[str, Any]) -> list[str]:
     for part in ("resampler", "projector", "position"):
         given = ("input_width", "output_width") if part != "position" else ("width",)
         problems += check_component(model.pop(part), f"model.{part}", partial(component_class, part), given=given)
-    vision = dict(model.pop("vision"))
-    problems += check_section(
-        _renamed(vision, "name", "name_or_path"),
-        VisionTower.from_pretrained,
-        "model.vision",
-        given=("image_size", "dtype"),
-    )
+    vision = {"name_or_path" if key == "name" else key: value for key, value in model.pop("vision").items()}
+    given = ("image_size", "dtype")
+    problems += check_section(vision, VisionTower.from_pretrained, "model.vision", given=given)
     language = dict(model.pop("language"))
     system = {"system": language.pop("system")} if "system" in language else {}
     problems += check_section(system, ChatPrompt, "model.language", given=("tokenizer",))
     problems += check_section(language, load_language_model, "model.language", given=("dtype",))
     lora = dict(model.pop("lora"))
-    problems += check_flags(lora, "model.lora", "enabled", "save_only")
+    problems += [
+        f"model.lora.{name}={lora.get(name)!r}: allowed is true or false."
+        for name in ("enabled", "save_only")
+        if not isinstance(lora.get(name), bool)
+    ]
     problems += check_section(lora_arguments(lora), add_lora, "model.lora", given=("model", "seed"))
     return problems + check_section(model, ModelOptions, "model")
 
 
 def _position_width(model: dict[str, Any]) -> list[str]:
-    """Whether the position code fits into the tokens, which would otherwise show when stage 1 has trained."""
+    """Whether the position code fits into the tokens: stage 1, which does not use it, would not notice."""
     spec, width = dict(model["position"]), model.get("latent_width")
     if check_component(spec, "model.position", partial(component_class, "position"), given=("width",)):
-        return []  # told in its turn
-    with suppress(ValueError):  # told in its turn
+        return []  # reported by the caller
+    with suppress(ValueError):  # reported by the caller
         if keeps_width(component_class("resampler", str(model["resampler"].get("type")))):
-            return []  # they have the width of the encoder, which is not opened yet
+            return []  # the tokens have the width of the encoder, which is not opened yet
     if not isinstance(width, int) or width < 1:
         return []
-    try:
-        component_class("position", str(spec.pop("type")))(**spec, width=width)
-    except ValueError as error:
-        return [str(error)]
-    return []
+    return error_lines(component_class("position", str(spec.pop("type"))), **spec, width=width)
 
 
 def _stage(values: dict[str, Any]) -> list[str]:
@@ -268,7 +191,11 @@ def _stage(values: dict[str, Any]) -> list[str]:
         problems.append(f"stage.run={run!r}: the order is {', '.join(order)}.")
     for name, record in stages.items():
         problems += _options(record, dict(section.pop(name, None) or {}))
-    problems += check_what_trains(values, [name for name, record in stages.items() if record.trains_language])
+    for name, record in stages.items():
+        if record.trains_language:
+            problems += _trainable(values["model"], name, values["stage"].get(name) or {})
+    if values["model"]["lora"].get("save_only") and not values["model"]["lora"].get("enabled"):
+        problems.append("model.lora.save_only=true saves an adapter, and model.lora.enabled=false has none: leave it.")
     return problems + [
         f"stage.{key} is not a key here. Keys of stage: run, {', '.join(stages)}, and sections with a type "
         "(package.module:Class)."
@@ -289,18 +216,50 @@ def _options(record: StageRecord, options: dict[str, Any]) -> list[str]:
     return problems + check_section(shared, StageOptions, key, given=lacks)
 
 
-def check_tracking(section: dict[str, Any]) -> list[str]:
-    """Problems of a ``tracking`` section."""
-    tracking = dict(section)
-    kind = tracking.pop("type", None)
-    problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
-    problems += check_section(tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags", "outbox"))
-    if not problems and kind == "mlflow":
-        try:
-            absolute_uri(tracking.get("uri"))
-        except ValueError as error:
-            problems.append(str(error))
+def _trainable(model: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> list[str]:
+    """Problems of a stage's trainable blocks with ``model.lora`` and ``model.language``."""
+    key, blocks = f"stage.{name}.language_trainable_blocks", options.get("language_trainable_blocks", 0)
+    problems = []
+    if model["lora"].get("enabled") and blocks == "all":
+        problems.append(
+            f"{key}=all trains every weight of the language model, beside which an adapter has nothing to add: "
+            "use lora=none with it, or a number of blocks."
+        )
+    if model["lora"].get("save_only") and blocks != 0:
+        problems.append(
+            f"model.lora.save_only=true saves no weights of the language model, and {key}={blocks} trains some, "
+            "which would be lost. Set the one to false or the other to 0."
+        )
+    if model["language"].get("load_in_4bit") and blocks != 0:
+        problems.append(
+            f"model.language.load_in_4bit=true holds the language model in four bits, which cannot train: "
+            f"{key}={blocks} needs load_in_4bit=false. An adapter can train on it (lora=lora)."
+        )
     return problems
+
+
+def check_objective(section: Mapping[str, Any]) -> list[str]:
+    """Problems of ``stage.vision.loss``: each objective has keys of its own, and null is its own default."""
+    kind, key = section.get("type"), vision_stage.KEY
+    head = {name: value for name, value in section.items() if name == "head_width"}
+    rest = {name: value for name, value in section.items() if name not in ("type", "head_width")}
+    given = ("vision", "setup", "objective", "settings", "pairing")
+    problems = check_section(head, vision_stage.OverlapStage, key, given=given)
+    if ":" in str(kind):
+        return problems + check_component({"type": kind, **rest}, key, vision_stage.objective_class)
+    available = component_names(vision_stage.OBJECTIVES, "Objective")
+    allowed = [vision_stage.AUTO, *available]
+    if kind not in allowed:
+        close = closest(str(kind), allowed)
+        hint = f" Did you mean {close}?" if close else ""
+        return [f"{key}.type={kind}: there is no such objective.{hint} Available: {', '.join(allowed)}."]
+    name = vision_stage.WITH_GRID if kind == vision_stage.AUTO else str(kind)
+    own = vision_stage.objective_keys(name)
+    others = {key for name in available for key in vision_stage.objective_keys(name)} - own
+    strange = {key: value for key, value in rest.items() if key in others and value is not None}
+    problems += [vision_stage.not_its_key(key, value, name, str(kind)) for key, value in strange.items()]
+    left = {key: value for key, value in rest.items() if key not in others and not (key in own and value is None)}
+    return problems + check_section(left, vision_stage.objective_class(name), key)
 
 
 def _rest(values: dict[str, Any]) -> list[str]:
@@ -317,11 +276,3 @@ def _rest(values: dict[str, Any]) -> list[str]:
         return [*problems, "evaluation.max_new_tokens is generation.max_new_tokens in a file: move it there."]
     problems += check_section(values["evaluation"], EvaluationOptions, "evaluation")
     return problems + check_metrics(values["evaluation"].get("metrics"), "evaluation.metrics")
-
-
-def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    return {new if key == old else key: value for key, value in values.items()}
-
-
-def _count(problems: list[str]) -> str:
-    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"

@@ -1,4 +1,4 @@
-"""The answers that a checkpoint gave to a test set: read where they are on disk, else asked for."""
+"""Evaluates a model on a split: its answers, their scores, files and pictures; and finds earlier answers on disk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from panollava.checkpoint import find_checkpoint
 from panollava.data.source import FREE_TEXT, DataSource, Question
 from panollava.disk import write_file
 from panollava.evaluation.clip import Clip
@@ -18,18 +19,21 @@ from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.exact_match import AnswerReport, markdown_table, score_answers, text_table
 from panollava.evaluation.gallery import answers_picture
 from panollava.evaluation.metrics import AnswerSet, Scores, compute_scores, find_metrics
-from panollava.evaluation.predictions import METRICS, AnswerLog, Prediction, as_scored, read_answers
+from panollava.evaluation.predictions import METRICS, UNFINISHED, AnswerLog, Prediction, as_scored, read_answers
 from panollava.evaluation.results import ResultFiles, evaluate, latency_summary, result_folder, write_results
 from panollava.evaluation.words import Words, choose_words
+from panollava.generation import GenerationOptions
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
-from panollava.run.conditions import answer_conditions, differences, mismatch, scoring, told
+from panollava.run.conditions import answer_conditions, describe, differences, mismatch, scoring
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import check_questions, describe_split, question_batches
 from panollava.run.features import open_features
 from panollava.run.memory import answers_too_large, explained
 from panollava.run.restore import Restored
+from panollava.run.run import Run
 from panollava.run.sources import open_source
+from panollava.stages.protocol import Stage
 from panollava.store.catalogue import StoreOptions
 from panollava.store.feature_maker import FeatureMaker
 from panollava.tracking.tracker import Tracker
@@ -41,82 +45,135 @@ SHOWN_ANSWERS = 12
 PICTURE = "answers.png"
 
 
-@dataclass
-class Evaluation:
-    """What came of an evaluation.
+@dataclass(frozen=True)
+class Answers:
+    """Answers to a split."""
 
-    Attributes:
-        report: exact match, by question type.
-        captions: the other metrics, such as BLEU.
-        words: how texts were split for them.
-        predictions: answers, in the order of the questions.
-        files: where they were written.
-        image_tokens: tokens that a panorama takes in the language model.
-        conditions: what the answers depend on.
-    """
+    predictions: Sequence[Prediction]  # in the order of the questions
+    image_tokens: int  # tokens that a panorama takes in the language model
+    conditions: Mapping[str, Any]  # what the answers depend on
 
-    report: AnswerReport
-    captions: Scores
-    words: Words
-    predictions: list[Prediction]
+
+@dataclass(frozen=True)
+class Evaluation(Answers):
+    """Answers to a split, scored and written."""
+
+    report: AnswerReport  # exact match, by question type
+    captions: Scores  # the other metrics, such as BLEU
+    words: Words  # how texts were split for them
     files: ResultFiles
-    image_tokens: int
-    conditions: dict[str, Any]
 
     def summary(self, title: str) -> str:
-        """What a user is shown: the table, and for free text the caption scores."""
+        """The table of exact match, and for free text the caption scores."""
         parts = [f"\n{title}, {counted(self.report.count, 'question')}:\n", text_table(self.report)]
         if set(self.report.kinds) == {FREE_TEXT}:
             parts += ["", f"Caption scores with words={self.words}:", *self.captions.lines()]
         return "\n".join([*parts, ""])
 
 
-def evaluate_answers(
-    pano: PanoLlava,
-    source: DataSource,
-    options: EvaluationOptions,
-    *,
-    experiment: str,
-    tracker: Tracker,
-    conditions: dict[str, Any],
-    num_workers: int = 0,
-    settings: dict[str, Any] | None = None,
-    features: FeatureMaker | None = None,
-    written: Callable[[ResultFiles], None] | None = None,
-) -> Evaluation:
-    """Evaluates a model on a split and records the result on disk and in the tracker.
+def evaluate_run(run: Run, trained: Stage | None) -> None:
+    """Evaluates the run's last stage, if it can answer and was not evaluated yet.
 
     Args:
-        pano: the model.
-        source: the split.
-        options: ``evaluation.*``.
-        experiment: names the folder below ``options.results_dir``.
-        tracker: gets metrics, files, a table of answers and a picture.
-        conditions: what the answers depend on; see ``run.conditions``.
-        num_workers: processes that cut panoramas.
-        settings: kept in ``metrics.json``: what was evaluated, on what.
-        features: of the model's encoder; None leaves encoding to the model.
-        written: is called when all is on disk, before the answers that were kept on the way go.
+        trained: the last stage with its best weights, or None where every stage was finished before.
+    """
+    last, test = run.cfg.stage.run[-1], run.data.test
+    if run.cfg.dry_run:
+        LOG.info("Dry run: the evaluation is left out.")
+    if not run.procs.is_main or run.cfg.dry_run or test is None or not run.stages[last].answers:
+        return
+    options, folder = EvaluationOptions(**run.plain["evaluation"]), run.experiment.stage_folder(last)
+    is_done = trained is None and not run.evaluation_due
+    if is_done and not (result_folder(Path(options.results_dir), run.experiment.name) / UNFINISHED).is_dir():
+        return
+    settings = {key: run.plain[key] for key in ("crop", "generation")}
+    settings |= {"stage": last, "model": run.backbones.model, "inputs": run.inputs(last)}
+    subject = Restored(find_checkpoint(folder), {**settings, "experiment_name": run.experiment.name})
+    prompt, precision = run.backbones.prompt.format.record(), run.compute.name
+    conditions = answer_conditions(subject.checkpoint, settings, test, run.known, prompt=prompt, precision=precision)
+    if is_done:
+        for log in answer_logs(options, run.experiment.name, conditions):
+            log.discard()  # of a process that died just after its result was on record
+        return
+    model = None if trained is None or trained.name != last or run.is_sharded else trained.composite
+    if model is not None:
+        pano = PanoLlava(model.eval(), run.backbones.prompt, run.backbones.crop)
+    else:  # finished earlier, but stopped before its evaluation was; or this process has only a shard of it
+        pano = PanoLlava.from_pretrained(folder, device=run.compute.device, dtype=run.compute.dtype)
+    pano.generation = GenerationOptions(**run.plain["generation"])
+    result = answer_split(
+        subject,
+        run.plain["data"],
+        "test",
+        options,
+        run.compute,
+        run.tracker,
+        pano=pano,
+        store=run.store,
+        num_workers=run.trainer.num_workers,
+        conditions=conditions,
+        source=test,
+        written=lambda files: run.experiment.record(last, evaluated=str(files.folder)),
+    )
+    LOG.info("%s", result.summary("Test split"))
+    LOG.info("Predictions and metrics: %s", result.files.folder)
+
+
+def answer_split(
+    run: Restored,
+    data: Mapping[str, Any],
+    split: str,
+    options: EvaluationOptions,
+    compute: Compute,
+    tracker: Tracker,
+    *,
+    pano: PanoLlava,
+    store: StoreOptions,
+    num_workers: int = 0,
+    conditions: Mapping[str, Any] | None = None,
+    source: DataSource | None = None,
+    written: Callable[[ResultFiles], None] | None = None,
+) -> Evaluation:
+    """Evaluates a checkpoint on a split, and records the result on disk and in the tracker.
+
+    Args:
+        run: the checkpoint.
+        data: the ``data`` section.
+        pano: the checkpoint's model.
+        conditions: of ``answer_conditions``, where they were computed before.
+        source: the split, where it is open and known to the tracker.
+        written: called when all files are on disk, before the answers that were kept on the way are removed.
 
     Raises:
-        ValueError: questions that the model cannot be asked.
+        ValueError: questions with too many or unknown tokens for the model.
     """
+    known, experiment = store.file_identity(), run.settings["experiment_name"]
+    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": compute.name}
+    if source is None:
+        source = open_source(dict(data), split, pano.crop)
+        tracker.inputs([describe_split(data, split, source)])
+    conditions = conditions or answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
+    conditions = {**conditions, **of_model}
     new_tokens = pano.generation.max_new_tokens
     check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
     metrics = find_metrics(options.metrics, "evaluation.metrics")
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
+    features = open_features(store, pano.model.vision.tower, pano.crop)
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
     LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
     logs = answer_logs(options, experiment, conditions)
-    predictions = ask(log=logs[0], log_samples=options.log_samples)
-    blind = ask(log=logs[1], blank=True) if options.blank else None
+    with compute.autocast():
+        predictions = ask(log=logs[0], log_samples=options.log_samples)
+        blind = ask(log=logs[1], blank=True) if options.blank else None
     report = score_answers(predictions, blind)
     words = choose_words(options.words)
-    answers = AnswerSet(as_scored(predictions), words, options.meteor, _pictures(source), clip)
-    captions = compute_scores(answers, metrics)
-    record = {"form": "grouped", "words": words, "clip": options.clip, **captions.record()}
-    kept = {
-        **(settings or {}),
+    captions = compute_scores(
+        AnswerSet(as_scored(predictions), words, options.meteor, _pictures(source), clip), metrics
+    )
+    settings = {
+        **run.subject(known),
+        "split": split,
+        "data": dict(data),
         "max_samples": options.max_samples,
         "image_tokens": pano.image_tokens,
         "conditions": conditions,
@@ -127,23 +184,23 @@ def evaluate_answers(
         experiment,
         predictions,
         report,
-        captions=record,
-        settings=kept,
+        captions={"form": "grouped", "words": words, "clip": options.clip, **captions.record()},
+        settings=settings,
         key=logs[0].key,
         resumed=logs[0].resumed,
     )
     _draw_answers(source, predictions, files.folder / PICTURE)
     _track(predictions, report, captions, files, tracker)
-    tracker.flush()  # what counts as done is not evaluated again
+    tracker.flush()  # an evaluation on record is not made again
     if written is not None:
         written(files)
-    for log in logs:  # last: stopped before, an evaluation finds here that its result is there
+    for log in logs:  # last, so that an evaluation that is stopped before continues from them
         log.discard()
-    return Evaluation(report, captions, words, predictions, files, pano.image_tokens, conditions)
+    return Evaluation(predictions, pano.image_tokens, conditions, report, captions, words, files)
 
 
 def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping[str, Any]) -> list[AnswerLog]:
-    """The answers that are kept while they are given: those to the pictures, and those to blank ones."""
+    """Files that keep answers on the way: of the pictures, and of blank ones."""
     folder = result_folder(Path(options.results_dir), experiment)
     return [AnswerLog(folder, {**conditions, "blank": blank}) for blank in (False, True)]
 
@@ -162,32 +219,29 @@ def answer_questions(
     """A model's answers to a split's questions.
 
     Args:
-        pano: the model.
-        source: the split.
-        options: batch size, limits.
-        num_workers: processes that cut panoramas.
         features: of the model's encoder; None leaves encoding to the model.
-        blank: hide every view behind plain grey.
+        blank: show plain grey in place of every view.
         log_samples: write answers to the log on the way.
-        log: keeps the answers until all are given; those it has are not asked for again.
+        log: keeps the answers until all are given; those it has are not generated again.
     """
     known = {} if log is None else dict(log.answers)
     name = f"{source.name}, blank pictures" if blank else source.name
     if known:
         LOG.info("%s: %d answers are there from an evaluation that was stopped.", name, len(known))
     elif log is not None and log.other is not None and (found := differences(log.other, log.settings)):
-        LOG.info("%s: an evaluation that did not end has other conditions (%s), and is left.", name, told(found))
-    everything = source.questions()
+        LOG.info(
+            "%s: an evaluation that did not end has other conditions (%s), and is not continued.", name, describe(found)
+        )
     left = None if options.max_samples is None else options.max_samples - len(known)
     if left is not None and left <= 0:
         return list(known.values())[: options.max_samples]
-    grey = GREY if blank else None
-    batches = question_batches(pano, source, options.batch_size, num_workers, known, features=features, blank=grey)
+    pixel = GREY if blank else None
+    batches = question_batches(pano, source, options.batch_size, num_workers, known, features=features, blank=pixel)
     with explained(lambda: answers_too_large(options.batch_size, pano.generation.max_new_tokens, kept=log is not None)):
         given = evaluate(
             pano.answer,
             batches,
-            total=len(everything) - len(known),
+            total=len(source.questions()) - len(known),
             max_samples=left,
             log_samples=log_samples,
             log_interval=options.log_interval,
@@ -212,11 +266,7 @@ def _draw_answers(source: DataSource, predictions: Sequence[Prediction], path: P
 
 
 def _track(
-    predictions: Sequence[Prediction],
-    report: AnswerReport,
-    captions: Scores,
-    files: ResultFiles,
-    tracker: Tracker,
+    predictions: Sequence[Prediction], report: AnswerReport, captions: Scores, files: ResultFiles, tracker: Tracker
 ) -> None:
     values = report.metrics() | {name: interval.value for name, interval in captions.scores.items()}
     latency = latency_summary(predictions)
@@ -237,77 +287,18 @@ def _track(
     tracker.table(rows, "sample_answers.json")
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers to a split."""
-
-    predictions: Sequence[Prediction]  # in the order of the questions
-    image_tokens: int  # tokens that a panorama takes in the language model
-    conditions: Mapping[str, Any]  # what the answers depend on
-
-
-def answer_split(
-    run: Restored,
-    data: Mapping[str, Any],
-    split: str,
-    options: EvaluationOptions,
-    compute: Compute,
-    tracker: Tracker,
-    *,
-    pano: PanoLlava,
-    store: StoreOptions,
-    num_workers: int = 0,
-    conditions: Mapping[str, Any] | None = None,
-) -> Evaluation:
-    """Evaluates a checkpoint on a split.
-
-    Args:
-        run: the checkpoint.
-        data: the ``data`` section.
-        split: ``train``, ``val`` or ``test``.
-        options: batch size, answer length, limits.
-        compute: device and precision.
-        tracker: gets the result.
-        pano: its model.
-        store: of the encoder's features.
-        num_workers: processes that cut panoramas.
-        conditions: what the answers depend on, where it was computed before; see ``answer_conditions``.
-    """
-    source, known = open_source(dict(data), split, pano.crop), store.file_identity()
-    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": compute.name}
-    if conditions is None:
-        conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
-    tracker.inputs([describe_split(data, split, source)])
-    features = open_features(store, pano.model.vision.tower, pano.crop)
-    with compute.autocast():
-        return evaluate_answers(
-            pano,
-            source,
-            options,
-            experiment=run.settings["experiment_name"],
-            tracker=tracker,
-            num_workers=num_workers,
-            features=features,
-            conditions={**conditions, **of_model},
-            settings={**run.subject(known), "split": split, "data": dict(data)},
-        )
-
-
 def find_answers(
     run: Restored, source: DataSource, results_dir: Path, max_samples: int | None, conditions: Mapping[str, Any]
 ) -> Answers | None:
     """The newest answers on disk under these conditions; the log names them, or the difference of the nearest ones.
 
     Args:
-        run: whose answers.
-        source: the split.
-        results_dir: where evaluations are kept.
         max_samples: number of questions; None for all.
         conditions: see ``run.conditions``.
     """
     nearest: tuple[Path, dict[str, tuple[Any, Any]]] | None = None
     unrecorded = None
-    folder, asked = result_folder(results_dir, run.settings["experiment_name"]), source.questions()[:max_samples]
+    folder, questions = result_folder(results_dir, run.settings["experiment_name"]), source.questions()[:max_samples]
     for path in sorted(folder.glob(f"predictions_*/{METRICS}"), reverse=True):
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -327,22 +318,22 @@ def find_answers(
         except (OSError, ValueError, KeyError) as error:
             LOG.warning("%s is passed over: %s.", path.parent, str(error).rstrip("."))
             continue
-        if difference := first_difference(asked, answers):
+        if difference := first_difference(questions, answers):
             LOG.warning("%s was changed since it was written (%s) and is passed over.", path.parent, difference)
             continue
         LOG.info("Reusing the answers in %s, given on %s.", path.parent, metrics.get("created", "an unknown date"))
         return Answers(answers, int(settings["image_tokens"]), settings["conditions"])
     if nearest is not None:
-        LOG.info("The answers in %s are not used: %s.", nearest[0], told(nearest[1]))
+        LOG.info("The answers in %s are not used: %s.", nearest[0], describe(nearest[1]))
     elif unrecorded is not None:
         LOG.info("%s does not record the conditions of its answers, so they are not used.", unrecorded)
     return None
 
 
-def first_difference(asked: Sequence[Question | Prediction], other: Sequence[Question | Prediction]) -> str:
+def first_difference(first: Sequence[Question | Prediction], other: Sequence[Question | Prediction]) -> str:
     """The first difference between two lists of questions, with its sample id; empty where they are the same."""
     by_id = {one.sample_id: one for one in other}
-    for one in asked:
+    for one in first:
         if (same := by_id.pop(one.sample_id, None)) is None:
             return f"{one.sample_id} is in only one of them"
         for part in ("image_id", "history", "question", "references", "kind"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,14 +28,13 @@ ENCODED_BY = (
 """The code that makes features of a picture file."""
 
 
-def open_features(options: StoreOptions, tower: VisionTower, crop: Crop, *, quiet: bool = False) -> FeatureMaker | None:
+def open_features(options: StoreOptions, tower: VisionTower, crop: Crop) -> FeatureMaker | None:
     """Makes and stores features of a tower with its present weights, on its present device.
 
     Args:
         options: ``store.*``.
         tower: the encoder.
         crop: cuts its views.
-        quiet: log no line about the store.
 
     Returns:
         None if the store is disabled, or cannot be used, which is logged.
@@ -54,9 +54,14 @@ def open_features(options: StoreOptions, tower: VisionTower, crop: Crop, *, quie
     except OSError as error:
         LOG.warning("Features are not kept: store.dir=%s cannot be used (%s).", options.dir, error)
         return None
-    if not quiet:
-        LOG.info("Features are kept in %s, which holds %d panoramas.", store.folder, store.count())
+    _announce(store.folder, store.count())
     return FeatureMaker(store, encoding, tower.mean.device)
+
+
+@functools.cache
+def _announce(folder: Path, count: int) -> None:
+    """Says once where features are kept, and again when there are more."""
+    LOG.info("Features are kept in %s, which holds %d panoramas.", folder, count)
 
 
 def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Iterable[DataSource]) -> str:

@@ -1,16 +1,15 @@
-"""The panoramas that a command line names: a file, an address, or the pictures of a folder."""
+"""The panoramas that a command line names (a file, an address, or a folder's), and the files that it writes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from panollava.config.check import check_section
 from panollava.crop.cameras import PERSPECTIVE, Camera
 from panollava.crop.crop import Crop, read_panorama
 from panollava.crop.gpano import tilt_warning
@@ -19,23 +18,17 @@ from panollava.crop.partial import Covered
 from panollava.crop.render import render_views
 from panollava.crop.strategies import global_camera
 from panollava.data.csv import is_address
-from panollava.data.fetch import FetchOptions, check_hosts, fetch_panorama
+from panollava.data.fetch import FetchOptions, fetch_panorama
 from panollava.data.world import WorldSource
 from panollava.disk import write_file
-from panollava.evaluation.drawing import encode_png
 from panollava.logs import LOG
 
 PANORAMA_SIZE = (1024, 2048)
-"""Rows and columns that do for the panorama in a picture, and the size of one of the built-in world."""
+"""Rows and columns of the panorama in a picture."""
 
 
 def checked_out(out: Path, image: Path | None, example: str) -> Path:
-    """The file to write a picture of ``image`` to, before any work is done for it.
-
-    Args:
-        out: as the user wrote it.
-        image: the panorama that must not be written over.
-        example: a name for it to show in messages.
+    """``out``, checked before any work is done for it.
 
     Raises:
         ValueError: it is no PNG, a folder, or the panorama itself.
@@ -50,35 +43,30 @@ def checked_out(out: Path, image: Path | None, example: str) -> Path:
 
 
 def read_twice(image: Path, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
-    """A panorama file as fine as a picture shows it, and as the crop reads it for its views."""
+    """A panorama file at the resolution of a picture, and at the one that the crop needs for its views."""
     whole = [global_camera("resize", PANORAMA_SIZE)]
     return read_panorama(image, whole, PANORAMA_SIZE, crop.panorama_fov_deg), crop.read(image)
 
 
 def world_scene(split: Literal["train", "test"]) -> WorldSource:
-    """One scene of the built-in world, as fine as a picture shows it."""
+    """One scene of the built-in world, at the resolution of a picture."""
     return WorldSource(split=split, scenes=1, height=PANORAMA_SIZE[0])
 
 
-def write_picture(out: Path, picture: np.ndarray) -> None:
-    """Writes a picture (H, W, 3) uint8 RGB as PNG.
+def write_out(out: Path, content: str | bytes) -> None:
+    """Writes the file of ``out=``.
 
     Raises:
         OSError: naming the key, if the file cannot be written.
     """
     try:
-        write_file(out, encode_png(picture))
+        write_file(out, content)
     except OSError as error:
         raise OSError(f"out={out} cannot be written ({error.strerror}). Choose another folder.") from error
 
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
-"""Names by which a file is meant to be a picture, so that one with other content is named with what is wrong."""
-
-
-def check_fetch(section: Mapping[str, Any]) -> list[str]:
-    """Problems of the section ``fetch``."""
-    return check_section(section, FetchOptions, "fetch") + check_hosts(section.get("hosts"))
+"""Files with these names are pictures: one with other content is an error."""
 
 
 def named_panorama(image: str, fetch: FetchOptions) -> Path:
@@ -89,12 +77,12 @@ def named_panorama(image: str, fetch: FetchOptions) -> Path:
         OSError: the folder of fetched pictures cannot be written.
     """
     path = fetch_panorama(image, fetch) if is_address(image) else Path(image).expanduser()
-    _tell_tilt([path])
+    _warn_of_tilt([path])
     return path
 
 
 def find_panoramas(image: str, fetch: FetchOptions) -> list[Path]:
-    """The file that ``image`` names, or all JPEG and PNG files of a folder, whatever their names, sorted by these.
+    """The file that ``image`` names, or all files of a folder that are JPEG or PNG, sorted by name.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no picture in the folder.
@@ -105,34 +93,32 @@ def find_panoramas(image: str, fetch: FetchOptions) -> list[Path]:
         raise FileNotFoundError(f"image={image}: there is no such file or folder. Check the path.")
     if not path.is_dir():
         return [path]
-    files = sorted(one for one in path.iterdir() if not one.name.startswith(".") and (one.is_file() or _is_dead(one)))
+    # A link to nothing is kept, so that it is named among what cannot be read.
+    files = sorted(
+        one for one in path.iterdir() if not one.name.startswith(".") and (one.is_file() or one.is_symlink())
+    )
     found = [one for one in files if one.suffix.lower() in _SUFFIXES or _is_picture(one)]
     if not found:
         raise FileNotFoundError(f"image={image}: there is no JPEG or PNG picture in this folder. Name another.")
-    _tell_tilt(found)
+    _warn_of_tilt(found)
     if others := [one.name for one in files if one not in set(found)]:
         LOG.info("%s: left out, as they are no JPEG or PNG: %d, such as %s.", image, len(others), others[0])
     return found
 
 
-def _tell_tilt(paths: Sequence[Path]) -> None:
+def _warn_of_tilt(paths: Sequence[Path]) -> None:
     for path in paths:
-        with suppress(OSError), path.open("rb") as file:  # whoever reads it says what is wrong
+        with suppress(OSError), path.open("rb") as file:  # reading it later says what is wrong
             header = parse_header(file)
             if header is not None and (message := tilt_warning(str(path), header.xmp)):
                 LOG.warning("%s", message)
-
-
-def _is_dead(path: Path) -> bool:
-    """Whether it is a link to nothing, which is named as what cannot be read."""
-    return path.is_symlink() and not path.exists()
 
 
 def _is_picture(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return parse_header(file) is not None
-    except OSError:  # whoever reads it says so
+    except OSError:  # reading it later says so
         return True
 
 
@@ -145,18 +131,14 @@ def look(
     fov_deg: float = 90.0,
     side: int = 512,
 ) -> np.ndarray:
-    """What lies in a direction.
+    """A perspective view of a panorama file, (side, side, 3) uint8 RGB.
 
     Args:
-        path: a panorama, JPEG or PNG.
         yaw_deg: degrees to the right of the panorama's centre.
         pitch_deg: degrees up.
         covered: degrees that the picture covers, horizontally and vertically; None for the whole sphere.
         fov_deg: extent of the view, each way.
         side: pixels, each way.
-
-    Returns:
-        ``(side, side, 3)`` uint8 RGB.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,4 +1,4 @@
-"""trainer.auto_batch: tries, before the first step, which batch fits, with as many samples an optimiser step."""
+"""Memory of a stage: its estimate, the automatic batch size, and the messages when memory runs out."""
 
 from __future__ import annotations
 
@@ -21,176 +21,21 @@ from panollava.run.run import Run
 from panollava.stages.protocol import Stage
 from panollava.training.options import StageOptions
 
-_SIGNS = (
-    "DefaultCPUAllocator",  # torch on the CPU
-    "out of memory",  # CUDA's and Apple's own words
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "Insufficient memory",  # OpenCV
-    "killed by signal: Killed",  # a loader's worker, which the system ended
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, NumPy, OpenCV or a loader means that there was no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, Exception) and any(sign in str(error) for sign in _SIGNS)
-
-
-@contextmanager
-def explained(message: Callable[[], str]) -> Iterator[None]:
-    """Turns running out of memory inside into a message.
-
-    Raises:
-        ValueError: with the message.
-    """
-    try:
-        yield
-    except Exception as error:
-        # Another process's last words are not about this one's memory.
-        if isinstance(error, ValueError | ConnectionError) or not is_out_of_memory(error):
-            raise
-        raise ValueError(message()) from error
-
-
-def smaller(options: StageOptions) -> StageOptions | None:
-    """The next smaller batch with as many samples an optimiser step, or None where it is 1 already."""
-    if options.batch_size == 1:
-        return None
-    together = options.batch_size * options.accumulate
-    size = max(size for size in range(1, options.batch_size) if together % size == 0)
-    return replace(options, batch_size=size, accumulate=together // size)
-
-
-def step_too_large(run: Run, name: str, stage: Stage, options: StageOptions) -> str:
-    """What to say when a step, or a batch of the validation, needs more memory than there is."""
-    doing = "training" if stage.training else "validating"
-    tokens = ""
-    if run.stages[name].targets:
-        tokens = f", {run.backbones.image_tokens} image and up to {options.max_text_length} text tokens"
-    return (
-        f"Out of memory in stage {name}, {doing} with stage.{name}.batch_size={options.batch_size} "
-        f"({len(run.backbones.crop.camera_rows)} views a sample{tokens}; {_taken(run)}). "
-        f"{_batch_advice(name, stage, options)} {_other_advice(run, name, stage, options)}{_resumed_advice(run, name)}"
-    )
-
-
-def model_too_large(run: Run, name: str) -> str:
-    """What to say when memory runs out before the first step."""
-    return (
-        f"Out of memory in stage {name}, before its first step: the model itself does not fit ({_taken(run)}). Use "
-        "smaller backbones, trainer.precision=bf16, language.load_in_4bit=true on a GPU, or fewer trainable blocks."
-    )
-
-
-def answers_too_large(batch_size: int, max_new_tokens: int, *, kept: bool = False) -> str:
-    """What to say when answering needs more memory than there is.
-
-    Args:
-        batch_size: questions answered at once.
-        max_new_tokens: longest answer.
-        kept: whether the answers so far are kept for the next start.
-    """
-    if batch_size > 1:
-        half = batch_size // 2
-        lower = f"batch_size={half} (evaluation.batch_size={half} in training) needs less and gives the same answers"
-    else:
-        lower = "The batch is 1 already"
-    again = " The answers so far are kept, and the same command goes on with the others." if kept else ""
-    return (
-        f"Out of memory while answering {batch_size} questions at once with up to {max_new_tokens} new tokens each. "
-        f"{lower}; a smaller max_new_tokens or crop.overlap, or device=cpu, need less too.{again}"
-    )
-
-
-def _batch_advice(name: str, stage: Stage, options: StageOptions) -> str:
-    less = smaller(options)
-    if less is None:
-        return "The batch is 1 already."
-    if stage.coupled:
-        return (
-            f"stage.{name}.batch_size={less.batch_size} needs less, but is another objective: {stage.coupled} are "
-            "taken over a whole micro-batch, and accumulating does not make up for it."
-        )
-    return f"stage.{name}.batch_size={less.batch_size} stage.{name}.accumulate={less.accumulate} keeps the objective."
-
-
-def _other_advice(run: Run, name: str, stage: Stage, options: StageOptions) -> str:
-    trainer, cfg, reads_text = run.trainer, run.cfg, run.stages[name].targets is not None
-    recomputable = reads_text or options.vision_trainable_blocks != 0
-    ways = []
-    if recomputable and not trainer.checkpoint_activations:
-        ways.append("trainer.checkpoint_activations=true")
-    if reads_text:
-        ways.append(f"a smaller stage.{name}.max_text_length ({options.max_text_length})")
-    if cfg.crop.get("overlap"):
-        ways.append(f"a smaller crop.overlap ({cfg.crop.overlap})")
-    if run.compute.dtype is torch.float32:
-        ways.append("trainer.precision=bf16")
-    if options.vision_trainable_blocks != 0 or options.language_trainable_blocks != 0:
-        ways.append("fewer trainable blocks")
-    if not trainer.auto_batch and not stage.coupled and options.batch_size > 1:
-        return f"{_joined(ways)} need less too; trainer.auto_batch=true finds a batch that fits."
-    return f"{_joined(ways)} need less too." if ways else ""
-
-
-def _resumed_advice(run: Run, name: str) -> str:
-    """Which settings go on with what is saved: others make another run of it."""
-    keys = ("auto_batch", "checkpoint_activations")
-    ways = [f"trainer.{key}=true" for key in keys if not getattr(run.trainer, key)]
-    if not ways or follow(run.experiment.stage_folder(name) / LAST) is None:
-        return ""
-    return f" With {' or '.join(ways)} the same command goes on from what is saved; the others begin anew."
-
-
-def _joined(ways: list[str]) -> str:
-    text = ", ".join(ways)
-    return text[:1].upper() + text[1:] if text.startswith("a ") else text
-
-
-def _taken(run: Run) -> str:
-    """Memory of the device that this process has taken, and all there is."""
-    if run.compute.device.type == "cuda":
-        total = torch.cuda.get_device_properties(run.compute.device).total_memory
-        return f"{torch.cuda.max_memory_allocated(run.compute.device) / 1e9:.1f} of {total / 1e9:.1f} GB were taken"
-    memory = psutil.virtual_memory()
-    taken = psutil.Process().memory_info().rss
-    return f"this process has {taken / 1e9:.1f} of {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} are free"
-
-
 GRADIENT, MOMENTS = 4, 8
 """Bytes of a weight's gradient and of AdamW's two moments, all fp32."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a stage holds in memory (bytes), about.
+    """Estimated memory of a stage, in bytes."""
 
-    Attributes:
-        model: its weights, as they lie.
-        optimiser: gradients and AdamW's state of what trains.
-        step: what a micro-batch keeps for the backward pass.
-    """
-
-    model: int
-    optimiser: int
-    step: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.model + self.optimiser + self.step
+    model: int  # its weights, as they are stored
+    optimiser: int  # gradients and AdamW's state of the trained weights
+    step: int  # activations of a micro-batch that the backward pass needs
 
 
 def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
-    """Logs how much of the model trains, how long its sequences are, and what it will take of the memory.
-
-    Args:
-        run: the run.
-        name: the stage's name.
-        stage: the stage, on its device.
-        options: with the batch that will be used.
-    """
+    """Logs how many parameters train, how long the sequences are, and the estimated memory."""
     total, share = sum(map(_count, stage.parameters())), sum(map(_count, stage.trained().values()))
     LOG.info("Stage %s trains %s of %s parameters (%.2f %%).", name, f"{share:,}", f"{total:,}", 100 * share / total)
     if stage.composite is not None:
@@ -200,12 +45,12 @@ def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
             "Its sequences: %d image tokens and up to %d of text, %d of %s positions.",
             image, text, image + text, "unlimited" if positions is None else positions,
         )  # fmt: skip
-    memory, free, told = estimate(run, stage, options), _free(run.compute.device), partial(in_words, base=1000)
+    memory, free, size = estimate(run, stage, options), _free(run.compute.device), partial(in_words, base=1000)
     LOG.info(
         "Its memory, about: model %s, gradients and optimiser %s, a batch of %d %s; %s are free.",
-        told(memory.model), told(memory.optimiser), options.batch_size, told(memory.step), told(free),
+        size(memory.model), size(memory.optimiser), options.batch_size, size(memory.step), size(free),
     )  # fmt: skip
-    if memory.optimiser + memory.step > free:  # the model is there already
+    if memory.optimiser + memory.step > free:  # the model is loaded already
         LOG.warning(
             "That may not fit: a smaller stage.%s.batch_size, trainer.checkpoint_activations=true or "
             "trainer.auto_batch=true would help.",
@@ -216,13 +61,8 @@ def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
 def estimate(run: Run, stage: Stage, options: StageOptions) -> Memory:
     """Memory of a stage, from its weights and the inputs and outputs of its linear layers.
 
-    Activations of a layer are counted as what goes in and what comes out, for every token that passes it. Attention
-    scores, norms and what the allocator loses are not counted, so the truth may be twice as much.
-
-    Args:
-        run: for the views, the image tokens and the type of activations.
-        stage: with what trains switched on.
-        options: batch size and text length.
+    The activations of a layer are its inputs and outputs, for each token. Attention scores, norms and losses of the
+    allocator are not counted: the true number may be twice as large.
     """
     trained = sum(parameter.numel() for parameter in stage.trained().values())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in stage.parameters())
@@ -230,17 +70,15 @@ def estimate(run: Run, stage: Stage, options: StageOptions) -> Memory:
     views = options.batch_size * len(run.backbones.crop.camera_rows)
     patches, tokens = vision.tower.grid[0] * vision.tower.grid[1], vision.tokens_per_view
     blocks = list(vision.tower.blocks)
-    learning = [block for block in blocks if any(weight.requires_grad for weight in block.parameters())]
-    passing = max((_width(block) for block in blocks), default=0)  # a frozen block forgets what it computed
-    numbers = views * patches * (passing + sum(map(_width, learning)))
+    trainable = [block for block in blocks if any(weight.requires_grad for weight in block.parameters())]
+    passing = max((_width(block) for block in blocks), default=0)  # a frozen block keeps nothing: the largest counts
+    numbers = views * patches * (passing + sum(map(_width, trainable)))
     numbers += views * max(patches, tokens) * _width(vision.resampler)
-    own = [part for part in stage.children() if part not in (vision, model)]
-    numbers += views * tokens * sum(map(_width, own))
+    numbers += views * tokens * sum(_width(part) for part in stage.children() if part not in (vision, model))
     if model is not None:
         numbers += views * tokens * _width(model.projector)
         numbers += _language_numbers(run, model, options)
-    step = numbers * run.compute.dtype.itemsize
-    return Memory(weights, trained * (GRADIENT + MOMENTS), step)
+    return Memory(weights, trained * (GRADIENT + MOMENTS), numbers * run.compute.dtype.itemsize)
 
 
 def _language_numbers(run: Run, model: PanoLlavaForConditionalGeneration, options: StageOptions) -> int:
@@ -269,28 +107,21 @@ def _free(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+# trainer.auto_batch
+
 PROBE_MOMENTS = 3
-"""Copies of the weights that train which an optimiser step holds: AdamW's two moments, and one while it works."""
+"""Copies of the trained weights that an optimiser step holds: AdamW's two moments, and one for its intermediates."""
 
 BUCKETS = 1
-"""Copies that DDP holds beside them: of the gradients, to send them."""
+"""Copies of the gradients that DDP holds beside them, to send them."""
 
 
-def fit_batch(run: Run, name: str, stage: Stage, options: StageOptions) -> StageOptions:
-    """The largest batch that fits, found by trying the one asked for, then the next that divides the samples of a step.
+def auto_batch_size(run: Run, name: str, stage: Stage, options: StageOptions) -> StageOptions:
+    """The largest micro-batch that fits in memory, with batch times accumulation as in ``options``.
 
-    A trial is a forward and backward pass of the longest samples there may be, with as much memory set aside as the
-    optimiser will take. Weights, gradients and random state are afterwards as they were. Processes try together and
-    take a batch only where all of them can.
-
-    Args:
-        run: the run.
-        name: the stage's name.
-        stage: the stage, on its device.
-        options: with the batch and accumulation asked for, or of the run that is resumed, which keeps them if it can.
-
-    Returns:
-        The options with the batch to use; batch times accumulation is what was asked for.
+    A trial is a forward and backward pass of samples with the longest texts, with as much memory set aside as the
+    optimiser will take. It changes no weights, gradients or random state. Processes try together, and take a batch
+    only where it fits for all of them.
 
     Raises:
         ValueError: not even a batch of one sample fits.
@@ -319,21 +150,26 @@ def fit_batch(run: Run, name: str, stage: Stage, options: StageOptions) -> Stage
     raise ValueError(step_too_large(run, name, stage, last))
 
 
+def smaller(options: StageOptions) -> StageOptions | None:
+    """The next smaller batch with as many samples an optimiser step, or None where it is 1 already."""
+    if options.batch_size == 1:
+        return None
+    together = options.batch_size * options.accumulate
+    size = max(size for size in range(1, options.batch_size) if together % size == 0)
+    return replace(options, batch_size=size, accumulate=together // size)
+
+
 def longest(batch: Batch, length: int) -> Batch:
-    """The batch with every text as long as texts may be, each added token one to be learnt."""
+    """The batch with every text padded to ``length`` tokens, all of which are targets."""
     if batch.input_ids is None or batch.attention_mask is None or batch.labels is None:
         return batch
     more = max(0, length - batch.input_ids.shape[1])
     token = int(batch.input_ids[0, -1])
-    return Batch(
-        batch.sample_ids,
-        batch.pixel_values,
-        batch.cameras,
-        batch.view_mask,
-        pad(batch.input_ids, (0, more), value=token),
-        pad(batch.attention_mask, (0, more), value=1),
-        pad(batch.labels, (0, more), value=token),
-        batch.vision_features,
+    return replace(
+        batch,
+        input_ids=pad(batch.input_ids, (0, more), value=token),
+        attention_mask=pad(batch.attention_mask, (0, more), value=1),
+        labels=pad(batch.labels, (0, more), value=token),
     )
 
 
@@ -344,7 +180,7 @@ def _fits(run: Run, stage: Stage, batch: Batch) -> bool:
     stage.train()
     with torch.random.fork_rng(devices):
         try:
-            _pass(run, stage, trained, batch)
+            _forward_backward(run, stage, trained, batch)
             fits = True
         except Exception as error:
             if not is_out_of_memory(error):
@@ -352,16 +188,128 @@ def _fits(run: Run, stage: Stage, batch: Batch) -> bool:
             fits = False
     for parameter in trained:
         parameter.grad = None
-    gc.collect()  # what an error held on to
+    gc.collect()  # tensors that the error's frames refer to
     if devices:
         torch.cuda.empty_cache()
     return fits
 
 
-def _pass(run: Run, stage: Stage, trained: list[torch.nn.Parameter], batch: Batch) -> None:
+def _forward_backward(run: Run, stage: Stage, trained: list[torch.nn.Parameter], batch: Batch) -> None:
     copies = PROBE_MOMENTS + (BUCKETS if run.procs.world_size > 1 else 0)
-    aside = [torch.zeros_like(parameter) for parameter in trained for _ in range(copies)]
+    set_aside = [torch.zeros_like(parameter) for parameter in trained for _ in range(copies)]
     with run.compute.autocast():
         output = stage(batch.to(run.compute.device))
     torch.stack(list(output.losses.values())).sum().backward()
-    del aside
+    del set_aside
+
+
+# Running out of memory
+
+_SIGNS = (
+    "DefaultCPUAllocator",  # torch on the CPU
+    "out of memory",  # CUDA and Apple's MPS
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Insufficient memory",  # OpenCV
+    "killed by signal: Killed",  # a loader's worker, which the system ended
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, NumPy, OpenCV or a loader means that there was no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, Exception) and any(sign in str(error) for sign in _SIGNS)
+
+
+@contextmanager
+def explained(message: Callable[[], str]) -> Iterator[None]:
+    """Turns errors for lack of memory into a `ValueError` with the message."""
+    try:
+        yield
+    except Exception as error:
+        # The error message of another process that failed is not about this one's memory.
+        if isinstance(error, ValueError | ConnectionError) or not is_out_of_memory(error):
+            raise
+        raise ValueError(message()) from error
+
+
+def step_too_large(run: Run, name: str, stage: Stage, options: StageOptions) -> str:
+    """The message where a step, or a batch of the validation, needs more memory than there is."""
+    doing = "training" if stage.training else "validating"
+    tokens = ""
+    if run.stages[name].targets:
+        tokens = f", {run.backbones.image_tokens} image and up to {options.max_text_length} text tokens"
+    return (
+        f"Out of memory in stage {name}, {doing} with stage.{name}.batch_size={options.batch_size} "
+        f"({len(run.backbones.crop.camera_rows)} views a sample{tokens}; {_memory_used(run)}). "
+        f"{_batch_advice(name, stage, options)} {_other_advice(run, name, stage, options)}{_resume_advice(run, name)}"
+    )
+
+
+def model_too_large(run: Run, name: str) -> str:
+    """The message where memory runs out before the first step."""
+    return (
+        f"Out of memory in stage {name}, before its first step: the model itself does not fit ({_memory_used(run)}). "
+        "Use smaller backbones, trainer.precision=bf16, language.load_in_4bit=true on a GPU, or fewer trainable blocks."
+    )
+
+
+def answers_too_large(batch_size: int, max_new_tokens: int, *, kept: bool = False) -> str:
+    """The message where answering needs too much memory; ``kept``: the next start continues from the answers so far."""
+    lower = "The batch is 1 already"
+    if batch_size > 1:
+        half = batch_size // 2
+        lower = f"batch_size={half} (evaluation.batch_size={half} in training) needs less and gives the same answers"
+    again = " The answers so far are kept: run the same command for the others." if kept else ""
+    return (
+        f"Out of memory while answering {batch_size} questions at once with up to {max_new_tokens} new tokens each. "
+        f"{lower}; a smaller max_new_tokens or crop.overlap, or device=cpu, need less too.{again}"
+    )
+
+
+def _batch_advice(name: str, stage: Stage, options: StageOptions) -> str:
+    less = smaller(options)
+    if less is None:
+        return "The batch is 1 already."
+    if stage.coupled:
+        return (
+            f"stage.{name}.batch_size={less.batch_size} needs less, but is another objective: {stage.coupled} are "
+            "taken over a whole micro-batch, and accumulating does not make up for it."
+        )
+    return f"stage.{name}.batch_size={less.batch_size} stage.{name}.accumulate={less.accumulate} keeps the objective."
+
+
+def _other_advice(run: Run, name: str, stage: Stage, options: StageOptions) -> str:
+    trainer, reads_text = run.trainer, run.stages[name].targets is not None
+    has_blocks = options.vision_trainable_blocks != 0 or options.language_trainable_blocks != 0
+    recomputable = reads_text or options.vision_trainable_blocks != 0
+    ways = {
+        "trainer.checkpoint_activations=true": recomputable and not trainer.checkpoint_activations,
+        f"a smaller stage.{name}.max_text_length ({options.max_text_length})": reads_text,
+        f"a smaller crop.overlap ({run.cfg.crop.get('overlap')})": bool(run.cfg.crop.get("overlap")),
+        "trainer.precision=bf16": run.compute.dtype is torch.float32,
+        "fewer trainable blocks": has_blocks,
+    }
+    text = ", ".join(way for way, helps in ways.items() if helps)
+    text = text[:1].upper() + text[1:] if text.startswith("a ") else text
+    if not trainer.auto_batch and not stage.coupled and options.batch_size > 1:
+        return f"{text} need less too; trainer.auto_batch=true finds a batch that fits."
+    return f"{text} need less too." if text else ""
+
+
+def _resume_advice(run: Run, name: str) -> str:
+    """Which settings resume the run: all others begin another one."""
+    keys = ("auto_batch", "checkpoint_activations")
+    ways = [f"trainer.{key}=true" for key in keys if not getattr(run.trainer, key)]
+    if not ways or follow(run.experiment.stage_folder(name) / LAST) is None:
+        return ""
+    return f" With {' or '.join(ways)} the same command resumes from what is saved; the others begin anew."
+
+
+def _memory_used(run: Run) -> str:
+    """Memory of the device that this process has taken, and all there is."""
+    if run.compute.device.type == "cuda":
+        total = torch.cuda.get_device_properties(run.compute.device).total_memory
+        return f"{torch.cuda.max_memory_allocated(run.compute.device) / 1e9:.1f} of {total / 1e9:.1f} GB were taken"
+    memory, taken = psutil.virtual_memory(), psutil.Process().memory_info().rss
+    return f"this process has {taken / 1e9:.1f} of {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} are free"

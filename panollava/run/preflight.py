@@ -1,20 +1,26 @@
-"""One perspective view of a panorama file, for people to look at."""
+"""Checks before the first step: everything that can fail is opened; and the picture of a panorama's views."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from panollava.disk import check_writable
+from panollava.data.dataset import TextEncoder, control_texts, count_cut
+from panollava.data.files import FilesSource
+from panollava.disk import check_writable, write_file
 from panollava.evaluation.clip import clip_config
+from panollava.evaluation.drawing import encode_png
+from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG
 from panollava.model.lora import check_targets
 from panollava.model.trainable import check_language_blocks
 from panollava.prompt import Limits
 from panollava.run.build_stage import check_start
-from panollava.run.data import check_questions
+from panollava.run.data import check_questions, check_records
 from panollava.run.features import forecast
 from panollava.run.run import Run, plain
 from panollava.training.parallel import check_compiler
+
+VIEWS = "views.png"
 
 
 def preflight(run: Run) -> None:
@@ -33,47 +39,65 @@ def preflight(run: Run) -> None:
             "trainer.auto_batch=true tries batches in each process by itself, and with trainer.parallel=fsdp none can "
             "take a step by itself. Set stage.<name>.batch_size, or use trainer.parallel=ddp."
         )
-    pending = run.pending
-    if run.data.test is not None and run.stages[run.cfg.stage.run[-1]].answers and not run.cfg.dry_run:
+    pending, test = run.pending, run.data.test
+    if test is not None and run.stages[run.cfg.stage.run[-1]].answers and not run.cfg.dry_run:
         check_writable(Path(run.cfg.evaluation.results_dir), "evaluation.results_dir")
-    needs_language = any(run.stages[name].answers for name in pending)
-    language = _open_language(run, pending) if needs_language else None
+    language = _open_language(run) if any(run.stages[name].answers for name in pending) else None
     if language is not None:
-        run.data.tell_control_tokens()
+        for source in run.data.splits.values():
+            if isinstance(source, FilesSource) and (found := control_texts(source, run.backbones.prompt)):
+                LOG.warning("%s.", found)
     crop, count = run.backbones.crop, run.backbones.image_tokens
     LOG.info("%s, %d image tokens a panorama.", crop.summary, count)
-    width, asked = run.backbones.outline.width, run.cfg.model.latent_width
-    if width != asked:
+    width, unused = run.backbones.outline.width, run.cfg.model.latent_width
+    if width != unused:
         name = run.cfg.model.resampler.type
-        LOG.info("resampler=%s keeps the encoder's width of %d: model.latent_width=%d is not used.", name, width, asked)
+        LOG.info(
+            "resampler=%s keeps the encoder's width of %d: model.latent_width=%d is not used.", name, width, unused
+        )
     if run.store.enabled and any(run.stage_options(name).vision_trainable_blocks == 0 for name in pending):
-        trains = None if run.data.augment.is_on else run.data.train  # what is changed at random is never kept
-        splits = [split for split in (trains, run.data.val, run.data.test) if split is not None]
+        train = None if run.data.augment.is_on else run.data.train  # what is changed at random is never kept
+        splits = [split for split in (train, run.data.val, test) if split is not None]
         LOG.info("%s", forecast(run.store, run.backbones.tower, crop, splits))
     for name in pending:
         _check_blocks(run, name)
         check_start(run, name)
         targets = run.stages[name].targets
-        if targets is None or language is None:
-            continue
-        options = run.stage_options(name)
-        run.data.check_text(name, targets, options)
-        if count + options.max_text_length > language.positions:
-            raise ValueError(
-                f"stage {name}: {count} image tokens and up to {options.max_text_length} text tokens are more than the "
-                f"{language.positions} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length "
-                "or crop.overlap, or choose a resampler with fewer tokens or a longer language model."
-            )
-        run.data.check_tokens(targets, options, language)
-    if language and run.data.test is not None and run.cfg.evaluation.clip is not None:
-        clip_config(run.cfg.evaluation.clip, "evaluation.clip")
-    if language and run.data.test is not None:
+        if targets is not None and language is not None:
+            _check_texts(run, name, run.data.text(targets, run.stage_options(name)), language)
+    if language and test is not None:
+        if run.cfg.evaluation.clip is not None:
+            clip_config(run.cfg.evaluation.clip, "evaluation.clip")
         new = run.cfg.generation.max_new_tokens
-        check_questions(run.data.test, run.backbones.prompt, language, image_tokens=count, new_tokens=new)
+        check_questions(test, run.backbones.prompt, language, image_tokens=count, new_tokens=new)
+
+
+def _check_texts(run: Run, name: str, encoder: TextEncoder, language: Limits) -> None:
+    """Checks that a stage's texts fit the language model, and that their limit leaves something to learn."""
+    longest, image = run.stage_options(name).max_text_length, encoder.image_tokens
+    cut = count_cut(run.data.train, encoder.record, at_most=200)
+    if cut.silent_samples == cut.samples:
+        raise ValueError(
+            f"stage.{name}.max_text_length={longest} cuts every text looked at before its first answer, so there is "
+            "nothing to learn. Raise it."
+        )
+    if cut.cut_samples:
+        LOG.info(
+            "stage.%s.max_text_length=%d cuts %d of %d texts looked at (%d tokens in all, %d left with nothing).",
+            name, longest, cut.cut_samples, cut.samples, cut.cut_tokens, cut.silent_samples,
+        )  # fmt: skip
+    if image + longest > language.positions:
+        raise ValueError(
+            f"stage {name}: {image} image tokens and up to {longest} text tokens are more than the "
+            f"{language.positions} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length "
+            "or crop.overlap, or choose a resampler with fewer tokens or a longer language model."
+        )
+    for source in (run.data.train, run.data.val):
+        check_records(source, encoder, language)
 
 
 def _check_blocks(run: Run, name: str) -> None:
-    """Whether the backbones have the blocks that a stage is to train; alone it would find out when its turn comes."""
+    """Checks that the backbones have the blocks that a stage is to train, before an earlier stage has trained."""
     options = run.stage_options(name)
     try:
         run.backbones.tower.check_blocks(options.vision_trainable_blocks)
@@ -84,16 +108,23 @@ def _check_blocks(run: Run, name: str) -> None:
         raise ValueError(f"stage.{name}.{error}") from error
 
 
-def _open_language(run: Run, pending: list[str]) -> Limits:
-    """Opens tokenizer and language model, which a damaged folder would otherwise end after stage 1 has trained.
-
-    Returns:
-        What the model can be given.
-    """
+def _open_language(run: Run) -> Limits:
+    """Opens tokenizer and language model, so that a damaged folder ends the run before stage 1 has trained."""
     run.backbones.prompt  # noqa: B018  opened for its own errors
     model = run.backbones.language
     lora = plain(run.cfg.model.lora)
-    adapts = lora["enabled"] and any(run.stages[name].trains_language for name in pending)
+    adapts = lora["enabled"] and any(run.stages[name].trains_language for name in run.pending)
     if adapts and lora["target_modules"] != "all-linear":
         check_targets(model, lora["target_modules"])
     return Limits.of(model)
+
+
+def show_views(run: Run) -> None:
+    """Tracks a picture of the views of one panorama, and keeps it in the experiment's folder."""
+    if not run.procs.is_main or not run.pending or run.cfg.dry_run:
+        return
+    panorama, crop = run.data.train.panorama(0), run.backbones.crop
+    title = f"{run.cfg.crop.type}: {crop.summary}"
+    path = run.experiment.root / VIEWS
+    write_file(path, encode_png(gallery_picture(panorama, crop.views(panorama), crop.cameras, title=title)))
+    run.tracker.image(path, VIEWS)

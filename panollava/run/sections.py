@@ -1,20 +1,93 @@
-"""The strict check of config sections that commands without a model have too: a component's, and the crop's."""
+"""The config of commands: reads their keys, and checks the sections that several of them have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
-from panollava.component import find_component
-from panollava.config.check import check_component, check_section
+from omegaconf import DictConfig, OmegaConf
+
+from panollava.component import allow, find_component, outside_packages
+from panollava.config.check import check_component, check_section, refuse
 from panollava.crop.crop import COMMON_KEYS, Crop
 from panollava.crop.partial import check_covered
 from panollava.crop.render import check_device
 from panollava.crop.strategies import CropStrategy
+from panollava.data.fetch import FetchOptions, check_hosts
+from panollava.evaluation.metrics import check_metrics
 from panollava.generation import KEY, GenerationOptions
+from panollava.store.catalogue import StoreOptions
+from panollava.tracking.location import absolute_uri
+from panollava.tracking.mlflow_tracker import MlflowTracker
 
+Options = TypeVar("Options")
 LARGEST_VIEW = 4096
-"""Largest side of a view in pixels: no encoder takes more, and a slip of the keyboard would fill the memory."""
+"""Largest side of a view in pixels: no encoder takes more, and a typing error would fill the memory."""
+
+
+def read_config(
+    cfg: DictConfig,
+    options: type[Options],
+    *,
+    required: Sequence[str] = (),
+    example: str = "",
+    check: Callable[[dict[str, Any]], list[str]] = lambda _: [],
+) -> tuple[Options, dict[str, Any]]:
+    """The plain keys of a command, and its sections by name.
+
+    Args:
+        cfg: the composed config.
+        options: dataclass of the plain keys.
+        required: keys without a default.
+        example: what to write where one of them is missing.
+        check: finds further problems of the config as plain Python.
+
+    Raises:
+        ValueError: with all problems.
+    """
+    if missing := [key for key in required if OmegaConf.is_missing(cfg, key)]:
+        raise ValueError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: {example}.")
+    everything: Any = OmegaConf.to_container(cfg, resolve=True)
+    sections = {key: value for key, value in everything.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in everything.items() if key not in sections}
+    problems = check_section(plain, options, "")
+    for key, section in sections.items():
+        problems += CHECKS[key](section) if key in CHECKS else []
+    refuse(problems + check(everything))
+    return options(**plain), sections
+
+
+RUN_EXAMPLE = "name a run, such as checkpoint=runs/demo"
+
+
+def metrics_problems(values: Mapping[str, Any]) -> list[str]:
+    """Problems of a command's ``metrics``; packages that it names are allowed."""
+    allow(outside_packages(values))
+    return check_metrics(values["metrics"], "metrics")
+
+
+def error_lines(check: Callable[..., object], *values: Any, **options: Any) -> list[str]:
+    """The message of the ``ValueError`` that a call raises; empty where it raises none."""
+    try:
+        check(*values, **options)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def check_fetch(section: Mapping[str, Any]) -> list[str]:
+    """Problems of a ``fetch`` section."""
+    return check_section(section, FetchOptions, "fetch") + check_hosts(section.get("hosts"))
+
+
+def check_tracking(section: dict[str, Any]) -> list[str]:
+    """Problems of a ``tracking`` section."""
+    tracking = dict(section)
+    kind = tracking.pop("type", None)
+    problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
+    problems += check_section(tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags", "outbox"))
+    return problems or (error_lines(absolute_uri, tracking.get("uri")) if kind == "mlflow" else [])
 
 
 def strategy_class(type: str) -> type[CropStrategy]:
@@ -38,48 +111,42 @@ def check_generation(section: Mapping[str, Any], *, recorded: bool = False) -> l
     """Problems of a ``generation`` section.
 
     Args:
-        section: its keys.
-        recorded: a null stands for what the run has recorded, with which the others are checked together later.
+        recorded: null stands for the run's own value, with which the others are checked together later.
     """
     given = {key: value for key, value in section.items() if not (recorded and value is None)}
     problems = check_section(given, GenerationOptions, KEY)
-    if problems or recorded:
-        return problems
-    try:
-        GenerationOptions(**given)
-    except ValueError as error:
-        return [str(error)]
-    return []
+    return problems if problems or recorded else error_lines(GenerationOptions, **given)
 
 
 def _common(values: dict[str, Any]) -> list[str]:
-    """Problems of the keys that every crop has; what is out of range in words that say what would follow."""
+    """Problems of the keys that every crop has."""
     problems = check_section(values, Crop, "crop", given=("strategy", "view_size"))
     covered = values.get("panorama_fov_deg")
     if isinstance(covered, list) and len(covered) == 2 and all(type(each) in (int, float) for each in covered):
         problems = [line for line in problems if not line.startswith("crop.panorama_fov_deg")]
-        problems += _refused(check_covered, (covered[0], covered[1]))
+        problems += error_lines(check_covered, (covered[0], covered[1]))
     if not problems:
-        problems += _refused(check_device, values.get("device", "cpu"), values.get("renderer", "cv2"))
+        problems += error_lines(check_device, values.get("device", "cpu"), values.get("renderer", "cv2"))
     return problems
 
 
-def _refused(check: Callable[..., None], *values: Any) -> list[str]:
-    try:
-        check(*values)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
 def _strategy(crop: dict[str, Any]) -> list[str]:
-    """Problems of a strategy's keys; a value that it refuses itself in its own words, which say what would follow."""
+    """Problems of a strategy's keys; the strategy's own error messages replace the general ones."""
     problems = check_component(crop, "crop", strategy_class)
     options = {key: value for key, value in crop.items() if key != "type"}
     try:
         strategy_class(str(crop.get("type")))(**options)
     except (TypeError, ValueError) as error:
         key = str(error).partition("=")[0]
-        if not problems or key.startswith("crop."):  # else a wrong key or type, which is told already
+        if not problems or key.startswith("crop."):  # else a wrong key or type, which is reported already
             return [*(line for line in problems if not line.startswith((f"{key}=", f"{key}."))), str(error)]
     return problems
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "fetch": check_fetch,
+    "generation": partial(check_generation, recorded=True),
+    "store": lambda section: check_section(section, StoreOptions, "store"),
+    "tracking": check_tracking,
+}
+"""Checks of the sections that several commands have."""

@@ -1,4 +1,4 @@
-"""Runs one stage: its model and objective, the weights it starts from, the loop, and the record it leaves."""
+"""Runs one stage: builds it, loads or resumes its weights, trains it, and writes its record."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from torch import nn
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights, replace_folder
 from panollava.component import label, outside_packages
 from panollava.logs import LOG, log_file
-from panollava.model.lora import has_lora, save_lora
+from panollava.model.lora import LORA, has_lora, save_lora
 from panollava.run.build_stage import build_stage, skip_reason, start_from, trained_backbones
-from panollava.run.finish import show_views
-from panollava.run.memory import explained, fit_batch, forecast, model_too_large, step_too_large
-from panollava.run.run import FINISHED, SKIPPED, Run, plain, recorded_config
+from panollava.run.conditions import FINISHED, SKIPPED, recorded_config
+from panollava.run.memory import auto_batch_size, explained, forecast, model_too_large, step_too_large
+from panollava.run.preflight import show_views
+from panollava.run.run import Run, plain
 from panollava.run_folder import short_name, write_metadata
 from panollava.stages.protocol import Stage
 from panollava.stages.registry import for_metadata
@@ -34,14 +35,186 @@ from panollava.training.options import BatchSplit, StageOptions, elastic_resume,
 from panollava.training.parallel import copy_into, shard
 
 
-def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) -> dict[str, Any]:
-    """What ``checkpoint_metadata.json`` holds: enough to rebuild the model, to read its data, and to cite it.
+def run_stage(run: Run, name: str) -> Stage | None:
+    """Trains one stage to its end and leaves its best weights in the returned module.
 
-    Args:
-        name: the stage.
-        progress: where it stands.
-        loss: validation loss of the best checkpoint so far, None before there is one.
+    Returns:
+        The stage, or None where it was left out because there is nothing for it to learn.
+
+    Raises:
+        ValueError: it is the only stage and cannot run; or training stopped, and the message says why.
+        KeyboardInterrupt: Ctrl-C; what was trained is saved.
     """
+    reason = skip_reason(run, name)
+    if reason and len(run.cfg.stage.run) > 1:
+        LOG.info("Stage %s is left out: %s.", name, reason)
+        if run.procs.is_main:
+            run.experiment.record(name, status=SKIPPED)
+        return None
+    if reason:
+        raise ValueError(f"stage={name} cannot run: {reason}. Choose another crop or resampler, or other stages.")
+    folder = run.experiment.stage_folder(name)
+    if run.cfg.overwrite and run.procs.is_main:
+        run.experiment.clear(name)  # only now: everything that could be wrong with the new run was looked at
+    run.procs.barrier()
+    log = log_file(folder / "logs", name) if run.procs.is_main else nullcontext()
+    with log, explained(lambda: model_too_large(run, name)):
+        try:
+            return _train(run, name, folder, run.stage_options(name))
+        finally:
+            if run.is_sharded:  # the next model cannot be built around shards
+                run.backbones.forget()
+
+
+def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
+    # Model and weights: of a checkpoint of this stage (resume), else of an earlier stage or run (init_from).
+    torch.manual_seed(run.seed(name))
+    stage = build_stage(run, name)
+    if run.is_sharded:
+        tower = run.backbones.tower
+        makes_features = not any(weight.requires_grad for weight in tower.parameters())
+        shard(stage, run.procs, run.compute.device, exclude=tower if makes_features else None)
+    stage.to(run.compute.device)
+    torch.manual_seed(run.seed(name) + run.procs.rank)  # another dropout in each process
+    trained = stage.trained()
+    frozen, inherited = stage.frozen_backbone(), {}
+    resume = run.agreed_path(run.resume_point(name))
+    if resume is not None:
+        shared = read_state(resume).get("share")
+        options = elastic_resume(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
+    else:
+        inherited = start_from(run, name, trained, frozen)
+    # Optimizer, and the state of the run that is resumed.
+    if run.trainer.auto_batch:
+        options = auto_batch_size(run, name, stage, options)
+    forecast(run, name, stage, options)
+    optimizer, scaler = make_optimizer(trained, run.optim, options.lr), run.compute.scaler()
+    checkpointer = Checkpointer(
+        folder,
+        prefix=_checkpoint_prefix(run),
+        stage_name=name,
+        parameters=trained,
+        optimizer=optimizer,
+        scaler=scaler,
+        procs=run.procs,
+        notes={
+            "has_lora": _has_lora(stage),
+            "share": asdict(BatchSplit(run.procs.world_size, options.batch_size, options.accumulate)),
+        },
+        on_save=partial(record_best, run, name, folder, stage),
+        frozen=frozen,
+    )
+    checkpointer.inherit(inherited)
+    progress = Progress()
+    if resume is not None:
+        progress = checkpointer.restore(resume)
+        LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
+        if follow(folder / BEST) is None:
+            progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
+    # Records: nothing can refuse this start any more.
+    before = None if resume is None else recorded_config(resume.parent)
+    if "tracker" not in vars(run):  # the first stage that trains opens it
+        show_views(run)
+    checkpointer.notes["tracking_run"] = run.tracker.run_id
+    checkpointer.notes["trained_backbones"] = trained_backbones(checkpointer.weights)
+    if run.procs.is_main:
+        if resume is not None and resume == follow(folder / LAST):
+            checkpointer.remove_unlinked()
+        _record_start(run, name, folder, stage, progress, resume)
+    # Data, and the loop.
+    data = run.batches(name, options)
+    if before is not None:
+        _log_schedule(run, name, before["stage"][name]["epochs"], progress, data.steps_per_epoch)
+    # Another number of processes may leave out another sample of an epoch, and a step with it.
+    progress.step_in_epoch = min(progress.step_in_epoch, data.steps_per_epoch - 1)
+    try:
+        with explained(lambda: step_too_large(run, name, stage, options)):
+            result = fit(
+                stage,
+                data,
+                optimizer=optimizer,
+                scaler=scaler,
+                optim=run.optim,
+                options=options,
+                trainer=run.trainer,
+                compute=run.compute,
+                procs=run.procs,
+                checkpointer=checkpointer,
+                tracker=run.tracker,
+                progress=progress,
+            )
+    except BaseException as error:
+        if run.procs.is_main:
+            _record_failure(run, name, error)
+        raise
+    if result.interrupted:
+        if run.procs.is_main:
+            run.experiment.record(name, status="interrupted")
+        step = result.progress.global_step
+        LOG.warning("Stage %s is saved at step %d; run the same command to resume.", name, step)
+        raise KeyboardInterrupt
+    finish(run, name, folder, result, trained)
+    return stage
+
+
+def _log_schedule(run: Run, name: str, epochs: int, progress: Progress, steps_per_epoch: int) -> None:
+    """Logs how the learning rate changes where a stage resumes with another number of epochs."""
+    options, step = run.stage_options(name), progress.global_step
+    if options.epochs == epochs:
+        return
+    total = options.epochs * steps_per_epoch
+    old = run.optim.learning_rate(options.lr, max(0, step - 1), epochs * steps_per_epoch)
+    new, last = (run.optim.learning_rate(options.lr, at, total) for at in (step, total - 1))
+    LOG.info(
+        "stage.%s.epochs=%d in place of %d: the learning rate follows the schedule of the new length, so it goes on at "
+        "%.2e after %.2e, and ends at %.2e.",
+        name, options.epochs, epochs, new, old, last,
+    )  # fmt: skip
+
+
+def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[str, nn.Parameter]) -> None:
+    """Loads the best weights into the stage, and records its result."""
+    run.procs.barrier()
+    best = find_checkpoint(folder)
+    tensors = read_weights(best)
+    for key, parameter in trained.items():
+        copy_into(parameter, tensors[key])
+    run.procs.barrier()  # the folder of a dry run goes when the first process is done
+    if not run.procs.is_main:
+        return
+    loss, progress = read_state(best)["validation_loss"], result.progress
+    run.tracker.metrics(
+        {
+            f"{name}/seconds": progress.seconds,
+            f"{name}/best_val_loss": loss,
+            f"{name}/mean_samples_per_second": progress.samples_per_second,
+            f"{name}/peak_memory_gb": progress.peak_memory_gb,
+        },
+        step=progress.global_step,
+    )
+    run.tracker.flush()  # a finished stage is not looked at again
+    run.experiment.record(
+        name,
+        status=FINISHED,
+        finished=_now(),
+        epochs=run.stage_options(name).epochs,
+        max_steps=run.trainer.max_steps,
+        checkpoint=str(best.relative_to(run.experiment.root)),
+        validation_loss=loss,
+        seconds=round(progress.seconds, 2),
+        samples_per_second=round(progress.samples_per_second, 2),
+        peak_memory_gb=round(progress.peak_memory_gb, 3),
+    )
+    LOG.info(
+        "Stage %s: %.1f s, %.1f samples/s, peak %.2f GB, best validation loss %.4f in %s",
+        name, progress.seconds, progress.samples_per_second, progress.peak_memory_gb, loss, folder / BEST,
+    )  # fmt: skip
+    for concern in result.concerns:
+        LOG.warning("Stage %s ended with a concern: %s", name, concern)
+
+
+def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) -> dict[str, Any]:
+    """Content of ``checkpoint_metadata.json``: enough to rebuild the model, to read its data, and to cite it."""
     cfg, options, record = run.cfg, run.stage_options(name), run.stages[name]
     data, model, inputs = plain(cfg.data), plain(cfg.model), run.inputs(name)
     for part in model.keys() & inputs.keys():  # a hub model is opened again at the commit it was trained with
@@ -101,45 +274,41 @@ def _git_commit() -> str | None:
         return None  # not a checkout, or no git here: the versions above still say what ran
 
 
-def checkpoint_prefix(run: Run) -> str:
+def _checkpoint_prefix(run: Run) -> str:
     """Start of the checkpoints' names: ``<vision>_<resampler>_<crop>_<dataset>``."""
     cfg = run.cfg
     crop = label(cfg.crop.type).replace("_", "-")
     return f"{short_name(cfg.model.vision.name)}_{label(cfg.model.resampler.type)}_{crop}_{cfg.data.name}"
 
 
-def carries_lora(stage: Stage) -> bool:
-    """Whether the stage's language model has an adapter."""
+def _has_lora(stage: Stage) -> bool:
     return stage.composite is not None and has_lora(stage.composite)
 
 
-def record_start(
-    run: Run, name: str, folder: Path, stage: Stage, progress: Progress, resumed: Path | None = None
-) -> None:
-    """Notes that a stage runs, with the metadata of the best checkpoint so far.
-
-    Args:
-        run: the run.
-        name: the stage's name.
-        folder: where it keeps its checkpoints.
-        stage: the stage itself.
-        progress: where it goes on.
-        resumed: the checkpoint it goes on from.
-    """
+def _record_start(run: Run, name: str, folder: Path, stage: Stage, progress: Progress, resumed: Path | None) -> None:
+    """Records that a stage runs, with the metadata of the best checkpoint so far; ``resumed`` has the progress."""
     reached, loss, best = progress, None, follow(folder / BEST)
     if best is not None:
         state = read_state(best)
         reached, loss = read_progress(state, best), state.get("validation_loss")
     if best is not None and best == resumed:
         # A process that was killed right after it had saved its best has not written all that belongs to it.
-        recorder(run, name, folder, stage)(reached, loss)
+        record_best(run, name, folder, stage, reached, loss)
     else:
         write_metadata(folder, stage_metadata(run, name, reached, loss), OmegaConf.to_yaml(run.cfg))
     run.experiment.record(name, status="running", tracking_run=run.tracker.run_id, started=_now())
 
 
-def record_failure(run: Run, name: str, error: BaseException) -> None:
-    """Notes why a stage ended before its time."""
+def record_best(run: Run, name: str, folder: Path, stage: Stage, progress: Progress, loss: float | None) -> None:
+    """Writes what belongs to a best checkpoint: metadata, and the adapter in peft's format."""
+    write_metadata(folder, stage_metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
+    model = stage.composite
+    if model is not None and has_lora(model):
+        tensors = read_weights(find_checkpoint(folder))  # full, where each process has only a shard of them
+        replace_folder(folder / LORA, lambda target: save_lora(model, target, tensors))
+
+
+def _record_failure(run: Run, name: str, error: BaseException) -> None:
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     try:
         run.experiment.record(name, status=status, error=f"{type(error).__name__}: {error}"[:500])
@@ -147,191 +316,5 @@ def record_failure(run: Run, name: str, error: BaseException) -> None:
         LOG.debug("The end of stage %s could not be recorded.", name, exc_info=True)
 
 
-def recorder(run: Run, name: str, folder: Path, stage: Stage) -> Callable[[Progress, float | None], None]:
-    """What is written beside each best checkpoint: metadata, and the adapter as plain peft reads it."""
-
-    def record(progress: Progress, loss: float | None) -> None:
-        write_metadata(folder, stage_metadata(run, name, progress, loss), OmegaConf.to_yaml(run.cfg))
-        model = stage.composite
-        if model is not None and has_lora(model):
-            tensors = read_weights(find_checkpoint(folder))  # whole, where each process has but a share of them
-            replace_folder(folder / "lora_weights", lambda target: save_lora(model, target, tensors))
-
-    return record
-
-
-def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[str, nn.Parameter]) -> None:
-    """Puts the best weights into the stage and records how it went."""
-    run.procs.barrier()
-    best = find_checkpoint(folder)
-    tensors = read_weights(best)
-    for key, parameter in trained.items():
-        copy_into(parameter, tensors[key])
-    run.procs.barrier()  # the folder of a dry run goes when the first process is done
-    if not run.procs.is_main:
-        return
-    loss, progress = read_state(best)["validation_loss"], result.progress
-    run.tracker.metrics(
-        {
-            f"{name}/seconds": progress.seconds,
-            f"{name}/best_val_loss": loss,
-            f"{name}/mean_samples_per_second": progress.samples_per_second,
-            f"{name}/peak_memory_gb": progress.peak_memory_gb,
-        },
-        step=progress.global_step,
-    )
-    run.tracker.flush()  # a finished stage is not looked at again
-    run.experiment.record(
-        name,
-        status=FINISHED,
-        finished=_now(),
-        epochs=run.stage_options(name).epochs,
-        max_steps=run.trainer.max_steps,
-        checkpoint=str(best.relative_to(run.experiment.root)),
-        validation_loss=loss,
-        seconds=round(progress.seconds, 2),
-        samples_per_second=round(progress.samples_per_second, 2),
-        peak_memory_gb=round(progress.peak_memory_gb, 3),
-    )
-    LOG.info(
-        "Stage %s: %.1f s, %.1f samples/s, peak %.2f GB, best validation loss %.4f in %s",
-        name, progress.seconds, progress.samples_per_second, progress.peak_memory_gb, loss, folder / BEST,
-    )  # fmt: skip
-    for concern in result.concerns:
-        LOG.warning("Stage %s ended with a concern: %s", name, concern)
-
-
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def run_stage(run: Run, name: str) -> Stage | None:
-    """Trains one stage to its end and leaves its best weights in the returned module.
-
-    Returns:
-        The stage, or None where it was left out because there is nothing for it to learn.
-
-    Raises:
-        ValueError: it cannot run and was asked for by name; training stopped for a reason the message gives.
-        KeyboardInterrupt: Ctrl-C; what was trained is saved.
-    """
-    reason = skip_reason(run, name)
-    if reason and len(run.cfg.stage.run) > 1:
-        LOG.info("Stage %s is left out: %s.", name, reason)
-        if run.procs.is_main:
-            run.experiment.record(name, status=SKIPPED)
-        return None
-    if reason:
-        raise ValueError(f"stage={name} cannot run: {reason}. Choose another crop or resampler, or other stages.")
-    folder = run.experiment.stage_folder(name)
-    if run.cfg.overwrite and run.procs.is_main:
-        run.experiment.clear(name)  # only now: everything that could be wrong with the new run was looked at
-    run.procs.barrier()
-    log = log_file(folder / "logs", name) if run.procs.is_main else nullcontext()
-    with log, explained(lambda: model_too_large(run, name)):
-        try:
-            return _train(run, name, folder, run.stage_options(name))
-        finally:
-            if run.is_sharded:  # the next model cannot be built around shares
-                run.backbones.forget()
-
-
-def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
-    torch.manual_seed(run.seed(name))
-    stage = build_stage(run, name)
-    if run.is_sharded:
-        tower = run.backbones.tower
-        makes_features = not any(weight.requires_grad for weight in tower.parameters())
-        shard(stage, run.procs, run.compute.device, exclude=tower if makes_features else None)
-    stage.to(run.compute.device)
-    torch.manual_seed(run.seed(name) + run.procs.rank)  # each process drops other units
-    trained = stage.trained()
-    frozen, inherited = stage.frozen_backbone(), {}
-    resume = run.agreed_path(run.resume_point(name))
-    if resume is not None:
-        shared = read_state(resume).get("share")
-        options = elastic_resume(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
-    else:
-        inherited = start_from(run, name, trained, frozen)
-    if run.trainer.auto_batch:
-        options = fit_batch(run, name, stage, options)
-    forecast(run, name, stage, options)
-    optimizer, scaler = make_optimizer(trained, run.optim, options.lr), run.compute.scaler()
-    checkpointer = Checkpointer(
-        folder,
-        prefix=checkpoint_prefix(run),
-        stage_name=name,
-        parameters=trained,
-        optimizer=optimizer,
-        scaler=scaler,
-        procs=run.procs,
-        notes={
-            "has_lora": carries_lora(stage),
-            "share": asdict(BatchSplit(run.procs.world_size, options.batch_size, options.accumulate)),
-        },
-        on_save=recorder(run, name, folder, stage),
-        frozen=frozen,
-    )
-    checkpointer.inherit(inherited)
-    progress = Progress()
-    if resume is not None:
-        progress = checkpointer.restore(resume)
-        LOG.info("Stage %s resumes from %s: epoch %d, step %d.", name, resume, progress.epoch, progress.global_step)
-        if follow(folder / BEST) is None:
-            progress.best_loss = math.inf  # the best so far is in the folder it came from: this one needs its own
-    before = None if resume is None else recorded_config(resume.parent)
-    if "tracker" not in vars(run):  # nothing refuses this start any more: its record is opened below
-        show_views(run)
-    checkpointer.notes["tracking_run"] = run.tracker.run_id
-    checkpointer.notes["trained_backbones"] = trained_backbones(checkpointer.weights)
-    if run.procs.is_main:
-        if resume is not None and resume == follow(folder / LAST):
-            checkpointer.remove_unlinked()
-        record_start(run, name, folder, stage, progress, resume)
-    data = run.batches(name, options)
-    if before is not None:
-        _tell_schedule(run, name, before["stage"][name]["epochs"], progress, data.steps_per_epoch)
-    # Another number of processes may leave out another sample of an epoch, and a step with it.
-    progress.step_in_epoch = min(progress.step_in_epoch, data.steps_per_epoch - 1)
-    try:
-        with explained(lambda: step_too_large(run, name, stage, options)):
-            result = fit(
-                stage,
-                data,
-                optimizer=optimizer,
-                scaler=scaler,
-                optim=run.optim,
-                options=options,
-                trainer=run.trainer,
-                compute=run.compute,
-                procs=run.procs,
-                checkpointer=checkpointer,
-                tracker=run.tracker,
-                progress=progress,
-            )
-    except BaseException as error:
-        if run.procs.is_main:
-            record_failure(run, name, error)
-        raise
-    if result.interrupted:
-        if run.procs.is_main:
-            run.experiment.record(name, status="interrupted")
-        LOG.warning("Stage %s is saved at step %d; the same command goes on.", name, result.progress.global_step)
-        raise KeyboardInterrupt
-    finish(run, name, folder, result, trained)
-    return stage
-
-
-def _tell_schedule(run: Run, name: str, epochs: int, progress: Progress, steps_per_epoch: int) -> None:
-    """Says what another number of epochs than at the last start does to the learning rate."""
-    options, step = run.stage_options(name), progress.global_step
-    if options.epochs == epochs:
-        return
-    total = options.epochs * steps_per_epoch
-    old = run.optim.learning_rate(options.lr, max(0, step - 1), epochs * steps_per_epoch)
-    new, last = (run.optim.learning_rate(options.lr, at, total) for at in (step, total - 1))
-    LOG.info(
-        "stage.%s.epochs=%d in place of %d: the learning rate follows the schedule of the new length, so it goes on at "
-        "%.2e after %.2e, and ends at %.2e.",
-        name, options.epochs, epochs, new, old, last,
-    )  # fmt: skip

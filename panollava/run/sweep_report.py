@@ -1,9 +1,10 @@
-"""The report in a sweep's folder after its last job: a table, a picture, and which differences are significant."""
+"""The report of a sweep: a table, a picture, and which differences between its jobs are significant."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,58 +15,49 @@ from safetensors import safe_open
 
 from panollava.checkpoint import BEST, TRAINED, follow
 from panollava.disk import read_document, write_file
-from panollava.evaluation.comparison import (
-    INK,
-    PAPER,
-    TESTS,
-    Contender,
-    Repeat,
-    csv_text,
-    interval_bars,
-    markdown_lines,
-    png,
-    settings_table,
-    verdicts,
-)
+from panollava.evaluation import comparison
+from panollava.evaluation.comparison import Contender, Repeat
 from panollava.evaluation.exact_match import is_correct
 from panollava.evaluation.predictions import METRICS, Prediction, read_answers
 from panollava.evaluation.statistics import Interval
 from panollava.logs import LOG
-from panollava.run.conditions import ASKED, differences, fingerprint, unequal
-from panollava.run.evaluate import Answers, first_difference
-from panollava.run.run import FINISHED
+from panollava.run.conditions import FINISHED, TEST_SET, differences, fingerprint, unequal
+from panollava.run.evaluate import first_difference
 from panollava.run_folder import CONFIG, STAGES
 from panollava.stages import registry
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import JobRecord, read_jobs
 
+TABLE, NUMBERS, PICTURE = "sweep.md", "sweep.csv", "sweep.png"
+MOST_COMPARED = 12
+"""Jobs up to which every two are compared: corrected for their number, more pairs would rarely be significant."""
 JOB_NUMBERS = ("seconds", "samples_per_second", "peak_memory_gb", "validation_loss")
-"""Keys that are read from each stage's state."""
+"""Keys of each stage's state that the report shows."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job."""
+    """What a job of a sweep left on disk."""
 
     name: str  # of its folder
     config: Mapping[str, Any]  # of its last stage
     stages: Mapping[str, Mapping[str, Any]]  # state of each finished stage, by stage
-    metrics: Mapping[str, Any]  # of its evaluation; like the predictions empty without one
-    predictions: Sequence[Prediction]
-    parameters: int  # number of them in its resampler
+    metrics: Mapping[str, Any]  # of its evaluation; empty without one
+    predictions: Sequence[Prediction]  # empty without an evaluation
+    parameters: int  # of its resampler
 
     @property
-    def answers(self) -> Answers:
-        """Its answers, with their conditions where those are recorded."""
-        return Answers(self.predictions, self.image_tokens, self.metrics["settings"].get("conditions") or {})
+    def conditions(self) -> Mapping[str, Any]:
+        """The conditions of its answers; empty where they are not recorded."""
+        return self.metrics["settings"].get("conditions") or {}
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that a panorama takes in the language model, from its evaluation."""
+        """Tokens that a panorama takes in the language model."""
         return int(self.metrics["settings"]["image_tokens"])
 
     def numbers(self) -> dict[str, float]:
-        """``<stage>_<number>`` of each stage, and the measures of the evaluation."""
+        """``<stage>_<number>`` of each stage, and the numbers of the evaluation."""
         found = {
             f"{stage}_{number}": float(state[number])
             for stage, state in self.stages.items()
@@ -80,7 +72,7 @@ class Job:
         return found | {"resampler_parameters": self.parameters}
 
     def repeat(self, setting: Sequence[str]) -> Repeat:
-        """Its answers as those of one seed of a setting."""
+        """Its answers, as one seed of a setting."""
         return Repeat(
             setting=tuple(setting),
             correct={one.sample_id: float(is_correct(one.prediction, one.references)) for one in self.predictions},
@@ -89,12 +81,43 @@ class Job:
         )
 
 
+@dataclass(frozen=True)
+class Row:
+    """A job in the table."""
+
+    job: str
+    swept: Mapping[str, str]  # its values of the keys that the sweep varies
+    status: str
+    error: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    exact: Interval | None = None  # exact match, if it was evaluated
+
+    @property
+    def label(self) -> str:
+        """Its swept values, or its name where there are none."""
+        return ", ".join(f"{key}={value}" for key, value in self.swept.items()) or self.job
+
+
+def sweep_report(folder: Path) -> list[Path]:
+    """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` into a sweep's folder and returns their paths."""
+    records = read_jobs(folder)
+    found = {record.name: read_job(folder / record.name) for record in records}
+    rows = [_row(record, found[record.name]) for record in records]
+    answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
+    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered)]
+    files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: _csv(rows)}
+    if any(row.numbers for row in rows):
+        files[PICTURE] = _picture(rows)
+    for name, content in files.items():
+        write_file(folder / name, content)
+    return [folder / name for name in files]
+
+
 def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
-    """Reads a job; None where none of its stages is finished.
+    """Reads a job's folder; None where none of its stages is finished.
 
     Args:
-        folder: the job's.
-        workplace: folder in which the sweep was started; results lie below it.
+        workplace: folder in which the sweep was started, in which its results lie.
     """
     path = folder / STAGES
     states = read_document(path)["stages"] if path.is_file() else {}
@@ -106,7 +129,8 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     results = workplace / state["evaluated"] if state.get("evaluated") else None
     metrics = read_document(results / METRICS) if results and (results / METRICS).is_file() else {}
     best = follow(folder / last / BEST)
-    if metrics and best and metrics["settings"].get("fingerprint") not in (None, fingerprint(best, FileIdentity(None))):
+    now = fingerprint(best, FileIdentity(None)) if metrics and best else None
+    if now is not None and metrics["settings"].get("fingerprint") not in (None, now):
         LOG.warning(
             "%s: its answers in %s are of earlier weights, and are left out of the report.", folder.name, results
         )
@@ -129,7 +153,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
 
 
 def _resampler_parameters(stage_folder: Path) -> int:
-    """Counted from the header of the best checkpoint."""
+    """Number of weights, from the header of the best checkpoint."""
     best = follow(stage_folder / BEST)
     if best is None:
         return 0
@@ -137,30 +161,6 @@ def _resampler_parameters(stage_folder: Path) -> int:
         names = [name for name in tensors.keys() if name.startswith("vision.resampler.")]  # noqa: SIM118
         shapes = [tensors.get_slice(name).get_shape() for name in names]
     return sum(math.prod(shape) for shape in shapes)
-
-
-TABLE, NUMBERS, PICTURE = "sweep.md", "sweep.csv", "sweep.png"
-MOST_COMPARED = 12
-"""Jobs up to which every two are compared: corrected for their number, more pairs would rarely be significant."""
-
-
-def sweep_report(folder: Path) -> list[Path]:
-    """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` into a sweep's folder and returns them.
-
-    Args:
-        folder: the sweep's, with the jobs of all its starts.
-    """
-    records = read_jobs(folder)
-    found = {record.name: read_job(folder / record.name) for record in records}
-    rows = [_row(record, found[record.name]) for record in records]
-    answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
-    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered)]
-    files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: _csv(rows)}
-    if any(row.numbers for row in rows):
-        files[PICTURE] = _picture(rows)
-    for name, content in files.items():
-        write_file(folder / name, content)
-    return [folder / name for name in files]
 
 
 def _row(record: JobRecord, job: Job | None) -> Row:
@@ -173,55 +173,36 @@ def _row(record: JobRecord, job: Job | None) -> Row:
 
 
 def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
-    """Markdown: every two settings on the same questions."""
+    """Markdown: tests of the differences between jobs or, over seeds, between settings."""
     if len(answered) < 2:
         return []
     (first, one), *others = answered
     for record, job in others:
-        asked = differences(one.answers.conditions, {key: job.answers.conditions.get(key) for key in ASKED})
-        if difference := first_difference(one.predictions, job.predictions) or ", ".join(asked):
+        other_test = differences(one.conditions, {key: job.conditions.get(key) for key in TEST_SET})
+        if difference := first_difference(one.predictions, job.predictions) or ", ".join(other_test):
             reason = f"{first.name} and {record.name} were not asked the same ({difference})"
             return [f"{reason}, so the jobs are not compared with each other.\n"]
-    known = {record.name: conditions for record, job in answered if (conditions := job.answers.conditions)}
-    notes = [f"{line}.\n" for line in unequal(known)]
-    keys = [key for key in answered[0][0].swept if key != "seed"]
+    notes = [
+        f"{line}.\n" for line in unequal({record.name: job.conditions for record, job in answered if job.conditions})
+    ]
+    keys = [key for key in first.swept if key != "seed"]
     if any("seed" in record.swept for record, _ in answered):
-        return [
-            *notes,
-            settings_table([job.repeat([record.swept[key] for key in keys]) for record, job in answered], keys),
-        ]
+        repeats = [job.repeat([record.swept[key] for key in keys]) for record, job in answered]
+        return [*notes, comparison.settings_table(repeats, keys)]
     if len(answered) > MOST_COMPARED:
-        return [
-            *notes,
-            f"More than {MOST_COMPARED} jobs: python -m panollava.compare tests the differences of those it is "
-            "given.\n",
-        ]
+        hint = "python -m panollava.compare tests the differences of those it is given"
+        return [*notes, f"More than {MOST_COMPARED} jobs: {hint}.\n"]
     contenders = [Contender(record.name, tuple(job.predictions), job.image_tokens) for record, job in answered]
-    found = verdicts(contenders, "unicode")
-    return [*notes, "\n".join([f"By exact match: {TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A job."""
-
-    job: str
-    swept: Mapping[str, str]  # its values of the keys that the sweep varies
-    status: str  # how it ended
-    error: str = ""  # why it failed
-    numbers: Mapping[str, float] = field(default_factory=dict)  # its measures, by name
-    exact: Interval | None = None  # its exact match, if it was evaluated
-
-    @property
-    def label(self) -> str:
-        """Its swept values, or its name where there are none."""
-        return ", ".join(f"{key}={value}" for key, value in self.swept.items()) or self.job
+    found = comparison.verdicts(contenders, "unicode")
+    return [
+        *notes,
+        "\n".join([f"By exact match: {comparison.TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n",
+    ]
 
 
 def _table(rows: Sequence[Row], title: str) -> str:
-    """A line a job, without empty columns."""
-    keys = list(dict.fromkeys(key for row in rows for key in row.swept))
-    columns: dict[str, list[str]] = {key: [row.swept.get(key, "") for row in rows] for key in keys}
+    """A line for each job, without empty columns."""
+    columns: dict[str, list[str]] = {key: [row.swept.get(key, "") for row in rows] for key in _keys(rows)}
     columns |= {"status": [row.status for row in rows]}
     columns |= {"exact match": [str(row.exact) if row.exact else "" for row in rows]}
     shown = {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
@@ -233,27 +214,26 @@ def _table(rows: Sequence[Row], title: str) -> str:
     for name, (head, factor, digits) in shown.items():
         columns[head] = [f"{factor * row.numbers[name]:.{digits}f}" if name in row.numbers else "" for row in rows]
     used = {head: cells for head, cells in columns.items() if any(cells)}
-    lines = [f"# {title}", "", *markdown_lines([list(used), *zip(*used.values(), strict=True)])]
+    lines = [f"# {title}", "", *comparison.markdown_lines([list(used), *zip(*used.values(), strict=True)])]
     failed = [f"- {row.job} failed: {row.error}" for row in rows if row.error]
     return "\n".join([*lines, *([""] if failed else []), *failed]) + "\n"
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    """A line a job with every number as it is."""
-    keys = list(dict.fromkeys(key for row in rows for key in row.swept))
-    names = list(dict.fromkeys(name for row in rows for name in row.numbers))
+    """A line for each job, with every number in full."""
+    keys, names = _keys(rows), list(dict.fromkeys(name for row in rows for name in row.numbers))
     lines: list[list[object]] = [["job", *keys, "status", *names, "exact_match_low", "exact_match_high", "error"]]
     for row in rows:
         ends = [row.exact.low, row.exact.high] if row.exact else [None, None]
         values = [row.numbers.get(name, "") for name in names]
         lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, *ends, row.error])
-    return csv_text(lines)
+    return comparison.csv_text(lines)
 
 
 def _picture(rows: Sequence[Row]) -> bytes:
-    """PNG: exact match, the last stage's validation loss, time of an answer and speed of training, by job.
+    """PNG: exact match, time of an answer, and the last stage's validation loss and speed, by job.
 
-    Where one of the swept keys is numeric, it is the horizontal axis and the other keys make lines.
+    A numeric swept key is the horizontal axis; the other keys make lines.
     """
     last = _stages(rows)[-1]
     panels = [
@@ -265,15 +245,15 @@ def _picture(rows: Sequence[Row]) -> bytes:
     panels = [(label, values) for label, values in panels if values]
     axis = _numeric_key(rows)
     height = 3.6 if axis else 1.2 + 0.35 * len(rows)
-    figure = Figure(figsize=(4 * len(panels), height), dpi=120, facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(4 * len(panels), height), dpi=120, facecolor=comparison.PAPER, layout="constrained")
     all_axes = list(figure.subplots(1, len(panels), squeeze=False, sharey=axis is None)[0])
     for axes, (label, values) in zip(all_axes, panels, strict=True):
         if axis is None:
-            places = {row.job: place for place, row in enumerate(reversed(rows))}
+            height_of = {row.job: height for height, row in enumerate(reversed(rows))}
             jobs = [row for row in rows if row.job in values]
-            heights, numbers = [places[row.job] for row in jobs], [values[row.job] for row in jobs]
-            axes.errorbar(numbers, heights, xerr=_bars(jobs, label), fmt="o", color=INK, capsize=4)
-            axes.set_yticks(list(places.values()), [row.label for row in reversed(rows)])
+            heights, numbers = [height_of[row.job] for row in jobs], [values[row.job] for row in jobs]
+            axes.errorbar(numbers, heights, xerr=_bars(jobs, label), fmt="o", color=comparison.INK, capsize=4)
+            axes.set_yticks(list(height_of.values()), [row.label for row in reversed(rows)])
             axes.set_xlabel(label)
             continue
         for name, members in _lines(rows, axis).items():
@@ -284,11 +264,16 @@ def _picture(rows: Sequence[Row]) -> bytes:
         axes.set_ylabel(label)
     if axis is not None and any(_lines(rows, axis)):
         all_axes[0].legend(fontsize=8)
-    return png(figure, *all_axes)
+    return comparison.png(figure, *all_axes)
 
 
 def _bars(jobs: Sequence[Row], label: str) -> list[list[float]] | None:
-    return interval_bars([row.exact for row in jobs if row.exact]) if label.startswith("exact") else None
+    return comparison.interval_bars([row.exact for row in jobs if row.exact]) if label.startswith("exact") else None
+
+
+def _keys(rows: Sequence[Row]) -> list[str]:
+    """The keys that the sweep varies."""
+    return list(dict.fromkeys(key for row in rows for key in row.swept))
 
 
 def _stages(rows: Sequence[Row]) -> list[str]:
@@ -302,21 +287,14 @@ def _values(rows: Sequence[Row], name: str, factor: float = 1.0) -> dict[str, fl
 
 
 def _numeric_key(rows: Sequence[Row]) -> str | None:
-    """The first varied key, other than the seed, for which all jobs have numbers."""
-    keys = dict.fromkeys(key for row in rows for key in row.swept if key != "seed")
-    for key in keys:
+    """The first varied key, other than the seed, that is a number in all jobs."""
+    for key in _keys(rows):
         values = {row.swept.get(key, "") for row in rows}
-        if len(values) > 1 and all(_is_number(value) for value in values):
-            return key
+        with suppress(ValueError):
+            numbers = [float(value) for value in values]
+            if key != "seed" and len(numbers) > 1:
+                return key
     return None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _lines(rows: Sequence[Row], axis: str) -> dict[str, list[Row]]:

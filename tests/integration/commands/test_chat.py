@@ -15,10 +15,10 @@ import pytest
 from support.runs import command
 
 from panollava import chat
+from panollava.chat import Chat
 from panollava.data.world import WorldSource
 from panollava.generation import GenerationOptions
 from panollava.model.api import PanoLlava
-from panollava.run.chat import Chat
 from panollava.run.image_commands import look
 
 Capture = pytest.CaptureFixture[str]
@@ -139,7 +139,7 @@ def test_ctrl_c_stops_the_answer_only(talk: Talk, monkeypatch: pytest.MonkeyPatc
         if len(spoken) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("panollava.run.chat.say", speak)
+    monkeypatch.setattr("panollava.chat.say", speak)
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is there?\nwhere?\n"))
     session.run()
     whole = pano.generate("one.jpg", "what is there?", max_new_tokens=TOKENS)

@@ -99,7 +99,7 @@ def test_answers_of_other_conditions_are_asked_for_again(monkeypatch: pytest.Mon
     evaluated = ("checkpoint=runs/recorded", "csv_input=test.csv", "blank=false", "max_samples=2", *QUIET)
     assert command(monkeypatch, eval_command, *evaluated, "max_new_tokens=1") == 0
     assert asks("max_samples=2") == [("generation.max_new_tokens: 1 there, 8 now", "", ""), ("", ANY, "")]
-    assert asks() == [("max_samples: 2 there, None now", "", ""), ("", ANY, "")]
+    assert asks() == [("max_samples: 2 there, null now", "", ""), ("", ANY, "")]
     Path("test.csv").write_text("\n".join(["image,question,answer", *rows[:-1], rows[-1] + "dish"]))
     assert asks() == [("other references", "", ""), ("", ANY, "")]
     Path("pano.png").write_bytes(by_pillow(gradient()[:, ::-1], "PNG"))

@@ -110,7 +110,7 @@ def test_an_export_and_a_checkpoint_show_what_the_run_does(run: Path, monkeypatc
 
 
 def test_the_config_names_every_option() -> None:
-    keys = set(config("checkpoint=x", root="explain")) - {"data", "generation", "tracking"}
+    keys = set(config("checkpoint=x", root="explain")) - {"fetch", "generation", "tracking"}
     assert keys == set(explain.ExplainOptions.__dataclass_fields__)
 
 

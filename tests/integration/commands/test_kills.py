@@ -143,7 +143,7 @@ def test_ctrl_c_anywhere(runs: Runs, whole: tuple[Path, list[str]]) -> None:
     folder, busy = runs.new("interrupted"), with_workers(runs)
     said = interrupted(busy, folder, "panollava.training.loop.validate", 1)
     assert said.count("Ctrl-C: finishing") == 1
-    assert "Stage vision is saved at step 3; the same command goes on." in said
+    assert "Stage vision is saved at step 3; run the same command to resume." in said
     assert {entry["status"] for entry in states(folder).values()} == {"interrupted"}
     said = interrupted(busy, folder, "panollava.checkpoint.save_file", 2, times=2)
     assert "resumes from" in said

@@ -160,7 +160,7 @@ WRONG = [
     pytest.param(["image=x.jpg", "fetch.hosts=[]"], "fetch.hosts=[] allows no host", id="hosts"),
     pytest.param(["image=x.jpg", "data.remote=true"], "from the hosts of fetch.hosts", id="old-key"),
     pytest.param(["image="], "image=: there is no such file or folder", id="empty-path"),
-    pytest.param([], "image missing", id="no-image"),
+    pytest.param([], "image is missing", id="no-image"),
     pytest.param(["image=x.jpg", "question= "], "question= is empty", id="no-question"),
     pytest.param(["image=my photos, all", "out=a.txt"], "out=a.txt: the answers are a CSV file", id="suffix"),
     pytest.param(["image=my photos, all", "out=runs.csv"], "out=runs.csv is a folder", id="folder"),

@@ -115,7 +115,7 @@ def test_ctrl_c_is_resumed_to_the_bit(
         stop_at(patch, 4, ctrl_c)
         assert command(patch, train, *asked, "experiment_name=stopped") == 130
     error = capsys.readouterr().err
-    assert "Stage vision is saved at step 4; the same command goes on." in error
+    assert "Stage vision is saved at step 4; run the same command to resume." in error
     assert "Traceback" not in error
     run_train(*asked, "experiment_name=stopped")
     assert "resumes from" in capsys.readouterr().err

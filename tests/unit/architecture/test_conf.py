@@ -11,8 +11,8 @@ from support.runs import config
 import panollava
 from panollava.component import component_names
 from panollava.config.command_line import CONF, short_names
-from panollava.run.config_check import check_tracking, checked
-from panollava.run.sections import check_crop
+from panollava.run.config_check import checked
+from panollava.run.sections import check_crop, check_tracking
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 COMMANDS = {

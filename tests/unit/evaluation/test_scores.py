@@ -18,7 +18,7 @@ from panollava.evaluation.exact_match import score_answers
 from panollava.evaluation.metrics import AnswerSet, find_metrics, score
 from panollava.evaluation.predictions import as_scored, read_answers, read_predictions
 from panollava.evaluation.results import write_results
-from panollava.run.data import asked_data, asked_name
+from panollava.run.data import data_name, data_overrides
 
 TABLE = """image,query,prediction,reference
 a.jpg,what?,a ring,a ring
@@ -217,7 +217,7 @@ def test_commands_share_their_defaults_and_name_what_was_asked() -> None:
     assert {str(one.words) for one in read} == {"unicode"}
     assert {bool(one.get("meteor", False)) for one in read} == {False}
     asked = SimpleNamespace(split="test", csv_input="data/val.csv", world_seed=None, world_scenes=None)
-    data = asked_data(asked, {"type": "world", "name": "world"})
-    assert asked_name(asked, data) == "val.csv"
+    data = data_overrides(asked, {"type": "world", "name": "world"})
+    assert data_name(asked, data) == "val.csv"
     asked.csv_input = None
-    assert asked_name(asked, {"name": "world"}) == "world-test"
+    assert data_name(asked, {"name": "world"}) == "world-test"

@@ -8,7 +8,7 @@ import pytest
 from support.picture_server import MakeFetcher, PictureServer
 
 from panollava.data.fetch import Failed, Hosts, check_hosts
-from panollava.run.image_commands import check_fetch
+from panollava.run.sections import check_fetch
 
 PRIVATE = ("10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "224.0.0.1")
 PRIVATE += ("::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "::")

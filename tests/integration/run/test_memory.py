@@ -28,7 +28,7 @@ from panollava import predict
 from panollava.checkpoint import LAST, read_state
 from panollava.model.api import PanoLlava
 from panollava.run.build_stage import build_stage
-from panollava.run.memory import fit_batch, is_out_of_memory, longest, smaller
+from panollava.run.memory import auto_batch_size, is_out_of_memory, longest, smaller
 from panollava.stages.language import InstructStage
 from panollava.stages.vision import OverlapStage
 from panollava.training.options import StageOptions
@@ -147,7 +147,7 @@ def test_a_trial_takes_the_longest_texts_and_leaves_nothing_behind(
         options = run.stage_options("finetune")
         before = {name: value.clone() for name, value in stage.state_dict().items()}
         state = torch.random.get_rng_state()
-        found = fit_batch(run, "finetune", stage, options)
+        found = auto_batch_size(run, "finetune", stage, options)
         length = run.backbones.image_tokens + options.max_text_length
         assert torch.equal(torch.random.get_rng_state(), state)
         short = next(iter(run.batches("finetune", options).windows(0)))[0]
@@ -196,7 +196,7 @@ def test_a_run_that_goes_on_keeps_the_batch_that_was_found(
     assert_same_bits(cut, whole)
     memory_for(monkeypatch, 1, kind=InstructStage)
     more = [*(one for one in asked if "auto_batch" not in one), "stage.finetune.epochs=3", "experiment_name=cut"]
-    way = "With trainer.auto_batch=true or trainer.checkpoint_activations=true the same command goes on"
+    way = "With trainer.auto_batch=true or trainer.checkpoint_activations=true the same command resumes"
     with pytest.raises(ValueError, match=way):
         run_train(*more)
     run_train(*more, "trainer.auto_batch=true", "trainer.checkpoint_activations=true")
@@ -227,7 +227,7 @@ def test_an_evaluation_says_it_too(
 
     monkeypatch.setattr(PanoLlava, "answer", answer)
     with pytest.raises(
-        ValueError, match=r"batch_size=4 \(evaluation\.batch_size=4 in training\).*same command goes on"
+        ValueError, match=r"batch_size=4 \(evaluation\.batch_size=4 in training\).*run the same command"
     ):
         run_train(*arguments, "stage=resampler", "evaluation.batch_size=8", "experiment_name=x")
     Image.new("RGB", (64, 32)).save("sphere.png")

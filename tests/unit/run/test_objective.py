@@ -13,8 +13,7 @@ from panollava.config.check import check_section
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop, AnyresMaxCrop, CropStrategy, CubemapCrop, E2pCrop
 from panollava.losses.objective.densecl import DenseclObjective
-from panollava.run.config_check import checked
-from panollava.run.objective import check_objective
+from panollava.run.config_check import check_objective, checked
 from panollava.run_folder import differing_keys
 from panollava.stages.vision import build_objective, pairing_note
 

@@ -10,7 +10,7 @@ from support.picture_files import by_pillow, gradient, noise
 
 from panollava.data.files import FilesSource
 from panollava.data.world import WorldSource
-from panollava.run.conditions import asked_record, differences, learnt_record, mismatch, told, unequal
+from panollava.run.conditions import describe, differences, mismatch, questions_record, training_record, unequal
 from panollava.store.identity import FileIdentity
 
 ROWS = ["a.png,what?,red", "a.png,what?,crimson", "b.png,where?,left"]
@@ -33,7 +33,7 @@ def written(folder: Path, rows: list[str]) -> Path:
 
 def asked(folder: Path) -> dict[str, str]:
     source = FilesSource(path=str(folder / "test.csv"), reader=lambda path: noise(64, 128), name="csv-test")
-    return asked_record(source, FileIdentity(None))
+    return questions_record(source, FileIdentity(None))
 
 
 def changed(folder: Path, before: dict[str, str]) -> list[str]:
@@ -55,26 +55,26 @@ def test_a_split_is_its_texts_and_pictures_in_their_order(folder: Path) -> None:
 
 def test_the_world_is_known_by_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     known = FileIdentity(None)
-    test = [asked_record(WorldSource(split="test", scenes=2, seed=1), known) for _ in range(2)]
+    test = [questions_record(WorldSource(split="test", scenes=2, seed=1), known) for _ in range(2)]
     assert test[0] == test[1]
-    other = asked_record(WorldSource(split="test", scenes=2, seed=1, turn_deg=45.0), known)
+    other = questions_record(WorldSource(split="test", scenes=2, seed=1, turn_deg=45.0), known)
     assert set(differences(test[0], other)) == {"questions", "references", "pictures"} - {
         key for key in other if other[key] == test[0][key]
     }
     assert "pictures" in differences(test[0], other)
-    train = learnt_record(WorldSource(split="train", scenes=2), known)
+    train = training_record(WorldSource(split="train", scenes=2), known)
     monkeypatch.setattr("numpy.__version__", "0")  # a library of another version draws the same
-    assert learnt_record(WorldSource(split="train", scenes=2), known) == train
+    assert training_record(WorldSource(split="train", scenes=2), known) == train
     painted = WorldSource.panorama
     monkeypatch.setattr(WorldSource, "panorama", lambda self, index: 255 - painted(self, index))
-    assert list(differences(train, learnt_record(WorldSource(split="train", scenes=2), known))) == ["pictures"]
+    assert list(differences(train, training_record(WorldSource(split="train", scenes=2), known))) == ["pictures"]
 
 
 def test_what_one_does_not_know_is_not_compared() -> None:
     now = {"generation": {"max_new_tokens": 16, "beams": 1}, "precision": None, "language": "x"}
     assert differences({"generation": {"max_new_tokens": 16, "beams": 1}, "precision": "bfloat16"}, now) == {}
     found = differences({"generation": {"max_new_tokens": 1, "beams": 1}, "language": "y"}, now)
-    assert told(found) == "generation.max_new_tokens: 1 there, 16 now; other language"
+    assert describe(found) == "generation.max_new_tokens: 1 there, 16 now; other language"
 
 
 @pytest.mark.parametrize(("limit", "wanted", "fits"), [(None, 5, True), (5, 5, True), (9, 5, True), (5, None, False)])
