@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from panollava.model.api import PanoLlava
+    from panollava.trainer import Trainer
 
 __version__: str
-__all__ = ["PanoLlava", "__version__"]
+__all__ = ["PanoLlava", "Trainer", "__version__"]
 
-_LAZY = {"PanoLlava": "panollava.model.api"}
+_LAZY = {"PanoLlava": "panollava.model.api", "Trainer": "panollava.trainer"}
 """Name -> its module, imported on first use: torch and transformers stay out of ``import panollava``."""
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
 from importlib.metadata import packages_distributions, version
@@ -106,7 +107,7 @@ def outside_class(type: str, key: str, protocol: type | None = None) -> type:
             f"{key}={type} is code of the package {package}, which opening a model imports only where that is allowed. "
             f"If you trust the package, add allow={package} (in Python: allow={package!r})."
         )
-    if importlib.util.find_spec(package) is None:
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
         wanted = next((was for name, was in sorted(_RECORDED) if name == package), package)
         raise ValueError(f"{key}={type}: the package {package} is not installed here. Run pip install {wanted}.")
     try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, follow, read_state, tidy
+from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, find_checkpoint, follow, read_state, tidy
 from panollava.component import check_packages
 from panollava.disk import DiskError, missing_folders, read_document, take_away, write_file, write_json, writing
 from panollava.stages.registry import STAGES as STAGE_NAMES
@@ -362,6 +362,15 @@ def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
         if found:
             return found[-1].parent
     raise FileNotFoundError(f"{path} is no run: no {METADATA} in it, beside it or below it.{_nearby(path)}")
+
+
+def find_trained(path: Path, order: Sequence[str] = ()) -> tuple[Path, Path]:
+    """The stage folder that a user means (see ``find_run_folder``), and the checkpoint to open in it."""
+    if path.suffix == ".ckpt" or any(path.glob("*.ckpt")):
+        found = find_checkpoint(path)
+        return found.parent, found
+    folder = find_run_folder(path, order)
+    return folder, find_checkpoint(folder)
 
 
 def _outside_stages(path: Path) -> list[StageRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -40,7 +41,7 @@ class Question:
 
 
 class DataSource(Protocol):
-    """One split of a data set.
+    """One split of a data set. A class that derives from this one needs the first four methods and a ``name``.
 
     A class of ours, or of another package (``data=my_package.module:Class``), has typed keywords, which are keys of
     ``data``: ``data.train_scenes`` is ``scenes`` of the training split, ``data.seed`` is ``seed`` of each split. It
@@ -57,42 +58,51 @@ class DataSource(Protocol):
 
     name: str
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of training records."""
-        ...
 
+    @abstractmethod
     def record(self, index: int, epoch: int) -> Record:
         """Record `index` in an epoch: a function of (seed, epoch, index) and nothing else."""
-        ...
+
+    @abstractmethod
+    def panorama(self, index: int) -> np.ndarray:
+        """Panorama of record `index`: (H, W, 3) uint8 RGB."""
+
+    @abstractmethod
+    def picture(self, index: int) -> Path | str:
+        """Source of the panorama of record `index`: a file, or a text that determines a drawn one."""
 
     def directions(self, index: int) -> Directions:
         """How the texts of record `index` name directions."""
-        ...
+        return "unknown"
 
     def rotated_record(self, index: int, epoch: int, yaw_deg: float) -> Record:
         """Record `index` for its panorama rotated to the right by an angle that its directions allow."""
-        ...
+        return self.record(index, epoch)
 
     def image_id(self, index: int) -> str:
         """Name of the picture of record `index`, shared by all records about it."""
-        ...
-
-    def panorama(self, index: int) -> np.ndarray:
-        """Panorama of record `index`: (H, W, 3) uint8 RGB."""
-        ...
-
-    def picture(self, index: int) -> Path | str:
-        """Source of the panorama of record `index`: a file, or a text that determines a drawn one."""
-        ...
+        return str(self.picture(index))
 
     def questions(self) -> list[Question]:
-        """Each (image, question) once, in a stable order."""
-        ...
+        """Each (image, question) once, in a stable order; by default every turn of the records of epoch 0."""
+        records = [(self.image_id(index), self.record(index, 0)) for index in range(len(self))]
+        return [
+            Question(f"{record.sample_id}-{at}", image, record.turns[:at], question, (answer,), FREE_TEXT)
+            for image, record in records
+            for at, (question, answer) in enumerate(record.turns)
+        ]
 
     def question_panorama(self, question: Question) -> np.ndarray:
         """Panorama that `question` asks about: (H, W, 3) uint8 RGB."""
-        ...
+        return self.panorama(_index(self, question))
 
     def question_picture(self, question: Question) -> Path | str:
         """Source of that panorama, as in `picture`."""
-        ...
+        return self.picture(_index(self, question))
+
+
+def _index(source: DataSource, question: Question) -> int:
+    return next(index for index in range(len(source)) if source.image_id(index) == question.image_id)

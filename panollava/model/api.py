@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,20 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from panollava.batch import Batch
-from panollava.checkpoint import find_checkpoint, read_state, read_weights
 from panollava.component import allow as allow_packages
 from panollava.crop.crop import Crop
 from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model import lora
-from panollava.model.backbones import Backbones
+from panollava.model.backbones import Backbones, open_checkpoint
 from panollava.model.decoding import from_transformers, sampler, stop_ids, to_transformers
 from panollava.model.fusion import image_token_count
-from panollava.model.hub import quiet_transformers
+from panollava.model.hub import SHIPPED, quiet_transformers
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
-from panollava.model.trainable import load_trained
 from panollava.model.vision import PanoVision
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
-from panollava.run_folder import find_run_folder, prompt_date, read_metadata, short_name, with_paths_found
+from panollava.run_folder import find_trained, read_metadata, short_name, with_paths_found
 from panollava.stages.registry import recorded_stage
-
-logger = logging.getLogger(__name__)
 
 Turns = Sequence[tuple[str, str]]
 """(question, answer) pairs of a conversation so far."""
@@ -113,6 +108,49 @@ class PanoLlava:
         return cls.from_checkpoint(checkpoint, settings, device=device, dtype=dtype)
 
     @classmethod
+    def from_backbones(
+        cls,
+        vision: str,
+        language: str,
+        *,
+        resampler: Mapping[str, Any] | None = None,
+        position: Mapping[str, Any] | None = None,
+        projector: Mapping[str, Any] | None = None,
+        crop: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
+        join: str = "concat",
+        latent_width: int = 768,
+        attn_implementation: str = "sdpa",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> PanoLlava:
+        """A model to train, around an encoder and a language model; its other parts are drawn from the seed.
+
+        Args:
+            vision: hub name or folder of the encoder.
+            language: hub name or folder of the language model.
+            resampler: type and keywords, ``{"type": "mlp"}`` by default; likewise ``position`` (``yaw_pitch``),
+                ``projector`` (``mlp``) and ``crop`` (``anyres_e2p``).
+            lora: arguments of ``add_lora`` for the stages that train the language model; None trains no adapter.
+            join, latent_width: see ``PanoLlavaConfig``.
+        """
+        backbone = {"revision": None, "attn_implementation": attn_implementation}
+        section = {
+            "vision": {"name": vision, "feature_layer": -1, **backbone},
+            "language": {"name": language, "load_in_4bit": False, "system": None, **backbone},
+            "resampler": dict(resampler or {"type": "mlp"}),
+            "position": dict(position or {"type": "yaw_pitch"}),
+            "projector": dict(projector or {"type": "mlp"}),
+            "lora": {"enabled": lora is not None, "save_only": False, "target_modules": "all-linear", **(lora or {})},
+            "size": "tiny" if {vision, language} <= SHIPPED.keys() else "full",
+            "join": join,
+            "latent_width": latent_width,
+        }
+        backbones = Backbones(section, dict(crop or {"type": "anyres_e2p"}), dtype=dtype, seed=seed)
+        settings = {"model": section, "crop": backbones.crop_spec}
+        return cls(backbones.composite().eval(), backbones.prompt, backbones.crop, settings)
+
+    @classmethod
     def from_checkpoint(
         cls,
         checkpoint: Path,
@@ -131,22 +169,8 @@ class PanoLlava:
                 f"{checkpoint} is of a stage-1 run: it has no language part and cannot answer. Train stage=resampler "
                 "or stage=finetune from it first."
             )
-        today = prompt_date(settings)
-        backbones = Backbones(settings["model"], settings["crop"], dtype=dtype, today=today)
-        backbones.warn_of_changes(settings.get("inputs"))
-        if today is None and (named := backbones.prompt.format.date) is not None:
-            logger.warning(
-                "%s: the chat template writes the date, and with which one this was trained is not recorded. Prompts "
-                "name %s now.",
-                checkpoint, named,
-            )  # fmt: skip
-        model = backbones.composite()
-        if read_state(checkpoint)["has_lora"]:
-            lora.add_lora(model, **lora.lora_arguments(settings["model"]["lora"]))
-        load_trained(model, read_weights(checkpoint), str(checkpoint))
-        model.to(device)  # type: ignore[arg-type]
-        generation = recorded_generation(settings)
-        return cls(model.eval(), backbones.prompt, backbones.crop, settings, generation, checkpoint)
+        backbones, model, _ = open_checkpoint(checkpoint, settings, device=device, dtype=dtype)
+        return cls(model, backbones.prompt, backbones.crop, settings, recorded_generation(settings), checkpoint)
 
     @classmethod
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
@@ -515,21 +539,15 @@ class VisionPart:
         if not (path / "config.json").is_file():
             checkpoint, settings = _find(path)
             if not recorded_stage(settings).answers:
-                backbones = Backbones(settings["model"], settings["crop"], dtype=dtype)
-                backbones.warn_of_changes(settings.get("inputs"))
-                vision = backbones.vision()
-                tensors = read_weights(checkpoint).items()  # such a stage also has a head of its own
-                own = {name.removeprefix("vision."): tensor for name, tensor in tensors if name.startswith("vision.")}
-                load_trained(vision, own, str(checkpoint))
-                return cls(settings["experiment_name"], vision.to(device).eval(), backbones.crop, None)
+                backbones, vision, _ = open_checkpoint(checkpoint, settings, device=device, dtype=dtype)
+                return cls(settings["experiment_name"], vision, backbones.crop, None)
         pano = PanoLlava.from_pretrained(path, device=device, dtype=dtype)
         return cls(pano.metadata.get("experiment_name", path.name), pano.model.vision, pano.crop, pano)
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:
     """The checkpoint in a run folder, an experiment's folder or itself, and the run's metadata."""
-    run = find_run_folder(path)
-    checkpoint = find_checkpoint(path if path.suffix == ".ckpt" else run)
+    run, checkpoint = find_trained(path)
     return checkpoint, with_paths_found(read_metadata(run), run)
 
 

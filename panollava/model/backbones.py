@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from panollava.checkpoint import read_state, read_weights
 from panollava.crop.crop import Crop
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import backbone_record, load_language_model, load_tokenizer
+from panollava.model.lora import add_lora, has_lora, lora_arguments
+from panollava.model.trainable import load_trained
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
+from panollava.run_folder import prompt_date
+from panollava.stages.registry import recorded_stage
 from panollava.store.identity import FileIdentity
 
 logger = logging.getLogger(__name__)
@@ -44,6 +50,18 @@ class Backbones:
         today: date | None = None,
     ) -> None:
         self.model, self.crop_spec, self.dtype, self.seed, self.today = model, crop, dtype, seed, today
+        self._whole: PanoLlavaForConditionalGeneration | None = None
+
+    @classmethod
+    def of(
+        cls, whole: PanoLlavaForConditionalGeneration, prompt: ChatPrompt, crop: Crop, section: Mapping[str, Any]
+    ) -> Backbones:
+        """The backbones in an open model, which a ``model`` section describes; ``composite`` gives this very model."""
+        tower = whole.vision.tower
+        found = cls(section, whole.config.crop or {}, dtype=tower.dtype)
+        vars(found).update(tower=tower, language=whole.language_model, outline=whole.vision)
+        vars(found).update(prompt=prompt, crop=crop, _whole=whole)
+        return found
 
     def __repr__(self) -> str:
         """The parts that the settings name."""
@@ -134,12 +152,16 @@ class Backbones:
 
     def vision(self) -> PanoVision:
         """Encoder and a new resampler."""
+        if self._whole is not None:
+            return self._whole.vision
         return PanoVision.build(
             self.tower, resampler=self.model["resampler"], latent_width=self.model["latent_width"], seed=self.seed
         )
 
     def composite(self) -> PanoLlavaForConditionalGeneration:
         """The whole model, with new components drawn from the seed."""
+        if self._whole is not None:
+            return self._whole
         return PanoLlavaForConditionalGeneration.from_backbones(
             self.tower,
             self.language,
@@ -148,3 +170,55 @@ class Backbones:
             image_token_id=self.prompt.image_id,
             seed=self.seed,
         )
+
+
+_VISION = "vision."
+"""Prefix of the names of encoder and resampler, in the checkpoints of every stage."""
+
+
+def open_checkpoint(
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Backbones, Any, dict[str, Tensor]]:
+    """Builds the model of a checkpoint from its run's metadata, or a changed copy, and loads its weights.
+
+    Returns:
+        The backbones; the model in evaluation mode, a ``PanoVision`` of a stage that reads pictures alone; and the
+        tensors that only the stage has, such as the head of stage 1.
+
+    Raises:
+        ValueError: the weights do not fit the settings.
+    """
+    is_whole, today = recorded_stage(settings).answers, prompt_date(settings)
+    backbones = Backbones(settings["model"], settings["crop"], dtype=dtype, today=today)
+    backbones.warn_of_changes(settings.get("inputs"))
+    if is_whole and today is None and (named := backbones.prompt.format.date) is not None:
+        logger.warning(
+            "%s: the chat template writes the date, and with which one this was trained is not recorded. Prompts name "
+            "%s now.",
+            checkpoint, named,
+        )  # fmt: skip
+    model: Any = backbones.composite() if is_whole else backbones.vision()
+    own = load_checkpoint(model, checkpoint, settings["model"])
+    return backbones, model.to(device).eval(), own
+
+
+def load_checkpoint(model: Any, checkpoint: Path, section: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Loads a checkpoint into a composite or a ``PanoVision``, and returns the tensors that only the stage has.
+
+    Args:
+        model: gets the adapter that the checkpoint has.
+        checkpoint: a ``*.ckpt`` folder.
+        section: ``model`` of its run's metadata.
+    """
+    tensors, own = read_weights(checkpoint), {}
+    if isinstance(model, PanoVision):
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_VISION)}
+        tensors = {name.removeprefix(_VISION): tensors[name] for name in tensors.keys() - own.keys()}
+    elif read_state(checkpoint)["has_lora"] and not has_lora(model):
+        add_lora(model, **lora_arguments(section["lora"]))
+    load_trained(model, tensors, str(checkpoint))
+    return own

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights
 from panollava.logs import LOG
-from panollava.model.lora import add_lora, lora_arguments
+from panollava.model.lora import add_lora, has_lora, lora_arguments
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
 from panollava.run.conditions import FINISHED, differences, recorded_config, recorded_inputs
 from panollava.run.run import Run, changed_inputs, plain
-from panollava.run_folder import METADATA, described, differing_keys, find_run_folder, known_checkpoints, read_metadata
+from panollava.run_folder import METADATA, described, differing_keys, find_trained, known_checkpoints, read_metadata
 from panollava.stages.protocol import Stage, StageSetup
 from panollava.stages.registry import FIRST, last_first
 from panollava.training.checkpointer import MISFIT, transfer
@@ -27,7 +27,7 @@ def build_stage(run: Run, name: str) -> Stage:
     encoder.to(backbones.dtype)  # an earlier stage of this run may have trained it, in fp32
     model: Any = backbones.composite() if record.answers else backbones.vision()
     lora = plain(run.cfg.model.lora)
-    if lora["enabled"] and record.trains_language:
+    if lora["enabled"] and record.trains_language and not has_lora(model):
         add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
     blocks = options.vision_trainable_blocks, options.language_trainable_blocks
     setup = StageSetup(name, *blocks, run.trainer.checkpoint_activations)
@@ -197,11 +197,9 @@ def _source(run: Run, name: str) -> Path | None:
                 f"init_from={path} does not exist. Give auto, none, newest, or a run's folder. "
                 f"{FIRST.capitalize()} checkpoints below {run.cfg.output_dir}: {_listed(run)}."
             )
-        if path.suffix == ".ckpt":
-            return find_checkpoint(path)
         # Of an experiment's stages those that this one may start from come first.
         order = [*earlier, *(stage for stage in last_first(run.stages.values()) if stage not in earlier)]
-        return find_checkpoint(find_run_folder(path, order))
+        return find_trained(path, order)[1]
     for previous in earlier:
         folder = run.experiment.stage_folder(previous)
         if run.experiment.state(previous).get("status") == FINISHED and follow(folder / BEST):

@@ -1,42 +1,41 @@
-"""The seeing part of a run, with the language model behind it where there is one."""
+"""Opens a checkpoint with its settings, and measures it on a split of a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from torch import Tensor
 
-from panollava.batch import Batch
-from panollava.checkpoint import find_checkpoint, read_state, read_weights
+from panollava.checkpoint import read_state
 from panollava.config.command_line import CONF
 from panollava.config.sweep_arguments import register_resolvers
 from panollava.crop.crop import COMMON_KEYS
-from panollava.data.dataset import PanoDataset, TextEncoder
-from panollava.data.loader import Collate, StageLoader
 from panollava.generation import recorded_generation
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
-from panollava.model.backbones import Backbones
+from panollava.model.backbones import Backbones, open_checkpoint
 from panollava.model.trainable import load_trained
 from panollava.run.conditions import fingerprint
-from panollava.run.data import check_records
+from panollava.run.data import RunData, check_records
 from panollava.run.features import open_features
 from panollava.run.memory import explained
 from panollava.run.run import default_name, setting
 from panollava.run.sections import check_crop
-from panollava.run.sources import open_source
-from panollava.run_folder import CONFIG, METADATA, find_run_folder, flatten, read_metadata, upgraded, with_paths_found
-from panollava.stages.protocol import Stage, StageSetup
+from panollava.run.sources import open_source, part_of
+from panollava.run_folder import CONFIG, METADATA, find_trained, flatten, read_metadata, upgraded, with_paths_found
+from panollava.stages.protocol import StageSetup
 from panollava.stages.registry import StageRecord, for_metadata, recorded_stage, stages_of
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import job_name
 from panollava.training.distributed import DistributedContext
 from panollava.training.loop import validate
+from panollava.training.options import StageOptions
 from panollava.training.precision import Compute
 
 IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
@@ -127,7 +126,7 @@ def restore(
     given = None if config is None else _read_config(Path(config).expanduser())
     if checkpoint is None and given is None:
         raise ValueError("checkpoint is missing: name a run, such as checkpoint=runs/demo, or a config=<yaml>.")
-    folder, found = _find(Path(checkpoint).expanduser() if checkpoint else _folder_of(given or {}))
+    folder, found = find_trained(Path(checkpoint).expanduser() if checkpoint else _folder_of(given or {}))
     has_metadata = (folder / METADATA).is_file()
     if given is None and (folder / CONFIG).is_file():
         given = _read_config(folder / CONFIG)
@@ -146,15 +145,6 @@ def restore(
     decoding = recorded_generation(settings).changed(generation or {})
     settings = {**settings, "generation": asdict(decoding)}
     return Restored(found, {**settings, "crop": _with_overrides(settings["crop"], dict(crop or {}))})
-
-
-def _find(path: Path) -> tuple[Path, Path]:
-    """The stage's run folder and the checkpoint in it."""
-    if path.suffix == ".ckpt" or any(path.glob("*.ckpt")):
-        found = find_checkpoint(path)
-        return found.parent, found
-    folder = find_run_folder(path)
-    return folder, find_checkpoint(folder)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -240,20 +230,6 @@ def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, 
     return result
 
 
-@dataclass
-class _Split:
-    """A split in the place of the validation split."""
-
-    loader: StageLoader
-    steps_per_epoch: int = 0
-
-    def windows(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        raise NotImplementedError("nothing is trained here")
-
-    def validation(self) -> Iterator[Batch]:
-        return self.loader.validation()
-
-
 def measure(
     run: Restored,
     pano: PanoLlava | None,
@@ -278,42 +254,28 @@ def measure(
     Raises:
         ValueError: texts that the model cannot be given.
     """
-    options, stage = run.settings["stage_settings"], _stage(run, pano, compute)
-    crop = pano.crop if pano is not None else Backbones(run.settings["model"], run.settings["crop"]).crop
-    source = open_source(data, split, crop)
-    encode, targets = None, run.record.targets
-    if pano is not None and targets is not None:
-        encoder = TextEncoder(pano.prompt, pano.image_tokens, options["max_text_length"], targets)
-        check_records(source, encoder, pano.limits)
-        encode = encoder.record
-    features = open_features(store, stage.vision.tower, crop)
-    dataset = PanoDataset(source, crop, encode, None if features is None else features.store)
-    collate = Collate(pad_id=0 if pano is None else pano.prompt.tokenizer.pad_token_id or 0)
-    loader = StageLoader(
-        dataset,
-        dataset,
-        collate,
-        batch_size=options["batch_size"],
-        num_workers=num_workers,
-        complete=None if features is None else features.complete,
-    )
+    section, record = run.settings["stage_settings"], run.record
+    own: dict[str, Tensor] = {}
+    options = StageOptions(**part_of(section, StageOptions))
+    if pano is None:
+        backbones, model, own = open_checkpoint(
+            run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype
+        )
+    else:
+        backbones, model = Backbones.of(pano.model, pano.prompt, pano.crop, run.settings["model"]), pano.model
+    stage = record.stage_class.build(backbones, model, StageSetup(run.stage), **record.stage_class.own_options(section))
+    load_trained(stage, own, str(run.checkpoint))
+    stage.to(compute.device)
+    source = open_source(data, split, backbones.crop)
+    loaded = RunData(source, source, None, backbones)
+    if pano is not None and record.targets is not None:
+        check_records(source, loaded.text(record.targets, options), pano.limits)
+    features = open_features(store, stage.vision.tower, backbones.crop)
+    loader = loaded.batches(record.targets, options, num_workers=num_workers, features=features)
     with explained(
         lambda: (
-            f"Out of memory while measuring {options['batch_size']} samples at once, as the validation did: "
+            f"Out of memory while measuring {options.batch_size} samples at once, as the validation did: "
             "device=cpu may have more."
         )
     ):
-        return validate(stage, stage, _Split(loader), compute, DistributedContext())
-
-
-def _stage(run: Restored, pano: PanoLlava | None, compute: Compute) -> Stage:
-    settings, stage = run.settings, run.record.stage_class
-    backbones = Backbones(settings["model"], settings["crop"], dtype=compute.dtype)
-    if pano is None:
-        backbones.warn_of_changes(settings.get("inputs"))
-    model = backbones.vision() if pano is None else pano.model
-    own = stage.own_options(settings["stage_settings"])
-    made: Stage = stage.build(backbones, model, StageSetup(run.stage), **own)
-    if pano is None:
-        load_trained(made, read_weights(run.checkpoint), str(run.checkpoint))
-    return made.to(compute.device)
+        return validate(stage, stage, loader, compute, DistributedContext())

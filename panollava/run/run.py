@@ -220,8 +220,14 @@ class Run:
 
 
 @contextmanager
-def open_run(cfg: DictConfig, procs: DistributedContext) -> Iterator[Run]:
-    """Opens a run of a checked config; raises the errors of its folder, its data and its backbones' names."""
+def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = None) -> Iterator[Run]:
+    """Opens a run of a checked config; raises the errors of its folder, its data and its backbones' names.
+
+    Args:
+        cfg: a checked config.
+        procs: of this process.
+        data: open splits and backbones, in place of those that the config names.
+    """
     configure_console(logging.INFO if procs.is_main else logging.ERROR)
     place = procs.local_rank if procs.world_size > 1 else gpu_beside_others()
     compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, place)
@@ -235,10 +241,11 @@ def open_run(cfg: DictConfig, procs: DistributedContext) -> Iterator[Run]:
         pending = conditions.pending_stages(plain(cfg), experiment)
         pending = json.loads(procs.texts(json.dumps(pending))[0])
         today = date.fromisoformat(procs.texts((_prompt_date(cfg, experiment) or date.today()).isoformat())[0])
-        model = _with_recorded_commits(cfg, experiment)
-        backbones = Backbones(model, plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed, today=today)
-        data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
-        run = Run(cfg, experiment, procs, compute, backbones, data, pending, resources)
+        if data is None:
+            model = _with_recorded_commits(cfg, experiment)
+            backbones = Backbones(model, plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed, today=today)
+            data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
+        run = Run(cfg, experiment, procs, compute, data.backbones, data, pending, resources)
         if problem := procs.texts(_changed_stage(run) if procs.is_main else "")[0]:
             raise ValueError(problem)
         run.evaluation_due = procs.is_main and evaluation_due(run)
