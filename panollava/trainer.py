@@ -43,14 +43,11 @@ class Trainer:
 
     Args:
         pano: the model, of ``PanoLlava.from_pretrained`` or ``from_backbones``. It has the trained weights afterwards.
-        train: the training split; a class with the methods of ``panollava.data.source.DataSource``.
-        val: the validation split.
+        train, val: the splits, of classes with the methods of ``panollava.data.source.DataSource``.
         stage: ``vision``, ``resampler``, ``finetune``, or a class that is derived from ``Stage`` and states its record.
         folder: of the run, made if missing.
-        epochs: passes over the training split; None, here and below, is the default of ``conf/stage``.
-        batch_size: panoramas of a micro-batch.
-        lr: peak learning rate.
-        seed: of new components, order and dropout.
+        epochs, batch_size, lr: see ``StageOptions``; None is the default of ``conf/stage``.
+        seed: of the order of the samples, of dropout and of a new adapter.
         settings: further keys of ``conf/train.yaml``, such as ``{"optim.warmup_ratio": 0.0, "trainer.device": "cpu"}``.
 
     Raises:
@@ -95,8 +92,8 @@ class Trainer:
             The record of the stage, as in ``stage_state.json``: ``validation_loss``, ``checkpoint``, ``seconds``, …
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; what was trained is saved.
-            ValueError: the folder has a run of other settings or data, or training cannot go on.
+            KeyboardInterrupt: Ctrl-C; the state of training is saved.
+            ValueError: the folder has a run of other settings or data, or a loss is not finite.
         """
         cfg, pano = self._config, self.pano
         backbones = Backbones.of(pano.model, pano.prompt, pano.crop, plain(cfg.model))

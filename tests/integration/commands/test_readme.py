@@ -177,11 +177,14 @@ def test_command_on_a_finished_run(
 
 def test_python(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(workspace)
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})
+    answering, training = blocks("python")
+    exec(compile(answering, "README.md", "exec"), {})
     assert capsys.readouterr().out.endswith("\n")
     AutoModelForImageTextToText.from_pretrained("export")
     AutoProcessor.from_pretrained("export")
+    splits = {"train": WorldSource(split="train", scenes=4), "val": WorldSource(split="val", scenes=2)}
+    exec(compile(training, "README.md", "exec"), splits)
+    assert (workspace / "runs/mine/finetune/anyres-e2p_mlp/best.ckpt").exists()
 
 
 def test_the_record_on_disk(workspace: Path) -> None:
