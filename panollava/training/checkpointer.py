@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panollava import checkpoint as files
+import panollava.checkpoint as files
 from panollava.disk import writing
 from panollava.training.distributed import DistributedContext
 from panollava.training.parallel import copy_into, full_tensor, shard_like
