@@ -207,7 +207,7 @@ def test_what_a_data_set_need_not_say() -> None:
     assert (asked.question, asked.references, asked.history) == ("sure?", ("yes",), (("how bright?", "grey"),))
     assert source.question_panorama(asked)[0, 0, 0] == SHADES["grey"]
     assert source.question_picture(asked) == source.image_id(1) == "a wall: grey"
-    assert (source.directions(0), source.turned_record(0, 0, 0.0)) == ("unknown", source.record(0, 0))
+    assert (source.directions(0), source.rotated_record(0, 0, 0.0)) == ("unknown", source.record(0, 0))
 
 
 def test_the_package_shows_it(backbone: Backbone) -> None:
