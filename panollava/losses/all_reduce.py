@@ -20,10 +20,9 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Rows ``(n, D)`` of all processes in the order of their ranks. ``n`` may differ between processes.
+    """Rows ``(n, D)`` of all processes in the order of their ranks; ``n`` may differ between them.
 
-    This is the ``all_reduce_sum`` of the rows padded with zeros for the other processes, which every backend supports
-    for any sizes. Gradients are those of ``all_reduce_sum``.
+    This is the ``all_reduce_sum`` of rows padded with zeros, which every backend supports for any sizes.
     """
     if not _is_distributed():
         return rows

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MAX_ROWS = 4096
-"""Rows that the effective rank uses: enough for the widths in use, and the decomposition stays cheap."""
-MAX_COLLAPSED = 0.5
-"""Share of pairs of views in collapsed batches above which training is reported as collapsed."""
-MAX_HINGE = 0.95
-"""Variance term above which the compared features count as collapsed: their deviation is 0.05 instead of 1."""
+MAX_ROWS = 4096  # rows that the effective rank uses: enough for the widths in use, and the decomposition stays cheap
+MAX_COLLAPSED = 0.5  # share of pairs of views in collapsed batches above which training is reported as collapsed
+MAX_HINGE = 0.95  # variance term above which features count as collapsed: their deviation is 0.05 instead of 1
 
 
 @torch.no_grad()
@@ -44,16 +41,11 @@ def neighbour_cosine(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor
 
 @torch.no_grad()
 def retrieval_accuracy(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``(P,)``: how often the nearest token of the other view is the matching one. Chance is 1 in the pair's tokens.
+    """``(P,)``: how often the nearest token of the other view is the matching one, for tokens as above.
 
     Both directions are averaged. Nearness is the cosine of tokens centred by their view, so that a part common to all
-    tokens has no effect. A tie counts by the number of tokens that share it: if all tokens are equal the result is
-    chance, not 1.
-
-    Args:
-        a: ``(P, L, D)``.
-        b: ``(P, L, D)``, token by token the match of ``a``.
-        mask: ``(P, L)`` bool, which tokens are present; None for all.
+    tokens has no effect. Chance is 1 in the pair's tokens. A tie counts by the number of tokens that share it: if all
+    tokens are equal the result is chance, not 1.
     """
     mask = a.new_ones(a.shape[:2], dtype=torch.bool) if mask is None else mask
     with torch.autocast(a.device.type, enabled=False):
@@ -70,10 +62,9 @@ def retrieval_accuracy(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tens
 
 @torch.no_grad()
 def dead_share(tokens: Tensor, *, threshold: float = 0.01) -> Tensor:
-    """Share of the dimensions of tokens ``(..., D)`` that hardly vary, a scalar.
+    """Share of the dimensions of tokens ``(..., D)`` that hardly vary, a scalar; 1 for a collapse onto one point.
 
     A dimension is dead if its standard deviation is at most ``threshold`` times the root mean square of all entries.
-    That is relative to the tokens' own scale, so that a collapse onto one point gives 1.
     """
     rows = _rows(tokens)
     return (rows.std(dim=0, correction=0) <= threshold * rows.square().mean().sqrt()).float().mean()
@@ -113,12 +104,9 @@ def view_retrieval(views: Tensor, is_neighbour: Tensor) -> Tensor:
 
 
 def collapse_message(metrics: Mapping[str, float], *, width: int) -> str | None:
-    """What was measured and what it means if features have collapsed, else None.
+    """What was measured and what it means if features of tokens of this width have collapsed, else None.
 
-    Args:
-        metrics: means over the validation split: ``collapse_metrics`` of the resampler's tokens and the objective's
-            own terms. Missing ones are ignored.
-        width: of the tokens.
+    ``metrics`` are means over the validation split of ``collapse_metrics`` and of the objective's own terms, if any.
     """
     found = []
     if metrics.get("collapsed", 0.0) > MAX_COLLAPSED:

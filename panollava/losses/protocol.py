@@ -16,37 +16,25 @@ _MATCHES = {"columns": column_matches, "rays": ray_matches}
 
 
 class Cost(NamedTuple):
-    """The cost of the correspondences of a micro-batch.
+    """The cost of the correspondences of a micro-batch."""
 
-    Attributes:
-        total: sum over this process's pairs of views (scalar, float32). The loop divides it by the number of pairs.
-        terms: name -> detached sum over the same pairs of an unweighted part, only logged.
-    """
-
-    total: Tensor
-    terms: dict[str, Tensor]
+    total: Tensor  # sum over this process's pairs of views (float32 scalar); the loop divides it by their number
+    terms: dict[str, Tensor]  # name -> detached sum over the same pairs of an unweighted part, only logged
 
 
 class Correspondences(Protocol):
-    """Which tokens of two views are compared.
+    """Which tokens of two views are compared."""
 
-    Attributes:
-        needs_grid: whether the tokens of a view must keep a grid.
-    """
-
-    needs_grid: bool
+    needs_grid: bool  # whether the tokens of a view must keep a grid
 
     def tokens(self, tokens: Tensor) -> Tensor:
         """``(B, V, Q, D)`` tokens -> the ``(B, V, Q', D)`` that are compared."""
-        ...
 
     def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:
         """The correspondences between the ``tokens`` of views, for cameras ``(B, V, C)`` and a mask ``(B, V)``."""
-        ...
 
     def diagnostics(self, tokens: Tensor, matches: Matches) -> dict[str, Tensor]:
         """How well ``tokens`` agree, and whether they have collapsed; each summed over pairs."""
-        ...
 
 
 class Objective(Protocol):
@@ -54,18 +42,14 @@ class Objective(Protocol):
 
     Every objective is a class ``<Type>Objective`` in ``losses/objective/<type>.py``, or a class of another package.
     Its typed keywords are keys of ``stage.vision.loss``.
-
-    Attributes:
-        correspondences: what is compared.
-        coupled: what is computed over all samples of a micro-batch and of all processes, in a few words; empty if
-            each pair of views is independent. The value of a coupled objective depends on the size of the
-            micro-batch, and accumulation is not the same as a larger batch.
-        remedy: what to change when features collapse.
     """
 
     correspondences: Correspondences
+    # What is computed over all samples of a micro-batch and of all processes, in a few words; empty if each pair of
+    # views is independent. The value of a coupled objective depends on the size of the micro-batch, and accumulation is
+    # not the same as a larger batch.
     coupled: str
-    remedy: str
+    remedy: str  # what to change when features collapse
 
     def __call__(self, a: Tensor, b: Tensor, mask: Tensor, *, across_ranks: bool) -> Cost:
         """The cost, computed in float32 also under autocast.
@@ -73,21 +57,16 @@ class Objective(Protocol):
         A coupled objective whose value for the whole micro-batch is ``L`` returns ``L`` times its own number of
         pairs. Summed over processes and divided by all pairs, value and gradient are then those of ``L``.
 
-        Args:
-            a: ``(P, M, D)``, matched tokens of first views.
-            b: ``(P, M, D)``, those of second views.
-            mask: ``(P, M)`` bool, False where a pair has fewer matches.
-            across_ranks: whether all processes make this call together and may communicate.
+        ``a`` and ``b`` are matched tokens ``(P, M, D)`` of first and second views, ``mask`` ``(P, M)`` is False where a
+        pair has fewer. With ``across_ranks`` all processes make this call together and may communicate.
         """
-        ...
 
 
 class GridCorrespondences:
     """Tokens of grids, position by position.
 
-    Args:
-        pairing: ``columns`` pairs the last columns of a view with the first of its right neighbour; ``rays``
-            pairs positions with exactly the same direction, in all views that overlap.
+    ``columns`` pairs the last columns of a view with the first of its right neighbour; ``rays`` pairs positions with
+    exactly the same direction, in all views that overlap.
     """
 
     needs_grid = True
@@ -96,7 +75,6 @@ class GridCorrespondences:
         self.pairing = pairing
 
     def tokens(self, tokens: Tensor) -> Tensor:
-        """All of them."""
         return tokens
 
     def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:

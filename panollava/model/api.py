@@ -30,22 +30,14 @@ from panollava.prompt import ChatPrompt, Encoded, Limits
 from panollava.run_folder import find_trained, read_metadata, short_name, with_paths_found
 from panollava.stages.registry import recorded_stage
 
-Turns = Sequence[tuple[str, str]]
-"""(question, answer) pairs of a conversation so far."""
-OnText = Callable[[str], None]
-"""Is called with each piece of an answer while it is generated."""
+Turns = Sequence[tuple[str, str]]  # (question, answer) pairs of a conversation so far
+OnText = Callable[[str], None]  # is called with each piece of an answer while it is generated
 
 
 class PanoLlava:
-    """A trained model with its crop and its prompt.
+    """A trained model with its crop, its prompt and its default decoding options.
 
-    Attributes:
-        model: of transformers.
-        prompt: writes conversations for its language model.
-        crop: cuts panoramas into views.
-        generation: default decoding options, those of the run or the export.
-        metadata: of the run it was opened from; empty for an export or a model in memory.
-        source: the checkpoint or the export it was opened from, None for a model in memory.
+    ``metadata`` is its run's, empty without one; ``source`` the checkpoint or export, None for a model in memory.
     """
 
     def __init__(
@@ -62,7 +54,6 @@ class PanoLlava:
         self.metadata = dict(metadata or {})
 
     def __repr__(self) -> str:
-        """Where it is from and what it is made of, in one line."""
         config = self.model.config
         parts = {
             "stage": self.metadata.get("stage"),
@@ -86,12 +77,8 @@ class PanoLlava:
     ) -> PanoLlava:
         """Opens a run folder, an experiment's folder, a checkpoint in one, or an export.
 
-        Args:
-            folder: such as ``runs/<experiment>/finetune/<crop>_<resampler>``, or what ``save_pretrained`` wrote.
-            device: of the model.
-            dtype: of the backbones, also where they were trained.
-            in_4bit: keep the language model in four bits where training did.
-            allow: packages, such as ``my_package``, whose classes the model may be made of; their code is run.
+        ``dtype`` is of the backbones, also where they were trained. ``in_4bit`` keeps the language model in four bits
+        where training did. ``allow`` names packages whose classes the model may be made of; their code is run.
 
         Raises:
             FileNotFoundError: no run there; the message names those nearby.
@@ -159,11 +146,7 @@ class PanoLlava:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> PanoLlava:
-        """Opens a ``*.ckpt`` folder with settings that may differ from its run's metadata, such as another crop.
-
-        ``stage``, ``model``, ``crop``, ``inputs`` and ``generation`` of the settings are read; else as
-        ``from_pretrained``.
-        """
+        """As ``from_pretrained``, for a ``*.ckpt`` folder and changed settings of its run, such as another crop."""
         if not recorded_stage(settings).answers:
             raise ValueError(
                 f"{checkpoint} is of a stage-1 run: it has no language part and cannot answer. Train stage=resampler "
@@ -197,8 +180,7 @@ class PanoLlava:
             image: a file, its bytes, an ``(H, W, 3)`` uint8 RGB array or tensor, or a PIL picture: of the whole sphere,
                 2:1, or of the part that the run's ``crop.panorama_fov_deg``, or else its GPano tags, name.
             question: any text.
-            history: earlier (question, answer) turns about the same panorama; the oldest are left out where all do
-                not fit into the language model.
+            history: earlier turns; the oldest are left out where all do not fit into the language model.
             max_new_tokens: longest answer, in place of that of the options.
             generation: decoding options; None takes ``self.generation``.
             on_text: called with each piece of the answer; of a beam search once, at its end.
@@ -220,12 +202,7 @@ class PanoLlava:
         max_new_tokens: int | None = None,
         generation: GenerationOptions | None = None,
     ) -> list[str]:
-        """Answers a question about each of several panoramas, or one about all of them; options as for ``generate``.
-
-        Raises:
-            TypeError: the panoramas are one, or a question is none.
-            ValueError: pictures and questions differ in number.
-        """
+        """Answers a question about each of several panoramas, or one about all of them; else as ``generate``."""
         options = self.decoding(generation, max_new_tokens)
         is_one = isinstance(images, str | Path | bytes | bytearray | memoryview) or getattr(images, "ndim", 4) != 4
         if is_one or hasattr(images, "read") or not isinstance(images, Iterable):
@@ -258,11 +235,7 @@ class PanoLlava:
         return options.changed({"max_new_tokens": max_new_tokens})
 
     def views(self, image: Picture) -> Tensor:
-        """Views ``(V, 3, h, w)`` uint8 of a panorama.
-
-        Raises:
-            TypeError: several pictures, or none.
-        """
+        """Views ``(V, 3, h, w)`` uint8 of a panorama; arguments and errors as for ``generate``."""
         if image is None or isinstance(image, list | tuple | dict | set):
             raise TypeError(f"One panorama is asked about, not a {type(image).__name__}. generate_batch takes several.")
         return self.crop.views(read_picture(image, self.crop))
@@ -272,8 +245,7 @@ class PanoLlava:
 
         Raises:
             TypeError: question or history are no texts.
-            ValueError: the panorama, the question alone and the answer are more than the language model can take, or
-                a token has no embedding.
+            ValueError: panorama, question and answer do not fit into the language model, or a token has no embedding.
         """
         _check_texts(question, history)
         new, limits = self.decoding(None, max_new_tokens).max_new_tokens, self.limits
@@ -313,14 +285,9 @@ class PanoLlava:
         generation: GenerationOptions | None = None,
         on_text: OnText | None = None,
     ) -> list[str]:
-        """Answers a left-padded batch of questions (see ``batch``); options as for ``generate``.
-
-        Raises:
-            ValueError: ``on_text`` is given with several questions.
-        """
+        """Answers a batch of questions; options as for ``generate``. ``on_text`` is for a single question."""
         options = self.decoding(generation, max_new_tokens)
-        on_device = batch.to(self.model.device)
-        streamer = None
+        on_device, streamer = batch.to(self.model.device), None
         if on_text is not None and options.num_beams == 1:
             streamer = AnswerStream(self.prompt.tokenizer, on_text)
         ids = self.model.generate(  # type: ignore[misc]
@@ -350,10 +317,8 @@ class PanoLlava:
     @property
     def image_tokens(self) -> int:
         """Tokens that one panorama takes in the language model."""
-        vision = self.model.vision
-        return image_token_count(
-            self.crop.camera_rows, vision.tokens_per_view, self.model.config.join, vision.token_grid
-        )
+        vision, join = self.model.vision, self.model.config.join
+        return image_token_count(self.crop.camera_rows, vision.tokens_per_view, join, vision.token_grid)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -372,20 +337,12 @@ class PanoLlava:
         return lora.lora_names(self.model)
 
     def load_lora_weights(self, folder: str | Path, name: str = lora.DEFAULT) -> None:
-        """Attaches an adapter that a finetune stage or plain peft wrote, such as a run's ``lora_weights``, and uses it.
-
-        Raises:
-            ValueError: one of that name is attached already, or it is not of this language model.
-        """
+        """Attaches an adapter, such as a run's ``lora_weights``, and uses it; errors as for ``lora.load_lora``."""
         lora.load_lora(self.model, folder, name=name)
         self.model.eval()
 
     def use_lora(self, name: str | None) -> None:
-        """Answers with one of the attached adapters from now on, or with None without any.
-
-        Raises:
-            ValueError: no adapter of this name is attached.
-        """
+        """Answers with the attached adapter of this name from now on, or with None without any."""
         lora.use_lora(self.model, name)
 
     def merge_lora_weights(self) -> None:
@@ -395,13 +352,10 @@ class PanoLlava:
     def save_pretrained(self, folder: str | Path, *, keep_lora: bool = False) -> None:
         """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava``.
 
-        Args:
-            folder: made if missing.
-            keep_lora: write the active adapter beside the model, as ``lora_weights``; opening the folder attaches it.
+        With ``keep_lora`` the active adapter is beside the model, as ``lora_weights``; opening the folder attaches it.
 
         Raises:
-            ValueError: an adapter is attached and not to be kept (``merge_lora_weights`` adds it to the weights), or
-                the folder holds one of an earlier save.
+            ValueError: an adapter is attached and not to be kept, or the folder holds one of an earlier save.
         """
         if keep_lora and lora.lora_in_use(self.model) is not None:
             with lora.without_lora(self.model):
@@ -417,18 +371,13 @@ class PanoLlava:
 
 
 class Conversation:
-    """A conversation about one panorama, whose views are cut once; ``PanoLlava.chat`` opens it.
-
-    Attributes:
-        turns: (question, answer) pairs so far; an emptied list starts anew.
-    """
+    """A conversation about one panorama, whose views are cut once; ``PanoLlava.chat`` opens it."""
 
     def __init__(self, pano: PanoLlava, image: Picture) -> None:
         self._pano, self._views = pano, pano.views(image)
-        self.turns: list[tuple[str, str]] = []
+        self.turns: list[tuple[str, str]] = []  # (question, answer) so far; an emptied list starts anew
 
     def __repr__(self) -> str:
-        """The number of turns and the model."""
         return f"Conversation({len(self.turns)} turns, {self._pano!r})"
 
     def ask(
@@ -439,14 +388,7 @@ class Conversation:
         generation: GenerationOptions | None = None,
         on_text: OnText | None = None,
     ) -> str:
-        """Answers a question; arguments as for ``PanoLlava.generate``.
-
-        Where all turns do not fit into the language model, the oldest are left out.
-
-        Raises:
-            ValueError: the question alone is too long.
-            KeyboardInterrupt: Ctrl-C; the answer as far as it came stays in ``turns``.
-        """
+        """Answers a question, as ``PanoLlava.generate``; on Ctrl-C the answer as far as it came stays in ``turns``."""
         pieces: list[str] = []
 
         def keep(piece: str) -> None:
@@ -468,13 +410,9 @@ class Conversation:
 
 
 class AnswerStream(BaseStreamer):
-    """Passes on the text of one answer as far as later tokens cannot change it.
+    """Passes on the text of one answer, stripped, as far as later tokens cannot change it."""
 
-    The pieces joined are the decoded answer without the white space around it.
-    """
-
-    _UNFINISHED = "\ufffd"
-    """What decoding gives for a character of which some bytes are missing."""
+    _UNFINISHED = "\ufffd"  # what decoding gives for a character of which some bytes are missing
 
     def __init__(self, tokenizer: Any, on_text: OnText) -> None:
         self._tokenizer, self._on_text = tokenizer, on_text
@@ -482,11 +420,7 @@ class AnswerStream(BaseStreamer):
         self._sent, self._has_prompt = "", False
 
     def put(self, value: Tensor) -> None:
-        """Takes the prompt, which comes first and is skipped, then new tokens.
-
-        Raises:
-            ValueError: tokens of several answers.
-        """
+        """Takes the prompt, which comes first and is skipped, then new tokens."""
         if value.dim() > 1 and len(value) > 1:
             raise ValueError(f"One answer can be streamed at a time, not {len(value)}.")
         if not self._has_prompt:
@@ -510,16 +444,9 @@ class AnswerStream(BaseStreamer):
 
 @dataclass(frozen=True)
 class VisionPart:
-    """The vision part of a run, with the whole model where its stage has a language model.
+    """The vision part of a run, with the whole model where its stage has a language model."""
 
-    Attributes:
-        name: of the experiment, or of an export's folder.
-        vision: encoder and resampler.
-        crop: cuts panoramas into views.
-        pano: the whole model; None for a stage without a language model.
-    """
-
-    name: str
+    name: str  # of the experiment, or of an export's folder
     vision: PanoVision
     crop: Crop
     pano: PanoLlava | None

@@ -33,10 +33,8 @@ class Backbones:
     """The encoder, the language model and its tokenizer, each opened on first use.
 
     Args:
-        model: the ``model`` section of a config or of a run's metadata.
-        crop: the ``crop`` section.
-        dtype: of the backbones' weights; what is new is fp32.
-        seed: of the new components.
+        model: the ``model`` section of a config or of a run's metadata; ``crop`` likewise.
+        dtype: of the backbones' weights; what is new is fp32, drawn with ``seed``.
         today: the date in prompts where the chat template writes one; None is the current date.
     """
 
@@ -64,7 +62,6 @@ class Backbones:
         return found
 
     def __repr__(self) -> str:
-        """The parts that the settings name."""
         model = self.model
         names = (model["vision"]["name"], model["language"]["name"], model["resampler"]["type"], self.crop_spec["type"])
         return "Backbones(vision={}, language={}, resampler={}, crop={})".format(*names)
@@ -84,15 +81,9 @@ class Backbones:
 
     @cached_property
     def language(self) -> PreTrainedModel:
-        """The causal language model."""
-        language = self.model["language"]
-        return load_language_model(
-            language["name"],
-            dtype=self.dtype,
-            attn_implementation=language["attn_implementation"],
-            load_in_4bit=language.get("load_in_4bit", False),
-            revision=language.get("revision"),
-        )
+        known = ("name", "attn_implementation", "load_in_4bit", "revision")  # a run of an earlier version has fewer
+        settings = {key: self.model["language"][key] for key in known if key in self.model["language"]}
+        return load_language_model(**settings, dtype=self.dtype)
 
     @cached_property
     def prompt(self) -> ChatPrompt:
@@ -107,11 +98,7 @@ class Backbones:
         return backbone_record(section["name"], section.get("revision"), digest)
 
     def warn_of_changes(self, inputs: Mapping[str, Any] | None) -> None:
-        """Warns of backbones whose files have changed since a run was trained.
-
-        Args:
-            inputs: of the run's metadata; None where there are none.
-        """
+        """Warns of backbones whose files differ from ``inputs`` of the metadata of a run, None where there are none."""
         if inputs is None:
             logger.info("The run does not record the content of its backbones, so changes since training go unnoticed.")
             return
@@ -123,14 +110,13 @@ class Backbones:
                 one, other = (found.get("files", found) for found in (old, new))
                 changed = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
                 logger.warning(
-                    "%s.name=%s is no longer what the run was trained on (%s differs): its answers are not the trained "
-                    "model's. Put back what it was.",
-                    part, self.model[part]["name"], ", ".join(changed),
-                )  # fmt: skip
+                    f"{part}.name={self.model[part]['name']} is no longer what the run was trained on "
+                    f"({', '.join(changed)} differs): its answers are not the trained model's. Put back what it was."
+                )
 
     @cached_property
     def crop(self) -> Crop:
-        """Cuts views of the size the encoder takes."""
+        """Cuts views of the size that the encoder takes."""
         return Crop.from_spec(self.crop_spec, view_size=self.tower.image_size)
 
     @cached_property
@@ -154,9 +140,8 @@ class Backbones:
         """Encoder and a new resampler."""
         if self._whole is not None:
             return self._whole.vision
-        return PanoVision.build(
-            self.tower, resampler=self.model["resampler"], latent_width=self.model["latent_width"], seed=self.seed
-        )
+        settings = {key: self.model[key] for key in ("resampler", "latent_width")}
+        return PanoVision.build(self.tower, **settings, seed=self.seed)
 
     def composite(self) -> PanoLlavaForConditionalGeneration:
         """The whole model, with new components drawn from the seed."""

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from panollava.component import find_component
 
-Spec = Mapping[str, Any]
-"""A component as configs name it: ``{"type": "mlp", <its keywords>}``."""
+Spec = Mapping[str, Any]  # a component as configs name it: {"type": "mlp", <its keywords>}
 
 
 class Resampler(Protocol):
@@ -58,11 +57,7 @@ _PROTOCOLS: dict[str, type] = {"resampler": Resampler, "position": Position, "pr
 
 
 def component_class(name: str, type: str) -> builtins.type[nn.Module]:
-    """The class of ``model.<name>=<type>``, where ``name`` is ``resampler``, ``position`` or ``projector``.
-
-    Raises:
-        ValueError: there is none, or it is no ``nn.Module`` (see ``find_component``).
-    """
+    """The class of ``model.<name>=<type>``, an ``nn.Module``; errors as for ``find_component``."""
     found = find_component(f"model.{name}", type, name.capitalize(), _PROTOCOLS[name])
     if not issubclass(found, nn.Module):
         raise ValueError(f"type={type} is no torch.nn.Module, which resamplers, position codes and projectors are.")
@@ -75,16 +70,9 @@ def keeps_width(resampler: type) -> bool:
 
 
 def build_component(name: str, spec: Spec, *, seed: int, **widths: int) -> nn.Module:
-    """Builds a resampler, position code or projector.
+    """Builds a resampler, position code or projector. Raises ValueError if the type or a keyword does not exist.
 
-    Args:
-        name: its config key, which also seeds its generator, such as ``resampler``.
-        spec: its type and keywords.
-        seed: of the run.
-        **widths: arguments that only the model knows.
-
-    Raises:
-        ValueError: the type or a keyword does not exist.
+    ``name`` is its config key, such as ``resampler``, and seeds its generator; ``widths`` are known to the model alone.
     """
     keywords = {key: value for key, value in spec.items() if key != "type"}
     component = component_class(name, spec["type"])
@@ -100,10 +88,7 @@ def build_component(name: str, spec: Spec, *, seed: int, **widths: int) -> nn.Mo
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Draws from a generator of (seed, name) inside and leaves the global one as it was.
-
-    Adding or changing one component then does not change how another one starts.
-    """
+    """Draws from a generator of (seed, name) inside, so that one component does not change how another one starts."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -9,15 +9,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.logits_process import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation import LogitsProcessor, LogitsProcessorList, logits_process
 
 from panollava.generation import GenerationOptions
 
@@ -36,13 +28,7 @@ def stop_ids(model: PreTrainedModel) -> list[int]:
 
 
 def to_transformers(options: GenerationOptions, stop: Sequence[int], pad_id: int | None) -> GenerationConfig:
-    """A generation config that states every option, so that no default of another file is used.
-
-    Args:
-        options: what to decode with.
-        stop: ids that end an answer.
-        pad_id: id of a pad.
-    """
+    """A generation config that states every option, so that no default of another file is used."""
     sampled = options.temperature > 0
     chosen = {name: value for name, value in vars(options).items() if sampled or name not in _SAMPLING}
     return GenerationConfig(**chosen, do_sample=sampled, eos_token_id=list(stop) or None, pad_token_id=pad_id)
@@ -63,17 +49,15 @@ def from_transformers(config: GenerationConfig) -> GenerationOptions:
 def sampler(options: GenerationOptions, keys: Sequence[bytes]) -> LogitsProcessorList:
     """Processors after which the most likely token is a sample; empty where nothing is sampled.
 
-    Args:
-        options: what to decode with.
-        keys: of each row, what its random numbers depend on beside the seed.
+    A row's random numbers depend on its key and the seed.
     """
     if options.temperature == 0:
         return LogitsProcessorList()
-    processors = LogitsProcessorList([TemperatureLogitsWarper(float(options.temperature))])
+    processors = LogitsProcessorList([logits_process.TemperatureLogitsWarper(float(options.temperature))])
     if options.top_k:
-        processors.append(TopKLogitsWarper(options.top_k))
+        processors.append(logits_process.TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
-        processors.append(TopPLogitsWarper(options.top_p))
+        processors.append(logits_process.TopPLogitsWarper(options.top_p))
     return LogitsProcessorList([*processors, _Gumbel(options.seed, keys)])
 
 
@@ -82,17 +66,12 @@ class AnswerProcessors(LogitsProcessor):
 
     The image placeholder is never generated. Repetitions are counted in the answer alone; transformers also counts
     question, placeholders and pads, so that a row's answer would depend on its batch.
-
-    Args:
-        processors: those that transformers would apply.
-        prompt_length: tokens before the answer.
-        placeholder: its id.
     """
 
     def __init__(self, processors: LogitsProcessorList, prompt_length: int, placeholder: int) -> None:
         self._processors, self._prompt_length, self._placeholder = processors, prompt_length, placeholder
         for processor in processors:
-            if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+            if isinstance(processor, logits_process.RepetitionPenaltyLogitsProcessor):
                 processor.prompt_ignore_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -101,7 +80,7 @@ class AnswerProcessors(LogitsProcessor):
             scores = scores.clone()  # the caller may keep the tensor
             scores[:, self._placeholder] = -torch.inf
         for processor in self._processors:
-            is_of_answer = isinstance(processor, NoRepeatNGramLogitsProcessor)
+            is_of_answer = isinstance(processor, logits_process.NoRepeatNGramLogitsProcessor)
             scores = processor(input_ids[:, self._prompt_length :] if is_of_answer else input_ids, scores)
         return scores
 

@@ -22,22 +22,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture family.
+    """One architecture family."""
 
-    Attributes:
-        blocks: path of its transformer blocks in the model.
-        prefix_tokens: CLS tokens before the patches; the checkpoint's configuration has the number of registers.
-        asks_to_interpolate: its forward takes ``interpolate_pos_encoding`` (else it always interpolates).
-        mean, std: what to normalise with where the checkpoint does not say (its authors' own values).
-        is_timm: a timm model in transformers' wrapper.
-    """
-
-    blocks: str
-    prefix_tokens: int = 0
-    asks_to_interpolate: bool = False
-    mean: tuple[float, ...] = IMAGENET_MEAN
+    blocks: str  # path of its transformer blocks in the model
+    prefix_tokens: int = 0  # CLS tokens before the patches; the checkpoint's configuration has the number of registers
+    asks_to_interpolate: bool = False  # its forward takes interpolate_pos_encoding (else it always interpolates)
+    mean: tuple[float, ...] = IMAGENET_MEAN  # for a checkpoint that states none: its authors' own values
     std: tuple[float, ...] = IMAGENET_STD
-    is_timm: bool = False
+    is_timm: bool = False  # a timm model in transformers' wrapper
 
     def encode(self, model: PreTrainedModel, pixels: Tensor, layer: int) -> Tensor:
         """``(n, 3, h, w)`` normalised pixels -> ``(n, N, Dv)`` features of a layer, patches only."""
@@ -69,11 +61,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The family of an encoder's own configuration.
-
-    Raises:
-        ValueError: not supported; the message lists what is.
-    """
+    """The family of an encoder's own configuration. Raises ValueError for one that is not supported."""
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"model.vision: {config.model_type!r} is not a supported encoder. Supported are CLIP, SigLIP, SigLIP 2 "
@@ -84,11 +72,7 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def vision_config(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
-    """The encoder's part of a checkpoint's configuration, ready to open the encoder alone.
-
-    Raises:
-        ValueError: the family is not supported.
-    """
+    """The encoder's part of a checkpoint's configuration, ready to open the encoder alone; errors as ``family_of``."""
     vision = getattr(config, "vision_config", config)
     family_of(vision)
     vision.name_or_path = source
@@ -103,15 +87,10 @@ def vision_config(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
 
 
 def check_architecture(config: PreTrainedConfig, source: str) -> None:
-    """Refuses a timm encoder that is no ViT of timm's own with the weights in its safetensors.
+    """Raises ValueError for a timm encoder that is no ViT of timm's own with the weights in its safetensors.
 
-    Args:
-        config: of the encoder.
-        source: its name or folder, for messages.
-
-    Raises:
-        ValueError: its configuration names a checkpoint, or an architecture that gives no sequence of patches
-            (ConvNeXt, ResNet, Swin, …) or does not exist.
+    Its configuration names a checkpoint, or an architecture that does not exist or gives no sequence of patches
+    (ConvNeXt, ResNet, Swin, …). ``source`` is its name or folder, for messages.
     """
     if config.model_type != TIMM:
         return
@@ -135,10 +114,9 @@ def check_architecture(config: PreTrainedConfig, source: str) -> None:
 
 
 def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
-    """Prepares a configuration for views of ``size``; transformers families interpolate by themselves.
+    """Prepares a configuration for views of ``size``. Raises ValueError for a timm architecture that cannot take them.
 
-    Raises:
-        ValueError: a timm architecture that cannot take views of this size.
+    The families of transformers interpolate by themselves.
     """
     if config.model_type != TIMM or size == (native := _native_size(config)):
         return

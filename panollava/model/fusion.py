@@ -20,9 +20,7 @@ costs as many tokens as one view and loses which view each came from."""
 
 Grid = tuple[int, int]
 
-_ANGLE_TOLERANCE_RAD = 1e-4
-"""Angles closer than this are the same: camera rows are float32."""
-
+_ANGLE_TOLERANCE_RAD = 1e-4  # angles closer than this are the same: camera rows are float32
 _EDGE_TOLERANCE = 1e-6
 """Share of half a step that counts as nothing. A column that reaches into its tile's half step by less than this is
 left out. With ``nearest``, the interval of kept yaws is shifted by it, so that of two columns whose centres lie on the
@@ -32,13 +30,9 @@ _WAY_OUT = "Use model.join=concat, which keeps every token"
 
 
 def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Grid | None) -> int:
-    """Number of placeholders that a panorama takes in the text.
+    """Number of placeholders that a panorama of cameras ``(V, C)`` takes in the text.
 
-    Args:
-        cameras: ``(V, C)`` of its real views.
-        tokens_per_view: ``Q``.
-        join: how views join (see ``Join``).
-        grid: ``(H', W')`` of a view's tokens, row by row, or None where they have no grid.
+    ``grid`` is the ``(H', W')`` of a view's tokens, row by row, or None where they have no grid.
 
     Raises:
         ValueError: there is no such join, or it needs another crop or resampler.
@@ -50,13 +44,10 @@ def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Gr
 
 
 def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
-    """Joins the view tokens of each panorama.
+    """Joins the view tokens of each panorama; grid and errors as for ``image_token_count``.
 
     Args:
-        tokens: ``(B, V, Q, Dl)``.
-        view_mask: ``(B, V)`` bool.
-        join: see ``image_token_count``, also for the grid and for errors.
-        cameras: ``(B, V, C)``.
+        tokens: ``(B, V, Q, Dl)``, for a mask ``(B, V)`` and cameras ``(B, V, C)``.
 
     Returns:
         All image tokens ``(sum of counts, Dl)``, panorama after panorama, and the counts ``(B,)``.
@@ -72,11 +63,7 @@ def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Gr
 
 
 def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tensor, counts: Tensor) -> Tensor:
-    """Replaces placeholders, True in ``is_image`` ``(B, T)``, in embeddings ``(B, T, Dl)`` by the result of ``fuse``.
-
-    Raises:
-        ValueError: a text has another number of placeholders than its panorama has tokens.
-    """
+    """Replaces placeholders, True in ``is_image`` ``(B, T)``, in ``(B, T, Dl)`` embeddings by what ``fuse`` gave."""
     placeholders = is_image.sum(dim=1)
     if not bool((placeholders == counts).all()):
         raise ValueError(
@@ -88,11 +75,7 @@ def insert_image_tokens(embeddings: Tensor, is_image: Tensor, image_tokens: Tens
 
 
 def check_join(cameras: Tensor, join: str) -> None:
-    """Checks that the views of a crop, of cameras ``(V, C)``, can be joined so.
-
-    Raises:
-        ValueError: there is no such join, or it needs another crop.
-    """
+    """Raises ValueError if there is no such join, or it needs another crop than that of the cameras ``(V, C)``."""
     _check_exists(join)
     if join.startswith("stitch"):
         _check_ring(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
@@ -127,8 +110,7 @@ def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: boo
     to bottom, whatever its projection. Global views keep everything, padding views nothing.
 
     Args:
-        cameras: ``(B, V, C)``.
-        view_mask: ``(B, V)`` bool.
+        cameras: ``(B, V, C)``, with a mask ``(B, V)``.
         width: ``W'``, columns of tokens of a view.
         nearest: keep the columns whose *centre* lies in the half step, as ``join=stitch`` did up to version 0.1. No
             direction is shown twice, but those near the edge of two half steps may be in no kept column.

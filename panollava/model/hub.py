@@ -10,14 +10,8 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
@@ -27,28 +21,20 @@ from panollava.disk import read_document
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 LANGUAGE_KEY = "model.language.name"
 _TINY = Path(__file__).parents[1] / "tiny"
+# Names of the miniature backbones inside the package, used like hub names.
 SHIPPED = {"panollava/tiny-siglip": _TINY / "vision", "panollava/tiny-qwen3": _TINY / "language"}
-"""Names of the miniature backbones inside the package, used like hub names."""
-NEWEST = "main"
-"""Branch of the hub that is opened where no revision is named."""
-_READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-"""Files of a folder that its model, tokenizer and preprocessing are made of."""
+NEWEST = "main"  # branch of the hub that is opened where no revision is named
+_READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of model, tokenizer and preprocessing
 
 
 def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
-    """The hub name or folder to open; for a safetensors file the folder that holds it and its config.
-
-    Raises:
-        ValueError: the file is a pickle; the message names ``key`` of the config.
-    """
+    """The hub name or folder to open; for a safetensors file its folder. Raises ValueError for a pickle."""
     path = SHIPPED.get(str(name)) or Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ValueError(f"{path} is not a safetensors file. {_convert_recipe(str(path.parent), key)}")
-        return str(path.parent)
-    return str(name)
+    if not path.is_file():
+        return str(path if path.is_dir() else name)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is not a safetensors file. {_convert_recipe(str(path.parent), key)}")
+    return str(path.parent)
 
 
 def backbone_record(name: str, revision: str | None, digest: Callable[[Path], str]) -> dict[str, Any] | None:
@@ -95,20 +81,17 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
 def load_pretrained(
     auto_class: Any, name: str, key: str, *, attn_implementation: str, revision: str | None = None, **options: Any
 ) -> PreTrainedModel:
-    """A model of an Auto class with all its weights found in the checkpoint.
+    """A model of an Auto class, such as ``AutoModel``, with all its weights found in the checkpoint.
 
     Args:
-        auto_class: such as ``AutoModel``.
-        name: what ``resolve_source`` gave.
-        key: config key to name in messages, such as ``model.vision.name``.
+        name: what ``resolve_source`` gave; ``key`` is its key in the config, for messages.
         attn_implementation: attention kernel of transformers.
         revision: commit, branch or tag of a hub model; None for the newest.
         **options: others of transformers' ``from_pretrained``, such as ``config`` and ``dtype``.
 
     Raises:
         FileNotFoundError: there are no safetensors weights.
-        ValueError: the checkpoint lacks weights, so that some would have stayed random; or it would make transformers
-            open pickles.
+        ValueError: some weights would have stayed random, or transformers would have opened pickles.
     """
     place = {"revision": revision or NEWEST}
     refuse_pickles(name, f"{key}={name!r}", _convert_recipe(name, key), **place)
@@ -145,14 +128,10 @@ def load_pretrained(
 
 
 def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
-    """Refuses a folder or hub model with which transformers would open a pickle although safetensors are required.
+    """Raises ValueError if transformers would open a pickle of a folder or hub model although safetensors are required.
 
     transformers opens any file that an index of shards names, and the adapter of a folder that holds one.
-
     ``where`` and ``way_out`` are its name and the advice in messages; ``place`` are options for the hub and its cache.
-
-    Raises:
-        ValueError: it is one.
     """
     index = _file_of(name, SAFE_WEIGHTS_INDEX_NAME, **place)
     shards = read_document(index.resolve()).get("weight_map") if index is not None else {}
@@ -172,19 +151,13 @@ def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
 
 def _file_of(name: str, file: str, **place: Any) -> Path | None:
     """A file of a folder or hub model, None where it has none."""
-    quiet = {
-        f"_raise_exceptions_for_{reason}": False for reason in ("missing_entries", "connection_errors", "gated_repo")
-    }
-    found = cached_file(name, file, **quiet, **place)
+    reasons = ("missing_entries", "connection_errors", "gated_repo")
+    found = cached_file(name, file, **{f"_raise_exceptions_for_{reason}": False for reason in reasons}, **place)
     return None if found is None else Path(found)
 
 
 def check_all_loaded(info: dict[str, Any], where: str) -> None:
-    """Refuses a load that left weights random.
-
-    Raises:
-        ValueError: keys were missing or of another shape; the message names the first few.
-    """
+    """Raises ValueError for a load that left weights random, as keys were missing or of another shape."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     lacking = sorted(info["missing_keys"]) + sorted(mismatched)
     if lacking:
@@ -205,28 +178,25 @@ def load_language_model(
 ) -> PreTrainedModel:
     """The causal language model of ``model.language.name``, in eval mode.
 
-    Args:
-        name: hub name or folder.
-        dtype: of its weights, or of the computation with them where they are kept in four bits.
-        attn_implementation: attention kernel of transformers.
-        load_in_4bit: keep the matrices in four bits (NF4, scales quantised too), which frees memory and leaves only
-            adapters to train. Source: Dettmers et al. 2023, arXiv:2305.14314.
-        revision: as for ``load_pretrained``.
+    Args as for ``load_pretrained``. ``load_in_4bit`` keeps the matrices in four bits (NF4, scales quantised too), which
+    frees memory and leaves only adapters to train; ``dtype`` is then that of the computation with them.
+
+    Source: Dettmers et al. 2023, arXiv:2305.14314.
 
     Raises:
         FileNotFoundError: no such model, or no safetensors weights.
         ValueError: the model is no causal language model, its weights are incomplete, or bitsandbytes is missing.
     """
-    quantisation = None
-    if load_in_4bit:
-        if find_spec("bitsandbytes") is None:
-            raise ValueError(
-                "model.language.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
-                '".[4bit]" in the repository, or use load_in_4bit=false.'
-            )
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    if load_in_4bit and find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "model.language.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
+            '".[4bit]" in the repository, or use load_in_4bit=false.'
         )
+    nf4: dict[str, Any] = {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": dtype,
+    }
     source = resolve_source(name, LANGUAGE_KEY)
     config = read_config(source, LANGUAGE_KEY, revision)
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -242,16 +212,12 @@ def load_language_model(
         dtype=dtype,
         attn_implementation=attn_implementation,
         revision=revision,
-        quantization_config=quantisation,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if load_in_4bit else None,
     )
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer of ``model.language.name``.
-
-    Raises:
-        FileNotFoundError: no such model, or it has no tokenizer files.
-    """
+    """The tokenizer of ``model.language.name``. Raises FileNotFoundError where there is none."""
     source = resolve_source(name, LANGUAGE_KEY)
     read_config(source, LANGUAGE_KEY, revision)
     try:

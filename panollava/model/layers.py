@@ -15,12 +15,6 @@ class Attention(nn.Module):
     A bias on the keys would add the same to every score of a query, which softmax cancels.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762), section 3.2.
-
-    Args:
-        width: of the tokens.
-        context_width: of the context.
-        heads: of attention; a divisor of ``width``.
-        residuals: branches that are added to the tokens from first to last (see ``draw``).
     """
 
     def __init__(self, *, width: int, context_width: int, heads: int, residuals: int) -> None:
@@ -41,12 +35,11 @@ class Attention(nn.Module):
         return self.out_projection(mixed.transpose(1, 2).flatten(2))
 
     def _by_head(self, projected: Tensor) -> Tensor:
-        """``(n, M, D)`` -> ``(n, heads, M, D / heads)``."""
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, four times as wide inside; arguments as for ``Attention``."""
+    """Two linear layers with a GELU between them, four times as wide inside."""
 
     def __init__(self, *, width: int, residuals: int) -> None:
         super().__init__()
@@ -63,14 +56,11 @@ class FeedForward(nn.Module):
 def draw(linear: nn.Linear, residuals: int = 1) -> None:
     """Draws weights from a truncated normal and sets biases to 0, through ``nn.init``, which loading can guard.
 
-    The deviation is BERT's 0.02 at BERT's width of 768, and keeps the scale of the outputs at other widths. Branches
-    that are added to the tokens share it, so that their sum does not grow with the depth.
+    The deviation is BERT's 0.02 at BERT's width of 768, and keeps the scale of the outputs at other widths. The
+    ``residuals`` branches that a model adds to its tokens share it, so that their sum does not grow with the depth.
 
     Source: Devlin et al., "BERT", 2018 (arXiv:1810.04805), its code, for the deviation; Radford et al., "Language
     Models are Unsupervised Multitask Learners", 2019, section 2.3, for the branches.
-
-    Args:
-        residuals: branches that are added to the tokens from first to last, 1 for a layer that ends none.
     """
     deviation = 0.02 * math.sqrt(768 / linear.in_features / residuals)
     nn.init.trunc_normal_(linear.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
@@ -92,11 +82,8 @@ def area_pool(patches: Tensor, grid: tuple[int, int], pooled: tuple[int, int]) -
     A rectangle's mean is then centred on the direction that its token is taken to have. PyTorch's adaptive average
     pooling, which gives the same weight to every patch touched, shifts it by up to a third of a patch from 16 to 12.
     Where the sides divide, both are the same. As a product with a matrix, its gradient adds up in one order on a GPU
-    too. Where there are more rectangles than patches, patches are repeated.
-
-    Args:
-        patches: ``(..., H * W, D)``, row by row on the ``grid`` ``(H, W)``.
-        pooled: ``(H', W')``; the result is ``(..., H' * W', D)``.
+    too. Where there are more rectangles than patches, patches are repeated. ``(..., H * W, D)``, row by row on the
+    ``grid`` ``(H, W)``, becomes ``(..., H' * W', D)`` for ``pooled`` ``(H', W')``.
     """
     rows, columns = (_shares(*sides, like=patches) for sides in zip(grid, pooled, strict=True))
     return torch.kron(rows, columns) @ patches

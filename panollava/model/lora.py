@@ -22,14 +22,12 @@ from panollava.model.trainable import ENCODER, LANGUAGE_MODEL
 
 logger = logging.getLogger(__name__)
 
-LORA = "lora_weights"
-"""Folder of an adapter, beside the model it belongs to."""
+LORA = "lora_weights"  # folder of an adapter, beside the model it belongs to
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, BELONGS = "adapter_config.json", "adapter_model.safetensors", "belongs_to.json"
-DEFAULT = "default"
-"""Name of an adapter that was given none."""
+DEFAULT = "default"  # name of an adapter that was given none
 
+# Keys of settings that name classes to import or pickled files to start from; trained weights do not need them.
 _IGNORED = ("auto_mapping", "corda_config", "lora_ga_config", "eva_config", "loftq_config")
-"""Keys of settings that name classes to import or pickled files to start from; trained weights do not need them."""
 _REFUSED = {
     "megatron_config": "makes peft import code by name, which is not done here",
     "layer_replication": "makes a model of other layers, which is not done here",
@@ -59,14 +57,10 @@ def add_lora(
     """Wraps the language model, and nothing else, with a new adapter in fp32; the base weights freeze.
 
     Args:
-        model: to change in place.
-        rank: of the adapter.
         alpha: scale; twice the rank is usual.
-        dropout: before the adapter.
         target_modules: last names of the linear layers to adapt, or all of them but the output layer.
         use_rslora: scale by 1/sqrt(rank). Source: Kalajdzievski 2023, arXiv:2312.03732.
         use_dora: learn magnitudes apart. Source: Liu et al. 2024, arXiv:2402.09353.
-        seed: the adapter draws from its own generator of (seed, "lora").
 
     Raises:
         ValueError: LoRA is attached already, or a target is no linear layer of this language model.
@@ -93,14 +87,9 @@ def lora_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_targets(language_model: Any, target_modules: Sequence[str]) -> None:
-    """Checks that each target is a linear layer whose adapter can be merged.
+    """Raises ValueError unless each target is a linear layer whose adapter can be merged; there must be one at least.
 
-    Args:
-        language_model: of transformers, with adapters on it or without.
-        target_modules: names of layers, or the last parts of their names.
-
-    Raises:
-        ValueError: one is not, or there is none at all; the message lists the layers there are.
+    Targets are names of layers, or the last parts of their names, with adapters on the model or without.
     """
     linear = {
         name.removesuffix(".base_layer"): module  # its name where another adapter is attached
@@ -148,11 +137,7 @@ def lora_in_use(model: HasLanguageModel) -> str | None:
 
 
 def use_lora(model: HasLanguageModel, name: str | None) -> None:
-    """Makes one of the attached adapters active, or with None no adapter; what trains stays so.
-
-    Raises:
-        ValueError: no adapter of this name is attached.
-    """
+    """Makes an adapter active, or with None none; what trains stays so. Raises ValueError for one not attached."""
     if name is not None and name not in lora_names(model):
         attached = ", ".join(lora_names(model)) or "none"
         raise ValueError(f"There is no LoRA adapter {name!r}. Attached: {attached}.")
@@ -171,15 +156,9 @@ def use_lora(model: HasLanguageModel, name: str | None) -> None:
 def merge_lora(model: HasLanguageModel) -> None:
     """Adds the active adapter to the base weights and removes all adapters; does nothing without one."""
     name = lora_in_use(model)
-    if name is None:
-        drop_lora(model)
-    else:
+    if name is not None:
         model.language_model = model.language_model.merge_and_unload(adapter_names=[name])
-
-
-def drop_lora(model: HasLanguageModel) -> None:
-    """Removes all adapters and leaves the base weights as they were; does nothing without one."""
-    if has_lora(model):
+    elif has_lora(model):
         model.language_model = model.language_model.unload()
 
 
@@ -191,7 +170,8 @@ def without_lora(model: HasLanguageModel) -> Iterator[None]:
         for name in names:
             use_lora(model, name)
             save_lora(model, Path(kept) / name)
-        drop_lora(model)
+        if names:
+            model.language_model = model.language_model.unload()
         try:
             yield
         finally:
@@ -201,26 +181,18 @@ def without_lora(model: HasLanguageModel) -> Iterator[None]:
 
 
 def save_lora(model: HasLanguageModel, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Writes the active adapter, ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft opens.
+    """Writes the active adapter, as plain peft opens it. Raises ValueError without one.
 
-    ``belongs_to.json`` beside them identifies the resampler and the projector that it was trained with. ``tensors``, by
+    ``belongs_to.json`` beside it identifies the resampler and the projector that it was trained with. ``tensors``, by
     their names in the model, replace its weights.
-
-    Raises:
-        ValueError: no LoRA is attached, or none is active.
     """
     name = lora_in_use(model)
     if name is None:
         raise ValueError("There is no LoRA to save: the language model carries none, or none in use (see use_lora).")
     target = Path(folder)
     own = {k.removeprefix(LANGUAGE_MODEL): v for k, v in (tensors or {}).items() if k.startswith(LANGUAGE_MODEL)}
-    model.language_model.save_pretrained(
-        str(target),
-        selected_adapters=[name],
-        safe_serialization=True,
-        save_embedding_layers=False,
-        state_dict=own if tensors else None,
-    )
+    options = {"safe_serialization": True, "save_embedding_layers": False, "state_dict": own if tensors else None}
+    model.language_model.save_pretrained(str(target), selected_adapters=[name], **options)
     if name != DEFAULT:  # peft writes it into a folder of its name
         for file in (target / name).iterdir():
             file.replace(target / file.name)
@@ -236,8 +208,7 @@ def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAUL
 
     Raises:
         FileNotFoundError: the folder holds no adapter in safetensors.
-        ValueError: one of that name is attached already, its settings and weights do not fit together, or it is not of
-            this language model.
+        ValueError: the name is taken, settings and weights do not fit together, or are not of this language model.
     """
     if name in lora_names(model):
         _refuse_wrapped(model)
@@ -258,8 +229,7 @@ def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAUL
 
 def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Settings and weights of the adapter in a folder; opens nothing that they name. Errors as for ``load_lora``."""
-    lacking = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (path / file).is_file()]
-    if lacking:
+    if lacking := [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (path / file).is_file()]:
         raise FileNotFoundError(
             f"{path} holds no LoRA adapter: {' and '.join(lacking)} not found. Pickled adapters (adapter_model.bin) "
             "are never opened; load one with peft where you trust it and save it with safe_serialization=True."
@@ -285,16 +255,14 @@ def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 def _read_config(path: Path) -> LoraConfig:
     document = read_document(path.resolve())
     if document.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{path} is of {document.get('peft_type')!r}, not of LORA, which is the only kind that is read."
-        )
+        raise ValueError(f"{path} is of {document.get('peft_type')!r}, not of LORA, the only kind that is read.")
     for key, reason in _REFUSED.items():
         if document.get(key):
             raise ValueError(f"{path}: {key} {reason}. Merge the adapter with peft where you trust it.")
     known = LoraConfig.__dataclass_fields__.keys() - set(_IGNORED)
     kept = {key: value for key, value in document.items() if key in known}
     try:
-        return LoraConfig(**{**kept, "task_type": "CAUSAL_LM"})
+        return LoraConfig(**kept | {"task_type": "CAUSAL_LM"})
     except Exception as error:  # peft checks little, and fails anywhere
         raise ValueError(f"{path} is not a LoRA's settings ({type(error).__name__}: {error}).") from error
 
@@ -306,16 +274,14 @@ def _warn_of_another_model(model: HasLanguageModel, config: LoraConfig, path: Pa
     ends = [re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower() for name in (base, trained_on)]
     if base and trained_on and ends[0] != ends[1]:
         logger.warning(
-            "The LoRA adapter in %s was trained on %s and is attached to %s: its answers are right only if the two "
-            "are the same model.",
-            path, trained_on, base,
-        )  # fmt: skip
+            f"The LoRA adapter in {path} was trained on {trained_on} and is attached to {base}: its answers are right "
+            "only if the two are the same model."
+        )
     belongs = read_document((path / BELONGS).resolve()) if (path / BELONGS).is_file() else {}  # plain peft writes none
     if belongs.get("sight") not in (None, _vision_digest(model)):
         logger.warning(
-            "The LoRA adapter in %s was trained with another resampler and projector than this model has: its answers "
-            "are right only with those of its own run.",
-            path,
+            f"The LoRA adapter in {path} was trained with another resampler and projector than this model has: its "
+            "answers are right only with those of its own run."
         )
 
 

@@ -27,15 +27,8 @@ class YawPitchPosition(nn.Module):
     """Adds sines and cosines of integer multiples of each token's yaw and pitch; has no weights.
 
     With integer multiples the code is continuous at the seam. As it depends on the direction alone, it is the same in
-    two views that see the same thing.
-
-    Args:
-        width: ``Dr``.
-        yaw_multiples: yaw is coded at 1, 2, … this many periods over 360 degrees.
-        pitch_multiples: likewise for pitch.
-
-    Raises:
-        ValueError: the code does not fit into ``width``.
+    two views that see the same thing. Yaw is coded at 1, 2, … ``yaw_multiples`` periods over 360 degrees, likewise
+    pitch. Raises ValueError where the code does not fit into ``width``, which is ``Dr``.
     """
 
     def __init__(
@@ -72,9 +65,8 @@ class YawPitchPosition(nn.Module):
         yaws = yaw[..., None] * _multiples(self.yaw_multiples, yaw)
         pitches = pitch[..., None] * _multiples(self.pitch_multiples, pitch)
         scale = horizontal[..., None]  # cos(pitch)
-        return _filled(
-            torch.cat([yaws.sin() * scale, yaws.cos() * scale, pitches.sin(), pitches.cos()], dim=-1), self.width
-        )
+        terms = [yaws.sin() * scale, yaws.cos() * scale, pitches.sin(), pitches.cos()]
+        return _filled(torch.cat(terms, dim=-1), self.width)
 
 
 class FourierPosition(nn.Module):
@@ -88,12 +80,8 @@ class FourierPosition(nn.Module):
     beside its waves as in the code published with it; Tancik et al., "Fourier Features Let Networks Learn High
     Frequency Functions in Low Dimensional Domains", 2020 (arXiv:2006.10739), for why.
 
-    Args:
-        width: ``Dr``.
-        bands: each component is coded at the angular frequencies ``2^k pi`` for ``k < bands``.
-
-    Raises:
-        ValueError: the code does not fit into ``width``.
+    Each component is coded at the angular frequencies ``2^k pi`` for ``k < bands``. Raises ValueError where the code
+    does not fit into ``width``, which is ``Dr``.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date as day
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -34,13 +35,7 @@ Turns = Sequence[tuple[str, str | None]]
 
 
 class PanoLlavaImageProcessor(BaseImageProcessor):
-    """Cuts panoramas into views, with their cameras.
-
-    Args:
-        crop: see ``Crop.from_spec``.
-        view_size: ``(h, w)``.
-        **kwargs: the other keys that transformers writes into the file.
-    """
+    """Cuts panoramas into views ``(h, w)``, with their cameras; ``crop`` as for ``Crop.from_spec``."""
 
     model_input_names = ["pixel_values", "cameras", "view_mask"]
 
@@ -52,15 +47,10 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         self.view_size = [int(side) for side in view_size]
 
     def build_crop(self) -> Crop:
-        """The crop that the settings name."""
         return Crop.from_spec(self.crop, view_size=(self.view_size[0], self.view_size[1]))
 
     def preprocess(self, images: Picture | Sequence[Picture], **kwargs: Any) -> BatchFeature:
-        """Views of one or several panoramas (see ``read_picture``).
-
-        Returns:
-            ``pixel_values`` ``(B, V, 3, h, w)`` uint8, ``cameras`` ``(B, V, C)``, ``view_mask`` ``(B, V)``.
-        """
+        """Panoramas -> ``pixel_values`` ``(B, V, 3, h, w)`` uint8, ``cameras`` ``(B, V, C)`` and ``view_mask``."""
         crop, listed = self.build_crop(), _listed(images)
         if not listed:
             raise ValueError("There is no picture among images: give a panorama, or as many as there are texts.")
@@ -74,12 +64,9 @@ class PanoLlavaProcessor(ProcessorMixin):
     """Panoramas and questions -> inputs of ``PanoLlavaForConditionalGeneration.generate``.
 
     Args:
-        image_processor: cuts the panoramas.
         tokenizer: of the language model; the image placeholder is added to it.
-        tokens_per_view: ``Q``.
+        tokens_per_view: ``Q``; ``token_grid`` is its ``(H', W')``, None where the tokens have no grid.
         join: how views join (see ``panollava.model.fusion``).
-        token_grid: ``(H', W')`` of a view's tokens, None where they have no grid.
-        system: text of the system turn.
         chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
         form: of these values (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
         date: the day that prompts name, such as ``2026-01-31``, where the template names one.
@@ -122,19 +109,12 @@ class PanoLlavaProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         padding: bool = True,
     ) -> BatchFeature:
-        """Prompts to generate answers from.
+        """Prompts to generate answers from: ``input_ids``, ``attention_mask`` ``(B, T)``, and the views.
 
         Args:
             images: one panorama, or as many as there are texts.
-            text: a question, or several; each a string or a conversation of ``(question, answer)`` turns
-                whose last answer is None.
+            text: a question, or several; each a string, or ``(question, answer)`` turns whose last answer is None.
             return_tensors, padding: torch tensors with left padding only, as generation needs it.
-
-        Returns:
-            ``input_ids`` and ``attention_mask`` ``(B, T)``, and the image processor's result.
-
-        Raises:
-            ValueError: pictures and texts differ in number.
         """
         if return_tensors != "pt" or not padding:
             raise ValueError("PanoLlavaProcessor gives left-padded torch tensors: return_tensors='pt', padding=True.")
@@ -159,13 +139,9 @@ class PanoLlavaProcessor(ProcessorMixin):
         return image_token_count(cameras, self.tokens_per_view, self.join, grid)
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """A list of ``{"role": ..., "content": ...}`` messages, or several -> inputs.
+        """A list of ``{"role": ..., "content": ...}`` messages that end in a question, or several -> inputs.
 
-        ``pipeline("image-text-to-text")`` calls this. Of transformers' options, only ``tokenize=True`` with a
-        generation prompt is possible.
-
-        Raises:
-            ValueError: anything but a conversation that ends in a question.
+        ``pipeline("image-text-to-text")`` calls this. Only ``tokenize=True`` with a generation prompt is possible.
         """
         if not kwargs.get("tokenize", True) or kwargs.get("continue_final_message"):
             raise ValueError(
@@ -175,13 +151,11 @@ class PanoLlavaProcessor(ProcessorMixin):
         if not conversation:
             raise ValueError("A conversation must end in a user message, the question to answer; this one is empty.")
         batch = [conversation] if isinstance(conversation[0], Mapping) else list(conversation)
-        parsed = [_parse(messages) for messages in batch]
-        pictures = [picture for _, found in parsed for picture in found]
-        return self(images=pictures or None, text=[turns for turns, _ in parsed])
+        turns, pictures = zip(*map(_parse, batch), strict=True)
+        return self(images=[*chain(*pictures)] or None, text=turns)
 
     @property
     def model_input_names(self) -> list[str]:
-        """Keys of the result of ``__call__``."""
         return ["input_ids", "attention_mask", *PanoLlavaImageProcessor.model_input_names]
 
 
@@ -232,26 +206,24 @@ def _warn(message: str) -> None:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """A PIL picture as it would be read from its file."""
-    if image.mode in ("F", "CMYK"):
-        reason = "the inks of a printer, which look different on each" if image.mode == "CMYK" else "of no known range"
-        raise ValueError(f"The picture has PIL mode {image.mode}, {reason}. Convert it to RGB first.")
+    where = f"The picture has PIL mode {image.mode}"
+    reasons = {"CMYK": "the inks of a printer, which look different on each", "F": "of no known range"}
+    if reason := reasons.get(image.mode):
+        raise ValueError(f"{where}, {reason}. Convert it to RGB first.")
     if not image.mode.startswith("I"):
         pixels = np.asarray(image.convert("RGB"))
     else:  # grey, of which PIL would cut off what is above 255
         grey = np.asarray(image)
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ValueError(
-                f"The picture has PIL mode {image.mode}, and values beyond 16 bits. Convert it to RGB first."
-            )
+            raise ValueError(f"{where}, and values beyond 16 bits. Convert it to RGB first.")
         try:
             pixels = np.repeat(eight_bits(grey.astype(np.uint16))[..., None], 3, axis=2)
         except ValueError as error:
-            raise ValueError(f"The picture has PIL mode {image.mode}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
     return exif_transpose(pixels, exif_orientation(image))
 
 
 def _is_content(image: Any) -> TypeGuard[bytes | BinaryIO]:
-    """Whether it is the content of a file, or an open file, of which there is no common class."""
     is_file = hasattr(image, "read") and not isinstance(image, io.TextIOBase)
     return is_file or isinstance(image, bytes | bytearray | memoryview)
 
@@ -273,7 +245,6 @@ def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
 
 
 def _parse(messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str | None]], list[Picture]]:
-    """Messages -> turns and pictures."""
     turns: list[tuple[str, str | None]] = []
     pictures: list[Picture] = []
     for message in messages:

@@ -28,13 +28,9 @@ class LinearProjector(nn.Module):
 
 
 class MlpProjector(nn.Module):
-    """Linear, GELU, Linear.
+    """Linear, GELU, Linear, of ``output_width`` between unless ``width`` is given; ``input_norm`` as above.
 
     Source: Liu et al. 2023, Improved Baselines with Visual Instruction Tuning (LLaVA-1.5), section 3.2.
-
-    Args:
-        width: between the two linear maps; None takes ``output_width``.
-        input_norm: LayerNorm first, for tokens that do not come at unit scale.
     """
 
     def __init__(

@@ -10,22 +10,14 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-Blocks = Annotated[int, Ge(0)] | Literal["all"]
-"""How much of a backbone trains: its last N blocks, none (0), or every weight (``"all"``)."""
-
-ENCODER, LANGUAGE_MODEL = "vision.tower.", "language_model."
-"""How names of the backbones' weights begin."""
+Blocks = Annotated[int, Ge(0)] | Literal["all"]  # of a backbone train its last N blocks, or every weight
+ENCODER, LANGUAGE_MODEL = "vision.tower.", "language_model."  # how names of the backbones' weights begin
 
 
 def train_language(model: Any, blocks: Blocks) -> None:
-    """Freezes the language model except its last blocks and its adapter, if it has one.
+    """Freezes the language model of a ``PanoLlavaForConditionalGeneration`` but its last blocks and its adapter.
 
-    Args:
-        model: ``PanoLlavaForConditionalGeneration``, changed in place.
-        blocks: 0 trains the adapter alone; N also the last N blocks, ``"all"`` also embeddings and output layer.
-
-    Raises:
-        ValueError: there are fewer blocks.
+    0 trains the adapter alone; N also the last N blocks, ``"all"`` also embeddings and output layer.
     """
     count = len(model.language_blocks)
     check_language_blocks(blocks, count)
@@ -37,11 +29,7 @@ def train_language(model: Any, blocks: Blocks) -> None:
 
 
 def check_language_blocks(blocks: Blocks, count: int) -> None:
-    """Checks that so many of a language model's ``count`` blocks can train.
-
-    Raises:
-        ValueError: it has fewer.
-    """
+    """Raises ValueError if a language model has only ``count`` blocks, and more are to train."""
     if blocks != "all" and not 0 <= blocks <= count:
         raise ValueError(
             f"language_trainable_blocks={blocks}: the language model has {count} blocks, so 0 to {count} or all are "
@@ -88,11 +76,7 @@ def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies all of a checkpoint's tensors into a model built from the same metadata.
-
-    Raises:
-        ValueError: the model lacks a tensor, or has it in another shape.
-    """
+    """Copies all of a checkpoint's tensors into a model; ValueError where it lacks one, or has it in another shape."""
     parameters = named_weights(model)
     wrong = [
         f"{name} {tuple(tensor.shape)}"

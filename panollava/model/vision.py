@@ -30,17 +30,12 @@ KEY = "model.vision.name"
 class VisionTower(nn.Module):
     """A vision encoder with its normalisation inside, so that everything outside handles uint8.
 
-    Opened by ``from_pretrained`` or ``from_config``.
-
     Args:
         model: the encoder alone, not a dual encoder; timm models through ``TimmWrapperModel``.
-        image_size: ``(h, w)`` of the views it takes.
+        image_size: ``(h, w)`` of the views it takes; ``grid`` ``(H', W')`` are their patches.
         mean: of RGB in 0..1, as the encoder was trained, and ``std``.
         feature_layer: -1 is the encoder's ``last_hidden_state``, -2 the output of the last block but one (without the
             final norm), and so on.
-
-    Attributes:
-        grid: ``(H', W')`` patches of a view.
 
     Raises:
         ValueError: the encoder has no such layer, or a view is smaller than a patch.
@@ -98,9 +93,7 @@ class VisionTower(nn.Module):
             name_or_path: hub name (``google/siglip-base-patch16-224``, ``timm/...``), folder, or a safetensors file.
             image_size: side, or ``(h, w)``, of the views; None takes the encoder's own. For another size the position
                 embeddings are interpolated.
-            feature_layer: see the class.
             dtype: type of the weights; normalisation is always fp32.
-            attn_implementation: attention kernel of transformers.
             revision: commit, branch or tag of a hub model; None for the newest.
 
         Raises:
@@ -124,7 +117,6 @@ class VisionTower(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
-        """Configuration of the encoder."""
         return self.model.config
 
     @property
@@ -156,11 +148,7 @@ class VisionTower(nn.Module):
         return (scaled - self.mean.float()) / self.std.float()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(n, 3, h, w)`` views, uint8 or float in 0..1 -> ``(n, N, Dv)`` features, one for each patch, row by row.
-
-        Raises:
-            ValueError: the views have another size than the tower was opened for.
-        """
+        """``(n, 3, h, w)`` views, uint8 or float in 0..1 -> ``(n, N, Dv)`` features, one for each patch, row by row."""
         if tuple(pixels.shape[-2:]) != self.image_size or pixels.shape[1] != 3:
             raise ValueError(
                 f"Views of shape {tuple(pixels.shape[1:])} do not fit this encoder, which takes "
@@ -180,14 +168,9 @@ class VisionTower(nn.Module):
         return self
 
     def train_only(self, blocks: Blocks) -> None:
-        """Freezes everything but the last blocks that the features pass through; what trains becomes fp32.
+        """Freezes everything but the last blocks before ``feature_layer``; what trains becomes fp32.
 
-        Args:
-            blocks: 0 freezes the encoder; N trains the last N blocks before ``feature_layer``; ``"all"`` trains every
-                weight that the features depend on (a pooling head or a mask token is not).
-
-        Raises:
-            ValueError: there are fewer blocks.
+        ``"all"`` trains every weight that the features depend on (a pooling head or a mask token is not).
         """
         if self._back_to_frozen_type is not None:
             self._back_to_frozen_type.remove()
@@ -209,11 +192,7 @@ class VisionTower(nn.Module):
             make_fp32(block.parameters())
 
     def check_blocks(self, blocks: Blocks) -> None:
-        """Checks that so many blocks can train.
-
-        Raises:
-            ValueError: there are fewer.
-        """
+        """Raises ValueError if more blocks are to train than there are."""
         count = len(self._used_blocks)
         if blocks != "all" and not 0 <= blocks <= count:
             raise ValueError(
@@ -222,11 +201,7 @@ class VisionTower(nn.Module):
             )
 
     def checkpoint_activations(self) -> None:
-        """Recomputes activations of the blocks that train in the backward pass, to save memory.
-
-        Raises:
-            ValueError: the encoder cannot.
-        """
+        """Recomputes activations of the blocks that train in the backward pass; ValueError if the encoder cannot."""
         if not any(weight.requires_grad for weight in self.parameters()):
             return
         if not self.model.supports_gradient_checkpointing:
@@ -238,7 +213,6 @@ class VisionTower(nn.Module):
 
     @property
     def _used_blocks(self) -> list[nn.Module]:
-        """The blocks that the features pass through."""
         return list(self.blocks)[: len(self.blocks) + 1 + self.feature_layer]
 
     def _reached(self) -> set[str]:
@@ -257,13 +231,7 @@ class VisionTower(nn.Module):
 
 
 class PanoVision(nn.Module):
-    """Encodes the views of panoramas into ``Q`` tokens a view.
-
-    Args:
-        tower: encoder of single views.
-        resampler: see ``panollava.model.components.Resampler``; its input width is the tower's.
-        width: ``Dr``, the resampler's output width.
-    """
+    """Encodes the views of panoramas into ``Q`` tokens a view, of width ``Dr``."""
 
     def __init__(self, tower: VisionTower, resampler: nn.Module, *, width: int) -> None:
         super().__init__()
@@ -306,9 +274,6 @@ class PanoVision(nn.Module):
             cameras: ``(B, V, C)``.
             view_mask: ``(B, V)`` bool, False where a view only pads; None means all are real.
             vision_features: ``(B, V, N, Dv)`` ready features of the tower in place of ``pixel_values``.
-
-        Raises:
-            ValueError: neither or both of pixels and features, or features of another grid.
         """
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("Give exactly one of pixel_values and vision_features.")
@@ -326,8 +291,8 @@ class PanoVision(nn.Module):
         return self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)  # (B, V, Q, Dr)
 
 
+# Keys of a configuration that do not change what the encoder computes; the type of its weights is stated apart.
 _NOT_PART = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
-"""Keys of a configuration that do not change what the encoder computes; the type of its weights is stated apart."""
 
 
 class Encoding:

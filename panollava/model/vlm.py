@@ -16,16 +16,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
@@ -42,23 +35,7 @@ from panollava.run_folder import FORM, upgraded
 
 
 class PanoLlavaConfig(PreTrainedConfig):
-    """Configuration of ``PanoLlavaForConditionalGeneration``.
-
-    Attributes:
-        vision_config: of the encoder (a transformers or a timm-wrapper configuration).
-        text_config: of the causal language model.
-        resampler: ``{"type": ..., <keywords>}``; likewise ``position`` and ``projector``.
-        crop: ``{"type": ..., <keywords>}`` of the views the model was trained on.
-        join: how views join (see ``panollava.model.fusion``).
-        latent_width: ``Dr``.
-        image_size: ``[h, w]`` of a view.
-        image_mean: what views are normalised with, and ``image_std``.
-        feature_layer: see ``VisionTower``.
-        image_token_id: id of the placeholder; may lie outside the vocabulary.
-        form: of this configuration (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
-        packages: other packages whose classes are named, with their versions (see ``outside_packages``).
-        vision_name: hub name or folder of the encoder the training started from, and ``language_name``.
-    """
+    """Configuration of ``PanoLlavaForConditionalGeneration``."""
 
     model_type = "panollava"
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
@@ -66,23 +43,23 @@ class PanoLlavaConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(AutoConfig, model_type="qwen2"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None  # of transformers, or of timm's wrapper
     text_config: dict | PreTrainedConfig | None = None
-    resampler: dict[str, Any] | None = None
+    resampler: dict[str, Any] | None = None  # {"type": ..., <keywords>}, as the three below
     position: dict[str, Any] | None = None
     projector: dict[str, Any] | None = None
     crop: dict[str, Any] | None = None
-    join: str = "concat"
-    latent_width: int = 768
-    image_size: list[int] | None = None
+    join: str = "concat"  # see panollava.model.fusion
+    latent_width: int = 768  # Dr
+    image_size: list[int] | None = None  # [h, w] of a view
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
-    feature_layer: int = -1
-    image_token_id: int | None = None
-    vision_name: str = ""
+    feature_layer: int = -1  # see VisionTower
+    image_token_id: int | None = None  # may lie outside the vocabulary
+    vision_name: str = ""  # hub name or folder that training started from
     language_name: str = ""
-    form: int = 1
-    packages: dict[str, str] | None = None
+    form: int = 1  # see panollava.run_folder.upgraded; 1 where a folder does not say
+    packages: dict[str, str] | None = None  # see outside_packages
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -104,8 +81,7 @@ class PanoLlavaConfig(PreTrainedConfig):
 
 logger = logging.getLogger(__name__)
 
-ANY_ID = 0
-"""Is embedded where the embedding is then replaced by an image token or masked."""
+ANY_ID = 0  # is embedded where the embedding is then replaced by an image token or masked
 _WAY_OUT = (
     "It is damaged, or a pickle under another name, and pickles are never opened. Export the run again with python -m "
     "panollava.export, or download the folder again."
@@ -132,13 +108,9 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but from safetensors only, all weights found, and with the adapter beside them.
+        """As in transformers, but from safetensors only, with the adapter beside them; else raises ValueError.
 
         ``allow=my_package``, or a list, names packages whose classes the model may be made of: their code is run.
-
-        Raises:
-            ValueError: it is made of classes that are not allowed, the folder lacks weights, or holds some that are no
-                safetensors, or its adapter is of another model.
         """
         allow(kwargs.pop("allow", ()))
         source = pretrained_model_name_or_path
@@ -160,12 +132,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """As in transformers: a folder that the Auto classes open.
-
-        Raises:
-            ValueError: LoRA is attached, which such a folder cannot hold; or the folder holds an adapter, which opening
-                it would attach to these weights.
-        """
+        """As in transformers: a folder that the Auto classes open. Raises ValueError if LoRA is attached or in it."""
         if hasattr(self.language_model, "peft_config"):
             raise ValueError(
                 "The language model carries LoRA, which a plain Hugging Face folder cannot hold. Call "
@@ -200,10 +167,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         return self.language_model.get_output_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leaves our components as their constructors made them; fills the buffers that meta construction lost.
-
-        transformers would draw every Linear anew. ``from_pretrained`` refuses checkpoints that lack weights.
-        """
+        """Fills the buffers that meta construction lost; transformers would draw every Linear anew."""
         if isinstance(module, VisionTower):
             module.reset_buffers()
 
@@ -211,11 +175,9 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
 def _find_adapter(source: Any, options: Mapping[str, Any]) -> Path | None:
     """Folder of the adapter beside a model, in a local folder or on the hub; None where there is none."""
     subfolder = f"{options.get('subfolder', '')}/{LORA}".strip("/")
-    found = [
-        cached_file(source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **_place(options))
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-    ]
-    return None if found[0] is None else Path(found[0]).parent
+    place = {**_place(options), "subfolder": subfolder, "_raise_exceptions_for_missing_entries": False}
+    found, _ = (cached_file(source, name, **place) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    return None if found is None else Path(found).parent
 
 
 def _place(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,16 +190,9 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
     """Panoramas and text in, text out.
 
     Args:
-        config: describes the whole model.
         vision_tower: a loaded encoder; None builds one from the configuration with random weights.
-        language_model: a loaded causal language model, likewise.
+        language_model: a loaded causal language model, likewise; later LoRA-wrapped or not.
         seed: new components draw from generators of (seed, name).
-
-    Attributes:
-        vision: ``PanoVision``.
-        position: position code of the view tokens.
-        projector: from ``Dr`` to ``Dl``.
-        language_model: a transformers causal language model, LoRA-wrapped or not.
     """
 
     def __init__(
@@ -279,14 +234,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         latent_width: int = 768,
         seed: int = 0,
     ) -> PanoLlavaForConditionalGeneration:
-        """The model to train, around loaded backbones.
-
-        Args:
-            vision_tower: see ``VisionTower.from_pretrained``.
-            language_model: see ``panollava.model.hub.load_language_model``.
-            resampler, position, projector, crop, image_token_id, join, latent_width: see ``PanoLlavaConfig``.
-            seed: new components draw from generators of (seed, name).
-        """
+        """The model to train, around loaded backbones; arguments as for ``PanoLlavaConfig`` and the class."""
         mean, std = vision_tower.normalisation
         # Copies, as a composite resets the attention kind of its configurations: the backbones would then run without
         # a causal mask.
@@ -336,16 +284,13 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             input_ids: ``(B, T)``, image placeholders expanded.
             attention_mask: ``(B, T)``, or longer by what the cache holds; 1 on real tokens.
             position_ids: ``(B, T)``; None takes them from the mask, so that padding on either side is right.
-            past_key_values: cache of a generation.
             inputs_embeds: ``(B, T, Dl)`` already fused, in place of ``input_ids``.
             pixel_values: ``(B, V, 3, h, w)`` views.
             vision_features: ``(B, V, N, Dv)`` in place of ``pixel_values``.
             cameras: ``(B, V, C)``, with either of them.
             view_mask: ``(B, V)`` bool; None means all views are real.
             labels: ``(B, T)``, ``IGNORE_INDEX`` where a token is no target.
-            use_cache: as in transformers.
             logits_to_keep: compute logits only for the last n positions, or for a 1-D tensor of positions; 0 is all.
-            **kwargs: passed on to the language model.
 
         Returns:
             ``logits`` ``(B, kept, vocabulary)`` and ``loss``, the fp32 mean over the targets that the kept
@@ -440,10 +385,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             )
 
     def checkpoint_activations(self) -> None:
-        """Recomputes activations of the language model, and of a tower that trains, to save memory.
-
-        Takes effect on blocks in training mode, as in transformers.
-        """
+        """Recomputes activations of the language model, and of a tower that trains, in blocks in training mode."""
         arguments = {"use_reentrant": False}
         self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
         self.vision.tower.checkpoint_activations()

@@ -13,27 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from panollava.losses.all_reduce import all_gather_rows
 from panollava.losses.protocol import Cost, GridCorrespondences, Pairing
 
+# Similarities held at once when all tokens of a batch are compared. The backward pass recomputes them.
 MAX_LOGITS = 2**24
-"""Similarities held at once when all tokens of a batch are compared. The backward pass recomputes them."""
-
-_MIN_NORM = 1e-6
-"""Smaller norms are treated as this one, so that gradients stay finite."""
+_MIN_NORM = 1e-6  # smaller norms are treated as this one, so that gradients stay finite
 
 
 def dense_pairs(a: Tensor, b: Tensor, mask: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
     """Each token against the other tokens of its own pair, in float32 also under autocast.
 
-    Args:
-        a: ``(P, L, D)``, tokens of the first view of each pair.
-        b: ``(P, L, D)``, the tokens they are matched with.
-        mask: ``(P, L)`` bool, which tokens are present.
-        temperature: cosines are divided by it.
-
-    Returns:
-        Cross-entropies ``(P,)`` of finding b from a and a from b, averaged over tokens.
-
-    Raises:
-        ValueError: a pair has fewer than two tokens, so that there are no negatives.
+    Matched tokens ``(P, L, D)`` and a mask ``(P, L)`` give the cross-entropies ``(P,)`` of finding b from a and a from
+    b by cosine, averaged over tokens. Raises ValueError for a pair of fewer than two, which has no negatives.
 
     Source: Wang et al. 2021, Dense Contrastive Learning (arXiv:2011.09157), equation 2, in both directions, with
         positions matched by geometry and negatives of the same pair of views.
@@ -99,12 +88,9 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 class DenseclObjective:
-    """Cross-entropy over matched tokens in both directions, by cosine.
+    """Cross-entropy over matched tokens in both directions, by cosine over ``temperature``.
 
-    Args:
-        pairing: see ``GridCorrespondences``.
-        temperature: cosines are divided by it.
-        negatives: ``pair``: the other tokens of the same two views; ``batch``: those of all pairs of a micro-batch.
+    ``negatives`` are the other tokens of the same ``pair`` of views, or those of all pairs of a micro-``batch``.
     """
 
     remedy = "lower stage.vision.lr, raise stage.vision.loss.temperature, or take negatives=batch"

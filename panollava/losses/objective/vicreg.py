@@ -13,11 +13,8 @@ from panollava.losses.all_reduce import all_reduce_sum
 from panollava.losses.protocol import Correspondences, Cost, GridCorrespondences, Pairing
 
 VARIANCE_EPSILON = 1e-4
-
 Weight = Annotated[float, Ge(0)]
-"""Weight of a term."""
-_Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over the processes that share a batch."""
+_Reduce = Callable[[Tensor], Tensor]  # sums a tensor over the processes that share a batch
 
 
 class VicregTerms(NamedTuple):
@@ -35,18 +32,14 @@ class VicregTerms(NamedTuple):
 
 
 def vicreg_pairs(a: Tensor, b: Tensor, mask: Tensor | None = None, **weights: float) -> VicregTerms:
-    """VICReg of each pair by itself, in float32 also under autocast.
+    """VICReg of each pair by itself, in float32 also under autocast; ValueError for one of fewer than two tokens.
 
     Args:
-        a: ``(P, L, D)``, tokens of the first view of each pair.
-        b: ``(P, L, D)``, the tokens they are matched with.
+        a: ``(P, L, D)``, tokens of the first view of each pair; ``b`` those they are matched with.
         mask: ``(P, L)`` bool, False where a pair has fewer tokens than ``L``; None if all are present.
         **weights: ``invariance`` (25) of the mean squared difference, ``variance`` (25) of the hinge that keeps the
             standard deviation of each dimension at 1 or more, ``covariance`` (1) of the squared covariances between
             dimensions.
-
-    Raises:
-        ValueError: the shapes differ, or a pair has fewer than two tokens.
 
     Source: Bardes et al. 2022, VICReg, section 4.1, with variance and covariance over the tokens of one
         pair, population variance, and the covariance halved like the variance.
@@ -107,7 +100,6 @@ def _vicreg(
 
 
 def _token_sum(tokens: Tensor, reduce: _Reduce | None) -> Tensor:
-    """``(P, L, D)`` -> ``(P, D)``: the sum over tokens."""
     own = tokens.sum(dim=1)
     return own if reduce is None else reduce(own)
 
@@ -135,14 +127,7 @@ def _squared_covariance(centred: Tensor, count: Tensor, reduce: _Reduce | None) 
 
 
 class VicregObjective:
-    """Variance and covariance are those of the correspondences of one pair of views.
-
-    Args:
-        pairing: see ``GridCorrespondences``.
-        invariance: weight of the difference of matched tokens.
-        variance: weight of the hinge on the deviation of each dimension.
-        covariance: weight of the covariances between dimensions.
-    """
+    """Variance and covariance are those of the correspondences of one pair of views; weights as ``vicreg_pairs``."""
 
     coupled = ""
 

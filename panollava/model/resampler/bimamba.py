@@ -22,19 +22,8 @@ class BimambaResampler(nn.Module):
     the tokens and changes none. Tiles that overlap are read in full, one after the other, and each keeps its own
     tokens. The global view, and views that close no ring, are read as with ``scan=view``.
 
-    Args:
-        width: of the layers.
-        layers: how many.
-        state: numbers a head remembers for each of its channels.
-        conv: taps of the causal convolution before the scan.
-        expand: inner width over ``width``.
-        head_width: channels that share one decay.
-        scan: what one sequence is: the patches of one ``view``, or of all the tiles of one ``ring``.
-        kernel: what computes the scan: ``torch``, anywhere, or ``mamba_ssm``, that package's CUDA kernels.
-
-    Attributes:
-        mixes_views: whether tokens of one view depend on others. Agreement between views where they overlap is then no
-            evidence that the tokens describe what is there.
+    Arguments are those of ``BidirectionalStateSpace``; ``kernel`` is ``torch``, which runs anywhere, or ``mamba_ssm``,
+    that package's CUDA kernels.
 
     Raises:
         ValueError: the inner width does not divide into heads, or the kernel cannot run here.
@@ -62,23 +51,18 @@ class BimambaResampler(nn.Module):
             )
         if kernel == "mamba_ssm":
             check_mamba_ssm()
+        # Agreement of views that overlap is then no evidence that their tokens describe what is there.
         self.mixes_views = scan == "ring"
         self.input_projection = nn.Linear(input_width, width)
-        self.layers = nn.ModuleList(
-            BidirectionalStateSpace(
-                width=width, state=state, conv=conv, expand=expand, head_width=head_width, kernel=kernel
-            )
-            for _ in range(layers)
-        )
+        sizes = {"width": width, "state": state, "conv": conv, "expand": expand, "head_width": head_width}
+        self.layers = nn.ModuleList(BidirectionalStateSpace(**sizes, kernel=kernel) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
         self.output_projection = nn.Linear(width, output_width)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """The patch grid itself."""
         return grid
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """One token a patch."""
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:

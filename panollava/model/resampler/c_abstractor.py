@@ -25,13 +25,9 @@ class CAbstractorResampler(nn.Module):
     3.2, with the choices of its code (github.com/kakaobrain/honeybee): 3 blocks on each side, 1024 channels,
     SiLU throughout, the gates included, and a learnt position embedding that is added to the features.
 
-    Args:
-        width: channels of the blocks.
-        depth: blocks before the pooling, and after it.
-        tokens_per_side: rows, and columns, of tokens.
-        positions_per_side: rows, and columns, of the position embedding; 0 for none. For another patch grid the
-            embedding is resampled by area.
-        gate: activation inside the gates. Up to version 0.1 it was ReLU, and there were no positions.
+    ``depth`` blocks are before the pooling, and as many after it. The position embedding has ``positions_per_side``
+    rows and columns (0 for none) and is resampled by area for another patch grid. Up to version 0.1 the activation of
+    the gates was ReLU, and there were no positions.
     """
 
     def __init__(
@@ -57,11 +53,9 @@ class CAbstractorResampler(nn.Module):
         )
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """As many rows as columns, whatever the grid."""
         return self.tokens_per_side, self.tokens_per_side
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """The square of ``tokens_per_side``."""
         return self.tokens_per_side**2
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
@@ -104,13 +98,9 @@ class _Block(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate that is computed from the channels' means over the view.
+    """Scales each channel by a gate, computed from the channels' means over the view by two layers.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018 (arXiv:1709.01507), section 3.
-
-    Args:
-        squeezed: width between the two layers.
-        gate: activation between them.
     """
 
     def __init__(self, width: int, *, squeezed: int, gate: Gate = "silu") -> None:

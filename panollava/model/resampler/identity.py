@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class IdentityResampler(nn.Module):
-    """Passes features through; see ``panollava.model.components.Resampler`` for ``keeps_width``."""
+    """Passes features through."""
 
     keeps_width: ClassVar[bool] = True
 
@@ -20,11 +20,9 @@ class IdentityResampler(nn.Module):
         assert input_width == output_width
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """The patch grid itself."""
         return grid
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """One token a patch."""
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:

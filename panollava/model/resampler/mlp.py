@@ -17,12 +17,6 @@ class MlpResampler(nn.Module):
 
     The last LayerNorm gives tokens of unit scale whatever the encoder, which the position code and the
     VICReg variance target (a standard deviation of 1) rely on.
-
-    Args:
-        depth: number of linear layers.
-        width: width between them.
-        norm: normalisation before each activation.
-        activation: after each linear layer but the last.
     """
 
     def __init__(
@@ -44,11 +38,9 @@ class MlpResampler(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """The patch grid itself."""
         return grid
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """One token a patch."""
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:

@@ -21,15 +21,7 @@ class PerceiverResampler(nn.Module):
     Source: Alayrac et al., "Flamingo", 2022 (arXiv:2204.14198), section 3.1 and appendix A.1.1; with a GELU, as
     Jaegle et al., "Perceiver", 2021 (arXiv:2103.03206), where it has a squared ReLU.
 
-    Args:
-        latents: tokens out, for each view.
-        depth: number of layers.
-        width: of the latents, and of the features as they are read.
-        heads: of attention.
-        dropout: share of each branch's outputs that is dropped in training.
-
-    Raises:
-        ValueError: the width does not divide into heads.
+    Each of the ``latents`` gives one token for each view. Raises ValueError if ``width`` does not divide into heads.
     """
 
     def __init__(
@@ -55,11 +47,9 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(output_width)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """None: a latent may read anything anywhere."""
-        return None
+        return None  # a latent may read anything anywhere
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """One token a latent."""
         return len(self.latents)
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:

@@ -11,10 +11,7 @@ from panollava.model.layers import area_pool
 
 
 class PoolResampler(nn.Module):
-    """Averages over each of ``tokens_per_side`` by ``tokens_per_side`` rectangles of a view.
-
-    See ``panollava.model.components.Resampler`` for ``keeps_width``.
-    """
+    """Averages over each of ``tokens_per_side`` by ``tokens_per_side`` rectangles of a view."""
 
     keeps_width: ClassVar[bool] = True
 
@@ -30,11 +27,9 @@ class PoolResampler(nn.Module):
         self.tokens_per_side = tokens_per_side
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """As many rows as columns, whatever the grid."""
         return self.tokens_per_side, self.tokens_per_side
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """The square of ``tokens_per_side``."""
         return self.tokens_per_side**2
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:

@@ -24,15 +24,7 @@ class QformerResampler(nn.Module):
 
     Source: Li et al., "BLIP-2", 2023 (arXiv:2301.12597), section 3.1; there cross-attention is in every other layer.
 
-    Args:
-        queries: tokens out, for each view.
-        layers: how many.
-        width: of the queries.
-        heads: of attention.
-        dropout: share of each branch's outputs that is dropped in training.
-
-    Raises:
-        ValueError: the width does not divide into heads.
+    Each of the ``queries`` gives one token for each view. Raises ValueError if ``width`` does not divide into heads.
     """
 
     def __init__(
@@ -59,11 +51,9 @@ class QformerResampler(nn.Module):
         self.norm = nn.LayerNorm(output_width)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """None: a query may read anything anywhere."""
-        return None
+        return None  # a query may read anything anywhere
 
     def token_count(self, grid: tuple[int, int]) -> int:
-        """One token a query."""
         return len(self.queries)
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:

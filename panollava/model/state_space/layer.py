@@ -30,7 +30,7 @@ class BidirectionalStateSpace(nn.Module):
         conv: taps of the causal depthwise convolution.
         expand: inner width over ``width``.
         head_width: channels of a head; they share one decay.
-        kernel: see ``panollava.model.state_space.scan.state_space_scan``.
+        kernel: see ``state_space_scan``.
     """
 
     def __init__(
@@ -77,16 +77,11 @@ class BidirectionalStateSpace(nn.Module):
         )
         shape = (len(tokens), tokens.shape[1])
         with torch.autocast(tokens.device.type, enabled=False):
-            values, write, read = short_convolution(
-                mixed.unflatten(1, shape),
-                self.conv_weight,
-                _by_direction(self.conv_bias),
-                splits=self.splits,
-                periodic=periodic,
-            )
-            step_bias, log_rate, skip = (
-                _by_direction(x).to(values.dtype) for x in (self.step_bias, self.log_rate, self.skip)
-            )
+            mixed, bias = mixed.unflatten(1, shape), _by_direction(self.conv_bias)
+            inputs = mixed, self.conv_weight, bias
+            values, write, read = short_convolution(*inputs, splits=self.splits, periodic=periodic)
+            vectors = (self.step_bias, self.log_rate, self.skip)
+            step_bias, log_rate, skip = (_by_direction(x).to(values.dtype) for x in vectors)
             step = functional.softplus(step.to(values.dtype) + step_bias[:, None]).unflatten(1, shape)
             values = values.unflatten(-1, (step.shape[-1], -1))  # (2, n, L, heads, head_width)
             scanned = state_space_scan(
@@ -108,21 +103,13 @@ def short_convolution(
 ) -> tuple[Tensor, ...]:
     """``silu(bias + Σ_k weight_k x_{t - taps + 1 + k})`` for each channel, in float32 at least.
 
-    Args:
-        sequences: ``(d, n, L, x)``.
-        weight: ``(d, taps, x)``, the last tap for the step itself.
-        bias: ``(d, x)``.
-        splits: channels of each of the results.
-        periodic: whether the step before the first is the last; else it is zero.
-
-    Returns:
-        ``(d, n, L, split)`` for each split.
+    ``(d, n, L, x)`` gives ``(d, n, L, split)`` for each split of ``x``. The weight is ``(d, taps, x)``, its last
+    tap for the step itself, the bias ``(d, x)``. The step before the first is the last if ``periodic``, else zero.
     """
     with torch.autocast(sequences.device.type, enabled=False):
         dtype = torch.promote_types(sequences.dtype, torch.float32)
-        results: tuple[Tensor, ...] = _ShortConvolution.apply(
-            sequences, weight.to(dtype), bias.to(dtype), tuple(splits), periodic
-        )
+        inputs = sequences, weight.to(dtype), bias.to(dtype)
+        results: tuple[Tensor, ...] = _ShortConvolution.apply(*inputs, tuple(splits), periodic)
         return results
 
 

@@ -13,12 +13,10 @@ from torch.nn import functional
 
 Kernel = Literal["torch", "mamba_ssm"]
 
-CHUNK = 64
-"""Longest chunk: within one, cost grows with its length; between chunks, with their number."""
-_KERNEL_CHUNK = 256
-"""Chunk length for which the authors of the Triton kernels tuned them."""
+CHUNK = 64  # longest chunk: within one, cost grows with its length; between chunks, with their number
+_KERNEL_CHUNK = 256  # chunk length for which the authors of the Triton kernels tuned them
+# Elements of a piece: few enough that a CPU's caches hold several, enough to keep an accelerator busy.
 ELEMENTS = {"cpu": 2**17, "other": 2**26}
-"""Elements of a piece: few enough that a CPU's caches hold several, enough to keep an accelerator busy."""
 
 
 def state_space_scan(
@@ -35,19 +33,12 @@ def state_space_scan(
     """``chunked_scan`` with log decays of ``-step * rate``, for several sets of rates at once.
 
     Args:
-        values: ``(d, n, L, heads, head_width)``.
+        values: ``(d, n, L, heads, head_width)``, as the result.
         step: ``(d, n, L, heads)``, positive.
         rate: ``(d, heads)``, positive.
         write: ``(d, n, L, state)``, and ``read``.
         skip: ``(d, heads)``.
-        periodic: whether each sequence is a closed ring.
-        kernel: ``torch``, or the Triton kernels of the package mamba-ssm (see ``mamba_scan``).
-
-    Returns:
-        ``(d, n, L, heads, head_width)``.
-
-    Raises:
-        ValueError: ``kernel`` is ``mamba_ssm`` and the tensors are not on a CUDA device.
+        kernel: ``torch``, or ``mamba_ssm`` (see ``mamba_scan``), on a CUDA device only.
     """
     if kernel == "mamba_ssm":
         if values.device.type != "cuda":
@@ -123,8 +114,6 @@ def chunked_scan(
         log_decay: ``(n, L, heads)``, none positive; in a periodic sequence not all zero.
         write: ``(n, L, state)``, shared by the heads, and ``read``.
         skip: ``(n, heads)``.
-        chunk: longest chunk.
-        periodic: whether each sequence is a closed ring.
 
     Returns:
         ``(n, L, heads, head_width)``, float32 also under autocast, or float64 if that is what came in.
@@ -234,10 +223,7 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients of some chunks' steps, log decays, writes, reads and skips; that of their values goes into ``out``.
 
-    Args:
-        entering: states that enter the chunks.
-        leaving: gradient of the states that leave them.
-        grad: gradient of the output.
+    ``entering`` are the states that enter the chunks, ``leaving`` the gradient of those that leave them.
     """
     value, d_out = _heads_first(values, step), _heads_first(grad)
     since, within = _decays(log_decay)
@@ -287,9 +273,7 @@ def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
 def _pass_on(written: Tensor, log_through: Tensor, sequences: int, *, periodic: bool, backward: bool = False) -> None:
     """Replaces, in place, what each chunk adds to the state by the state that enters it; ``backward`` from the last.
 
-    Args:
-        written: ``(sequences * chunks, heads, state, head_width)``.
-        log_through: ``(sequences * chunks, heads)``, log decay over each whole chunk.
+    ``written`` is ``(sequences * chunks, heads, state, head_width)``, ``log_through`` the log decay over whole chunks.
     """
     written, log_through = (x.unflatten(0, (sequences, -1)) for x in (written, log_through))
     through = log_through.exp()[..., None, None]
