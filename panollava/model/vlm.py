@@ -108,7 +108,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but from safetensors only, with the adapter beside them; else raises ValueError.
+        """As in transformers, but all weights must be there, in safetensors; attaches an adapter beside them.
 
         ``allow=my_package``, or a list, names packages whose classes the model may be made of: their code is run.
         """
@@ -167,7 +167,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         return self.language_model.get_output_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fills the buffers that meta construction lost; transformers would draw every Linear anew."""
+        """Fills buffers that meta construction lost, and no more: transformers would draw every Linear anew."""
         if isinstance(module, VisionTower):
             module.reset_buffers()
 
