@@ -114,12 +114,10 @@ class PanoLlava:
         """A model to train, around an encoder and a language model; its other parts are drawn from the seed.
 
         Args:
-            vision: hub name or folder of the encoder.
-            language: hub name or folder of the language model.
+            vision, language: hub name or folder.
             resampler: type and keywords, ``{"type": "mlp"}`` by default; likewise ``position`` (``yaw_pitch``),
                 ``projector`` (``mlp``) and ``crop`` (``anyres_e2p``).
             lora: arguments of ``add_lora`` for the stages that train the language model; None trains no adapter.
-            join, latent_width: see ``PanoLlavaConfig``.
         """
         backbone = {"revision": None, "attn_implementation": attn_implementation}
         section = {
@@ -179,7 +177,6 @@ class PanoLlava:
         Args:
             image: a file, its bytes, an ``(H, W, 3)`` uint8 RGB array or tensor, or a PIL picture: of the whole sphere,
                 2:1, or of the part that the run's ``crop.panorama_fov_deg``, or else its GPano tags, name.
-            question: any text.
             history: earlier turns; the oldest are left out where all do not fit into the language model.
             max_new_tokens: longest answer, in place of that of the options.
             generation: decoding options; None takes ``self.generation``.

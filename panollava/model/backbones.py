@@ -157,8 +157,7 @@ class Backbones:
         )
 
 
-_VISION = "vision."
-"""Prefix of the names of encoder and resampler, in the checkpoints of every stage."""
+_VISION = "vision."  # prefix of the names of encoder and resampler, in the checkpoints of every stage
 
 
 def open_checkpoint(
@@ -170,22 +169,17 @@ def open_checkpoint(
 ) -> tuple[Backbones, Any, dict[str, Tensor]]:
     """Builds the model of a checkpoint from its run's metadata, or a changed copy, and loads its weights.
 
-    Returns:
-        The backbones; the model in evaluation mode, a ``PanoVision`` of a stage that reads pictures alone; and the
-        tensors that only the stage has, such as the head of stage 1.
-
-    Raises:
-        ValueError: the weights do not fit the settings.
+    Gives the backbones, the model in evaluation mode (a ``PanoVision`` of a stage that reads pictures alone), and the
+    tensors that only the stage has, such as the head of stage 1.
     """
     is_whole, today = recorded_stage(settings).answers, prompt_date(settings)
     backbones = Backbones(settings["model"], settings["crop"], dtype=dtype, today=today)
     backbones.warn_of_changes(settings.get("inputs"))
     if is_whole and today is None and (named := backbones.prompt.format.date) is not None:
         logger.warning(
-            "%s: the chat template writes the date, and with which one this was trained is not recorded. Prompts name "
-            "%s now.",
-            checkpoint, named,
-        )  # fmt: skip
+            f"{checkpoint}: the chat template writes the date, and with which one this was trained is not recorded. "
+            f"Prompts name {named} now."
+        )
     model: Any = backbones.composite() if is_whole else backbones.vision()
     own = load_checkpoint(model, checkpoint, settings["model"])
     return backbones, model.to(device).eval(), own
@@ -194,10 +188,7 @@ def open_checkpoint(
 def load_checkpoint(model: Any, checkpoint: Path, section: Mapping[str, Any]) -> dict[str, Tensor]:
     """Loads a checkpoint into a composite or a ``PanoVision``, and returns the tensors that only the stage has.
 
-    Args:
-        model: gets the adapter that the checkpoint has.
-        checkpoint: a ``*.ckpt`` folder.
-        section: ``model`` of its run's metadata.
+    A composite gets the adapter that the checkpoint has. ``section`` is ``model`` of its run's metadata.
     """
     tensors, own = read_weights(checkpoint), {}
     if isinstance(model, PanoVision):

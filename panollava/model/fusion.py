@@ -32,10 +32,8 @@ _WAY_OUT = "Use model.join=concat, which keeps every token"
 def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Grid | None) -> int:
     """Number of placeholders that a panorama of cameras ``(V, C)`` takes in the text.
 
-    ``grid`` is the ``(H', W')`` of a view's tokens, row by row, or None where they have no grid.
-
-    Raises:
-        ValueError: there is no such join, or it needs another crop or resampler.
+    ``grid`` is the ``(H', W')`` of a view's tokens, row by row, or None where they have no grid. Raises ValueError if
+    there is no such join, or it needs another crop or resampler.
     """
     if join == "mean":
         return tokens_per_view
@@ -44,13 +42,10 @@ def image_token_count(cameras: Tensor, tokens_per_view: int, join: str, grid: Gr
 
 
 def fuse(tokens: Tensor, view_mask: Tensor, join: str, cameras: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
-    """Joins the view tokens of each panorama; grid and errors as for ``image_token_count``.
+    """Joins tokens ``(B, V, Q, Dl)`` of views, with their mask ``(B, V)`` and cameras ``(B, V, C)``.
 
-    Args:
-        tokens: ``(B, V, Q, Dl)``, for a mask ``(B, V)`` and cameras ``(B, V, C)``.
-
-    Returns:
-        All image tokens ``(sum of counts, Dl)``, panorama after panorama, and the counts ``(B,)``.
+    Gives all image tokens ``(sum of counts, Dl)``, panorama after panorama, and the counts ``(B,)``; grid and errors as
+    for ``image_token_count``.
     """
     if join == "mean":
         share = view_mask / view_mask.sum(dim=1, keepdim=True)  # (B, V)

@@ -54,9 +54,7 @@ def backbone_record(name: str, revision: str | None, digest: Callable[[Path], st
 def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedConfig:
     """Configuration of a backbone; arguments as for ``load_pretrained``.
 
-    Raises:
-        FileNotFoundError: neither a folder nor a model that the hub (or its local cache) gives.
-        ValueError: a revision is named of a folder.
+    Raises FileNotFoundError where neither a folder nor the hub has it, ValueError for a revision of a folder.
     """
     if revision is not None and Path(name).is_dir():
         raise ValueError(
@@ -85,7 +83,6 @@ def load_pretrained(
 
     Args:
         name: what ``resolve_source`` gave; ``key`` is its key in the config, for messages.
-        attn_implementation: attention kernel of transformers.
         revision: commit, branch or tag of a hub model; None for the newest.
         **options: others of transformers' ``from_pretrained``, such as ``config`` and ``dtype``.
 
@@ -178,10 +175,9 @@ def load_language_model(
 ) -> PreTrainedModel:
     """The causal language model of ``model.language.name``, in eval mode.
 
-    Args as for ``load_pretrained``. ``load_in_4bit`` keeps the matrices in four bits (NF4, scales quantised too), which
-    frees memory and leaves only adapters to train; ``dtype`` is then that of the computation with them.
-
-    Source: Dettmers et al. 2023, arXiv:2305.14314.
+    Arguments as for ``load_pretrained``. ``load_in_4bit`` keeps the matrices in four bits (NF4, scales quantised too),
+    which frees memory and leaves only adapters to train; ``dtype`` is then that of the computation with them. Source:
+    Dettmers et al. 2023, arXiv:2305.14314.
 
     Raises:
         FileNotFoundError: no such model, or no safetensors weights.
@@ -244,9 +240,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _convert_recipe(name: str, key: str) -> str:
-    model, beside = (
-        ("AutoModelForCausalLM", "AutoTokenizer") if key == LANGUAGE_KEY else ("AutoModel", "AutoImageProcessor")
-    )
+    language = {LANGUAGE_KEY: ("AutoModelForCausalLM", "AutoTokenizer")}
+    model, beside = language.get(key, ("AutoModel", "AutoImageProcessor"))
     return (
         "Pickled weights (.bin, .pt, .pth) are never opened, as opening one runs code from it. If you trust their "
         f'source, convert them once: python -c "from transformers import {model}, {beside}; '

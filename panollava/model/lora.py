@@ -299,8 +299,7 @@ def _vision_digest(model: HasLanguageModel, tensors: Mapping[str, Tensor] | None
 def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping[str, Tensor], path: Path) -> set[str]:
     """Names of an adapter's weights that are the language model's own embeddings or output layer.
 
-    peft saves these beside an adapter on one of them, or of a model whose vocabulary was resized. They must be those of
-    this language model.
+    peft saves these beside an adapter on one of them, or of a model whose vocabulary was resized; they must be equal.
     """
     base: Any = language_model.get_base_model() if isinstance(language_model, PeftModel) else language_model
     layers = {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings())}

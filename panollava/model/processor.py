@@ -173,8 +173,7 @@ def pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
 def read_picture(image: Picture, crop: Crop) -> np.ndarray:
     """A whole panorama, ``(H, W, 3)`` uint8 RGB, of a file or its content, a PIL picture, an array or a tensor.
 
-    Raises:
-        ValueError: it is an address, no picture, an array of another type, or has not the crop's shape.
+    Raises ValueError for an address, no picture, an array of another type, or another shape than the crop's.
     """
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
         raise ValueError(

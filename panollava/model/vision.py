@@ -91,8 +91,7 @@ class VisionTower(nn.Module):
 
         Args:
             name_or_path: hub name (``google/siglip-base-patch16-224``, ``timm/...``), folder, or a safetensors file.
-            image_size: side, or ``(h, w)``, of the views; None takes the encoder's own. For another size the position
-                embeddings are interpolated.
+            image_size: side, or ``(h, w)``, of the views, for which positions are interpolated; None is the encoder's.
             dtype: type of the weights; normalisation is always fp32.
             revision: commit, branch or tag of a hub model; None for the newest.
 

@@ -278,7 +278,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Next-token logits, and their loss where labels are given.
+        """Next-token logits ``(B, kept, vocabulary)``, and with labels the mean loss of what kept positions predict.
 
         Args:
             input_ids: ``(B, T)``, image placeholders expanded.
@@ -292,13 +292,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             labels: ``(B, T)``, ``IGNORE_INDEX`` where a token is no target.
             logits_to_keep: compute logits only for the last n positions, or for a 1-D tensor of positions; 0 is all.
 
-        Returns:
-            ``logits`` ``(B, kept, vocabulary)`` and ``loss``, the fp32 mean over the targets that the kept
-            positions predict.
-
         Raises:
-            ValueError: placeholders and image tokens differ in number, an input is missing, or the sequence is longer
-                than the language model's positions.
+            ValueError: placeholders and image tokens differ in number, an input is missing, or the text is too long.
         """
         if inputs_embeds is None:
             if input_ids is None:

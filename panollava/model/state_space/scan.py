@@ -72,8 +72,7 @@ def mamba_scan(
 ) -> Tensor:
     """``state_space_scan`` for one set of rates (no dimension ``d``) by the Triton kernels, at their precision (TF32).
 
-    A periodic sequence is scanned twice: from a zero state, for the state at its end, and from the state that is its
-    own continuation.
+    A periodic sequence is scanned twice: from a zero state, for its end, and from the state that continues itself.
     """
     scan = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     arguments = (values, step, -rate, write.unsqueeze(2), read.unsqueeze(2), _KERNEL_CHUNK)
@@ -96,9 +95,7 @@ def chunked_scan(
     chunk: int = CHUNK,
     periodic: bool = False,
 ) -> Tensor:
-    """Runs ``state_t = exp(log_decay_t) state_{t-1} + write_t (step_t value_t)ᵀ``.
-
-    The output is ``state_tᵀ read_t + skip value_t``.
+    """``state_tᵀ read_t + skip value_t`` of ``state_t = exp(log_decay_t) state_{t-1} + write_t (step_t value_t)ᵀ``.
 
     Sequences are cut into equal chunks of ``chunk`` steps at most. Inside a chunk, every step reads every earlier
     one through a matrix product; the states at the chunks' ends are passed on one by one. Time and memory are
