@@ -350,9 +350,7 @@ class PanoLlava:
         """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava``.
 
         With ``keep_lora`` the active adapter is beside the model, as ``lora_weights``; opening the folder attaches it.
-
-        Raises:
-            ValueError: an adapter is attached and not to be kept, or the folder holds one of an earlier save.
+        Raises ValueError if an adapter is attached and not to be kept, or the folder holds one of an earlier save.
         """
         if keep_lora and lora.lora_in_use(self.model) is not None:
             with lora.without_lora(self.model):

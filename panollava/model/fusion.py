@@ -106,7 +106,7 @@ def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: boo
 
     Args:
         cameras: ``(B, V, C)``, with a mask ``(B, V)``.
-        width: ``W'``, columns of tokens of a view.
+        width: ``W'``.
         nearest: keep the columns whose *centre* lies in the half step, as ``join=stitch`` did up to version 0.1. No
             direction is shown twice, but those near the edge of two half steps may be in no kept column.
 

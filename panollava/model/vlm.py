@@ -285,10 +285,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             attention_mask: ``(B, T)``, or longer by what the cache holds; 1 on real tokens.
             position_ids: ``(B, T)``; None takes them from the mask, so that padding on either side is right.
             inputs_embeds: ``(B, T, Dl)`` already fused, in place of ``input_ids``.
-            pixel_values: ``(B, V, 3, h, w)`` views.
-            vision_features: ``(B, V, N, Dv)`` in place of ``pixel_values``.
-            cameras: ``(B, V, C)``, with either of them.
-            view_mask: ``(B, V)`` bool; None means all views are real.
+            pixel_values, vision_features, cameras, view_mask: as for ``PanoVision``; none for text alone.
             labels: ``(B, T)``, ``IGNORE_INDEX`` where a token is no target.
             logits_to_keep: compute logits only for the last n positions, or for a 1-D tensor of positions; 0 is all.
 

@@ -23,10 +23,8 @@ class BimambaResampler(nn.Module):
     tokens. The global view, and views that close no ring, are read as with ``scan=view``.
 
     Arguments are those of ``BidirectionalStateSpace``; ``kernel`` is ``torch``, which runs anywhere, or ``mamba_ssm``,
-    that package's CUDA kernels.
-
-    Raises:
-        ValueError: the inner width does not divide into heads, or the kernel cannot run here.
+    that package's CUDA kernels. Raises ValueError if the inner width does not divide into heads, or the kernel cannot
+    run here.
     """
 
     def __init__(
