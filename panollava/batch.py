@@ -25,27 +25,16 @@ IGNORE_INDEX = -100
 
 @dataclass
 class Batch:
-    """Samples collated for a stage or for generation.
+    """Samples collated for a stage or for generation."""
 
-    Attributes:
-        sample_ids: name of each sample, for messages and predictions.
-        pixel_values: ``(B, V, 3, h, w)`` uint8; encoders normalise inside the model. None with ``vision_features``.
-        cameras: ``(B, V, C)`` float32.
-        view_mask: ``(B, V)`` bool, False where a view only pads the batch.
-        input_ids: ``(B, T)`` int64 with image placeholders already expanded, or None for stages without text.
-        attention_mask: ``(B, T)`` int64, 1 on real tokens.
-        labels: ``(B, T)`` int64, ``IGNORE_INDEX`` where a token is not a target.
-        vision_features: ``(B, V, N, Dv)`` of the frozen encoder, in place of ``pixel_values``.
-    """
-
-    sample_ids: list[str]
-    pixel_values: Tensor | None
-    cameras: Tensor
-    view_mask: Tensor
-    input_ids: Tensor | None = None
-    attention_mask: Tensor | None = None
-    labels: Tensor | None = None
-    vision_features: Tensor | None = None
+    sample_ids: list[str]  # name of each sample, for messages and predictions
+    pixel_values: Tensor | None  # ``(B, V, 3, h, w)`` uint8, not normalised; None with ``vision_features``
+    cameras: Tensor  # ``(B, V, C)`` float32
+    view_mask: Tensor  # ``(B, V)`` bool, False where a view only pads the batch
+    input_ids: Tensor | None = None  # ``(B, T)`` int64, image placeholders expanded; None for stages without text
+    attention_mask: Tensor | None = None  # ``(B, T)`` int64, 1 on real tokens
+    labels: Tensor | None = None  # ``(B, T)`` int64, ``IGNORE_INDEX`` where a token is not a target
+    vision_features: Tensor | None = None  # ``(B, V, N, Dv)`` of the frozen encoder, in place of ``pixel_values``
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -43,15 +43,11 @@ CHATML_TEMPLATE = (
 )
 """ChatML whose turns end in the tokenizer's own EOS, the only end mark that a model without a template knows."""
 
-_PROBED_TURNS = 3
-"""Number of turns with which a template is checked before anything is trained."""
-
+_PROBED_TURNS = 3  # turns with which a template is checked before anything is trained
 _TWO_DATES = (date(2001, 2, 3), date(2012, 11, 10))
 """Days that differ in year, month and day: text that a template writes on both contains no date."""
-
 _DIRECTIVES = ("-d", "-m", *"aAbBcdDeFGhHIjmMpSuUVwWxXyYzZ")
 """Of ``strftime``, those that a template may use."""
-
 _WAY_OUT = (
     "Copy the model's folder, write another chat_template.jinja in it, and name the copy with model.language.name."
 )
@@ -59,31 +55,23 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text.
+    """A conversation as text."""
 
-    Attributes:
-        text: up to the end of the last answer, or of the generation prompt where the last answer is missing.
-        answers: (start, stop) characters of each given answer, its end of turn included.
-        placeholder: position of the panorama's placeholder, None without one.
-    """
-
-    text: str
-    answers: list[tuple[int, int]]
-    placeholder: int | None
+    text: str  # up to the end of the last answer, or of the generation prompt where the last answer is missing
+    answers: list[tuple[int, int]]  # (start, stop) characters of each given answer, its end of turn included
+    placeholder: int | None  # position of the panorama's placeholder, None without one
 
 
 class ChatFormat:
     """The chat template of a tokenizer, or its family's documented format where it has none.
 
     Args:
-        tokenizer: of the language model.
         system: text of the system turn; None leaves that to the template. Where a template refuses a system
             turn, the text opens the first user turn instead.
         today: the date in prompts where the template writes one; None is the current date.
 
     Attributes:
-        end: text that ends an answer, such as ``<|im_end|>``; the tokenizer's EOS where the template writes nothing
-            that a generation could stop at.
+        end: text that ends an answer, such as ``<|im_end|>``; the tokenizer's EOS where a generation could not stop.
         date: the date in prompts; None where the template writes none.
 
     Raises:
@@ -114,13 +102,11 @@ class ChatFormat:
 
     def written(self) -> dict[str, str | None]:
         """The system text and the date, with which another format writes the same."""
-        record = self.record()
-        return {key: record[key] for key in ("system", "date")}
+        return {key: value for key, value in self.record().items() if key != "template"}
 
     def render(self, turns: Turns, placeholder: str | None) -> Rendered:
         """The conversation as text, `placeholder` before the first question; questions and answers are stripped."""
-        text, place = "", None
-        spans = []
+        text, place, spans = "", None, []
         for number, (question, answer) in enumerate(turns):
             before, after = self._turn(number)
             text += before
@@ -141,11 +127,7 @@ class ChatFormat:
         return self._turns[number]
 
     def _learn_turn(self, number: int) -> tuple[str, str]:
-        """Finds a turn in the prompt that the template writes for it.
-
-        Raises:
-            ValueError: the prompt does not continue the prompts of the earlier turns.
-        """
+        """Finds a turn in the prompt that the template writes for it, which must continue the earlier prompts."""
         texts = [f"\ue000{who} {turn}\ue001" for turn in range(number + 1) for who in ("question", "answer")][:-1]
         prompt = self._prompt(self._messages(texts), self._thinking)
         pattern = "|".join(map(re.escape, texts))
@@ -247,10 +229,10 @@ class ChatFormat:
             self._turns = []
 
     def _writes_date(self) -> bool:
-        written = []
+        written = set()
         for self.date in _TWO_DATES:
-            written.append(self._prompt(self._messages(["question"]), self._thinking))
-        return written[0] != written[1]
+            written.add(self._prompt(self._messages(["question"]), self._thinking))
+        return len(written) == 2
 
 
 def _dated(template: str, day: date) -> str:
@@ -263,13 +245,12 @@ def _dated(template: str, day: date) -> str:
 
 
 def _family_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    specials = (tokenizer.bos_token, tokenizer.eos_token)
     if tokenizer.eos_token is None:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has neither a chat template nor an end-of-text token: "
             "set tokenizer.chat_template or tokenizer.eos_token."
         )
-    if "llama" in type(tokenizer).__name__.lower() or specials == ("<s>", "</s>"):
+    if "llama" in type(tokenizer).__name__.lower() or (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>"):
         return VICUNA_TEMPLATE
     begins_with_bos = tokenizer("").get("input_ids", [])[:1] == [tokenizer.bos_token_id]
     return ("{{ bos_token }}" if begins_with_bos else "") + CHATML_TEMPLATE

@@ -21,31 +21,23 @@ class GenerationOptions:
     """Decoding options (``generation.*``); greedy by default.
 
     ``repetition_penalty`` and ``no_repeat_ngram_size`` count the answer so far, neither the question nor the image.
-
-    Attributes:
-        max_new_tokens: longest answer.
-        num_beams: width of the beam search; 1 is no beam search.
-        length_penalty: beam search divides scores by this power of the length; above 0 favours long answers.
-        repetition_penalty: divides the logits of tokens that are in the answer already. Source: Keskar et al. 2019,
-            arXiv:1909.05858, section 4.1.
-        no_repeat_ngram_size: n-grams of this size occur once in an answer; 0 allows any.
-        temperature: 0 takes the most likely token; above, tokens are sampled at this temperature.
-        top_k: sample among the k most likely tokens; 0 among all.
-        top_p: sample among the most likely tokens that hold this share of the probability.
-        seed: of the sampling. An answer depends on the seed, the picture and the question, not on its batch.
+    Sampled answers depend on the seed, the picture and the question, not on the batch. Source of the repetition
+    penalty: Keskar et al. 2019, arXiv:1909.05858, section 4.1.
 
     Raises:
         ValueError: a value is out of range, or has no effect beside the others; the message names the key.
     """
 
     max_new_tokens: Annotated[int, Interval(ge=1)] = 64
-    num_beams: Annotated[int, Interval(ge=1)] = 1
-    length_penalty: float = 1.0
-    repetition_penalty: Annotated[float, Interval(gt=0)] = 1.0
-    no_repeat_ngram_size: Annotated[int, Interval(ge=0)] = 0
-    temperature: Annotated[float, Interval(ge=0)] = 0.0
-    top_k: Annotated[int, Interval(ge=0)] = 0
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    num_beams: Annotated[int, Interval(ge=1)] = 1  # width of the beam search; 1 is no beam search
+    length_penalty: float = 1.0  # beam search divides scores by this power of the length; above 0 favours long answers
+    repetition_penalty: Annotated[float, Interval(gt=0)] = 1.0  # divides the logits of tokens of the answer
+    no_repeat_ngram_size: Annotated[int, Interval(ge=0)] = 0  # n-grams of this size occur once in an answer; 0: any
+    temperature: Annotated[float, Interval(ge=0)] = 0.0  # 0 takes the most likely token; above, tokens are sampled
+    top_k: Annotated[int, Interval(ge=0)] = 0  # sample among the k most likely tokens; 0 among all
+    top_p: Annotated[float, Interval(gt=0, le=1)] = (
+        1.0  # sample among the likeliest that hold this share of probability
+    )
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
 
     def __post_init__(self) -> None:

@@ -36,30 +36,19 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation in tokens.
+    """A conversation in tokens."""
 
-    Attributes:
-        ids: token ids, the image placeholder expanded.
-        is_target: True where the token is learnt; as long as `ids`.
-        cut: text tokens that were removed to meet the text limit.
-    """
-
-    ids: list[int]
-    is_target: list[bool]
-    cut: int
+    ids: list[int]  # token ids, the image placeholder expanded
+    is_target: list[bool]  # True where the token is learnt; as long as `ids`
+    cut: int  # text tokens that were removed to meet the text limit
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest sequence and the largest id that a language model takes.
+    """The longest sequence and the largest id that a language model takes."""
 
-    Attributes:
-        positions: tokens of the longest sequence.
-        rows: number of embeddings; ids from there on have none.
-    """
-
-    positions: int
-    rows: int
+    positions: int  # tokens of the longest sequence
+    rows: int  # number of embeddings; ids from there on have none
 
     @classmethod
     def of(cls, model: Any) -> Limits:
@@ -75,8 +64,7 @@ class _Draft:
     ids: list[int]
     is_target: list[bool]
     image: int | None
-    ends: list[int]
-    """Text tokens up to the end of each answer."""
+    ends: list[int]  # text tokens up to the end of each answer
 
     @property
     def text_length(self) -> int:
@@ -86,11 +74,7 @@ class _Draft:
 class ChatPrompt:
     """Writes conversations about one panorama in a language model's format.
 
-    Args:
-        tokenizer: of the language model; the image placeholder is added to it.
-        system: text of the system turn; None leaves that to the template. Where a template refuses a system
-            turn, the text opens the first user turn instead.
-        today: the date in prompts where the template writes one; None is the current date.
+    The image placeholder is added to the tokenizer; the other arguments are those of ``ChatFormat``.
     """
 
     def __init__(
@@ -134,8 +118,8 @@ class ChatPrompt:
         is none, as it is encoded in parts.
         """
         written = self.format.render((("", ""), ("", "")), None).text
-        tokens = self.tokenizer.added_tokens_decoder.values()
-        control = {str(token) for token in tokens if token.special or str(token) in written} - {IMAGE_TOKEN}
+        added = self.tokenizer.added_tokens_decoder.values()
+        control = {str(token) for token in added if token.special or str(token) in written} - {IMAGE_TOKEN}
         return sorted((token for token in control if token in text), key=text.index)
 
     def misfit(self, encoded: Encoded, limits: Limits, new_tokens: int = 0) -> str:
@@ -162,8 +146,7 @@ class ChatPrompt:
         """Encodes a conversation; surrounding white space of its texts is dropped.
 
         Args:
-            turns: (question, answer) pairs. The last answer may be None: the result then ends with the
-                generation prompt.
+            turns: (question, answer) pairs; after a last answer of None the result ends with the generation prompt.
             image_tokens: tokens of the panorama, placed in the first user turn; 0 for a conversation without.
             max_text_length: limit for all tokens but those of the panorama. For training, whole trailing
                 turns go first, then the end of the only one left; a generation prompt loses its oldest turns.
@@ -183,8 +166,7 @@ class ChatPrompt:
             else:
                 draft = self._drop_newest(draft, max_text_length)
         ids, is_target = draft.ids, draft.is_target
-        if draft.image is not None:
-            at = draft.image
+        if (at := draft.image) is not None:
             ids = ids[:at] + [self.image_id] * image_tokens + ids[at + 1 :]
             is_target = is_target[:at] + [False] * image_tokens + is_target[at + 1 :]
         return Encoded(ids, is_target, full_length - draft.text_length)
@@ -192,15 +174,10 @@ class ChatPrompt:
     def _drop_newest(self, full: _Draft, limit: int) -> _Draft:
         # Later turns change nothing before them, so whole turns are cut off where they end.
         kept = max((end for end in full.ends if end <= limit), default=limit)
-        positions = [at for at in range(len(full.ids)) if at != full.image][:kept]
-        if full.image is not None:
-            positions = sorted([*positions, full.image])
-        return _Draft(
-            ids=[full.ids[at] for at in positions],
-            is_target=[full.is_target[at] for at in positions],
-            image=None if full.image is None else positions.index(full.image),
-            ends=[kept],
-        )
+        places = [at for at in range(len(full.ids)) if at != full.image][:kept]
+        places = sorted(places if full.image is None else [*places, full.image])
+        image = None if full.image is None else places.index(full.image)
+        return _Draft([full.ids[at] for at in places], [full.is_target[at] for at in places], image, [kept])
 
     def _drop_oldest(self, turns: Turns, full: _Draft, image: bool, targets: str, limit: int) -> _Draft:
         draft = full
@@ -215,22 +192,18 @@ class ChatPrompt:
 
     def _draft(self, turns: Turns, image: bool, targets: str) -> _Draft:
         rendered = self.format.render(turns, IMAGE_TOKEN if image else None)
-        text, spans = rendered.text, rendered.answers
-        ids, cuts = self._tokenise(text, [edge for span in spans for edge in span], rendered.placeholder)
+        edges = [edge for span in rendered.answers for edge in span]
+        ids, cuts = self._tokenise(rendered.text, edges, rendered.placeholder)
         token_spans = list(zip(cuts[::2], cuts[1::2], strict=True))
         at = None if rendered.placeholder is None else ids.index(self.image_id)
-        if targets == "text":
-            learnt = set(range(0 if at is None else at + 1, len(ids)))
-        else:
-            learnt = {position for start, stop in token_spans for position in range(start, stop)}
-        is_target = [position in learnt for position in range(len(ids))]
+        spans = [(0 if at is None else at + 1, len(ids))] if targets == "text" else token_spans
+        learnt = {place for start, stop in spans for place in range(start, stop)}
+        is_target = [place in learnt for place in range(len(ids))]
         return _Draft(ids, is_target, at, [stop - (at is not None) for _, stop in token_spans])
 
     def _tokenise(self, text: str, cuts: list[int], image_at: int | None) -> tuple[list[int], list[int]]:
         """Token ids, and the number of tokens before each of the character positions `cuts` (ascending)."""
-        edges = {0, len(text), *(match.start() for match in self._marks.finditer(text))}
-        if image_at is not None:
-            edges.add(image_at)
+        edges = {0, len(text), image_at or 0, *(match.start() for match in self._marks.finditer(text))}
         ids: list[int] = []
         positions: list[int] = []
         for start, stop in pairwise(sorted(edges)):

@@ -37,13 +37,8 @@ class Bleu(Metric):
             scorer += (answer.prediction, list(answer.references))
         # n-grams and matching n-grams of each order, length, and the closest length of a reference.
         rows = [
-            [
-                *one["guess"],
-                *one["correct"],
-                one["testlen"],
-                min((abs(r - one["testlen"]), r) for r in one["reflen"])[1],
-            ]
-            for one in scorer.ctest
+            [*c["guess"], *c["correct"], c["testlen"], min((abs(r - c["testlen"]), r) for r in c["reflen"])[1]]
+            for c in scorer.ctest
         ]
         counts = np.array(rows, dtype=np.float64)
         return {f"BLEU-{n}": interval_of(counts, answers.images, _bleu_of(n)) for n in range(1, ORDER + 1)}
@@ -87,8 +82,7 @@ class Cider(_WordMetric):
     def undefined(self, answers: AnswerSet) -> dict[str, str]:
         documents = answers.reference_ngrams
         if len(set(answers.images)) < 2:
-            why = "weighs words by how few pictures they are said of, and there is one picture"
-            return {self.name: why}
+            return {self.name: "weighs words by how few pictures they are said of, and there is one picture"}
         # A word in all references has weight 0, so that even a right answer of such words scores 0.
         frequencies = Counter(ngram for own in documents for ngram in own)
         without = sum(bool(own) and all(frequencies[ngram] == len(documents) for ngram in own) for own in documents)
@@ -124,14 +118,15 @@ class Meteor(_WordMetric):
         for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):
             pipe.close()
         counts = np.array([(segment, 1.0) for segment in segments])
-        ratio = interval_of(counts, answers.images, lambda sums: sums[:, 0] / sums[:, 1], value=value)
-        return {self.name: ratio}
+        return {self.name: interval_of(counts, answers.images, lambda sums: sums[:, 0] / sums[:, 1], value=value)}
 
 
 def _texts(answers: AnswerSet) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """References and predictions, as pycocoevalcap takes them."""
-    pairs = list(enumerate(answers.split))
-    return {at: list(one.references) for at, one in pairs}, {at: [one.prediction] for at, one in pairs}
+    split = answers.split
+    return {i: list(one.references) for i, one in enumerate(split)}, {
+        i: [one.prediction] for i, one in enumerate(split)
+    }
 
 
 class ClipScore(Metric):
@@ -151,10 +146,9 @@ class ClipScore(Metric):
         best = np.array([max(_cosine(said[text], said[one.prediction]) for text in one.references) for one in scored])
         # Harmonic mean; 0 where either is.
         both = 2 * fits * best / np.maximum(fits + best, np.finfo(np.float64).tiny)
-        highest = 2 * self.top / (self.top + 1)
         return {
             self.name: mean_interval(fits, images, top=self.top),
-            "RefCLIP-score": mean_interval(both, images, top=highest),
+            "RefCLIP-score": mean_interval(both, images, top=2 * self.top / (self.top + 1)),
         }
 
 

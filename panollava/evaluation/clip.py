@@ -30,11 +30,7 @@ class Clip:
     """
 
     def __init__(self, name: str, *, device: str | torch.device = "cpu", key: str = "clip") -> None:
-        """
-        Args:
-            name: folder, or name on the hub.
-            device: of the model.
-            key: config key to name in messages.
+        """Opens the CLIP in a folder, or by its name on the hub; `key` is the config key to name in messages.
 
         Raises:
             FileNotFoundError: there is no such model, or it has no safetensors weights.
@@ -109,8 +105,7 @@ def read_picture(path: Path) -> np.ndarray:
         header = parse_header(file)
         file.seek(0)
         data = file.read()
-    is_sound = header is not None and header.is_complete and header.width * header.height <= MAX_PIXELS
-    if header is None or not is_sound:
+    if header is None or not header.is_complete or header.width * header.height > MAX_PIXELS:
         raise ValueError(f"{path} cannot be read: no JPEG or PNG picture, cut short, or of over {MAX_PIXELS:,} pixels.")
     try:
         return decode(data, header)

@@ -45,7 +45,7 @@ class Contender:
     """A model to compare."""
 
     name: str
-    predictions: tuple[Prediction, ...]  # its answers
+    predictions: tuple[Prediction, ...]
     image_tokens: int  # tokens that a panorama takes in its language model
 
 
@@ -98,23 +98,16 @@ def standings(contenders: Sequence[Contender], words: Words) -> list[Standing]:
     found, metrics = [], [find_metric(name, "") for name in METRICS if name != "CLIP-score"]  # without pictures
     for one in contenders:
         scores = compute_scores(AnswerSet(as_scored(one.predictions), words), metrics)
-        exact = scores.scores.pop(EXACT)
-        latency = float(np.mean([each.latency_s for each in one.predictions]))
-        found.append(Standing(one.name, exact, scores, one.image_tokens, latency))
+        latency_s = float(np.mean([each.latency_s for each in one.predictions]))
+        found.append(Standing(one.name, scores.scores.pop(EXACT), scores, one.image_tokens, latency_s))
     return found
 
 
 def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> list[Verdict]:
-    """Every two models compared on their questions, which must be the same.
-
-    Args:
-        contenders: at least two.
-        words: how caption scores split texts.
-        measure: a metric that scores each answer; see ``find_metric``.
+    """Every two models compared on their questions by a metric that scores each answer; see ``find_metric``.
 
     Raises:
-        ValueError: fewer than two models, an unknown measure, one that is not defined on these questions, or
-            other questions.
+        ValueError: fewer than two models, other questions, or a measure that is unknown or undefined on these.
     """
     if len(contenders) < 2:
         raise ValueError("It takes two runs to compare: name another one.")
@@ -180,16 +173,12 @@ class Repeat:
 def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
     """Markdown: scores of each setting over its seeds, and every two settings compared.
 
-    Args:
-        repeats: the models.
-        keys: names of the values in ``Repeat.setting``.
+    `keys` names the values in ``Repeat.setting``.
 
     Raises:
         ValueError: the models answered different questions.
     """
-    groups: dict[tuple[str, ...], list[Repeat]] = {}
-    for one in repeats:
-        groups.setdefault(one.setting, []).append(one)
+    groups = {one.setting: [each for each in repeats if each.setting == one.setting] for one in repeats}
     facts = list(dict.fromkeys(name for one in repeats for name in one.facts))
     head = [*keys, "seeds", "exact match, %", "interval by scene", "per seed, %", *facts]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -197,9 +186,8 @@ def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
         questions, scores = _mean_scores(members)
         interval = mean_interval(scores, [members[0].scene_of[one] for one in questions])
         own = ", ".join(f"{score:.1f}" for score in sorted(_seed_scores(members)))
-        of_setting = [members[0].facts.get(name, "") for name in facts]
-        cells = [*setting, str(len(members)), f"{100 * interval.value:.1f}", interval.ends, own, *of_setting]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [*setting, str(len(members)), f"{100 * interval.value:.1f}", interval.ends, own]
+        lines.append(f"| {' | '.join([*cells, *(members[0].facts.get(name, '') for name in facts)])} |")
     return "\n".join([*lines, "", *_compared(groups)]) + "\n"
 
 
@@ -214,23 +202,22 @@ def _compared(groups: Mapping[tuple[str, ...], Sequence[Repeat]]) -> list[str]:
         if questions != others:
             raise ValueError(f"{setting} was asked other questions than the first: give all the same test set.")
     scene_of = next(iter(groups.values()))[0].scene_of
-    tested = [(scores[first][1], scores[second][1]) for first, second in pairs]
     lines = [
         "| second less first, with its interval by scene | p by scene | distinguishable by scene "
         "| 95 % interval by seed, of this pair alone | least visible by seed |",
         "|---|---|---|---|---|",
     ]
+    tested = [(scores[first][1], scores[second][1]) for first, second in pairs]
     found = compare_pairs(tested, [scene_of[one] for one in questions])
     for (first, second), one in zip(pairs, found, strict=True):
         half, least = _seed_spread(groups[first], groups[second])
-        by_seed, visible = "–", "–"
+        by_seed = "– | –"
         if math.isfinite(half):
-            low, high = (100 * one.difference.value + end for end in (-half, half))
-            by_seed, visible = f"{max(low, -100):+.1f} to {min(high, 100):+.1f}", f"{least:.1f}"
+            middle = 100 * one.difference.value
+            by_seed = f"{max(middle - half, -100):+.1f} to {min(middle + half, 100):+.1f} | {least:.1f}"
         p = "the same scores" if one.adjusted_p is None else rounded(one.adjusted_p, 4, LEVEL)
-        verdict = "yes" if one.is_distinguishable else "no"
-        name = f"{' '.join(second)} − {' '.join(first)}"
-        lines.append(f"| {name}: {difference_text(one.difference)} | {p} | {verdict} | {by_seed} | {visible} |")
+        name = f"{' '.join(second)} − {' '.join(first)}: {difference_text(one.difference)}"
+        lines.append(f"| {name} | {p} | {'yes' if one.is_distinguishable else 'no'} | {by_seed} |")
     return [*lines, "", f"By scene: {TESTS}"]
 
 
@@ -265,23 +252,16 @@ def _seed_spread(first: Sequence[Repeat], second: Sequence[Repeat]) -> tuple[flo
 
 def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str, words: Words) -> str:
     """Both tables and the verdicts in words; `words` is how caption scores split texts."""
-    rows = _table(standings)
+    names = _score_names(standings)
+    rows = [["run", *names, "image tokens", "ms an answer"]]
+    for one in sorted(standings, key=lambda one: -one.exact.value):
+        scores = [str(one.scores.get(name, "–")) for name in names]
+        rows.append([one.name, *scores, str(one.image_tokens), f"{1000 * one.latency_s:.1f}"])
     lines = [f"# {title}", "", *markdown_lines(rows), ""]
     lines += [f"Scores have 95 % intervals over pictures, from five pictures on; words={words}. {TESTS}", ""]
     missing = {f"- {name} is unavailable: {why}" for one in standings for name, why in one.captions.unavailable.items()}
     lines += [*sorted(missing), ""] if missing else []
-    lines += [f"- {verdict}" for verdict in verdicts]
-    return "\n".join(lines) + "\n"
-
-
-def _table(standings: Sequence[Standing]) -> list[list[str]]:
-    """Header and a row a model, the best exact match first."""
-    names = _score_names(standings)
-    rows = [["run", *names, "image tokens", "ms an answer"]]
-    for one in sorted(standings, key=lambda one: -one.exact.value):
-        scores = [str(one.scores[name]) if name in one.scores else "–" for name in names]
-        rows.append([one.name, *scores, str(one.image_tokens), f"{1000 * one.latency_s:.1f}"])
-    return rows
+    return "\n".join([*lines, *(f"- {verdict}" for verdict in verdicts)]) + "\n"
 
 
 def _score_names(standings: Sequence[Standing]) -> list[str]:
@@ -291,23 +271,20 @@ def _score_names(standings: Sequence[Standing]) -> list[str]:
 def standings_csv(standings: Sequence[Standing]) -> str:
     """A line a model: each score with the ends of its interval."""
     names = _score_names(standings)
-    header = ["run", *(f"{name}{end}" for name in names for end in ("", " low", " high"))]
-    rows: list[list[object]] = [[*header, "image tokens", "latency s"]]
-    for one in standings:
-        ends = [end for name in names for end in _ends(one.scores.get(name))]
-        rows.append([one.name, *ends, one.image_tokens, one.latency_s])
-    return csv_text(rows)
+    header = ["run", *(f"{name}{end}" for name in names for end in ("", " low", " high")), "image tokens", "latency s"]
+    ends = [[end for name in names for end in _ends(one.scores.get(name))] for one in standings]
+    rows = [[one.name, *own, one.image_tokens, one.latency_s] for one, own in zip(standings, ends, strict=True)]
+    return csv_text([header, *rows])
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
     """A line a pair of models."""
-    rows: list[list[object]] = [
-        ["first", "second", "difference", "low", "high", "p", "adjusted p", "detectable", "distinguishable"]
+    header = ["first", "second", "difference", "low", "high", "p", "adjusted p", "detectable", "distinguishable"]
+    rows = [
+        [first, second, *_ends(one.difference), one.p_value, one.adjusted_p, one.detectable, one.is_distinguishable]
+        for first, second, one in ((verdict.first, verdict.second, verdict.found) for verdict in verdicts)
     ]
-    for one in verdicts:
-        tested = [one.found.p_value, one.found.adjusted_p, one.found.detectable, one.found.is_distinguishable]
-        rows.append([one.first, one.second, *_ends(one.found.difference), *tested])
-    return csv_text(rows)
+    return csv_text([header, *rows])
 
 
 def _ends(interval: Interval | None) -> list[float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,22 +55,17 @@ def draw_text(
     colour: Colour = INK,
     background: Colour | None = None,
 ) -> None:
-    """Writes one line onto a picture.
+    """Writes one line onto a picture (H, W, 3) uint8 RGB, in place; text outside it is clipped.
 
-    Args:
-        canvas: (H, W, 3) uint8 RGB, changed in place; text outside it is clipped.
-        text: any text; control characters become spaces.
-        position: (x, y) of the upper left corner.
-        size: height of the letters in pixels.
-        colour, background: of the letters, and of a box behind them.
+    `position` is (x, y) of the upper left corner, `size` the height of the letters in pixels, and `background` the
+    colour of a box behind them. Control characters become spaces.
     """
     line = _printable(text)
     if not line.strip():
         return
     width, height = text_width(line, size) + 6, line_height(size)
     x, y = position
-    x0, y0 = max(0, x), max(0, y)
-    x1, y1 = min(canvas.shape[1], x + width), min(canvas.shape[0], y + height)
+    x0, y0, x1, y1 = max(0, x), max(0, y), min(canvas.shape[1], x + width), min(canvas.shape[0], y + height)
     if x0 >= x1 or y0 >= y1:
         return
     patch = Image.fromarray(canvas[y0:y1, x0:x1])
@@ -83,14 +79,9 @@ def draw_text(
 def draw_tag(
     canvas: np.ndarray, text: str, middle: tuple[float, float], *, size: int, colour: Colour, ink: Colour = INK
 ) -> None:
-    """Writes a short text on a rounded patch of colour.
+    """Writes a few characters on a rounded patch of colour onto a picture (H, W, 3) uint8 RGB, in place.
 
-    Args:
-        canvas: (H, W, 3) uint8 RGB, changed in place; the tag is moved to lie inside it.
-        text: a few characters.
-        middle: (x, y) of the tag's middle.
-        size: height of the letters in pixels.
-        colour, ink: of the patch and of the letters.
+    The tag is moved to lie inside the picture; `middle` is (x, y), and `ink` the colour of the letters.
     """
     width, height = tag_width(text, size), line_height(size)
     x, y = (
@@ -222,13 +213,12 @@ def warn_of_missing_glyphs(characters: Iterable[str]) -> None:
     if not missing:
         return
     symbols = {"fonts-symbola" for char in missing if unicodedata.category(char) == "So"}
-    letters = [char for char in missing if unicodedata.category(char) != "So"]
-    packages = sorted(symbols | {PACKAGES.get(_script(char), "fonts-noto-core") for char in letters})
+    letters = {PACKAGES.get(_script(char), "fonts-noto-core") for char in missing if unicodedata.category(char) != "So"}
     logger.warning(
         "Characters that no font here knows are drawn as boxes: %s%s. Debian and Ubuntu have such fonts in %s.",
         " ".join(missing[:5]),
         f" and {len(missing) - 5} more" if len(missing) > 5 else "",
-        ", ".join(packages),
+        ", ".join(sorted(symbols | letters)),
     )
 
 
@@ -252,10 +242,8 @@ def _fonts(names: tuple[str, ...], size: int) -> tuple[Font, ...]:
     """Those that are installed."""
     found: list[Font] = []
     for name in names:
-        try:
+        with suppress(OSError):  # not on this system
             found.append(ImageFont.truetype(name, size))
-        except OSError:  # not on this system
-            continue
     return tuple(found)
 
 
@@ -277,10 +265,7 @@ class Panel:
 
 
 def page(title: str, text: Sequence[str], panels: Sequence[Panel], notes: Sequence[str]) -> np.ndarray:
-    """Panels in rows of two below a title of one line and lines of text, and notes in small letters below them.
-
-    Long lines are wrapped. Returns (H, W, 3) uint8 RGB.
-    """
+    """A title, wrapped lines of text, panels in rows of two, and notes in small letters, as (H, W, 3) uint8 RGB."""
     width = COLUMNS * PANEL[1] + (COLUMNS - 1) * GAP + 2 * MARGIN
     head = [line for one in text for line in wrap_text(one, width - 2 * MARGIN - 6, TEXT, max_lines=4)]
     foot = [line for one in notes for line in wrap_text(one, width - 2 * MARGIN - 6, CAPTION, max_lines=4)]
@@ -290,11 +275,9 @@ def page(title: str, text: Sequence[str], panels: Sequence[Panel], notes: Sequen
     canvas = np.full((bottom + line_height(CAPTION) * len(foot) + MARGIN, width, 3), PAPER, np.uint8)
     draw_text(canvas, title, (MARGIN - 3, MARGIN), size=TITLE)
     for number, line in enumerate(head):
-        place = (MARGIN - 3, MARGIN + line_height(TITLE) + line_height(TEXT) * number)
-        draw_text(canvas, line, place, size=TEXT)
+        draw_text(canvas, line, (MARGIN - 3, MARGIN + line_height(TITLE) + line_height(TEXT) * number), size=TEXT)
     for number, panel in enumerate(panels):
-        x, y = MARGIN + number % COLUMNS * (PANEL[1] + GAP), top + number // COLUMNS * step
-        _draw_panel(canvas, panel, x, y)
+        _draw_panel(canvas, panel, MARGIN + number % COLUMNS * (PANEL[1] + GAP), top + number // COLUMNS * step)
     for number, line in enumerate(foot):
         draw_text(canvas, line, (MARGIN - 3, bottom + line_height(CAPTION) * number), size=CAPTION, colour=GREY)
     return canvas
@@ -306,13 +289,9 @@ def colours(values: Tensor) -> np.ndarray:
 
 
 def heat(panorama: np.ndarray, values: Tensor, colour_map: int, low: float, high: float) -> np.ndarray:
-    """Values as colours over a grey panorama; pixels whose value is not a number show the panorama alone.
+    """Values ``(H, W)`` as colours over a grey panorama (H, W, 3) uint8; where they are not a number, it shows alone.
 
-    Args:
-        panorama: (H, W, 3) uint8 RGB.
-        values: ``(H, W)``.
-        colour_map: ``HEAT`` or ``LIKENESS``.
-        low, high: values of the map's first and last colour; values beyond them are clamped.
+    `low` and `high` are the values of the colour map's first and last colour; values beyond them are clamped.
     """
     grey = np.repeat(cv2.cvtColor(panorama, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     share = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
@@ -336,23 +315,22 @@ def fitted(panorama: np.ndarray) -> np.ndarray:
 
 
 def _draw_panel(canvas: np.ndarray, panel: Panel, x: int, y: int) -> None:
+    height, width = PANEL
     draw_text(canvas, panel.title, (x - 3, y), size=TEXT)
     y += line_height(TEXT)
-    canvas[y : y + PANEL[0], x : x + PANEL[1]] = panel.picture
-    y += PANEL[0]
-    width = PANEL[1]
+    canvas[y : y + height, x : x + width] = panel.picture
+    y += height
     if panel.scale is not None:
         colour_map, low, high = panel.scale
         end = x + PANEL[1] - text_width(high, CAPTION)
-        draw_text(canvas, high, (end - 3, y), size=CAPTION, colour=GREY)
-        bar = end - _BAR[0] - 6
-        middle = y + line_height(CAPTION) // 2
+        bar, middle = end - _BAR[0] - 6, y + line_height(CAPTION) // 2
         ramp = _COVER * _mapped(np.tile(np.linspace(0, 255, _BAR[0]), (_BAR[1], 1)), colour_map)
         canvas[middle - _BAR[1] // 2 : middle + _BAR[1] // 2, bar : bar + _BAR[0]] = ramp + (1 - _COVER) * UNSEEN
         start = bar - text_width(low, CAPTION) - 6
-        draw_text(canvas, low, (start - 3, y), size=CAPTION, colour=GREY)
+        for text, place in ((high, end), (low, start)):
+            draw_text(canvas, text, (place - 3, y), size=CAPTION, colour=GREY)
         width = start - x - GAP
-    (caption, *_) = wrap_text(panel.caption, width, CAPTION, max_lines=1)
+    caption = wrap_text(panel.caption, width, CAPTION, max_lines=1)[0]
     draw_text(canvas, caption, (x - 3, y), size=CAPTION, colour=GREY)
 
 

@@ -68,19 +68,14 @@ class AnswerReport:
         if self.blank_exact_match is not None:
             values["blank"] = self.blank_exact_match
         for kind, score in self.kinds.items():
-            values[f"exact_match/{kind}"] = score.exact_match
-            values[f"majority/{kind}"] = score.majority_share
+            values |= {f"exact_match/{kind}": score.exact_match, f"majority/{kind}": score.majority_share}
             if score.blank_exact_match is not None:
                 values[f"blank/{kind}"] = score.blank_exact_match
         return values
 
 
 def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction] | None = None) -> AnswerReport:
-    """Exact match of an evaluation.
-
-    Args:
-        predictions: the model's answers.
-        blank: its answers to the same questions with blank pictures.
+    """Exact match of an evaluation; `blank` are the answers to the same questions with blank pictures.
 
     Raises:
         ValueError: there are no predictions, or `blank` answers other questions.
@@ -88,21 +83,22 @@ def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction]
     if not predictions:
         raise ValueError("No question was evaluated, so there is no score: check the test set and max_samples.")
     if blank is not None:
-        _check_same_questions(predictions, blank)
-    blank_by_kind = _by_kind(blank or [])
-    kinds = {kind: _score_kind(group, blank_by_kind.get(kind)) for kind, group in sorted(_by_kind(predictions).items())}
-    guessed = sum(score.majority_share * score.count for score in kinds.values())
-    of_blank = _exact_match(blank) if blank else (None, None)
+        different = sorted({each.sample_id for each in predictions} ^ {each.sample_id for each in blank})
+        if different or len(predictions) != len(blank):
+            raise ValueError(
+                f"The blank-picture answers are to other questions ({len(blank)} answers against "
+                f"{len(predictions)}; {', '.join(different[:3])} …): ask the same ones to compare."
+            )
+    kinds = {}
+    for kind in sorted({each.kind for each in predictions}):
+        own, of_blank = ([each for each in all_of or () if each.kind == kind] for all_of in (predictions, blank))
+        value, interval = _exact_match(own)
+        majority = majority_answer([each.references for each in own])
+        kinds[kind] = KindScore(len(own), value, *majority, interval, *(_exact_match(of_blank) if of_blank else ()))
+    share = sum(score.majority_share * score.count for score in kinds.values()) / len(predictions)
     value, interval = _exact_match(predictions)
-    share = guessed / len(predictions)
-    return AnswerReport(len(predictions), value, interval, share, of_blank[0], of_blank[1], kinds)
-
-
-def _score_kind(predictions: list[Prediction], blank: list[Prediction] | None) -> KindScore:
-    answer, share = majority_answer([each.references for each in predictions])
-    value, interval = _exact_match(predictions)
-    of_blank = _exact_match(blank) if blank else (None, None)
-    return KindScore(len(predictions), value, answer, share, interval, *of_blank)
+    blank_value, blank_interval = _exact_match(blank) if blank else (None, None)
+    return AnswerReport(len(predictions), value, interval, share, blank_value, blank_interval, kinds)
 
 
 def _exact_match(predictions: Sequence[Prediction]) -> tuple[float, Ends]:
@@ -115,37 +111,16 @@ def _exact_match(predictions: Sequence[Prediction]) -> tuple[float, Ends]:
 def majority_answer(references: Sequence[Sequence[str]]) -> tuple[str, float]:
     """The answer that is right for most questions, in its most frequent spelling, and its share.
 
-    Args:
-        references: the references of each question. Ties go to the first in the alphabet.
+    Takes the references of each question. Ties go to the first in the alphabet.
     """
-    questions: Counter[str] = Counter()
-    spellings: dict[str, Counter[str]] = {}
-    for group in references:
-        questions.update({normalise(reference) for reference in group})
-        for reference in group:
-            spellings.setdefault(normalise(reference), Counter())[reference.strip()] += 1
+    questions = Counter(text for group in references for text in {normalise(reference) for reference in group})
     best = _most(questions)
-    return _most(spellings[best]), questions[best] / len(references)
+    spellings = Counter(one.strip() for group in references for one in group if normalise(one) == best)
+    return _most(spellings), questions[best] / len(references)
 
 
 def _most(counts: Counter[str]) -> str:
     return min(counts, key=lambda text: (-counts[text], text))
-
-
-def _by_kind(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    groups: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        groups.setdefault(prediction.kind, []).append(prediction)
-    return groups
-
-
-def _check_same_questions(predictions: Sequence[Prediction], blank: Sequence[Prediction]) -> None:
-    different = sorted({each.sample_id for each in predictions} ^ {each.sample_id for each in blank})
-    if different or len(predictions) != len(blank):
-        raise ValueError(
-            f"The blank-picture answers are to other questions ({len(blank)} answers against "
-            f"{len(predictions)}; {', '.join(different[:3])} …): ask the same ones to compare."
-        )
 
 
 def rotation_consistency(
@@ -155,10 +130,7 @@ def rotation_consistency(
 ) -> tuple[int, float]:
     """Compares answers before and after a rotation of the panorama by a yaw, whether they are right or wrong.
 
-    Args:
-        predictions: answers on the panoramas as they are.
-        rotated_predictions: answers to the same questions (by sample id) on the rotated panoramas.
-        rotate_answer: the answer after the rotation, None for one that names no direction.
+    Questions go by their sample ids; `rotate_answer` returns None for an answer that names no direction.
 
     Returns:
         The number of questions whose references name a direction, and the share of them in 0..1 whose answer on the
@@ -184,7 +156,7 @@ def rotation_consistency(
 def text_table(report: AnswerReport) -> str:
     """The report as lines of fixed width, for a terminal or a log file."""
     rows = [HEADER, *_rows(report)]
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(HEADER))]
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
@@ -192,33 +164,23 @@ def text_table(report: AnswerReport) -> str:
 
 def markdown_table(report: AnswerReport) -> str:
     """The report as a Markdown table."""
-    marks = ["---:" if right else "---" for right in RIGHT]
-    rows = [HEADER, marks, *_rows(report)]
+    rows = [HEADER, ["---:" if right else "---" for right in RIGHT], *_rows(report)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def _rows(report: AnswerReport) -> list[Sequence[str]]:
     """Cells of each question type, and of all questions in the last row."""
-    scores: list[tuple[str, KindScore | AnswerReport, str]] = [
-        (_one_line(kind), score, _one_line(score.majority_answer)) for kind, score in report.kinds.items()
-    ]
-    return [
-        (
-            name,
-            str(score.count),
-            _percent(score.exact_match, score.interval),
-            _percent(score.blank_exact_match, score.blank_interval),
-            answer,
-            _percent(score.majority_share),
-        )
-        for name, score, answer in [*scores, ("all", report, "")]
-    ]
+    rows: list[Sequence[str]] = []
+    for name, score in [*report.kinds.items(), ("all", report)]:
+        shares = [_percent(score.exact_match, score.interval), _percent(score.blank_exact_match, score.blank_interval)]
+        answer = _one_line(score.majority_answer) if isinstance(score, KindScore) else ""
+        rows.append((_one_line(name), str(score.count), *shares, answer, _percent(score.majority_share)))
+    return rows
 
 
 def _percent(share: float | None, interval: Ends = None) -> str:
-    if share is None:
-        return "–"
-    return f"{100 * share:.1f} %" + (f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else "")
+    ends = f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else ""
+    return "–" if share is None else f"{100 * share:.1f} %{ends}"
 
 
 def _one_line(text: str, limit: int = 40) -> str:
@@ -227,10 +189,8 @@ def _one_line(text: str, limit: int = 40) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = []
-    for cell, width, right in zip(cells, widths, RIGHT, strict=True):
-        space = " " * (width - _width(cell))
-        padded.append(space + cell if right else cell + space)
+    spaced = ((cell, " " * (width - _width(cell))) for cell, width in zip(cells, widths, strict=True))
+    padded = (space + cell if right else cell + space for (cell, space), right in zip(spaced, RIGHT, strict=True))
     return "  ".join(padded).rstrip()
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ MEAN = (
 class Layer:
     """Vectors that a panel shows."""
 
-    name: str  # in titles, such as ``encoder features``
+    name: str  # in titles
     vectors: Tensor  # ``(V, Q, D)``
     lie: TokenMap  # their places on the panorama
 
@@ -71,19 +72,16 @@ def explain_picture(
     pitch_deg: float,
     layers: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-    """Everything that can be shown of a model and a panorama, on one page.
+    """Everything that can be shown of a model and a panorama, on one page (H, W, 3), and the notes below its panels.
 
     Args:
         panorama: (H, W, 3) uint8 RGB.
         views: ``(V, 3, h, w)`` of it.
         name: of the model, in the title.
-        vision, crop, pano: its encoder and resampler, its views, and the whole of it; None without a language model.
-        asked: a question and its answer; None without a language model.
+        vision, crop: of the model.
+        pano, asked: the whole model, and a question with its answer; None without a language model.
         yaw_deg, pitch_deg: direction that the others are compared with.
         layers: of the language model, counted from 1; None takes the last third.
-
-    Returns:
-        (H, W, 3) uint8 RGB, and the notes below the panels.
 
     Raises:
         ValueError: no view looks in the direction, or there is no such layer.
@@ -99,7 +97,9 @@ def explain_picture(
     else:
         shown.append(Layer("resampler tokens", tokens, lie[grid]))
     _, direction = token_towards(cameras, patches, yaw_deg, pitch_deg)
-    panels = [scene_panel(panorama, direction)]
+    yaw, pitch = (round(float(torch.rad2deg(angle)), 1) + 0.0 for angle in direction_to_angles(direction))
+    title = f"the panorama, with a mark at yaw {yaw:g}°, pitch {pitch:g}°"
+    panels = [Panel(title, marked(fitted(panorama), direction))]
     if asked is None or pano is None:
         notes.append(SPEECHLESS)
     elif pano.model.config.join == "mean":
@@ -112,13 +112,6 @@ def explain_picture(
     panels += [similarity_panel(panorama, layer, yaw_deg, pitch_deg) for layer in shown]
     text = [] if asked is None else [f"Question: {asked[0]}", f"Answer: {asked[1] or '(none)'}"]
     return page(f"{name}: {crop.summary}", text, panels, notes), notes
-
-
-def scene_panel(panorama: np.ndarray, direction: Tensor) -> Panel:
-    """The panorama with a mark at the direction that similarity refers to."""
-    yaw, pitch = (round(float(torch.rad2deg(angle)), 1) + 0.0 for angle in direction_to_angles(direction))
-    title = f"the panorama, with a mark at yaw {yaw:g}°, pitch {pitch:g}°"
-    return Panel(title, marked(fitted(panorama), direction))
 
 
 def component_panel(layer: Layer) -> Panel:
@@ -157,8 +150,7 @@ def attention_panel(panorama: np.ndarray, attention: AnswerAttention, lie: Token
         weights, even = (each.sum(dim=1, keepdim=True) for each in (weights, even))
     values = times_even(weights, even, lie)
     high = max(float(values.nan_to_num().max()), 1.0)
-    layers = attention.layers
-    those = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
+    those = f"layer{'s' * (len(attention.layers) > 1)} {', '.join(map(str, attention.layers))}"
     what = ", whole views" if lie.grid == WHOLE else ""
     return Panel(
         f"attention of the answer{what}: mean over heads and {those} of {attention.of_layers}",
@@ -181,11 +173,7 @@ def times_even(weights: Tensor, even: Tensor, lie: TokenMap) -> Tensor:
 
 @torch.inference_mode()
 def see(vision: PanoVision, views: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:
-    """The output of the encoder and the resampler for views ``(V, 3, h, w)`` of a panorama with cameras ``(V, C)``.
-
-    Returns:
-        Features ``(V, N, Dv)`` and tokens ``(V, Q, Dr)``, fp32 on the CPU.
-    """
+    """Features ``(V, N, Dv)`` and tokens ``(V, Q, Dr)`` of views ``(V, 3, h, w)`` with cameras, fp32 on the CPU."""
     device = next(vision.tower.parameters()).device
     features = vision.features(views[None].to(device))
     tokens = vision(cameras=cameras[None].to(device), vision_features=features)
@@ -193,13 +181,10 @@ def see(vision: PanoVision, views: Tensor, cameras: Tensor) -> tuple[Tensor, Ten
 
 
 def principal_colours(rows: Tensor) -> tuple[Tensor, float]:
-    """The first three principal components of rows ``(n, D)`` as colours.
+    """The first three principal components of rows ``(n, D)`` as ``(n, 3)`` in 0..1, and their share of the variance.
 
     Each component goes from 0 to 1 between its 1st and 99th percentile; where all rows are equal it is 1/2. Its sign is
     arbitrary, and chosen so that its largest weight is positive.
-
-    Returns:
-        ``(n, 3)`` in 0..1, and the share of the variance that they hold.
     """
     centred = rows.double() - rows.double().mean(dim=0)
     variances, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
@@ -209,8 +194,9 @@ def principal_colours(rows: Tensor) -> tuple[Tensor, float]:
     low, high = torch.quantile(scores, torch.tensor(_TAILS, dtype=torch.float64), dim=0)
     is_flat = high - low <= 1e-9 * rows.double().norm()
     colours = ((scores - low) / torch.where(is_flat, 1.0, high - low)).clamp(0, 1)
-    total = float(variances.clamp(min=0).sum())
-    share = float(variances.clamp(min=0).flip(0)[:COMPONENTS].sum()) / total if total > 0 else 1.0
+    variances = variances.clamp(min=0)
+    total = float(variances.sum())
+    share = float(variances.flip(0)[:COMPONENTS].sum()) / total if total > 0 else 1.0
     return torch.where(is_flat, 0.5, colours), share
 
 
@@ -220,8 +206,9 @@ def token_towards(cameras: Tensor, grid: tuple[int, int], yaw_deg: float, pitch_
     Raises:
         ValueError: no view looks there.
     """
-    angles = torch.tensor([math.radians(yaw_deg), math.radians(pitch_deg)], dtype=torch.float64)
-    direction = angles_to_direction(angles[0], angles[1])
+    direction = angles_to_direction(
+        *torch.tensor([math.radians(yaw_deg), math.radians(pitch_deg)], dtype=torch.float64)
+    )
     index = int(nearest_tokens(cameras.cpu(), grid, direction[None])[0])
     if index < 0:
         raise ValueError(
@@ -238,10 +225,7 @@ def similarity(rows: Tensor, index: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AnswerAttention:
-    """Attention of an answer's tokens to the panorama.
-
-    The mean over heads, the chosen layers, and the positions that predict the answer's tokens.
-    """
+    """Attention of an answer to the panorama: the mean over heads, chosen layers, and positions that predict it."""
 
     weights: Tensor  # ``(V, Q)``, attention to each token in the language model's input, 0 for others
     is_seen: Tensor  # ``(V, Q)`` bool, which tokens are in the language model's input
@@ -273,8 +257,7 @@ def answer_attention(
     Args:
         pano: the model, with a ``model.join`` other than ``mean``, whose tokens have no place.
         views: ``(V, 3, h, w)`` of the panorama.
-        question: about it.
-        answer: of the model, or any other.
+        question, answer: about it; the answer may be any.
         history: earlier turns.
         layers: counted from 1; None takes the last third.
 
@@ -308,11 +291,9 @@ def answer_attention(
     rows = torch.tensor([target - 1 - start for target in targets])
     per_layer = [whole_length(output.attentions[layer - 1], stop)[rows] for layer in chosen]
     to_image = torch.stack(per_layer).mean(dim=(0, 1))[ids[0, :stop] == pano.prompt.image_id]
-    seen = _seen_tokens(pano)
-    weights = torch.zeros(len(cameras), pano.model.vision.tokens_per_view)
-    weights.view(-1)[seen] = to_image
+    weights, seen = torch.zeros(len(cameras), pano.model.vision.tokens_per_view), _seen_tokens(pano)
     is_seen = torch.zeros_like(weights, dtype=torch.bool)
-    is_seen.view(-1)[seen] = True
+    weights.view(-1)[seen], is_seen.view(-1)[seen] = to_image, True
     return AnswerAttention(weights, is_seen, tuple(chosen), len(pano.model.language_blocks))
 
 
@@ -334,11 +315,8 @@ def chosen_layers(count: int, layers: Sequence[int] | None) -> list[int]:
 def last_answer(is_target: Sequence[bool], ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     """Positions of the last answer's tokens, without its end-of-turn token unless it has no other."""
     last = max(position for position, learnt in enumerate(is_target) if learnt)
-    first = last
-    while is_target[first - 1]:
-        first -= 1
-    answer = [position for position in range(first, last + 1) if ids[position] not in stop_ids]
-    return answer or [last]
+    answer = list(takewhile(is_target.__getitem__, range(last, -1, -1)))[::-1]
+    return [position for position in answer if ids[position] not in stop_ids] or [last]
 
 
 def whole_length(attention: Tensor, length: int) -> Tensor:
@@ -375,15 +353,9 @@ def _seen_tokens(pano: PanoLlava) -> Tensor:
 
 
 def showing_tokens(cameras: Tensor, grid: tuple[int, int], directions: Tensor) -> Tensor:
-    """The token of each view in whose patch a direction falls.
+    """The token of each view with cameras ``(V, C)`` in whose patch a direction ``(n, 3)`` falls: ``(V, n)`` int64.
 
-    Args:
-        cameras: ``(V, C)``.
-        grid: (H', W') tokens of a view.
-        directions: ``(n, 3)``, unit vectors.
-
-    Returns:
-        ``(V, n)`` int64, counted row by row in the view; -1 where the view does not show the direction.
+    Tokens of the `grid` (H', W') count row by row in the view; -1 where the view does not show the direction.
     """
     height, width = grid
     found = []
@@ -407,13 +379,7 @@ def nearest_tokens(cameras: Tensor, grid: tuple[int, int], directions: Tensor) -
 
 
 class TokenMap:
-    """The places of the tokens of views on a panorama.
-
-    Args:
-        cameras: ``(V, C)``.
-        grid: (H', W') tokens of a view; (1, 1) for whole views.
-        size: (H, W) of the panorama.
-    """
+    """The places on a panorama of the tokens of views with cameras ``(V, C)``; grid (1, 1) is for whole views."""
 
     def __init__(self, cameras: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> None:
         self.cameras, self.grid, self._size = cameras.cpu(), grid, size
@@ -441,17 +407,15 @@ class TokenMap:
     def spread(self, weights: Tensor) -> Tensor:
         """The weight ``(V, Q)`` of each token, spread evenly over the directions its patch shows and summed over views.
 
-        Returns:
-            ``(H, W)``, weight per steradian. Its integral is the sum of the weights, without those of tokens that show
-            only the padding of a letterboxed view.
+        Weights ``(H, W)`` are per steradian. Their integral is the sum of the weights, without those of tokens that
+        show only the padding of a letterboxed view.
         """
         density = torch.zeros(self.nearest.numel(), dtype=torch.float64)
         area = self.steradians.flatten()
         for showing, own in zip(self._showing, weights.double().cpu(), strict=True):
             shown = showing >= 0
-            token = showing[shown]
-            areas = torch.zeros(len(own), dtype=torch.float64).index_add_(0, token, area[shown])
-            density[shown] += (own / areas.clamp(min=1e-12))[token]
+            areas = torch.zeros(len(own), dtype=torch.float64).index_add_(0, showing[shown], area[shown])
+            density[shown] += (own / areas.clamp(min=1e-12))[showing[shown]]
         return density.view(self._size)
 
 

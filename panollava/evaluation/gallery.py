@@ -39,25 +39,17 @@ _FINEST = 1e-9  # shortest step along an edge: points that are still far apart l
 def gallery_picture(
     panorama: np.ndarray, views: Tensor | np.ndarray, cameras: Sequence[Camera], *, title: str, width: int = 1600
 ) -> np.ndarray:
-    """The panorama with the borders and numbers of its tiles, and the views below it with their angles.
+    """A picture (?, width, 3) uint8 RGB of a panorama of this type with the borders and numbers of its tiles.
 
-    Args:
-        panorama: (H, W, 3) uint8 RGB.
-        views: (V, 3, h, w) uint8.
-        cameras: V cameras.
-        title: a line above it all.
-        width: of the picture (?, width, 3) uint8 RGB that is returned.
+    The views (V, 3, h, w) uint8 lie below it with their angles, and the title above.
     """
-    inner = width - 2 * MARGIN
-    top = with_borders(resize(panorama, inner, inner // 2), cameras)
-    below = _grid(views, cameras, inner)
-    head = line_height(TITLE) + MARGIN // 2
-    canvas = np.full((head + top.shape[0] + below.shape[0] + 3 * MARGIN, width, 3), PAPER, np.uint8)
+    inner, y = width - 2 * MARGIN, MARGIN + line_height(TITLE) + MARGIN // 2
+    parts = with_borders(resize(panorama, inner, inner // 2), cameras), _grid(views, cameras, inner)
+    canvas = np.full((y + sum(len(part) + MARGIN for part in parts), width, 3), PAPER, np.uint8)
     draw_text(canvas, title, (MARGIN - 3, MARGIN), size=TITLE)
-    y = MARGIN + head
-    for part in (top, below):
-        canvas[y : y + part.shape[0], MARGIN : MARGIN + inner] = part
-        y += part.shape[0] + MARGIN
+    for part in parts:
+        canvas[y : y + len(part), MARGIN : MARGIN + inner] = part
+        y += len(part) + MARGIN
     return canvas
 
 
@@ -85,7 +77,9 @@ def with_borders(panorama: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
     share = resize(cover, width, height)[..., None] / 255
     drawn = np.rint(panorama * (1 - share) + resize(ink, width, height)).clip(0, 255).astype(np.uint8)
     for number in curves:
-        draw_tag(drawn, str(number), _middle(cameras[number], (height, width)), size=NUMBER, colour=colours[number])
+        direction = view_directions(camera_tensor([cameras[number]], torch.float64))[0]
+        column, row = map(float, direction_to_pixel(direction, (height, width)))
+        draw_tag(drawn, str(number), (column, row), size=NUMBER, colour=colours[number])
     return drawn
 
 
@@ -116,10 +110,9 @@ def _grid(views: Tensor | np.ndarray, cameras: Sequence[Camera], width: int) -> 
     for number, (colour, label) in enumerate(zip(view_colours(cameras), labels, strict=True)):
         x, y = number % columns * (cell + GAP), number // columns * step
         view = np.ascontiguousarray(np.asarray(views[number]).transpose(1, 2, 0))
-        canvas[y : y + cell_height, x : x + cell] = colour
-        canvas[y + FRAME : y + cell_height - FRAME, x + FRAME : x + cell - FRAME] = resize(
-            view, cell - 2 * FRAME, cell_height - 2 * FRAME
-        )
+        framed = canvas[y : y + cell_height, x : x + cell]
+        framed[:] = colour
+        framed[FRAME:-FRAME, FRAME:-FRAME] = resize(view, cell - 2 * FRAME, cell_height - 2 * FRAME)
         tag, middle = tag_width(str(number), LABEL), y + cell_height + FRAME + line_height(LABEL) / 2
         draw_tag(canvas, str(number), (x + tag / 2, middle), size=LABEL, colour=colour)
         draw_text(canvas, label, (x + tag + 2, round(middle - line_height(size) / 2)), size=size)
@@ -139,18 +132,10 @@ def _draw_curves(
     for curve in curves:
         for shift in (-width, 0, width):
             columns = curve[:, 0] + shift
-            if columns.max() < -thickness or columns.min() > width + thickness:
-                continue
-            fine = (np.stack((columns, curve[:, 1]), axis=-1) + 0.5) * _FINER - 0.5
-            points = np.rint(fine * 2**_FRACTION_BITS).astype(np.int32)
-            cv2.polylines(canvas, [points], False, colour, round(thickness * _FINER), cv2.LINE_AA, _FRACTION_BITS)
-
-
-def _middle(camera: Camera, panorama_size: tuple[int, int]) -> tuple[float, float]:
-    """Column and row of the middle of a view."""
-    direction = view_directions(camera_tensor([camera], torch.float64))[0]
-    column, row = direction_to_pixel(direction, panorama_size)
-    return float(column), float(row)
+            if columns.max() >= -thickness and columns.min() <= width + thickness:
+                fine = (np.stack((columns, curve[:, 1]), axis=-1) + 0.5) * _FINER - 0.5
+                points = np.rint(fine * 2**_FRACTION_BITS).astype(np.int32)
+                cv2.polylines(canvas, [points], False, colour, round(thickness * _FINER), cv2.LINE_AA, _FRACTION_BITS)
 
 
 def _levels(cameras: Sequence[Camera]) -> list[int]:
@@ -174,29 +159,24 @@ def _share_edges(one: Camera, other: Camera) -> bool:
 
 def narrowed(camera: Camera, across_rad: float, down_rad: float) -> Camera:
     """The camera with its edges moved inward by these angles, by a quarter of the view at most."""
-    h_extent, v_extent = camera.h_extent_rad, camera.v_extent_rad
-    return replace(
-        camera,
-        h_extent_rad=h_extent - 2 * min(across_rad, h_extent / 4),
-        v_extent_rad=v_extent - 2 * min(down_rad, v_extent / 4),
-    )
+    across, down = camera.h_extent_rad, camera.v_extent_rad
+    across, down = across - 2 * min(across_rad, across / 4), down - 2 * min(down_rad, down / 4)
+    return replace(camera, h_extent_rad=across, v_extent_rad=down)
 
 
 def border_curves(camera: Camera, panorama_size: tuple[int, int]) -> list[np.ndarray]:
-    """The edge of a view's content as curves in a panorama of size (H, W).
+    """The edge of a view's content as curves ``(P, 2)`` float64 of columns and rows in a panorama of size (H, W).
 
     A curve ends at the seam, and the next one starts at the other side. A curve over a pole ends at the panorama's
-    upper or lower edge, and the next one starts there half a panorama away.
-
-    Returns:
-        Curves ``(P, 2)`` float64 of columns in [-1/2, W - 1/2] and rows in [-1/2, H - 1/2]; whole numbers are pixel
-        centres. Neighbouring points are at most a few thousandths of the width apart.
+    upper or lower edge, and the next one starts there half a panorama away. Whole numbers are pixel centres.
+    Neighbouring points are at most a few thousandths of the width apart.
     """
     width = panorama_size[1]
     along = np.linspace(0, 4, _FIRST_POINTS + 1)
     while True:
         points = _edge_points(camera, along, panorama_size)
-        is_far = _distances(points, width) > width / _STEPS
+        columns, rows = np.diff(points, axis=0).T  # the shorter way around the panorama
+        is_far = np.maximum(np.abs(columns - width * np.round(columns / width)), np.abs(rows)) > width / _STEPS
         is_coarse = is_far & (np.diff(along) > _FINEST)
         if not is_coarse.any():
             return _split_curves(points, is_far, panorama_size)
@@ -218,12 +198,6 @@ def _edge_points(camera: Camera, along: np.ndarray, panorama_size: tuple[int, in
         directions = point_directions(filled.expand(len(along), -1), x[:, None], y[:, None])
         column, row = direction_to_pixel(directions[:, 0, 0], panorama_size)
     return torch.stack((column, row), dim=-1).numpy()
-
-
-def _distances(points: np.ndarray, width: int) -> np.ndarray:
-    """Distances (P - 1) between neighbouring points, the shorter way around the panorama."""
-    columns, rows = np.diff(points, axis=0).T
-    return np.maximum(np.abs(columns - width * np.round(columns / width)), np.abs(rows))
 
 
 def _split_curves(points: np.ndarray, is_far: np.ndarray, panorama_size: tuple[int, int]) -> list[np.ndarray]:
@@ -249,24 +223,20 @@ def _split_curves(points: np.ndarray, is_far: np.ndarray, panorama_size: tuple[i
 
 def answers_picture(panorama: np.ndarray, predictions: Sequence[Prediction], *, width: int = 1280) -> np.ndarray:
     """The panorama (H, W, 3) uint8 RGB, and beside it questions, answers, and the references of wrong answers."""
-    left = width * 3 // 5
-    scene = resize(panorama, left, left // 2)
+    left, step = width * 3 // 5, line_height(16)
     space = width - left - 2 * _ANSWER_MARGIN
     lines = [line for prediction in predictions for line in _answer_lines(prediction, space)]
-    step = line_height(16)
-    height = max(scene.shape[0], 2 * _ANSWER_MARGIN + step * len(lines))
-    canvas = np.full((height, width, 3), PAPER, np.uint8)
-    canvas[: scene.shape[0], :left] = scene
+    canvas = np.full((max(left // 2, 2 * _ANSWER_MARGIN + step * len(lines)), width, 3), PAPER, np.uint8)
+    canvas[: left // 2, :left] = resize(panorama, left, left // 2)
     for number, (text, colour) in enumerate(lines):
         draw_text(canvas, text, (left + _ANSWER_MARGIN, _ANSWER_MARGIN + step * number), colour=colour)
     return canvas
 
 
 def _answer_lines(prediction: Prediction, width: int) -> list[tuple[str, Colour]]:
-    right = is_correct(prediction.prediction, prediction.references)
-    said = prediction.prediction.strip() or "(no answer)"
-    parts = [(prediction.question, drawing.INK), (f"answer: {said}", drawing.GOOD if right else drawing.BAD)]
-    if not right:
-        parts.append((f"reference: {prediction.references[0]}", drawing.GREY))
+    said = f"answer: {prediction.prediction.strip() or '(no answer)'}"
+    parts = [(prediction.question, drawing.INK), (said, drawing.GOOD)]
+    if not is_correct(prediction.prediction, prediction.references):
+        parts[1:] = [(said, drawing.BAD), (f"reference: {prediction.references[0]}", drawing.GREY)]
     lines = [(line, colour) for text, colour in parts for line in drawing.wrap_text(text, width - 6, 16, max_lines=4)]
     return [*lines, ("", drawing.INK)]

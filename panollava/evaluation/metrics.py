@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -58,19 +59,16 @@ class AnswerSet:
         texts = list(dict.fromkeys(text for one in self.scored for text in (one.prediction, *one.references)))
         split = dict(zip(texts, split_words(texts, self.words), strict=True))
         return [
-            replace(one, prediction=split[one.prediction], references=tuple(split[text] for text in one.references))
+            replace(one, prediction=split[one.prediction], references=tuple(map(split.__getitem__, one.references)))
             for one in self.scored
         ]
 
     @cached_property
     def reference_ngrams(self) -> list[set[tuple[str, ...]]]:
         """``Q`` sets: the n-grams of 1 to ``ORDER`` words in each answer's references."""
-        found = []
-        for one in self.split:
-            texts = [text.split() for text in one.references]
-            sizes = range(1, ORDER + 1)
-            found.append({tuple(t[at : at + n]) for t in texts for n in sizes for at in range(len(t) - n + 1)})
-        return found
+        words = [[text.split() for text in one.references] for one in self.split]
+        sizes = range(1, ORDER + 1)
+        return [{tuple(t[at : at + n]) for t in own for n in sizes for at in range(len(t) - n + 1)} for own in words]
 
 
 class Metric:
@@ -78,16 +76,11 @@ class Metric:
 
     To add one, write the class and a line of ``METRICS``, or name a class of another package in ``evaluation.metrics``:
     ``[BLEU, my_package.my_module:MyMetric]``. The constructor takes no arguments.
-
-    Attributes:
-        name: in configs and, of a metric with one score, in tables and files.
-        needs: what it cannot be computed without, beside answers and references. Without it the score is unavailable.
-        top: highest possible score of an answer. A share has 1 and is shown in percent.
     """
 
-    name: ClassVar[str]
-    needs: ClassVar[tuple[Need, ...]] = ()
-    top: ClassVar[float] = 1.0
+    name: ClassVar[str]  # in configs and, of a metric with one score, in tables and files
+    needs: ClassVar[tuple[Need, ...]] = ()  # what the score is unavailable without, beside answers and references
+    top: ClassVar[float] = 1.0  # highest possible score of an answer; a share has 1 and is shown in percent
 
     def undefined(self, answers: AnswerSet) -> dict[str, str]:
         """Scores that mean nothing on these answers, by name, each with the reason."""
@@ -103,11 +96,8 @@ class Metric:
 
     def unavailable(self, answers: AnswerSet) -> dict[str, str]:
         """Scores that cannot be given, by name, each with the reason: what is missing, else what is undefined."""
-        for need in self.needs:
-            is_met, why = _NEEDS[need]
-            if not is_met(answers):
-                return {self.name: why}
-        return self.undefined(answers)
+        missing = [why for is_met, why in map(_NEEDS.__getitem__, self.needs) if not is_met(answers)]
+        return {self.name: missing[0]} if missing else self.undefined(answers)
 
 
 _NEEDS: dict[Need, tuple[Callable[[AnswerSet], bool], str]] = {
@@ -148,8 +138,7 @@ def find_metrics(types: Sequence[str] | None, key: str) -> list[Metric]:
         ValueError: there is no such metric, or two have one name.
     """
     found = [find_metric(one, key) for one in types or METRICS if one != EXACT]
-    names = [one.name for one in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(one.name for one in found).items() if count > 1):
         raise ValueError(f"{key}={list(types or ())}: {', '.join(twice)} is there twice. Name each metric once.")
     return found
 
@@ -178,16 +167,13 @@ class Scores:
 
     def record(self) -> dict[str, Any]:
         """As JSON keeps it: an unavailable score is null."""
-        return asdict(self) | {"scores": _scores_record(self.scores, self.unavailable)}
+        found = asdict(self)
+        return found | {"scores": found["scores"] | dict.fromkeys(self.unavailable)}
 
     def lines(self) -> list[str]:
         """A line a score, with its interval or the reason why it is unavailable."""
         there = [f"{name}: {interval}" for name, interval in self.scores.items()]
         return [*there, *(f"{name}: unavailable, {why}" for name, why in sorted(self.unavailable.items()))]
-
-
-def _scores_record(scores: Mapping[str, Interval], unavailable: Mapping[str, str]) -> dict[str, Any]:
-    return {name: asdict(interval) for name, interval in scores.items()} | dict.fromkeys(unavailable)
 
 
 def compute_scores(answers: AnswerSet, metrics: Sequence[Metric]) -> Scores:
@@ -200,9 +186,7 @@ def compute_scores(answers: AnswerSet, metrics: Sequence[Metric]) -> Scores:
         raise ValueError("There are no answers to score.")
     if any(not one.references for one in answers.scored):
         raise ValueError("Each answer needs a reference to be scored against.")
-    unavailable: dict[str, str] = {}
-    for metric in metrics:
-        unavailable |= metric.unavailable(answers)
+    unavailable = {name: why for metric in metrics for name, why in metric.unavailable(answers).items()}
     usable = [metric for metric in metrics if metric.name not in unavailable]
     with ThreadPoolExecutor(max_workers=1) as other_core:  # for Java, which takes longest
         java = {one.name: other_core.submit(one.scores, answers) for one in usable if "java" in one.needs}
@@ -227,7 +211,8 @@ class ScoreReport:
 
     def record(self) -> dict[str, Any]:
         """As JSON keeps it: an unavailable score is null."""
-        return asdict(self) | {"scores": _scores_record(self.scores, self.unavailable)}
+        found = asdict(self)
+        return found | {"scores": found["scores"] | dict.fromkeys(self.unavailable)}
 
     def table(self) -> str:
         """Markdown: a line a score."""
@@ -242,10 +227,8 @@ def score(answers: AnswerSet, metrics: Sequence[Metric], *, form: Form) -> Score
     """All scores of a file of predictions, exact match first; `form` is recorded, the references are already of it."""
     exact = find_metric(EXACT, "")
     found = compute_scores(answers, [exact, *metrics])
-    right, images, kinds = exact.per_answer(answers), np.array(answers.images), {}
-    for kind in sorted({one.kind for one in answers.scored}):
-        own = np.array([one.kind == kind for one in answers.scored])
-        kinds[kind] = mean_interval(right[own], images[own].tolist())
+    right, images = exact.per_answer(answers), np.array(answers.images)
+    kinds = np.array([one.kind for one in answers.scored])
     return ScoreReport(
         form=form,
         words=answers.words,
@@ -253,6 +236,8 @@ def score(answers: AnswerSet, metrics: Sequence[Metric], *, form: Form) -> Score
         pairs=len({one.asked for one in answers.scored}),
         images=len(set(answers.images)),
         scores=found.scores,
-        kinds=kinds,
+        kinds={
+            one: mean_interval(right[kinds == one], images[kinds == one].tolist()) for one in sorted({*kinds.tolist()})
+        },
         unavailable=found.unavailable,
     )

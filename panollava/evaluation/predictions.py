@@ -84,21 +84,18 @@ def as_scored(predictions: Sequence[Prediction]) -> list[Scored]:
 
 def answers_digest(predictions: Iterable[Prediction]) -> str:
     """Digest of sample ids and answers; equal before and after they were written to disk."""
-    found = hashlib.sha256()
-    for one in predictions:
-        line = json.dumps((one.sample_id, one.prediction), ensure_ascii=False)
-        found.update(line.encode(errors="backslashreplace") + b"\n")
-    return found.hexdigest()[:16]
+    lines = [json.dumps((one.sample_id, one.prediction), ensure_ascii=False) + "\n" for one in predictions]
+    return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | None = None) -> list[Scored]:
-    """The rows of a CSV file of predictions, ours or any other, each with its references.
+    """The rows of a UTF-8 CSV file of predictions, ours or any other, each with its references.
 
     A row holds one prediction with one ``reference`` or with a JSON list of ``references``. Different spellings of an
     image's path are one image: ``./a.jpg`` is ``a.jpg``.
 
     Args:
-        path: UTF-8 CSV, with or without byte order mark.
+        path: of the file.
         form: ``grouped`` scores each row against the references of all rows with the same question about the same
             image, in the same turn after the same history where the file has these columns; ``single`` scores it
             against each of its own references alone.
@@ -134,20 +131,16 @@ def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | N
 
 
 def read_answers(folder: Path, metrics: Mapping[str, Any]) -> list[Prediction]:
-    """The rows of an evaluation's ``predictions.csv``.
-
-    Args:
-        folder: of the evaluation.
-        metrics: its ``metrics.json``, which holds the digest of the answers.
+    """The rows of an evaluation's ``predictions.csv``; `metrics` is its ``metrics.json``, with the answers' digest.
 
     Raises:
         OSError: the file cannot be opened.
         ValueError: the file is malformed, or its answers were changed after the evaluation.
     """
     path = folder / PREDICTIONS
-    optional = ("turn", "history")  # missing in older evaluations
     needed = ("sample_id", "image_id", "kind", "question", "prediction", "references", "latency_s")
-    table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, *optional)})
+    # Older evaluations have no turn and no history.
+    table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, "turn", "history")})
     answers = [_answer(path, row, table.names) for row in table.rows()]
     if metrics.get("answers") not in (None, answers_digest(answers)):  # None: older evaluations have no digest
         raise ValueError(f"{path}: its answers were changed since they were given")
@@ -176,20 +169,18 @@ def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str]) 
     _check(path, row, [*row.problems, *nul])
     if not cells["image"]:
         raise _bad(path, row, names["image"], "no picture is named. Fill the column or leave the row out")
-    references: tuple[str, ...] = (cells["reference"],)
-    if cells["references"]:
-        references = _texts(path, row, "references", names)
-        if cells["reference"] and cells["reference"] not in map(str.strip, references):
-            differs = f"{cells['reference'][:60]!r} is none of the {names['references']}"
-            raise _bad(path, row, names["reference"], f"{differs}: make them agree, or choose with reference_column")
+    given = cells["reference"]
+    references = _texts(path, row, "references", names) if cells["references"] else (given,)
+    if cells["references"] and given and given not in map(str.strip, references):
+        differs = f"{given[:60]!r} is none of the {names['references']}"
+        raise _bad(path, row, names["reference"], f"{differs}: make them agree, or choose with reference_column")
     references = tuple(one for one in references if one.strip())
     if not references:
         at = names.get("references", names.get("reference", ""))
         raise _bad(path, row, at, "there is no reference. Fill the column or leave the row out")
     image = spelt.setdefault(spelling(cells["image"]), cells["image"])
-    return Scored(
-        image, cells["query"], cells["kind"], cells["prediction"], references, cells["turn"], cells["history"]
-    )
+    query, kind, prediction, turn, history = (cells[one] for one in ("query", "kind", "prediction", "turn", "history"))
+    return Scored(image, query, kind, prediction, references, turn, history)
 
 
 def _texts(path: Path, row: Row, role: str, names: Mapping[str, str]) -> tuple[str, ...]:
@@ -222,21 +213,12 @@ def _bad(path: Path, row: Row, column: str, reason: str) -> ValueError:
 
 
 class AnswerLog:
-    """A JSON-lines file of answers, named after a digest of everything that they depend on.
+    """A JSON-lines file of answers in an experiment's folder, named after a digest of what they depend on.
 
-    Args:
-        folder: of the experiment's evaluations.
-        settings: what the answers depend on; other settings are another file.
-
-    Attributes:
-        key: digest of the settings.
-        settings: as given.
-        answers: sample id -> answer; the constructor reads those of an evaluation that was stopped.
-        resumed: whether there were any.
-        other: settings of the newest log of another evaluation; None where this one resumes or there is none.
+    The constructor reads the answers of an evaluation with the same settings that was stopped.
 
     Raises:
-        DiskError: the file cannot be repaired.
+        DiskError: the file cannot be repaired, written or removed.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
@@ -245,14 +227,11 @@ class AnswerLog:
         self.settings = dict(settings)
         self.answers = {one.sample_id: one for one in self._read()}
         self.resumed = bool(self.answers)
+        # Settings of the newest log of another evaluation; None where this one resumes or there is none.
         self.other = None if self.resumed else self._newest_other()
 
     def add(self, answers: Sequence[Prediction]) -> None:
-        """Appends answers to the file.
-
-        Raises:
-            DiskError: they cannot be written.
-        """
+        """Appends answers to the file."""
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as stream:
@@ -264,11 +243,7 @@ class AnswerLog:
         self.answers |= {one.sample_id: one for one in answers}
 
     def discard(self) -> None:
-        """Removes the file, once its answers are in the result.
-
-        Raises:
-            DiskError: it cannot be removed.
-        """
+        """Removes the file, once its answers are in the result."""
         with writing(self.path):
             self.path.unlink(missing_ok=True)
             if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
@@ -279,17 +254,16 @@ class AnswerLog:
             return []
         # The last line is incomplete where the process died while it wrote.
         *lines, rest = self.path.read_text(encoding="utf-8").split("\n")
-        whole = [one for line in lines if _SETTINGS not in (one := json.loads(line))]
         if rest:
             with writing(self.path):
                 os.truncate(self.path, self.path.stat().st_size - len(rest.encode()))
+        whole = [one for line in lines if _SETTINGS not in (one := json.loads(line))]
         for one in whole:  # JSON has no tuples
             one["references"], one["history"] = tuple(one["references"]), tuple(map(tuple, one.get("history", ())))
         return [Prediction(**one) for one in whole]
 
     def _newest_other(self) -> dict[str, Any] | None:
-        others = sorted(self.path.parent.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in others:
+        for path in sorted(self.path.parent.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True):
             with path.open(encoding="utf-8") as stream, contextlib.suppress(ValueError):  # the first line is incomplete
                 settings = json.loads(stream.readline()).get(_SETTINGS)
                 if settings is not None and settings.get("blank") == self.settings.get("blank"):

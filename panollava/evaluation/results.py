@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 from annotated_types import Interval
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from panollava.batch import Batch
 from panollava.checkpoint import tidy
 from panollava.data.source import Question
-from panollava.disk import write_json, writing
+from panollava.disk import flush, write_json, writing
 from panollava.evaluation.exact_match import AnswerReport, is_correct
 from panollava.evaluation.predictions import METRICS, PREDICTIONS, Prediction, answers_digest
 from panollava.evaluation.statistics import mean_interval
@@ -53,17 +53,14 @@ def evaluate(
         batches: questions with their collated batch, in the same order.
         total: number of questions, for the time left.
         max_samples: stop after this many questions; the last batch is answered as a whole and cut.
-        log_samples: write answers to the log.
-        log_interval: batches between two lines of progress.
-        log_max_samples: most answers in the log.
-        name: of the progress.
+        log_samples, log_max_samples: whether to write answers to the log, and how many at most.
+        log_interval: batches between two lines of progress, which begin with `name`.
         keep: called with the answers of each batch.
 
     Raises:
         ValueError: `generate` gave another number of answers than there were questions.
     """
-    limits = [limit for limit in (total, max_samples) if limit is not None]
-    expected = min(limits) if limits else None
+    expected = min((limit for limit in (total, max_samples) if limit is not None), default=None)
     predictions: list[Prediction] = []
     logged, started = 0, time.perf_counter()
     # `disable=None` shows the bar in a terminal only: a log file gets plain lines.
@@ -109,9 +106,8 @@ def _answer(
 
 def _progress(name: str, done: int, expected: int | None, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
-    if expected is None:
-        return f"{name}: {done} answers, {rate:.1f}/s"
-    return f"{name}: {done}/{expected} answers, {rate:.1f}/s, {(expected - done) / rate:.0f} s left"
+    of_all, left = ("", "") if expected is None else (f"/{expected}", f", {(expected - done) / rate:.0f} s left")
+    return f"{name}: {done}{of_all} answers, {rate:.1f}/s{left}"
 
 
 @dataclass(frozen=True)
@@ -142,8 +138,7 @@ def write_results(
     Args:
         root: the results folder.
         experiment: experiment name; may hold "/" where jobs of a sweep lie in folders of their own.
-        predictions: the model's answers.
-        report: their exact match.
+        predictions, report: the model's answers and their exact match.
         captions: the other scores, and how they were computed.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
@@ -175,15 +170,16 @@ def write_results(
                 "latency": latency_summary(predictions),
                 **json.loads(json.dumps(record, default=str), parse_constant=str),
             }
-            with (temporary / METRICS).open("w", encoding="utf-8", errors="backslashreplace") as stream:
-                json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
-                _to_disk(stream)
-            folder = _written_before(temporary, parent) if resumed else None
-            if folder is None:
-                folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
-            else:
+            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+            (temporary / METRICS).write_text(text, encoding="utf-8", errors="backslashreplace")
+            for name in (PREDICTIONS, METRICS):
+                flush(temporary / name)
+            if resumed and (before := _written_before(temporary, parent)):
                 shutil.rmtree(temporary)
-                tidy(folder)
+                tidy(before)
+                folder = before
+            else:
+                folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -212,14 +208,13 @@ def result_folder(root: Path, experiment: str) -> Path:
 
 def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Latency per answer in seconds, with the 95 % interval of its mean over pictures (None where they are too few)."""
-    values = sorted(each.latency_s for each in predictions)
-    images = [each.image_id for each in predictions]
-    mean = mean_interval([each.latency_s for each in predictions], images, top=math.inf)
+    values = [each.latency_s for each in predictions]
+    mean = mean_interval(values, [each.image_id for each in predictions], top=math.inf)
     return {
         "mean_s": mean.value,
         "mean_s_interval": None if mean.low is None else [mean.low, mean.high],
         "median_s": statistics.median(values),
-        "p95_s": values[math.ceil(0.95 * len(values)) - 1],
+        "p95_s": sorted(values)[math.ceil(0.95 * len(values)) - 1],
         "measured_as": "time of a batch divided by the number of its questions",
     }
 
@@ -240,12 +235,6 @@ def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                 "latency_s": f"{each.latency_s:.6f}",
             }
             writer.writerow(row)
-        _to_disk(stream)
-
-
-def _to_disk(stream: TextIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _written_before(temporary: Path, parent: Path) -> Path | None:
@@ -261,9 +250,8 @@ def _written_before(temporary: Path, parent: Path) -> Path | None:
 
 def _move(temporary: Path, target: Path) -> Path:
     """Gives the finished folder its name, or the next free one where two end in the same second."""
-    number = 1
+    free, number = target, 1
     while True:
-        free = target if number == 1 else target.with_name(f"{target.name}_{number}")
         if not free.exists():
             try:
                 return temporary.rename(free)
@@ -271,3 +259,4 @@ def _move(temporary: Path, target: Path) -> Path:
                 if not free.exists():
                     raise
         number += 1
+        free = target.with_name(f"{target.name}_{number}")

@@ -24,18 +24,12 @@ _EDGE = 1e-3  # share of a score's range from its ends within which the variance
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its interval.
-
-    Attributes:
-        value: the score.
-        low, high: ends of the interval; None where there are too few pictures, or a difference is the same on all.
-        top: the highest possible value; 1 for a share, which is shown in percent.
-    """
+    """A value with its interval; no ends where there are too few pictures, or a difference is the same on all."""
 
     value: float
     low: float | None
     high: float | None
-    top: float = 1.0
+    top: float = 1.0  # the highest possible value; 1 for a share, which is shown in percent
 
     def __str__(self) -> str:
         """In percent where it is a share, else on its own scale."""
@@ -55,26 +49,17 @@ class Interval:
 class Comparison:
     """Two models on the same questions.
 
-    The interval holds 0 where ``is_distinguishable`` is false, and never where it is true.
-
-    Attributes:
-        difference: mean score of the second less that of the first. Its interval is at the level at which this pair
-            was tested; it has none where there are too few groups for any difference to be significant, where the
-            models do not differ, and where the difference is the same in all groups.
-        p_value: probability of a difference at least as large if the models were exchangeable; None where they have
-            the same score in each group.
-        adjusted_p: the same after Holm's correction for the number of pairs.
-        detectable: smallest difference that this many groups show with a power of 80 %.
-        groups: number of groups.
-        least_groups: with fewer, no difference is significant at this level.
+    The interval is at the level at which this pair was tested. It holds 0 where ``is_distinguishable`` is false, and
+    never where it is true. There is none where there are too few groups for any difference to be significant, where the
+    models do not differ, and where the difference is the same in all groups.
     """
 
-    difference: Interval
-    p_value: float | None
-    adjusted_p: float | None
-    detectable: float
-    groups: int
-    least_groups: int
+    difference: Interval  # mean score of the second less that of the first
+    p_value: float | None  # of a difference at least as large; None where both have the same score in each group
+    adjusted_p: float | None  # the same after Holm's correction for the number of pairs
+    detectable: float  # smallest difference that this many groups show with a power of 80 %
+    groups: int  # number of groups
+    least_groups: int  # with fewer, no difference is significant at this level
 
     @property
     def is_distinguishable(self) -> bool:
@@ -94,12 +79,7 @@ class Comparison:
 
 
 def mean_interval(scores: Sequence[float] | np.ndarray, groups: Sequence[str], *, top: float = 1.0) -> Interval:
-    """Mean score with a 95 % interval over groups (see ``interval_of``).
-
-    Args:
-        scores: ``(Q,)``, from 0 to ``top``.
-        groups: ``(Q,)``, which picture each belongs to.
-        top: the highest possible score; infinite where there is none.
+    """Mean of scores ``(Q,)`` from 0 to ``top``, which may be infinite, with a 95 % interval; see ``interval_of``.
 
     Raises:
         ValueError: there are no scores, or the two differ in length.
@@ -180,11 +160,8 @@ def compare_pairs(
     there are at most ``SWAPS``, so that the p-value is exact, else ``SWAPS`` random ones. The interval holds the
     differences that the test does not reject, at the level at which Holm's procedure tested this pair.
 
-    Args:
-        pairs: scores ``(Q,)`` of one model, and of the other on the same questions in the same order.
-        groups: ``(Q,)``, which picture each question belongs to.
-        top: the highest possible score.
-        seed: of the random swaps.
+    Each pair holds scores ``(Q,)`` of one model, and of the other on the same questions in the same order; `groups`
+    ``(Q,)`` says which picture each question belongs to, and `seed` is that of the random swaps.
 
     Raises:
         ValueError: there are no scores, or they differ in length.
@@ -259,8 +236,8 @@ class _Test:
         The critical value is the quantile of the swaps, or Student's where it is larger (where few groups differ, the
         swaps have few distinct values), unless Student's alone would not reject a difference of 0.
         """
-        kept = float(self._swapped[math.ceil(level * len(self._swapped) - _ROUNDING) - 1])
-        critical, student_critical = self._statistic(kept), student(level, self._size - 1) ** 2
+        critical = self._statistic(float(self._swapped[math.ceil(level * len(self._swapped) - _ROUNDING) - 1]))
+        student_critical = student(level, self._size - 1) ** 2
         if not is_rejected or student_critical < self._statistic(self._value):
             critical = max(critical, student_critical)
         scale = critical * self._share(self._value) / (self._size - 1)
