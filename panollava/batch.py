@@ -19,8 +19,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
-"""Label of a token that takes no part in the language loss (the value PyTorch and transformers use)."""
+IGNORE_INDEX = -100  # label of a token that takes no part in the language loss (the value PyTorch and transformers use)
 
 
 @dataclass

@@ -20,8 +20,7 @@ from jinja2 import TemplateError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turns = Sequence[tuple[str, str | None]]
-"""(question, answer) pairs; the last answer may be None."""
+Turns = Sequence[tuple[str, str | None]]  # (question, answer) pairs; the last answer may be None
 
 VICUNA_TEMPLATE = (
     "{{ bos_token }}"
@@ -46,8 +45,7 @@ CHATML_TEMPLATE = (
 _PROBED_TURNS = 3  # turns with which a template is checked before anything is trained
 _TWO_DATES = (date(2001, 2, 3), date(2012, 11, 10))
 """Days that differ in year, month and day: text that a template writes on both contains no date."""
-_DIRECTIVES = ("-d", "-m", *"aAbBcdDeFGhHIjmMpSuUVwWxXyYzZ")
-"""Of ``strftime``, those that a template may use."""
+_DIRECTIVES = ("-d", "-m", *"aAbBcdDeFGhHIjmMpSuUVwWxXyYzZ")  # of ``strftime``, those that a template may use
 _WAY_OUT = (
     "Copy the model's folder, write another chat_template.jinja in it, and name the copy with model.language.name."
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,21 +42,18 @@ class Bleu(Metric):
             for c in scorer.ctest
         ]
         counts = np.array(rows, dtype=np.float64)
-        return {f"BLEU-{n}": interval_of(counts, answers.images, _bleu_of(n)) for n in range(1, ORDER + 1)}
+        return {f"BLEU-{n}": interval_of(counts, answers.images, partial(_bleu, n)) for n in range(1, ORDER + 1)}
 
 
-def _bleu_of(order: int) -> Callable[[np.ndarray], np.ndarray]:
-    def score(counts: np.ndarray) -> np.ndarray:
-        """Summed counts ``(R, 2 ORDER + 2)`` -> BLEU ``(R,)``.
+def _bleu(order: int, counts: np.ndarray) -> np.ndarray:
+    """Summed counts ``(R, 2 ORDER + 2)`` -> BLEU ``(R,)``.
 
-        Source: Papineni et al. 2002, BLEU, section 2.3, with the constants of BleuScorer.
-        """
-        guesses, hits = counts[:, :order], counts[:, ORDER : ORDER + order]
-        precision = ((hits + _TINY) / (guesses + _SMALL)).prod(axis=1) ** (1 / order)
-        ratio = (counts[:, -2] + _TINY) / (counts[:, -1] + _SMALL)
-        return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
-
-    return score
+    Source: Papineni et al. 2002, BLEU, section 2.3, with the constants of BleuScorer.
+    """
+    guesses, hits = counts[:, :order], counts[:, ORDER : ORDER + order]
+    precision = ((hits + _TINY) / (guesses + _SMALL)).prod(axis=1) ** (1 / order)
+    ratio = (counts[:, -2] + _TINY) / (counts[:, -1] + _SMALL)
+    return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
 
 
 class _WordMetric(Metric):
@@ -86,13 +84,11 @@ class Cider(_WordMetric):
         # A word in all references has weight 0, so that even a right answer of such words scores 0.
         frequencies = Counter(ngram for own in documents for ngram in own)
         without = sum(bool(own) and all(frequencies[ngram] == len(documents) for ngram in own) for own in documents)
-        if without:
-            why = (
-                "weighs words by how few answers' references have them, those that all have with 0, and "
-                f"{without:,} of {len(documents):,} answers have references without any other word"
-            )
-            return {self.name: why}
-        return super().undefined(answers)
+        why = (
+            "weighs words by how few answers' references have them, those that all have with 0, and "
+            f"{without:,} of {len(documents):,} answers have references without any other word"
+        )
+        return {self.name: why} if without else super().undefined(answers)
 
     def per_answer(self, answers: AnswerSet) -> np.ndarray:
         return np.asarray(CiderScorer().compute_score(*_texts(answers))[1], dtype=np.float64)
@@ -122,7 +118,6 @@ class Meteor(_WordMetric):
 
 
 def _texts(answers: AnswerSet) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """References and predictions, as pycocoevalcap takes them."""
     split = answers.split
     return {i: list(one.references) for i, one in enumerate(split)}, {
         i: [one.prediction] for i, one in enumerate(split)

@@ -32,9 +32,7 @@ class Clip:
     def __init__(self, name: str, *, device: str | torch.device = "cpu", key: str = "clip") -> None:
         """Opens the CLIP in a folder, or by its name on the hub; `key` is the config key to name in messages.
 
-        Raises:
-            FileNotFoundError: there is no such model, or it has no safetensors weights.
-            ValueError: the model is not a CLIP, or has no tokenizer or image processor.
+        Raises FileNotFoundError without it or its safetensors weights, ValueError without its tokenizer or processor.
         """
         source, config = clip_config(name, key)
         self.name = name
@@ -95,12 +93,7 @@ def clip_config(name: str, key: str = "clip") -> tuple[str, Any]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture file of any shape, (H, W, 3) uint8 RGB.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is not JPEG or PNG, or is damaged or too large.
-    """
+    """A JPEG or PNG of any shape, (H, W, 3) uint8 RGB; ValueError where it is damaged or too large."""
     with existing_file(path).open("rb") as file:
         header = parse_header(file)
         file.seek(0)

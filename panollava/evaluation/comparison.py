@@ -104,10 +104,9 @@ def standings(contenders: Sequence[Contender], words: Words) -> list[Standing]:
 
 
 def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> list[Verdict]:
-    """Every two models compared on their questions by a metric that scores each answer; see ``find_metric``.
+    """Every two models compared on their questions by a metric that scores each answer; see ``find_measure``.
 
-    Raises:
-        ValueError: fewer than two models, other questions, or a measure that is unknown or undefined on these.
+    Raises ValueError for fewer than two models, other questions, or a measure that is unknown or undefined on these.
     """
     if len(contenders) < 2:
         raise ValueError("It takes two runs to compare: name another one.")
@@ -121,11 +120,7 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
 
 
 def find_measure(measure: str) -> Metric:
-    """A metric that scores each answer, so that two models can be compared question by question.
-
-    Raises:
-        ValueError: there is no such metric, or it scores the set of answers as a whole.
-    """
+    """A metric that scores single answers, so that models can be compared by question; ValueError for others."""
     metric = find_metric(measure, "measure")
     if type(metric).per_answer is Metric.per_answer:
         available = [name for name in METRICS if type(find_metric(name, "")).per_answer is not Metric.per_answer]
@@ -173,10 +168,7 @@ class Repeat:
 def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
     """Markdown: scores of each setting over its seeds, and every two settings compared.
 
-    `keys` names the values in ``Repeat.setting``.
-
-    Raises:
-        ValueError: the models answered different questions.
+    `keys` names the values in ``Repeat.setting``. Raises ValueError where models answered different questions.
     """
     groups = {one.setting: [each for each in repeats if each.setting == one.setting] for one in repeats}
     facts = list(dict.fromkeys(name for one in repeats for name in one.facts))

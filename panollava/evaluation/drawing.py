@@ -30,35 +30,25 @@ WIDE_FONTS = (
     "arial.ttf", "Arial.ttf", "Symbola_hint.ttf",
 )  # fmt: skip
 """Fonts of common systems with more than Latin letters; Pillow finds them by name."""
-KOREAN = Path(__file__).with_name("fonts") / "NotoSansKR-Regular.ttf"
-"""Latin and Korean letters, for systems without a Korean font."""
+KOREAN = Path(__file__).with_name("fonts") / "NotoSansKR-Regular.ttf"  # for systems without a Korean font
 PACKAGES = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL"), "fonts-noto-cjk")
 """Debian's font packages by the first word of a letter's Unicode name; fonts-noto-core has most others."""
 PANEL = (384, 768)  # rows and columns of a panel
 MARGIN, GAP, COLUMNS = 24, 20, 2  # pixels around the page and between panels, and panels in a row
-TITLE, TEXT, CAPTION = 20, 16, 13
-"""Height of letters: of the page's title, of its text and the panels' titles, and of captions."""
+TITLE, TEXT, CAPTION = 20, 16, 13  # heights of letters: the page's title, its text and the panels' titles, captions
 UNSEEN = 128  # grey level of pixels that no view shows
-HEAT, LIKENESS = cv2.COLORMAP_INFERNO, cv2.COLORMAP_VIRIDIS
-"""Colours of attention, and of similarity; both get lighter as values grow."""
+HEAT, LIKENESS = cv2.COLORMAP_INFERNO, cv2.COLORMAP_VIRIDIS  # of attention, of similarity; lighter as values grow
 _COVER = 0.7  # opacity of colours over the panorama
 _BAR = (140, 12)  # columns and rows of a scale
 _boxed: set[str] = set()  # characters of the current picture that were drawn as boxes
 
 
 def draw_text(
-    canvas: np.ndarray,
-    text: str,
-    position: tuple[int, int],
-    *,
-    size: int = 16,
-    colour: Colour = INK,
-    background: Colour | None = None,
+    canvas: np.ndarray, text: str, position: tuple[int, int], *, size: int = 16, colour: Colour = INK
 ) -> None:
     """Writes one line onto a picture (H, W, 3) uint8 RGB, in place; text outside it is clipped.
 
-    `position` is (x, y) of the upper left corner, `size` the height of the letters in pixels, and `background` the
-    colour of a box behind them. Control characters become spaces.
+    `position` is (x, y) of the upper left corner, `size` the height of the letters in pixels.
     """
     line = _printable(text)
     if not line.strip():
@@ -69,8 +59,6 @@ def draw_text(
     if x0 >= x1 or y0 >= y1:
         return
     patch = Image.fromarray(canvas[y0:y1, x0:x1])
-    if background is not None:
-        patch.paste(background, (0, 0, *patch.size))
     letters = _letters(line, size, (width, height), (3.0, 0.0), "la")
     patch.paste(colour, mask=letters.crop((x0 - x, y0 - y, x1 - x, y1 - y)))
     canvas[y0:y1, x0:x1] = np.asarray(patch)
@@ -223,7 +211,6 @@ def warn_of_missing_glyphs(characters: Iterable[str]) -> None:
 
 
 def _script(char: str) -> str:
-    """The first word of a letter's name."""
     return unicodedata.name(char, "?").split()[0]
 
 
@@ -239,7 +226,6 @@ def _plain_font(size: int) -> Font:
 
 @lru_cache(maxsize=256)
 def _fonts(names: tuple[str, ...], size: int) -> tuple[Font, ...]:
-    """Those that are installed."""
     found: list[Font] = []
     for name in names:
         with suppress(OSError):  # not on this system

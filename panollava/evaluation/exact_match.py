@@ -77,8 +77,7 @@ class AnswerReport:
 def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction] | None = None) -> AnswerReport:
     """Exact match of an evaluation; `blank` are the answers to the same questions with blank pictures.
 
-    Raises:
-        ValueError: there are no predictions, or `blank` answers other questions.
+    Raises ValueError where there are no predictions, or `blank` answers other questions.
     """
     if not predictions:
         raise ValueError("No question was evaluated, so there is no score: check the test set and max_samples.")
@@ -102,17 +101,13 @@ def score_answers(predictions: Sequence[Prediction], blank: Sequence[Prediction]
 
 
 def _exact_match(predictions: Sequence[Prediction]) -> tuple[float, Ends]:
-    """Share of right answers with its interval."""
     right = [float(is_correct(each.prediction, each.references)) for each in predictions]
     found = mean_interval(right, [each.image_id for each in predictions])
     return sum(right) / len(right), None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def majority_answer(references: Sequence[Sequence[str]]) -> tuple[str, float]:
-    """The answer that is right for most questions, in its most frequent spelling, and its share.
-
-    Takes the references of each question. Ties go to the first in the alphabet.
-    """
+    """The right answer of most questions (of ties the first in the alphabet), in its usual spelling, and its share."""
     questions = Counter(text for group in references for text in {normalise(reference) for reference in group})
     best = _most(questions)
     spellings = Counter(one.strip() for group in references for one in group if normalise(one) == best)
@@ -128,16 +123,11 @@ def rotation_consistency(
     rotated_predictions: Sequence[Prediction],
     rotate_answer: Callable[[str], str | None],
 ) -> tuple[int, float]:
-    """Compares answers before and after a rotation of the panorama by a yaw, whether they are right or wrong.
+    """Compares answers to the same questions before and after a rotation of the panorama, whether right or wrong.
 
-    Questions go by their sample ids; `rotate_answer` returns None for an answer that names no direction.
-
-    Returns:
-        The number of questions whose references name a direction, and the share of them in 0..1 whose answer on the
-        rotated panorama is the rotated answer; not a number where there are none.
-
-    Raises:
-        ValueError: a question has no answer on the rotated panorama.
+    Returns the number of questions whose references name a direction (for others `rotate_answer` returns None), and the
+    share of them in 0..1 whose answer on the rotated panorama is the rotated answer; not a number where there are none.
+    Raises ValueError where a question has no answer on the rotated panorama.
     """
     rotated = {each.sample_id: each.prediction for each in rotated_predictions}
     asked = [each for each in predictions if any(rotate_answer(text) is not None for text in each.references)]
@@ -169,9 +159,9 @@ def markdown_table(report: AnswerReport) -> str:
 
 
 def _rows(report: AnswerReport) -> list[Sequence[str]]:
-    """Cells of each question type, and of all questions in the last row."""
     rows: list[Sequence[str]] = []
-    for name, score in [*report.kinds.items(), ("all", report)]:
+    scores: list[tuple[str, KindScore | AnswerReport]] = [*report.kinds.items(), ("all", report)]
+    for name, score in scores:
         shares = [_percent(score.exact_match, score.interval), _percent(score.blank_exact_match, score.blank_interval)]
         answer = _one_line(score.majority_answer) if isinstance(score, KindScore) else ""
         rows.append((_one_line(name), str(score.count), *shares, answer, _percent(score.majority_share)))

@@ -29,8 +29,7 @@ from panollava.model.vision import PanoVision
 COMPONENTS = 3  # principal components, shown as red, green and blue
 WHOLE = (1, 1)  # grid of views whose tokens have no grid
 _TAILS = (0.01, 0.99)  # quantiles of a component over the tokens that are shown as dark and as bright
-_EDGE_TOLERANCE = 1e-5
-"""Share of a view's side beyond its edge at which a direction still counts as shown: cameras are float32."""
+_EDGE_TOLERANCE = 1e-5  # share of a view's side beyond its edge that still counts as shown: cameras are float32
 CAVEAT = (
     "Attention is not an explanation of cause: it shows from which directions the language model took something while "
     "it wrote the answer, not that the answer would have been another one without them."
@@ -75,10 +74,8 @@ def explain_picture(
     """Everything that can be shown of a model and a panorama, on one page (H, W, 3), and the notes below its panels.
 
     Args:
-        panorama: (H, W, 3) uint8 RGB.
-        views: ``(V, 3, h, w)`` of it.
+        panorama: (H, W, 3) uint8 RGB, and its `views` ``(V, 3, h, w)``.
         name: of the model, in the title.
-        vision, crop: of the model.
         pano, asked: the whole model, and a question with its answer; None without a language model.
         yaw_deg, pitch_deg: direction that the others are compared with.
         layers: of the language model, counted from 1; None takes the last third.
@@ -201,11 +198,7 @@ def principal_colours(rows: Tensor) -> tuple[Tensor, float]:
 
 
 def token_towards(cameras: Tensor, grid: tuple[int, int], yaw_deg: float, pitch_deg: float) -> tuple[int, Tensor]:
-    """The nearest token to a direction, counted through all views (see ``nearest_tokens``), and the direction ``(3)``.
-
-    Raises:
-        ValueError: no view looks there.
-    """
+    """The nearest token to a direction and the direction ``(3)``; see ``nearest_tokens``. ValueError if unseen."""
     direction = angles_to_direction(
         *torch.tensor([math.radians(yaw_deg), math.radians(pitch_deg)], dtype=torch.float64)
     )
@@ -255,9 +248,7 @@ def answer_attention(
     their memory grows with the answer's length, not with the square of the whole length.
 
     Args:
-        pano: the model, with a ``model.join`` other than ``mean``, whose tokens have no place.
         views: ``(V, 3, h, w)`` of the panorama.
-        question, answer: about it; the answer may be any.
         history: earlier turns.
         layers: counted from 1; None takes the last third.
 
@@ -298,11 +289,7 @@ def answer_attention(
 
 
 def chosen_layers(count: int, layers: Sequence[int] | None) -> list[int]:
-    """Layers counted from 1, the last third of `count` where none are named.
-
-    Raises:
-        ValueError: there is no such layer.
-    """
+    """Layers counted from 1, the last third of `count` where none are named; ValueError where there is no such one."""
     if layers is None:
         return list(range(count - math.ceil(count / 3) + 1, count + 1))
     if not layers or not all(1 <= layer <= count for layer in layers):
@@ -370,12 +357,19 @@ def showing_tokens(cameras: Tensor, grid: tuple[int, int], directions: Tensor) -
     return torch.stack(found)
 
 
-def nearest_tokens(cameras: Tensor, grid: tuple[int, int], directions: Tensor) -> Tensor:
+def nearest_tokens(cameras: Tensor, grid: tuple[int, int], directions: Tensor, showing: Tensor | None = None) -> Tensor:
     """The token for each direction: of the tile in which it lies nearest to the centre, else of the global view.
 
-    Takes the arguments of ``showing_tokens``; returns ``(n)`` int64, counted through all views, -1 where no view looks.
+    Takes the arguments and the result of ``showing_tokens``, which is computed if it is not given. Returns ``(n)``
+    int64, counted through all views, -1 where no view looks.
     """
-    return _nearest(showing_tokens(cameras, grid, directions), cameras, grid, directions)
+    showing = showing_tokens(cameras, grid, directions) if showing is None else showing
+    closeness = view_directions(cameras.double()) @ directions.double().T  # (V, n), cosines
+    closeness -= 4 * cameras[:, Column.IS_GLOBAL, None]  # behind every tile
+    closeness[showing < 0] = -math.inf
+    view = closeness.argmax(dim=0)
+    token = showing.gather(0, view[None])[0]
+    return torch.where(token < 0, -1, view * math.prod(grid) + token)
 
 
 class TokenMap:
@@ -386,7 +380,7 @@ class TokenMap:
         rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in size), indexing="ij")
         directions = pixel_to_direction(columns, rows, size).flatten(0, 1)
         self._showing = showing_tokens(self.cameras, grid, directions)  # (V, H·W)
-        self.nearest = _nearest(self._showing, self.cameras, grid, directions).view(size)
+        self.nearest = nearest_tokens(self.cameras, grid, directions, self._showing).view(size)
         latitude = (0.5 - (rows + 0.5) / size[0]) * math.pi
         # Integrated between a row's edges, so that all pixels add up to the whole sphere exactly.
         strip = 2 * torch.cos(latitude) * math.sin(math.pi / size[0] / 2)
@@ -417,12 +411,3 @@ class TokenMap:
             areas = torch.zeros(len(own), dtype=torch.float64).index_add_(0, showing[shown], area[shown])
             density[shown] += (own / areas.clamp(min=1e-12))[showing[shown]]
         return density.view(self._size)
-
-
-def _nearest(showing: Tensor, cameras: Tensor, grid: tuple[int, int], directions: Tensor) -> Tensor:
-    closeness = view_directions(cameras.double()) @ directions.double().T  # (V, n), cosines
-    closeness -= 4 * cameras[:, Column.IS_GLOBAL, None]  # behind every tile
-    closeness[showing < 0] = -math.inf
-    view = closeness.argmax(dim=0)
-    token = showing.gather(0, view[None])[0]
-    return torch.where(token < 0, -1, view * math.prod(grid) + token)

@@ -19,16 +19,12 @@ from panollava.evaluation.exact_match import is_correct
 from panollava.evaluation.predictions import Prediction
 
 MARGIN, GAP = 24, 20  # pixels around the page, and between two views
-MOST_COLUMNS, WIDEST_CELL = 8, 420
-"""Most views in a row, and greatest width of one: a single view need not fill the page."""
+MOST_COLUMNS, WIDEST_CELL = 8, 420  # most views in a row, and greatest width of one: one view need not fill the page
 FRAME = 4  # width of the frame around a view
-TITLE, NUMBER, LABEL, SMALLEST_LABEL = 20, 18, 15, 9
-"""Height of letters: of the title, of numbers on the panorama, of labels below views, and of the smallest label."""
-LINE, HALO, HALO_SHARE = 2.0, 4.5, 0.45
-"""Width of a border and of its shadow on the panorama, and opacity of the shadow."""
+TITLE, NUMBER, LABEL, SMALLEST_LABEL = 20, 18, 15, 9  # heights of letters: numbers on tiles, labels below views
+LINE, HALO, HALO_SHARE = 2.0, 4.5, 0.45  # width of a border and of its shadow, and opacity of the shadow
 WHOLE = (205, 205, 205)  # colour of views of the whole panorama
-_FINER = 2
-"""Borders are drawn at this many times the size and averaged, which is smoother than cv2's antialiasing alone."""
+_FINER = 2  # borders are drawn this many times larger and averaged, smoother than cv2's antialiasing alone
 _ANSWER_MARGIN = 12  # pixels around the text beside a panorama
 _FRACTION_BITS = 4  # of cv2's fixed-point coordinates
 _FIRST_POINTS = 128  # initial points around a view: a whole number per edge, so that the corners are among them
@@ -106,7 +102,9 @@ def _grid(views: Tensor | np.ndarray, cameras: Sequence[Camera], width: int) -> 
     step = cell_height + FRAME + line_height(LABEL) + GAP
     canvas = np.full((math.ceil(count / columns) * step - GAP, width, 3), PAPER, np.uint8)
     labels = [view_label(camera) for camera in cameras]
-    size = _label_size(labels, cell - tag_width(str(count - 1), LABEL) - 4)
+    free = cell - tag_width(str(count - 1), LABEL) - 4
+    sizes = range(LABEL, SMALLEST_LABEL, -1)
+    size = next((one for one in sizes if max(text_width(label, one) for label in labels) <= free), SMALLEST_LABEL)
     for number, (colour, label) in enumerate(zip(view_colours(cameras), labels, strict=True)):
         x, y = number % columns * (cell + GAP), number // columns * step
         view = np.ascontiguousarray(np.asarray(views[number]).transpose(1, 2, 0))
@@ -117,12 +115,6 @@ def _grid(views: Tensor | np.ndarray, cameras: Sequence[Camera], width: int) -> 
         draw_tag(canvas, str(number), (x + tag / 2, middle), size=LABEL, colour=colour)
         draw_text(canvas, label, (x + tag + 2, round(middle - line_height(size) / 2)), size=size)
     return canvas
-
-
-def _label_size(labels: Sequence[str], width: int) -> int:
-    """The largest letters in which every label fits."""
-    sizes = range(LABEL, SMALLEST_LABEL, -1)
-    return next((size for size in sizes if max(text_width(label, size) for label in labels) <= width), SMALLEST_LABEL)
 
 
 def _draw_curves(

@@ -109,11 +109,7 @@ _NEEDS: dict[Need, tuple[Callable[[AnswerSet], bool], str]] = {
 
 
 def find_metric(type: str, key: str) -> Metric:
-    """A metric by its name in ``METRICS`` or by ``my_package.my_module:Class``; `key` names the config key in messages.
-
-    Raises:
-        ValueError: there is no such metric, or the class is not one.
-    """
+    """A metric by name or by ``my_package.my_module:Class``; without it a ValueError, which names the key."""
     if type in METRICS:
         module, _, name = METRICS[type].partition(":")
         found = getattr(importlib.import_module(module), name)
@@ -132,11 +128,7 @@ def find_metric(type: str, key: str) -> Metric:
 
 
 def find_metrics(types: Sequence[str] | None, key: str) -> list[Metric]:
-    """The metrics beside exact match, which is always computed; None takes all of ``METRICS``.
-
-    Raises:
-        ValueError: there is no such metric, or two have one name.
-    """
+    """The metrics beside exact match, which is always computed; None takes all. ValueError: unknown or double ones."""
     found = [find_metric(one, key) for one in types or METRICS if one != EXACT]
     if twice := sorted(name for name, count in Counter(one.name for one in found).items() if count > 1):
         raise ValueError(f"{key}={list(types or ())}: {', '.join(twice)} is there twice. Name each metric once.")
@@ -177,11 +169,7 @@ class Scores:
 
 
 def compute_scores(answers: AnswerSet, metrics: Sequence[Metric]) -> Scores:
-    """The scores of all metrics on a set of answers.
-
-    Raises:
-        ValueError: there are no answers, or one has no reference.
-    """
+    """The scores of all metrics; ValueError where there are no answers, or one has no reference."""
     if not answers.scored:
         raise ValueError("There are no answers to score.")
     if any(not one.references for one in answers.scored):
@@ -229,15 +217,7 @@ def score(answers: AnswerSet, metrics: Sequence[Metric], *, form: Form) -> Score
     found = compute_scores(answers, [exact, *metrics])
     right, images = exact.per_answer(answers), np.array(answers.images)
     kinds = np.array([one.kind for one in answers.scored])
-    return ScoreReport(
-        form=form,
-        words=answers.words,
-        answers=len(answers.scored),
-        pairs=len({one.asked for one in answers.scored}),
-        images=len(set(answers.images)),
-        scores=found.scores,
-        kinds={
-            one: mean_interval(right[kinds == one], images[kinds == one].tolist()) for one in sorted({*kinds.tolist()})
-        },
-        unavailable=found.unavailable,
-    )
+    of_kind = {kind: kinds == kind for kind in sorted({*kinds.tolist()})}
+    by_kind = {kind: mean_interval(right[own], images[own].tolist()) for kind, own in of_kind.items()}
+    counts = len(answers.scored), len({one.asked for one in answers.scored}), len(set(answers.images))
+    return ScoreReport(form, answers.words, *counts, found.scores, by_kind, found.unavailable)

@@ -133,9 +133,7 @@ def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | N
 def read_answers(folder: Path, metrics: Mapping[str, Any]) -> list[Prediction]:
     """The rows of an evaluation's ``predictions.csv``; `metrics` is its ``metrics.json``, with the answers' digest.
 
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: the file is malformed, or its answers were changed after the evaluation.
+    Raises OSError without the file, ValueError where it is malformed or its answers were changed after the evaluation.
     """
     path = folder / PREDICTIONS
     needed = ("sample_id", "image_id", "kind", "question", "prediction", "references", "latency_s")
@@ -215,10 +213,7 @@ def _bad(path: Path, row: Row, column: str, reason: str) -> ValueError:
 class AnswerLog:
     """A JSON-lines file of answers in an experiment's folder, named after a digest of what they depend on.
 
-    The constructor reads the answers of an evaluation with the same settings that was stopped.
-
-    Raises:
-        DiskError: the file cannot be repaired, written or removed.
+    The constructor reads the answers of an evaluation with the same settings that was stopped. Methods raise DiskError.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:

@@ -49,16 +49,13 @@ def evaluate(
     """Answers of a model to questions, in the order of the batches.
 
     Args:
-        generate: turns a batch into one answer per sample.
+        generate: turns a batch into one answer per sample; any other number is a ValueError.
         batches: questions with their collated batch, in the same order.
         total: number of questions, for the time left.
         max_samples: stop after this many questions; the last batch is answered as a whole and cut.
         log_samples, log_max_samples: whether to write answers to the log, and how many at most.
         log_interval: batches between two lines of progress, which begin with `name`.
         keep: called with the answers of each batch.
-
-    Raises:
-        ValueError: `generate` gave another number of answers than there were questions.
     """
     expected = min((limit for limit in (total, max_samples) if limit is not None), default=None)
     predictions: list[Prediction] = []
@@ -92,10 +89,9 @@ def _answer(
     answers = generate(batch)
     latency_s = (time.perf_counter() - began) / max(1, len(questions))
     if len(answers) != len(questions):
-        raise ValueError(
-            f"generate gave {len(answers)} answers to {len(questions)} questions "
-            f"({questions[0].sample_id if questions else 'an empty batch'} …): one a sample is needed."
-        )
+        first = questions[0].sample_id if questions else "an empty batch"
+        said = f"generate gave {len(answers)} answers to {len(questions)} questions ({first} …)"
+        raise ValueError(f"{said}: one a sample is needed.")
     return [
         Prediction(
             q.sample_id, q.image_id, q.question_type, q.question, answer, tuple(q.references), latency_s, q.history
@@ -138,8 +134,7 @@ def write_results(
     Args:
         root: the results folder.
         experiment: experiment name; may hold "/" where jobs of a sweep lie in folders of their own.
-        predictions, report: the model's answers and their exact match.
-        captions: the other scores, and how they were computed.
+        predictions, report, captions: the answers, their exact match, and the other scores and how they were computed.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
         key: identifies evaluations that may run side by side; see ``AnswerLog``.
@@ -195,11 +190,7 @@ def write_measures(root: Path, experiment: str, measures: Mapping[str, float], s
 
 
 def result_folder(root: Path, experiment: str) -> Path:
-    """Where the evaluations of an experiment are written.
-
-    Raises:
-        ValueError: `experiment` is not a path below the results folder.
-    """
+    """Where the evaluations of an experiment are written; ValueError for a path outside the results folder."""
     parts = PurePosixPath(experiment.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts or Path(experiment).is_absolute():
         raise ValueError(f"experiment_name={experiment!r} is not a folder name below {root}; use a plain name.")

@@ -81,8 +81,7 @@ class Comparison:
 def mean_interval(scores: Sequence[float] | np.ndarray, groups: Sequence[str], *, top: float = 1.0) -> Interval:
     """Mean of scores ``(Q,)`` from 0 to ``top``, which may be infinite, with a 95 % interval; see ``interval_of``.
 
-    Raises:
-        ValueError: there are no scores, or the two differ in length.
+    Raises ValueError where there are no scores, or the two differ in length.
     """
     values = np.asarray(scores, dtype=np.float64)
     counts = np.stack([values, np.ones(len(values))], axis=1)
@@ -161,10 +160,7 @@ def compare_pairs(
     differences that the test does not reject, at the level at which Holm's procedure tested this pair.
 
     Each pair holds scores ``(Q,)`` of one model, and of the other on the same questions in the same order; `groups`
-    ``(Q,)`` says which picture each question belongs to, and `seed` is that of the random swaps.
-
-    Raises:
-        ValueError: there are no scores, or they differ in length.
+    ``(Q,)`` says which picture each belongs to. Raises ValueError where there are no scores, or they differ in length.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure; Efron and Tibshirani 1993, An
         Introduction to the Bootstrap, section 15.2; Phipson and Smyth 2010, Permutation p-values should never be zero

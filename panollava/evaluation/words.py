@@ -30,8 +30,7 @@ ALIKE = str.maketrans(
     | {"⁄": "/", "∕": "/", "˚": "°", "〜": "~"}
 )
 """Characters that people type for each other."""
-OTHER_MEANING = ("<super>", "<sub>", "<circle>", "<fraction>")
-"""Compatibility forms with a meaning of their own: 10² is not 102."""
+OTHER_MEANING = ("<super>", "<sub>", "<circle>", "<fraction>")  # forms with a meaning of their own: 10² is not 102
 _SPACELESS = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 """Scripts without spaces, by the first word of their letters' Unicode names: each letter is a word."""
 
@@ -75,11 +74,7 @@ def normalise(text: str) -> str:
 
 
 def choose_words(asked: Literal["auto", "ptb", "unicode"]) -> Words:
-    """The tokenisation of caption scores; ``auto``, of older configs, is ``unicode`` on every machine.
-
-    Raises:
-        ValueError: ``ptb`` without Java.
-    """
+    """How caption scores split texts; ``auto``, of older configs, is ``unicode``. ValueError: ``ptb`` needs Java."""
     if asked == "ptb" and shutil.which("java") is None:
         raise ValueError("words=ptb needs Java, and no java is on the PATH. Install one, or use words=unicode.")
     if asked == "auto":
@@ -90,11 +85,9 @@ def choose_words(asked: Literal["auto", "ptb", "unicode"]) -> Words:
 def split_words(texts: Sequence[str], words: Words) -> list[str]:
     """Each text as its words, separated by spaces, in lower case and without punctuation.
 
-    ``ptb`` is Stanford's tokeniser without pycocoevalcap's list of punctuation; ``unicode`` are runs of letters, digits
-    and their combining marks after ``fold``, where each letter of a script without spaces is a word.
-
-    Raises:
-        RuntimeError: Java fails.
+    ``ptb`` is Stanford's tokeniser without pycocoevalcap's list of punctuation (RuntimeError where Java fails);
+    ``unicode`` are runs of letters, digits and their combining marks after ``fold``, where each letter of a script
+    without spaces is a word.
     """
     return _ptb(texts) if words == "ptb" else [" ".join(_unicode(text)) for text in texts]
 

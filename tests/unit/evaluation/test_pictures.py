@@ -15,7 +15,6 @@ from PIL import Image
 from panollava.evaluation import drawing
 from panollava.evaluation.comparison import png
 from panollava.evaluation.drawing import (
-    PAPER,
     draw_tag,
     draw_text,
     encode_png,
@@ -45,7 +44,7 @@ def test_answers_stand_beside_the_panorama(answer) -> None:
 @given(text=st.text(st.characters(codec=None), max_size=30))
 def test_any_text_is_drawn_within_its_width(text) -> None:
     canvas = np.full((30, 300, 3), 255, np.uint8)
-    draw_text(canvas, text, (-5, 4), size=14, background=PAPER)
+    draw_text(canvas, text, (-5, 4), size=14)
     for line in wrap_text(text, 100, 14, max_lines=3):
         assert text_width(line, 14) <= 100 or len(line) == 1
 
