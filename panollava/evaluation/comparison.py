@@ -54,7 +54,7 @@ class Standing:
     """A model's scores."""
 
     name: str
-    exact: Interval  # exact match
+    exact: Interval
     captions: Scores  # BLEU, ROUGE-L, CIDEr
     image_tokens: int  # per panorama
     latency_s: float  # mean time of an answer
@@ -244,7 +244,7 @@ def _seed_spread(first: Sequence[Repeat], second: Sequence[Repeat]) -> tuple[flo
 
 def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str, words: Words) -> str:
     """Both tables and the verdicts in words; `words` is how caption scores split texts."""
-    names = _score_names(standings)
+    names = list(dict.fromkeys(name for one in standings for name in one.scores))
     rows = [["run", *names, "image tokens", "ms an answer"]]
     for one in sorted(standings, key=lambda one: -one.exact.value):
         scores = [str(one.scores.get(name, "–")) for name in names]
@@ -256,13 +256,9 @@ def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: 
     return "\n".join([*lines, *(f"- {verdict}" for verdict in verdicts)]) + "\n"
 
 
-def _score_names(standings: Sequence[Standing]) -> list[str]:
-    return list(dict.fromkeys(name for one in standings for name in one.scores))
-
-
 def standings_csv(standings: Sequence[Standing]) -> str:
     """A line a model: each score with the ends of its interval."""
-    names = _score_names(standings)
+    names = list(dict.fromkeys(name for one in standings for name in one.scores))
     header = ["run", *(f"{name}{end}" for name in names for end in ("", " low", " high")), "image tokens", "latency s"]
     ends = [[end for name in names for end in _ends(one.scores.get(name))] for one in standings]
     rows = [[one.name, *own, one.image_tokens, one.latency_s] for one, own in zip(standings, ends, strict=True)]
@@ -280,7 +276,6 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
 
 
 def _ends(interval: Interval | None) -> list[float | None]:
-    """Empty cells where there is none."""
     return [None, None, None] if interval is None else [interval.value, interval.low, interval.high]
 
 

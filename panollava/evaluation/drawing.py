@@ -113,7 +113,10 @@ def wrap_text(text: str, width: int, size: int, max_lines: int) -> list[str]:
             else:
                 lines.append(piece)
         if len(lines) > max_lines:
-            return [*lines[: max_lines - 1], _shortened(lines[max_lines - 1], width, size)]
+            last = lines[max_lines - 1]
+            while last and text_width(last + " …", size) > width:
+                last = last[:-1]
+            return [*lines[: max_lines - 1], last + " …"]
     return lines
 
 
@@ -168,12 +171,6 @@ def _pieces(word: str, width: int, size: int) -> list[str]:
             pieces.append("")
         pieces[-1] += char
     return pieces
-
-
-def _shortened(line: str, width: int, size: int) -> str:
-    while line and text_width(line + " …", size) > width:
-        line = line[:-1]
-    return line + " …"
 
 
 def _printable(text: str) -> str:

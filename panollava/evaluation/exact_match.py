@@ -131,8 +131,6 @@ def rotation_consistency(
     """
     rotated = {each.sample_id: each.prediction for each in rotated_predictions}
     asked = [each for each in predictions if any(rotate_answer(text) is not None for text in each.references)]
-    if not asked:
-        return 0, math.nan
     if missing := [each.sample_id for each in asked if each.sample_id not in rotated]:
         raise ValueError(
             f"{len(missing)} questions were not asked on the rotated panorama ({', '.join(missing[:3])} …): "
@@ -140,7 +138,7 @@ def rotation_consistency(
         )
     expected = [(rotate_answer(each.prediction), rotated[each.sample_id]) for each in asked]
     followed = sum(text is not None and normalise(text) == normalise(after) for text, after in expected)
-    return len(asked), followed / len(asked)
+    return len(asked), followed / len(asked) if asked else math.nan
 
 
 def text_table(report: AnswerReport) -> str:

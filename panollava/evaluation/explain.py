@@ -199,9 +199,8 @@ def principal_colours(rows: Tensor) -> tuple[Tensor, float]:
 
 def token_towards(cameras: Tensor, grid: tuple[int, int], yaw_deg: float, pitch_deg: float) -> tuple[int, Tensor]:
     """The nearest token to a direction and the direction ``(3)``; see ``nearest_tokens``. ValueError if unseen."""
-    direction = angles_to_direction(
-        *torch.tensor([math.radians(yaw_deg), math.radians(pitch_deg)], dtype=torch.float64)
-    )
+    angles = torch.tensor([math.radians(yaw_deg), math.radians(pitch_deg)], dtype=torch.float64)
+    direction = angles_to_direction(*angles)
     index = int(nearest_tokens(cameras.cpu(), grid, direction[None])[0])
     if index < 0:
         raise ValueError(

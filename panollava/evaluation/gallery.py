@@ -131,10 +131,7 @@ def _draw_curves(
 
 
 def _levels(cameras: Sequence[Camera]) -> list[int]:
-    """By how many line widths the upper and lower edge of each border move inward, so that it covers no other.
-
-    Overlapping strips of one ring share these edges.
-    """
+    """By how many line widths each border's upper and lower edge, which overlapping strips share, move inward."""
     levels: list[int] = []
     for camera in cameras:
         taken = {level for level, other in zip(levels, cameras, strict=False) if _share_edges(other, camera)}

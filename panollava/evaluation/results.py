@@ -89,9 +89,9 @@ def _answer(
     answers = generate(batch)
     latency_s = (time.perf_counter() - began) / max(1, len(questions))
     if len(answers) != len(questions):
+        counts = f"{len(answers)} answers to {len(questions)} questions"
         first = questions[0].sample_id if questions else "an empty batch"
-        said = f"generate gave {len(answers)} answers to {len(questions)} questions ({first} …)"
-        raise ValueError(f"{said}: one a sample is needed.")
+        raise ValueError(f"generate gave {counts} ({first} …): one a sample is needed.")
     return [
         Prediction(
             q.sample_id, q.image_id, q.question_type, q.question, answer, tuple(q.references), latency_s, q.history

@@ -68,10 +68,7 @@ class Comparison:
 
     @property
     def groups_needed(self) -> int | None:
-        """Groups that show the observed difference with a power of 80 %; None where it is 0.
-
-        More than there are where the difference is not significant.
-        """
+        """Groups that show this difference with a power of 80 %, more than there are if it is not significant."""
         if abs(self.difference.value) <= _ROUNDING * self.difference.top:
             return None
         needed = max(self.least_groups, math.ceil(self.groups * (self.detectable / self.difference.value) ** 2))
