@@ -46,6 +46,11 @@ class Prediction:
     history: tuple[tuple[str, str], ...] = ()  # (question, answer) pairs of the conversation before the question
 
     @property
+    def question_type(self) -> str:
+        """The question's ``question_type``; the field has the name of its column in files."""
+        return self.kind
+
+    @property
     def turn(self) -> int:
         """Number of the question in its conversation, from 1."""
         return len(self.history) + 1

@@ -336,7 +336,7 @@ def first_difference(first: Sequence[Question | Prediction], other: Sequence[Que
     for one in first:
         if (same := by_id.pop(one.sample_id, None)) is None:
             return f"{one.sample_id} is in only one of them"
-        for part in ("image_id", "history", "question", "references", "kind"):
+        for part in ("image_id", "history", "question", "references", "question_type"):
             values = getattr(one, part), getattr(same, part)
             if values[0] != values[1]:
                 return f"{part} of {one.sample_id}: {values[0]!r} and {values[1]!r}"
