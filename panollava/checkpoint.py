@@ -7,7 +7,6 @@ There is no ``config.json`` on purpose: transformers would open the folder and f
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
 import os
@@ -34,12 +33,10 @@ _ASIDE = ".old-"
 
 
 def write_checkpoint(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint folder atomically.
+    """Writes a checkpoint folder atomically; an existing one is replaced once the new one is complete.
 
-    Args:
-        target: an existing folder is replaced once the new one is complete.
-        tensors: file name (``trained.safetensors``, ``optimizer.safetensors``, …) -> named tensors.
-        state: JSON document for ``state.json``; the format version is added.
+    ``tensors`` maps file names (``trained.safetensors``, ``optimizer.safetensors``, …) to named tensors; ``state`` is
+    the document for ``state.json``, to which the format version is added.
     """
 
     def fill(folder: Path) -> None:
@@ -53,8 +50,7 @@ def write_checkpoint(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Fills a temporary sibling of ``target`` and renames it into place; the old one is removed last.
 
-    Raises:
-        DiskError: something could not be written; the old folder is as it was.
+    Raises a DiskError if something could not be written; the old folder is as it was.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +83,7 @@ def tidy(folder: Path) -> None:
     """
     for path in folder.glob(f"{_ASIDE}*"):
         target = path.with_name(path.name.removeprefix(_ASIDE).rpartition("-")[0])
-        if target.exists():
-            _remove(path)
-        else:
-            path.rename(target)
+        _remove(path) if target.exists() else path.rename(target)
     for path in folder.glob(f"{TEMPORARY}*"):
         _remove(path)
 
@@ -122,11 +115,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Checks that tensors can be weights.
-
-    Raises:
-        ValueError: one is no floating-point tensor, or holds NaN or infinity.
-    """
+    """Raises a ValueError for a tensor that can be no weight: no floating-point one, or with NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.dtype not in WEIGHT_TYPES:
             raise ValueError(f"{source}: {name} is of {tensor.dtype}, which no weight is. The file is not ours.")
@@ -138,12 +127,7 @@ def check_weights(tensors: Mapping[str, Tensor], source: Path) -> None:
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint folder.
-
-    Raises:
-        FileNotFoundError: it has none.
-        ValueError: see ``read_tensors`` and ``check_weights``.
-    """
+    """The weights in a checkpoint folder; raises as ``read_tensors`` and ``check_weights``."""
     path = checkpoint / TRAINED
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. A checkpoint folder holds {TRAINED} and {STATE}.")
@@ -153,11 +137,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The ``state.json`` of a checkpoint folder.
-
-    Raises:
-        ValueError: not a checkpoint of this format version.
-    """
+    """The ``state.json`` of a checkpoint folder; raises a ValueError if it is not one of this format version."""
     path = checkpoint / STATE
     if not path.is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint: it has no {STATE}.")
@@ -182,8 +162,7 @@ def point(link: Path, target: Path) -> None:
     """
     with writing(link):
         temporary = link.with_name(f"{TEMPORARY}{link.name}-{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         try:
             if os.name == "nt":
                 raise OSError("Windows does not replace a link to a folder in one go")
@@ -196,11 +175,7 @@ def point(link: Path, target: Path) -> None:
 
 
 def follow(link: Path) -> Path | None:
-    """The checkpoint folder that ``best.ckpt`` or ``last.ckpt`` names, or None where it names none.
-
-    Raises:
-        ValueError: it points outside its folder.
-    """
+    """The folder that ``best.ckpt`` or ``last.ckpt`` names, or None; a ValueError if it is not beside the link."""
     if link.is_symlink():
         name = os.readlink(link)
     elif link.is_file() and link.stat().st_size < 1024:
@@ -217,13 +192,9 @@ def follow(link: Path) -> Path | None:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The checkpoint to use of a stage's folder: best, else last, else the newest ``*.ckpt``.
+    """The checkpoint to use of a stage's folder: best, else last, else the newest; a checkpoint itself as it is.
 
-    Args:
-        folder: a stage's run folder, or a checkpoint itself.
-
-    Raises:
-        FileNotFoundError: there is none; the message lists what the folder holds.
+    Raises a FileNotFoundError that lists what the folder holds if there is none.
     """
     if folder.is_file():  # a pointer file, where links are not allowed
         folder = follow(folder) or folder
@@ -243,7 +214,4 @@ def find_checkpoint(folder: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -64,23 +64,15 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a small file atomically: readers see the old content or the new.
-
-    Raises:
-        DiskError: it could not be written.
-    """
+    """Writes a small file atomically: readers see the old content or the new. Raises a DiskError."""
     data = content.encode() if isinstance(content, str) else content
     replace_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) -> None:
-    """Replaces a file atomically by one that ``fill`` writes; its folder is made if missing.
+    """Replaces a file atomically by one that ``fill`` writes; its folder is made if missing. Raises a DiskError.
 
-    Args:
-        sync: wait until the disk has it; else a power failure may leave a damaged file.
-
-    Raises:
-        DiskError: it could not be written.
+    With ``sync`` it waits until the disk has the file; else a power failure may leave a damaged one.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,14 +134,7 @@ def check_own(path: Path) -> None:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Checks that a folder, which need not exist yet, can be written; makes nothing.
-
-    Args:
-        key: config key of the folder, for the message.
-
-    Raises:
-        DiskError: the folder, or the one it would be made in, is read-only.
-    """
+    """Raises a DiskError if a folder, or the one that it would be made in, is read-only. ``key`` is its config key."""
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if not os.access(place, os.W_OK | os.X_OK):
         raise DiskError(

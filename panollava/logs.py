@@ -89,14 +89,7 @@ def say(text: str, end: str = "\n") -> None:
 
 @contextmanager
 def log_file(folder: Path, name: str) -> Iterator[Path]:
-    """Keeps a log file ``<folder>/<name>_<YYYYMMDD_HHMMSS>.log`` while the block runs.
-
-    Yields:
-        The file's path.
-
-    Raises:
-        DiskError: it could not be made.
-    """
+    """Keeps a log file ``<folder>/<name>_<YYYYMMDD_HHMMSS>.log`` while the block runs; yields its path."""
     path = folder / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -187,15 +187,7 @@ class Experiment:
                 shutil.rmtree(gone)
 
     def check_same_config(self, stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
-        """Refuses to resume in a stage's folder with another config.
-
-        Args:
-            config: resolved config of this start.
-            recorded: the folder's ``config.yaml``, if there is one.
-
-        Raises:
-            ValueError: with the keys that differ and the ways out.
-        """
+        """Raises a ValueError with the keys in which a start's config differs from the folder's ``config.yaml``."""
         different = {} if recorded is None else differing_keys(stage, config, recorded)
         if different:
             shown = "; ".join(described(key, *values) for key, values in different.items())
@@ -210,12 +202,9 @@ def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str,
     old, new = flatten(upgraded(recorded)), flatten(config)
     if old.get("stage.vision.loss.type") != "auto":  # a key that another objective has stays null on both sides
         old |= {key: value for key, value in NULL_OBJECTIVE.items() if key in new and old.get(key) is None}
-    result = {}
-    for key in sorted({*old, *new}):
-        other_stage = key.startswith("stage.") and not key.startswith(f"stage.{stage}.")
-        if not (other_stage or is_free(key)) and old.get(key) != new.get(key):
-            result[key] = (old.get(key), new.get(key))
-    return result
+    different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not is_free(key)]
+    ours = [key for key in different if not key.startswith("stage.") or key.startswith(f"stage.{stage}.")]
+    return {key: (old.get(key), new.get(key)) for key in ours}
 
 
 def described(key: str, recorded: Any, now: Any) -> str:
@@ -230,9 +219,6 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     Up to version 0.1 ``model.join=stitch`` was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and
     no positions, and stage 1 paired columns by itself also where tiles look up or down. Keys of ``data`` with which
     training fetched pictures are left out.
-
-    Args:
-        record: one of the present form is returned as it is.
     """
     result = dict(record)
     if isinstance(data := result.get("data"), Mapping):
@@ -296,12 +282,7 @@ def write_metadata(folder: Path, metadata: Mapping[str, Any], config_yaml: str) 
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata of a stage's run folder.
-
-    Raises:
-        FileNotFoundError: none there.
-        ValueError: not JSON, or of another format version.
-    """
+    """The metadata of a stage's run folder; a ValueError if it is not JSON, or of another format version."""
     path = folder / METADATA
     if not path.is_file():
         raise FileNotFoundError(
@@ -349,8 +330,7 @@ def prompt_date(metadata: Mapping[str, Any]) -> date | None:
 def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
     """The stage folder for a path: the folder itself, a checkpoint in it, or an experiment.
 
-    Args:
-        order: stages of an experiment, the preferred one first; empty for the last one.
+    ``order`` has the stages of an experiment, the preferred one first; empty for the last one.
     """
     if (path / METADATA).is_file():
         return path
@@ -358,9 +338,8 @@ def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
         return path.parent
     for stage in order or last_first(_outside_stages(path)):
         folders = [p for p in path.glob(f"{stage}/*/{METADATA}") if follow(p.parent / BEST) or follow(p.parent / LAST)]
-        found = sorted(folders, key=lambda p: p.stat().st_mtime)
-        if found:
-            return found[-1].parent
+        if folders:
+            return sorted(folders, key=lambda p: p.stat().st_mtime)[-1].parent
     raise FileNotFoundError(f"{path} is no run: no {METADATA} in it, beside it or below it.{_nearby(path)}")
 
 
@@ -400,6 +379,6 @@ def _nearby(path: Path) -> str:
     if root.resolve() in (Path(root.resolve().anchor), Path.home()):
         return ""  # a mistyped path is no reason to search the whole disk
     depths = ("*", "*/*", "*/*/*", "*/*/*/*")
-    runs: Iterable[Path] = sorted({file.parent for depth in depths for file in root.glob(f"{depth}/{METADATA}")})[:5]
+    runs = sorted({file.parent for depth in depths for file in root.glob(f"{depth}/{METADATA}")})[:5]
     listed = ", ".join(map(str, runs))
     return f" Runs found below {root}: {listed}." if listed else ""

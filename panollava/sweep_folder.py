@@ -23,37 +23,23 @@ JobStatus = Literal["running", "finished", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Start:
-    """The last start of a sweep.
+    """The last start of a sweep."""
 
-    Attributes:
-        id: distinguishes its jobs from those of earlier starts.
-        uri, run_id: store and id of the parent run; None with ``tracking=none``.
-        arrays: job arrays that a cluster has accepted.
-    """
-
-    id: str
-    uri: str | None = None
+    id: str  # distinguishes its jobs from those of earlier starts
+    uri: str | None = None  # store of the parent run; None with tracking=none
     run_id: str | None = None
-    arrays: Sequence[str] = ()
+    arrays: Sequence[str] = ()  # job arrays that a cluster has accepted
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job.
+    """One job."""
 
-    Attributes:
-        name: its folder below the sweep's.
-        start: id of the start that it last ran in.
-        status: a killed job stays ``running``.
-        swept: its values of the swept keys.
-        error: why it failed.
-    """
-
-    name: str
-    start: str
-    status: JobStatus
-    swept: Mapping[str, str] = field(default_factory=dict)
-    error: str = ""
+    name: str  # its folder below the sweep's
+    start: str  # id of the start that it last ran in
+    status: JobStatus  # a killed job stays running
+    swept: Mapping[str, str] = field(default_factory=dict)  # its values of the swept keys
+    error: str = ""  # why it failed
 
 
 def write_start(sweep: Path, start: Start) -> None:

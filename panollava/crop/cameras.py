@@ -41,26 +41,16 @@ class Column(IntEnum):
 
 @dataclass(frozen=True)
 class Camera:
-    """One view of a panorama.
+    """One view of a panorama: its centre, the angles that its content covers, and where this lies in the view."""
 
-    Attributes:
-        projection: ``PERSPECTIVE`` or ``EQUIRECTANGULAR``.
-        yaw_rad, pitch_rad: of the view's centre.
-        roll_rad: clockwise; 0 in equirectangular views.
-        h_extent_rad: angle from the left to the right edge of the content, along its middle row.
-        v_extent_rad: angle from top to bottom, along its middle column.
-        box: x0, y0, x1, y1 of the content as fractions of the view. The rest is black padding.
-        is_global: whether the view shows the whole panorama. Such a view is in no ring of tiles.
-    """
-
-    projection: int
+    projection: int  # PERSPECTIVE or EQUIRECTANGULAR
     yaw_rad: float
     pitch_rad: float
-    roll_rad: float
-    h_extent_rad: float
-    v_extent_rad: float
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    is_global: bool = False
+    roll_rad: float  # clockwise; 0 in equirectangular views
+    h_extent_rad: float  # from the left to the right edge of the content, along its middle row
+    v_extent_rad: float  # from top to bottom, along its middle column
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # x0, y0, x1, y1 of the content; the rest is black
+    is_global: bool = False  # it shows the whole panorama, and is in no ring of tiles
 
     def __post_init__(self) -> None:
         if self.projection == PERSPECTIVE and not 0 < max(self.h_extent_rad, self.v_extent_rad) < math.pi:
@@ -106,15 +96,10 @@ def token_directions(cameras: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def point_directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Unit vectors of a lattice of points in each view.
+    """Unit vectors ``(..., h, w, 3)`` of a lattice of points in each view of cameras ``(..., C)``.
 
-    Args:
-        cameras: ``(..., C)``.
-        x: ``(w)`` or ``(..., w)``, from 0 at the view's left edge to 1 at the right.
-        y: ``(h)`` or ``(..., h)``, from 0 at the top to 1 at the bottom.
-
-    Returns:
-        ``(..., h, w, 3)``.
+    x ``(w)`` or ``(..., w)`` runs from 0 at the view's left edge to 1 at the right, y ``(h)`` or ``(..., h)`` from 0
+    at the top to 1 at the bottom.
     """
     right = _centred(x, cameras[..., Column.BOX_X0, None], cameras[..., Column.BOX_X1, None])[..., None, :]
     up = -_centred(y, cameras[..., Column.BOX_Y0, None], cameras[..., Column.BOX_Y1, None])[..., :, None]
@@ -139,11 +124,7 @@ def point_directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def locate(cameras: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of directions in views: the inverse of ``point_directions``.
-
-    Args:
-        cameras: ``(..., C)``.
-        directions: ``(..., N, 3)``, unit vectors.
+    """Positions of unit vectors ``(..., N, 3)`` in the views of cameras ``(..., C)``; inverts ``point_directions``.
 
     Returns:
         x and y ``(..., N)``, from 0 at the view's left and top edge to 1 at the opposite one, and whether the

@@ -33,16 +33,11 @@ COMMON_KEYS = ("renderer", "device", "panorama_fov_deg")
 
 
 class Crop:
-    """Cuts panoramas into views. It holds no panorama and no maps, so it is cheap to send to loader workers.
+    """Cuts panoramas into views of (h, w) pixels, by one of the renderers of ``render_views``.
 
-    Attributes:
-        strategy: which views there are.
-        view_size: (h, w).
-        renderer, device: see ``render_views``.
-        panorama_fov_deg: degrees that the pictures cover, horizontally and vertically, in place of their GPano
-            tags; None for the tags, and for the whole sphere without any.
-        cameras: the V cameras, a global one first if there is one.
-        camera_rows: ``(V, C)`` float32, the cameras as numbers.
+    It holds no panorama and no maps, so it is cheap to send to loader workers. ``panorama_fov_deg`` are the degrees
+    that the pictures cover in place of their GPano tags; None for the tags, and for the whole sphere without any.
+    ``cameras`` has the V cameras, a global one first, and ``camera_rows`` the same as ``(V, C)`` float32.
     """
 
     def __init__(
@@ -110,10 +105,8 @@ class Crop:
     def whole(self, picture: np.ndarray, xmp: tuple[bytes, ...] = ()) -> np.ndarray:
         """A picture ``(H, W, 3)`` in memory, with its XMP packets, as panorama of the whole sphere.
 
-        The result of ``read`` is returned as it is.
-
-        Raises:
-            ValueError: its shape does not fit what it covers, or its tags cannot be used.
+        The result of ``read`` is returned as it is. Raises a ValueError if the shape does not fit what the picture
+        covers, or the tags cannot be used.
         """
         if isinstance(picture, ExtentArray):
             return picture

@@ -61,24 +61,15 @@ _MAX_12_BITS = 4095
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """The header of a picture file.
-
-    Attributes:
-        format: the kind of file.
-        width, height: of the upright picture.
-        orientation: how the upright picture is stored, 1 (upright) to 8 as in EXIF.
-        channels: of a JPEG, 4 for printing inks; 0 for a PNG, where they do not matter.
-        is_complete: whether the file has its end marker.
-        xmp: its XMP packets, XML documents that may name the part of the sphere that it shows.
-    """
+    """The header of a picture file."""
 
     format: Format
-    width: int
+    width: int  # of the upright picture
     height: int
-    orientation: int
-    channels: int
-    is_complete: bool
-    xmp: tuple[bytes, ...] = ()
+    orientation: int  # how the upright picture is stored, 1 (upright) to 8 as in EXIF
+    channels: int  # of a JPEG, 4 for printing inks; 0 for a PNG, where they do not matter
+    is_complete: bool  # the file has its end marker
+    xmp: tuple[bytes, ...] = ()  # XML documents that may name the part of the sphere that it shows
 
 
 def parse_header(file: BinaryIO) -> PictureHeader | None:
@@ -190,10 +181,7 @@ def _header(
 
 
 def exif_orientation(picture: Image.Image) -> int:
-    """How a picture is stored, 1 to 8 as in EXIF, as Pillow reads it from ``info``; 1 (upright) without an entry.
-
-    Files are read by the same function, so that a file and the picture that Pillow opens from it get the same one.
-    """
+    """How a picture or a file is stored, 1 to 8 as in EXIF, as Pillow reads it; 1 (upright) without an entry."""
     if not picture.info:
         return 1
     with suppress(Exception):  # an unreadable block is ignored
@@ -209,12 +197,9 @@ def xmp_packets(picture: Image.Image) -> tuple[bytes, ...]:
 
 
 def decode(data: bytes, header: PictureHeader, divisor: int = 1) -> np.ndarray:
-    """The whole file ``data`` as ``(H, W, 3)`` uint8 RGB, upright, without alpha.
+    """The whole file ``data`` as ``(H, W, 3)`` uint8 RGB, upright, without alpha; a ValueError says why not.
 
     The sides of a JPEG are divided by one of ``DIVISORS`` and rounded up.
-
-    Raises:
-        ValueError: why it cannot be decoded, and the way out.
     """
     size = -(-header.height // divisor), -(-header.width // divisor)
     if header.format == "JPEG":
@@ -255,12 +240,10 @@ def _plain_jpeg(data: bytes) -> bytes:
     """The same picture without what decoders warn of although its meaning is clear.
 
     That is bytes between segments, unknown versions of JFIF and colour transforms of Adobe, and wrong parameters of a
-    sequential scan, which have only one legal value. Data after the end marker is dropped.
+    sequential scan, which have only one legal value. Data after the end marker is dropped. Missing scans, which
+    decoders do not report, raise a ValueError.
 
     Source: ITU-T T.81, annexes B and G; ITU-T T.871, section 10.1; Adobe Technical Note 5116, section 18.
-
-    Raises:
-        ValueError: scans are missing, which decoders do not report.
     """
     pieces, position, is_sequential = [data[:2]], 2, True
     lacking: set[Size] = set()  # (colour, coefficient) that no scan has given yet
@@ -336,8 +319,7 @@ def _critical_chunks(data: bytes) -> bytes:
 def eight_bits(picture: np.ndarray) -> np.ndarray:
     """A picture of 16 bits per channel scaled to 8, 65535 becoming 255; one of 8 unchanged.
 
-    Raises:
-        ValueError: its values leave the upper bits empty, so that it would be nearly black.
+    Raises a ValueError if its values leave the upper bits empty, so that it would be nearly black.
     """
     if picture.dtype != np.uint16:
         return picture
@@ -387,9 +369,7 @@ class PanoramaFile:
 def check_panorama(source: str | Path | BinaryIO, covered: Covered | None = None) -> PanoramaFile:
     """Check the kind, end marker, size and shape of a file without decoding it. Damage inside its data is not seen.
 
-    Args:
-        source: a path, or an open file.
-        covered: degrees that the picture covers; None for its GPano tags, and the whole sphere without any.
+    ``covered`` are the degrees that it covers; None for its GPano tags, and the whole sphere without any.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -406,9 +386,6 @@ def decode_panorama(
 
     Returns:
         The picture ``(H, W, 3)`` uint8 RGB, upright, without alpha; the file; the divisor, which is 1 for a PNG.
-
-    Raises:
-        FileNotFoundError, ValueError: as for ``check_panorama``, or its data is damaged.
     """
     with _opened(source) as (name, file):
         panorama = _checked(name, file, covered)

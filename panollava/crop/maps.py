@@ -39,20 +39,13 @@ ENLARGED = 0.6
 
 @dataclass(frozen=True)
 class ViewGroup:
-    """Views that are sampled in the same way.
+    """Views that are sampled in the same way."""
 
-    Attributes:
-        views: their indices among all views.
-        source_size: that of the shrunk panorama, of which the sphere takes ``extent``.
-        samples: per pixel, each way.
-        content: top, left, bottom, right of the pixels that are not padding, the last two exclusive.
-    """
-
-    views: tuple[int, ...]
-    source_size: Size
-    extent: Extent
-    samples: int
-    content: tuple[int, int, int, int]
+    views: tuple[int, ...]  # their indices among all views
+    source_size: Size  # of the shrunk panorama
+    extent: Extent  # what the sphere takes of it
+    samples: int  # per pixel, each way
+    content: tuple[int, int, int, int]  # top, left, bottom, right of the unpadded pixels, the last two exclusive
 
     @property
     def content_size(self) -> Size:
@@ -121,10 +114,7 @@ def _span(start: float, end: float, pixels: int) -> tuple[int, int]:
 def float_maps(group: ViewGroup, cameras: tuple[Camera, ...], view_size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the samples of a group's n views in its source, which has a border of one pixel.
 
-    ``cameras`` are all views of the panorama, ``view_size`` is (h, w).
-
-    Returns:
-        Columns and rows, each ``(n, content height * samples, content width * samples)`` float32.
+    Columns and rows, each ``(n, content height * samples, content width * samples)`` float32, of (h, w) views.
     """
     rows, columns = group.extent
     across, down = _unit_maps(tuple(cameras[view] for view in group.views), view_size, group.content, group.samples)

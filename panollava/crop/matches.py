@@ -26,22 +26,14 @@ _POINT_TOLERANCE = 5e-3
 
 @dataclass(frozen=True)
 class Matches:
-    """Points of two views with the same direction, each a weighted sum of tokens.
+    """Points of two views with the same direction, each a weighted sum of tokens. ``K`` may differ between a and b."""
 
-    Attributes:
-        pairs: ``(P, 3)`` int64 rows (sample, first view, second view).
-        index_a, index_b: ``(P, M, K)`` int64, tokens of the first and the second view, counted row by row. ``K`` may
-            differ between the two.
-        weight_a, weight_b: ``(P, M, K)`` float32, which sum to 1 over K.
-        mask: ``(P, M)`` bool, False where a pair has fewer matches than ``M``.
-    """
-
-    pairs: Tensor
-    index_a: Tensor
-    weight_a: Tensor
-    index_b: Tensor
+    pairs: Tensor  # (P, 3) int64 rows (sample, first view, second view)
+    index_a: Tensor  # (P, M, K) int64, tokens of the first view, counted row by row
+    weight_a: Tensor  # (P, M, K) float32, which sum to 1 over K
+    index_b: Tensor  # the same of the second view
     weight_b: Tensor
-    mask: Tensor
+    mask: Tensor  # (P, M) bool, False where a pair has fewer matches than M
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The matched points of tokens ``(B, V, Q, D)``: ``(P, M, D)`` of the first views and of the second."""
@@ -56,12 +48,8 @@ def column_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) ->
     """The last columns of each tile with the first ones of its right neighbour, in proportion to the overlap.
 
     This is the published form. Overlap is a share of angle and tiles are flat, so the directions of matched tokens
-    differ by up to several patches. It is exact only for touching columns of equirectangular views.
-
-    Args:
-        cameras: ``(B, V, C)``.
-        view_mask: ``(B, V)``.
-        grid: (H', W') of the tokens.
+    differ by up to several patches. It is exact only for touching columns of equirectangular views. Cameras are
+    ``(B, V, C)``, ``view_mask`` is ``(B, V)``, ``grid`` (H', W') that of the tokens.
     """
     height, width = grid
     pairs = neighbour_pairs(cameras, view_mask)
@@ -93,12 +81,7 @@ def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Ma
     Each patch centre of the first view is projected into the second and interpolated between the four nearest patch
     centres there. Within half a patch of the edge, beyond the last centres, it is extrapolated, so that the weighted
     point is always exact. Neighbours that share no patch centres, as at overlap 0, are matched along their common
-    edge, to which both are extrapolated.
-
-    Args:
-        cameras: ``(B, V, C)``.
-        view_mask: ``(B, V)``.
-        grid: (H', W') of the tokens.
+    edge, to which both are extrapolated. Arguments are those of ``column_matches``.
     """
     # Most batches have the same cameras in every sample: each distinct set is matched once.
     rows = torch.cat((cameras, view_mask[..., None].to(cameras.dtype)), dim=2)

@@ -60,19 +60,13 @@ def extent_of(panorama: np.ndarray) -> Extent:
 
 
 class Part(NamedTuple):
-    """The part of the sphere that a picture shows.
+    """The part of the sphere that a picture shows."""
 
-    Attributes:
-        across_deg, down_deg: the degrees that it covers, from left to right and from top to bottom.
-        before, above: the shares of the missing degrees that lie on its left and above it.
-        from_tags: whether it comes from the tags of the file, not from ``crop.panorama_fov_deg``.
-    """
-
-    across_deg: float
+    across_deg: float  # the degrees that it covers from left to right
     down_deg: float
-    before: float = 0.5
+    before: float = 0.5  # the share of the missing degrees that lies on its left
     above: float = 0.5
-    from_tags: bool = False
+    from_tags: bool = False  # it comes from the tags of the file, not from crop.panorama_fov_deg
 
     def __str__(self) -> str:
         degrees = f"[{self.across_deg:g}, {self.down_deg:g}]"
@@ -135,18 +129,15 @@ def pad_to_sphere(picture: np.ndarray, part: Part | None, needed: Size) -> np.nd
 
     The picture keeps its pixels. Its borders are rounded to whole pixels, which moves its edges by half a pixel at
     most and leaves a centred picture exactly in the centre. A picture at least twice as fine as needed is averaged
-    down first: the sphere around it may be many times as large.
+    down first: the sphere around it may be many times as large. A ValueError says that it would be larger than
+    ``MAX_PIXELS`` however small the picture ``(H, W, 3)`` is made.
 
     Args:
-        picture: ``(H, W, 3)``, with or without an ``extent``.
         part: of the sphere that it shows; None for the whole.
         needed: (H, W) of the coarsest sphere that is fine enough.
 
     Returns:
-        ``(H', W', 3)``, of ``MAX_PIXELS`` pixels or little more, with an ``extent`` unless ``part`` is None.
-
-    Raises:
-        ValueError: the sphere would be larger however small the picture is made.
+        ``(H', W', 3)``, with an ``extent`` unless ``part`` is None.
     """
     if part is None:
         return picture

@@ -25,11 +25,8 @@ def render_views(
 
     Args:
         panorama: ``(H, W, 3)`` uint8 or float32, the whole sphere, with or without an ``extent``.
-        cameras: V cameras.
-        view_size: (h, w).
         renderer: ``cv2``; ``torch``, the same on ``device``; ``equilib``, an independent implementation for
             comparison whose pixel centres are off by a fraction of a pixel (perspective views only, others by cv2).
-        device: where the torch renderer runs.
 
     Returns:
         ``(V, h, w, 3)`` of the panorama's type.

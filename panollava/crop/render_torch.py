@@ -22,18 +22,10 @@ _FIXED_STEPS = 32
 
 
 def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: Size, extent: Extent | None = None) -> Tensor:
-    """The views of each panorama, as ``render_views`` cuts them, on the device of the panoramas.
+    """Views ``(B, V, 3, h, w)`` of panoramas ``(B, 3, H, W)``, as ``render_views`` cuts them, on their device.
 
-    The sampling of floating-point panoramas is differentiable with respect to them.
-
-    Args:
-        panoramas: ``(B, 3, H, W)`` uint8 or floating point, each the whole sphere.
-        cameras: V cameras.
-        view_size: (h, w).
-        extent: how many rows and columns the sphere takes; None for all.
-
-    Returns:
-        ``(B, V, 3, h, w)`` of the panoramas' type.
+    The panoramas are uint8 or floating point, each the whole sphere, which takes ``extent`` rows and columns (None for
+    all). The sampling of floating-point panoramas is differentiable with respect to them.
     """
     if (
         panoramas.ndim != 4

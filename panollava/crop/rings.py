@@ -20,11 +20,8 @@ _ANGLE_TOLERANCE_RAD = 1e-4
 def neighbour_pairs(cameras: Tensor, view_mask: Tensor) -> Tensor:
     """Every tile with its right neighbour in the same ring.
 
-    The right neighbour is the tile at the smallest step of yaw to the right, and it counts if the two touch or
-    overlap. Global views and padding views have no neighbour.
-
-    Returns:
-        ``(P, 3)`` int64 rows (sample, view, its right neighbour), ordered by sample and view.
+    ``(P, 3)`` int64 rows, ordered by sample and view. The right neighbour is the tile at the smallest step of yaw to
+    the right, and it counts if the two touch or overlap. Global views and padding views have no neighbour.
     """
     is_tile = view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
     projection, pitch = cameras[..., Column.PROJECTION], cameras[..., Column.PITCH]
@@ -74,10 +71,8 @@ def overlap_columns(grid_width: int, overlap: float) -> int:
 def closed_rings(cameras: Tensor, view_mask: Tensor) -> list[tuple[int, list[int]]]:
     """Rings in which each view's right neighbour is the next, and the last one's is the first.
 
-    Global views, padding views, and rows of views with a gap are in none.
-
-    Returns:
-        (sample, its views to the right from the lowest index on), ordered by sample and that index.
+    Global views, padding views, and rows of views with a gap are in none. Each is (sample, its views to the right
+    from the lowest index on), ordered by sample and that index.
     """
     to_the_right = {(sample, view): right for sample, view, right in neighbour_pairs(cameras, view_mask).tolist()}
     rings: list[tuple[int, list[int]]] = []

@@ -39,11 +39,9 @@ class CropStrategy(Protocol):
     @property
     def effective_overlap(self) -> float:
         """Share of its angle that a tile has in common with its right neighbour; 0 where there is none."""
-        ...
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
         """The views in order, a global view first. Only the shape of ``view_size`` (h, w) matters."""
-        ...
 
 
 class E2pCrop:

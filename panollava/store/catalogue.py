@@ -28,19 +28,12 @@ _STALE_S = 3600.0
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """Settings of the store of a frozen encoder's features.
+    """Settings of the store of a frozen encoder's features."""
 
-    Attributes:
-        enabled: keep features wherever the encoder is frozen and images are not augmented.
-        dir: folder of the stores and of the records of files.
-        max_gib: limit of all stores together.
-        verify: read the whole of every image to identify it, not only its size and times.
-    """
-
-    enabled: bool = True
-    dir: str = "cache"
-    max_gib: Annotated[float, Gt(0)] = 50.0
-    verify: bool = False
+    enabled: bool = True  # keep features wherever the encoder is frozen and images are not augmented
+    dir: str = "cache"  # folder of the stores and of the records of files
+    max_gib: Annotated[float, Gt(0)] = 50.0  # of all stores together
+    verify: bool = False  # read the whole of every image to identify it, not only its size and times
 
     @property
     def root(self) -> Path:
@@ -59,19 +52,12 @@ class StoreOptions:
 
 @dataclass(frozen=True)
 class Kept:
-    """A store on disk.
-
-    Attributes:
-        folder: of the store.
-        panoramas: in the store.
-        bytes: of all its files.
-        used: when it was last used, in seconds since the epoch.
-    """
+    """A store on disk."""
 
     folder: Path
     panoramas: int
-    bytes: int
-    used: float
+    bytes: int  # of all its files
+    used: float  # when it was last used, in seconds since the epoch
 
     def line(self) -> str:
         """One line about the store."""
@@ -82,16 +68,9 @@ class Kept:
 def open_store(
     options: StoreOptions, name: str, features_of: Mapping[str, Any], *, shape: Sequence[int], dtype: torch.dtype
 ) -> FeatureStore:
-    """The store of one encoder and crop, made if missing.
+    """The store of one encoder and crop, for features ``(V, N, Dv)``, made if missing; an OSError if none can be made.
 
-    Args:
-        name: prefix of its folder's name.
-        features_of: all that features depend on beside the image; another value is another store.
-        shape: ``(V, N, Dv)`` of a panorama's features.
-        dtype: of the features.
-
-    Raises:
-        OSError: there is no such store, and none can be made.
+    ``features_of`` is all that features depend on beside the image: another value is another store.
     """
     whole = {"format": FORMAT, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), **features_of}
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
@@ -136,8 +115,7 @@ def kept_stores(folder: str) -> list[Kept]:
 def clear_stores(options: StoreOptions, chosen: Sequence[Kept]) -> None:
     """Removes stores; processes that read them keep the features that they have, and encode the rest again.
 
-    Raises:
-        OSError: some of them cannot be removed.
+    Raises an OSError if some of them cannot be removed.
     """
     for kept in chosen:
         remove(kept.folder)

@@ -17,21 +17,13 @@ _WAIT_S = 0.002
 
 @dataclass
 class PartBatch:
-    """A batch without pixels from a loader worker: features of the images in the store, views of the others.
+    """A batch without pixels from a loader worker: features of the images in the store, views of the others."""
 
-    Attributes:
-        batch: all but pixels and features.
-        pictures: digest of each sample's image.
-        known: whether each sample's features were in the store.
-        features: ``(K, V, N, Dv)`` of the known ones, None if K is 0.
-        views: ``(B - K, V, 3, h, w)`` uint8 of the others, None if there are none.
-    """
-
-    batch: Batch
-    pictures: list[str]
-    known: list[bool]
-    features: Tensor | None
-    views: Tensor | None
+    batch: Batch  # all but pixels and features
+    pictures: list[str]  # digest of each sample's image
+    known: list[bool]  # whether each sample's features were in the store
+    features: Tensor | None  # (K, V, N, Dv) of the known ones, None if K is 0
+    views: Tensor | None  # (B - K, V, 3, h, w) uint8 of the others, None if there are none
 
     def pin_memory(self) -> PartBatch:
         """The same in page-locked memory; the DataLoader calls this."""
@@ -48,18 +40,13 @@ class FeatureMaker:
     then wait. If a process is killed, another takes over.
 
     Args:
-        store: of the features.
         encode: ``(V, 3, h, w)`` uint8 views of one panorama -> ``(V, N, Dv)``; see ``panollava.model.vision``.
         device: of the completed features.
-
-    Attributes:
-        made: panoramas encoded.
-        read: samples whose features were in the store.
     """
 
     def __init__(self, store: FeatureStore, encode: Callable[[Tensor], Tensor], device: torch.device) -> None:
         self.store, self.encode, self.device = store, encode, device
-        self.made = self.read = 0
+        self.made = self.read = 0  # panoramas encoded, and samples whose features were in the store
 
     def complete(self, part: PartBatch) -> Batch:
         """The batch with ``vision_features`` ``(B, V, N, Dv)``; on the CPU if the store had all of them."""

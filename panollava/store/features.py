@@ -36,19 +36,9 @@ class DamagedShardError(ValueError):
 
 
 class FeatureStore:
-    """Features of panoramas, by the digest of the image. Loader workers get a copy, which only reads.
+    """Features ``(V, N, Dv)`` of panoramas, by the digest of the image. Loader workers get a copy, which only reads.
 
-    Args:
-        folder: of this store.
-        features_of: all that its features depend on beside the image, to be written as JSON.
-        files: gives the digests of images.
-        quota: the limit of all stores.
-        shape: ``(V, N, Dv)`` of a panorama's features.
-        dtype: of the features.
-
-    Attributes:
-        is_full: nothing more is kept, since the limit was reached or the disk cannot be written.
-        damaged: shards that were found damaged.
+    ``features_of`` is all that the features depend on beside the image, to be written as JSON.
     """
 
     def __init__(
@@ -64,8 +54,8 @@ class FeatureStore:
         self.folder, self.features_of = folder, features_of
         self.files, self.quota = files, quota
         self.shape, self.dtype = tuple(shape), dtype
-        self.is_full = False
-        self.damaged = 0
+        self.is_full = False  # nothing more is kept, since the limit was reached or the disk cannot be written
+        self.damaged = 0  # shards that were found damaged
         self._checked: set[str] = set()
         self._touched = 0.0
 
@@ -110,8 +100,7 @@ class FeatureStore:
     def put(self, picture: str, features: Tensor) -> bool:
         """Keeps features ``(V, N, Dv)`` on the CPU, if there is room; the caller has the claim.
 
-        Returns:
-            Whether they are kept; if not, the log says why, once.
+        Returns whether they are kept; if not, the log says why, once.
         """
         if self.is_full:
             return False
@@ -179,8 +168,7 @@ def write_shard(path: Path, features: Tensor, picture: str) -> None:
 def read_shard(path: Path, picture: str, *, shape: Sequence[int], dtype: torch.dtype, check: bool = True) -> Tensor:
     """Features of one image, memory-mapped; they stay valid when the file is removed.
 
-    Args:
-        check: compare the checksum; else only the header, which detects a truncated file.
+    Without ``check`` only the header is compared, which detects a truncated file, not the checksum.
 
     Raises:
         FileNotFoundError: there is no such shard.

@@ -48,22 +48,15 @@ _Import = tuple[str, str]
 class FileIdentity:
     """Digests of images and other files, remembered on disk for every process that uses the same folder.
 
-    Args:
-        folder: of the records, a small file per image; None remembers in this process alone.
-        verify: read every file once in this process, whatever is remembered of it.
+    Without a folder it remembers in this process alone. With ``verify`` it reads every file once in this process.
     """
 
     def __init__(self, folder: Path | None, *, verify: bool = False) -> None:
-        self.folder = folder
-        self.verify = verify
+        self.folder, self.verify = folder, verify
         self._known: dict[str, tuple[list[int], str]] = {}
 
     def identify(self, source: Path | str) -> str:
-        """SHA-256 digest of a file, or of a text that describes all that an image is drawn from.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+        """SHA-256 digest of a file, or of a text that describes all that an image is drawn from."""
         if isinstance(source, str):
             return hashlib.sha256(source.encode()).hexdigest()
         path = os.path.abspath(source)
@@ -129,9 +122,6 @@ def code_digest(*roots: Definition) -> str:
 
     References are found in the source: names of a module and members that a method names of its own class. Imports,
     docstrings, comments, layout, types of results, log messages and the texts of errors do not count.
-
-    Args:
-        roots: where the computation begins, such as ``Crop.views``.
     """
     found = present_digest(*roots)
     return EQUIVALENT.get(found, found)

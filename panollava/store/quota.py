@@ -22,12 +22,7 @@ _GONE = ".gone-"
 
 
 class Quota:
-    """The limit of all stores below a folder, counted across processes.
-
-    Args:
-        root: folder of the stores.
-        limit: in bytes.
-    """
+    """The limit in bytes of all stores below a folder, counted across processes."""
 
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
@@ -42,11 +37,7 @@ class Quota:
             return self._recounted()
 
     def reserve(self, size: int, keep: Path) -> str:
-        """Reserves bytes, and removes idle stores other than ``keep`` where that is necessary.
-
-        Returns:
-            Why they may not be written; empty where they may.
-        """
+        """Reserves bytes, and removes idle stores other than ``keep`` for them; else returns why it cannot."""
         with self._lock():
             used = self._counted()
             while reason := self._obstacle(used, size):

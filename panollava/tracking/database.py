@@ -33,9 +33,7 @@ _OTHER_URI = "tracking.uri=sqlite:////elsewhere/mlflow.db"
 def check_database(uri: str) -> None:
     """Checks an SQLite file before MLflow opens it, which would show a traceback, or migrate it.
 
-    Raises:
-        ValueError: it is damaged, not a store of MLflow, or of another version.
-        StoreBusyError: another process keeps it locked.
+    Raises a ValueError if it is damaged, not a store of MLflow, or of another version; a StoreBusyError if locked.
     """
     file = database_file(uri)
     if file is None or not file.is_file() or not file.stat().st_size:

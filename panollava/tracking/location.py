@@ -39,15 +39,12 @@ class StoreBusyError(ConnectionError):
 
 
 def absolute_uri(uri: str | None = None, folder: Path | None = None) -> str:
-    """The store's address with its path made absolute, so that a later change of directory cannot move it.
+    """The store's address without secrets, its path made absolute so that a change of directory cannot move it.
 
     Args:
         uri: `sqlite:///relative/or/absolute/file.db` or the address of a tracking server; the default is
-            ``MLFLOW_TRACKING_URI``, else `sqlite:///mlflow.db`.
+            ``MLFLOW_TRACKING_URI``, of which ``connection_uri`` alone uses the secret, else `sqlite:///mlflow.db`.
         folder: that a relative path starts from; the working directory by default.
-
-    Returns:
-        An address without any secret; one in ``MLFLOW_TRACKING_URI`` is used by ``connection_uri`` alone.
 
     Raises:
         ValueError: not an address of a run store, or one with a secret in it.

@@ -7,7 +7,6 @@ import logging
 import os
 import posixpath
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -48,43 +47,23 @@ class MlflowTracker(Tracker):
     def __init__(
         self,
         *,
-        uri: str | None = None,
-        experiment: str | None = None,
-        run_name: str | None = None,
-        run_id: str | None = None,
-        parent_run_id: str | None = None,
+        uri: str | None = None,  # store; see ``absolute_uri``
+        experiment: str | None = None,  # name under which runs are listed; see ``experiment_name``
+        run_name: str | None = None,  # of a new run; MLflow invents one if it is missing
+        run_id: str | None = None,  # run to resume
+        parent_run_id: str | None = None,  # of a sweep
         tags: Mapping[str, str] | None = None,
-        outbox: Path | None = None,
-        wait_seconds: Annotated[float, Interval(ge=0)] = 15.0,
-        system_metrics: bool = False,
-        system_seconds: Annotated[float, Interval(gt=0)] = 10.0,
+        outbox: Path | None = None,  # folder for operations that the store does not take at once; None: write directly
+        wait_seconds: Annotated[float, Interval(ge=0)] = 15.0,  # at the end, for a server that does not answer
+        system_metrics: bool = False,  # log the load of processors, memory, disk, network and GPUs
+        system_seconds: Annotated[float, Interval(gt=0)] = 10.0,  # between two of their measurements
         log_model: ModelForm = "none",
-        register: str | None = None,
-        alias: str = "best",
-        flush_every: Annotated[int, Interval(ge=1, le=1000)] = 200,
-        flush_seconds: Annotated[float, Interval(ge=0)] = 10.0,
+        register: str | None = None,  # registered model to make the trained one a version of
+        alias: str = "best",  # of the best version
+        flush_every: Annotated[int, Interval(ge=1, le=1000)] = 200,  # metrics buffered before they are written
+        flush_seconds: Annotated[float, Interval(ge=0)] = 10.0,  # after which they are written anyway
     ) -> None:
-        """
-        Args:
-            uri: store; see ``absolute_uri``.
-            experiment: name under which runs are listed; see ``experiment_name``.
-            run_name: name of a new run; MLflow invents one if it is missing.
-            run_id: run to resume.
-            parent_run_id: parent run of a sweep.
-            tags: further tags of the run.
-            outbox: folder for operations that the store does not take at once; None writes directly.
-            wait_seconds: how long to wait at the end for a server that does not answer.
-            system_metrics: log the load of processors, memory, disk, network and GPUs.
-            system_seconds: seconds between two of their measurements.
-            log_model: keep the trained model with the run: its best checkpoint, or a Hugging Face folder.
-            register: registered model to make it a version of.
-            alias: alias of the best version.
-            flush_every: metrics buffered before they are written.
-            flush_seconds: seconds after which they are written anyway.
-
-        Raises:
-            ValueError: ``uri``, ``register`` or ``alias`` is not valid in MLflow.
-        """
+        """Raises a ValueError if ``uri``, ``register`` or ``alias`` is not valid in MLflow."""
         check_names(register, alias)
         self.uri, self.experiment = absolute_uri(uri), experiment_name(experiment)
         values = ((URI, uri, self.uri), (EXPERIMENT, experiment, self.experiment))
@@ -178,15 +157,12 @@ class MlflowTracker(Tracker):
         return self
 
     def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # A command that was refused before it had anything to record leaves no run.
         is_refused = self._is_new and self._is_empty and not self._buffer and isinstance(error, ValueError | OSError)
         try:
-            self.close(closing_status(error_type))
+            self.close(closing_status(kind))
             if is_refused and self.run_id is not None and not self.run_id.startswith(runs.LOCAL):
                 runs.discard_run(self.uri, self.run_id)
         except OSError as failure:
@@ -198,10 +174,7 @@ class MlflowTracker(Tracker):
         folder, base = posixpath.split(name)
         with tempfile.TemporaryDirectory() as temporary:
             copy = Path(temporary) / base
-            if isinstance(content, Path):
-                shutil.copyfile(content, copy)
-            else:
-                copy.write_bytes(content)
+            copy.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
             self.file(copy, folder or None)
 
     def _put(self, operation: Operation, source: Path | None = None) -> None:
@@ -239,9 +212,7 @@ def _encoded(image: np.ndarray, suffix: str) -> bytes:
 class SystemMetrics(threading.Thread):
     """A thread that measures processors, memory, disk and network, and NVIDIA's GPUs if ``nvidia-ml-py`` is installed.
 
-    Args:
-        log: takes named numbers and a step; steps are seconds since 1970, so that those of a resumed run follow on.
-        seconds: between two measurements.
+    ``log`` takes named numbers and a step: the seconds since 1970, so that the steps of a resumed run follow on.
     """
 
     def __init__(self, log: Callable[[Mapping[str, float], int], None], seconds: float) -> None:

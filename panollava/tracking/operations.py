@@ -37,11 +37,8 @@ def perform(
     """Performs one operation.
 
     All operations but metrics are idempotent in the store. Metrics are looked up first where they may have arrived
-    before, since stores that are not databases would list them twice.
-
-    Args:
-        folder: that ``path`` of the operation is relative to.
-        again: the operation may have been performed before, wholly or in part.
+    before (``again``), since stores that are not databases would list them twice. The operation's ``path`` is relative
+    to ``folder``.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
@@ -78,13 +75,9 @@ def perform(
 
 
 def new_rows(rows: Sequence[Row], last_steps: Mapping[str, int]) -> list[Row]:
-    """The metrics of steps that a run has not logged yet.
+    """The metrics of steps that a run has not logged yet, by the last logged step of each metric.
 
-    A resumed run repeats some steps, which are not logged twice. Step 0 is for values of the whole run, which may be
-    measured again.
-
-    Args:
-        last_steps: last logged step of each metric.
+    A resumed run repeats some steps. Step 0 is for values of the whole run, which may be measured again.
     """
     return [row for row in rows if row[3] == 0 or row[3] > last_steps.get(row[0], -1)]
 
@@ -119,11 +112,7 @@ def _copy(client: MlflowClient, uri: str, run_id: str, path: Path, into: str | N
 
 
 def check_names(name: str | None, alias: str) -> None:
-    """Checks the name and alias of a registered model before training.
-
-    Raises:
-        ValueError: MLflow would refuse them after it.
-    """
+    """Raises a ValueError if MLflow would refuse the name or alias of a registered model after the training."""
     if name is not None and (not name.strip() or re.search(r'[/:"]', name)):
         raise ValueError(f'tracking.register={name!r} is no name of a model: allowed is a text without /, : and ".')
     if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"(?i)v\d+|latest", alias):
@@ -142,10 +131,7 @@ def register(
     version with another measure leaves the alias where it is. Processes that register at once on a server, which has
     no lock, end with the best as well: each looks again after it has moved the alias.
 
-    Args:
-        name: the registered model; made if missing.
-        artifact: folder of the model among the run's artifacts.
-        measured_on: stage, data and language model, as text.
+    ``artifact`` is the model's folder among the run's artifacts; ``measured_on`` names stage, data and language model.
     """
     with store_lock(uri):
         version = _version(client, run_id, name, artifact)

@@ -44,14 +44,10 @@ ATTEMPTS = 5
 
 
 class Outbox:
-    """Operations of one run, owned by one process at a time.
+    """Operations of one run, owned by one process at a time; one thread may put them in while another takes them out.
 
-    One thread may put operations in while another takes them out.
-
-    Attributes:
-        header: ``uri``, ``experiment``, ``run_id`` (None with what is needed to make the run), and ``reached``, the
-            last step of each metric that earlier processes logged (None until it is looked up).
-        in_doubt: whether the next operation may have arrived without a record of it.
+    ``header`` has ``uri``, ``experiment``, ``run_id`` (None with what is needed to make the run), and ``reached``, the
+    last step of each metric that earlier processes logged (None until it is looked up).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,7 +66,7 @@ class Outbox:
             self._lock.release()
             raise
         self._writing = threading.Lock()
-        self.in_doubt = True
+        self.in_doubt = True  # the next operation may have arrived without a record of it
 
     @classmethod
     def create(cls, parent: Path, header: dict[str, Any]) -> Self:
@@ -225,15 +221,10 @@ def _replace(path: Path, text: str) -> None:
 
 
 class Delivery:
-    """A thread that empties outboxes, the oldest first, and waits for more in the last one.
+    """A thread that empties outboxes, the oldest first, and waits for more in the last one; releases them at the end.
 
-    A server that is away causes one warning. An operation that it refuses is set aside in its outbox, with a warning.
-
-    Args:
-        uri: of the store.
-        boxes: outboxes to empty, which this object releases at the end; the last one is still filled.
-        wait_seconds: how long to wait at the end for a server that does not answer.
-        is_away: whether a warning has just said that the server does not answer.
+    A server that is away causes one warning, unless ``is_away`` says that it was given; at the end it is waited for
+    ``wait_seconds``. An operation that it refuses is set aside in its outbox, with a warning.
     """
 
     def __init__(self, uri: str, boxes: Sequence[Outbox], *, wait_seconds: float = 0.0, is_away: bool = False) -> None:
@@ -363,11 +354,7 @@ class Delivery:
 
 
 def deliver(folder: Path, *, wait_seconds: float = 0.0) -> tuple[int, int]:
-    """Sends all outboxes that runs in or below a folder left behind, each to its own store.
-
-    Returns:
-        How many operations were waiting, and how many still are.
-    """
+    """Sends all outboxes left behind in or below a folder; returns how many operations were waiting and still are."""
     boxes = Outbox.left_behind(folder, below=True)
     for box in boxes:
         box.retry_refused()

@@ -45,8 +45,7 @@ class RunOptions:
 class Direct:
     """Performs each operation at once.
 
-    Args:
-        fallback: opens the delivery for the rest when another process keeps the store locked; None raises the error.
+    ``fallback`` opens the delivery for the rest when another process keeps the store locked; None raises the error.
     """
 
     def __init__(
@@ -77,17 +76,12 @@ class Direct:
 
 
 class OpenRun(NamedTuple):
-    """An open run.
-
-    Attributes:
-        is_new: whether it has just been made.
-        last_steps: last logged step of each metric; a ``Delivery`` looks them up by itself.
-    """
+    """An open run."""
 
     run_id: str
-    is_new: bool
+    is_new: bool  # it has just been made
     channel: Direct | Delivery
-    last_steps: dict[str, int]
+    last_steps: dict[str, int]  # last logged step of each metric; a Delivery looks them up by itself
 
 
 def open_run(options: RunOptions) -> OpenRun:
@@ -208,12 +202,8 @@ def discard_run(uri: str, run_id: str) -> None:
 def start_parent(uri: str, experiment: str, name: str, folder: Path, run_id: str | None = None) -> str:
     """Opens the parent run of a sweep, and makes the store before any job needs it.
 
-    The operations that earlier starts could not send are sent first, since one of them would end the run.
-
-    Args:
-        name: of the run.
-        folder: of the sweep.
-        run_id: parent of an earlier start, which is resumed if the store still has it.
+    The operations that earlier starts could not send are sent first, since one of them would end the run. The parent
+    ``run_id`` of an earlier start is resumed if the store still has it.
 
     Returns:
         The `parent_run_id` of each job's tracker.
@@ -237,13 +227,8 @@ def end_parent(
 ) -> int:
     """Ends the run that `start_parent` opened, and the runs of jobs that were killed.
 
-    Args:
-        files: the sweep's table and figures, kept with the run in the folder `sweep`.
-        folder: of the sweep, for the outbox.
-        wait_seconds: how long to wait for a server that does not answer.
-
-    Returns:
-        How many operations wait for the server.
+    The ``files``, the sweep's table and figures, are kept with the run in the folder `sweep`. Returns how many
+    operations wait in the outbox of the sweep's ``folder``.
 
     Raises:
         OSError: the disk of the store is full, read-only or broken.

@@ -162,12 +162,7 @@ def store_errors(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """Id of an experiment, which is made if missing.
-
-    Raises:
-        ConnectionError: the server does not answer.
-        ValueError: the experiment was deleted in MLflow.
-    """
+    """Id of an experiment, which is made if missing; a ValueError if it was deleted in MLflow."""
     from mlflow.exceptions import MlflowException
 
     with store_lock(uri):
@@ -277,11 +272,7 @@ def _quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
 
 
 def folders_of(experiment: str, uri: str | None) -> list[str]:
-    """Folders of the finished training runs of an MLflow experiment that still exist, the oldest first.
-
-    Raises:
-        ValueError: there is no experiment of that name.
-    """
+    """Folders of the finished training runs of an MLflow experiment that still exist, the oldest first."""
     address = location.absolute_uri(uri)
     with store_errors(address):
         client = open_client(address)

@@ -17,23 +17,14 @@ ModelForm = Literal["none", "checkpoint", "export"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A split that a run reads, as MLflow records it.
+    """A split that a run reads, as MLflow records it."""
 
-    Attributes:
-        name: of the data set and the split.
-        digest: of the content, wherever the files are; 36 characters at most.
-        source_type: ``local`` for files, ``code`` for generated data.
-        source: JSON of the origin, in MLflow's form for that type.
-        profile: JSON of the size.
-        context: ``training``, ``validation`` or ``test``.
-    """
-
-    name: str
-    digest: str
-    source_type: str
-    source: str
-    profile: str
-    context: str
+    name: str  # of the data set and the split
+    digest: str  # of the content, wherever the files are; 36 characters at most
+    source_type: str  # local for files, code for generated data
+    source: str  # JSON of the origin, in MLflow's form for that type
+    profile: str  # JSON of the size
+    context: str  # training, validation or test
 
 
 @dataclass(frozen=True)
@@ -45,15 +36,10 @@ class ModelLoss:
 
 
 class Tracker:
-    """Records one run. As a context manager it starts the run and closes it with the status that fits.
+    """Records one run. As a context manager it starts the run and closes it with the status that fits."""
 
-    Attributes:
-        run_id: with which the run can be resumed; None before `start` and where nothing is kept.
-        model_form: that ``model`` takes.
-    """
-
-    run_id: str | None = None
-    model_form: ModelForm = "none"
+    run_id: str | None = None  # with which the run can be resumed; None before `start` and where nothing is kept
+    model_form: ModelForm = "none"  # that ``model`` takes
 
     def start(self) -> None:
         """Opens the run: a new one, or the one to resume."""
@@ -95,10 +81,7 @@ class Tracker:
         return self
 
     def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         return None
 
