@@ -28,8 +28,7 @@ TRAINED = "trained.safetensors"
 STATE = "state.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_ASIDE = ".old-"
-"""Prefix of the names of folders that are being replaced; see ``tidy``."""
+_ASIDE = ".old-"  # prefix of the names of folders that are being replaced; see `tidy`
 
 
 def write_checkpoint(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

@@ -14,10 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-TEMPORARY = ".tmp-"
-"""Prefix of the names of files and folders that are being written."""
-MAX_DOCUMENT_BYTES = 16 << 20
-"""Far more than any of our JSON files has; a larger one is refused before it is read."""
+TEMPORARY = ".tmp-"  # prefix of the names of files and folders that are being written
+MAX_DOCUMENT_BYTES = 16 << 20  # far more than any of our JSON files has; a larger one is refused before it is read
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
 

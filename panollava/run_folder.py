@@ -53,8 +53,7 @@ MAY_DIFFER = (
 )
 """Config keys that may change between the starts of a run without making it another run."""
 
-FORM = 2
-"""Form of the ``model`` section in configs and metadata; older records have none and are read through ``upgraded``."""
+FORM = 2  # form of the model section in configs and metadata; older records have none and go through `upgraded`
 
 NULL_OBJECTIVE = {
     "stage.vision.loss.pairing": "columns",

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from panollava.crop.sphere import angles_to_direction, direction_to_angles, rotation_matrix
 
-PERSPECTIVE = 0
-"""Projection code of a pinhole view: straight lines stay straight."""
-EQUIRECTANGULAR = 1
-"""Projection code of a rectangle of the panorama itself: angles are linear in pixels."""
+PERSPECTIVE = 0  # projection code of a pinhole view: straight lines stay straight
+EQUIRECTANGULAR = 1  # projection code of a rectangle of the panorama itself: angles are linear in pixels
 
 CENTRE_MARGIN, FINEST_MARGIN = 2.0, 1.24
 """Panorama pixels per view pixel, each way, in the view's centre and where the view is finest. With fewer, views of

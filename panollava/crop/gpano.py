@@ -20,10 +20,8 @@ _PIXELS = (
     "CroppedAreaLeftPixels",
     "CroppedAreaTopPixels",
 )
-_TOLERANCE = 0.005
-"""Share of the sphere by which the numbers of a program that rounds may contradict one another."""
-_LEVEL_DEG = 1.0
-"""A panorama with a larger tilt is not treated as level without a warning."""
+_TOLERANCE = 0.005  # share of the sphere by which the numbers of a program that rounds may contradict one another
+_LEVEL_DEG = 1.0  # a panorama with a larger tilt is not treated as level without a warning
 
 
 def part_of(name: str, xmp: Sequence[bytes]) -> Part | None:

@@ -31,31 +31,25 @@ from panollava.crop.partial import MAX_PIXELS, Covered, Part, Size, check_shape
 DECODERS = {"cv2": cv2.__version__, "simplejpeg": simplejpeg.__version__}
 """What a picture's pixels depend on besides its file."""
 Format = Literal["JPEG", "PNG"]
-DIVISORS = (8, 4, 2, 1)
-"""By which the sides of a JPEG can be divided while it is decoded."""
+DIVISORS = (8, 4, 2, 1)  # by which the sides of a JPEG can be divided while it is decoded
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Start-of-frame markers. 0xC4, 0xC8 and 0xCC among them are tables and extensions."""
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
-_BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}
-"""Markers without a length."""
+_BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")
 """Markers with a length, and the end marker: neither stuffed bytes nor restart markers."""
-_UNREAD = {*range(0xE1, 0xEE), 0xEF, 0xFE}
-"""Application segments and comments that do not affect the pixels."""
+_UNREAD = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # application segments and comments that do not affect the pixels
 _XMP, _MORE_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
-_BLOCK = 65_536
-"""Bytes read at once. No segment of a JPEG is longer, and no EXIF block needs to be."""
+_BLOCK = 65_536  # Bytes read at once. No segment of a JPEG is longer, and no EXIF block needs to be
 _MAX_TEXT = 1 << 20
-_MAX_PARTS = 1_000_000
-"""A file of more segments or chunks is malicious: the largest PNG has a quarter as many."""
+_MAX_PARTS = 1_000_000  # a file of more segments or chunks is malicious: the largest PNG has a quarter as many
 
 _TRAILING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
-_MAX_ZEROS_READ = 16
-"""Zero bytes that may belong to the end of a scan itself, before the zeros that fill a file up."""
+_MAX_ZEROS_READ = 16  # zero bytes that may belong to the end of a scan itself, before the zeros that fill a file up
 _MAX_12_BITS = 4095
 
 

@@ -26,10 +26,8 @@ from panollava.crop.cameras import (
 from panollava.crop.partial import Extent, Size
 from panollava.crop.sphere import direction_to_angles
 
-MAX_SIDE = 32_700
-"""cv2.remap refuses sides of 32,767 pixels and more; this leaves room for the border."""
-MAX_SAMPLES = 4
-"""Samples per pixel, each way. More cost time without a visible change."""
+MAX_SIDE = 32_700  # cv2.remap refuses sides of 32,767 pixels and more; this leaves room for the border
+MAX_SAMPLES = 4  # Samples per pixel, each way. More cost time without a visible change
 MAX_STEP = {PERSPECTIVE: 1.55, EQUIRECTANGULAR: 1.4}
 """Largest distance between samples in panorama pixels. A bilinear sample covers two; in a tile the distance is that
 between its centre and its edge, where samples are closer."""

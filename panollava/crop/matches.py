@@ -14,8 +14,7 @@ from torch import Tensor
 from panollava.crop.cameras import Column, locate, point_directions, token_directions
 from panollava.crop.rings import neighbour_pairs, overlap_columns, pair_overlap
 
-MIN_MATCHES = 2
-"""A pair of views with fewer matches is dropped: one token has no variance."""
+MIN_MATCHES = 2  # a pair of views with fewer matches is dropped: one token has no variance
 
 _EDGE_TOLERANCE = 1e-4
 """Share of a view's side by which a point beyond its edge still counts as on it: cameras are float32."""

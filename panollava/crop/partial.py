@@ -18,10 +18,8 @@ MAX_PIXELS = 300_000_000
 ASPECT_TOLERANCE = 0.02
 """Relative error of a panorama's aspect ratio that is accepted: stitchers leave a row too many or too few."""
 
-Size = tuple[int, int]
-"""Height and width in pixels."""
-Extent = tuple[float, float]
-"""Rows and columns."""
+Size = tuple[int, int]  # height and width in pixels
+Extent = tuple[float, float]  # rows and columns
 Covered = tuple[Annotated[float, Interval(gt=0.0, le=360.0)], Annotated[float, Interval(gt=0.0, le=180.0)]]
 """Degrees that a panorama covers, from left to right and from top to bottom, around the centre of the sphere."""
 
@@ -36,8 +34,7 @@ TAG_ADVICE = (
 class ExtentArray(np.ndarray):
     """A panorama ``(H, W, 3)`` whose last row and column may lie in part beyond the sphere."""
 
-    extent: Extent
-    """The rows and columns that the sphere takes, each less than one short of all."""
+    extent: Extent  # the rows and columns that the sphere takes, each less than one short of all
 
 
 def with_extent(panorama: np.ndarray, extent: Extent) -> ExtentArray:

@@ -17,8 +17,7 @@ from panollava.crop.cameras import Camera
 from panollava.crop.maps import ViewGroup, float_maps, view_groups
 from panollava.crop.partial import Extent, Size
 
-_FIXED_STEPS = 32
-"""Steps per pixel in the fixed-point maps with which cv2 samples uint8 pictures."""
+_FIXED_STEPS = 32  # steps per pixel in the fixed-point maps with which cv2 samples uint8 pictures
 
 
 def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: Size, extent: Extent | None = None) -> Tensor:

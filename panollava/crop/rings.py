@@ -13,8 +13,7 @@ from torch import Tensor
 
 from panollava.crop.cameras import PERSPECTIVE, Column
 
-_ANGLE_TOLERANCE_RAD = 1e-4
-"""Angles closer than this are the same: camera rows are float32."""
+_ANGLE_TOLERANCE_RAD = 1e-4  # angles closer than this are the same: camera rows are float32
 
 
 def neighbour_pairs(cameras: Tensor, view_mask: Tensor) -> Tensor:

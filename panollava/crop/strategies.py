@@ -12,25 +12,20 @@ from annotated_types import Interval
 
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 
-MAX_TILES = 1000
-"""Tiles of one crop. No language model has a context for the tokens of more."""
-MAX_OVERLAP = 0.9
-"""At this overlap a ring has ten times as many tiles as are needed to see everything once."""
+MAX_TILES = 1000  # Tiles of one crop. No language model has a context for the tokens of more
+MAX_OVERLAP = 0.9  # at this overlap a ring has ten times as many tiles as are needed to see everything once
 MAX_STRETCH = 2
 """How far ``largest_grid`` stretches pixels to fit more tiles: as far as a square view of the whole panorama does."""
-SQUARE = (1, 1)
-"""View size of a square view where only the shape matters."""
+SQUARE = (1, 1)  # view size of a square view where only the shape matters
 
-_MIN_ROW_STEP_DEG = 0.1
-"""Closer pitch rows would be taken for one ring, and their views show the same."""
+_MIN_ROW_STEP_DEG = 0.1  # closer pitch rows would be taken for one ring, and their views show the same
 
 GlobalView = Literal["letterbox", "resize"]
 """How the whole panorama fits a view: in its own shape between black bars, or filling the view."""
 Overlap = Annotated[float, Interval(ge=0.0, le=0.9)]
 PerspectiveFov = Annotated[float, Interval(gt=0.0, lt=180.0)]
 TileBudget = Annotated[int, Interval(ge=1, le=MAX_TILES)]
-Grid = tuple[Annotated[int, Interval(ge=1)], Annotated[int, Interval(ge=1)]]
-"""Rows and columns of tiles."""
+Grid = tuple[Annotated[int, Interval(ge=1)], Annotated[int, Interval(ge=1)]]  # rows and columns of tiles
 
 
 class CropStrategy(Protocol):

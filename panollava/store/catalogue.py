@@ -20,8 +20,7 @@ from panollava.store.identity import FileIdentity
 from panollava.store.quota import MARK, Quota, folder_bytes, last_used, remove, stores
 
 FORMAT = 1
-FEATURES, PICTURES = "features", "pictures"
-"""Folders in ``store.dir``: of the stores, and of the records of ``FileIdentity``."""
+FEATURES, PICTURES = "features", "pictures"  # folders in store.dir: of the stores, and of the records of FileIdentity
 GIB = 2**30
 _STALE_S = 3600.0
 

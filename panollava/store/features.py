@@ -24,10 +24,8 @@ from panollava.store.quota import MARK, Quota
 
 SUFFIX = ".safetensors"
 _NAME = "features"
-LOCKS = 1024
-"""Lock files that claim panoramas; two panoramas may share one, so that one of them waits."""
-_SHARD_OVERHEAD = 512
-"""Bytes of a shard beside its features, at most."""
+LOCKS = 1024  # lock files that claim panoramas; two panoramas may share one, so that one of them waits
+_SHARD_OVERHEAD = 512  # bytes of a shard beside its features, at most
 _TOUCH_S = 60.0
 
 

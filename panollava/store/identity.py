@@ -31,8 +31,7 @@ from panollava.disk import replace_file
 
 SETTLED_NS = 2_000_000_000
 """Age from which a file's times distinguish it from a later version: clocks of file systems tick."""
-_READERS = 8
-"""Threads that read new files."""
+_READERS = 8  # threads that read new files
 
 EQUIVALENT = {
     "13ea36f0be98526a": "5e13fe5140fd64b2",  # features, of version 0.2
@@ -41,8 +40,7 @@ EQUIVALENT = {
 """Present digest -> the earlier digest that is used in its place, because both compute the same bits."""
 
 Definition = Callable[..., Any] | type
-_Import = tuple[str, str]
-"""Module and name."""
+_Import = tuple[str, str]  # module and name
 
 
 class FileIdentity:

@@ -11,14 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-MARK = "store.json"
-"""File that makes a folder a store; its time is when the store was last used."""
-IDLE_S = 3600.0
-"""A store that was not used for so long may be removed: no run uses it."""
-SPARE_BYTES = 2**30
-"""Left free on the disk, whatever the limit is."""
-_GONE = ".gone-"
-"""Prefix of the names of stores that are being removed."""
+MARK = "store.json"  # file that makes a folder a store; its time is when the store was last used
+IDLE_S = 3600.0  # a store that was not used for so long may be removed: no run uses it
+SPARE_BYTES = 2**30  # left free on the disk, whatever the limit is
+_GONE = ".gone-"  # prefix of the names of stores that are being removed
 
 
 class Quota:

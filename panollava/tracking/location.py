@@ -14,10 +14,8 @@ from filelock import FileLock, Timeout
 DEFAULT_URI, DEFAULT_EXPERIMENT = "sqlite:///mlflow.db", "panollava"
 SQLITE = "sqlite:///"
 REMOTE = ("http://", "https://", "databricks", "postgresql", "mysql", "mssql")
-BUSY_SECONDS = 60
-"""How long a writer waits for another process of the sweep."""
-ARTIFACTS = "mlruns"
-"""Folder of the artifacts, beside the database."""
+BUSY_SECONDS = 60  # how long a writer waits for another process of the sweep
+ARTIFACTS = "mlruns"  # folder of the artifacts, beside the database
 
 URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"

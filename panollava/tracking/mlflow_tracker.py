@@ -27,10 +27,8 @@ from panollava.tracking.tracker import Dataset, ModelForm, ModelLoss, Status, Tr
 
 logger = logging.getLogger(__name__)
 
-MAX_KEY, MAX_VALUE = 250, 6000
-"""Characters that MLflow keeps of a name and of a parameter."""
-MODEL = "model"
-"""Folder of the model among a run's artifacts."""
+MAX_KEY, MAX_VALUE = 250, 6000  # characters that MLflow keeps of a name and of a parameter
+MODEL = "model"  # folder of the model among a run's artifacts
 
 
 class MlflowTracker(Tracker):

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-Operation = dict[str, Any]
-"""``do`` names the operation; the other keys are JSON. ``path`` is a file or folder that it copies."""
-Row = Sequence[Any]
-"""A metric in JSON: name, value, time in milliseconds, step."""
+Operation = dict[str, Any]  # "do" names the operation, "path" is a file or folder that it copies; all is JSON
+Row = Sequence[Any]  # a metric in JSON: name, value, time in milliseconds, step
 
 TABLES_TAG = "mlflow.loggedArtifacts"
 RUNNING = "RUNNING"

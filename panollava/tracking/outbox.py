@@ -35,12 +35,10 @@ logger = logging.getLogger(__name__)
 
 OUTBOX = "tracking_outbox"
 HEADER, OPERATIONS, SENT, REFUSED = "run.json", "operations.jsonl", "sent", "refused.jsonl"
-MAX_ROWS = 1000
-"""Metrics that are sent at once, which is MLflow's limit of one request."""
+MAX_ROWS = 1000  # metrics that are sent at once, which is MLflow's limit of one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 1.0
 """Between attempts while the server is away: the first and the longest pause, and the one when the run has ended."""
-ATTEMPTS = 5
-"""How often an operation may fail while the server answers otherwise, until it counts as refused."""
+ATTEMPTS = 5  # how often an operation may fail while the server answers otherwise, until it counts as refused
 
 
 class Outbox:

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCAL = "local-"
-"""Prefix of the id of a run that its server has not made yet."""
+LOCAL = "local-"  # prefix of the id of a run that its server has not made yet
 
 
 @dataclass(frozen=True)

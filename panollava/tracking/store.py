@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STAGES_TAG = "panollava.stages"
-"""Tag of training runs: the stages that were trained."""
+STAGES_TAG = "panollava.stages"  # tag of training runs: the stages that were trained
 HOST_TAG, PID_TAG, SINCE_TAG = "panollava.host", "panollava.pid", "panollava.since"
 PARENT_TAG = "mlflow.parentRunId"
-LOCAL_TAG = "panollava.local_id"
-"""Tag of a run that began while its server was away: the id that it had until then."""
+LOCAL_TAG = "panollava.local_id"  # tag of a run that began while its server was away: the id that it had until then
 CLOCK_SLACK_S = 5.0
 
 PROBE_SECONDS = 5.0
