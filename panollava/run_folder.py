@@ -76,8 +76,7 @@ _PATHS = {
     "evaluation": ("clip",),
 }
 """Settings of a run, by section, that may be paths."""
-_NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}
-"""Required entries of ``checkpoint_metadata.json``, with their types."""
+_NEEDED = {"stage": str, "experiment_name": str, "model": dict, "crop": dict}  # required entries of METADATA
 
 
 class Experiment:
@@ -94,9 +93,7 @@ class Experiment:
 
     def __init__(self, root: Path, setting: str, *, name: str | None = None, owner: bool = True) -> None:
         self.root, self.setting, self.name = root, setting, name or root.name
-        self._owner = owner
-        self._exit = ExitStack()
-        self.is_begun = False
+        self._owner, self._exit, self.is_begun = owner, ExitStack(), False
 
     def begin(self) -> None:
         """From here on files stay, however the run ends."""
@@ -256,8 +253,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def short_name(name: str) -> str:
     """A backbone's short name for folders: ``google/siglip2-so400m-patch14-224`` -> ``siglip2-so400m``."""
-    base = name.replace("\\", "/").rstrip("/").split("/")[-1]
-    return base.split("-patch")[0].removesuffix("-hf")
+    return name.replace("\\", "/").rstrip("/").split("/")[-1].split("-patch")[0].removesuffix("-hf")
 
 
 def experiment_name(*, vision: str, language: str, resampler: str, crop: str, position: str, overlap: float) -> str:
@@ -267,10 +263,8 @@ def experiment_name(*, vision: str, language: str, resampler: str, crop: str, po
     which is in the name, in hundredths, unless it is the default 0.5.
     """
     parts = [short_name(vision), short_name(language), resampler, crop.replace("_", "-")]
-    if position != "none":
-        parts.append("PE")
-    if abs(overlap - 0.5) > 1e-9:
-        parts.append(f"ov{round(overlap * 100):03d}")
+    parts += [] if position == "none" else ["PE"]
+    parts += [f"ov{round(overlap * 100):03d}"] if abs(overlap - 0.5) > 1e-9 else []
     return "_".join(parts)
 
 

@@ -43,7 +43,6 @@ class JobRecord:
 
 
 def write_start(sweep: Path, start: Start) -> None:
-    """Records a start."""
     _write(sweep / SWEEP, asdict(start))
 
 
@@ -54,14 +53,12 @@ def read_start(sweep: Path) -> Start | None:
 
 
 def write_job(sweep: Path, record: JobRecord) -> None:
-    """Records a job."""
     _write(sweep / record.name / JOB, asdict(record))
 
 
 def read_jobs(sweep: Path) -> list[JobRecord]:
     """Every job that was ever started, sorted by name."""
-    found = (_read(path) for path in sorted(sweep.rglob(JOB)))
-    return [JobRecord(**values) for values in found if values is not None]
+    return [job for path in sorted(sweep.rglob(JOB)) if (job := read_job(path.parent)) is not None]
 
 
 def read_job(folder: Path) -> JobRecord | None:

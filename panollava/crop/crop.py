@@ -28,8 +28,7 @@ from panollava.crop.partial import (
 from panollava.crop.render import Renderer, available_device, render_views
 from panollava.crop.strategies import CropStrategy
 
-COMMON_KEYS = ("renderer", "device", "panorama_fov_deg")
-"""Keys of a ``crop`` section that every strategy has besides its own, ``type`` and ``view_size``."""
+COMMON_KEYS = ("renderer", "device", "panorama_fov_deg")  # of every crop section, besides type and view_size
 
 
 class Crop:
@@ -123,13 +122,10 @@ class Crop:
 def read_panorama(
     source: str | Path | BinaryIO, cameras: Sequence[Camera], view_size: Size, covered: Covered | None = None
 ) -> np.ndarray:
-    """A JPEG or PNG file as panorama of the whole sphere. JPEGs are decoded no finer than the views need.
+    """A JPEG or PNG file as panorama of the whole sphere; raises as ``decode_panorama``.
 
-    ``source`` and ``covered`` are those of ``check_panorama``, errors those of ``decode_panorama``.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB, upright, without alpha, black where the picture does not reach; with an ``extent`` if
-        the sphere may end within the last row or column.
+    JPEGs are decoded no finer than the views need. The result is ``(H, W, 3)`` uint8 RGB, upright, without alpha, black
+    where the picture does not reach, with an ``extent`` if the sphere may end within the last row or column.
     """
     needed = needed_size(cameras, view_size)
     picture, file, divisor = decode_panorama(source, covered, lambda file: _divisor(file, needed))

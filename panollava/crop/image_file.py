@@ -28,19 +28,16 @@ from PIL.PngImagePlugin import PngStream
 from panollava.crop.gpano import part_of, tilt_warning
 from panollava.crop.partial import MAX_PIXELS, Covered, Part, Size, check_shape
 
-DECODERS = {"cv2": cv2.__version__, "simplejpeg": simplejpeg.__version__}
-"""What a picture's pixels depend on besides its file."""
+DECODERS = {"cv2": cv2.__version__, "simplejpeg": simplejpeg.__version__}  # what pixels depend on besides the file
 Format = Literal["JPEG", "PNG"]
 DIVISORS = (8, 4, 2, 1)  # by which the sides of a JPEG can be divided while it is decoded
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Start-of-frame markers. 0xC4, 0xC8 and 0xCC among them are tables and extensions."""
+_FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame; the others are tables and extensions
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}  # markers without a length
-_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")
-"""Markers with a length, and the end marker: neither stuffed bytes nor restart markers."""
+_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")  # with a length, or the end: no stuffed bytes, no restarts
 _UNREAD = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # application segments and comments that do not affect the pixels
 _XMP, _MORE_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")

@@ -31,8 +31,7 @@ MAX_SAMPLES = 4  # Samples per pixel, each way. More cost time without a visible
 MAX_STEP = {PERSPECTIVE: 1.55, EQUIRECTANGULAR: 1.4}
 """Largest distance between samples in panorama pixels. A bilinear sample covers two; in a tile the distance is that
 between its centre and its edge, where samples are closer."""
-ENLARGED = 0.6
-"""Panorama pixels per view pixel up to which the view is enlarged, so that one sample per pixel is enough."""
+ENLARGED = 0.6  # panorama pixels per view pixel up to which the view is enlarged: one sample per pixel is enough
 
 
 @dataclass(frozen=True)

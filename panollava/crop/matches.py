@@ -16,11 +16,8 @@ from panollava.crop.rings import neighbour_pairs, overlap_columns, pair_overlap
 
 MIN_MATCHES = 2  # a pair of views with fewer matches is dropped: one token has no variance
 
-_EDGE_TOLERANCE = 1e-4
-"""Share of a view's side by which a point beyond its edge still counts as on it: cameras are float32."""
-
-_POINT_TOLERANCE = 5e-3
-"""Distance from a patch's centre, in patches, that is allowed where there is no other patch to interpolate with."""
+_EDGE_TOLERANCE = 1e-4  # share of a view's side by which a point may lie beyond its edge: cameras are float32
+_POINT_TOLERANCE = 5e-3  # distance from a patch's centre, in patches, allowed where no other patch is left
 
 
 @dataclass(frozen=True)

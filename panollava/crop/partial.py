@@ -13,10 +13,8 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
-MAX_PIXELS = 300_000_000
-"""A larger picture (24,500 x 12,250) is refused before it is decoded: it may be a decompression bomb."""
-ASPECT_TOLERANCE = 0.02
-"""Relative error of a panorama's aspect ratio that is accepted: stitchers leave a row too many or too few."""
+MAX_PIXELS = 300_000_000  # 24,500 x 12,250; a larger picture is not decoded: it may be a decompression bomb
+ASPECT_TOLERANCE = 0.02  # relative error of the aspect ratio: stitchers leave a row too many or too few
 
 Size = tuple[int, int]  # height and width in pixels
 Extent = tuple[float, float]  # rows and columns
@@ -71,7 +69,6 @@ class Part(NamedTuple):
 
 
 def check_covered(covered: Covered | None) -> None:
-    """Raise ValueError if ``crop.panorama_fov_deg`` is out of range."""
     if covered is None:
         return
     across, down = covered

@@ -14,8 +14,7 @@ from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 
 MAX_TILES = 1000  # Tiles of one crop. No language model has a context for the tokens of more
 MAX_OVERLAP = 0.9  # at this overlap a ring has ten times as many tiles as are needed to see everything once
-MAX_STRETCH = 2
-"""How far ``largest_grid`` stretches pixels to fit more tiles: as far as a square view of the whole panorama does."""
+MAX_STRETCH = 2  # of the pixels in ``largest_grid``: as far as a square view of the whole panorama stretches them
 SQUARE = (1, 1)  # view size of a square view where only the shape matters
 
 _MIN_ROW_STEP_DEG = 0.1  # closer pitch rows would be taken for one ring, and their views show the same

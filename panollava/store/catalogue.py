@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -36,12 +37,10 @@ class StoreOptions:
 
     @property
     def root(self) -> Path:
-        """Folder of the stores."""
         return Path(self.dir).expanduser().absolute() / FEATURES
 
     @property
     def quota(self) -> Quota:
-        """The limit of all stores."""
         return Quota(self.root, int(self.max_gib * GIB))
 
     def file_identity(self) -> FileIdentity:
@@ -59,7 +58,6 @@ class Kept:
     used: float  # when it was last used, in seconds since the epoch
 
     def line(self) -> str:
-        """One line about the store."""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
         return f"{self.folder.name}: {self.panoramas:,} panoramas, {in_words(self.bytes)}, last used {used}"
 
@@ -85,21 +83,14 @@ def open_store(
         store.make()
     store.touch()
     try:
-        _remove_leftovers(store.folder)
+        for leftover in store.folder.glob("*/.tmp-*"):  # of killed writers
+            with contextlib.suppress(FileNotFoundError):  # another process removes them too
+                if time.time() - leftover.stat().st_mtime > _STALE_S:
+                    leftover.unlink()
         store.quota.recount()
     except OSError as error:  # another user's store, which this user may read
         store.stop(f"{error}")
     return store
-
-
-def _remove_leftovers(store: Path) -> None:
-    """Removes the temporary files of killed writers."""
-    for leftover in store.glob("*/.tmp-*"):
-        try:
-            if time.time() - leftover.stat().st_mtime > _STALE_S:
-                leftover.unlink()
-        except FileNotFoundError:  # another process removes them too
-            continue
 
 
 def kept_stores(folder: str) -> list[Kept]:

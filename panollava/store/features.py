@@ -57,11 +57,6 @@ class FeatureStore:
         self._checked: set[str] = set()
         self._touched = 0.0
 
-    @property
-    def panorama_bytes(self) -> int:
-        """Bytes of a panorama on disk, at most."""
-        return math.prod(self.shape) * self.dtype.itemsize + _SHARD_OVERHEAD
-
     def identify(self, picture: Path | str) -> str:
         """The digest of an image, which ``get``, ``claim`` and ``put`` take."""
         return self.files.identify(picture)
@@ -102,7 +97,7 @@ class FeatureStore:
         """
         if self.is_full:
             return False
-        shard, size = self._shard(picture), self.panorama_bytes
+        shard, size = self._shard(picture), math.prod(self.shape) * self.dtype.itemsize + _SHARD_OVERHEAD
         reserved = 0
         try:
             with contextlib.suppress(FileNotFoundError):  # a damaged one
@@ -112,7 +107,10 @@ class FeatureStore:
                 self.stop(reason)
                 return False
             reserved = size
-            write_shard(shard, features, picture)
+            # Without waiting for the disk, which takes longer than encoding: the checksum finds what is damaged then.
+            metadata = {"picture": picture, "crc32": str(_checksum(features))}
+            tensors = {_NAME: features.contiguous()}
+            replace_file(shard, lambda temporary: save_file(tensors, temporary, metadata=metadata), sync=False)
             self.quota.give_back(size - shard.stat().st_size)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -150,17 +148,6 @@ class FeatureStore:
 
     def _shard(self, picture: str) -> Path:
         return self.folder / picture[:2] / f"{picture}{SUFFIX}"
-
-
-def write_shard(path: Path, features: Tensor, picture: str) -> None:
-    """Writes features atomically; raises a DiskError if they cannot be written.
-
-    It does not wait for the disk, which would take longer than encoding: the checksum detects what a power failure
-    damages.
-    """
-    metadata = {"picture": picture, "crc32": str(_checksum(features))}
-    tensors = {_NAME: features.contiguous()}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata), sync=False)
 
 
 def read_shard(path: Path, picture: str, *, shape: Sequence[int], dtype: torch.dtype, check: bool = True) -> Tensor:

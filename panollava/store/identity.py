@@ -29,8 +29,7 @@ from typing import Any
 
 from panollava.disk import replace_file
 
-SETTLED_NS = 2_000_000_000
-"""Age from which a file's times distinguish it from a later version: clocks of file systems tick."""
+SETTLED_NS = 2_000_000_000  # age from which a file's times distinguish it from a later version: their clocks tick
 _READERS = 8  # threads that read new files
 
 EQUIVALENT = {
@@ -59,9 +58,7 @@ class FileIdentity:
             return hashlib.sha256(source.encode()).hexdigest()
         path = os.path.abspath(source)
         state = file_state(path)
-        known = self._known.get(path)
-        if known is None and not self.verify:
-            known = self._recorded(path)
+        known = self._known.get(path) or (None if self.verify else self._recorded(path))
         if known is None or known[0] != state:
             known = self._read(path)
         self._known[path] = known

@@ -15,8 +15,7 @@ from panollava.tracking.location import ARTIFACTS, StoreBusyError, database_file
 
 logger = logging.getLogger(__name__)
 
-FOLDER_TAG = "panollava.folder"
-"""Tag of a training run: its folder, relative to that of the database where it is below it."""
+FOLDER_TAG = "panollava.folder"  # of a training run: its folder, relative to the database's where it is below that
 
 _ADDRESSES = (
     ("runs", "artifact_uri"),
@@ -156,7 +155,6 @@ def _earlier_folders(file: Path, addresses: list[str]) -> set[Path]:
 
 
 def _address(old: str, file: Path, earlier: set[Path], table: str) -> str:
-    """The present address for a recorded one."""
     split = _split(old)
     if split is None or split[0] not in {*earlier, file.parent, Path()}:
         return old

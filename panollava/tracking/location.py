@@ -21,8 +21,7 @@ URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 """MLflow's own variables; the first two are the defaults of the config."""
 
-_QUERY = re.compile(r"\?\w+=[^/?&]*(&\w+=[^/?&]*)*$")
-"""Options of SQLite at the end of an address; any other question mark is part of a path."""
+_QUERY = re.compile(r"\?\w+=[^/?&]*(&\w+=[^/?&]*)*$")  # options of SQLite; other question marks are part of a path
 _SECRET = re.compile(r"pass|pwd|token|secret|key|credential|auth|odbc_connect", re.IGNORECASE)
 """In the name of an option with a secret value."""
 

@@ -224,7 +224,6 @@ class SystemMetrics(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Measures until ``stop``."""
         monitors, is_last = _monitors(), False
         while not is_last:
             is_last = self._ended.wait(self._seconds)
@@ -237,14 +236,11 @@ class SystemMetrics(threading.Thread):
 
 
 def _monitors() -> list[Any]:
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor
 
-    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    monitors = [cpu_monitor.CPUMonitor(), disk_monitor.DiskMonitor(), network_monitor.NetworkMonitor()]
     try:
-        monitors.append(GPUMonitor())
+        monitors.append(gpu_monitor.GPUMonitor())
     except (ImportError, RuntimeError) as error:  # no nvidia-ml-py, or no NVIDIA driver
         logger.debug("No GPU is measured: %s", error)
     return monitors

@@ -23,8 +23,7 @@ Row = Sequence[Any]  # a metric in JSON: name, value, time in milliseconds, step
 
 TABLES_TAG = "mlflow.loggedArtifacts"
 RUNNING = "RUNNING"
-LOSS_TAG, MEASURED_TAG = "panollava.loss", "panollava.measured_on"
-"""Tags of a model version: its validation loss, and the data that this was measured on."""
+LOSS_TAG, MEASURED_TAG = "panollava.loss", "panollava.measured_on"  # of a model version: its loss, and of which data
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +80,6 @@ def new_rows(rows: Sequence[Row], last_steps: Mapping[str, int]) -> list[Row]:
 
 
 def _missing(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
-    """The metrics that the store does not have."""
-
     def identity(metric: Metric) -> tuple[str, int, int, float | None]:
         # Stores keep infinity as the largest number; NaN does not equal itself.
         value = max(-sys.float_info.max, min(sys.float_info.max, metric.value))
@@ -160,10 +157,9 @@ def _version(client: MlflowClient, run_id: str, name: str, artifact: str) -> Mod
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
-    for known in client.search_model_versions(f"run_id = '{run_id}'"):
-        if (known.name, known.source) == (name, source):
-            return known
-    return client.create_model_version(name, source, run_id)
+    known = client.search_model_versions(f"run_id = '{run_id}'")
+    ours = (one for one in known if (one.name, one.source) == (name, source))
+    return next(ours, None) or client.create_model_version(name, source, run_id)
 
 
 def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

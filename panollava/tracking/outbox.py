@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 OUTBOX = "tracking_outbox"
 HEADER, OPERATIONS, SENT, REFUSED = "run.json", "operations.jsonl", "sent", "refused.jsonl"
 MAX_ROWS = 1000  # metrics that are sent at once, which is MLflow's limit of one request
-FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 1.0
-"""Between attempts while the server is away: the first and the longest pause, and the one when the run has ended."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 1.0  # between attempts; the last when the run has ended
 ATTEMPTS = 5  # how often an operation may fail while the server answers otherwise, until it counts as refused
 
 
@@ -235,7 +234,6 @@ class Delivery:
         self._thread = threading.Thread(target=self._run, name="tracking delivery", daemon=True)
 
     def start(self) -> Self:
-        """Begins to send."""
         self._thread.start()
         return self
 

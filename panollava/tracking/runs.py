@@ -69,7 +69,6 @@ class Direct:
         self._delivery.put(operation, source)
 
     def close(self) -> None:
-        """Closes the delivery, if there is one."""
         if self._delivery is not None:
             self._delivery.close()
 

@@ -31,8 +31,8 @@ LOCAL_TAG = "panollava.local_id"  # tag of a run that began while its server was
 CLOCK_SLACK_S = 5.0
 
 PROBE_SECONDS = 5.0
+# Unless the environment has others. MLflow's own are seven retries of two minutes; ``Delivery`` retries by itself.
 LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""Unless the environment has others. MLflow's own are seven retries of two minutes; ``Delivery`` retries by itself."""
 
 _MAY_PASS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 """MLflow's codes of errors that may pass; the first is that of a failed connection, among others."""
@@ -50,7 +50,6 @@ _REASONS = {
 }
 """Parts of the long texts of connection errors, and what they mean."""
 _DISK_FAILURES = ("database or disk is full", "disk I/O error", "readonly database", "unable to open database file")
-"""SQLite's texts for them."""
 
 
 def check_answers(uri: str) -> None:

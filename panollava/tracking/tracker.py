@@ -11,8 +11,7 @@ from typing import Literal, Self
 import numpy as np
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-ModelForm = Literal["none", "checkpoint", "export"]
-"""How a trained model is kept with its run: not at all, as its best checkpoint, or as a Hugging Face folder."""
+ModelForm = Literal["none", "checkpoint", "export"]  # how a trained model is kept; export: as a Hugging Face folder
 
 
 @dataclass(frozen=True)
