@@ -47,10 +47,7 @@ def write_checkpoint(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], 
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a temporary sibling of ``target`` and renames it into place; the old one is removed last.
-
-    Raises a DiskError if something could not be written; the old folder is as it was.
-    """
+    """Fills a temporary sibling of ``target`` and renames it into place; after a DiskError the old one is as it was."""
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{target.name}-", dir=target.parent))
@@ -155,10 +152,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def point(link: Path, target: Path) -> None:
-    """Lets ``link`` (``best.ckpt``, ``last.ckpt``) name its sibling ``target``, atomically.
-
-    It is a relative symlink, or a small pointer file where the system does not allow links.
-    """
+    """Lets ``link`` name its sibling ``target``, atomically: a relative symlink, or a pointer file without links."""
     with writing(link):
         temporary = link.with_name(f"{TEMPORARY}{link.name}-{os.getpid()}")
         temporary.unlink(missing_ok=True)

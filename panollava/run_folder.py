@@ -321,10 +321,7 @@ def prompt_date(metadata: Mapping[str, Any]) -> date | None:
 
 
 def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
-    """The stage folder for a path: the folder itself, a checkpoint in it, or an experiment.
-
-    ``order`` has the stages of an experiment, the preferred one first; empty for the last one.
-    """
+    """The stage folder for itself, a checkpoint in it, or an experiment: by ``order``, else of the last stage."""
     if (path / METADATA).is_file():
         return path
     if (path.parent / METADATA).is_file():
@@ -347,8 +344,8 @@ def find_trained(path: Path, order: Sequence[str] = ()) -> tuple[Path, Path]:
 
 def _outside_stages(path: Path) -> list[StageRecord]:
     """Records of the stages of other packages in an experiment's folder."""
-    files = [file for file in path.glob(f"*/*/{METADATA}") if file.parts[-3] not in STAGE_NAMES]
-    found = [recorded_stage(read_metadata(file.parent)) for file in files]
+    files = (file for file in path.glob(f"*/*/{METADATA}") if file.parts[-3] not in STAGE_NAMES)
+    found = (recorded_stage(read_metadata(file.parent)) for file in files)
     return list({record.name: record for record in found}.values())
 
 

@@ -102,11 +102,7 @@ class Crop:
         return read_panorama(source, self.cameras, self.view_size, self.panorama_fov_deg)
 
     def whole(self, picture: np.ndarray, xmp: tuple[bytes, ...] = ()) -> np.ndarray:
-        """A picture ``(H, W, 3)`` in memory, with its XMP packets, as panorama of the whole sphere.
-
-        The result of ``read`` is returned as it is. Raises a ValueError if the shape does not fit what the picture
-        covers, or the tags cannot be used.
-        """
+        """A picture ``(H, W, 3)`` in memory, with its XMP packets, as ``read`` gives it; that result as it is."""
         if isinstance(picture, ExtentArray):
             return picture
         covered = self.panorama_fov_deg

@@ -267,10 +267,7 @@ def _plain_jpeg(data: bytes) -> bytes:
 
 
 def _zeros_at_the_end(data: bytes, complaint: str) -> int:
-    """Number of bytes that the decoder has not read, if they are zeros with which a camera has padded the file; else 0.
-
-    Zeros that replace a picture's data are read in part, because they are valid codes.
-    """
+    """How many bytes were not read, if they are zeros that pad the file: zeros within the data are valid codes."""
     trailing = _TRAILING.search(complaint)
     scan = data.removesuffix(_JPEG_END)
     zeros, unread = len(scan) - len(scan.rstrip(b"\0")), int(trailing[1]) if trailing else 0
@@ -308,10 +305,7 @@ def _critical_chunks(data: bytes) -> bytes:
 
 
 def eight_bits(picture: np.ndarray) -> np.ndarray:
-    """A picture of 16 bits per channel scaled to 8, 65535 becoming 255; one of 8 unchanged.
-
-    Raises a ValueError if its values leave the upper bits empty, so that it would be nearly black.
-    """
+    """A picture of 16 bits per channel scaled to 8; a ValueError if the upper bits are empty: it would be black."""
     if picture.dtype != np.uint16:
         return picture
     brightest = int(picture.max(initial=0))

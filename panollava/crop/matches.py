@@ -59,10 +59,7 @@ def column_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) ->
 
 
 def angles_between(matches: Matches, cameras: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Angles in radians ``(number of matches,)`` between the directions of matched tokens.
-
-    ``matches`` are of ``column_matches``, for cameras ``(B, V, C)`` and a grid (H', W') of tokens.
-    """
+    """Angles in radians ``(number of matches,)`` between the directions of tokens that ``column_matches`` matched."""
     directions = token_directions(cameras.double(), grid).flatten(2, 3)  # (B, V, Q, 3)
     first, second = matches.take(directions)
     # The chord gives small angles without the cancellation of an arc cosine.

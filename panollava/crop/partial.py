@@ -73,16 +73,12 @@ def check_covered(covered: Covered | None) -> None:
         return
     across, down = covered
     shown = f"crop.panorama_fov_deg=[{across:g}, {down:g}]"
-    if not 0 < across <= 360:
-        raise ValueError(
-            f"{shown} is out of range: 0 < horizontal <= 360. Beyond 360 degrees a picture shows the same twice, and "
-            f"at 0 it shows nothing. {_ADVICE}"
-        )
-    if not 0 < down <= 180:
-        raise ValueError(
-            f"{shown} is out of range: 0 < vertical <= 180. From pole to pole there are no more than 180 degrees, and "
-            f"at 0 a picture shows nothing. {_ADVICE}"
-        )
+    for degrees, name, limit, why in (
+        (across, "horizontal", 360, "Beyond 360 degrees a picture shows the same twice, and at 0 it shows nothing."),
+        (down, "vertical", 180, "From pole to pole there are 180 degrees, and at 0 a picture shows nothing."),
+    ):
+        if not 0 < degrees <= limit:
+            raise ValueError(f"{shown} is out of range: 0 < {name} <= {limit}. {why} {_ADVICE}")
 
 
 def check_shape(name: str, size: Size, part: Part | None) -> None:

@@ -60,10 +60,8 @@ def columns_line_up(cameras: Tensor, pairs: Tensor) -> bool:
 
 
 def overlap_columns(grid_width: int, overlap: float) -> int:
-    """How many of a grid's columns a view pairs with its neighbour's: at least the column that touches it.
-
-    The tolerance is that of overlaps computed from float32 cameras, so that half of 16 columns is 8 and not 7.
-    """
+    """How many of a grid's columns a view pairs with its neighbour's: at least the column that touches it."""
+    # The tolerance is that of overlaps computed from float32 cameras: half of 16 columns is 8 and not 7.
     return max(1, math.floor(grid_width * overlap + _ANGLE_TOLERANCE_RAD))
 
 

@@ -49,12 +49,8 @@ def direction_to_angles(directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def direction_to_pixel(directions: Tensor, panorama_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Column in [-1/2, W - 1/2] and row in [-1/2, H - 1/2] of directions ``(..., 3)`` in an (H, W) panorama.
-
-    Each is ``(...)``. Whole numbers are pixel centres.
-    """
-    longitude_rad, latitude_rad = direction_to_angles(directions)
-    return angles_to_pixel(longitude_rad, latitude_rad, panorama_size)
+    """Column in [-1/2, W - 1/2] and row in [-1/2, H - 1/2] of directions ``(..., 3)``; whole numbers are centres."""
+    return angles_to_pixel(*direction_to_angles(directions), panorama_size)
 
 
 def angles_to_pixel(

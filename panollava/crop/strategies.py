@@ -273,23 +273,18 @@ def _yaws(fov_deg: float, overlap: float) -> list[float]:
 
 
 def _check_rows(pitch_rows_deg: Sequence[float]) -> None:
-    rows = ", ".join(f"{pitch:g}" for pitch in pitch_rows_deg)
+    shown = f"crop.pitch_rows_deg=[{', '.join(f'{pitch:g}' for pitch in pitch_rows_deg)}]"
     if not pitch_rows_deg:
-        raise ValueError("crop.pitch_rows_deg=[] leaves no tiles. Use [0] for one ring at the horizon.")
+        raise ValueError(f"{shown} leaves no tiles. Use [0] for one ring at the horizon.")
     if not all(-90 < pitch < 90 for pitch in pitch_rows_deg):
-        raise ValueError(
-            f"crop.pitch_rows_deg=[{rows}]: each row lies between -90 and 90. For the poles use crop=cubemap."
-        )
+        raise ValueError(f"{shown}: each row lies between -90 and 90. For the poles use crop=cubemap.")
     if len(set(pitch_rows_deg)) < len(pitch_rows_deg):
-        raise ValueError(f"crop.pitch_rows_deg=[{rows}] names a row twice. Name each once.")
-    missing = [f"{-pitch:g}" for pitch in pitch_rows_deg if -pitch not in pitch_rows_deg]
-    if missing:
-        raise ValueError(f"crop.pitch_rows_deg=[{rows}] is not symmetric about the horizon. Add {', '.join(missing)}.")
+        raise ValueError(f"{shown} names a row twice. Name each once.")
+    if missing := [f"{-pitch:g}" for pitch in pitch_rows_deg if -pitch not in pitch_rows_deg]:
+        raise ValueError(f"{shown} is not symmetric about the horizon. Add {', '.join(missing)}.")
     if any(upper - lower < _MIN_ROW_STEP_DEG for lower, upper in pairwise(sorted(pitch_rows_deg))):
-        raise ValueError(
-            f"crop.pitch_rows_deg=[{rows}] has rows less than {_MIN_ROW_STEP_DEG:g} degrees apart, which show the "
-            "same. Leave one out."
-        )
+        same = f"has rows less than {_MIN_ROW_STEP_DEG:g} degrees apart, which show the same"
+        raise ValueError(f"{shown} {same}. Leave one out.")
 
 
 def _check_count(fov_deg: float, overlap: float, rows: int) -> None:

@@ -103,10 +103,7 @@ def kept_stores(folder: str) -> list[Kept]:
 
 
 def clear_stores(options: StoreOptions, chosen: Sequence[Kept]) -> None:
-    """Removes stores; processes that read them keep the features that they have, and encode the rest again.
-
-    Raises an OSError if some of them cannot be removed.
-    """
+    """Removes stores, or raises an OSError; processes that read them encode again what they have not read."""
     for kept in chosen:
         remove(kept.folder)
     if options.root.is_dir():

@@ -34,23 +34,19 @@ class DamagedShardError(ValueError):
 
 
 class FeatureStore:
-    """Features ``(V, N, Dv)`` of panoramas, by the digest of the image. Loader workers get a copy, which only reads.
-
-    ``features_of`` is all that the features depend on beside the image, to be written as JSON.
-    """
+    """Features ``(V, N, Dv)`` of panoramas, by the digest of the image. Loader workers get a copy, which only reads."""
 
     def __init__(
         self,
         folder: Path,
         *,
-        features_of: Mapping[str, Any],
+        features_of: Mapping[str, Any],  # all that features depend on beside the image
         files: FileIdentity,
         quota: Quota,
         shape: Sequence[int],
         dtype: torch.dtype,
     ) -> None:
-        self.folder, self.features_of = folder, features_of
-        self.files, self.quota = files, quota
+        self.folder, self.features_of, self.files, self.quota = folder, features_of, files, quota
         self.shape, self.dtype = tuple(shape), dtype
         self.is_full = False  # nothing more is kept, since the limit was reached or the disk cannot be written
         self.damaged = 0  # shards that were found damaged
@@ -91,10 +87,7 @@ class FeatureStore:
         return lock
 
     def put(self, picture: str, features: Tensor) -> bool:
-        """Keeps features ``(V, N, Dv)`` on the CPU, if there is room; the caller has the claim.
-
-        Returns whether they are kept; if not, the log says why, once.
-        """
+        """Keeps features ``(V, N, Dv)`` on the CPU, with the claim, and returns whether there was room for them."""
         if self.is_full:
             return False
         shard, size = self._shard(picture), math.prod(self.shape) * self.dtype.itemsize + _SHARD_OVERHEAD

@@ -140,10 +140,7 @@ def _split(address: str) -> tuple[Path, tuple[str, ...]] | None:
 
 
 def _earlier_folders(file: Path, addresses: list[str]) -> set[Path]:
-    """Other folders that the database was in, according to the artifacts of its runs.
-
-    Such a folder has gone, or holds the database that this one is a copy of, or the artifacts of a run are here.
-    """
+    """Other folders that the database was in: they have gone, hold its original, or a run's artifacts are here."""
     return {
         folder
         for folder, below in filter(None, map(_split, addresses))
@@ -166,7 +163,6 @@ def _address(old: str, file: Path, earlier: set[Path], table: str) -> str:
 
 
 def _folder(old: str, file: Path, earlier: set[Path]) -> str:
-    """The present tag for the recorded folder of a run."""
     for folder in (file.parent, *earlier):
         if Path(old).is_relative_to(folder) and (file.parent / Path(old).relative_to(folder)).is_dir():
             return Path(old).relative_to(folder).as_posix()

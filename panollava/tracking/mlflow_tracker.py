@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Interval
@@ -150,13 +149,7 @@ class MlflowTracker(Tracker):
             channel, self._channel = self._channel, None
             channel.close()
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         # A command that was refused before it had anything to record leaves no run.
         is_refused = self._is_new and self._is_empty and not self._buffer and isinstance(error, ValueError | OSError)
         try:

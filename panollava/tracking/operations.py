@@ -91,10 +91,7 @@ def _missing(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> li
 
 
 def _copy(client: MlflowClient, uri: str, run_id: str, path: Path, into: str | None) -> None:
-    """Copies a file or folder to a run's artifacts.
-
-    A relative address starts from the database's folder; MLflow's client starts it from the working directory.
-    """
+    # A relative address starts from the database's folder; MLflow's client starts it from the working directory.
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
     file = database_file(uri)

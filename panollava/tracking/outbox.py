@@ -192,10 +192,7 @@ class Outbox:
         folder = self.folder / "files" / uuid.uuid4().hex[:12]
         folder.mkdir(parents=True)
         target = folder / source.name
-        if source.is_dir():
-            shutil.copytree(source, target, copy_function=_link)
-        else:
-            _link(str(source), str(target))
+        shutil.copytree(source, target, copy_function=_link) if source.is_dir() else _link(str(source), str(target))
         return target.relative_to(self.folder).as_posix()
 
 
@@ -342,10 +339,7 @@ class Delivery:
             )  # fmt: skip
             self._pause_s = FIRST_PAUSE_S
         self._is_away = self._has_warned = True
-        if self._finishing.is_set():
-            time.sleep(LAST_PAUSE_S)
-        else:
-            self._finishing.wait(self._pause_s)
+        time.sleep(LAST_PAUSE_S) if self._finishing.is_set() else self._finishing.wait(self._pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
 
@@ -354,10 +348,8 @@ def deliver(folder: Path, *, wait_seconds: float = 0.0) -> tuple[int, int]:
     boxes = Outbox.left_behind(folder, below=True)
     for box in boxes:
         box.retry_refused()
-    before, after = sum(box.waiting() for box in boxes), 0
-    for uri in dict.fromkeys(box.header["uri"] for box in boxes):
-        after += send(uri, [box for box in boxes if box.header["uri"] == uri], wait_seconds)
-    return before, after
+    before, uris = sum(box.waiting() for box in boxes), dict.fromkeys(box.header["uri"] for box in boxes)
+    return before, sum(send(uri, [box for box in boxes if box.header["uri"] == uri], wait_seconds) for uri in uris)
 
 
 def send(uri: str, boxes: Sequence[Outbox], wait_seconds: float, *, is_away: bool = False) -> int:

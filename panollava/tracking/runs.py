@@ -42,16 +42,12 @@ class RunOptions:
 
 
 class Direct:
-    """Performs each operation at once.
-
-    ``fallback`` opens the delivery for the rest when another process keeps the store locked; None raises the error.
-    """
+    """Performs each operation at once; ``fallback`` opens a delivery from when another process locks the store."""
 
     def __init__(
         self, client: MlflowClient, run_id: str, uri: str, fallback: Callable[[StoreBusyError], Delivery] | None = None
     ) -> None:
-        self._client, self._run_id, self._uri = client, run_id, uri
-        self._fallback = fallback
+        self._client, self._run_id, self._uri, self._fallback = client, run_id, uri, fallback
         self._delivery: Delivery | None = None
 
     def put(self, operation: Operation, source: Path | None = None) -> None:
@@ -201,13 +197,8 @@ def start_parent(uri: str, experiment: str, name: str, folder: Path, run_id: str
     """Opens the parent run of a sweep, and makes the store before any job needs it.
 
     The operations that earlier starts could not send are sent first, since one of them would end the run. The parent
-    ``run_id`` of an earlier start is resumed if the store still has it.
-
-    Returns:
-        The `parent_run_id` of each job's tracker.
-
-    Raises:
-        ConnectionError: the server does not answer, or the file is locked.
+    ``run_id`` of an earlier start is resumed if the store still has it. Raises a ConnectionError if the server does not
+    answer, or the file is locked. Returns the `parent_run_id` of each job's tracker.
     """
     with store.store_errors(uri):
         client = store.open_client(uri)
@@ -226,10 +217,7 @@ def end_parent(
     """Ends the run that `start_parent` opened, and the runs of jobs that were killed.
 
     The ``files``, the sweep's table and figures, are kept with the run in the folder `sweep`. Returns how many
-    operations wait in the outbox of the sweep's ``folder``.
-
-    Raises:
-        OSError: the disk of the store is full, read-only or broken.
+    operations wait in the outbox of the sweep's ``folder``. Raises an OSError if the disk of the store fails.
     """
     operations: list[tuple[Operation, Path | None]] = [({"do": "file", "into": "sweep"}, file) for file in files]
     operations.append(({"do": "status", "status": status, "time": int(time.time() * 1000)}, None))

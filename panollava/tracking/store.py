@@ -257,15 +257,14 @@ def _is_alive(tags: dict[str, str]) -> bool:
 @contextlib.contextmanager
 def _quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
     """Keeps messages of some loggers below ``level`` out of the run's log."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [each.level for each in loggers]
-    for each in loggers:
+    before = {each: each.level for each in map(logging.getLogger, names)}
+    for each in before:
         each.setLevel(level)
     try:
         yield
     finally:
-        for each, before in zip(loggers, levels, strict=True):
-            each.setLevel(before)
+        for each, old in before.items():
+            each.setLevel(old)
 
 
 def folders_of(experiment: str, uri: str | None) -> list[str]:
