@@ -21,20 +21,11 @@ from typing import Any
 
 _LOG = logging.getLogger("panollava")
 
-_KEYS = {"crop.strategies": "crop", "losses.objective": "stage.vision.loss"}
-"""Config section of the components of a module, if it is not named like the module."""
-
-_ALLOWED = "PANOLLAVA_ALLOW"
-"""Environment variable with the allowed packages, separated by commas, so that child processes inherit them."""
-
-OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-"""How a config names a class of another package."""
-
-CLOSE = 0.8
-"""Similarity from which one name is taken for a misspelling of another."""
-
-_RECORDED: set[tuple[str, str]] = set()
-"""Packages of the checkpoints that were opened, and their versions in training, as `outside_packages` gives them."""
+_KEYS = {"crop.strategies": "crop", "losses.objective": "stage.vision.loss"}  # sections not named like the module
+_ALLOWED = "PANOLLAVA_ALLOW"  # environment variable that child processes inherit: allowed packages, between commas
+_RECORDED: set[tuple[str, str]] = set()  # packages of opened checkpoints, as `outside_packages` gives them
+OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # how a config names a class of another package
+CLOSE = 0.8  # similarity from which one name is taken for a misspelling of another
 
 
 def find_component(family: str, type: str, suffix: str, protocol: type | None = None) -> type:
@@ -71,9 +62,8 @@ def component_names(family: str, suffix: str) -> list[str]:
     module = importlib.import_module(f"panollava.{family}")
     if hasattr(module, "__path__"):  # the components share further modules of the package
         names = [info.name for info in pkgutil.iter_modules(module.__path__)]
-        return [
-            n for n in sorted(names) if hasattr(importlib.import_module(f"panollava.{family}.{n}"), camel(n) + suffix)
-        ]
+        parts = {name: importlib.import_module(f"panollava.{family}.{name}") for name in sorted(names)}
+        return [name for name, part in parts.items() if hasattr(part, camel(name) + suffix)]
     return sorted(
         re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix(suffix)).lower()
         for name, value in vars(module).items()
@@ -87,12 +77,9 @@ def camel(name: str) -> str:
 
 
 def outside_class(type: str, key: str, protocol: type | None = None) -> type:
-    """The class ``my_package.module:Class`` of another package.
+    """The class ``my_package.module:Class`` that a config names in ``key``, such as ``model.resampler.type``.
 
-    Args:
-        type: as the config has it.
-        key: full key that has it, for messages, such as ``model.resampler.type``.
-        protocol: what the class must offer, such as ``Resampler``; None checks nothing.
+    ``protocol`` is what the class must offer, such as ``Resampler``; None checks nothing.
 
     Raises:
         ValueError: the text has another form, the package is not allowed (see ``allow``) or not installed, it has no
@@ -136,13 +123,9 @@ def lacking(found: Any, protocol: type) -> list[str]:
 
 
 def allow(*packages: str | Iterable[str]) -> None:
-    """Allows configs to name classes of these packages, in this process and in those that it starts.
+    """Allows configs to name classes of these top-level packages, given as names or lists of names.
 
-    Args:
-        packages: names as in an import statement, or lists of such names.
-
-    Raises:
-        ValueError: one is not the name of a top-level package.
+    This also applies to processes that this one starts. Anything but a name raises a ValueError.
     """
     names = [name for given in packages for name in ([given] if isinstance(given, str) else given)]
     for name in names:
@@ -158,10 +141,7 @@ def allowed_packages() -> set[str]:
 
 
 def outside_types(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Full key and value of everything in a config that names a class of another package.
-
-    These are keys ``type``, and entries of a list ``metrics``.
-    """
+    """Full key and value of each ``type`` and entry of ``metrics`` that names a class of another package."""
     if isinstance(config, Mapping):
         for name, value in config.items():
             yield from outside_types(value, f"{key}.{name}" if key else str(name))
@@ -181,11 +161,7 @@ def outside_packages(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_packages(recorded: Mapping[str, str]) -> None:
-    """Warns, once, of packages whose version here is not the recorded one; imports none of them.
-
-    Args:
-        recorded: as ``outside_packages`` gave it; ``outside_class`` reports a package that is not installed.
-    """
+    """Warns, once, of packages whose version here is not the one that ``outside_packages`` recorded; imports none."""
     new = {name: was for name, was in recorded.items() if was != "unknown" and (name, was) not in _RECORDED}
     _RECORDED.update(new.items())
     for name, now in _installed(new).items():
@@ -205,12 +181,7 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one most probably stands for; None if none is similar enough.
-
-    Args:
-        name: as typed; each part of a dotted key is compared.
-        known: the names to choose from.
-    """
+    """The known name that a misspelt one most probably stands for, or None; compares each part of a dotted key."""
     found = {other: _similarity(name, other) for other in known}
     best = max(found, key=lambda other: found[other], default="")
     return best if found.get(best, 0.0) >= CLOSE else None

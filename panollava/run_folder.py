@@ -68,11 +68,7 @@ NULL_OBJECTIVE = {
 _PATHS = {
     "model.vision": ("name",),
     "model.language": ("name",),
-    "data": (
-        "dir",
-        "image_dir",
-        *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("csv", "json")),
-    ),
+    "data": ("dir", "image_dir", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("csv", "json"))),
     "evaluation": ("clip",),
 }
 """Settings of a run, by section, that may be paths."""
@@ -321,7 +317,7 @@ def prompt_date(metadata: Mapping[str, Any]) -> date | None:
 
 
 def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
-    """The stage folder for itself, a checkpoint in it, or an experiment: by ``order``, else of the last stage."""
+    """The stage folder of a path: itself, that of a checkpoint, or an experiment's by ``order`` (default: the last)."""
     if (path / METADATA).is_file():
         return path
     if (path.parent / METADATA).is_file():
