@@ -73,10 +73,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Cleans up after a killed process in a folder that no process writes to now.
-
-    A folder that it was replacing is put back if nothing has replaced it; temporary files are removed.
-    """
+    """Cleans up after a killed process: puts back a folder that nothing has replaced, removes temporary files."""
     for path in folder.glob(f"{_ASIDE}*"):
         target = path.with_name(path.name.removeprefix(_ASIDE).rpartition("-")[0])
         _remove(path) if target.exists() else path.rename(target)
@@ -96,9 +93,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU; nothing is ever unpickled.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a link out of its folder, or not safetensors (a pickle renamed, truncated, empty).
+    A link out of its folder, and what is not safetensors (a pickle renamed, truncated, empty), raise a ValueError.
     """
     check_own(path)
     try:
@@ -196,8 +191,7 @@ def find_checkpoint(folder: Path) -> Path:
     for name in (BEST, LAST):
         if (target := follow(folder / name)) is not None:
             return target
-    others = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and (path / STATE).is_file()]
-    if others:
+    if others := [path for path in folder.glob("*.ckpt") if not path.is_symlink() and (path / STATE).is_file()]:
         return max(others, key=lambda path: path.stat().st_mtime)
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "it does not exist"
     raise FileNotFoundError(

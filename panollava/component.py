@@ -34,12 +34,11 @@ def find_component(family: str, type: str, suffix: str, protocol: type | None = 
     Args:
         family: module path below ``panollava``, such as ``model.resampler`` (a package with one module for each
             component) or ``crop.strategies`` (one module with several).
-        type: the name used in configs, such as ``bimamba``, or ``my_package.module:Class``.
+        type: the name used in configs, such as ``bimamba``, or ``my_package.module:Class`` (see ``outside_class``).
         suffix: of the classes, such as ``Resampler``.
-        protocol: what a class of another package must offer (see ``outside_class``).
 
     Raises:
-        ValueError: no such component; the message lists those there are. See also ``outside_class``.
+        ValueError: no such component; the message lists those there are.
     """
     key = family.removesuffix(".strategies")
     if ":" in str(type):

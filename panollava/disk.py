@@ -63,8 +63,9 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes a small file atomically: readers see the old content or the new. Raises a DiskError."""
-    data = content.encode() if isinstance(content, str) else content
-    replace_file(path, lambda temporary: temporary.write_bytes(data))
+    replace_file(
+        path, lambda temporary: temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    )
 
 
 def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) -> None:
@@ -102,12 +103,7 @@ def flush(path: Path) -> None:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a link out of its folder, too large, or not a JSON object.
-    """
+    """The JSON object in a file; a ValueError for a link out of its folder, a large file, and anything else."""
     check_own(path)
     size = path.stat().st_size
     if size > MAX_DOCUMENT_BYTES:

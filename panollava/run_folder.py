@@ -81,7 +81,6 @@ class Experiment:
     As a context manager it holds the lock. If an error ends the block before `begin`, the new files are removed.
 
     Args:
-        root: ``runs/<experiment>``.
         setting: ``<crop-with-hyphens>_<resampler>``, the name of each stage's folder.
         name: of its results; by default the folder's own, for a job of a sweep ``<sweep>/<job>``.
         owner: whether this process writes; other ranks of a distributed run only read.
@@ -180,8 +179,7 @@ class Experiment:
 
     def check_same_config(self, stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
         """Raises a ValueError with the keys in which a start's config differs from the folder's ``config.yaml``."""
-        different = {} if recorded is None else differing_keys(stage, config, recorded)
-        if different:
+        if different := {} if recorded is None else differing_keys(stage, config, recorded):
             shown = "; ".join(described(key, *values) for key, values in different.items())
             raise ValueError(
                 f"{self.stage_folder(stage)} holds a run with another config ({shown}). Give this one a name of its "
@@ -305,8 +303,7 @@ def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         for key in keys:
             value = values.get(key)
             if isinstance(value, str) and not Path(value).expanduser().exists():
-                found = next((root / value for root in roots if (root / value).exists()), None)
-                values[key] = value if found is None else str(found)
+                values[key] = str(next((root / value for root in roots if (root / value).exists()), value))
     return result
 
 
@@ -332,8 +329,7 @@ def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
 def find_trained(path: Path, order: Sequence[str] = ()) -> tuple[Path, Path]:
     """The stage folder that a user means (see ``find_run_folder``), and the checkpoint to open in it."""
     if path.suffix == ".ckpt" or any(path.glob("*.ckpt")):
-        found = find_checkpoint(path)
-        return found.parent, found
+        return (found := find_checkpoint(path)).parent, found
     folder = find_run_folder(path, order)
     return folder, find_checkpoint(folder)
 

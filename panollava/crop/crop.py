@@ -53,9 +53,8 @@ class Crop:
         self.view_size = (int(view_size[0]), int(view_size[1]))
         self.renderer: Renderer = renderer
         self.device = device
-        self.panorama_fov_deg: Covered | None = None
-        if panorama_fov_deg is not None:
-            self.panorama_fov_deg = (float(panorama_fov_deg[0]), float(panorama_fov_deg[1]))
+        fov_deg = panorama_fov_deg
+        self.panorama_fov_deg: Covered | None = None if fov_deg is None else (float(fov_deg[0]), float(fov_deg[1]))
         self.cameras = tuple(strategy.cameras(self.view_size))
         self.camera_rows = camera_tensor(self.cameras)
 

@@ -28,10 +28,8 @@ def part_of(name: str, xmp: Sequence[bytes]) -> Part | None:
     """The part of the sphere that a picture with these XMP packets shows; None for the whole, and without tags.
 
     The numbers count pixels of the picture that the tags were written for. A program that scales a picture keeps
-    them, so only their ratios are used.
-
-    Raises:
-        ValueError: ``name`` has another projection, or its tags are unreadable, incomplete or contradict one another.
+    them, so only their ratios are used. Another projection, and tags that are unreadable, incomplete or contradict
+    one another, raise a ValueError.
     """
     try:
         tags = _tags(xmp)

@@ -354,11 +354,8 @@ class PanoramaFile:
 def check_panorama(source: str | Path | BinaryIO, covered: Covered | None = None) -> PanoramaFile:
     """Check the kind, end marker, size and shape of a file without decoding it. Damage inside its data is not seen.
 
-    ``covered`` are the degrees that it covers; None for its GPano tags, and the whole sphere without any.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, cut short, not a picture, too large or of another shape.
+    ``covered`` are the degrees that it covers; None for its GPano tags, and the whole sphere without any. An empty or
+    truncated file, and what is not a picture, too large or of another shape, raise a ValueError.
     """
     with _opened(source) as (name, file):
         return _checked(name, file, covered)

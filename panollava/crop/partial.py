@@ -120,14 +120,8 @@ def pad_to_sphere(picture: np.ndarray, part: Part | None, needed: Size) -> np.nd
     The picture keeps its pixels. Its borders are rounded to whole pixels, which moves its edges by half a pixel at
     most and leaves a centred picture exactly in the centre. A picture at least twice as fine as needed is averaged
     down first: the sphere around it may be many times as large. A ValueError says that it would be larger than
-    ``MAX_PIXELS`` however small the picture ``(H, W, 3)`` is made.
-
-    Args:
-        part: of the sphere that it shows; None for the whole.
-        needed: (H, W) of the coarsest sphere that is fine enough.
-
-    Returns:
-        ``(H', W', 3)``, with an ``extent`` unless ``part`` is None.
+    ``MAX_PIXELS`` however small the picture ``(H, W, 3)`` is made. ``needed`` is (H, W) of the coarsest sphere that is
+    fine enough. The result ``(H', W', 3)`` has an ``extent`` unless ``part`` is None.
     """
     if part is None:
         return picture

@@ -21,15 +21,11 @@ Renderer = Literal["cv2", "torch", "equilib"]
 def render_views(
     panorama: np.ndarray, cameras: Sequence[Camera], view_size: Size, renderer: Renderer = "cv2", device: str = "cpu"
 ) -> np.ndarray:
-    """The views of a panorama.
+    """Views ``(V, h, w, 3)`` of a panorama ``(H, W, 3)`` of the whole sphere, both uint8 or float32.
 
     Args:
-        panorama: ``(H, W, 3)`` uint8 or float32, the whole sphere, with or without an ``extent``.
         renderer: ``cv2``; ``torch``, the same on ``device``; ``equilib``, an independent implementation for
             comparison whose pixel centres are off by a fraction of a pixel (perspective views only, others by cv2).
-
-    Returns:
-        ``(V, h, w, 3)`` of the panorama's type.
     """
     _check(panorama, view_size, renderer, device)
     if renderer == "torch":

@@ -1,7 +1,4 @@
-"""Views sampled from batches of panoramas with torch: on any device, and differentiable.
-
-Legend: ``B`` panoramas, ``V`` views of each.
-"""
+"""``V`` views of each of ``B`` panoramas, sampled with torch: on any device, and differentiable."""
 
 from __future__ import annotations
 

@@ -51,8 +51,7 @@ def pair_overlap(cameras: Tensor, pairs: Tensor) -> Tensor:
 def columns_line_up(cameras: Tensor, pairs: Tensor) -> bool:
     """Whether columns of neighbours can have the same directions.
 
-    Those of perspective tiles that look up or down cannot: the tiles are rolled against each other about their
-    common edge, by more the steeper they look.
+    Perspective tiles that look up or down cannot: they are rolled against each other about their common edge.
     """
     tiles = cameras[pairs[:, 0], pairs[:, 1]]
     is_steep = tiles[:, Column.PITCH].abs() > _ANGLE_TOLERANCE_RAD

@@ -37,11 +37,8 @@ class FeatureMaker:
 
     So features have the same bits whichever process encoded them, and when. Processes that lack the same panoramas at
     the same time share the work: one encodes a panorama, the others continue with the next that no process has begun,
-    then wait. If a process is killed, another takes over.
-
-    Args:
-        encode: ``(V, 3, h, w)`` uint8 views of one panorama -> ``(V, N, Dv)``; see ``panollava.model.vision``.
-        device: of the completed features.
+    then wait. If a process is killed, another takes over. ``encode`` turns ``(V, 3, h, w)`` uint8 views of one panorama
+    into ``(V, N, Dv)``; ``device`` is that of the completed features.
     """
 
     def __init__(self, store: FeatureStore, encode: Callable[[Tensor], Tensor], device: torch.device) -> None:

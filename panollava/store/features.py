@@ -146,11 +146,8 @@ class FeatureStore:
 def read_shard(path: Path, picture: str, *, shape: Sequence[int], dtype: torch.dtype, check: bool = True) -> Tensor:
     """Features of one image, memory-mapped; they stay valid when the file is removed.
 
-    Without ``check`` only the header is compared, which detects a truncated file, not the checksum.
-
-    Raises:
-        FileNotFoundError: there is no such shard.
-        DamagedShardError: it is damaged, or of another image, shape or dtype.
+    Without ``check`` only the header is compared, which detects a truncated file, not the checksum. A file that is
+    damaged, or of another image, shape or dtype, raises a DamagedShardError.
     """
     if not path.is_file():
         raise FileNotFoundError(path)

@@ -4,12 +4,10 @@ What code computes and a disk keeps (features, the names of drawn pictures) carr
 raise a version number. The digest changes when a definition is rewritten or renamed, not when it moves to another file.
 
 If a rewritten definition still computes the same bits, what earlier versions kept is still valid. This command shows
-the present digests, and whether the features of an earlier version come out the same::
+the present digests, and whether the features of an earlier version come out the same: if so, make the digests the keys
+of ``EQUIVALENT``; if not, remove the entry, which has no effect any more, and the tests that expect these features::
 
-    python -m pytest tests/store/test_code.py tests/e2e/test_landed.py -k digest
-
-If they do, make the present digests the keys of ``EQUIVALENT``. If they do not, remove the entry and the tests that
-expect these features; the old key is no digest of the present code any more, so it has no effect.
+    python -m pytest tests/unit/store/test_code.py tests/integration/commands/test_landed.py -k digest
 """
 
 from __future__ import annotations

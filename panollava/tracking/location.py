@@ -41,10 +41,8 @@ def absolute_uri(uri: str | None = None, folder: Path | None = None) -> str:
     Args:
         uri: `sqlite:///relative/or/absolute/file.db` or the address of a tracking server; the default is
             ``MLFLOW_TRACKING_URI``, of which ``connection_uri`` alone uses the secret, else `sqlite:///mlflow.db`.
+            Any other one, and one with a secret in it, raises a ValueError.
         folder: that a relative path starts from; the working directory by default.
-
-    Raises:
-        ValueError: not an address of a run store, or one with a secret in it.
     """
     key, given = "tracking.uri", uri
     if given is None:
@@ -143,8 +141,7 @@ def database_file(uri: str) -> Path | None:
 def artifact_root(file: Path) -> str:
     """Address of the artifact folder of a database, `mlruns` beside it.
 
-    It is relative where the database is in the working directory: `mlflow ui` is started there, and finds the
-    artifacts wherever the folder is moved or copied to. For a database elsewhere it is absolute.
+    It is relative to the working directory, where `mlflow ui` is started, so that both can be moved; else absolute.
     """
     return ARTIFACTS if file.parent == Path.cwd().resolve() else (file.parent / ARTIFACTS).as_uri()
 

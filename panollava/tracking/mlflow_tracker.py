@@ -91,7 +91,9 @@ class MlflowTracker(Tracker):
     def params(self, values: Mapping[str, object]) -> None:
         """Logs settings if the run is new, since MLflow never changes a parameter; too long ones are cut, with "…"."""
         if self._is_new:
-            self._put({"do": "params", "values": {_key(key): _value(value) for key, value in values.items()}})
+            texts = {_key(key): str(value) for key, value in values.items()}
+            cut = {key: f"{text[: MAX_VALUE - 1]}…" for key, text in texts.items() if len(text) > MAX_VALUE}
+            self._put({"do": "params", "values": texts | cut})
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Logs numbers of one step. NaN is kept; infinity is shown as the largest number."""
@@ -183,11 +185,6 @@ def _key(name: str) -> str:
     """A name that MLflow accepts on every system: other characters become `_` (question types are free text)."""
     parts = [re.sub(r"[^\w.\- ]", "_", part).strip() for part in str(name).split("/")]
     return "/".join(part for part in parts if part.strip("."))[:MAX_KEY].rstrip("/ ") or "_"
-
-
-def _value(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
 
 
 def _encoded(image: np.ndarray, suffix: str) -> bytes:

@@ -81,9 +81,8 @@ class OpenRun(NamedTuple):
 def open_run(options: RunOptions) -> OpenRun:
     """Opens a run. A run to resume that the store does not have any more is replaced by a new one.
 
-    Raises:
-        ConnectionError: the server does not answer, and the run is not known to have reached it before.
-        PermissionError: the server refuses the user.
+    Raises a ConnectionError if the server does not answer and the run is not known to have reached it before, a
+    PermissionError if it refuses the user.
     """
     tags = {**options.tags, **store.process_tags()}
     if FOLDER_TAG in tags:

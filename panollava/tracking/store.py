@@ -278,12 +278,8 @@ def folders_of(experiment: str, uri: str | None) -> list[str]:
         raise ValueError(
             f"mlflow_experiment={experiment}: MLflow has none of that name at {address}. There are: {names}."
         )
-    runs = client.search_runs(
-        [found.experiment_id],
-        f"attributes.status = 'FINISHED' and tags.`{STAGES_TAG}` != ''",
-        order_by=["attributes.start_time ASC"],
-        max_results=5000,
-    )
+    query, order = f"attributes.status = 'FINISHED' and tags.`{STAGES_TAG}` != ''", ["attributes.start_time ASC"]
+    runs = client.search_runs([found.experiment_id], query, order_by=order, max_results=5000)
     file = database_file(address)
     base = file.parent if file else Path()
     return [str(base / tag) for run in runs if (tag := run.data.tags.get(FOLDER_TAG)) and (base / tag).is_dir()]
