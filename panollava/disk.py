@@ -63,9 +63,8 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes a small file atomically: readers see the old content or the new. Raises a DiskError."""
-    replace_file(
-        path, lambda temporary: temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    )
+    data = content.encode() if isinstance(content, str) else content
+    replace_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) -> None:

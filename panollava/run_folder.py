@@ -315,10 +315,9 @@ def prompt_date(metadata: Mapping[str, Any]) -> date | None:
 
 def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
     """The stage folder of a path: itself, that of a checkpoint, or an experiment's by ``order`` (default: the last)."""
-    if (path / METADATA).is_file():
-        return path
-    if (path.parent / METADATA).is_file():
-        return path.parent
+    for folder in (path, path.parent):
+        if (folder / METADATA).is_file():
+            return folder
     for stage in order or last_first(_outside_stages(path)):
         folders = [p for p in path.glob(f"{stage}/*/{METADATA}") if follow(p.parent / BEST) or follow(p.parent / LAST)]
         if folders:
