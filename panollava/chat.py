@@ -1,7 +1,5 @@
 """python -m panollava.chat: several turns about a panorama, in the terminal."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from contextlib import suppress

@@ -5,8 +5,6 @@ A checkpoint is a folder ``*.ckpt`` with ``trained.safetensors`` (only what diff
 There is no ``config.json`` on purpose: transformers would open the folder and fill what is missing at random.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import os

@@ -1,7 +1,5 @@
 """python -m panollava.compare <run> <run> …: which is better on the same questions, and is the difference real?"""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

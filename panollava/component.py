@@ -4,8 +4,6 @@ A new component of ours is one module; there is no list to keep. A class of anot
 package is allowed: a downloaded checkpoint must not choose what code runs here.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

@@ -1,7 +1,5 @@
 """python -m panollava.deliver <folder>: sends the records that runs could not send to their tracking server."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Small files: atomic writes, checked reads, and errors of the disk that name the file, the reason and the way out."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """python -m panollava.eval checkpoint=<run folder>: answers a split's questions and scores them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """python -m panollava.explain checkpoint=<run folder>: draws what a model sees and reads over a panorama."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """python -m panollava.export: writes a run as a Hugging Face folder that transformers opens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """python -m panollava.features [list | warm | clear]: the stored features of frozen encoders."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """python -m panollava.fetch data=…: downloads the pictures at addresses in data files into a folder."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Mapping

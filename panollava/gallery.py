@@ -1,7 +1,5 @@
 """python -m panollava.gallery: draws the views that a crop cuts from a panorama, and their borders on it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

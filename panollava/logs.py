@@ -1,7 +1,5 @@
 """Console and log files: the same lines on both, with times in the file."""
 
-from __future__ import annotations
-
 import logging
 import math
 import sys

@@ -1,7 +1,5 @@
 """python -m panollava.predict: answers a question about a panorama, or about every panorama of a folder."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """python -m panollava.score <predictions.csv>: scores a file of predictions without a model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal

@@ -6,8 +6,6 @@
     runs/<sweep>/<job>/job.json     the job's values of the swept keys, and its status
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """python -m panollava.train: trains the stages of a run, one after the other, and evaluates the result."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import DictConfig

@@ -1,7 +1,5 @@
 """``Trainer``: trains a stage of an open model on data sets that are objects, as ``panollava.train`` does."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -3,8 +3,6 @@
 The signature of the component that a section configures says what is allowed, so arguments are declared once.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json

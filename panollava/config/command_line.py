@@ -6,8 +6,6 @@ quoted, since commas, quotes, ``=`` and parentheses have a meaning in Hydra's gr
 ``C:\my (1)\pano.jpg`` does not intend.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from argparse import ArgumentError, Namespace

@@ -1,7 +1,5 @@
 """Makes a function a command: a Hydra application whose failures are one clear message."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

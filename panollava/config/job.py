@@ -1,7 +1,5 @@
 """One job of a sweep: it runs in a process of its own where needed, and its outcome is recorded."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

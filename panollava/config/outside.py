@@ -1,7 +1,5 @@
 """Options of config groups for classes of other packages, such as ``resampler=my_package.module:Class``."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The arguments of a sweep: what cannot be swept, its folder, and the resolvers of config files."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """The camera of each view: its row in a batch tensor, the directions of its pixels, and how finely it samples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Source: Photo Sphere XMP Metadata, https://developers.google.com/streetview/spherical-metadata.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from xml.etree import ElementTree

@@ -5,8 +5,6 @@ header is read without the rest of the file; a JPEG is cleaned of oddities that 
 reports only its first warning; the check sums of a PNG, which OpenCV ignores, are compared.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

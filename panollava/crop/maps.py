@@ -4,8 +4,6 @@ A panorama is halved while it stays as fine as a view needs. Each view pixel is 
 every pixel of the panorama, so that thin structures fade instead of flickering.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -4,8 +4,6 @@ Shapes: ``P`` pairs of views, ``M`` matches of a pair, ``K`` tokens that a match
 ``N`` points in a view.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ A picture of a part of the sphere is padded with black to the whole sphere, so t
 one kind of panorama.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, NamedTuple
 

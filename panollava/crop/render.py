@@ -1,7 +1,5 @@
 """Views sampled from a panorama on the CPU with cv2 or equilib; ``render_torch`` does the same on any device."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """``V`` views of each of ``B`` panoramas, sampled with torch: on any device, and differentiable."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

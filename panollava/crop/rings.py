@@ -4,8 +4,6 @@ A ring is the tiles of one projection and pitch. Shapes: ``cameras`` are ``(B, V
 ``pairs`` are the ``(P, 3)`` rows (sample, view, its right neighbour) of ``neighbour_pairs``.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,8 +6,6 @@ column ``c`` of ``W`` is longitude ``((c + 1/2) / W - 1/2) * 2 pi``, row ``r`` o
 ``(1/2 - (r + 1/2) / H) * pi``.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

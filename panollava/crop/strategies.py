@@ -1,7 +1,5 @@
 """How a panorama is divided into views: each strategy turns a few numbers into the cameras of its views."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction

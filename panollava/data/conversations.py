@@ -11,8 +11,6 @@ LLaVA's form; the placeholder ``<image>`` is removed from questions of both form
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", "value": "…"}]}
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

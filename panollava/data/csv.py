@@ -4,8 +4,6 @@
 question about it and one answer. A malformed row is reported with its place.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

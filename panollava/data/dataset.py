@@ -1,7 +1,5 @@
 """The data sets: records and questions with the views of their panoramas, one sample at a time."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass

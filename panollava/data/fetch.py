@@ -6,8 +6,6 @@
     <folder>/pictures/<sha256>.jpg   a complete picture, named by the hash of its bytes
 """
 
-from __future__ import annotations
-
 import hashlib
 import ipaddress
 import json

@@ -1,7 +1,5 @@
 """Data sets in files, CSV or JSON by their suffix; bad entries are reported before training starts, or left out."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Batches, in an order that depends on seed, epoch and step alone, not on workers, ranks or accumulation."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import multiprocessing

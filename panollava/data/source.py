@@ -1,7 +1,5 @@
 """The protocol of a data source, and the records and questions that it gives."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path

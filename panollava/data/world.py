@@ -1,7 +1,5 @@
 """The built-in world as a data set: drawn, not downloaded, the same for the same seed on every machine."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import cv2

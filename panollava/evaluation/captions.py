@@ -3,8 +3,6 @@
 Legend: ``Q`` answers, ``R`` sets of answers, ``D`` width of CLIP's embeddings.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial

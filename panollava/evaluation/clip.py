@@ -3,8 +3,6 @@
 Legend: ``N`` pictures or texts, ``D`` width of the embeddings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

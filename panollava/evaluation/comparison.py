@@ -3,8 +3,6 @@
 Legend: ``Q`` questions.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

@@ -1,7 +1,5 @@
 """Drawing on pictures: text of any language, colours, heat over a panorama, and pages of titled panels."""
 
-from __future__ import annotations
-
 import logging
 import unicodedata
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Exact match: the metric, the report by question type beside guessing and blank pictures, and its tables."""
 
-from __future__ import annotations
-
 import math
 import unicodedata
 from collections import Counter

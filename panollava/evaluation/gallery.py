@@ -1,7 +1,5 @@
 """Pictures of views and of answers: a panorama with the borders of its views, and one beside answers about it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Legend: ``Q`` answers.
 """
 
-from __future__ import annotations
-
 import importlib
 import shutil
 from collections import Counter

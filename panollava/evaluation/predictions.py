@@ -1,7 +1,5 @@
 """Predictions: answered questions, CSV files of them, and the log from which a stopped evaluation resumes."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

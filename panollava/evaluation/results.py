@@ -1,7 +1,5 @@
 """Evaluations: asking a model every question of a set, and the folder of predictions and scores that comes of it."""
 
-from __future__ import annotations
-
 import csv
 import json
 import logging

@@ -4,8 +4,6 @@ Questions about one picture are not independent, so a picture with all its quest
 questions, ``G`` groups (pictures or scenes), ``R`` ways to swap two models' answers.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Sequence

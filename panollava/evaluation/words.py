@@ -1,7 +1,5 @@
 """How texts are compared: their usual spelling, and the words that caption scores count."""
 
-from __future__ import annotations
-
 import logging
 import re
 import shutil

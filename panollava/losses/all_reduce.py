@@ -1,7 +1,5 @@
 """Differentiable all-reduce: sums and rows of all processes, with gradients for each."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

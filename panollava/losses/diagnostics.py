@@ -1,7 +1,5 @@
 """Measures of agreement and collapse of features, and the message about a collapse for the log."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """The interface of an objective of stage 1, and the correspondences between views that it can be built on."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple, Protocol
 
 import torch

@@ -1,7 +1,5 @@
 """Resamplers, position codes and projectors: what each must offer, how a config names one, and how it is built."""
 
-from __future__ import annotations
-
 import builtins
 import hashlib
 import inspect

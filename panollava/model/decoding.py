@@ -1,7 +1,5 @@
 """Decoding options as transformers takes them: a generation config, and logits processors for what it lacks."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import fields

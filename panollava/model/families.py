@@ -1,7 +1,5 @@
 """What the encoder families differ in: prefix tokens, position interpolation, blocks, and preprocessing."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Fusion: which view tokens join, how many there are, and how they replace the placeholders in the text."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal, get_args
 

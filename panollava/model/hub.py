@@ -1,7 +1,5 @@
 """Opens pretrained backbones by hub name or local folder: safetensors only, no remote code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec

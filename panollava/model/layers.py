@@ -1,7 +1,5 @@
 """Layers that several resamplers share: attention, feed-forward, initialisation, and pooling over areas."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """LoRA on the language model alone: attach, switch, save, load and merge adapters. No other module imports peft."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

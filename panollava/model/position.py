@@ -1,7 +1,5 @@
 """Position codes: the direction of each token, from its view's camera, is added to the token."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Projectors: from the resampler's width to the language model's, token by token."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from annotated_types import Interval

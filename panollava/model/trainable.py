@@ -1,7 +1,5 @@
 """Which weights of a backbone train, in which number format, and what they are called in checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """Builds a stage, and loads its initial weights: of an earlier stage, a named run, or the newest that fits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A record is a mapping of plain values. Keys that only one of two records has are not compared.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

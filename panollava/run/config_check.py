@@ -1,7 +1,5 @@
 """The strict check of a composed config, section by section, against the components it configures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass

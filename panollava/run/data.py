@@ -1,7 +1,5 @@
 """The splits of a run: their loaders, checks of their texts, digests, and overrides of the command line."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

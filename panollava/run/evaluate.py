@@ -1,7 +1,5 @@
 """Evaluates a model on a split: its answers, their scores, files and pictures; and finds earlier answers on disk."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

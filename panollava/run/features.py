@@ -1,7 +1,5 @@
 """Opens a feature store for an encoder and a crop, and estimates its size."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What a run does after its last stage: it gives the model to the tracker, and says where everything is."""
 
-from __future__ import annotations
-
 import shutil
 from contextlib import ExitStack
 from pathlib import Path

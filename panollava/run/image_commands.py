@@ -1,7 +1,5 @@
 """The panoramas that a command line names (a file, an address, or a folder's), and the files that it writes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import suppress

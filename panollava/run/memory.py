@@ -1,7 +1,5 @@
 """Memory of a stage: its estimate, the automatic batch size, and the messages when memory runs out."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Checks before the first step: everything that can fail is opened; and the picture of a panorama's views."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from panollava.data.dataset import TextEncoder, control_texts, count_cut

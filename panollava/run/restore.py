@@ -1,7 +1,5 @@
 """Opens a checkpoint with its settings, and measures it on a split of a data set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run: its config, folder, tracker, processes, backbones and data, opened and checked before anything trains."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The config of commands: reads their keys, and checks the sections that several of them have."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar

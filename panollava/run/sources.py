@@ -1,7 +1,5 @@
 """The splits of a data set: checks the section ``data``, and opens them."""
 
-from __future__ import annotations
-
 import builtins
 import inspect
 import json

@@ -1,7 +1,5 @@
 """Runs one stage: builds it, loads or resumes its weights, trains it, and writes its record."""
 
-from __future__ import annotations
-
 import math
 import platform
 import subprocess

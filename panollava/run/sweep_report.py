@@ -1,7 +1,5 @@
 """The report of a sweep: a table, a picture, and which differences between its jobs are significant."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

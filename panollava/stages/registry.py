@@ -4,8 +4,6 @@ Only this module compares stage names; all others read the record of a stage. A 
 ``stage.<name>`` with ``type: package.module:Class``, whose class has a record.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """Stage 1: agreement of neighbouring views where they overlap, without text or language model."""
 
-from __future__ import annotations
-
 import builtins
 import inspect
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The feature stores of a folder: opens the one of an encoder, lists them, removes them."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The store of one encoder's features: a file per panorama, read and written by several processes at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -10,8 +10,6 @@ of ``EQUIVALENT``; if not, remove the entry, which has no effect any more, and t
     python -m pytest tests/unit/store/test_code.py tests/integration/commands/test_landed.py -k digest
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import hashlib

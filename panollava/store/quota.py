@@ -1,7 +1,5 @@
 """The limit of the feature stores of a folder together; the one unused for longest is removed first."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

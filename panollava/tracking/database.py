@@ -1,7 +1,5 @@
 """The SQLite file of a run store: whether MLflow can use it, and the addresses of artifacts that it records."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 import sqlite3

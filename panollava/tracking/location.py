@@ -1,7 +1,5 @@
 """The address of a run store: an SQLite file with its artifact folder beside it, or a tracking server."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

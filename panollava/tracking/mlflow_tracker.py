@@ -1,7 +1,5 @@
 """Records a run in MLflow, by its run id: several jobs of a sweep may share one process."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

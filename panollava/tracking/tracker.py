@@ -1,7 +1,5 @@
 """The interface of a tracker, which records a run; its methods keep nothing unless a subclass does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checkpoints of a stage: saving, bit-exact resuming, and starting from another run's weights."""
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

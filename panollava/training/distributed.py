@@ -1,7 +1,5 @@
 """The processes that torchrun started for a run: their group, collectives, signals, and errors of lost processes."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """The training loop that every stage uses; it knows no stage by name."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Detects a stage that has stopped learning, and logs each concern once."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Options of training: trainer, stage and optimiser, and the batch of a run that is resumed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """How a stage runs: compiled or not, replicated in each process (DDP), or sharded over the processes (FSDP2)."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """The device and the number format of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Every thing is drawn in the tangent plane of its own direction, only where it can be seen.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import cv2

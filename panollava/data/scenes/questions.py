@@ -4,8 +4,6 @@ Answers of one type are about equally frequent for any wording, so that neither 
 before it predicts them: without the picture nothing is better than a guess.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass

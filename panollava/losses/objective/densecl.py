@@ -1,7 +1,5 @@
 """DenseCL: each token must find its match in the other view among tokens of other directions."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

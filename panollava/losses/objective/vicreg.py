@@ -1,7 +1,5 @@
 """VICReg of each pair of views by itself: the published form, and the default."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 

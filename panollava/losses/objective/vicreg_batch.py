@@ -1,7 +1,5 @@
 """VICReg with the variance and covariance of a whole batch, as in its paper."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from panollava.losses.objective.vicreg import VicregObjective, vicreg_batch

@@ -1,7 +1,5 @@
 """VICReg of whole views, for resamplers whose tokens keep no grid to be compared position by position."""
 
-from __future__ import annotations
-
 from panollava.losses.objective.vicreg import Weight
 from panollava.losses.objective.vicreg_batch import VicregBatchObjective
 from panollava.losses.protocol import ViewMeans

@@ -1,7 +1,5 @@
 """Bidirectional state-space layers over the patches of views: every patch becomes one token."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Annotated, Literal
 

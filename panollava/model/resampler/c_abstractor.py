@@ -1,7 +1,5 @@
 """C-Abstractor: convolutions before and after a pooling, so that fewer tokens still keep what is where."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

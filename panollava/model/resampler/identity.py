@@ -1,7 +1,5 @@
 """No resampler: the features of the encoder are the tokens."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from annotated_types import Interval

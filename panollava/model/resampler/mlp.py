@@ -1,7 +1,5 @@
 """Token-wise multilayer perceptron: every patch becomes one token, so the grid stays."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Annotated, Literal
 

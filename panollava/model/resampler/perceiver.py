@@ -1,7 +1,5 @@
 """Perceiver resampler: learnt latents attend to the features of their view and to themselves in every layer."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

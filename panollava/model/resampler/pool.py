@@ -1,7 +1,5 @@
 """Average pooling: each token is the mean of the patches in its part of the view; nothing is learnt."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from annotated_types import Interval

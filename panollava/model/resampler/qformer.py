@@ -1,7 +1,5 @@
 """Querying transformer: learnt queries attend to each other and to the features of their view."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

@@ -1,7 +1,5 @@
 """A bidirectional state-space layer (Mamba-2 form) over sequences of tokens, or over closed rings of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

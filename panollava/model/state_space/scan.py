@@ -1,7 +1,5 @@
 """The state-space scan: a linear recurrence over tokens, computed in chunks with plain matrix products."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
