@@ -37,7 +37,7 @@ class ChatOptions:
 
 @entrypoint("chat")
 def main(cfg: DictConfig) -> None:
-    """Opens a model and talks."""
+    """Opens a model and answers the lines of standard input."""
     configure_console()
     options, sections = read_config(cfg, ChatOptions, required=["checkpoint"], example=RUN_EXAMPLE)
     compute = choose_compute(options.device, "auto", section="")
@@ -117,7 +117,7 @@ class Chat:
         path = named_panorama(unquoted, self._fetch)
         self.conversation = self._pano.chat(path)
         self.image = path
-        LOG.info("Looking at %s. /help lists the commands.", unquoted)
+        LOG.info("Panorama: %s. /help lists the commands.", unquoted)
 
     def _answer(self, question: str) -> None:
         if self.conversation is None:
@@ -143,7 +143,7 @@ class Chat:
     def _reset(self, _: str) -> None:
         if self.conversation is not None:
             self.conversation.turns.clear()
-        LOG.info("What was said is forgotten.")
+        LOG.info("The conversation is reset.")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class ChatFormat:
         }
 
     def written(self) -> dict[str, str | None]:
-        """The system text and the date, with which another format writes the same."""
+        """The system text and the date; a format that is built with them writes the same text."""
         return {key: value for key, value in self.record().items() if key != "template"}
 
     def render(self, turns: Turns, placeholder: str | None) -> Rendered:
@@ -141,8 +141,8 @@ class ChatFormat:
             # which templates drop. The text that was generated from stays as it was.
             if before != now or not (after.startswith(header.rstrip()) or header.startswith(after.rstrip())):
                 raise ValueError(
-                    f"The chat template of {self._name} writes an earlier turn in another form than the one that was "
-                    f"asked: {before!r} and {after!r} became {now!r} and {header!r}. {_WAY_OUT}"
+                    f"The chat template of {self._name} writes an earlier turn in another form than it had as "
+                    f"the last one: {before!r} and {after!r} became {now!r} and {header!r}. {_WAY_OUT}"
                 )
         return befores[-1], parts[-1]
 
@@ -190,8 +190,8 @@ class ChatFormat:
                 goes_on = self._apply([*answered, {"role": "user", "content": later}], add_generation_prompt=True)
                 return thinking, header, lead, self._end_of_turn(last, goes_on.partition(answer)[2].split(later)[0])
         raise ValueError(
-            f"The chat template of {self._name} does not continue its own generation prompt, so answers cannot be told "
-            f"from their headers. The prompt ends in {prompt[-40:]!r}. {_WAY_OUT}"
+            f"The chat template of {self._name} does not continue its own generation prompt, so no answer can be cut "
+            f"from its header. The prompt ends in {prompt[-40:]!r}. {_WAY_OUT}"
         )
 
     def _end_of_turn(self, last: str, earlier: str) -> str:

@@ -71,7 +71,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Cleans up after a killed process: puts back a folder that nothing has replaced, removes temporary files."""
+    """Cleans up after a killed process: restores a folder that nothing has replaced, removes temporary files."""
     for path in folder.glob(f"{_ASIDE}*"):
         target = path.with_name(path.name.removeprefix(_ASIDE).rpartition("-")[0])
         _remove(path) if target.exists() else path.rename(target)
@@ -104,13 +104,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Raises a ValueError for a tensor that can be no weight: no floating-point one, or with NaN or infinity."""
+    """Raises a ValueError for a tensor that cannot be a weight: not floating-point, or with NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.dtype not in WEIGHT_TYPES:
-            raise ValueError(f"{source}: {name} is of {tensor.dtype}, which no weight is. The file is not ours.")
+            raise ValueError(f"{source}: {name} has type {tensor.dtype}; weights are floating-point.")
         if not torch.isfinite(tensor).all():
             raise ValueError(
-                f"{source}: {name} holds NaN or infinite numbers, so the model would answer nothing. Choose another "
+                f"{source}: {name} holds NaN or infinite numbers, so the model cannot answer. Choose another "
                 "checkpoint of the run, or train it again with a lower learning rate."
             )
 
@@ -140,7 +140,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             "the panollava that wrote it, or choose another checkpoint."
         )
     if not isinstance(state.get("stage"), str):
-        raise ValueError(f"{path} names no stage, so it is not of a checkpoint. Choose another one of the run.")
+        raise ValueError(f"{path} names no stage, so it is not a checkpoint's. Choose another one of the run.")
     return state
 
 
@@ -151,7 +151,7 @@ def point(link: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
         try:
             if os.name == "nt":
-                raise OSError("Windows does not replace a link to a folder in one go")
+                raise OSError("Windows does not replace a link to a folder atomically")
             temporary.symlink_to(target.name, target_is_directory=True)
         except OSError:
             temporary.write_text(target.name, encoding="utf-8")

@@ -77,7 +77,7 @@ def main(cfg: DictConfig) -> None:
     for name, other in others:
         if difference := first_difference(one.predictions, other.predictions):
             raise ValueError(
-                f"{first} and {name} were not asked the same ({difference}). Evaluate both on one test set, with "
+                f"{first} and {name} answered different questions ({difference}). Evaluate both on one test set, with "
                 "csv_input= or world_seed=."
             )
     contenders = [Contender(name, tuple(one.predictions), one.image_tokens) for name, one in answers.items()]
@@ -112,7 +112,7 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
     folders = [*options.runs, *(folder for folder in tracked if folder not in options.runs)]
     if len(folders) < 2:
         raise ValueError(
-            f"{counted(len(folders), 'run')}: it takes two to compare. Name them, python -m panollava.compare runs/a "
+            f"{counted(len(folders), 'run')}: a comparison needs two. Name them, python -m panollava.compare runs/a "
             "runs/b, or an MLflow experiment of several, mlflow_experiment=<name>."
         )
     return folders

@@ -96,7 +96,7 @@ def outside_class(type: str, key: str, protocol: type | None = None) -> type:
         raise ValueError(f"{key}={type}: the package {package} is not installed here. Run pip install {wanted}.")
     try:
         module = importlib.import_module(path)
-    except Exception as error:  # whatever the package's own code raises
+    except Exception as error:  # the package's code may raise anything
         raise ValueError(f"{key}={type}: importing {path} failed ({error.__class__.__name__}: {error}).") from error
     found = getattr(module, name, None)
     if not inspect.isclass(found):

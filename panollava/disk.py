@@ -1,4 +1,4 @@
-"""Small files: atomic writes, checked reads, and errors of the disk that name the file, the reason and the way out."""
+"""Small files: atomic writes, checked reads, and errors of the disk that name the file, the reason and what to do."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ class DiskError(OSError):
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turns a failure to write ``target`` into a DiskError with the way out."""
+    """Turns a failure to write ``target`` into a DiskError that names what to do."""
     try:
         yield
     except DiskError:
@@ -33,7 +33,7 @@ def writing(target: Path) -> Iterator[None]:
         code = _code(error)
         reason = os.strerror(code) if code else str(error)
         raise DiskError(
-            f"{target} could not be written ({reason}). What was saved before is whole. {_way_out(code)}"
+            f"{target} could not be written ({reason}). Files saved before are complete. {_way_out(code)}"
         ) from error
 
 
@@ -46,7 +46,7 @@ def _code(error: Exception) -> int | None:
 
 
 def _way_out(code: int | None) -> str:
-    again = "start the same command again: it resumes from what is whole"
+    again = "run the same command to resume"
     if code in _FULL:
         return f"Free some space there, or move the folder to another disk and name that place, and {again}."
     if code in _LOCKED:

@@ -114,7 +114,7 @@ class _Evaluation:
             with compute.autocast():
                 before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
             count, share = rotation_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
-            LOG.info("Of %s naming a direction, %.1f %% turned along.", counted(count, "answer"), 100 * share)
+            LOG.info("Of %s with a direction, %.1f %% follow the rotation.", counted(count, "answer"), 100 * share)
         LOG.info("Predictions and metrics: %s", result.files.folder)
 
     def measure(self, pano: PanoLlava | None, split: str) -> None:

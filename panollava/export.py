@@ -66,7 +66,7 @@ def _checked_out(out: Path, overwrite: bool) -> Path:
     if not out.exists() or not any(out.iterdir()):
         return out
     if not _is_export(out):
-        raise ValueError(f"out={out} is a folder with other things in it, which stay. Choose another name.")
+        raise ValueError(f"out={out} is a folder that holds other files. Choose another name.")
     if not overwrite:
         raise ValueError(f"out={out} holds an export. Choose another name, or replace it with overwrite=true.")
     return out

@@ -77,7 +77,7 @@ def _chosen(store: StoreOptions, options: FeaturesOptions) -> list[Kept]:
 
 def _warm(options: FeaturesOptions, store: StoreOptions, sections: dict[str, Any]) -> None:
     if not store.enabled:
-        raise ValueError("store.enabled=false keeps nothing, so there is nothing to fill. Leave it at true.")
+        raise ValueError("store.enabled=false stores no features, so warm has nothing to do. Leave it at true.")
     trainer = sections["trainer"]
     compute = choose_compute(trainer["device"], trainer["precision"])
     backbones = Backbones(sections["model"], sections["crop"], dtype=compute.dtype)

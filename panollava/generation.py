@@ -47,7 +47,7 @@ class GenerationOptions:
         if self.temperature > 0 and self.num_beams > 1:
             raise ValueError(
                 f"{KEY}.temperature={self.temperature} and {KEY}.num_beams={self.num_beams}: answers are either "
-                f"sampled or searched for. Set {KEY}.temperature=0.0 or {KEY}.num_beams=1."
+                f"sampled or found by beam search. Set {KEY}.temperature=0.0 or {KEY}.num_beams=1."
             )
         unused = [name for name in _SAMPLING if getattr(self, name) != getattr(GenerationOptions, name)]
         if unused and self.temperature == 0:

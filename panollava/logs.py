@@ -58,7 +58,7 @@ def configure_console(level: int = logging.INFO) -> None:
 
 
 def label_console(label: str) -> None:
-    """Puts a label, such as a job's name where several run at once, before each line on the terminal."""
+    """Writes a label, such as a job's name where several run at once, before each line on the terminal."""
     configure_console()
     for handler in LOG.handlers:
         if isinstance(handler, _ConsoleHandler):

@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     required = ["checkpoint", "image", "question"]
     options, sections = read_config(cfg, PredictOptions, required=required, example=example)
     if not options.question.strip():
-        raise ValueError("question= is empty: write what you want to know.")
+        raise ValueError("question= is empty: give a question.")
     paths = find_panoramas(options.image, FetchOptions(**sections["fetch"]))
     out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")

@@ -8,14 +8,14 @@ from panollava.config.entrypoint import entrypoint
 
 
 def report(folder: Path) -> list[Path]:
-    """What a sweep's folder shows in the end."""
+    """Writes the report of a sweep's folder."""
     from panollava.run.sweep_report import sweep_report
 
     return sweep_report(folder)
 
 
 def load() -> None:
-    """What takes seconds to import: a launcher's process does so once for all of its jobs."""
+    """Imports the slow modules; a launcher's process does so once for all of its jobs."""
     import panollava.run.finish
     import panollava.run.stage  # noqa: F401
 

@@ -113,7 +113,7 @@ class Trainer:
     def _composed(self, section: Mapping[str, Any], settings: Mapping[str, Any]) -> DictConfig:
         """The config that ``panollava.train`` would have."""
         if wrong := [key for key in settings if _GIVEN.match(key)]:
-            raise ValueError(f"settings: {', '.join(wrong)} cannot be set, as the model, data sets and folder give it.")
+            raise ValueError(f"settings: {', '.join(wrong)} cannot be set: model, data sets and folder determine them.")
         register_resolvers()
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose("train", overrides=["data=csv", "tracking=none", "evaluation.enabled=false"])

@@ -62,7 +62,7 @@ def check_component(
 def refuse(problems: list[str]) -> None:
     """Raises ValueError if a config has problems, with one line for each."""
     if problems:
-        raise ValueError("\n  ".join(["the config is not right:", *problems]))
+        raise ValueError("\n  ".join(["the config is invalid:", *problems]))
 
 
 @functools.cache

@@ -125,7 +125,7 @@ def split(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
     if flags.resolve and not (flags.cfg or flags.help):
-        raise ValueError("--resolve goes with --cfg or --help.")
+        raise ValueError("--resolve needs --cfg or --help.")
     if flags.config_path is not None and "://" not in flags.config_path:
         flags.config_path = os.path.abspath(flags.config_path)  # Hydra would take it from this package's folder
     return flags, list(flags.overrides or [])

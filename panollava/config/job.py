@@ -54,7 +54,7 @@ def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load 
         work()
         return
     # All workers of a pool end when one is killed: a job's subprocess can be killed alone. A process in which a library
-    # asked CUDA's runtime for GPUs, as some do on import, cannot be forked for one; NVML is another way to ask.
+    # queried CUDA's runtime for GPUs, as some do on import, cannot be forked for one; NVML is another way to query.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if load is not None:
         load()

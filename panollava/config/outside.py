@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, Sequence[str], dict[str, Any]]] = {
     "model/resampler": ("model.resampler", _WIDTHS, {}),
     "objective": ("stage.vision.loss", (), {"head_width": None}),
 }
-"""Group -> where its keys stand in the config, arguments that the program gives, keys that all options have."""
+"""Group -> path of its keys in the config, arguments that the program gives, keys that all options have."""
 
 
 def add_options(overrides: Sequence[str], *, trusted: bool) -> None:

@@ -188,7 +188,7 @@ def _still_queued(arrays: Sequence[str]) -> str:
 
 
 def queued(arrays: Sequence[str]) -> list[str]:
-    """The job arrays of which jobs wait or run, if the cluster can be asked."""
+    """The job arrays of which jobs wait or run, if the cluster can be queried."""
     if not arrays or shutil.which("squeue") is None:
         return []
     found = []

@@ -113,7 +113,7 @@ def _refuse(line: CommandLine) -> None:
         if override.key_or_group in ONE_A_SWEEP or override.key_or_group == "tracking":
             raise ValueError(
                 f"{override.input_line}: a sweep has one {override.key_or_group}, and its jobs have folders of their "
-                "own. Start the command once a value."
+                "own. Start the command once per value."
             )
         if is_basic and not override.is_discrete_sweep():
             raise ValueError(

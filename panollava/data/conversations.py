@@ -225,7 +225,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object, and only one of the two could be read")
+        raise ValueError(f"the key {twice!r} occurs twice in one object, and only one value can be read")
     return result
 
 

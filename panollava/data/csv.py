@@ -41,7 +41,7 @@ class Entry:
     number: int  # place in the file, as `Listing.unit` counts
     place: str  # the same in words, such as ``row 5``
     image: str  # name of the picture in the file
-    image_key: str  # where it stands, such as ``column url``
+    image_key: str  # its place, such as ``column url``
     turns: tuple[tuple[str, str], ...]  # one or more (question, answer) pairs without empty texts
     question_type: str = FREE_TEXT  # for scores
     directions: Directions = "unknown"  # how the texts name directions, as the entry states it
@@ -92,7 +92,7 @@ def summary(path: Path, unit: str, problems: Sequence[Problem], count: int) -> s
 
 
 def bad_numbers(problems: Iterable[Problem]) -> set[int]:
-    """Places of the entries that problems are about."""
+    """Positions of the entries that have problems."""
     return {number for problem in problems for number in (problem.number, *problem.others)}
 
 
@@ -151,7 +151,7 @@ def drop_placeholders(question: str) -> tuple[str, int]:
 
 def too_many_pictures(count: int) -> str:
     """The problem of an entry with several ``<image>``."""
-    return f"asks about {count} pictures, and an entry has one: <image> stands {count} times in its questions"
+    return f"asks about {count} pictures, and an entry has one: <image> occurs {count} times in its questions"
 
 
 def is_address(image: str) -> bool:
@@ -206,7 +206,7 @@ _BREAK = re.compile(r"\r\n|\r|\n")
 _LOOSE_QUOTE = re.compile(r'(?:^|,)[^\S\r\n]+"')
 _SEPARATOR_NOTE = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)
 _QUOTING = (
-    "A text with commas, line breaks or quotes stands in double quotes, without blanks around them, and a double "
+    "A text with commas, line breaks or quotes is written in double quotes, without blanks around them, and a double "
     'quote inside it is written twice: "".'
 )
 
@@ -263,7 +263,7 @@ class Table:
                 "this line, and save the file with commas."
             )
         if _loosely_quoted(cells, text):
-            raise ValueError(f"{path}, line {line}: a blank stands before a double quote in the header. {_QUOTING}")
+            raise ValueError(f"{path}, line {line}: there is a blank before a double quote in the header. {_QUOTING}")
         self.header = [cell.strip() for cell in cells]
         while self.header and not self.header[-1]:  # commas at the end of every line
             self.header.pop()
@@ -339,7 +339,7 @@ class Table:
             raise ValueError(f"{self._path}: {columns}. {way_out} the others.")
         if len(places) > 1:
             raise ValueError(
-                f"{self._path}: the column {names[0]} stands {len(places)} times, and one would be read. Rename the "
+                f"{self._path}: the column {names[0]} occurs {len(places)} times, and only one can be read. Rename the "
                 "others. Several answers to one question are several rows."
             )
         return places[0]
@@ -360,7 +360,7 @@ class Table:
             counts = f"{len(cells)} cells where the header has {width}"
             return [(self.header[at], f"{counts}: {advice or 'a comma is missing, or a line break is not in quotes'}")]
         if loose := _loosely_quoted(cells, text):
-            return [(self.header[at], 'a blank stands before the double quote: write ,"…" without it') for at in loose]
+            return [(self.header[at], 'there is a blank before the double quote: put ,"…" without it') for at in loose]
         if _BREAK.search(text.rstrip("\r\n")):
             self._refuse_swallowed(line, cells)
         if "image" in self.names and _BREAK.search(cells[self._places["image"]].strip()):

@@ -98,7 +98,7 @@ class Failed(Exception):
     Args:
         reason: in words.
         temporary: whether another attempt may succeed.
-        wait_s: pause before it that the server asks for.
+        wait_s: pause that the server requests before it.
     """
 
     def __init__(self, reason: str, *, temporary: bool = False, wait_s: float = 0.0) -> None:
@@ -320,7 +320,7 @@ class Fetcher:
             pool.shutdown(cancel_futures=True)
             self._stop.clear()
         came = len(missing) - len(result.failed)
-        LOG.info("%d of %d pictures came in %.0f s.", came, len(missing), time.monotonic() - began)
+        LOG.info("%d of %d pictures were fetched in %.0f s.", came, len(missing), time.monotonic() - began)
         return result
 
     def _known(self) -> dict[str, Path]:
@@ -369,7 +369,7 @@ class Fetcher:
                 file.flush()
                 os.fsync(file.fileno())
             if header is None:
-                raise Failed("what the server sends is neither a JPEG nor a PNG picture, whatever it says")
+                raise Failed("the server sends neither a JPEG nor a PNG picture, against its Content-Type")
             if not header.is_complete:
                 raise Failed(f"the {header.format} is cut short: its end is missing", temporary=True)
             kept = f"{PICTURES}/{sha256}{'.jpg' if header.format == 'JPEG' else '.png'}"
@@ -420,7 +420,7 @@ class Fetcher:
             if self._stop.is_set():
                 raise Failed("stopped")
             if time.monotonic() > deadline:
-                raise Failed(f"not here after {PATIENCE * self.options.timeout_s:g} s", temporary=True)
+                raise Failed(f"not complete after {PATIENCE * self.options.timeout_s:g} s", temporary=True)
             if size > most:
                 raise Failed(f"more than {most / 1e6:g} MB; fetch.max_mb={self.options.max_mb:g} is the limit")
             if not part:
@@ -452,7 +452,7 @@ def _announced(response: requests.Response) -> int:
         raise Failed(f"the server sends {kind}, not a picture")
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding != "identity":
-        raise Failed(f"the server sends it {coding}-coded, without being asked to")
+        raise Failed(f"the server sends it {coding}-coded, which was not requested")
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdecimal() else 0
 

@@ -88,11 +88,11 @@ class Pictures:
             scheme = image.partition(":")[0].lower()
             if scheme not in ("http", "https"):
                 raise ValueError(f"{image}: {scheme}: pictures are fetched by http and https alone")
-            raise ValueError(f"{image}: not fetched; python -m panollava.fetch brings pictures at addresses")
+            raise ValueError(f"{image}: not fetched; python -m panollava.fetch downloads the pictures at addresses")
         if image.startswith("data:"):
             raise ValueError("a picture inside of the text (data:…) is not read. Save it as a file and give its name")
         if len(image) > _LONGEST:
-            raise ValueError(f"{image[:60]}…: a name of {len(image):,} characters, which no file has")
+            raise ValueError(f"{image[:60]}…: a name of {len(image):,} characters is too long for a file")
         path = os.path.join(self.folder, image)
         if ("\\" in image or not image.isascii()) and not os.path.isfile(path):
             others = self._other_spellings(image)
@@ -344,4 +344,4 @@ def read_listing(path: Path, columns: dict[str, str | None], query_template: str
         return read_json(path)
     if suffix in (".jsonl", ".ndjson"):
         return read_jsonl(path)
-    raise ValueError(f"{path}: a data file's name ends in .csv, .json or .jsonl, which says how it is read.")
+    raise ValueError(f"{path}: a data file's name ends in .csv, .json or .jsonl, which determines how it is read.")

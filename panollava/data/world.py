@@ -59,7 +59,7 @@ class WorldSource:
         return self.scenes
 
     def scene(self, index: int) -> Scene:
-        """Scene `index`: what stands where, in degrees and in words."""
+        """Scene `index`: its things and their directions, in degrees and in words."""
         if not 0 <= index < self.scenes:
             raise IndexError(f"scene {index} of {self.scenes} in {self.name}")
         scene = scene_at(self.seed, self.split, index)

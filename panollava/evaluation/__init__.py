@@ -1,1 +1,1 @@
-"""Evaluation by answers: running the questions, scoring them, and showing what came out."""
+"""Evaluation by answers: running the questions, scoring them, and showing the results."""

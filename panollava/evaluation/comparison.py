@@ -85,9 +85,9 @@ class Verdict:
             among = f" among {self.pairs} pairs of runs" if self.pairs > 1 else ""
             why = f"{pictures} cannot show any difference at 5 %{among}, it takes {found.least_groups} at least"
         elif found.groups_needed is None:
-            why = "their means are equal, so no number of pictures can be named that would tell them apart"
+            why = "their means are equal, so no number of pictures can be named that would distinguish them"
         else:
-            why = f"some {found.groups_needed:,} pictures would be needed to tell them apart"
+            why = f"some {found.groups_needed:,} pictures would be needed to distinguish them"
         return f"{self.first} and {self.second} are not distinguishable: {numbers}; {why}"
 
 
@@ -107,7 +107,7 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
     Raises ValueError for fewer than two models, other questions, or a measure that is unknown or undefined on these.
     """
     if len(contenders) < 2:
-        raise ValueError("It takes two runs to compare: name another one.")
+        raise ValueError("A comparison needs two runs: name another one.")
     metric = find_measure(measure)
     asked = [one.sample_id for one in contenders[0].predictions]
     images = [one.image_id for one in contenders[0].predictions]
@@ -190,7 +190,7 @@ def _compared(groups: Mapping[tuple[str, ...], Sequence[Repeat]]) -> list[str]:
     questions = next(iter(scores.values()))[0]
     for setting, (others, _) in scores.items():
         if questions != others:
-            raise ValueError(f"{setting} was asked other questions than the first: give all the same test set.")
+            raise ValueError(f"{setting} answered other questions than the first: evaluate all on one test set.")
     scene_of = next(iter(groups.values()))[0].scene_of
     lines = [
         "| second less first, with its interval by scene | p by scene | distinguishable by scene "
@@ -215,7 +215,7 @@ def _mean_scores(repeats: Sequence[Repeat]) -> tuple[list[str], list[float]]:
     """The questions in one order, and the share of the seeds that answered each correctly."""
     questions = sorted(repeats[0].correct)
     if any(one.correct.keys() != repeats[0].correct.keys() for one in repeats):
-        raise ValueError(f"The seeds of {repeats[0].setting} were asked different questions: give all one test set.")
+        raise ValueError(f"The seeds of {repeats[0].setting} answered different questions: use one test set.")
     return questions, [statistics.fmean(one.correct[question] for one in repeats) for question in questions]
 
 
@@ -278,7 +278,7 @@ def _ends(interval: Interval | None) -> list[float | None]:
 
 
 def markdown_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table, its header first."""
+    """Lines of a Markdown table, the header first."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return [lines[0], "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines[1:]]
 

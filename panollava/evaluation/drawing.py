@@ -198,7 +198,7 @@ def warn_of_missing_glyphs(characters: Iterable[str]) -> None:
     symbols = {"fonts-symbola" for char in missing if unicodedata.category(char) == "So"}
     letters = {PACKAGES.get(_script(char), "fonts-noto-core") for char in missing if unicodedata.category(char) != "So"}
     logger.warning(
-        "Characters that no font here knows are drawn as boxes: %s%s. Debian and Ubuntu have such fonts in %s.",
+        "Characters that no font here has are drawn as boxes: %s%s. Debian and Ubuntu have such fonts in %s.",
         " ".join(missing[:5]),
         f" and {len(missing) - 5} more" if len(missing) > 5 else "",
         ", ".join(sorted(symbols | letters)),

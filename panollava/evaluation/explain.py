@@ -1,4 +1,4 @@
-"""What a model sees and reads: its features, tokens and the attention of its answer, on a page over the panorama.
+"""Draws a model's features, its tokens and the attention of its answer over a panorama, on one page.
 
 Attention is not an explanation of cause: it shows from which tokens a layer took values, not that the answer would be
 another one without them. Legend: ``V`` views, ``Q`` tokens of a view, ``(H, W)`` the panorama, ``n`` directions.
@@ -39,7 +39,7 @@ NEAREST = (
     "looks that of the global view; grey: no view looks there."
 )
 GRIDLESS = (
-    "The tokens of this resampler stand in no grid and have no place on the panorama: their panels are left out, and "
+    "The tokens of this resampler have no grid and no place on the panorama: their panels are left out, and "
     "attention is painted by whole views."
 )
 SPEECHLESS = "A stage-1 run has no language model: there is no answer and no attention to show."
@@ -160,7 +160,7 @@ def attention_panel(panorama: np.ndarray, attention: AnswerAttention, lie: Token
 def times_even(weights: Tensor, even: Tensor, lie: TokenMap) -> Tensor:
     """Attention to each pixel over what uniform attention to all image tokens would give: ``(V, Q)`` -> ``(H, W)``.
 
-    Both are spread over the directions that the patches show, so that neither small patches nor directions that
+    Both are distributed over the directions that the patches show, so that neither small patches nor directions that
     several views show stand out by that alone. Not a number where no image token shows the direction.
     """
     expected = lie.spread(even)
@@ -204,8 +204,8 @@ def token_towards(cameras: Tensor, grid: tuple[int, int], yaw_deg: float, pitch_
     index = int(nearest_tokens(cameras.cpu(), grid, direction[None])[0])
     if index < 0:
         raise ValueError(
-            f"yaw={yaw_deg:g} pitch={pitch_deg:g}: no view of this crop looks there. Choose a direction that one of "
-            "its views shows, such as the centre of a tile."
+            f"yaw={yaw_deg:g} pitch={pitch_deg:g}: no view of this crop shows this direction. Choose one that a view "
+            "shows, such as the centre of a tile."
         )
     return index, direction
 
@@ -257,7 +257,7 @@ def answer_attention(
     chosen = chosen_layers(len(pano.model.language_blocks), layers)
     encoded = pano.prompt.encode([*history, (question, answer)], image_tokens=pano.image_tokens)
     if problem := pano.prompt.misfit(encoded, pano.limits):
-        raise ValueError(f"The question and its answer cannot be read: {problem}.")
+        raise ValueError(f"The question and its answer cannot be encoded: {problem}.")
     ids, device = torch.tensor([encoded.ids]), pano.model.device
     targets = last_answer(encoded.is_target, encoded.ids, pano.prompt.stop_ids)
     start, stop = targets[0] - 1, targets[-1]  # a token is predicted at the position before it
@@ -331,7 +331,7 @@ def _seen_tokens(pano: PanoLlava) -> Tensor:
     if join == "mean":
         raise ValueError(
             "model.join=mean: the language model sees averages over all views, and no token has a place on the "
-            "panorama. Only joins that keep tokens apart can be painted."
+            "panorama. Only joins that keep single tokens can be drawn."
         )
     numbers = torch.arange(cameras.shape[1] * vision.tokens_per_view).view(1, cameras.shape[1], -1, 1)
     every = torch.ones(cameras.shape[:2], dtype=torch.bool)
@@ -387,18 +387,18 @@ class TokenMap:
 
     @property
     def is_painted(self) -> Tensor:
-        """``(V·Q)`` bool: tokens that are the nearest one of some pixel."""
+        """``(V·Q)`` bool: whether each token is the nearest one to some pixel."""
         painted = torch.zeros(len(self.cameras) * math.prod(self.grid) + 1, dtype=torch.bool)
         painted[self.nearest.flatten()] = True  # -1 marks the last, which is cut off
         return painted[:-1]
 
     def paint(self, values: Tensor) -> Tensor:
-        """Values ``(V·Q, ...)`` of the nearest tokens of pixels: ``(H, W, ...)``, not a number where no view looks."""
+        """Values ``(V·Q, ...)`` of the nearest tokens of pixels: ``(H, W, ...)``, NaN outside of all views."""
         nothing = values.new_full((1, *values.shape[1:]), math.nan)
         return torch.cat((values, nothing))[self.nearest]
 
     def spread(self, weights: Tensor) -> Tensor:
-        """The weight ``(V, Q)`` of each token, spread evenly over the directions its patch shows and summed over views.
+        """The weight ``(V, Q)`` of each token, divided among the directions of its patch and summed over views.
 
         Weights ``(H, W)`` are per steradian. Their integral is the sum of the weights, without those of tokens that
         show only the padding of a letterboxed view.

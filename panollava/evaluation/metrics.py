@@ -99,7 +99,7 @@ class Metric:
 
 
 _NEEDS: dict[Need, tuple[Callable[[AnswerSet], bool], str]] = {
-    "meteor": (lambda answers: answers.meteor, "was not asked for"),
+    "meteor": (lambda answers: answers.meteor, "was not requested"),
     "java": (lambda _: shutil.which("java") is not None, "needs Java, and no java is on the PATH"),
     "clip": (lambda answers: answers.clip is not None, "needs a CLIP, and none is named (clip=<folder>)"),
     "pictures": (lambda answers: answers.pictures is not None, "needs pictures, and there are none (images=<folder>)"),

@@ -110,7 +110,7 @@ def collapse_message(metrics: Mapping[str, float], *, width: int) -> str | None:
     if metrics.get("collapsed", 0.0) > MAX_COLLAPSED:
         found.append(
             f"{100 * metrics['dead_share']:.0f} % of the {width} dimensions of the resampler's tokens hardly vary, and "
-            f"the tokens spread over {metrics['effective_rank']:.1f} directions (effective rank)"
+            f"the tokens vary in {metrics['effective_rank']:.1f} directions (effective rank)"
         )
     if metrics.get("variance", 0.0) > MAX_HINGE:
         found.append(
@@ -120,7 +120,7 @@ def collapse_message(metrics: Mapping[str, float], *, width: int) -> str | None:
     if not found:
         return None
     return (
-        f"features have collapsed: {'; '.join(found)}. Views then agree whatever they show, so neither a low loss nor "
+        f"features have collapsed: {'; '.join(found)}. Views then agree for any content, so neither a low loss nor "
         "a high neighbour_cosine is evidence of learning"
     )
 

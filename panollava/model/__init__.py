@@ -1,1 +1,1 @@
-"""Vision encoder, resampler, position code, projector and language model, joined the Hugging Face way."""
+"""Vision encoder, resampler, position code, projector and language model, as a Hugging Face model."""

@@ -234,7 +234,7 @@ class PanoLlava:
     def views(self, image: Picture) -> Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama; arguments and errors as for ``generate``."""
         if image is None or isinstance(image, list | tuple | dict | set):
-            raise TypeError(f"One panorama is asked about, not a {type(image).__name__}. generate_batch takes several.")
+            raise TypeError(f"Give one panorama, not a {type(image).__name__}. generate_batch takes several.")
         return self.crop.views(read_picture(image, self.crop))
 
     def encode(self, question: str, history: Turns = (), *, max_new_tokens: int | None = None) -> Encoded:
@@ -259,7 +259,7 @@ class PanoLlava:
                 "Shorten it, or lower max_new_tokens."
             ) from error
         if problem := self.prompt.misfit(encoded, limits, new):
-            raise ValueError(f"The question cannot be asked: {problem}.")
+            raise ValueError(f"The question cannot be encoded: {problem}.")
         return encoded
 
     def batch(self, views: Sequence[Tensor], texts: Sequence[Encoded]) -> Batch:
@@ -487,7 +487,7 @@ def _check_texts(question: Any, history: Any) -> None:
     if not isinstance(question, str):
         raise TypeError(f"question={question!r}: give one text. generate_batch takes several.")
     if not question.strip():
-        raise ValueError(f"question={question!r} asks nothing: give a text.")
+        raise ValueError(f"question={question!r} is empty: give a text.")
     is_list = isinstance(history, Sequence) and not isinstance(history, str)
     if not is_list or not all(
         isinstance(turn, tuple | list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)

@@ -111,7 +111,7 @@ class Backbones:
                 changed = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
                 logger.warning(
                     f"{part}.name={self.model[part]['name']} is no longer what the run was trained on "
-                    f"({', '.join(changed)} differs): its answers are not the trained model's. Put back what it was."
+                    f"({', '.join(changed)} differs): its answers are not the trained model's. Restore its files."
                 )
 
     @cached_property

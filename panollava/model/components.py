@@ -24,7 +24,7 @@ class Resampler(Protocol):
     ``view_mask``) hold any finite values, give any finite values, and never affect another view.
 
     A class without weights that could change the width sets ``keeps_width = True``; both its widths are then the
-    encoder's, whatever the settings say.
+    encoder's, and settings of them are ignored.
     """
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:

@@ -181,7 +181,7 @@ def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:
-    """What timm knows of the weights: from the checkpoint's config.json, else of the architecture."""
+    """timm's record of pretrained weights: from the checkpoint's config.json, else of the architecture."""
     stored = getattr(config, "pretrained_cfg", None)
     if stored is not None:
         return dict(stored)

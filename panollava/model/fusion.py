@@ -100,7 +100,7 @@ def kept_columns(cameras: Tensor, view_mask: Tensor, width: int, *, nearest: boo
     that are nearer to its centre than to a neighbour's. A tile keeps the columns whose interval of yaws reaches into
     its half step, so that every direction is in at least one kept column. Where columns lie across the edge of two half
     steps, directions near it are in two. At the horizon the columns of a tile have one interval of yaws each, from top
-    to bottom, whatever its projection. Global views keep everything, padding views nothing.
+    to bottom, for any projection. Global views keep everything, padding views nothing.
 
     Args:
         cameras: ``(B, V, C)``, with a mask ``(B, V)``.

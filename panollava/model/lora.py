@@ -98,7 +98,7 @@ def check_targets(language_model: Any, target_modules: Sequence[str]) -> None:
     available = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not output}))
     if not target_modules:
         raise ValueError(
-            f"lora.target_modules=[] puts adapters nowhere. Available: {available}, or all-linear; lora=none trains "
+            f"lora.target_modules=[] selects no layer. Available: {available}, or all-linear; lora=none trains "
             "without an adapter."
         )
     meant = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in target_modules}
@@ -135,7 +135,7 @@ def lora_in_use(model: HasLanguageModel) -> str | None:
 
 
 def use_lora(model: HasLanguageModel, name: str | None) -> None:
-    """Makes an adapter active, or with None none; what trains stays so. Raises ValueError for one not attached."""
+    """Activates an adapter, none with None; keeps ``requires_grad``. Raises ValueError for one that is not attached."""
     if name is not None and name not in lora_names(model):
         attached = ", ".join(lora_names(model)) or "none"
         raise ValueError(f"There is no LoRA adapter {name!r}. Attached: {attached}.")
@@ -186,7 +186,7 @@ def save_lora(model: HasLanguageModel, folder: str | Path, tensors: Mapping[str,
     """
     name = lora_in_use(model)
     if name is None:
-        raise ValueError("There is no LoRA to save: the language model carries none, or none in use (see use_lora).")
+        raise ValueError("There is no LoRA to save: no adapter is attached, or none is active (see use_lora).")
     target = Path(folder)
     own = {k.removeprefix(LANGUAGE_MODEL): v for k, v in (tensors or {}).items() if k.startswith(LANGUAGE_MODEL)}
     options = {"safe_serialization": True, "save_embedding_layers": False, "state_dict": own if tensors else None}
@@ -211,7 +211,7 @@ def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAUL
     if name in lora_names(model):
         _refuse_wrapped(model)
     if not name.isidentifier():
-        raise ValueError(f"name={name!r}: an adapter is called by letters, digits and underscores, such as 'indoors'.")
+        raise ValueError(f"name={name!r}: an adapter's name has letters, digits and underscores, such as 'indoors'.")
     path = Path(folder)
     config, tensors = _read_adapter(path)
     if isinstance(config.target_modules, set | list):
@@ -243,7 +243,7 @@ def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     if not are_right or (not pattern and held != {config.r}):
         shown = ", ".join(map(str, sorted(held))) or "none"
         raise ValueError(
-            f"The LoRA adapter in {path} does not fit together: {ADAPTER_CONFIG} asks for rank "
+            f"The LoRA adapter in {path} does not fit together: {ADAPTER_CONFIG} states rank "
             f"{', '.join(str(rank)[:40] for rank in ranks[:5])}, {ADAPTER_WEIGHTS} has {shown}. The two are of "
             "different adapters, or damaged."
         )
@@ -349,6 +349,6 @@ def _attach(model: HasLanguageModel, path: Path, name: str, config: LoraConfig, 
 def _refuse_wrapped(model: HasLanguageModel) -> None:
     if has_lora(model):
         raise ValueError(
-            f"The language model carries LoRA already ({', '.join(lora_names(model))}). Load another under a name of "
+            f"The language model has LoRA already ({', '.join(lora_names(model))}). Load another under a name of "
             "its own, or call pano.merge_lora_weights() first."
         )

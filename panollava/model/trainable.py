@@ -84,7 +84,7 @@ def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     if wrong:
         raise ValueError(
             f"{source} does not fit the model its metadata describes: {len(wrong)} tensors have no place "
-            f"(first: {', '.join(wrong[:3])}). The folder is damaged or was put together from two runs."
+            f"(first: {', '.join(wrong[:3])}). The folder is damaged or mixes the files of two runs."
         )
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)

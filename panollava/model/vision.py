@@ -295,7 +295,7 @@ _NOT_PART = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "a
 
 
 class Encoding:
-    """The one way in which features that are kept are made: one panorama a call, in the encoder's type, no autocast.
+    """Computes the features that a store keeps: one panorama per call, in the encoder's type, without autocast.
 
     The bits of the features then depend on nothing but the panorama's views and ``signature``. The encoder is frozen
     and runs on the device where it is.

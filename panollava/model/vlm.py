@@ -135,7 +135,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         """As in transformers: a folder that the Auto classes open. Raises ValueError if LoRA is attached or in it."""
         if hasattr(self.language_model, "peft_config"):
             raise ValueError(
-                "The language model carries LoRA, which a plain Hugging Face folder cannot hold. Call "
+                "The language model has LoRA, which a plain Hugging Face folder cannot hold. Call "
                 "pano.merge_lora_weights() first, or keep the adapter beside it: pano.save_pretrained(folder, "
                 "keep_lora=True)."
             )

@@ -1,1 +1,1 @@
-"""run."""
+"""Runs: their data, features, stages and evaluation, built from a config."""

@@ -123,7 +123,7 @@ def _check_resume(run: Run) -> None:
     if different := differing_keys(stage, run.plain, recorded) if recorded else {}:
         shown = "; ".join(described(key, *values) for key, values in different.items())
         raise ValueError(
-            f"resume={checkpoint} is of a run with another config ({shown}), and resuming goes on with the very same "
+            f"resume={checkpoint} is of a run with another config ({shown}), and resuming continues the very same "
             f"run. Give the same values, or start from its weights with init_from={checkpoint}."
         )
     way_out = f"or start from its weights with init_from={checkpoint}"

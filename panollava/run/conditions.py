@@ -77,7 +77,7 @@ def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bo
         return True
     if config["resume"] == "none" and begun(folder):
         raise ValueError(
-            f"{folder} holds an unfinished run of this config. Go on with resume=auto, or start it anew with "
+            f"{folder} holds an unfinished run of this config. Continue it with resume=auto, or start it anew with "
             "overwrite=true."
         )
     return False

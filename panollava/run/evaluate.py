@@ -140,7 +140,7 @@ def answer_split(
         pano: the checkpoint's model.
         conditions: of ``answer_conditions``, where they were computed before.
         source: the split, where it is open and known to the tracker.
-        written: called when all files are on disk, before the answers that were kept on the way are removed.
+        written: called when all files are on disk, before the answer logs are removed.
 
     Raises:
         ValueError: questions with too many or unknown tokens for the model.
@@ -198,7 +198,7 @@ def answer_split(
 
 
 def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping[str, Any]) -> list[AnswerLog]:
-    """Files that keep answers on the way: of the pictures, and of blank ones."""
+    """Answer logs of an unfinished evaluation: for the pictures, and for blank ones."""
     folder = result_folder(Path(options.results_dir), experiment)
     return [AnswerLog(folder, {**conditions, "blank": blank}) for blank in (False, True)]
 
@@ -219,7 +219,7 @@ def answer_questions(
     Args:
         features: of the model's encoder; None leaves encoding to the model.
         blank: show plain grey in place of every view.
-        log_samples: write answers to the log on the way.
+        log_samples: write answers to the log while they are generated.
         log: keeps the answers until all are given; those it has are not generated again.
     """
     known = {} if log is None else dict(log.answers)
@@ -302,7 +302,7 @@ def find_answers(
             metrics = json.loads(path.read_text(encoding="utf-8"))
             settings = metrics["settings"]
         except (json.JSONDecodeError, KeyError):
-            LOG.warning("%s cannot be read and is passed over.", path)
+            LOG.warning("%s cannot be read and is skipped.", path)
             continue
         found = mismatch(settings, conditions, max_samples)
         if found is None and settings.get("fingerprint") == conditions["weights"]:
@@ -314,10 +314,10 @@ def find_answers(
         try:
             answers = read_answers(path.parent, metrics)[:max_samples]
         except (OSError, ValueError, KeyError) as error:
-            LOG.warning("%s is passed over: %s.", path.parent, str(error).rstrip("."))
+            LOG.warning("%s is skipped: %s.", path.parent, str(error).rstrip("."))
             continue
         if difference := first_difference(questions, answers):
-            LOG.warning("%s was changed since it was written (%s) and is passed over.", path.parent, difference)
+            LOG.warning("%s was changed since it was written (%s) and is skipped.", path.parent, difference)
             continue
         LOG.info("Reusing the answers in %s, given on %s.", path.parent, metrics.get("created", "an unknown date"))
         return Answers(answers, int(settings["image_tokens"]), settings["conditions"])

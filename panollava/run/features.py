@@ -58,7 +58,7 @@ def open_features(options: StoreOptions, tower: VisionTower, crop: Crop) -> Feat
 
 @functools.cache
 def _announce(folder: Path, count: int) -> None:
-    """Says once where features are kept, and again when there are more."""
+    """Logs once where features are kept, and again when there are more."""
     LOG.info("Features are kept in %s, which holds %d panoramas.", folder, count)
 
 

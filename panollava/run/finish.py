@@ -1,4 +1,4 @@
-"""What a run does after its last stage: it gives the model to the tracker, and says where everything is."""
+"""What a run does after its last stage: it gives the model to the tracker, and logs the paths of the results."""
 
 import shutil
 from contextlib import ExitStack

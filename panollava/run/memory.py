@@ -272,7 +272,7 @@ def _batch_advice(name: str, stage: Stage, options: StageOptions) -> str:
     if stage.coupled:
         return (
             f"stage.{name}.batch_size={less.batch_size} needs less, but is another objective: {stage.coupled} are "
-            "taken over a whole micro-batch, and accumulating does not make up for it."
+            "taken over a whole micro-batch, and accumulation does not replace it."
         )
     return f"stage.{name}.batch_size={less.batch_size} stage.{name}.accumulate={less.accumulate} keeps the objective."
 

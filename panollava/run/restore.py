@@ -40,7 +40,7 @@ IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
 """Keys that say which model it is: a config that names another one belongs to another run."""
 
 REVISIONS = ("model.vision.revision", "model.language.revision")
-"""Keys that metadata tell by the commit that was found, where the config leaves them open."""
+"""Keys that metadata record by the commit that was found, where the config leaves them open."""
 _SECTIONS = ("model", "crop", "data", "evaluation", "stage_settings", "precision")
 
 
@@ -190,7 +190,7 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The metadata, with what only the config has; told where the two differ.
+    """The metadata, completed from the config; differences are logged or refused.
 
     Raises:
         ValueError: the config is of another model.
@@ -205,7 +205,7 @@ def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> 
                 f"{name} says {key}={new[key]}, the checkpoint's metadata {old[key]}: they are of two runs. Leave "
                 "config= out, or give that of the checkpoint's run."
             )
-        LOG.warning("%s: %s is %r in %s and %r in the metadata, which counts.", key, key, new[key], name, old[key])
+        LOG.warning("%s: %s is %r in %s and %r in the metadata, which is used.", key, key, new[key], name, old[key])
     return {**{key: config[key] for key in _SECTIONS}, **metadata}
 
 
@@ -221,7 +221,7 @@ def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, 
         base = {key: crop.get(key, value) if key in kept else value for key, value in own.items()}
     result = {**base, **changes}
     if problems := check_crop(result):
-        raise ValueError("\n  ".join(["the crop is not right:", *problems]))
+        raise ValueError("\n  ".join(["the crop is invalid:", *problems]))
     for key in result.keys() | crop.keys():
         if result.get(key) != crop.get(key):
             LOG.warning("crop.%s: %r in training, %r in this evaluation.", key, crop.get(key), result.get(key))

@@ -334,7 +334,7 @@ def open_tracker(
 
 
 def wanted_model(run: Run) -> dict[str, Any] | None:
-    """What the ``tracking`` section wants done with the trained model, None for nothing."""
+    """What the ``tracking`` section requests for the trained model, None for nothing."""
     tracking = run.cfg.tracking
     if tracking.type == "none" or (tracking.log_model == "none" and tracking.register is None):
         return None
@@ -361,7 +361,7 @@ def changed_inputs(run: Run, name: str, folder: Path, way_out: str) -> str:
     if not changed:
         return ""
     return (
-        f"{folder} was trained on other content than there is now: {'; '.join(changed)}. Put back what it was, "
+        f"{folder} was trained on other content than there is now: {'; '.join(changed)}. Restore the earlier content, "
         f"{way_out}."
     )
 

@@ -164,7 +164,7 @@ def _log_schedule(run: Run, name: str, epochs: int, progress: Progress, steps_pe
     old = run.optim.learning_rate(options.lr, max(0, step - 1), epochs * steps_per_epoch)
     new, last = (run.optim.learning_rate(options.lr, at, total) for at in (step, total - 1))
     LOG.info(
-        "stage.%s.epochs=%d in place of %d: the learning rate follows the schedule of the new length, so it goes on at "
+        "stage.%s.epochs=%d in place of %d: the learning rate follows the schedule of the new length, continues at "
         "%.2e after %.2e, and ends at %.2e.",
         name, options.epochs, epochs, new, old, last,
     )  # fmt: skip

@@ -178,7 +178,7 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
     for record, job in others:
         other_test = differences(one.conditions, {key: job.conditions.get(key) for key in TEST_SET})
         if difference := first_difference(one.predictions, job.predictions) or ", ".join(other_test):
-            reason = f"{first.name} and {record.name} were not asked the same ({difference})"
+            reason = f"{first.name} and {record.name} answered different questions ({difference})"
             return [f"{reason}, so the jobs are not compared with each other.\n"]
     notes = [
         f"{line}.\n" for line in unequal({record.name: job.conditions for record, job in answered if job.conditions})

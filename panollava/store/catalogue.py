@@ -101,6 +101,6 @@ def clear_stores(options: StoreOptions, chosen: Sequence[Kept]) -> None:
             options.quota.recount()
     if left := [str(kept.folder) for kept in chosen if kept.folder.exists()]:
         raise OSError(
-            f"{', '.join(left)} could not be removed in whole: some files are in use or belong to somebody else. End "
+            f"{', '.join(left)} could not be removed completely: some files are in use or belong to somebody else. End "
             "the processes that use them, or remove the rest yourself."
         )

@@ -33,7 +33,7 @@ class PartBatch:
 
 
 class FeatureMaker:
-    """Encodes the features that a store lacks, one panorama per call whatever else is in the batch.
+    """Encodes the features that a store lacks, one panorama per call, independent of the rest of the batch.
 
     So features have the same bits whichever process encoded them, and when. Processes that lack the same panoramas at
     the same time share the work: one encodes a panorama, the others continue with the next that no process has begun,

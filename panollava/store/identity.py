@@ -1,4 +1,4 @@
-"""What kept features and pictures are known by: the content of a file, and a digest of the code that computes.
+"""Identity of stored features and pictures: the content of a file, and a digest of the code that computes.
 
 What code computes and a disk keeps (features, the names of drawn pictures) carries ``code_digest``, so nobody has to
 raise a version number. The digest changes when a definition is rewritten or renamed, not when it moves to another file.
@@ -119,7 +119,7 @@ def code_digest(*roots: Definition) -> str:
 
 
 def present_digest(*roots: Definition) -> str:
-    """Digest of the code as it is, whatever it is equivalent to."""
+    """Digest of the present code, never replaced by an older equivalent."""
     waiting = [(root.__module__, root.__qualname__) for root in roots]
     package = waiting[0][0].split(".")[0]
     seen, written = set[_Import](), set[str]()
@@ -152,7 +152,7 @@ def _found(module: str, name: str) -> ast.AST | _Import | None:
 
 @cache
 def _named(module: str) -> dict[str, ast.AST | _Import]:
-    """What the names of a module stand for: definitions, and where imported names are from."""
+    """What the names of a module refer to: definitions, and the origins of imported names."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return {}
@@ -173,7 +173,7 @@ def _definitions(node: ast.stmt) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _references(node: ast.AST, owner: str) -> set[str]:
-    """Names that a definition does not bind itself, and members of its class ``owner``."""
+    """Names that a definition uses and does not bind, and members of its class ``owner``."""
     if isinstance(node, ast.ClassDef):
         parts = [*node.body, *node.bases, *node.keywords, *node.decorator_list]
         return {name for part in parts for name in _references(part, "")}

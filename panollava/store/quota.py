@@ -11,7 +11,7 @@ from filelock import FileLock
 
 MARK = "store.json"  # file that makes a folder a store; its time is when the store was last used
 IDLE_S = 3600.0  # a store that was not used for so long may be removed: no run uses it
-SPARE_BYTES = 2**30  # left free on the disk, whatever the limit is
+SPARE_BYTES = 2**30  # left free on the disk, at any limit
 _GONE = ".gone-"  # prefix of the names of stores that are being removed
 
 

@@ -45,7 +45,7 @@ def check_database(uri: str) -> None:
     if version is not None:
         _check_version(file, version[0])
     elif tables and "experiments" not in tables:  # a part of its own tables MLflow completes
-        raise ValueError(f"{file} is a database of something else than MLflow. Use another file, {_OTHER_URI}.")
+        raise ValueError(f"{file} is not a database of MLflow. Use another file, {_OTHER_URI}.")
 
 
 def _check_version(file: Path, found: str) -> None:

@@ -52,7 +52,7 @@ def absolute_uri(uri: str | None = None, folder: Path | None = None) -> str:
     if not given.startswith(SQLITE) or not given.removeprefix(SQLITE):
         shown = "" if "@" in given else repr(given)  # which part of a malformed address is secret is unknown
         raise ValueError(
-            f"{key}={shown} is not a place where runs can be kept. "
+            f"{key}={shown} cannot store runs. "
             f"Use {DEFAULT_URI} (a file; relative to the working directory) or a server, http://host:port."
         )
     path, query = _path_and_query(given)

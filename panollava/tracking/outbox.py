@@ -298,7 +298,7 @@ class Delivery:
                     box.refuse(operation, end, reason)
                     logger.log(
                         logging.DEBUG if self._has_refused else logging.WARNING,
-                        "MLflow at %s does not take %s (%s). It is kept in %s; the rest is sent.",
+                        "MLflow at %s rejects %s (%s). It is kept in %s; the rest is sent.",
                         self._uri, operation["do"], reason, box.folder,
                     )  # fmt: skip
                     self._has_refused = True
@@ -306,7 +306,7 @@ class Delivery:
                     box.arrived(operation, end)
                     box.in_doubt = False
                 if self._is_away:
-                    logger.info("MLflow at %s answers again.", self._uri)
+                    logger.info("MLflow at %s is reachable again.", self._uri)
                 self._is_away, self._failures = False, 0
 
     def _send(self, client: MlflowClient, box: Outbox, operation: Operation) -> None:
@@ -334,7 +334,7 @@ class Delivery:
         if not self._is_away:
             logger.log(
                 logging.INFO if self._has_warned else logging.WARNING,
-                "MLflow at %s is out of reach (%s). The run continues; its record is kept in %s until it can be sent.",
+                "MLflow at %s is unreachable (%s). The run continues; its record is kept in %s until it can be sent.",
                 self._uri, reason, self._boxes[-1].folder,
             )  # fmt: skip
             self._pause_s = FIRST_PAUSE_S

@@ -82,11 +82,11 @@ def answers(uri: str) -> bool:
 
 
 def check_access(uri: str, error: Exception) -> None:
-    """Raises a PermissionError with the way out for a request that was refused because of its user."""
+    """Raises a PermissionError with advice for a request that was refused because of its user."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if getattr(error, "error_code", None) in _DENIED or status in _DENIED_STATUS:
         raise PermissionError(
-            f"tracking.uri={uri} turns the request away ({reason_of(error)}). Set {location.USER} and "
+            f"tracking.uri={uri} denies the request ({reason_of(error)}). Set {location.USER} and "
             f"{location.PASSWORD}, or MLFLOW_TRACKING_TOKEN, in the environment."
         ) from error
 
@@ -137,7 +137,7 @@ def open_client(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Raises an OSError with the way out if the disk of a store fails, a StoreBusyError if the file is locked."""
+    """Raises an OSError with advice if the disk of a store fails, a StoreBusyError if the file is locked."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -231,7 +231,7 @@ def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
     dead = [run.info.run_id for run in client.search_runs(ids, query) if not _is_alive(run.data.tags)]
     for run_id in dead:
         client.set_terminated(run_id, "KILLED")
-        logger.info("MLflow run %s was left behind by a process that has gone; marked KILLED.", run_id)
+        logger.info("MLflow run %s belongs to a process that has ended; marked KILLED.", run_id)
     return dead
 
 

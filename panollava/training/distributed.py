@@ -40,7 +40,7 @@ class Terminated(KeyboardInterrupt):
 class DistributedContext:
     """The rank of this process and the collectives of the run; all processes must call them in the same order.
 
-    Collectives of numbers and texts run on the CPU, whatever device the model is on. One process needs no group.
+    Collectives of numbers and texts run on the CPU, for a model on any device. One process needs no group.
 
     Attributes:
         rank: 0 is the main process, the only one that writes and logs.

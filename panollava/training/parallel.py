@@ -85,7 +85,7 @@ def wrap_ddp(stage: nn.Module, *, compiled: bool, device: torch.device, procs: D
 def lockstep_batches(batches: Iterator[Batch], procs: DistributedContext) -> Iterator[tuple[Batch, bool]]:
     """Batches for a sharded stage, the same number in all processes, and whether each counts.
 
-    A process that has no more repeats its last one, which does not count, while others go on.
+    A process that has no more repeats its last one, which does not count, while others continue.
     """
     batch = next(batches, None)
     assert batch is not None, "each process has a part of every split"

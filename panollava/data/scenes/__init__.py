@@ -1,1 +1,1 @@
-"""The built-in world: what stands where, how it looks, and what can be asked about it."""
+"""The built-in world: its scenes, how they are drawn, and the questions about them."""

@@ -28,7 +28,7 @@ def dense_pairs(a: Tensor, b: Tensor, mask: Tensor, *, temperature: float) -> tu
     count = mask.sum(dim=1)
     if bool((count < 2).any()):
         raise ValueError(
-            f"DenseCL needs at least 2 matched tokens a pair to tell them apart, got {int(count.min())}: use a larger "
+            f"DenseCL needs at least 2 matched tokens a pair to contrast them, got {int(count.min())}: use a larger "
             "view, a larger crop.overlap, or stage.vision.loss.negatives=batch."
         )
     with torch.autocast(a.device.type, enabled=False):

@@ -50,7 +50,7 @@ def vicreg_batch(
 ) -> VicregTerms:
     """VICReg of all pairs as if they were one, as scalars, in float32 also under autocast.
 
-    Every matched token has the same weight, whatever its pair. With one pair this is ``vicreg_pairs``, which also has
+    Every matched token has the same weight, in every pair. With one pair this is ``vicreg_pairs``, which also has
     the arguments and errors. With ``across_ranks`` the batch is that of all processes, and so is the result.
 
     Source: as ``vicreg_pairs``, with the variance and covariance of the paper, which are those of a batch.
@@ -83,7 +83,7 @@ def _vicreg(
         count = _token_sum(is_token, reduce)[:, 0]  # (P,)
         if bool((count < 2).any()):
             raise ValueError(
-                f"VICReg needs at least 2 matched tokens a {'batch' if reduce else 'pair'} to speak of their variance, "
+                f"VICReg needs at least 2 matched tokens a {'batch' if reduce else 'pair'} to compute their variance, "
                 f"got {int(count.min())}: use a larger view, a larger crop.overlap, or a resampler that keeps more "
                 "tokens."
             )

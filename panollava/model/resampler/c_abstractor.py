@@ -17,7 +17,7 @@ class CAbstractorResampler(nn.Module):
 
     A token depends on the patches around it and, through the gates of the blocks, on the mean of its view. LayerNorm
     replaces BatchNorm, with which the tokens of a panorama would depend on its batch. The norm at the end gives unit
-    scale whatever the encoder.
+    scale for any encoder.
 
     Source: Cha et al., "Honeybee: Locality-enhanced Projector for Multimodal LLM", 2024 (arXiv:2312.06742), section
     3.2, with the choices of its code (github.com/kakaobrain/honeybee): 3 blocks on each side, 1024 channels,

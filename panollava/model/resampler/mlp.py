@@ -13,7 +13,7 @@ NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 class MlpResampler(nn.Module):
     """``depth`` linear layers with norm and activation between them, and a norm at the end.
 
-    The last LayerNorm gives tokens of unit scale whatever the encoder, which the position code and the
+    The last LayerNorm gives tokens of unit scale for any encoder, which the position code and the
     VICReg variance target (a standard deviation of 1) rely on.
     """
 

@@ -14,7 +14,7 @@ class PerceiverResampler(nn.Module):
 
     The patches' positions are known only from the encoder's own position code in their features. (The paper adds a
     code of time to the frames of a film, none of place.) Tokens keep no grid. The norm at the end gives them unit scale
-    whatever the encoder; each layer norms the features, for the same reason.
+    for any encoder; each layer norms the features, for the same reason.
 
     Source: Alayrac et al., "Flamingo", 2022 (arXiv:2204.14198), section 3.1 and appendix A.1.1; with a GELU, as
     Jaegle et al., "Perceiver", 2021 (arXiv:2103.03206), where it has a squared ReLU.

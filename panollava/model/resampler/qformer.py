@@ -13,7 +13,7 @@ class QformerResampler(nn.Module):
     """Queries through layers of self-attention, cross-attention to the features and a feed-forward network.
 
     Self-attention is bidirectional. The patches' positions are known only from the encoder's own position code in
-    their features. Tokens keep no grid. The norm at the end gives them unit scale whatever the encoder; the features
+    their features. Tokens keep no grid. The norm at the end gives them unit scale for any encoder; the features
     are normed before they are read, for the same reason.
 
     The norms come before each branch, not after each sum as in the paper: its layers start from BERT's weights, these

@@ -1,1 +1,1 @@
-"""state_space."""
+"""The bidirectional state-space layer, and the scan that it computes."""

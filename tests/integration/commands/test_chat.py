@@ -65,7 +65,7 @@ def test_another_panorama_begins_another_conversation(talk: Talk) -> None:
     expected = [pano.generate(name, "what is there?", max_new_tokens=TOKENS) for name in ("one.jpg", "two (2).jpg")]
     assert expected[0] != expected[1]
     assert (status, out) == (0, "\n".join(expected).splitlines())
-    assert "Looking at two (2).jpg" in error
+    assert "Panorama: two (2).jpg" in error
 
 
 def test_a_view_is_saved(talk: Talk) -> None:

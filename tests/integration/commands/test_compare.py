@@ -125,8 +125,8 @@ def test_the_runs_of_an_mlflow_experiment(monkeypatch: pytest.MonkeyPatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "it takes two to compare"),
-        (["runs/recorded"], "it takes two to compare"),
+        ([], "a comparison needs two"),
+        (["runs/recorded"], "a comparison needs two"),
         (["runs/recorded", "runs/none"], "no run"),
         (["runs/recorded", "runs/recorded/vision/anyres-e2p_mlp"], "stage-1 runs give no answers"),
         (["runs/recorded", "runs/recorded", "measure=BLEU-4"], "measure"),

@@ -108,7 +108,7 @@ def test_the_command_line_counts_before_metadata_and_metadata_before_config(
     config["crop"]["overlap"] = 0.25
     Path("other.yaml").write_text(yaml.safe_dump(config))
     said = evaluated(monkeypatch, capsys, f"checkpoint={copy}", "config=other.yaml")
-    assert "crop.overlap is 0.25 in other.yaml and 0.0 in the metadata, which counts" in said
+    assert "crop.overlap is 0.25 in other.yaml and 0.0 in the metadata, which is used" in said
     assert "overlap 0.0" in said
     said = evaluated(monkeypatch, capsys, f"checkpoint={copy}", "crop.overlap=0.5")
     assert "crop.overlap: 0.0 in training, 0.5 in this evaluation" in said

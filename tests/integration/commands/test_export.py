@@ -110,7 +110,7 @@ def test_an_export_can_be_exported_and_only_an_export_is_replaced(write: Write) 
     (Path("kept/config.json")).write_text("{}")
     status, message = write("out=kept", "overwrite=true")
     assert status == 1
-    assert "other things in it, which stay" in message
+    assert "is a folder that holds other files" in message
 
 
 def test_a_failure_leaves_what_was_there(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_failure_leaves_what_was_there(write: Write, monkeypatch: pytest.Monke
     monkeypatch.setattr("panollava.export._fill", full)
     status, message = write("out=kept", "overwrite=true")
     assert status == 1
-    assert "kept could not be written (No space left on device). What was saved before is whole." in message
+    assert "kept could not be written (No space left on device). Files saved before are complete." in message
     assert {path: path.stat().st_mtime_ns for path in Path("kept").rglob("*")} == before
     assert sorted(path.name for path in Path().iterdir()) == ["kept", "runs"]
 
@@ -140,8 +140,8 @@ def test_a_run_without_an_adapter(write: Write) -> None:
 WRONG = [
     pytest.param([], "out missing", id="no-out"),
     pytest.param(["out=file.txt"], "file.txt is a file", id="file"),
-    pytest.param(["out=runs"], "other things in it", id="run"),
-    pytest.param(["out=runs", "overwrite=true"], "other things in it", id="overwrite"),
+    pytest.param(["out=runs"], "holds other files", id="run"),
+    pytest.param(["out=runs", "overwrite=true"], "holds other files", id="overwrite"),
     pytest.param(["out=file.txt/x"], "could not be written", id="unwritable"),
     pytest.param(["out=x", "merge=maybe"], 'merge="maybe"', id="type"),
     pytest.param(["out=x", "precision=int8"], 'precision="int8"', id="choice"),

@@ -55,7 +55,7 @@ def test_checkpoints(
     for wrong, said in [
         (torch.full_like(weights[first], torch.nan), "NaN or infinite"),
         (torch.ones(3, 5), "does not fit the model"),
-        (torch.ones_like(weights[first], dtype=torch.int64), "which no weight is"),
+        (torch.ones_like(weights[first], dtype=torch.int64), "weights are floating-point"),
     ]:
         save_file({**weights, first: wrong}, best / TRAINED)
         assert said in refused(commands[0][0], *commands[0][1])

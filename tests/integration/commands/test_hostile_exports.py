@@ -84,10 +84,10 @@ def weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 ADAPTERS: dict[str, tuple[Change, str]] = {
     "pickle": (only_a_pickle, r"adapter_model\.safetensors not found\. Pickled adapters .* are never opened"),
     "renamed": (a_pickle_renamed, r"adapter_model\.safetensors is not a readable safetensors file"),
-    "rank": (settings(r=3), r"asks for rank 3, adapter_model\.safetensors has 4"),
-    "all-memory": (settings(r=10**12), r"asks for rank 10{12}, "),
-    "all-memory-of-one": (settings(rank_pattern={".*": 10**12}), r"asks for rank 4, 10{12}, "),
-    "no-rank": (settings(r="4"), r"asks for rank 4, |is not a LoRA's settings"),
+    "rank": (settings(r=3), r"states rank 3, adapter_model\.safetensors has 4"),
+    "all-memory": (settings(r=10**12), r"states rank 10{12}, "),
+    "all-memory-of-one": (settings(rank_pattern={".*": 10**12}), r"states rank 4, 10{12}, "),
+    "no-rank": (settings(r="4"), r"states rank 4, |is not a LoRA's settings"),
     "many-layers": (settings(layer_replication=[[0, 2]] * 9), r"layer_replication makes a model of other layers"),
     "code": (settings(megatron_config={"a": 1}, megatron_core="evil"), r"megatron_config makes peft import code"),
     "kind": (settings(peft_type="PREFIX_TUNING"), r"is of 'PREFIX_TUNING', not of LORA"),
@@ -99,8 +99,8 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
         r"does not fit this language model: 1 weights are in",
     ),
     "nan": (weights(lambda held: {k: v * torch.nan for k, v in held.items()}), r"holds NaN or infinite numbers"),
-    "whole": (weights(lambda held: {k: v.to(torch.int64) for k, v in held.items()}), r"int64, which no weight is"),
-    "none": (weights(lambda held: {}), r"asks for rank 4, adapter_model\.safetensors has none"),
+    "whole": (weights(lambda held: {k: v.to(torch.int64) for k, v in held.items()}), r"int64; weights are float"),
+    "none": (weights(lambda held: {}), r"states rank 4, adapter_model\.safetensors has none"),
 }
 
 

@@ -144,7 +144,7 @@ def test_evaluation_command(
     (folder,) = Path("results/eval_results/demo").glob("predictions_*")
     assert (folder / "metrics.json").is_file()
     assert (folder / "predictions.csv").is_file()
-    assert ("turned along" in capsys.readouterr().err) == ("turn_deg" in line)
+    assert ("follow the rotation" in capsys.readouterr().err) == ("turn_deg" in line)
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("python -m panollava.gallery")])

@@ -212,7 +212,7 @@ def test_a_language_model_in_place_of_an_encoder_and_the_reverse(
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"), [("query_key_value", "not found among"), ("", "puts adapters nowhere"), ("lm_head", "merging")]
+    ("targets", "said"), [("query_key_value", "not found among"), ("", "selects no layer"), ("lm_head", "merging")]
 )
 def test_adapters_on_layers_that_cannot_have_them(
     arguments: list[str], refused: Callable[..., str], backbone: Backbone, targets: str, said: str

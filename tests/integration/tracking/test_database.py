@@ -52,7 +52,7 @@ REFUSED = {
     "no database": (lambda file: file.write_text("not a database " * 100), "is damaged .*tracking.uri="),
     "cut off": (lambda file: file.write_bytes(file.read_bytes()[:50_000]), "is damaged .*tracking.uri="),
     "damaged in the middle": (zeroed, "is damaged .*tracking.uri="),
-    "something else's": (other_tables, "something else than MLflow.*tracking.uri="),
+    "something else's": (other_tables, "not a database of MLflow.*tracking.uri="),
 }
 
 

@@ -150,7 +150,7 @@ def test_hydras_flags_stand_anywhere(typed: list[str], meant: list[str]) -> None
         (["a=1", "--sweep"], "--sweep is no option"),
         (["--cfg", "jobs", "a=1"], "invalid choice: 'jobs'"),
         (["-m", "a=1", "--cfg", "job"], "--cfg and --multirun exclude each other"),
-        (["--resolve", "a=1"], "--resolve goes with --cfg"),
+        (["--resolve", "a=1"], "--resolve needs --cfg"),
         (["a=1", "-p"], "expected one argument"),
     ],
 )

@@ -115,7 +115,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
             {"image": "a.jpg", "conversations": [{"human": "", "assistant": "a"}]},
             ", key conversations[0].human: the text is empty",
         ),
-        ('{"image": "a", "image": "b"}', ": no JSON: the key 'image' stands twice in one object"),
+        ('{"image": "a", "image": "b"}', ": no JSON: the key 'image' occurs twice in one object"),
         ({"image": "a.jpg", "conversations": said, "metadata": []}, ", key metadata: an object is expected, not a"),
         ("[" * 100_000, ": no JSON: brackets are nested too deep"),
         (
@@ -181,7 +181,7 @@ def test_an_id_names_one_picture(tmp_path: Path) -> None:
         ('[\n{"image": "a.jpg"}', r"the file ends within the list: it is cut short"),
         ('[\n{"image": "a.jpg", "conv', r"line 2, column 20: Unterminated string"),
         ('[{"image": "a.jpg"}] trailing', "line 1, column 22: something follows the end"),
-        ('[1,\n{"a": 1, "a": 2}]', "line 2: the key 'a' stands twice"),
+        ('[1,\n{"a": 1, "a": 2}]', "line 2: the key 'a' occurs twice"),
         ("[1," + "\n" * 5 + "[" * 100_000, "line 6: brackets are nested too deep"),
         ("[" + "1" * 5000 + "]", "line 1: Exceeds the limit"),
     ],

@@ -177,16 +177,16 @@ def test_the_placeholder_of_a_picture_is_dropped_from_a_query(write: Write) -> N
     [
         ("sep=;\nurl;query;annotation\na.jpg;q;a\n", r"line 1: sep=; is a spreadsheet's note of its separator"),
         ("sep=,\nurl,query,annotation\na.jpg,q,a\n", r"line 1: sep=, is a spreadsheet's note"),
-        ('url, "query", "annotation"\na.jpg,q,a\n', "line 1: a blank stands before a double quote in the header"),
+        ('url, "query", "annotation"\na.jpg,q,a\n', "line 1: there is a blank before a double quote in the header"),
         ("url;query;annotation\na.jpg;q;a\n", "another sign: save the file with commas"),
         ("url\tquery\tannotation\na.jpg\tq\ta\n", "another sign: save the file with commas"),
         ("url,query,annotation\na.jpg;q;a\n", "row 2, column query: 1 cells where the header has 3"),
         ('url,query,annotation\na.jpg, "what, now?", "red"\n', "row 2, column annotation: 4 cells where the header"),
         (
             'url,query,annotation\na.jpg, "what?", "red"\n',
-            "row 2, column query: a blank stands before the double quote",
+            "row 2, column query: there is a blank before the double quote",
         ),
-        ('url,query,annotation\na.jpg,what?,\t"red"\n', "row 2, column annotation: a blank stands before"),
+        ('url,query,annotation\na.jpg,what?,\t"red"\n', "row 2, column annotation: there is a blank before"),
         ("url,query,annotation,id\na.jpg,red,7\n", "row 2, column id: 3 cells where the header has 4"),
         ('url,query,annotation\na.jpg,"two\nlines",a\n\na.jpg,q\n', r"row 4 \(line 5\), column annotation: 2 cells"),
         ('url,query,annotation\na.jpg,"two\nlines","open\nb.jpg,q,a\n', "row 2, line 3: .* is never closed"),
@@ -314,7 +314,7 @@ def test_pictures_are_checked_as_the_crop_reads_them(write: Write) -> None:
 
 def test_a_text_in_place_of_a_picture_is_a_bad_row(write: Write) -> None:
     text = "A wide view over the bay, with boats. " * 200
-    with pytest.raises(ValueError, match=r"2 of 2 rows are bad(?s:.*)which no file has"):
+    with pytest.raises(ValueError, match=r"2 of 2 rows are bad(?s:.*)is too long for a file"):
         source(write(f'url,query,annotation\n"{text}",q,a\n"{text}\\b.png",q,a\n'))
 
 

@@ -122,7 +122,7 @@ def test_what_few_pictures_cannot_show(pictures: int, models: int, words: str) -
 
 def test_what_would_be_needed_is_more_than_there_is() -> None:
     (found,) = verdicts([contender("a", 0.5, seed=1, pictures=8), contender("b", 0.6, seed=2, pictures=8)], "unicode")
-    needed = re.search(r"some ([\d,]+) pictures would be needed to tell them apart", str(found))
+    needed = re.search(r"some ([\d,]+) pictures would be needed to distinguish them", str(found))
     assert needed is not None
     assert int(needed[1].replace(",", "")) >= 9
 

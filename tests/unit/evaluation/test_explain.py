@@ -88,7 +88,7 @@ def test_a_direction_has_the_token_that_shows_it() -> None:
 
 def test_a_direction_that_no_view_shows_is_refused() -> None:
     cameras = Crop.from_spec({"type": "e2p"}, view_size=(32, 32)).camera_rows
-    with pytest.raises(ValueError, match="yaw=0 pitch=80: no view of this crop looks there"):
+    with pytest.raises(ValueError, match="yaw=0 pitch=80: no view of this crop shows this direction"):
         token_towards(cameras, (4, 4), 0, 80)
 
 

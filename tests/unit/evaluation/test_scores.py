@@ -91,7 +91,7 @@ def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path,
         ("image,prediction,reference\n", "no rows"),
         ("image,reference\na,b\n", "no column for the prediction"),
         ("picture,prediction,reference\na,b,c\n", "no column for the image.*found: picture"),
-        ("image,image,prediction,reference\na,b,c,d\n", "stands 2 times"),
+        ("image,image,prediction,reference\na,b,c,d\n", "occurs 2 times"),
         ("image,prediction,reference\na,b,\n", "line 2, column reference: there is no reference"),
         ("image,prediction,reference\n,b,c\n", "line 2, column image: no picture"),
         ("image,prediction,reference,answer\na,b,c,d\n", "reference and answer could each be .* reference_column"),
@@ -117,7 +117,7 @@ def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path,
         ("image,prediction,reference\na,it is red, blue,red\n", "line 2, column reference: 4 cells where"),
         ("image,prediction,reference,kind\na,red,blue\n", "line 2, column kind: 3 cells where the header has 4"),
         ('image,prediction,reference\na,"two\nlines",b\na,b\n', "line 4, column reference: 2 cells"),
-        ('image,prediction,reference\na, "b", "c"\n', "line 2, column prediction: a blank stands before"),
+        ('image,prediction,reference\na, "b", "c"\n', "line 2, column prediction: there is a blank before"),
         ('image,prediction,reference\na,"b,c\n', "line 2: a double quote that is opened here is never closed"),
         ('image,prediction,reference\na.jpg,b,"c\nb.jpg,b,c\nc.jpg,d,e"\n', "line 2: .* in line 3 looks like a row"),
         ("image;prediction;reference\na;b;c\n", "save the file with commas"),
@@ -189,7 +189,7 @@ def test_report_counts_and_scores_by_kind(table: Path) -> None:
     assert (report.answers, report.pairs, report.images) == (4, 3, 2)
     assert report.scores["exact match"].value == pytest.approx(3 / 4)
     assert report.scores["BLEU-1"].value > 0.5
-    assert "unavailable: was not asked for" in report.table()
+    assert "unavailable: was not requested" in report.table()
     assert json.loads(json.dumps(report.record()))["form"] == "grouped"
 
 

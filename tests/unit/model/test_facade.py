@@ -177,7 +177,7 @@ def test_a_token_without_an_embedding_may_pad_and_may_not_be_asked(backbone: Bac
     tokenizer.add_tokens(["<box>"])
     assert tokenizer.pad_token_id >= pano.limits.rows
     assert pano.generate_batch(images, QUESTIONS, max_new_tokens=9) == expected
-    with pytest.raises(ValueError, match=r"cannot be asked: the language model has \d+ embeddings and none for <box>"):
+    with pytest.raises(ValueError, match=r"be encoded: the language model has \d+ embeddings and none for <box>"):
         pano.generate(images[0], "what is <box>?")
 
 
@@ -226,7 +226,7 @@ def test_an_adapter_is_kept_beside_and_found_again(backbone: Backbone, tmp_path:
     pano = with_adapter(opened(backbone))
     expected = logits(pano)
     assert (expected - plain).abs().max() > 0.1
-    with pytest.raises(ValueError, match="carries LoRA"):
+    with pytest.raises(ValueError, match="has LoRA"):
         pano.save_pretrained(tmp_path / "refused")
     pano.save_pretrained(tmp_path / "kept", keep_lora=True)
     assert has_lora(pano.model)
@@ -255,7 +255,7 @@ def test_an_adapter_is_kept_beside_and_found_again(backbone: Backbone, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None, "what?"), TypeError, "One panorama is asked about, not a NoneType"),
+        ((None, "what?"), TypeError, "Give one panorama, not a NoneType"),
         (([panorama()], "what?"), TypeError, "not a list. generate_batch takes several"),
         ((panorama(), ["what?"]), TypeError, "give one text. generate_batch takes several"),
         ((panorama(), None), TypeError, "question=None: give one text"),

@@ -147,7 +147,7 @@ def test_adapters_are_loaded_beside_each_other_and_switched(backbone: Backbone, 
         assert torch.equal(logits(model), plain)
     assert (lora_names(model), lora_in_use(model)) == (["indoors", "outdoors"], "indoors")
     assert torch.equal(logits(model), alone["indoors"])
-    with pytest.raises(ValueError, match=r"carries LoRA already \(indoors, outdoors\)"):
+    with pytest.raises(ValueError, match=r"has LoRA already \(indoors, outdoors\)"):
         load_lora(model, tmp_path / "indoors", name="indoors")
     with pytest.raises(ValueError, match=r"no LoRA adapter 'upstairs'. Attached: indoors, outdoors"):
         use_lora(model, "upstairs")
@@ -165,7 +165,7 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_alone(backbone: Bac
     expected = logits(stirred(model))
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 3}))
-    with pytest.raises(ValueError, match=r"does not fit together.*asks for rank 3, .* has 2"):
+    with pytest.raises(ValueError, match=r"does not fit together.*states rank 3, .* has 2"):
         load_lora(model, tmp_path, name="other")
     assert (lora_names(model), lora_in_use(model)) == (["default"], "default")
     assert torch.equal(logits(model), expected)
@@ -177,9 +177,9 @@ def test_an_export_with_lora_attached_is_refused(backbone: Backbone, tmp_path: P
     with pytest.raises(ValueError, match=r"pano\.merge_lora_weights\(\) first.*keep_lora=True"):
         model.save_pretrained(tmp_path / "export")
     assert not (tmp_path / "export").exists()
-    with pytest.raises(ValueError, match="carries LoRA already"):
+    with pytest.raises(ValueError, match="has LoRA already"):
         add_lora(model, rank=2, alpha=4, dropout=0.0)
-    with pytest.raises(ValueError, match="carries LoRA already"):
+    with pytest.raises(ValueError, match="has LoRA already"):
         load_lora(model, tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_an_adapter_that_does_not_fit_is_refused(backbone: Backbone, tmp_path: P
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 2}))
-    with pytest.raises(ValueError, match=r"does not fit together.*asks for rank 2, .* has 4"):
+    with pytest.raises(ValueError, match=r"does not fit together.*states rank 2, .* has 4"):
         load_lora(small(backbone, "llama"), tmp_path)
 
 

@@ -79,9 +79,9 @@ def test_a_file_that_was_lost_or_cut_is_fetched_again(server: PictureServer, fet
     [
         ("/gone", "HTTP 404 Not Found", 1),
         ("/png-called-html", "the server sends text/html, not a picture", 1),
-        ("/html-called-jpeg", "what the server sends is neither a JPEG nor a PNG picture, whatever it says", 1),
-        ("/nothing", "what the server sends is neither a JPEG nor a PNG picture, whatever it says", 1),
-        ("/packed", "the server sends it gzip-coded, without being asked to", 1),
+        ("/html-called-jpeg", "the server sends neither a JPEG nor a PNG picture, against its Content-Type", 1),
+        ("/nothing", "the server sends neither a JPEG nor a PNG picture, against its Content-Type", 1),
+        ("/packed", "the server sends it gzip-coded, which was not requested", 1),
         ("/large", "1000.0 MB; fetch.max_mb=1 is the limit", 1),
         ("/endless", "more than 1 MB; fetch.max_mb=1 is the limit", 1),
         ("/more-than-said", "the PNG is cut short: its end is missing, 2 times", 2),
@@ -103,7 +103,7 @@ def test_silence_and_dripping_end(server: PictureServer, fetcher: MakeFetcher, m
     urls = [server.url("/silent"), server.url("/drip")]
     failed = fetcher(timeout_s=0.1, tries=2).fetch(urls).failed
     assert failed[urls[0]] == "the server was silent for 0.1 s, 2 times"
-    assert failed[urls[1]] == "not here after 0.4 s, 2 times"
+    assert failed[urls[1]] == "not complete after 0.4 s, 2 times"
     assert set(server.asked.values()) == {2}
 
 
