@@ -133,7 +133,7 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
         log_interval=25,
         log_max_samples=0,
     )
-    # The encoder, which knows the size of the views, need not be opened to read the questions.
+    # The encoder, which determines the size of the views, need not be opened to read the questions.
     source = open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
     conditions = answer_conditions(run.checkpoint, run.settings, source, store.file_identity())
     found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)

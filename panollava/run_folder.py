@@ -91,7 +91,7 @@ class Experiment:
         self._owner, self._exit, self.is_begun = owner, ExitStack(), False
 
     def begin(self) -> None:
-        """From here on files stay, however the run ends."""
+        """Keeps the run's files from now on, also if it fails."""
         self.is_begun = True
 
     def __enter__(self) -> Experiment:
@@ -289,7 +289,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy of a run's settings in which relative paths are resolved, wherever the command is started.
+    """A copy of a run's settings in which relative paths are resolved, for a command started in any folder.
 
     A path is tried as it is, then from each parent of the stage's ``folder``, the nearest first, then from the folder
     that the run was started in. A value that is found nowhere, such as a hub name, stays as it is.

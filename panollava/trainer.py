@@ -111,7 +111,7 @@ class Trainer:
             return run.experiment.state(self.stage)
 
     def _composed(self, section: Mapping[str, Any], settings: Mapping[str, Any]) -> DictConfig:
-        """The config that ``panollava.train`` would have."""
+        """The config that ``panollava.train`` would compose."""
         if wrong := [key for key in settings if _GIVEN.match(key)]:
             raise ValueError(f"settings: {', '.join(wrong)} cannot be set: model, data sets and folder determine them.")
         register_resolvers()

@@ -141,7 +141,7 @@ def words(flags: Namespace) -> list[str]:
 
 
 def _named(arguments: Sequence[str], key: str | None) -> list[str]:
-    """The arguments with the key before those that have none."""
+    """The arguments, with the default key added to those without a key."""
     result: list[str] = []
     values: list[str] = []
     for argument in arguments:

@@ -135,7 +135,7 @@ def run_in_subprocess(work: Callable[[], None]) -> int:
     Returns:
         Its exit status: 0, ``INTERRUPTED`` after a KeyboardInterrupt, minus the number of the signal that ended it.
     """
-    # With the name of this process, which says which worker of the launcher it is.
+    # With the name of this process, which identifies the launcher's worker.
     process = get_context("fork").Process(target=_run_bound, args=(work,), name=current_process().name)
     process.start()
     while process.exitcode is None:

@@ -56,7 +56,7 @@ def _add(group: str, name: str) -> None:
         if key == "dir":
             keys[key] = None
         elif key in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            continue  # the check of the section says what is wrong with the latter
+            continue  # the check of the section reports the latter
         elif parameter.default is not parameter.empty:
             keys[key] = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         elif group == "data":

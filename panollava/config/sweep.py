@@ -74,7 +74,7 @@ def _open(config: DictConfig) -> Sweep:
     if before is not None and (arrays := queued(before.arrays)):
         lock.release()
         raise ValueError(
-            f"{folder}: of an earlier start {_still_queued(arrays)} When it has ended, run the same command to finish "
+            f"{folder}: of an earlier start, {_still_queued(arrays)} When it ended, run the same command to finish "
             "the sweep and make the table."
         )
     if uri is not None:
@@ -174,7 +174,7 @@ def _summary(
     lines = [f"Sweep {folder}: {counted(len(jobs), 'job')} started, {numbers or 'none finished'}."]
     lines += [f"  {job.name} failed: {job.error}" for job in jobs if job.status == "failed"]
     if arrays:
-        lines.append(f"Without this process {_still_queued(arrays)} When it has ended, run the same command again.")
+        lines.append(f"Without this process, {_still_queued(arrays)} When it has ended, run the same command again.")
     elif not is_whole or counts["finished"] < len(jobs):
         lines.append("Run the same command to resume what is not finished.")
     if files:

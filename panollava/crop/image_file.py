@@ -205,7 +205,7 @@ def decode(data: bytes, header: PictureHeader, divisor: int = 1) -> np.ndarray:
 def _jpeg(data: bytes, size: Size, divisor: int) -> np.ndarray:
     """A JPEG as it is stored, of ``size`` (h, w) after the division.
 
-    The decoder continues with grey where data is damaged, and reports only its first warning. So whatever causes a
+    The decoder continues with grey where data is damaged, and reports only its first warning. So all that causes a
     harmless warning is removed, and then any warning is an error.
     """
     height, width = size if divisor > 1 else (0, 0)

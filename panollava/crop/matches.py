@@ -30,7 +30,7 @@ class Matches:
     mask: Tensor  # (P, M) bool, False where a pair has fewer matches than M
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The matched points of tokens ``(B, V, Q, D)``: ``(P, M, D)`` of the first views and of the second."""
+        """Gathers the matched points of tokens ``(B, V, Q, D)``: ``(P, M, D)`` of first views, and of second ones."""
         sample, first, second = self.pairs.unbind(1)
         return (
             _combined(tokens, sample, first, self.index_a, self.weight_a),

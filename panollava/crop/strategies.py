@@ -88,9 +88,9 @@ class AnyresE2pCrop(E2pCrop):
 class SlidingWindowCrop:
     """Strips of the panorama itself, from pole to pole, in one closed ring that wraps around the seam.
 
-    A strip fills its view whatever the view's shape, so that the columns of neighbours match all the way down.
-    In a square view its pixels are square at 180 degrees. Strips so wide that two of them meet on both sides
-    overlap by the share on the side of the right neighbour.
+    A strip fills a view of any shape, so that the columns of neighbours match from top to bottom.
+    In a square view, a strip of 180 degrees has square pixels. For two strips that meet on both sides, the overlap is
+    that on the side of the right neighbour.
     """
 
     def __init__(self, *, fov_deg: Annotated[float, Interval(gt=0.0, le=360.0)] = 90.0, overlap: Overlap = 0.5) -> None:

@@ -31,7 +31,7 @@ class Sample:
     cameras: Tensor  # ``(V, C)`` float32
     text: Encoded | None  # the encoded conversation, None for stages without text
     features: Tensor | None = None  # ``(V, N, Dv)`` that were in the feature store
-    picture: str | None = None  # digest by which the feature store knows the panorama; None without a store
+    picture: str | None = None  # digest of the panorama in the feature store; None without a store
 
 
 @dataclass(frozen=True)

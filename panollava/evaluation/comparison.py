@@ -182,7 +182,7 @@ def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
 
 
 def _compared(groups: Mapping[tuple[str, ...], Sequence[Repeat]]) -> list[str]:
-    """Markdown lines: differences with both sources of chance, the scenes and the seeds."""
+    """Markdown lines: differences, with their variation over scenes and over seeds."""
     pairs = list(itertools.combinations(groups, 2))
     if not pairs:
         return []

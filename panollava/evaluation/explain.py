@@ -71,7 +71,7 @@ def explain_picture(
     pitch_deg: float,
     layers: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-    """Everything that can be shown of a model and a panorama, on one page (H, W, 3), and the notes below its panels.
+    """All panels of a model and a panorama on one page (H, W, 3), and the notes below the panels.
 
     Args:
         panorama: (H, W, 3) uint8 RGB, and its `views` ``(V, 3, h, w)``.
@@ -161,7 +161,7 @@ def times_even(weights: Tensor, even: Tensor, lie: TokenMap) -> Tensor:
     """Attention to each pixel over what uniform attention to all image tokens would give: ``(V, Q)`` -> ``(H, W)``.
 
     Both are distributed over the directions that the patches show, so that neither small patches nor directions that
-    several views show stand out by that alone. Not a number where no image token shows the direction.
+    several views show stand out by that alone. NaN where no image token shows the direction.
     """
     expected = lie.spread(even)
     share = weights.double() / weights.sum().clamp(min=1e-12)
@@ -393,7 +393,7 @@ class TokenMap:
         return painted[:-1]
 
     def paint(self, values: Tensor) -> Tensor:
-        """Values ``(V·Q, ...)`` of the nearest tokens of pixels: ``(H, W, ...)``, NaN outside of all views."""
+        """Token values ``(V·Q, ...)`` -> ``(H, W, ...)``, each pixel from its nearest token; NaN outside of views."""
         nothing = values.new_full((1, *values.shape[1:]), math.nan)
         return torch.cat((values, nothing))[self.nearest]
 

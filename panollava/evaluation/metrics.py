@@ -129,7 +129,7 @@ def find_metrics(types: Sequence[str] | None, key: str) -> list[Metric]:
     """The metrics beside exact match, which is always computed; None takes all. ValueError: unknown or double ones."""
     found = [find_metric(one, key) for one in types or METRICS if one != EXACT]
     if twice := sorted(name for name, count in Counter(one.name for one in found).items() if count > 1):
-        raise ValueError(f"{key}={list(types or ())}: {', '.join(twice)} is there twice. Name each metric once.")
+        raise ValueError(f"{key}={list(types or ())}: {', '.join(twice)} is listed twice. Name each metric once.")
     return found
 
 

@@ -144,7 +144,7 @@ def read_answers(folder: Path, metrics: Mapping[str, Any]) -> list[Prediction]:
     table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, "turn", "history")})
     answers = [_answer(path, row, table.names) for row in table.rows()]
     if metrics.get("answers") not in (None, answers_digest(answers)):  # None: older evaluations have no digest
-        raise ValueError(f"{path}: its answers were changed since they were given")
+        raise ValueError(f"{path}: its answers were changed since they were written")
     return answers
 
 

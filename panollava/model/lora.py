@@ -206,7 +206,7 @@ def load_lora(model: HasLanguageModel, folder: str | Path, *, name: str = DEFAUL
 
     Raises:
         FileNotFoundError: the folder holds no adapter in safetensors.
-        ValueError: the name is taken, settings and weights do not fit together, or are not of this language model.
+        ValueError: the name is taken, settings and weights are inconsistent, or are not of this language model.
     """
     if name in lora_names(model):
         _refuse_wrapped(model)
@@ -243,7 +243,7 @@ def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     if not are_right or (not pattern and held != {config.r}):
         shown = ", ".join(map(str, sorted(held))) or "none"
         raise ValueError(
-            f"The LoRA adapter in {path} does not fit together: {ADAPTER_CONFIG} states rank "
+            f"The LoRA adapter in {path} is inconsistent: {ADAPTER_CONFIG} states rank "
             f"{', '.join(str(rank)[:40] for rank in ranks[:5])}, {ADAPTER_WEIGHTS} has {shown}. The two are of "
             "different adapters, or damaged."
         )

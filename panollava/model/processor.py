@@ -68,7 +68,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         tokens_per_view: ``Q``; ``token_grid`` is its ``(H', W')``, None where the tokens have no grid.
         join: how views join (see ``panollava.model.fusion``).
         chat_template: kept in the folder by transformers; the tokenizer's own decides the format.
-        form: of these values (see ``panollava.run_folder.upgraded``); 1 where a folder does not say.
+        form: of these values (see ``panollava.run_folder.upgraded``); 1 where a folder does not state it.
         date: the day that prompts name, such as ``2026-01-31``, where the template names one.
     """
 

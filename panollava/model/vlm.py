@@ -58,7 +58,7 @@ class PanoLlavaConfig(PreTrainedConfig):
     image_token_id: int | None = None  # may lie outside the vocabulary
     vision_name: str = ""  # hub name or folder that training started from
     language_name: str = ""
-    form: int = 1  # see panollava.run_folder.upgraded; 1 where a folder does not say
+    form: int = 1  # see panollava.run_folder.upgraded; 1 where a folder does not state it
     packages: dict[str, str] | None = None  # see outside_packages
     tie_word_embeddings: bool = False
 

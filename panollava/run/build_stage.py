@@ -52,9 +52,9 @@ PREFIXES = {"vision": ENCODER, "language": LANGUAGE_MODEL}
 
 
 def trained_backbones(names: Iterable[str]) -> list[str]:
-    """``vision`` and ``language``, where a checkpoint with tensors of these names has trained them.
+    """Which of ``vision`` and ``language`` a checkpoint trained, from the names of its tensors.
 
-    Kept features of the encoder that the config names must not be used for a trained one.
+    Stored features of the named encoder are not valid for a trained one.
     """
     held = [name for name in names if is_backbone(name)]
     return [part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in held)]
@@ -134,7 +134,7 @@ def _check_resume(run: Run) -> None:
 def start_from(
     run: Run, name: str, trained: dict[str, nn.Parameter], frozen: dict[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Loads initial weights: those of the checkpoint that ``init_from`` names which fit.
+    """Loads initial weights: all that fit, of the checkpoint that ``init_from`` names.
 
     Args:
         trained: parameters of the stage that train, by name.

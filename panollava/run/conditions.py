@@ -51,7 +51,7 @@ def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[st
         stale = [one for one in stages[name].starts_from if _is_newer(experiment, one, name, pending)]
         if name not in pending and stale:
             raise ValueError(
-                f"{experiment.stage_folder(name)} was trained from an earlier {stale[0]} stage than the one of now. "
+                f"{experiment.stage_folder(name)} was trained from an earlier {stale[0]} stage than the present one. "
                 f"Train it anew with stage={name} overwrite=true, or give this run a name of its own "
                 "(experiment_name=<name>)."
             )
@@ -61,7 +61,7 @@ def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[st
 def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bool:
     state, folder = experiment.state(name), experiment.stage_folder(name)
     if state.get("status") == SKIPPED:
-        return len(config["stage"]["run"]) > 1  # alone it is an error, which says why
+        return len(config["stage"]["run"]) > 1  # alone it is an error, which names the reason
     recorded = recorded_config(folder)
     if recorded is None:
         return False
@@ -123,7 +123,7 @@ def recorded_inputs(folder: Path) -> dict[str, Any]:
     """The content of what a stage's folder was trained on, empty where its metadata do not record it."""
     try:
         found = read_metadata(folder).get("inputs") if (folder / METADATA).is_file() else None
-    except ValueError:  # config.yaml says which stage it is, and training writes the metadata anew
+    except ValueError:  # config.yaml identifies the stage, and training rewrites the metadata
         found = None
     return dict(found) if isinstance(found, dict) else {}
 
@@ -190,7 +190,7 @@ def answer_conditions(
 
 
 def fingerprint(checkpoint: Path, known: FileIdentity) -> str:
-    """A short digest of the weights in a checkpoint: the same for the same weights, wherever they lie."""
+    """A short digest of the weights in a checkpoint: the same for the same weights in any folder."""
     return known.identify(checkpoint / TRAINED)[:16]
 
 
@@ -203,7 +203,7 @@ def differences(recorded: Record, now: Record) -> dict[str, tuple[Any, Any]]:
 
 
 def mismatch(settings: Record, now: Record, max_samples: int | None) -> dict[str, tuple[Any, Any]] | None:
-    """Which conditions of an evaluation are not those of now; None where it recorded none.
+    """Which conditions of an evaluation differ from the present ones; None where it recorded none.
 
     Args:
         settings: of its ``metrics.json``.

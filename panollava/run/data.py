@@ -181,7 +181,7 @@ def data_overrides(
         kept = {key: data[key] for key in READ_AS if key in data}
         data = {"type": "files", "name": "csv", f"{options.split}_csv": options.csv_input, **kept}
     if changes and data["type"] != "world":
-        raise ValueError(f"{', '.join(changes)}: only the built-in world has these, and the data are {data['type']}.")
+        raise ValueError(f"{', '.join(changes)}: options of the built-in world; the data are {data['type']}.")
     return {**data, **changes}
 
 

@@ -29,8 +29,8 @@ def keep_model(run: Run) -> None:
         pano.merge_lora_weights()
     with ExitStack() as stack:
         with writing(run.experiment.root):
-            # In the run's folder, so that what waits for a server can be links instead of copies. What cannot be
-            # removed goes with the next start.
+            # In the run's folder, so that what waits for a server can be links instead of copies. What is not
+            # removed here is removed at the next start.
             temporary = TemporaryDirectory(prefix=".tmp-model-", dir=run.experiment.root, ignore_cleanup_errors=True)
             target = Path(stack.enter_context(temporary)) / "model"
             if pano is not None:

@@ -106,7 +106,7 @@ def find_panoramas(image: str, fetch: FetchOptions) -> list[Path]:
 
 def _warn_of_tilt(paths: Sequence[Path]) -> None:
     for path in paths:
-        with suppress(OSError), path.open("rb") as file:  # reading it later says what is wrong
+        with suppress(OSError), path.open("rb") as file:  # reading it later reports the error
             header = parse_header(file)
             if header is not None and (message := tilt_warning(str(path), header.xmp)):
                 LOG.warning("%s", message)
@@ -116,7 +116,7 @@ def _is_picture(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return parse_header(file) is not None
-    except OSError:  # reading it later says so
+    except OSError:  # reading it later reports the error
         return True
 
 

@@ -45,13 +45,13 @@ def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
         )  # fmt: skip
     memory, free, size = estimate(run, stage, options), _free(run.compute.device), partial(in_words, base=1000)
     LOG.info(
-        "Its memory, about: model %s, gradients and optimiser %s, a batch of %d %s; %s are free.",
+        "Estimated memory: model %s, gradients and optimiser %s, a batch of %d %s; %s are free.",
         size(memory.model), size(memory.optimiser), options.batch_size, size(memory.step), size(free),
     )  # fmt: skip
     if memory.optimiser + memory.step > free:  # the model is loaded already
         LOG.warning(
-            "That may not fit: a smaller stage.%s.batch_size, trainer.checkpoint_activations=true or "
-            "trainer.auto_batch=true would help.",
+            "This may not fit: use a smaller stage.%s.batch_size, trainer.checkpoint_activations=true or "
+            "trainer.auto_batch=true.",
             name,
         )
 

@@ -76,12 +76,12 @@ def _check_texts(run: Run, name: str, encoder: TextEncoder, language: Limits) ->
     cut = count_cut(run.data.train, encoder.record, at_most=200)
     if cut.silent_samples == cut.samples:
         raise ValueError(
-            f"stage.{name}.max_text_length={longest} cuts every text looked at before its first answer, so there is "
+            f"stage.{name}.max_text_length={longest} cuts every examined text before its first answer, so there is "
             "nothing to learn. Raise it."
         )
     if cut.cut_samples:
         LOG.info(
-            "stage.%s.max_text_length=%d cuts %d of %d texts looked at (%d tokens in all, %d left with nothing).",
+            "stage.%s.max_text_length=%d cuts %d of %d texts examined (%d tokens in all; %d keep no target).",
             name, longest, cut.cut_samples, cut.samples, cut.cut_tokens, cut.silent_samples,
         )  # fmt: skip
     if image + longest > language.positions:

@@ -66,7 +66,7 @@ class Run:
         data: the splits.
         pending: stages to train, in order; the others were finished when the run was opened.
         resources: what is closed when the run ends.
-        evaluation_due: whether the last stage is to be evaluated; only the first process knows.
+        evaluation_due: whether the last stage is to be evaluated; set in the first process only.
         parameters: parameters that the stages add to the tracker's before it is opened.
     """
 
@@ -178,7 +178,7 @@ class Run:
         )
 
     def _features(self, name: str) -> FeatureMaker | None:
-        """Makes and keeps the features of the encoder with its weights as they are now; None where it trains."""
+        """Makes and stores the features of the encoder with its present weights; None where it trains."""
         tower = self.backbones.tower
         if any(weight.requires_grad for weight in tower.parameters()):
             LOG.info("Stage %s trains the encoder, so its features are not kept.", name)
@@ -418,11 +418,11 @@ def evaluation_due(run: Run) -> bool:
     now = conditions.answer_conditions(find_checkpoint(folder), sections, test, run.known)
     found = conditions.mismatch(settings, now, options.max_samples)
     if found is None:
-        # An older record says only which weights gave the answers, and how many questions there were.
+        # An older record has only the weights that gave the answers, and the number of questions.
         older = {**settings, "conditions": {"weights": settings.get("fingerprint")}}
         found = conditions.mismatch(older, now, options.max_samples) or {}
         if not found:
-            LOG.info("%s does not record the conditions of its answers; it is taken as it is.", path.parent)
+            LOG.info("%s does not record the conditions of its answers; it is used unchecked.", path.parent)
             return False
     found |= conditions.differences({"scores": settings.get("scores")}, {"scores": conditions.scoring(options)})
     if found:
@@ -432,5 +432,5 @@ def evaluation_due(run: Run) -> bool:
             conditions.describe(found),
         )
     else:
-        LOG.info("The evaluation in %s has the same conditions, and stays.", path.parent)
+        LOG.info("The evaluation in %s has the same conditions and is kept.", path.parent)
     return bool(found)

@@ -177,7 +177,7 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
     tensors = read_weights(best)
     for key, parameter in trained.items():
         copy_into(parameter, tensors[key])
-    run.procs.barrier()  # the folder of a dry run goes when the first process is done
+    run.procs.barrier()  # the folder of a dry run is removed when the first process is done
     if not run.procs.is_main:
         return
     loss, progress = read_state(best)["validation_loss"], result.progress

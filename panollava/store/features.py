@@ -130,7 +130,7 @@ class FeatureStore:
         return sum(1 for _ in self.folder.glob(f"*/*{SUFFIX}"))
 
     def stop(self, reason: str) -> None:
-        """Keeps nothing from now on, and logs why."""
+        """Stores nothing from now on, and logs why."""
         self.is_full = True
         LOG.warning(
             "The feature store %s keeps nothing more: %s. Its features are read; others are encoded each time.",

@@ -4,7 +4,7 @@ What code computes and a disk keeps (features, the names of drawn pictures) carr
 raise a version number. The digest changes when a definition is rewritten or renamed, not when it moves to another file.
 
 If a rewritten definition still computes the same bits, what earlier versions kept is still valid. This command shows
-the present digests, and whether the features of an earlier version come out the same: if so, make the digests the keys
+the present digests, and whether the features of an earlier version are the same: if so, make the digests the keys
 of ``EQUIVALENT``; if not, remove the entry, which has no effect any more, and the tests that expect these features::
 
     python -m pytest tests/unit/store/test_code.py tests/integration/commands/test_landed.py -k digest

@@ -98,7 +98,7 @@ def recorded_folder(folder: Path, uri: str) -> str:
 
 
 def update_addresses(uri: str) -> None:
-    """Points a store's records to the artifacts beside its database, wherever both were moved or copied to.
+    """Points a store's records to the artifacts beside its database, after both were moved or copied.
 
     MLflow records absolute addresses. Those below an earlier folder of the database change to its present folder.
     Artifacts that are only in the earlier folder, and addresses of other folders, stay as they are.

@@ -34,8 +34,8 @@ class MlflowTracker(Tracker):
     Metrics are buffered and written in batches: a single call costs milliseconds on SQLite, a batch of a
     thousand hardly more. A killed process loses at most `flush_seconds` of them.
 
-    A server is written to by way of an outbox on disk (see ``Outbox``), so that one that goes away neither ends nor
-    delays the run; so is a file, from when another process keeps it locked. A new run of its own needs the server when
+    Records for a server pass through an outbox on disk (see ``Outbox``), so that an unreachable one neither ends nor
+    delays the run; those for a file do, once another process keeps it locked. A new run of its own needs the server when
     it begins. A resumed run, and a job of a sweep, whose server answered before, begin without it.
     """
 

@@ -174,7 +174,7 @@ class Outbox:
         content = path.read_bytes() if path.is_file() else b""
         complete = content.rfind(b"\n") + 1
         if complete < len(content):
-            logger.warning("%s ended in half an operation, which is lost.", path)
+            logger.warning("%s ended in an incomplete operation, which is lost.", path)
             os.truncate(path, complete)
         position = int(sent.read_text(encoding="utf-8")) if sent.is_file() else 0
         self._sent = position if position <= complete else 0

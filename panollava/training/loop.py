@@ -1,4 +1,4 @@
-"""The training loop that every stage uses; it knows no stage by name."""
+"""The training loop that every stage uses; it depends on no stage's name."""
 
 import contextlib
 import json

@@ -27,7 +27,7 @@ class TrainingMonitor:
 
     @property
     def concerns(self) -> list[str]:
-        """Those that hold now."""
+        """The concerns that hold at present."""
         return list(self._current.values())
 
     def step(self, loss: float, grad_norm: float, lr: float) -> None:

@@ -206,7 +206,7 @@ def test_a_job_array_that_was_accepted_outlives_ctrl_c_and_is_not_submitted_twic
     assert "job array 4711 still waits or runs (squeue -j 4711); scancel 4711 ends it" in said
     assert "Traceback" not in said
     assert command(monkeypatch, train, *asked) == 1
-    assert "of an earlier start job array 4711 still waits or runs" in capsys.readouterr().err
+    assert "of an earlier start, job array 4711 still waits or runs" in capsys.readouterr().err
     assert Path("submitted").read_text() == "x\n"
     Path("ended").touch()
     assert command(monkeypatch, train, *asked) == 130

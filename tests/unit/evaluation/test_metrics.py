@@ -99,7 +99,7 @@ def test_the_config_is_checked(package: str) -> None:
     ("types", "message"),
     [
         (["ROUGE"], r"key: there is no 'ROUGE'. Did you mean 'ROUGE-L'\? Available: exact match, BLEU"),
-        (["BLEU", "BLEU"], "BLEU is there twice"),
+        (["BLEU", "BLEU"], "BLEU is listed twice"),
         (["my_package.brevity:Nameless"], "the class has no name"),
         (["my_package.brevity:NoMetric"], "is no Metric: it has no per_answer, scores"),
         (["my_package.brevity:Missing"], "has no class Missing"),

@@ -157,7 +157,7 @@ def test_a_picture_is_one_however_its_name_is_spelled(tmp_path: Path) -> None:
         ('"[""a""]"', '"""a"""', r"line 2, column references: '\"a\"' is no JSON list of texts"),
         (",0.5", ",soon", "line 2, column latency_s: 'soon.*' is no number"),
         ('"[[""What?"", ""a ring""]]"', '"[[""What?""]]"', "line 2, column history: no JSON list of pairs"),
-        ("?,a,", "?,b,", "predictions.csv: its answers were changed since they were given"),
+        ("?,a,", "?,b,", "predictions.csv: its answers were changed since they were written"),
         (",0.5", ", and a half,0.5", "line 2, column latency_s: 12 cells where the header has 11"),
         ("latency_s", "seconds", "no column for the latency_s"),
     ],

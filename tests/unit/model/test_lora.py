@@ -165,7 +165,7 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_alone(backbone: Bac
     expected = logits(stirred(model))
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 3}))
-    with pytest.raises(ValueError, match=r"does not fit together.*states rank 3, .* has 2"):
+    with pytest.raises(ValueError, match=r"is inconsistent.*states rank 3, .* has 2"):
         load_lora(model, tmp_path, name="other")
     assert (lora_names(model), lora_in_use(model)) == (["default"], "default")
     assert torch.equal(logits(model), expected)
@@ -206,7 +206,7 @@ def test_an_adapter_that_does_not_fit_is_refused(backbone: Backbone, tmp_path: P
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 2}))
-    with pytest.raises(ValueError, match=r"does not fit together.*states rank 2, .* has 4"):
+    with pytest.raises(ValueError, match=r"is inconsistent.*states rank 2, .* has 4"):
         load_lora(small(backbone, "llama"), tmp_path)
 
 

@@ -61,4 +61,4 @@ def test_what_is_told(
         assert "may not fit" not in told
         monkeypatch.setattr("panollava.run.memory._free", lambda device: 1000)
         forecast(run, "finetune", module, run.stage_options("finetune"))
-        assert "may not fit: a smaller stage.finetune.batch_size" in capsys.readouterr().err
+        assert "may not fit: use a smaller stage.finetune.batch_size" in capsys.readouterr().err

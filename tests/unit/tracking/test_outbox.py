@@ -67,7 +67,7 @@ def test_half_a_line_of_a_killed_process_is_cut_off_and_told(tmp_path, caplog) -
     with (box.folder / OPERATIONS).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(metric(1))[:-5])
     (again,) = Outbox.left_behind(tmp_path)
-    assert "half an operation" in caplog.text
+    assert "an incomplete operation" in caplog.text
     again.put(metric(2))
     assert [row[3] for one in taken(again) for row in one["rows"]] == [0, 2]
 
