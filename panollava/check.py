@@ -194,12 +194,12 @@ def decode_all(pictures: Sequence[str], covered: Covered | None, num_workers: in
     """Decodes pictures in full, and remembers which are damaged for every later opening of a data set in this folder.
 
     Args:
-        pictures: paths of files whose headers are right.
+        pictures: paths of files whose headers are valid.
         covered: degrees that they cover; None for the whole sphere.
         num_workers: threads that decode.
 
     Returns:
-        The damaged ones.
+        The damaged pictures.
     """
     decoded = Decoded()
     found = {picture: decoded.verdict(picture) for picture in dict.fromkeys(pictures)}

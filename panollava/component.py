@@ -185,7 +185,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _similarity(one: str, other: str) -> float:
-    """From 0 to 1. Counts (``num_``) and units (``_deg``) may be left out; another number is never a misspelling."""
+    """Similarity, 0 to 1. Counts (``num_``) and units (``_deg``) may be left out; other numbers are no misspelling."""
     parts = one.split("."), other.split(".")
     if len(parts[0]) != len(parts[1]) or re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return 0.0

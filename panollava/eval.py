@@ -130,7 +130,7 @@ class _Evaluation:
 
 
 def turned(answer: str, turn_deg: float) -> str | None:
-    """What an answer becomes when the panorama is turned; None where it names no direction."""
+    """The answer for the rotated panorama; None where it names no direction."""
     return turn_words(answer, turn_deg) if names_direction(answer) else None
 
 

@@ -113,7 +113,7 @@ def swept_values() -> dict[str, str]:
 
 
 def gpu_beside_others() -> int:
-    """Index of this process's GPU: the workers of a launcher take those of this machine in turn."""
+    """Index of this process's GPU: a launcher's workers take this machine's GPUs in turn."""
     import torch
 
     worker = _pool_worker()

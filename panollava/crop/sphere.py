@@ -1,7 +1,7 @@
 """Directions on the sphere, rotations and panorama pixels: the axis conventions of the whole project.
 
 x is right, y up, z forward. Yaw 0 is the centre of the panorama, +yaw looks right, +pitch looks up, +roll
-turns the camera clockwise, so that the right edge of its view looks down. Angles are radians. Pixel centres:
+rotates the camera clockwise, so that the right edge of its view looks down. Angles are radians. Pixel centres:
 column ``c`` of ``W`` is longitude ``((c + 1/2) / W - 1/2) * 2 pi``, row ``r`` of ``H`` is latitude
 ``(1/2 - (r + 1/2) / H) * pi``.
 """

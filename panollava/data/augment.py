@@ -58,10 +58,10 @@ def check_turnable(source: DataSource) -> None:
     unsaid = [index for index in range(len(source)) if source.directions(index) == "unknown"]
     if unsaid:
         raise ValueError(
-            f"data.augment_turn=true turns panoramas, and {len(unsaid)} of the {len(source)} records of {source.name} "
+            f"data.augment_turn=true rotates pictures, and {len(unsaid)} of the {len(source)} records of {source.name} "
             f"do not say how their texts name directions (such as {source.record(unsaid[0], 0).sample_id}). Say so: "
             "data.names_directions=none if they name none, data.names_directions=words if they do by the words ahead, "
-            "ahead right, right, … and these are to be turned along, or entry by entry (see conf/README.md); or leave "
+            "ahead right, right, … and these are to be rotated too, or entry by entry (see conf/README.md); or leave "
             "the panoramas as they are with data.augment_turn=false."
         )
 

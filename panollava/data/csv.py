@@ -182,7 +182,7 @@ def found_file(path: Path) -> Path:
 
 
 def _beside(path: Path) -> str:
-    """The data files that are in the folder of one that is not."""
+    """Lists the data files in the folder of a missing one."""
     if not path.parent.is_dir():
         return f" There is no folder {path.parent}."
     names = sorted(each.name for each in path.parent.iterdir() if each.suffix.lower() in SUFFIXES)

@@ -35,7 +35,7 @@ class MlflowTracker(Tracker):
     thousand hardly more. A killed process loses at most `flush_seconds` of them.
 
     Records for a server pass through an outbox on disk (see ``Outbox``), so that an unreachable one neither ends nor
-    delays the run; those for a file do, once another process keeps it locked. A new run of its own needs the server when
+    delays the run; those for a file, once another process keeps it locked. A new run of its own needs the server when
     it begins. A resumed run, and a job of a sweep, whose server answered before, begin without it.
     """
 

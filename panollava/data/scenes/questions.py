@@ -87,7 +87,7 @@ def turn_answer(question: Question, answer: str, turn_deg: float) -> str:
 
 
 def _made_order(scene: Scene) -> list[Solid]:
-    """Solids in the order of the scene before it was turned."""
+    """Solids in the order of the scene before it was rotated."""
     steps = round(scene.turn_deg / SECTOR_DEG)
     return sorted(scene.solids, key=lambda solid: (solid.sector - steps) % len(SECTORS))
 

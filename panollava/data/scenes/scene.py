@@ -98,7 +98,7 @@ class Scene:
     discs: tuple[Disc, ...]
     backdrop: Backdrop
     turn_deg: float = 0.0
-    """How far the scene was turned to the right since it was made."""
+    """How far the scene was rotated to the right since it was made."""
 
     @property
     def things(self) -> tuple[Solid | Disc, ...]:
@@ -109,7 +109,7 @@ class Scene:
         return next((solid for solid in self.solids if solid.sector == sector % len(SECTORS)), None)
 
     def turned(self, turn_deg: float) -> Scene:
-        """The same scene after turning it to the right: what was ahead is then at yaw ``turn_deg``.
+        """The same scene rotated to the right: what was ahead is then at yaw ``turn_deg``.
 
         Raises:
             ValueError: the angle is not a multiple of 45°, so that solids would have no sector.

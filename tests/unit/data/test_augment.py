@@ -86,7 +86,7 @@ class Unsaid(PlainSource):
 
 def test_texts_that_may_name_directions_are_not_turned_silently() -> None:
     check_turnable(PlainSource(4))
-    told = r"augment_turn=true turns panoramas, and 2 of the 4 records of plain do not say .*\(such as plain-0\)\. "
+    told = r"augment_turn=true rotates pictures, and 2 of the 4 records of plain do not say .*\(such as plain-0\)\. "
     with pytest.raises(ValueError, match=rf"{told}Say so: data\.names_directions=none if .*data\.augment_turn=false"):
         check_turnable(Unsaid(4))
 
