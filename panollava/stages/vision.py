@@ -205,7 +205,7 @@ def build_objective(
         raise ValueError(f"{KEY}.type={kind} is no Objective: it has no {', '.join(missing)}.")
     if objective.correspondences.needs_grid and not has_grid:
         raise ValueError(
-            f"{KEY}.type={kind} compares views position by position, and resampler={resampler} keeps no token grid. "
+            f"{KEY}.type={kind} compares views position by position, and resampler={resampler} keeps no grid. "
             f"Take {KEY}.type={AUTO} or {WITHOUT_GRID}, which compare whole views, or a resampler that keeps a "
             "grid, such as mlp or bimamba."
         )

@@ -84,7 +84,7 @@ def test_mlflows_variables_count_where_the_config_names_nothing(monkeypatch, tmp
     assert (absolute_uri(), experiment_name(None)) == (absolute_uri("sqlite:///its.db"), "its own")
     assert (experiment_name("mine"), absolute_uri("sqlite:///mine.db")) == ("mine", f"sqlite:///{tmp_path}/mine.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
-    with pytest.raises(ValueError, match=r"^MLFLOW_TRACKING_URI='./mlruns' is not a place"):
+    with pytest.raises(ValueError, match=r"^MLFLOW_TRACKING_URI='./mlruns' cannot store runs"):
         absolute_uri()
 
 
