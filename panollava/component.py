@@ -51,6 +51,7 @@ def find_component(family: str, type: str, suffix: str, protocol: type | None = 
     available = component_names(family, suffix)
     close = closest(str(type), available)
     hint = f" Did you mean {close!r}?" if close else ""
+    hint = " A class of another package is written my_package.module:Class." if "." in str(type) else hint
     raise ValueError(f"{key}: there is no {type!r}.{hint} Available: {', '.join(available)}.")
 
 
@@ -96,12 +97,16 @@ def outside_class(type: str, key: str, protocol: type | None = None) -> type:
         raise ValueError(f"{key}={type}: the package {package} is not installed here. Run pip install {wanted}.")
     try:
         module = importlib.import_module(path)
-    except Exception as error:  # the package's code may raise anything
+    except (Exception, SystemExit) as error:  # the package's code may raise anything
         raise ValueError(f"{key}={type}: importing {path} failed ({error.__class__.__name__}: {error}).") from error
     found = getattr(module, name, None)
     if not inspect.isclass(found):
         classes = ", ".join(sorted(each for each, value in vars(module).items() if inspect.isclass(value)))
         raise ValueError(f"{key}={type}: {path} has no class {name}. Its classes: {classes or 'none'}.")
+    try:
+        inspect.signature(found)
+    except ValueError as error:  # some built-in classes
+        raise ValueError(f"{key}={type}: its arguments are not known ({error}).") from error
     if protocol is not None and (missing := lacking(found, protocol)):
         raise ValueError(
             f"{key}={type} is no {protocol.__name__}: it has no {', '.join(missing)}. See {protocol.__module__}."

@@ -49,7 +49,7 @@ class Trainer:
         settings: further keys of ``conf/train.yaml``, such as ``{"optim.warmup_ratio": 0.0, "trainer.device": "cpu"}``.
 
     Raises:
-        TypeError: a data set lacks methods.
+        TypeError: the model is none, or a data set lacks methods.
         ValueError: a key or value is not allowed, or the model is an export, whose backbones no checkpoint can name.
     """
 
@@ -70,6 +70,8 @@ class Trainer:
         for name, source in (("train", train), ("val", val)):
             if missing := lacking(source, DataSource):
                 raise TypeError(f"{name}={source!r} has no {', '.join(missing)}. Derive its class from DataSource.")
+        if not isinstance(pano, PanoLlava):
+            raise TypeError(f"pano={pano!r} is no PanoLlava. Open a run with PanoLlava.from_pretrained.")
         if "model" not in pano.metadata:
             raise ValueError("pano is an export, which names no backbones. Open the run that it was exported from.")
         self.pano, self.train, self.val, self.folder = pano, train, val, Path(folder).expanduser().absolute()

@@ -73,6 +73,8 @@ def _schema(target: Callable[..., Any], given: frozenset[str]) -> type[BaseModel
     names = getattr(function, "__globals__", None) or vars(sys.modules[target.__module__])
     fields: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ValueError(f"{target.__name__} takes {name} by position alone; arguments are given by name.")
         if name in given or name in ("self", "cls"):
             continue
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

@@ -187,8 +187,10 @@ def _canonical_argument(argument: str, sweep: bool) -> str:
     key, equals, value = (key + rest).partition("=")
     if key.startswith("objective."):
         key = GROUPS["objective"][0] + key.removeprefix("objective")
+    if key == GROUPS["objective"][0] and not value.startswith("{"):
+        key = f"{key}.type"
     group = _GROUP_OF_TYPE.get(key)
-    if group == "objective" or (group and ":" in value and not operator):
+    if (group == "objective" and equals) or (group and ":" in value and not operator):
         return f"{group}{equals}{value}"  # an option of the group brings the keys of this type with it
     key = SHORT_KEYS.get(key, key)
     if key in TEXT_KEYS and value not in ("", "null"):
@@ -366,6 +368,8 @@ def check_groups(line: CommandLine) -> None:
 def _unknown(key: str, known: Collection[str]) -> str:
     if key.startswith("data.remote"):
         return f"{key} is not a key any more. {NO_REMOTE}."
+    if re.fullmatch(r"stage\.\w+\.type", key):
+        return f"{key} is not a key of this config. A stage of another package is added with a plus sign: +{key}=…"
     section = key.rpartition(".")[0]
     same = [other for other in known if other.endswith(f".{key}")]
     is_clear = len(same) == 1 and same[0].partition(".")[2] == key  # without its section, as in overlap=0

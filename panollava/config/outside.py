@@ -53,6 +53,8 @@ def _add(group: str, name: str) -> None:
     if group == "data":
         keys = {"defaults": ["augment/default@_here_", "_self_"], **keys, "name": name.rpartition(":")[2]}
     for key, parameter in inspect.signature(component).parameters.items():
+        if key == "type":
+            raise ValueError(f"{place}.type={name}: no argument of the class can be named type, as the key is taken.")
         if key == "dir":
             keys[key] = None
         elif key in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -63,4 +65,7 @@ def _add(group: str, name: str) -> None:
             keys |= {f"{split}_{key}": "???" for split in ("train", "val", "test")}
         else:
             keys[key] = "???"
-    ConfigStore.instance().store(name, keys, group, place if group == "objective" else None, "panollava")
+    try:
+        ConfigStore.instance().store(name, keys, group, place if group == "objective" else None, "panollava")
+    except ValueError as error:
+        raise ValueError(f"{place}.type={name}: a default of the class cannot be in a config: {error}") from error

@@ -4,6 +4,7 @@ Legend: ``Q`` answers.
 """
 
 import importlib
+import inspect
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -90,7 +91,12 @@ class Metric:
 
     def scores(self, answers: AnswerSet) -> dict[str, Interval]:
         """Scores by name, with 95 % intervals over pictures; by default the mean of ``per_answer``."""
-        return {self.name: mean_interval(self.per_answer(answers), answers.images, top=self.top)}
+        values, count = np.asarray(self.per_answer(answers), dtype=np.float64), len(answers.scored)
+        if values.shape != (count,) or not ((values >= 0) & (values <= self.top * (1 + 1e-9))).all():
+            raise ValueError(
+                f"The metric {self.name!r} must give {count} numbers from 0 to {self.top:g}, not {values}."
+            )
+        return {self.name: mean_interval(values, answers.images, top=self.top)}
 
     def unavailable(self, answers: AnswerSet) -> dict[str, str]:
         """Scores that cannot be given, by name, each with the reason: what is missing, else what is undefined."""
@@ -115,6 +121,10 @@ def find_metric(type: str, key: str) -> Metric:
         found = outside_class(type, key, Metric)
         if not isinstance(getattr(found, "name", None), str):
             raise ValueError(f"{key}={type}: the class has no name. Give it one, such as name = 'distinct words'.")
+        if wrong := set(found.needs) - _NEEDS.keys():
+            raise ValueError(f"{key}={type}: needs={sorted(wrong)}: allowed are {', '.join(_NEEDS)}.")
+        if any(each.default is each.empty for each in inspect.signature(found).parameters.values()):
+            raise ValueError(f"{key}={type}: the class has arguments without a default. A metric is built without any.")
     else:
         close = closest(type, METRICS)
         hint = f" Did you mean {close!r}?" if close else ""
@@ -128,7 +138,7 @@ def find_metric(type: str, key: str) -> Metric:
 def find_metrics(types: Sequence[str] | None, key: str) -> list[Metric]:
     """The metrics beside exact match, which is always computed; None takes all. ValueError: unknown or double ones."""
     found = [find_metric(one, key) for one in types or METRICS if one != EXACT]
-    if twice := sorted(name for name, count in Counter(one.name for one in found).items() if count > 1):
+    if twice := sorted(name for name, count in Counter([EXACT, *(one.name for one in found)]).items() if count > 1):
         raise ValueError(f"{key}={list(types or ())}: {', '.join(twice)} is listed twice. Name each metric once.")
     return found
 
@@ -178,6 +188,9 @@ def compute_scores(answers: AnswerSet, metrics: Sequence[Metric]) -> Scores:
         java = {one.name: other_core.submit(one.scores, answers) for one in usable if "java" in one.needs}
         found = {one.name: one.scores(answers) for one in usable if one.name not in java}
         found |= {name: one.result() for name, one in java.items()}
+    counts = Counter(name for each in found.values() for name in each)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise ValueError(f"{', '.join(twice)} is the name of scores of two metrics. Rename one of them.")
     scores = {name: one for metric in usable for name, one in found[metric.name].items() if name not in unavailable}
     return Scores(scores, unavailable)
 

@@ -58,7 +58,9 @@ def component_class(name: str, type: str) -> builtins.type[nn.Module]:
     """The class of ``model.<name>=<type>``, an ``nn.Module``; errors as for ``find_component``."""
     found = find_component(f"model.{name}", type, name.capitalize(), _PROTOCOLS[name])
     if not issubclass(found, nn.Module):
-        raise ValueError(f"type={type} is no torch.nn.Module, which resamplers, position codes and projectors are.")
+        raise ValueError(
+            f"model.{name}.type={type} is no torch.nn.Module, which resamplers, position codes and projectors are."
+        )
     return found
 
 

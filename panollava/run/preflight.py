@@ -27,8 +27,8 @@ def preflight(run: Run) -> None:
     Raises:
         FileNotFoundError: a backbone does not exist.
         DiskError: the results of the evaluation could not be written.
-        ValueError: a sequence would be longer than the language model's positions, ``init_from`` fits nothing, more
-            blocks are to train than there are, or ``trainer.compile`` has no compiler.
+        ValueError: a split is empty, a sequence would be longer than the language model's positions, ``init_from``
+            fits nothing, more blocks are to train than there are, or ``trainer.compile`` has no compiler.
     """
     if run.trainer.compile and run.pending:
         check_compiler(run.compute.device.type)
@@ -37,6 +37,9 @@ def preflight(run: Run) -> None:
             "trainer.auto_batch=true tries batches in each process by itself, and with trainer.parallel=fsdp none can "
             "take a step by itself. Set stage.<name>.batch_size, or use trainer.parallel=ddp."
         )
+    for name, source in (("train", run.data.train), ("val", run.data.val)):
+        if len(source) == 0:
+            raise ValueError(f"The {name} split of {source.name} has no records.")
     pending, test = run.pending, run.data.test
     if test is not None and run.stages[run.cfg.stage.run[-1]].answers and not run.cfg.dry_run:
         check_writable(Path(run.cfg.evaluation.results_dir), "evaluation.results_dir")

@@ -7,7 +7,7 @@ Only this module compares stage names; all others read the record of a stage. A 
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from panollava.component import outside_class
 
@@ -88,11 +88,15 @@ def stages_of(section: Mapping[str, Any]) -> dict[str, StageRecord]:
         section: the ``stage`` section; each section in it with a ``type`` is a stage of another package.
 
     Raises:
-        ValueError: a class is missing or not allowed, has no record, or starts from stages that there are not.
+        ValueError: a class is missing or not allowed, has no record or a wrong one, or has the name of a stage of ours.
     """
     found = dict(STAGES)
     for name, options in section.items():
-        if name not in STAGES and isinstance(options, Mapping) and "type" in options:
+        if isinstance(options, Mapping) and "type" in options:
+            if name in STAGES:
+                raise ValueError(
+                    f"stage.{name}.type={options['type']}: {name} is a stage of panollava. Give yours another name."
+                )
             found[name] = _outside(name, str(options["type"]))
     for record in found.values():
         if unknown := [name for name in record.starts_from if name not in found]:
@@ -100,16 +104,33 @@ def stages_of(section: Mapping[str, Any]) -> dict[str, StageRecord]:
                 f"stage.{record.name}.type={record.type}: it starts from {', '.join(unknown)}, and there is no such "
                 f"stage. Stages: {', '.join(found)}. Give the missing one a section of its own (stage.<name>.type)."
             )
+        if record.name in _earlier(record, found):
+            raise ValueError(f"stage.{record.name}.type={record.type}: it starts from itself (record.starts_from).")
     return found
 
 
+def _earlier(record: StageRecord, stages: Mapping[str, StageRecord]) -> set[str]:
+    """Names of all stages that come before one."""
+    names = list(record.starts_from)
+    for name in names:  # grows
+        names += [one for one in stages[name].starts_from if one not in names] if name in stages else []
+    return set(names)
+
+
 def _outside(name: str, type: str) -> StageRecord:
-    record = getattr(outside_class(type, f"stage.{name}.type"), "record", None)
-    if not isinstance(record, StageRecord):
+    found = outside_class(type, f"stage.{name}.type")
+    record = getattr(found, "record", None)
+    if not isinstance(record, StageRecord) or not hasattr(found, "own_options"):
         raise ValueError(
             f"stage.{name}.type={type} is no stage: its class needs an attribute `record`, a "
             "panollava.stages.registry.StageRecord. Derive it from panollava.stages.protocol.Stage."
         )
+    if record.targets not in (None, *get_args(Targets)):
+        raise ValueError(
+            f"stage.{name}.type={type}: record.targets={record.targets!r}: allowed is text, assistant or None."
+        )
+    if isinstance(record.starts_from, str):
+        raise ValueError(f"stage.{name}.type={type}: record.starts_from={record.starts_from!r}: give a tuple of names.")
     return replace(record, name=name, type=type)
 
 

@@ -33,6 +33,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / name / "parts.py").write_text(
         "class Loud:\n    def speak(self): return 'a'\n\nclass Mute:\n    pass\n\ndef speak(): ...\n"
     )
+    (tmp_path / name / "leaves.py").write_text("raise SystemExit(3)\n")
     (tmp_path / name / "broken.py").write_text("raise RuntimeError('no licence')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PANOLLAVA_ALLOW", "")
@@ -54,6 +55,7 @@ def test_what_is_wrong_with_a_class_is_said(package: str) -> None:
         (f"{package}.parts:Lod", "has no class Lod. Its classes: Loud, Mute"),
         (f"{package}.parts:speak", "has no class speak"),
         (f"{package}.broken:Loud", r"failed \(RuntimeError: no licence\)"),
+        (f"{package}.leaves:Loud", r"failed \(SystemExit: 3\)"),
         (f"{package}.nowhere:Loud", "failed .*ModuleNotFoundError"),
         (f"{package}.parts:Mute", "is no Speaker: it has no speak"),
         (f"{package}/parts:Loud", "is written my_package.module:Class"),
@@ -61,6 +63,11 @@ def test_what_is_wrong_with_a_class_is_said(package: str) -> None:
         with pytest.raises(ValueError, match=f"^model.resampler.type=.*{said}"):
             outside_class(type, KEY, Speaker)
     assert outside_class(f"{package}.parts:Loud", KEY, Speaker)().speak() == "a"
+    with pytest.raises(ValueError, match=r"is written my_package\.module:Class"):
+        find_component("model.resampler", f"{package}.parts.Loud", "Resampler")
+    allow("builtins")
+    with pytest.raises(ValueError, match="its arguments are not known"):
+        outside_class("builtins:dict", KEY)
 
 
 def test_an_allowed_package_that_is_not_installed_is_named_with_the_way_out(package: str) -> None:

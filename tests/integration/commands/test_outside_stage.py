@@ -65,6 +65,22 @@ class ToyStage(InstructStage):
         return StepOutput({name: self.scale * loss for name, loss in output.losses.items()}, output.metrics)
 
 
+class SelfStage(ToyStage):
+    record = StageRecord(targets="assistant", starts_from=("toy",))
+
+
+class WordsStage(ToyStage):
+    record = StageRecord(targets="words", starts_from=("resampler",))
+
+
+class TextStage(ToyStage):
+    record = StageRecord(targets="text", starts_from="resampler")
+
+
+class NoStage:
+    record = StageRecord(targets="text", starts_from=("resampler",))
+
+
 class BrightStage(Stage):
     """A panorama's brightness from its tokens: reads pictures alone."""
 
@@ -180,6 +196,11 @@ def test_a_stage_that_reads_pictures_alone_is_measured_and_seen_with(
         (["+stage.other.epochs=1"], ["stage.other is not a key", "type"]),
         (["stage.toy.type=toy_package.stage:Path"], ["no stage", "record"]),
         (["stage.toy.type=toy_package.stage:Gone"], ["no class Gone"]),
+        (["stage.toy.type=toy_package.stage:SelfStage"], ["starts from itself"]),
+        (["stage.toy.type=toy_package.stage:WordsStage"], ["targets='words'", "text, assistant or None"]),
+        (["stage.toy.type=toy_package.stage:TextStage"], ["starts_from='resampler'", "tuple"]),
+        (["stage.toy.type=toy_package.stage:NoStage"], ["no stage", "Derive it"]),
+        (["+stage.finetune.type=toy_package.stage:ToyStage"], ["stage.finetune.type", "is a stage of panollava"]),
     ],
 )
 def test_what_is_wrong_with_its_section_is_said(quick: list[str], arguments: list[str], words: list[str]) -> None:

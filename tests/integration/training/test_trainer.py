@@ -186,6 +186,10 @@ def test_what_is_no_data_set_or_names_no_backbones_is_refused(backbone: Backbone
     pano = model(backbone)
     with pytest.raises(TypeError, match=r"val=\[\] has no .*panorama"):
         Trainer(pano, Shades("train", 2), [])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="pano='runs/demo' is no PanoLlava"):
+        Trainer("runs/demo", Shades("train", 2), Shades("val", 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="The val split of none has no records"):
+        Trainer(pano, Shades("train", 2), Shades("none", 0), settings=SETTINGS).fit()
     with pytest.raises(TypeError, match="abstract"):
         type("Half", (DataSource,), {"name": "half"})()
     pano.save_pretrained("export")

@@ -47,6 +47,16 @@ def test_what_does_not_is_one_sentence(values: dict, expected: list[str]) -> Non
         assert part in problem
 
 
+class Positional:
+    def __init__(self, width: int, /) -> None:
+        """Cannot be built with keywords."""
+
+
+def test_arguments_by_position_alone_are_refused() -> None:
+    [problem] = check_section({}, Positional, "crop", given=("width",))
+    assert problem == "crop: Positional takes width by position alone; arguments are given by name."
+
+
 def test_all_problems_come_together() -> None:
     assert len(check_section({"width": 0, "overlap": 2.0, "x": 1}, Component, "crop")) == 3
 

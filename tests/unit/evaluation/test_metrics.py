@@ -36,6 +36,24 @@ class Nameless(Metric):
     """Has no name."""
 
 
+class Argument(Brevity):
+    """Cannot be built."""
+
+    def __init__(self, words): ...
+
+
+class Needy(Brevity):
+    """Needs what there is not."""
+
+    needs = ("gpu",)
+
+
+class Exact(Brevity):
+    """Has the name of one of ours."""
+
+    name = "exact match"
+
+
 class NoMetric:
     """Is no metric."""
 '''
@@ -101,6 +119,9 @@ def test_the_config_is_checked(package: str) -> None:
         (["ROUGE"], r"key: there is no 'ROUGE'. Did you mean 'ROUGE-L'\? Available: exact match, BLEU"),
         (["BLEU", "BLEU"], "BLEU is listed twice"),
         (["my_package.brevity:Nameless"], "the class has no name"),
+        (["my_package.brevity:Argument"], "has arguments without a default"),
+        (["my_package.brevity:Needy"], r"needs=\['gpu'\]: allowed are meteor, java"),
+        (["my_package.brevity:Exact"], "exact match is listed twice"),
         (["my_package.brevity:NoMetric"], "is no Metric: it has no per_answer, scores"),
         (["my_package.brevity:Missing"], "has no class Missing"),
     ],
@@ -121,6 +142,29 @@ def test_every_metric_of_ours_says_what_it_is() -> None:
         assert set(found.needs) <= set(get_args(metrics.Need))
     assert [one.name for one in find_metrics(None, "key")] == [name for name in METRICS if name != "exact match"]
     assert [one.name for one in find_metrics(["METEOR", "exact match"], "key")] == ["METEOR"]
+
+
+class Given(Metric):
+    """Gives what a test says."""
+
+    def __init__(self, name: str, values: object) -> None:
+        self.name, self.values = name, values  # type: ignore[misc]
+
+    def per_answer(self, answers: AnswerSet) -> np.ndarray:
+        return np.array(self.values)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, np.nan], [0.5, 1.5], [-0.1, 0.5], [[0.5, 0.5]]])
+def test_scores_out_of_range_or_of_another_number_are_refused(answer: Answers, values: list) -> None:
+    answers = AnswerSet(as_scored([answer("red", "red", sample_id=str(at)) for at in range(2)]))
+    with pytest.raises(ValueError, match="The metric 'odd' must give 2 numbers from 0 to 1"):
+        compute_scores(answers, [Given("odd", values)])
+
+
+def test_a_metric_does_not_replace_the_score_of_another(answer: Answers) -> None:
+    answers = AnswerSet(as_scored([answer("red", "red", sample_id=str(at)) for at in range(2)]))
+    with pytest.raises(ValueError, match="BLEU-1 is the name of scores of two metrics"):
+        compute_scores(answers, [find_metric("BLEU", "key"), Given("BLEU-1", [0.0, 0.0])])
 
 
 class Seen(Metric):
