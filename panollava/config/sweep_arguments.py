@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.config.command_line import CONF, CommandLine, quoted
+from panollava.config.outside import GROUPS
 
 ONE_A_SWEEP = ("dry_run", "experiment_name", "output_dir", "tracking.experiment", "tracking.type", "tracking.uri")
 """Keys of the place of a sweep and its record, which all of its jobs have in common."""
@@ -61,17 +62,24 @@ def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> l
     return [*words, *extra]
 
 
+_OBJECTIVE = f"{GROUPS['objective'][0]}.type"
+
+
 def slug(text: str, limit: int = 96) -> str:
     """A folder name from Hydra's ``key=value,…`` that no shell needs quoted, unique to the text.
 
     Names of more than ``limit`` bytes are cut and end in a short hash, as do those that lost characters or in which a
-    value has a ``=`` or looks like another key.
+    value has a ``=`` or looks like another key. An objective has the name of its key, as before there was the group:
+    a sweep that was started then finds its jobs.
     """
+    items = [re.sub("^objective=", f"{_OBJECTIVE}=", item) for item in re.split(r",(?=[\w./+~]+=)", text)]
+    if ",".join(items) != text:
+        text = ",".join(sorted(items, key=lambda item: ("=" in item, item)))  # Hydra sorts them
     whole = re.sub(r"(^|,)([+~]*)model[/.]", r"\1\2", text)
     short = whole.replace("=", "-").replace(",", "_")
     plain = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", short)).strip("-.") or "default"
-    items = [item.split("=") for item in whole.split(",")]
-    is_clear = all(len(item) <= 2 and f"_{short}".count(f"_{item[0]}-") <= 1 for item in items if item[0])
+    pairs = [item.split("=") for item in whole.split(",")]
+    is_clear = all(len(pair) <= 2 and f"_{short}".count(f"_{pair[0]}-") <= 1 for pair in pairs if pair[0])
     if plain == short and is_clear and len(plain.encode()) <= limit:
         return plain
     cut = plain.encode()[: limit - 9].decode(errors="ignore").rstrip("-.")
@@ -136,7 +144,11 @@ def _folder(
     """The sweep's folder, which has no sweep with other constant values."""
     params = list(line.base.hydra.sweeper.get("params") or {})
     overlays = [name for name in _overlays(line) if line.compose([f"+experiment={name}"]).hydra.sweeper.get("params")]
-    own = [key.removeprefix("model/") for key in varied if not (overlays and key in params)]
+    own = [
+        {"objective": _OBJECTIVE}.get(key, key.removeprefix("model/"))
+        for key in varied
+        if not (overlays and key in params)
+    ]
     name = "_".join([*(overlays or ["sweep"]), *own]) if config.experiment_name is None else str(config.experiment_name)
     if config.dry_run is True:
         return scratch / slug(name, 80)

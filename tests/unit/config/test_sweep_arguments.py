@@ -160,6 +160,8 @@ def test_a_folder_that_was_named_is_refused_to_a_sweep_of_other_constants() -> N
 
 def test_slugs_need_no_quotes_and_stay_apart() -> None:
     assert slug("crop.overlap=0.0,model/resampler=mlp") == "crop.overlap-0.0_resampler-mlp"
+    assert slug("objective=vicreg,seed=1") == "seed-1_stage.vision.loss.type-vicreg"  # as in version 0.2
+    assert slug("sweep_seed,objective=vicreg") == "sweep_seed_stage.vision.loss.type-vicreg"
     assert slug("data.name=뒤") == "data.name-뒤"
     strange = [slug(f"question='{text}'") for text in ("a b", "a/b", "a:b", "뒤", "왼")]
     assert len(set(strange)) == len(strange)
@@ -188,6 +190,7 @@ def test_two_texts_never_have_the_same_name(values: list[str]) -> None:
         (["+experiment=[bimamba_overlap0,resampler_sweep]", "seed=1"], "resampler_sweep", "'experiment','seed'"),
         (["+experiment=overlap_sweep", "experiment_name=my, sweep"], "my_-sweep-", "'experiment','experiment_name'"),
         (["seed=1,2", "hydra.mode=MULTIRUN"], "sweep_seed", None),
+        (["objective=vicreg,densecl", "hydra.mode=MULTIRUN"], "sweep_stage.vision.loss.type", None),
     ],
 )
 def test_an_overlay_that_varies_something_is_a_sweep(typed: list[str], name: str, constant: str | None) -> None:
