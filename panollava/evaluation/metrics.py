@@ -118,7 +118,7 @@ def find_metric(type: str, key: str) -> Metric:
         module, _, name = METRICS[type].partition(":")
         found = getattr(importlib.import_module(module), name)
     elif ":" in type:
-        found = outside_class(type, key, Metric)
+        found: Any = outside_class(type, key, Metric)
         if not isinstance(getattr(found, "name", None), str):
             raise ValueError(f"{key}={type}: the class has no name. Give it one, such as name = 'distinct words'.")
         if wrong := set(found.needs) - _NEEDS.keys():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -45,6 +46,7 @@ class WatchedJobs(Callback):
     def _watch(self) -> None:
         forward, metrics = VisionTower.forward, MlflowTracker.metrics
 
+        @functools.wraps(forward)  # the digest of the code follows it to what it wraps
         def noted(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
             self._note(f"encoded-{os.getpid()}-{time.monotonic_ns()}")
             return forward(tower, pixels)

@@ -138,7 +138,7 @@ def test_a_run_without_an_adapter(write: Write) -> None:
 
 
 WRONG = [
-    pytest.param([], "out missing", id="no-out"),
+    pytest.param([], "out is missing", id="no-out"),
     pytest.param(["out=file.txt"], "file.txt is a file", id="file"),
     pytest.param(["out=runs"], "holds other files", id="run"),
     pytest.param(["out=runs", "overwrite=true"], "holds other files", id="overwrite"),

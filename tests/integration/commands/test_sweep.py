@@ -172,7 +172,7 @@ def test_a_cluster_that_is_not_there_and_a_file_that_it_should_not_share(
     asked = ["-m", *backbones(backbone), "hydra/launcher=slurm", "seed=0,1"]
     assert command(monkeypatch, train, *asked) == 1
     said = capsys.readouterr().err
-    assert "mlflow.db is a file, and jobs on several machines are about to write to it" in said
+    assert "mlflow.db is a file, and jobs on several machines will write to it" in said
     assert "tracking.uri=http://host:5000" in said
     assert "RuntimeError: Could not detect" in said
     assert "Traceback" not in said

@@ -59,5 +59,5 @@ def test_low_precision_logits_are_summed_in_float32():
 
 
 def test_shapes_must_match():
-    with pytest.raises(ValueError, match="one row of logits for each label"):
+    with pytest.raises(ValueError, match="each label needs its row of logits"):
         token_nll_sum(torch.randn(2, 4, 7), torch.zeros(2, 5, dtype=torch.long))
