@@ -116,9 +116,9 @@ def find_metric(type: str, key: str) -> Metric:
     """A metric by name or by ``my_package.my_module:Class``; without it a ValueError, which names the key."""
     if type in METRICS:
         module, _, name = METRICS[type].partition(":")
-        found = getattr(importlib.import_module(module), name)
+        found: Any = getattr(importlib.import_module(module), name)
     elif ":" in type:
-        found: Any = outside_class(type, key, Metric)
+        found = outside_class(type, key, Metric)
         if not isinstance(getattr(found, "name", None), str):
             raise ValueError(f"{key}={type}: the class has no name. Give it one, such as name = 'distinct words'.")
         if wrong := set(found.needs) - _NEEDS.keys():
