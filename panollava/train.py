@@ -16,7 +16,7 @@ def report(folder: Path) -> list[Path]:
 
 def load() -> None:
     """Imports the slow modules; a launcher's process does so once for all of its jobs."""
-    import panollava.run.finish
+    import panollava.run.evaluate
     import panollava.run.stage  # noqa: F401
 
 
@@ -25,8 +25,7 @@ def main(cfg: DictConfig) -> None:
     """Trains what ``stage.run`` lists."""
     # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
     from panollava.run.config_check import checked
-    from panollava.run.evaluate import evaluate_run
-    from panollava.run.finish import keep_model, summarize
+    from panollava.run.evaluate import evaluate_run, keep_model, summarize
     from panollava.run.preflight import preflight
     from panollava.run.run import open_run
     from panollava.run.stage import run_stage

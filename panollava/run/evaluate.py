@@ -1,17 +1,20 @@
-"""Evaluates a model on a split: its answers, their scores, files and pictures; and finds earlier answers on disk."""
+"""After training: answers to a split and their scores, the model given to the tracker, and the last lines of a run."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from panollava.checkpoint import find_checkpoint
+from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state
 from panollava.data.source import FREE_TEXT, DataSource, Question
-from panollava.disk import write_file
+from panollava.disk import write_file, writing
 from panollava.evaluation.clip import Clip
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.exact_match import AnswerReport, markdown_table, score_answers, text_table
@@ -23,18 +26,22 @@ from panollava.evaluation.words import Words, choose_words
 from panollava.generation import GenerationOptions
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
+from panollava.model.lora import LORA
 from panollava.run.conditions import answer_conditions, describe, differences, mismatch, scoring
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import check_questions, describe_split, question_batches
 from panollava.run.features import open_features
 from panollava.run.memory import answers_too_large, explained
+from panollava.run.preflight import VIEWS
 from panollava.run.restore import Restored
-from panollava.run.run import Run
+from panollava.run.run import Run, awaits_model, wanted_model
 from panollava.run.sources import open_source
+from panollava.run_folder import CONFIG, METADATA
 from panollava.stages.protocol import Stage
 from panollava.store.catalogue import StoreOptions
 from panollava.store.feature_maker import FeatureMaker
-from panollava.tracking.tracker import Tracker
+from panollava.tracking.location import absolute_uri, how_to_view
+from panollava.tracking.tracker import ModelLoss, Tracker
 from panollava.training.precision import Compute
 
 GREY = 128
@@ -339,3 +346,64 @@ def first_difference(first: Sequence[Question | Prediction], other: Sequence[Que
             if values[0] != values[1]:
                 return f"{part} of {one.sample_id}: {values[0]!r} and {values[1]!r}"
     return f"{next(iter(by_id))} is in only one of them" if by_id else ""
+
+
+def keep_model(run: Run) -> None:
+    """Gives the last stage's best checkpoint to the tracker, as it is or as an export, if ``tracking`` says so."""
+    last = run.cfg.stage.run[-1]
+    if not (run.procs.is_main and awaits_model(run) and run.tracker.run_id):
+        return
+    folder = run.experiment.stage_folder(last)
+    pano = PanoLlava.from_pretrained(folder) if run.tracker.model_form == "export" else None
+    if pano is not None:
+        pano.merge_lora_weights()
+    with ExitStack() as stack:
+        with writing(run.experiment.root):
+            # In the run's folder, so that what waits for a server can be links instead of copies. What is not
+            # removed here is removed at the next start.
+            temporary = TemporaryDirectory(prefix=".tmp-model-", dir=run.experiment.root, ignore_cleanup_errors=True)
+            target = Path(stack.enter_context(temporary)) / "model"
+            if pano is not None:
+                pano.save_pretrained(target)
+            else:
+                _copy_checkpoint(folder, target)
+            for path in target.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
+        measured_on = f"{last}, validation data {' '.join(run.inputs(last)['val'].values())}"
+        if run.stages[last].answers:
+            measured_on += f", {run.cfg.model.language.name}"
+        run.tracker.model(target, ModelLoss(read_state(find_checkpoint(folder))["validation_loss"], measured_on))
+    finished = run.experiment.state(last).get("finished")
+    run.experiment.record(last, kept_model={**(wanted_model(run) or {}), "finished": finished})
+
+
+def _copy_checkpoint(folder: Path, target: Path) -> None:
+    """Copies what opens a stage's best checkpoint, and nothing else."""
+    checkpoint = find_checkpoint(folder)
+    (target / BEST).mkdir(parents=True)
+    for name in (TRAINED, STATE):
+        shutil.copyfile(checkpoint / name, target / BEST / name)
+    for name in (METADATA, CONFIG):
+        shutil.copyfile(folder / name, target / name)
+    if (folder / LORA).is_dir():
+        shutil.copytree(folder / LORA, target / LORA)
+
+
+def summarize(run: Run) -> None:
+    """Logs where checkpoints, pictures and tracked metrics are."""
+    if not run.procs.is_main:
+        return
+    if run.cfg.dry_run:
+        LOG.info("Dry run: everything was built and one batch went through each stage; nothing was kept.")
+        return
+    if not run.pending:
+        LOG.info("Every stage of this config is finished already; overwrite=true would train it anew.")
+    for name in run.cfg.stage.run:
+        best = run.experiment.stage_folder(name) / BEST
+        if best.exists():
+            LOG.info("Stage %s: %s", name, best)
+    evaluated = run.experiment.state(run.cfg.stage.run[-1]).get("evaluated")
+    pictures = [run.experiment.root / VIEWS, *([Path(evaluated) / PICTURE] if evaluated else [])]
+    LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
+    if run.tracker.run_id:
+        LOG.info("Compare runs: %s", how_to_view(absolute_uri(run.cfg.tracking.uri)))

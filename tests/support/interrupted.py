@@ -78,7 +78,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone: Callable[[str], Pat
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  once, before the processes fork
     from sqlalchemy.orm import configure_mappers
 
-    import panollava.run.finish
+    import panollava.run.evaluate
     import panollava.run.stage  # noqa: F401
 
     configure_mappers()

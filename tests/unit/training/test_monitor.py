@@ -10,7 +10,7 @@ import pytest
 from support.toy_training import ScriptedStage, Toy, ToyStage, steps
 
 from panollava.logs import LOG
-from panollava.training.monitor import STILL_STEPS, STILL_VALIDATIONS, TrainingMonitor
+from panollava.training.loop import STILL_STEPS, STILL_VALIDATIONS, TrainingMonitor
 
 
 @pytest.fixture(autouse=True)
