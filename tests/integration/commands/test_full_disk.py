@@ -64,7 +64,7 @@ def test_a_full_disk(small_disk: Path, backbone: Callable[[str], Path], tmp_path
     message = said.read_text()
     assert message.count("could not be written (No space left on device)") == 1
     assert "Free some space" in message
-    assert "the same command again" in message
+    assert "run the same command to resume" in message
     assert "Traceback" not in message
     assert "Logging error" not in message
     assert follow(folder / BEST) == best
