@@ -15,6 +15,7 @@ Shape legend:
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments of ``forward`` and ``generate`` of the composite: all tensors but the labels."""
+        names = (field.name for field in fields(self) if field.name not in ("sample_ids", "labels"))
+        return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""

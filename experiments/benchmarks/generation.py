@@ -103,11 +103,7 @@ def _all(pano: PanoLlava, views: list[Any], texts: list[Any], size: int, tokens:
     for start in range(0, len(views), size):
         batch: Batch = pano.batch(views[start : start + size], texts[start : start + size]).to(pano.model.device)
         ids = pano.model.generate(  # type: ignore[misc]
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            pixel_values=batch.pixel_values,
-            cameras=batch.cameras,
-            view_mask=batch.view_mask,
+            **batch.model_inputs,
             max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=None,

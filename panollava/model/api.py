@@ -288,12 +288,7 @@ class PanoLlava:
         if on_text is not None and options.num_beams == 1:
             streamer = AnswerStream(self.prompt.tokenizer, on_text)
         ids = self.model.generate(  # type: ignore[misc]
-            input_ids=on_device.input_ids,
-            attention_mask=on_device.attention_mask,
-            pixel_values=on_device.pixel_values,
-            vision_features=on_device.vision_features,
-            cameras=on_device.cameras,
-            view_mask=on_device.view_mask,
+            **on_device.model_inputs,
             # A sample is the most likely token after the sampler, which draws for each row by itself.
             generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
             logits_processor=sampler(options, _row_keys(batch) if options.temperature > 0 else ()),

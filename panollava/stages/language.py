@@ -77,16 +77,7 @@ class InstructStage(Stage):
         assert batch.labels is not None
         targets = batch.labels[:, 1:]
         positions = torch.nonzero((targets != IGNORE_INDEX).any(dim=0)).flatten()
-        output = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            pixel_values=batch.pixel_values,
-            vision_features=batch.vision_features,
-            cameras=batch.cameras,
-            view_mask=batch.view_mask,
-            logits_to_keep=positions,
-            use_cache=False,
-        )
+        output = self.model(**batch.model_inputs, logits_to_keep=positions, use_cache=False)
         kept = targets[:, positions]
         loss, _ = token_nll_sum(output.logits, kept)
         right = (output.logits.detach().argmax(dim=-1) == kept) & (kept != IGNORE_INDEX)
