@@ -63,7 +63,7 @@ def component_names(family: str, suffix: str) -> list[str]:
         parts = {name: importlib.import_module(f"panollava.{family}.{name}") for name in sorted(names)}
         return [name for name, part in parts.items() if hasattr(part, camel(name) + suffix)]
     return sorted(
-        re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix(suffix)).lower()
+        snake(name.removesuffix(suffix))
         for name, value in vars(module).items()
         if name.endswith(suffix) and name != suffix and getattr(value, "__module__", None) == module.__name__
     )
@@ -72,6 +72,11 @@ def component_names(family: str, suffix: str) -> list[str]:
 def camel(name: str) -> str:
     """``c_abstractor`` -> ``CAbstractor``."""
     return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def snake(name: str) -> str:
+    """``CAbstractor`` -> ``c_abstractor``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def outside_class(type: str, key: str, protocol: type | None = None) -> type:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.checkpoint import find_checkpoint, read_state
-from panollava.component import allow, lacking
+from panollava.component import allow, lacking, snake
 from panollava.config.command_line import CONF
 from panollava.config.sweep_arguments import register_resolvers
 from panollava.data.source import DataSource
@@ -153,5 +153,5 @@ def _section(stage: str | type[Stage]) -> tuple[str, dict[str, Any]]:
     if not isinstance(getattr(stage, "record", None), StageRecord):
         raise ValueError(f"stage={stage!r} states no record. See panollava.stages.protocol.Stage.")
     allow(stage.__module__.partition(".")[0])
-    name = stage.record.name or re.sub(r"(?<!^)(?=[A-Z])", "_", stage.__name__.removesuffix("Stage")).lower()
+    name = stage.record.name or snake(stage.__name__.removesuffix("Stage"))
     return name, {"type": f"{stage.__module__}:{stage.__qualname__}"}

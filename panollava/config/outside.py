@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 
 from panollava.component import OUTSIDE, allow, outside_class
 
-DATA_GIVEN = ("split", "dir", "reader", "check", "fetcher", "name")
+DATA_GIVEN = ("split", "dir", "reader", "check", "name")
 """Arguments of a data source that are no keys of ``data``, or keys that every data set has."""
 
 _WIDTHS = ("input_width", "output_width")

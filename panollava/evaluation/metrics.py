@@ -3,8 +3,8 @@
 Legend: ``Q`` answers.
 """
 
-import importlib
 import inspect
+import pkgutil
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -115,8 +115,7 @@ _NEEDS: dict[Need, tuple[Callable[[AnswerSet], bool], str]] = {
 def find_metric(type: str, key: str) -> Metric:
     """A metric by name or by ``my_package.my_module:Class``; without it a ValueError, which names the key."""
     if type in METRICS:
-        module, _, name = METRICS[type].partition(":")
-        found: Any = getattr(importlib.import_module(module), name)
+        found: Any = pkgutil.resolve_name(METRICS[type])
     elif ":" in type:
         found = outside_class(type, key, Metric)
         if not isinstance(getattr(found, "name", None), str):

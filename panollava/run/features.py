@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from panollava.component import snake
 from panollava.crop.crop import Crop
 from panollava.data.source import DataSource
 from panollava.logs import LOG, in_words
@@ -94,5 +95,5 @@ def _name(tower: VisionTower, crop: Crop) -> str:
     """The readable part of a store's name: encoder and crop."""
     source = str(tower.config.name_or_path or tower.config.model_type)
     name = next((name for name, folder in SHIPPED.items() if str(folder) == source), source)
-    strategy = re.sub(r"(?<!^)(?=[A-Z])", "-", type(crop.strategy).__name__.removesuffix("Crop")).lower()
+    strategy = snake(type(crop.strategy).__name__.removesuffix("Crop")).replace("_", "-")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{short_name(name)}_{strategy}")

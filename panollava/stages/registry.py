@@ -4,7 +4,7 @@ Only this module compares stage names; all others read the record of a stage. A 
 ``stage.<name>`` with ``type: package.module:Class``, whose class has a record.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -55,8 +55,7 @@ class StageRecord:
         """
         if self.name not in STAGES:
             return outside_class(self.type, f"stage.{self.name}.type")
-        module, _, name = self.type.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.type)
 
 
 STAGES = {
