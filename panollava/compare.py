@@ -35,6 +35,7 @@ from panollava.run.run import open_tracker
 from panollava.run.sections import read_config
 from panollava.run.sources import open_source
 from panollava.store.catalogue import StoreOptions
+from panollava.store.identity import FileIdentity
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
 from panollava.training.precision import recorded_compute
@@ -72,7 +73,8 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
     data = data_overrides(options, runs[0].settings["data"])
     names = _names(runs)
-    answers = {name: _answers(name, run, data, options, store) for name, run in zip(names, runs, strict=True)}
+    known = store.file_identity()  # one for all runs: they share the pictures
+    answers = {name: _answers(name, run, data, options, store, known) for name, run in zip(names, runs, strict=True)}
     (first, one), *others = answers.items()
     for name, other in others:
         if difference := first_difference(one.predictions, other.predictions):
@@ -118,7 +120,9 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
     return folders
 
 
-def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions) -> Answers:
+def _answers(
+    name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions, known: FileIdentity
+) -> Answers:
     """A run's answers to the questions, read where they are on disk."""
     recorded = run.settings["evaluation"]
     evaluation = EvaluationOptions(
@@ -135,7 +139,7 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
     )
     # The encoder, which determines the size of the views, need not be opened to read the questions.
     source = open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
-    conditions = answer_conditions(run.checkpoint, run.settings, source, store.file_identity())
+    conditions = answer_conditions(run.checkpoint, run.settings, source, known)
     found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)
     if found is not None:
         return found
@@ -151,6 +155,7 @@ def _answers(name: str, run: Restored, data: dict[str, Any], options: CompareOpt
         NullTracker(),
         pano=pano,
         store=store,
+        known=known,
         num_workers=options.num_workers,
         conditions=conditions,
     )

@@ -25,6 +25,7 @@ from panollava.run.run import open_tracker
 from panollava.run.sections import metrics_problems, read_config
 from panollava.run.sources import open_source
 from panollava.store.catalogue import StoreOptions
+from panollava.store.identity import FileIdentity
 from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, recorded_compute
 
@@ -70,7 +71,7 @@ def main(cfg: DictConfig) -> None:
     tags = {"panollava.folder": str(run.folder)}
     name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
     with open_tracker(sections["tracking"], run_name=name, outbox=out, tags=tags) as tracker:
-        evaluation = _Evaluation(run, options, data, store, compute, tracker)
+        evaluation = _Evaluation(run, options, data, store, store.file_identity(), compute, tracker)
         if not run.record.answers:
             evaluation.measure(None, options.split)
             return
@@ -89,6 +90,7 @@ class _Evaluation:
     options: EvalOptions
     data: dict[str, Any]
     store: StoreOptions
+    known: FileIdentity
     compute: Compute
     tracker: Tracker
 
@@ -105,6 +107,7 @@ class _Evaluation:
             self.tracker,
             pano=pano,
             store=self.store,
+            known=self.known,
             num_workers=workers,
         )
         LOG.info("%s", result.summary(data_name(options, data)))
@@ -124,7 +127,7 @@ class _Evaluation:
         shown = ", ".join(f"{name} {value:.6f}" for name, value in found.items())
         LOG.info("Stage %s on %s: %s", run.stage, split, shown)
         self.tracker.metrics({f"{split}/{name}": value for name, value in found.items()}, step=0)
-        settings = {**run.subject(self.store.file_identity()), "split": split, "data": data}
+        settings = {**run.subject(self.known), "split": split, "data": data}
         path = write_measures(Path(self.options.results_dir), run.settings["experiment_name"], found, settings)
         LOG.info("Measures: %s", path)
 

@@ -40,6 +40,7 @@ from panollava.run_folder import CONFIG, METADATA
 from panollava.stages.protocol import Stage
 from panollava.store.catalogue import StoreOptions
 from panollava.store.feature_maker import FeatureMaker
+from panollava.store.identity import FileIdentity
 from panollava.tracking.location import absolute_uri, how_to_view
 from panollava.tracking.tracker import ModelLoss, Tracker
 from panollava.training.precision import Compute
@@ -115,6 +116,7 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
         run.tracker,
         pano=pano,
         store=run.store,
+        known=run.known,
         num_workers=run.trainer.num_workers,
         conditions=conditions,
         source=test,
@@ -134,6 +136,7 @@ def answer_split(
     *,
     pano: PanoLlava,
     store: StoreOptions,
+    known: FileIdentity,
     num_workers: int = 0,
     conditions: Mapping[str, Any] | None = None,
     source: DataSource | None = None,
@@ -145,6 +148,7 @@ def answer_split(
         run: the checkpoint.
         data: the ``data`` section.
         pano: the checkpoint's model.
+        known: identifies files; one for a command, so that each file is read once.
         conditions: of ``answer_conditions``, where they were computed before.
         source: the split, where it is open and known to the tracker.
         written: called when all files are on disk, before the answer logs are removed.
@@ -152,7 +156,7 @@ def answer_split(
     Raises:
         ValueError: questions with too many or unknown tokens for the model.
     """
-    known, experiment = store.file_identity(), run.settings["experiment_name"]
+    experiment = run.settings["experiment_name"]
     of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": compute.name}
     if source is None:
         source = open_source(dict(data), split, pano.crop)

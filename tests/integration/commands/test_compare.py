@@ -72,7 +72,7 @@ def test_conditions_are_computed_once_and_unequal_ones_are_said_once(
     computed = []
 
     def counting(*given: Any, **options: Any) -> dict[str, Any]:
-        computed.append(given[0])
+        computed.append(given[3])
         return answer_conditions(*given, **options)
 
     for module in (compare, run_evaluate):
@@ -81,6 +81,7 @@ def test_conditions_are_computed_once_and_unequal_ones_are_said_once(
     stages = ("runs/recorded/finetune/anyres-e2p_mlp", "runs/recorded/resampler/anyres-e2p_mlp")
     said = compared(monkeypatch, capsys, *stages, "world_seed=8", "max_samples=2")
     assert said.count("has no answers to these questions yet") == len(computed) == 2
+    assert computed[0] is computed[1]  # one identity of files, so that a picture of both runs is read once
     for text in (said, Path("results/comparison/comparison.md").read_text()):
         assert text.count("precision is not the same for all.") == 1
 
