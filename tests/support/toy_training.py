@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from panollava.stages.protocol import StepOutput
 from panollava.tracking.tracker import NullTracker
 from panollava.training.checkpointer import Checkpointer, Progress
 from panollava.training.distributed import DistributedContext
-from panollava.training.loop import FitResult, fit
+from panollava.training.loop import FitResult, OptimiserStep, fit
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
 from panollava.training.precision import Compute
 
@@ -27,6 +27,23 @@ def batch(*values: float) -> Batch:
     pixels = torch.tensor(values).view(-1, 1, 1, 1, 1).expand(-1, 1, 3, 2, 2)
     mask = torch.ones(len(values), 1, dtype=torch.bool)
     return Batch([f"sample {value:g}" for value in values], pixels, torch.zeros(len(values), 1, 11), mask)
+
+
+def before_step(step: int, how: Callable[[], None]) -> Callable[..., dict[str, float]]:
+    """``OptimiserStep.__call__``, which calls `how` where the step of that number (from 1) would begin."""
+    original, taken = OptimiserStep.__call__, [0]
+
+    def call(self: OptimiserStep, *args: Any) -> dict[str, float]:
+        taken[0] += 1
+        if taken[0] == step:
+            how()
+        return original(self, *args)
+
+    return call
+
+
+def power_cut() -> None:
+    raise RuntimeError("power cut")
 
 
 class ToyStage(nn.Module):

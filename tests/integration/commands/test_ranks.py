@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 from support.processes import run_ranks, succeed
 from support.runs import QUICK, UNTRACKED, assert_same_bits, backbones, run_train, stage_folder
+from support.toy_training import before_step, power_cut
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -52,22 +52,9 @@ def assert_alike(one: str, other: str, stage: str) -> None:
         assert_close(second[name], first[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def stop_before(step: int) -> None:
-    """Ends this process, which is a test's own, where the optimiser step of that number would begin."""
-    original, taken = OptimiserStep.__call__, [0]
-
-    def call(self: OptimiserStep, *args: Any) -> dict[str, float]:
-        taken[0] += 1
-        if taken[0] == step:
-            raise RuntimeError("power cut")
-        return original(self, *args)
-
-    OptimiserStep.__call__ = call  # type: ignore[method-assign]
-
-
 def cut(*typed: str, at: int) -> None:
     """Trains until the power fails."""
-    stop_before(at)
+    OptimiserStep.__call__ = before_step(at, power_cut)  # type: ignore[method-assign]  # in a process of its own
     run_train(*typed)
 
 

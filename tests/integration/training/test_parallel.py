@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.processes import run_ranks, succeed
-from support.toy_training import CPU, Toy, ToyData, ToyStage, batch
+from support.toy_training import CPU, Toy, ToyData, ToyStage, batch, before_step, power_cut
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
@@ -82,23 +82,6 @@ def data(procs: Any) -> ToyData:
     return ToyData(windows, [batch(value) for value in (1.0, 2.0, 3.0, 4.0)[procs.rank :: procs.world_size]])
 
 
-def stop_before(step: int, how: Callable[[], None]) -> None:
-    """Calls ``how`` in this process, which is a test's own, where the optimiser step of that number would begin."""
-    original, taken = OptimiserStep.__call__, [0]
-
-    def call(self: OptimiserStep, *args: Any) -> dict[str, float]:
-        taken[0] += 1
-        if taken[0] == step:
-            how()
-        return original(self, *args)
-
-    OptimiserStep.__call__ = call  # type: ignore[method-assign]
-
-
-def power_cut() -> None:
-    raise RuntimeError("power cut")
-
-
 def train(
     folder: Path, parallel: str, *, cut_at: int = 0, how: Callable[[], None] = power_cut, only: int | None = None
 ) -> dict[str, Any]:
@@ -109,7 +92,7 @@ def train(
         last = follow(folder / LAST)
         progress = run.checkpointer.restore(last) if last else Progress()
         if cut_at and only in (None, procs.rank):
-            stop_before(cut_at, how)
+            OptimiserStep.__call__ = before_step(cut_at, how)  # type: ignore[method-assign]  # a process of the test's own
         result = run.fit(data(procs), progress, epochs=EPOCHS, save_every_steps=1, lr=0.01)
         weights = {name: full_tensor(value.detach()).clone() for name, value in run.stage.trained().items()}
         return {"weights": weights, "progress": result.progress, "interrupted": result.interrupted}

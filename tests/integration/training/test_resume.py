@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from support.runs import (
     run_train,
     stage_folder,
 )
+from support.toy_training import before_step, power_cut
 
 from panollava import train
 from panollava.checkpoint import BEST, LAST, follow
@@ -40,23 +40,6 @@ def arguments(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A quick run in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     return [*backbones(backbone), *QUICK, UNTRACKED]
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
-    """Calls `how` where the optimiser step of that number (from 1) would begin."""
-    original, taken = OptimiserStep.__call__, [0]
-
-    def call(self: OptimiserStep, *args: Any) -> dict[str, float]:
-        taken[0] += 1
-        if taken[0] == step:
-            how()
-        return original(self, *args)
-
-    monkeypatch.setattr(OptimiserStep, "__call__", call)
-
-
-def power_cut() -> None:
-    raise RuntimeError("power cut")
 
 
 def ctrl_c() -> None:
@@ -84,7 +67,8 @@ def test_two_runs_and_one_that_crashed_are_the_same_to_the_bit(
     run_train(*asked, "experiment_name=second", workers_now)
     assert_same_bits(final("second"), final("first"))
     with monkeypatch.context() as patch:
-        stop_at(patch, 6, power_cut)  # in mid-epoch, after the save of step 4 and one more step
+        # In mid-epoch, after the save of step 4 and one more step.
+        patch.setattr(OptimiserStep, "__call__", before_step(6, power_cut))
         with pytest.raises(RuntimeError, match="power cut"):
             run_train(*asked, "experiment_name=cut", workers_now)
     assert json.loads(Path("runs/cut/stage_state.json").read_text())["stages"].popitem()[1]["status"] == "failed"
@@ -112,7 +96,7 @@ def test_ctrl_c_is_resumed_to_the_bit(
     asked = [*arguments, "stage=vision", "stage.vision.epochs=2", "data.augment=true"]
     run_train(*asked, "experiment_name=whole")
     with monkeypatch.context() as patch:
-        stop_at(patch, 4, ctrl_c)
+        patch.setattr(OptimiserStep, "__call__", before_step(4, ctrl_c))
         assert command(patch, train, *asked, "experiment_name=stopped") == 130
     error = capsys.readouterr().err
     assert "Stage vision is saved at step 4; run the same command to resume." in error

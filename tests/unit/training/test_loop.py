@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support.toy_training import ALONE, CPU, ScriptedStage, Toy, ToyData, ToyStage, batch, steps
+from support.toy_training import ALONE, CPU, ScriptedStage, Toy, ToyData, ToyStage, batch, before_step, power_cut, steps
 
 from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.logs import LOG
@@ -76,7 +75,7 @@ def test_early_stopping_survives_a_crash(tmp_path: Path, monkeypatch: pytest.Mon
         if step == 7:
             patch.setattr("panollava.training.loop.TrainingMonitor.validation", lambda self, metrics: _die_at(cut, 4))
         else:
-            stop_before(patch, step + 1, power_cut)
+            patch.setattr(OptimiserStep, "__call__", before_step(step + 1, power_cut))
         with pytest.raises(RuntimeError, match="power cut"):
             cut.fit(steps(2), epochs=5, patience=2)
     last = follow(tmp_path / "cut" / LAST)
@@ -109,23 +108,6 @@ def test_max_steps_ends_a_stage_with_a_validation(tmp_path: Path) -> None:
     assert result.metrics["loss"] > 0
 
 
-def stop_before(monkeypatch: pytest.MonkeyPatch, step: int, how: Any) -> None:
-    """Calls `how` where the optimiser step of that number (from 1) would begin."""
-    original, taken = OptimiserStep.__call__, [0]
-
-    def call(self: OptimiserStep, *args: Any) -> dict[str, float]:
-        taken[0] += 1
-        if taken[0] == step:
-            how()
-        return original(self, *args)
-
-    monkeypatch.setattr(OptimiserStep, "__call__", call)
-
-
-def power_cut() -> None:
-    raise RuntimeError("power cut")
-
-
 @pytest.mark.parametrize(("every", "step", "place"), [(1, 6, 5), (2, 6, 4), (2, 5, 4), (0, 6, 3)])
 def test_a_crash_loses_what_came_after_the_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, step: int, place: int
@@ -133,7 +115,7 @@ def test_a_crash_loses_what_came_after_the_last_save(
     whole = Toy(tmp_path / "whole")
     whole.fit(steps(3), epochs=3, save_every_steps=every)
     with monkeypatch.context() as patch:
-        stop_before(patch, step, power_cut)
+        patch.setattr(OptimiserStep, "__call__", before_step(step, power_cut))
         with pytest.raises(RuntimeError, match="power cut"):
             Toy(tmp_path / "cut").fit(steps(3), epochs=3, save_every_steps=every)
     again = Toy(tmp_path / "cut")
@@ -188,7 +170,7 @@ def test_time_samples_and_memory_are_those_of_the_whole_stage(tmp_path: Path, mo
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     before = signal.getsignal(signal.SIGINT)
-    stop_before(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(OptimiserStep, "__call__", before_step(step, lambda: os.kill(os.getpid(), signal.SIGINT)))
     toy = Toy(tmp_path)
     result = toy.fit(steps(3), epochs=2)
     assert result.interrupted
@@ -206,7 +188,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    stop_before(monkeypatch, 2, twice)
+    monkeypatch.setattr(OptimiserStep, "__call__", before_step(2, twice))
     with pytest.raises(KeyboardInterrupt):
         Toy(tmp_path).fit(steps(3))
 
