@@ -21,8 +21,10 @@ PAGES = [
 ]
 PLACES = (ROOT, ROOT / "panollava", ROOT / "conf", ROOT / "tests")
 """What paths in the text start from."""
-FOLDERS = {path.name for place in PLACES for path in place.iterdir() if path.is_dir()} - {"data"}
-"""First parts of a path in the repository; ``data/`` is also a folder of users."""
+WRITTEN = {line.strip("/") for line in (ROOT / ".gitignore").read_text("utf-8").splitlines() if line.endswith("/")}
+"""Folders that commands write beside the repository's own, such as ``cache/``; a path in them may be an example."""
+FOLDERS = {path.name for place in PLACES for path in place.iterdir() if path.is_dir()} - WRITTEN
+"""First parts of a path in the repository."""
 
 
 def missing_paths(text: str) -> list[str]:
