@@ -109,7 +109,7 @@ def warm(sources: Sequence[DataSource], crop: Crop, features: FeatureMaker, *, n
                 if features.store.is_full and features.made > made:
                     raise ValueError(
                         f"{features.store.folder} holds {features.store.count():,} panoramas, and nothing more can be "
-                        "kept (see above). Make room or raise store.max_gib, and start the same command again."
+                        "kept (see above). Make room or raise store.max_gib, and run the same command to resume."
                     )
     LOG.info(
         "%d panoramas encoded in %.1f s, %d were there; %s holds %d.",

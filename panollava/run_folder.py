@@ -198,9 +198,13 @@ def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str,
 
 
 def described(key: str, recorded: Any, now: Any) -> str:
-    """A key with its recorded and its present value, with null, true and false as in YAML."""
-    old, new = (json.dumps(each) if each is None or isinstance(each, bool) else repr(each) for each in (recorded, now))
-    return f"{key}: {old} there, {new} now"
+    """A key with its recorded and its present value."""
+    return f"{key}: {as_written(recorded)} there, {as_written(now)} now"
+
+
+def as_written(value: Any) -> str:
+    """A value for a message, with null, true and false as in YAML."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:

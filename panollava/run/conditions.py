@@ -20,7 +20,16 @@ from panollava.evaluation.metrics import metrics_record
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.run.config_check import EvaluationOptions
-from panollava.run_folder import CONFIG, METADATA, Experiment, described, flatten, prompt_date, read_metadata
+from panollava.run_folder import (
+    CONFIG,
+    METADATA,
+    Experiment,
+    as_written,
+    described,
+    flatten,
+    prompt_date,
+    read_metadata,
+)
 from panollava.stages.registry import stages_of
 from panollava.store.identity import FileIdentity
 
@@ -236,7 +245,8 @@ def unequal(records: Mapping[str, Record]) -> list[str]:
     for key in sorted({key for each in flat.values() for key in each}):
         values = {name: each.get(key) for name, each in flat.items()}
         if len({json.dumps(value) for value in values.values()}) > 1:
-            lines.append(f"{key} is not the same for all: " + ", ".join(f"{v!r} ({n})" for n, v in values.items()))
+            shown = ", ".join(f"{as_written(value)} ({name})" for name, value in values.items())
+            lines.append(f"{key} is not the same for all: {shown}")
     return lines
 
 

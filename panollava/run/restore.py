@@ -25,7 +25,16 @@ from panollava.run.memory import explained
 from panollava.run.run import default_name, setting
 from panollava.run.sections import check_crop
 from panollava.run.sources import open_source, part_of
-from panollava.run_folder import CONFIG, METADATA, find_trained, flatten, read_metadata, upgraded, with_paths_found
+from panollava.run_folder import (
+    CONFIG,
+    METADATA,
+    as_written,
+    find_trained,
+    flatten,
+    read_metadata,
+    upgraded,
+    with_paths_found,
+)
 from panollava.stages.protocol import StageSetup
 from panollava.stages.registry import StageRecord, for_metadata, recorded_stage, stages_of
 from panollava.store.catalogue import StoreOptions
@@ -205,7 +214,8 @@ def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> 
                 f"{name} says {key}={new[key]}, the checkpoint's metadata {old[key]}: they are of two runs. Leave "
                 "config= out, or give that of the checkpoint's run."
             )
-        LOG.warning("%s: %s is %r in %s and %r in the metadata, which is used.", key, key, new[key], name, old[key])
+        values = as_written(new[key]), name, as_written(old[key])
+        LOG.warning("%s is %s in %s and %s in the metadata, which is used.", key, *values)
     return {**{key: config[key] for key in _SECTIONS}, **metadata}
 
 
@@ -223,8 +233,8 @@ def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, 
     if problems := check_crop(result):
         raise ValueError("\n  ".join(["the crop is invalid:", *problems]))
     for key in result.keys() | crop.keys():
-        if result.get(key) != crop.get(key):
-            LOG.warning("crop.%s: %r in training, %r in this evaluation.", key, crop.get(key), result.get(key))
+        if (new := result.get(key)) != (old := crop.get(key)):
+            LOG.warning("crop.%s: %s in training, %s in this evaluation.", key, as_written(old), as_written(new))
     return result
 
 

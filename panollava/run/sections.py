@@ -12,7 +12,6 @@ from panollava.crop.crop import COMMON_KEYS, Crop
 from panollava.crop.partial import check_covered
 from panollava.crop.render import check_device
 from panollava.crop.strategies import CropStrategy
-from panollava.data.fetch import FetchOptions, check_hosts
 from panollava.evaluation.metrics import check_metrics
 from panollava.generation import KEY, GenerationOptions
 from panollava.store.catalogue import StoreOptions
@@ -76,6 +75,8 @@ def error_lines(check: Callable[..., object], *values: Any, **options: Any) -> l
 
 def check_fetch(section: Mapping[str, Any]) -> list[str]:
     """Problems of a ``fetch`` section."""
+    from panollava.data.fetch import FetchOptions, check_hosts  # here, as it brings in requests, for few commands
+
     return check_section(section, FetchOptions, "fetch") + check_hosts(section.get("hosts"))
 
 
