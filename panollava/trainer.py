@@ -93,7 +93,9 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the state of training is saved.
-            ValueError: the folder has a run of other settings or data, or a loss is not finite.
+            ValueError: the folder has a run of other settings or data, or a loss is not finite. Errors name keys of the
+                config: ``experiment_name`` is the name of ``folder``, and ``overwrite=true`` is
+                ``settings={"overwrite": True}``.
         """
         cfg, pano = self._config, self.pano
         backbones = Backbones.of(pano.model, pano.prompt, pano.crop, plain(cfg.model))

@@ -153,6 +153,16 @@ def test_a_finished_training_is_loaded_and_opened(backbone: Backbone) -> None:
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_a_folder_of_other_settings_is_refused_and_can_be_replaced(backbone: Backbone) -> None:
+    trainer(model(backbone)).fit()
+    first = weights("mine")
+    with pytest.raises(ValueError, match=r"stage\.finetune\.lr: 0\.001 there, 0\.002 now.*overwrite=true"):
+        trainer(model(backbone), lr=2e-3).fit()
+    assert same(weights("mine"), first)
+    trainer(model(backbone), lr=2e-3, settings={"overwrite": True}).fit()
+    assert not same(weights("mine"), first)
+
+
 def test_stages_follow_each_other_in_one_model(backbone: Backbone) -> None:
     pano = model(backbone, crop={"type": "e2p", "overlap": 0.5})
     trainer(pano, "first", stage="vision").fit()
