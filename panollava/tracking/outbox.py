@@ -276,12 +276,14 @@ class Delivery:
 
     def _all_sent(self) -> bool:
         """Waits for something to send; True when nothing more will come."""
-        while all(box.next() is None for box in self._boxes):
-            if self._finishing.is_set():
+        while True:
+            is_finishing = self._finishing.is_set()  # before the look at the boxes: what is put in before it is seen
+            if any(box.next() is not None for box in self._boxes):
+                return False
+            if is_finishing:
                 return True
             self._has_more.wait()
             self._has_more.clear()
-        return False
 
     def _send_all(self, client: MlflowClient) -> None:
         for box in self._boxes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import Counter
 
@@ -81,6 +82,31 @@ def test_every_metric_arrives_once_whatever_is_lost(tmp_path_factory, monkeypatc
     got = Counter((m.key, m.step, m.timestamp, None if math.isnan(m.value) else m.value) for m in lister.metrics)
     assert got == Counter((*where, None if math.isnan(value) else value) for where, value in rows.items())
     assert not (folder / OUTBOX).exists()
+
+
+def test_what_is_put_in_while_the_thread_looks_is_sent_even_if_the_run_ends_at_once(
+    tmp_path, monkeypatch, brief
+) -> None:
+    lister = Lister([])
+    monkeypatch.setattr(store, "open_client", lambda _uri: lister)
+    box = Outbox.create(tmp_path, HEADER)
+    sender = Delivery(URI, [box])
+    look, looked, ended = box.next, threading.Event(), threading.Event()
+
+    def first_look():
+        found = look()
+        box.next = look
+        looked.set()
+        assert ended.wait(10)
+        return found
+
+    box.next = first_look
+    sender.start()
+    assert looked.wait(10)
+    sender.put({"do": "metrics", "rows": [["loss", 1.0, 1, 1]]})
+    threading.Timer(0.1, ended.set).start()  # after ``finish`` has said that nothing more will come
+    assert sender.finish() == 0
+    assert [one.step for one in lister.metrics] == [1]
 
 
 class Switched:
