@@ -26,7 +26,7 @@ from panollava.data.files import FilesSource
 from panollava.data.source import DataSource
 from panollava.logs import LOG, configure_console, counted, say
 from panollava.prompt import ChatPrompt
-from panollava.run.sources import Decoded, build_source, check_data, examined, shared_pictures
+from panollava.run.sources import Decoded, build_source, check_data, examined, shared_pictures, unscored
 from panollava.stages.registry import STAGES
 
 _SAMPLE = 16
@@ -178,7 +178,8 @@ def read_split(data: dict[str, Any], name: str, covered: Covered | None) -> Spli
         covered: degrees that the pictures cover; None for the whole sphere.
     """
     split = Split(name)
-    options = {**data, "on_error": "skip"} if "on_error" in data else data
+    options = data if name == "test" else unscored(data)
+    options = {**options, "on_error": "skip"} if "on_error" in data else options
     try:
         split.source = build_source(options, name, Headers(covered))
     except BadEntries as error:  # no entry is good; the problems are collected, not raised

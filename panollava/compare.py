@@ -1,20 +1,19 @@
 """python -m panollava.compare <run> <run> …: which is better on the same questions, and is the difference real?"""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 from omegaconf import DictConfig
 
-from panollava.component import allow, outside_packages
+from panollava.component import allow
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
 from panollava.disk import write_file
 from panollava.evaluation.comparison import (
     Contender,
-    find_measure,
     markdown,
     scores_picture,
     standings,
@@ -23,6 +22,9 @@ from panollava.evaluation.comparison import (
     verdicts,
     verdicts_csv,
 )
+from panollava.evaluation.measure import choose_measure, group_scores, group_tables
+from panollava.evaluation.metrics import AnswerSet
+from panollava.evaluation.predictions import as_scored, with_groups
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
 from panollava.model.api import PanoLlava
@@ -48,7 +50,6 @@ class CompareOptions(DataOptions):
     runs: list[str]
     mlflow_experiment: str | None
     max_samples: Annotated[int, Interval(ge=1)] | None
-    measure: str
     words: Literal["auto", "ptb", "unicode"]
     batch_size: Annotated[int, Interval(ge=1)] | None
     results_dir: str
@@ -64,8 +65,6 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options, sections = read_config(cfg, CompareOptions)
     tracking, store, generation = sections["tracking"], StoreOptions(**sections["store"]), sections["generation"]
-    allow(outside_packages({"metrics": [options.measure]}))
-    find_measure(options.measure)
     allow(options.allow)
     runs = [restore(folder, generation=generation) for folder in _folders(options, tracking)]
     without_answers = [str(run.folder) for run in runs if not run.record.answers]
@@ -84,9 +83,15 @@ def main(cfg: DictConfig) -> None:
             )
     contenders = [Contender(name, tuple(one.predictions), one.image_tokens) for name, one in answers.items()]
     words = choose_words(options.words)
-    found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
-    title = f"{len(runs)} runs on {data_name(options, data)}, by {options.measure}"
-    text = markdown(places, found, title, words)
+    sets = {one.name: AnswerSet(as_scored(one.predictions), words) for one in contenders}
+    chosen = choose_measure(sections["evaluation"]["measure"], sets[first])
+    LOG.info("%s", chosen)
+    measure = chosen.name
+    found, places = verdicts(contenders, words, chosen.type), standings(contenders, words, chosen.type)
+    title = f"{len(runs)} runs on {data_name(options, data)}, by {measure}"
+    text = markdown(places, found, title, words, measure)
+    if groups := group_tables({name: group_scores(one, chosen.metric) for name, one in sets.items()}, measure):
+        text += f"\n{groups}"
     LOG.info("\n%s", text)
     for line in unequal({name: one.conditions for name, one in answers.items()}):
         LOG.warning("%s.", line)
@@ -96,8 +101,8 @@ def main(cfg: DictConfig) -> None:
         "comparison.md": text,
         "scores.csv": standings_csv(places),
         "pairs.csv": verdicts_csv(found),
-        "scores.png": scores_picture(places),
-        "trade_off.png": trade_off_picture(places),
+        "scores.png": scores_picture(places, measure),
+        "trade_off.png": trade_off_picture(places, measure),
     }
     for name, content in files.items():
         write_file(out / name, content)
@@ -142,7 +147,7 @@ def _answers(
     conditions = answer_conditions(run.checkpoint, run.settings, source, known)
     found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)
     if found is not None:
-        return found
+        return replace(found, predictions=with_groups(found.predictions, source.questions()))
     LOG.info("%s has no answers to these questions yet: they are generated now.", name)
     compute = recorded_compute(options.device, run.settings["precision"])
     pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)

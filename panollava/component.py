@@ -148,14 +148,14 @@ def allowed_packages() -> set[str]:
 
 
 def outside_types(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Full key and value of each ``type`` and entry of ``metrics`` that names a class of another package."""
+    """Full key and value of each ``type``, ``measure`` or entry of ``metrics`` that names another package's class."""
     if isinstance(config, Mapping):
         for name, value in config.items():
             yield from outside_types(value, f"{key}.{name}" if key else str(name))
     elif isinstance(config, list | tuple):
         for value in config:
             yield from outside_types(value, key)
-    elif key.rpartition(".")[2] in ("type", "metrics") and OUTSIDE.fullmatch(str(config)):
+    elif key.rpartition(".")[2] in ("type", "metrics", "measure") and OUTSIDE.fullmatch(str(config)):
         yield key, str(config)
 
 

@@ -13,6 +13,7 @@ from panollava.config.entrypoint import entrypoint
 from panollava.data.scenes.questions import names_direction, turn_words
 from panollava.evaluation.clip import clip_config
 from panollava.evaluation.exact_match import rotation_consistency
+from panollava.evaluation.measure import AUTO
 from panollava.evaluation.results import write_measures
 from panollava.logs import LOG, configure_console, counted
 from panollava.model.api import PanoLlava
@@ -71,7 +72,8 @@ def main(cfg: DictConfig) -> None:
     tags = {"panollava.folder": str(run.folder)}
     name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
     with open_tracker(sections["tracking"], run_name=name, outbox=out, tags=tags) as tracker:
-        evaluation = _Evaluation(run, options, data, store, store.file_identity(), compute, tracker)
+        own = _evaluation_options(options, sections["evaluation"]["measure"], run.settings["evaluation"])
+        evaluation = _Evaluation(run, options, own, data, store, store.file_identity(), compute, tracker)
         if not run.record.answers:
             evaluation.measure(None, options.split)
             return
@@ -88,6 +90,7 @@ def main(cfg: DictConfig) -> None:
 class _Evaluation:
     run: Restored
     options: EvalOptions
+    evaluation: EvaluationOptions
     data: dict[str, Any]
     store: StoreOptions
     known: FileIdentity
@@ -97,7 +100,7 @@ class _Evaluation:
     def answer(self, pano: PanoLlava) -> None:
         """Answers, scores and records a split's questions."""
         run, options, data, compute = self.run, self.options, self.data, self.compute
-        evaluation, workers = _evaluation_options(options, run.settings["evaluation"]), options.num_workers
+        evaluation, workers = self.evaluation, options.num_workers
         result = answer_split(
             run,
             data,
@@ -137,13 +140,13 @@ def turned(answer: str, turn_deg: float) -> str | None:
     return turn_words(answer, turn_deg) if names_direction(answer) else None
 
 
-def _evaluation_options(options: EvalOptions, recorded: dict[str, Any]) -> EvaluationOptions:
+def _evaluation_options(options: EvalOptions, measure: str | None, recorded: dict[str, Any]) -> EvaluationOptions:
     """The run's own evaluation settings with what the command line changes."""
-    recorded = {"clip": None, "metrics": None, **recorded}  # older runs do not have them
+    recorded = {"clip": None, "metrics": None, "measure": AUTO, **recorded}  # older runs do not have them
     keys = ("batch_size", "blank", "words", "meteor", "clip", "metrics")
-    changed = {key: value for key in keys if (value := getattr(options, key)) is not None}
+    given = {**{key: getattr(options, key) for key in keys}, "measure": measure}
     return EvaluationOptions(
-        **{key: recorded[key] for key in keys} | changed,
+        **{key: recorded[key] if value is None else value for key, value in given.items()},
         enabled=True,
         max_samples=options.max_samples,
         results_dir=options.results_dir,

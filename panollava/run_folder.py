@@ -30,6 +30,7 @@ from panollava.stages.registry import StageRecord, last_first, recorded_stage
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
 
 MAY_DIFFER = (
+    "data.score_by",
     "dry_run",
     "evaluation",
     "experiment_name",

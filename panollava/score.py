@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
 from panollava.disk import read_document, write_json
+from panollava.evaluation.measure import AUTO, choose_measure, group_lines, group_scores, groups_record
 from panollava.evaluation.metrics import AnswerSet, find_metrics, metrics_record, score
 from panollava.evaluation.predictions import KEYED, METRICS, Form, read_predictions
 from panollava.evaluation.words import choose_words
@@ -29,6 +30,7 @@ class ScoreOptions:
     meteor: bool
     clip: str | None
     metrics: list[str] | None
+    score_by: list[str] | None
     images: str | None
     device: str
     out: str | None
@@ -43,19 +45,25 @@ def main(cfg: DictConfig) -> None:
     path = Path(options.predictions).expanduser()
     out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
     words = choose_words(options.words)
-    scored = read_predictions(path, options.form, {role: getattr(options, f"{role}_column") for role in KEYED})
+    columns = {role: getattr(options, f"{role}_column") for role in KEYED}
+    scored = read_predictions(path, options.form, columns, options.score_by)
     answers = AnswerSet(scored, words, options.meteor)
     if options.clip or options.images:
         answers = _with_pictures(answers, path, options)
     report = score(answers, find_metrics(options.metrics, "metrics"), form=options.form)
+    measure = choose_measure(AUTO, answers)
+    groups = group_scores(answers, measure.metric)
     counts = {"answer": report.answers, "question": report.pairs, "picture": report.images}
     LOG.info("%s: %s", path, ", ".join(counted(number, noun) for noun, number in counts.items()))
-    LOG.info("Form: %s. Words: %s.\n\n%s\n", report.form, report.words, report.table())
+    LOG.info("Form: %s. Words: %s. %s\n\n%s\n", report.form, report.words, measure, report.table())
+    if groups:
+        LOG.info("%s\n", "\n".join(group_lines(groups)))
     beside = path.with_name(METRICS)
     conditions = read_document(beside).get("settings", {}).get("conditions") if beside.is_file() else None
     if conditions is None:
         LOG.info("Nothing beside %s records which model gave its answers, how, or to which version of the data.", path)
     record = {"predictions": str(path), "clip": options.clip, "conditions": conditions, **report.record()}
+    record |= {"measure": measure.name, "groups": groups_record(groups)}
     write_json(out, record | metrics_record(options.metrics))
     LOG.info("Scores: %s", out)
 

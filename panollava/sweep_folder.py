@@ -38,6 +38,7 @@ class JobRecord:
     status: JobStatus  # a killed job stays running
     swept: Mapping[str, str] = field(default_factory=dict)  # its values of the swept keys
     error: str = ""  # why it failed
+    score: float | None = None  # the measure of its evaluation; None in older records and without one
 
 
 def write_start(sweep: Path, start: Start) -> None:

@@ -21,11 +21,11 @@ def load() -> None:
 
 
 @entrypoint("train", report=report, load=load)
-def main(cfg: DictConfig) -> None:
-    """Trains what ``stage.run`` lists."""
+def main(cfg: DictConfig) -> float | None:
+    """Trains what ``stage.run`` lists, and returns the measure of the test split; see ``final_score``."""
     # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
     from panollava.run.config_check import checked
-    from panollava.run.evaluate import evaluate_run, keep_model, summarize
+    from panollava.run.evaluate import evaluate_run, final_score, keep_model, summarize
     from panollava.run.preflight import preflight
     from panollava.run.run import open_run
     from panollava.run.stage import run_stage
@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
         keep_model(run)
         evaluate_run(run, trained)
         summarize(run)
+        return final_score(run)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ _COMMANDS = ("run", "cfg", "multirun", "shell_completion", "info")
 """Flags of which Hydra takes one."""
 
 _TEXT = {
-    "": "answer checkpoint clip config csv_input experiment_name folder image images init_from measure "
-    "mlflow_experiment out output_dir predictions question results_dir resume",
+    "": "answer checkpoint clip config csv_input experiment_name folder image images init_from mlflow_experiment out "
+    "output_dir predictions question results_dir resume",
     "data.": "annotation_column dir image_column image_dir name query_column query_template test_csv test_json "
     "train_csv train_json val_csv val_json",
-    "evaluation.": "clip results_dir",
+    "evaluation.": "clip measure results_dir",
     "fetch.": "folder",
     "hydra.sweep.": "dir",
     "model.language.": "name revision system",
@@ -67,6 +67,7 @@ _SENTENCES = frozenset({"question"})
 SHORT_KEYS = {
     "evaluation.max_new_tokens": "generation.max_new_tokens",
     "max_new_tokens": "generation.max_new_tokens",
+    "measure": "evaluation.measure",
 }
 """Other spellings of a key."""
 

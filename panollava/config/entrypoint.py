@@ -14,10 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from panollava.config import command_line
-from panollava.config.job import INTERRUPTED, MENDABLE, Load, in_sweep, run_job
+from panollava.config.job import INTERRUPTED, MENDABLE, Function, Load, in_sweep, run_job
 from panollava.config.outside import add_options
 from panollava.config.sweep import Report, SweepParent
-from panollava.config.sweep_arguments import as_sweep, check_launcher, register_resolvers
+from panollava.config.sweep_arguments import as_sweep, check_plugins, register_resolvers
 from panollava.tracking.location import refuse_secret
 
 _log = logging.getLogger("panollava")
@@ -33,8 +33,8 @@ def entrypoint(
     loose: Sequence[str] = (),
     report: Report | None = None,
     load: Load | None = None,
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Decorates ``function(cfg)`` as the application of ``conf/<config_name>.yaml``.
+) -> Callable[[Function], Callable[[], None]]:
+    """Decorates ``function(cfg)`` as the application of ``conf/<config_name>.yaml``; a sweeper may use what it returns.
 
     Args:
         config_name: root config in ``conf/``.
@@ -44,7 +44,7 @@ def entrypoint(
         load: imports what every job of a sweep needs.
     """
 
-    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(function: Function) -> Callable[[], None]:
         @functools.wraps(function)
         def run() -> None:
             register_resolvers()
@@ -84,7 +84,7 @@ def _hydra_arguments(
         add_options(overrides, trusted=config_name == SWEPT)
         try:
             line = command_line.CommandLine(config_name, flags, overrides)
-            check_launcher(line.parsed)
+            check_plugins(line.parsed)
             command_line.check_groups(line)
             is_sweep = line.is_sweep
             if is_sweep and not flags.multirun and not flags.cfg:  # of an overlay: texts may be swept too
@@ -120,14 +120,11 @@ def _check_folder(line: command_line.CommandLine) -> None:
         )
 
 
-def _guarded(function: Callable[[DictConfig], None], load: Load | None) -> Callable[[DictConfig], None]:
+def _guarded(function: Function, load: Load | None) -> Function:
     @functools.wraps(function)
-    def guarded(cfg: DictConfig) -> None:
+    def guarded(cfg: DictConfig) -> float | None:
         try:
-            if in_sweep():
-                run_job(function, cfg, load)
-            else:
-                function(cfg)
+            return run_job(function, cfg, load) if in_sweep() else function(cfg)
         except MENDABLE as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise

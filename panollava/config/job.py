@@ -30,12 +30,15 @@ MENDABLE = (ValueError, OSError)
 """Failures whose message is enough; others come with a traceback."""
 
 Load = Callable[[], None]
+Function = Callable[[DictConfig], float | None]
+"""A command; what it returns is the score by which a sweeper chooses its next jobs, None where there is none."""
 
 
-def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load | None = None) -> None:
+def run_job(function: Function, cfg: DictConfig, load: Load | None = None) -> float | None:
     """Runs a job and records its outcome. Failures are logged; the sweep continues.
 
-    ``load`` imports what every job needs; a worker that runs several jobs does so once.
+    ``load`` imports what every job needs; a worker that runs several jobs does so once. Returns the job's score, None
+    where it failed or has none.
     """
     _join_cluster()
     sweep = Path(HydraConfig.get().sweep.dir)
@@ -52,7 +55,7 @@ def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load 
     work = partial(_recorded, function, cfg, sweep, name)
     if not CAN_FORK or _pool_worker() is None:
         work()
-        return
+        return _score(sweep / name)
     # All workers of a pool end when one is killed: a job's subprocess can be killed alone. A process in which a library
     # queried CUDA's runtime for GPUs, as some do on import, cannot be forked for one; NVML is another way to query.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -64,11 +67,18 @@ def run_job(function: Callable[[DictConfig], None], cfg: DictConfig, load: Load 
     if status:
         _record(sweep, name, "failed", describe_exit(status))
         sys.stderr.write(f"\nJob {name} failed. {describe_exit(status)}\n")
+    return _score(sweep / name)
 
 
-def _recorded(function: Callable[[DictConfig], None], cfg: DictConfig, sweep: Path, name: str) -> None:
+def _score(folder: Path) -> float | None:
+    """The score that a job has recorded: it may have run in another process."""
+    record = read_job(folder)
+    return None if record is None or record.status != "finished" else record.score
+
+
+def _recorded(function: Function, cfg: DictConfig, sweep: Path, name: str) -> None:
     try:
-        function(cfg)
+        score = function(cfg)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         _record(sweep, name, "failed", message)
@@ -78,13 +88,13 @@ def _recorded(function: Callable[[DictConfig], None], cfg: DictConfig, sweep: Pa
         _record(sweep, name, "interrupted")
         raise
     else:
-        _record(sweep, name, "finished")
+        _record(sweep, name, "finished", score=score)
 
 
-def _record(sweep: Path, name: str, status: JobStatus, error: str = "") -> None:
+def _record(sweep: Path, name: str, status: JobStatus, error: str = "", score: float | None = None) -> None:
     start = read_start(sweep)
     if os.environ.get("RANK", "0") == "0" and start is not None:
-        write_job(sweep, JobRecord(name, start.id, status, swept_values(), error))
+        write_job(sweep, JobRecord(name, start.id, status, swept_values(), error, score))
 
 
 def _join_cluster() -> None:

@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from panollava.config.sweep_arguments import RECORD, register_resolvers
+from panollava.config.sweep_arguments import OPTUNA, RECORD, register_resolvers
 from panollava.disk import check_writable, missing_folders, take_away
 from panollava.logs import counted
 from panollava.sweep_folder import JOB, SWEEP, JobRecord, Start, read_jobs, read_start, write_start
@@ -54,6 +54,8 @@ class SweepParent(Callback):
         if "basic_launcher" not in launcher:
             os.environ[NO_BARS] = "1"  # the bars of several jobs would overwrite each other
             watch_launcher(launcher, Path(config.hydra.sweep.dir))
+        if config.hydra.sweeper._target_ == OPTUNA:
+            watch_study()
 
 
 def _open(config: DictConfig) -> Sweep:
@@ -90,6 +92,7 @@ def _open(config: DictConfig) -> Sweep:
         experiment = experiment_name(config.tracking.experiment)
         start = Start(start.id, uri, start_parent(uri, experiment, name, folder, known))
     write_start(folder, start)
+    OmegaConf.save(config, folder / RECORD)  # of Hydra's sweepers the basic one alone does so
     return Sweep(folder, start, lock, made if folder in made else (), not config.dry_run, wait_seconds)
 
 
@@ -221,6 +224,21 @@ def watch_launcher(target: str, folder: Path) -> None:
             raise CompactHydraException(f"\n{type(error).__name__}: {error}") from error
 
     launcher.launch = watched
+
+
+def watch_study() -> None:
+    """Makes Hydra report in one line that all trials of Optuna failed; why is in the sweep's last lines."""
+    sweeper: Any = Plugins.instance().class_name_to_class[OPTUNA]
+    sweep = getattr(sweeper.sweep, "__wrapped__", sweeper.sweep)
+
+    @functools.wraps(sweep)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        try:
+            return sweep(*arguments, **options)
+        except ValueError as error:
+            raise CompactHydraException(f"\nOptuna: {error}") from error
+
+    sweeper.sweep = watched
 
 
 @contextmanager

@@ -24,9 +24,17 @@ RECORD = "multirun.yaml"
 """File of Hydra in a sweep's folder: the config without swept values."""
 
 _JOBLIB, _SUBMITIT = ("hydra_joblib_launcher", "joblib"), ("hydra_submitit_launcher", "slurm")
-LAUNCHERS = dict.fromkeys(("joblib", "parallel"), _JOBLIB)
-LAUNCHERS |= dict.fromkeys(("slurm", "submitit_local", "submitit_slurm"), _SUBMITIT)
-"""Option of ``hydra/launcher`` -> its plugin, and the extra that installs it."""
+_LAUNCHERS = dict.fromkeys(("joblib", "parallel"), _JOBLIB)
+_LAUNCHERS |= dict.fromkeys(("slurm", "submitit_local", "submitit_slurm"), _SUBMITIT)
+PLUGINS = {"hydra/launcher": _LAUNCHERS, "hydra/sweeper": {"optuna": ("hydra_optuna_sweeper", "optuna")}}
+"""Group of Hydra -> option -> its plugin, and the extra that installs it."""
+
+OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+"""Class of ``hydra/sweeper=optuna``."""
+
+STUDY = {"hydra.sweeper.direction": "maximize", "hydra.sweeper.n_jobs": 1, "hydra.sweeper.max_failure_rate": 1.0}
+"""Our defaults of a study of Optuna. With a seed for its sampler too, the same command chooses the same trials again,
+and finds those that are finished in their folders."""
 
 
 def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> list[str]:
@@ -56,6 +64,11 @@ def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> l
     folder = _folder(line, config, varied, of_options, scratch)
     constant = [o.key_or_group for o in line.parsed if not (o.is_hydra_override() or o.key_or_group in varied)]
     extra = [f"hydra.sweep.dir={quoted(str(folder))}"]
+    if line.base.hydra.sweeper._target_ == OPTUNA:
+        given = {override.key_or_group for override in line.parsed}
+        extra += [f"{key}={value}" for key, value in STUDY.items() if key not in given]
+        if "seed" in (sampler := line.base.hydra.sweeper.sampler) and sampler.seed is None:
+            extra.append("hydra.sweeper.sampler.seed=0")
     if constant:
         names = ",".join(repr(key) for key in dict.fromkeys(constant))
         extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
@@ -86,15 +99,16 @@ def slug(text: str, limit: int = 96) -> str:
     return f"{cut}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def check_launcher(overrides: Sequence[Override]) -> None:
-    """Checks that the launcher is installed.
+def check_plugins(overrides: Sequence[Override]) -> None:
+    """Checks that the launcher and the sweeper are installed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: one is not.
     """
     for override in overrides:
-        if override.key_or_group == "hydra/launcher" and override.value() in LAUNCHERS:
-            plugin, extra = LAUNCHERS[str(override.value())]
+        options = PLUGINS.get(override.key_or_group, {})
+        if (option := str(override.value())) in options:
+            plugin, extra = options[option]
             if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{plugin}") is None:
                 raise ValueError(
                     f'{override.input_line} needs a package that is not installed: pip install ".[{extra}]" in the '
@@ -115,6 +129,8 @@ def _refuse(line: CommandLine) -> None:
         if config.hydra.sweeper.get("params") != line.base.hydra.sweeper.get("params"):
             raise ValueError(f"{option} is a sweep itself and cannot be a job of another. Start it alone.")
     is_basic = line.base.hydra.sweeper._target_.endswith(".BasicSweeper")
+    if line.base.hydra.sweeper._target_ == OPTUNA:
+        _refuse_study(line)
     for override in line.swept:
         if not override.is_sweep_override():
             continue
@@ -136,6 +152,51 @@ def _refuse(line: CommandLine) -> None:
             twice = next(job for job in jobs if jobs.count(job) > 1)
             raise ValueError(f"the sweep has a job twice: {' '.join(twice)}. Give each value once.")
         line.compose(jobs[0])
+
+
+def _refuse_study(line: CommandLine) -> None:
+    """Raises ValueError if a study of Optuna cannot be made here."""
+    sweeper = line.base.hydra.sweeper
+    for key in ("search_space", "custom_search_space"):
+        if sweeper.get(key) is not None:
+            raise ValueError(
+                f"hydra.sweeper.{key}: the space is what keys vary, such as 'crop.overlap=interval(0.0,0.5)'. Leave it "
+                "out."
+            )
+    if sweeper.get("storage") is not None:
+        raise ValueError(
+            f"hydra.sweeper.storage={sweeper.storage}: a study is kept in the sweep's folder, where the same command "
+            "finds the trials that are finished. Leave it out."
+        )
+    if sweeper.sampler._target_.endswith(".GridSampler"):
+        raise ValueError("hydra/sweeper/sampler=grid: without hydra/sweeper=optuna, -m runs every combination.")
+    if (
+        any(o.key_or_group == "hydra.sweeper.direction" for o in line.parsed)
+        and getattr(sweeper.direction, "name", sweeper.direction) != "maximize"
+    ):
+        raise ValueError(
+            f"hydra.sweeper.direction={sweeper.direction}: training returns its measure, and higher is better. Leave "
+            "it out."
+        )
+    for key, lowest in (("n_trials", 1), ("n_jobs", 1), ("max_failure_rate", 0)):
+        if sweeper[key] < lowest:
+            raise ValueError(f"hydra.sweeper.{key}={sweeper[key]}: allowed is {lowest} or more.")
+    if not any(override.is_sweep_override() for override in line.swept):
+        raise ValueError(
+            "hydra/sweeper=optuna: no key varies. Give one a range, such as 'crop.overlap=interval(0.0,0.5)' or "
+            "resampler=choice(mlp,bimamba)."
+        )
+    from panollava.stages.registry import stages_of  # imports torch, which the command line must not
+
+    # The first job's config: a swept group may be that of the stages.
+    config: Any = OmegaConf.to_container(next(iter(line.variants.values())).stage, resolve=False)
+    last = stages_of(config).get(str((config.get("run") or [""])[-1]))
+    if not line.base.evaluation.enabled or (last is not None and not last.answers):
+        why = "evaluation.enabled=false" if last is None or last.answers else f"stage.run ends with {last.name}, which"
+        raise ValueError(
+            f"hydra/sweeper=optuna: trials are chosen by the measure of the evaluation, and {why} has none. Train a "
+            "stage that answers questions, such as finetune, and evaluate it."
+        )
 
 
 def _folder(

@@ -13,18 +13,20 @@ LLaVA's form; the placeholder ``<image>`` is removed from questions of both form
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from panollava.data.csv import (
     DIRECTIONS_KEY,
     NOT_DIRECTIONS,
+    SCORE_BY,
     Entry,
     Listing,
     Problem,
     drop_placeholders,
     found_file,
+    no_column,
     not_utf8,
     said_directions,
     spelling,
@@ -46,14 +48,18 @@ _Bad = list[tuple[str, str]]
 """Keys that cannot be used, and why."""
 
 
-def read_jsonl(path: Path) -> Listing:
+def read_jsonl(path: Path, score_by: Sequence[str] = ()) -> Listing:
     """The lines of a JSON Lines file; a line that is not JSON is a problem of the listing.
+
+    Args:
+        path: the file.
+        score_by: keys of the metadata by which scores are reported.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8 text, or there are no lines.
+        ValueError: it is not UTF-8 text, there are no lines, or no entry has a key of `score_by`.
     """
-    listing = _Collector("line")
+    listing = _Collector("line", score_by)
     try:
         with found_file(path).open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -70,14 +76,18 @@ def read_jsonl(path: Path) -> Listing:
     return listing.finished(path)
 
 
-def read_json(path: Path) -> Listing:
+def read_json(path: Path, score_by: Sequence[str] = ()) -> Listing:
     """The entries of a JSON list.
+
+    Args:
+        path: the file.
+        score_by: keys of the metadata by which scores are reported.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8 text, no JSON, no list, or an empty one.
+        ValueError: it is not UTF-8 text, no JSON, no list, or an empty one, or no entry has a key of `score_by`.
     """
-    listing = _Collector("entry")
+    listing = _Collector("entry", score_by)
     try:
         text = found_file(path).read_text("utf-8-sig")
     except UnicodeDecodeError:
@@ -120,8 +130,10 @@ def _encoded(value: Any) -> str:
 class _Collector:
     """Collects the entries and problems of a listing."""
 
-    def __init__(self, unit: Literal["line", "entry"]) -> None:
+    def __init__(self, unit: Literal["line", "entry"], score_by: Sequence[str]) -> None:
         self._unit = unit
+        self._score_by = score_by
+        self._metadata: dict[str, None] = {}  # keys, in the order of the file
         self._count = 0
         self._entries: list[Entry] = []
         self._problems: list[Problem] = []
@@ -138,13 +150,15 @@ class _Collector:
         image_key, image = _image(value, bad)
         turns = _turns(value, bad)
         question_type, directions = _metadata(value, bad)
+        groups = tuple((name, _group(value, name, bad)) for name in self._score_by)
         if not bad:
             self._check_id(value.get("image_id"), image, place, bad)
         if bad:
             self.refuse(number, place, bad)
             return
         self._count += 1
-        entry = Entry(number, place, image, f"key {image_key}", turns, question_type, directions)
+        self._metadata.update(dict.fromkeys(value.get("metadata") or ()))
+        entry = Entry(number, place, image, f"key {image_key}", turns, question_type, directions, groups)
         self._entries.append(entry)
 
     def refuse(self, number: int, place: str, bad: _Bad) -> None:
@@ -156,7 +170,11 @@ class _Collector:
         """The listing."""
         if self._count == 0:
             raise ValueError(f"{path}: there are no conversations in it.")
-        return Listing(self._unit, self._count, self._entries, self._problems)
+        keys = list(self._metadata)
+        if self._entries and (unknown := [name for name in self._score_by if name not in keys]):
+            raise no_column(path, SCORE_BY, unknown[0], "keys of the metadata", keys)
+        unused = tuple(key for key in keys if key not in ("type", DIRECTIONS_KEY, *self._score_by))
+        return Listing(self._unit, self._count, self._entries, self._problems, unused)
 
     def _check_id(self, image_id: Any, image: str, place: str, bad: _Bad) -> None:
         """Checks that an ``image_id`` names one picture; several entries may have it."""
@@ -320,6 +338,17 @@ def _metadata(value: dict[str, Any], bad: _Bad) -> tuple[str, Directions]:
     if directions is None:
         bad.append((f"metadata.{DIRECTIONS_KEY}", f"{said!r} {NOT_DIRECTIONS}"))
     return _text(metadata.get("type", FREE_TEXT), "metadata.type", bad), directions or "unknown"
+
+
+def _group(value: dict[str, Any], name: str, bad: _Bad) -> str:
+    """The text of a key of the metadata by which scores are reported; empty where an entry lacks it."""
+    found = (value["metadata"] if isinstance(value.get("metadata"), dict) else {}).get(name)
+    if isinstance(found, dict | list):
+        bad.append((f"metadata.{name}", f"a text or a number is expected by {SCORE_BY}, not {_kind_of(found)}"))
+        return ""
+    if isinstance(found, bool):
+        return str(found).lower()
+    return "" if found is None else str(found).strip()
 
 
 def _kind_of(value: Any) -> str:

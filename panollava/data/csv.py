@@ -16,11 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from panollava.component import closest
 from panollava.data.source import FREE_TEXT, Directions
 from panollava.logs import LOG
 
 DIRECTIONS_KEY = "names_directions"
 """Column, or key of the metadata, that states how the texts of an entry name directions."""
+
+SCORE_BY = "data.score_by"
+"""Config key of the columns, or keys of the metadata, by which scores are reported."""
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson")
 LISTED_PROBLEMS = 20
@@ -45,6 +49,7 @@ class Entry:
     turns: tuple[tuple[str, str], ...]  # one or more (question, answer) pairs without empty texts
     question_type: str = FREE_TEXT  # for scores
     directions: Directions = "unknown"  # how the texts name directions, as the entry states it
+    groups: tuple[tuple[str, str], ...] = ()  # columns or keys by which scores are reported, with their values
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -68,6 +73,7 @@ class Listing:
     count: int  # of good and bad entries
     entries: list[Entry]  # the good ones, in the order of the file
     problems: list[Problem]  # of the others; an entry may have several
+    unused: tuple[str, ...] = ()  # columns, or keys of the metadata, that nothing reads
 
 
 class BadEntries(ValueError):
@@ -171,6 +177,14 @@ def said_directions(text: str) -> Directions | None:
     return known.get(text.strip().lower())
 
 
+def no_column(path: Path, key: str, wanted: str, what: str, there: Sequence[str]) -> ValueError:
+    """The error for a column, or a key of the metadata, that a config key lists and a file does not have."""
+    shown = ", ".join(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in there[:_SHOWN]) or "none"
+    close = closest(wanted, there)
+    hint = f" Did you mean {close}?" if close else ""
+    return ValueError(f"{path}: {key} names {wanted}, which is not there. {what.capitalize()} found: {shown}.{hint}")
+
+
 NOT_DIRECTIONS = "is none of none, words and fixed, which say how the texts name directions"
 
 
@@ -272,7 +286,34 @@ class Table:
 
     def log_columns(self) -> None:
         """Logs, once in a process, which columns are read."""
-        _log_once(f"{self._path}: columns taken: {', '.join(f'{role} = {name}' for role, name in self.names.items())}.")
+        log_once(f"{self._path}: columns taken: {', '.join(f'{role} = {name}' for role, name in self.names.items())}.")
+
+    def add_columns(self, columns: Sequence[str], key: str) -> dict[str, str]:
+        """Reads further columns, which may have a role of their own too.
+
+        Args:
+            columns: their names.
+            key: the config key that lists them.
+
+        Returns:
+            Role of each column, by its name in the file.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        roles = {}
+        for wanted in columns:
+            if not (places := self._named(wanted)):
+                raise no_column(self._path, key, wanted, "columns", self.header)
+            role = f"{key} {wanted}"
+            self._places[role] = self._only(role, Column((), key, wanted), places)
+            roles[self.header[self._places[role]]] = role
+        return roles
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Columns that nothing reads."""
+        return tuple(name for at, name in enumerate(self.header) if name and at not in self._places.values())
 
     def missing(self, role: str, columns: Mapping[str, Column]) -> ValueError:
         """The error for a table without a column of a role."""
@@ -392,19 +433,21 @@ class Table:
             line += last
 
 
-def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -> Listing:
+def read_csv(path: Path, named: Mapping[str, str | None], query_template: str, score_by: Sequence[str] = ()) -> Listing:
     """The rows of a table, numbered as a spreadsheet does, the header being row 1.
 
     Args:
         path: UTF-8 file, with or without byte order mark.
         named: column of each role of `ALIASES`; None where it is found by its name.
         query_template: question with ``{query}`` in place of the query.
+        score_by: columns by which scores are reported.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no UTF-8 CSV, a column is missing or could be several, or there are no rows.
     """
     table = Table(found_file(path), _columns(named) | {"directions": Column((DIRECTIONS_KEY,), is_needed=False)})
+    further = table.add_columns(score_by, SCORE_BY)
     table.log_columns()
     names = table.names
     template, placed = drop_placeholders(query_template)
@@ -432,8 +475,14 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str) -
             question = template.replace("{query}", query)
             question = known.setdefault(question, question)
             turns = ((question, annotation),)
-            entries.append(Entry(row.number, place, image, f"column {names['image']}", turns, directions=directions))
-    return Listing("row", count, entries, problems)
+            groups = tuple((name, known.setdefault(cell, cell)) for name, cell in _cells(row, further))
+            at = f"column {names['image']}"
+            entries.append(Entry(row.number, place, image, at, turns, directions=directions, groups=groups))
+    return Listing("row", count, entries, problems, table.unused)
+
+
+def _cells(row: Row, roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return ((name, row.cells[role].strip()) for name, role in roles.items())
 
 
 def with_pictures(path: Path, named: Mapping[str, str | None], file_of: Callable[[str], str | None]) -> str:
@@ -530,5 +579,6 @@ def _example(columns: Mapping[str, Column]) -> str:
 
 
 @cache
-def _log_once(line: str) -> None:
+def log_once(line: str) -> None:
+    """Logs a line once in a process: several sources may be opened of one file."""
     LOG.info("%s", line)

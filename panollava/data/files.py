@@ -16,6 +16,7 @@ from panollava.crop.image_file import PanoramaFile, check_panorama
 from panollava.data.conversations import read_json, read_jsonl
 from panollava.data.csv import (
     LISTED_PROBLEMS,
+    SCORE_BY,
     BadEntries,
     Entry,
     Listing,
@@ -23,6 +24,7 @@ from panollava.data.csv import (
     bad_numbers,
     in_places,
     is_address,
+    log_once,
     read_csv,
     shown,
     summary,
@@ -119,6 +121,8 @@ def _is_inside(path: str, folder: str) -> bool:
         return False
 
 
+MOST_GROUPS = 100
+"""Values of a column of ``score_by``: one with more, such as an identifier, is most likely a mistake."""
 _THREADS = 8
 """Threads that check pictures: opening a file is mostly waiting, above all on a network disk."""
 
@@ -138,6 +142,7 @@ class FilesSource:
         split: `train`, `val` or `test`, for messages.
         image_column, query_column, annotation_column: columns of a CSV that are not found by `ALIASES`.
         query_template: question for a query of a CSV, such as ``Describe the {query} in this panorama.``
+        score_by: columns of a CSV, or keys of the ``metadata`` of JSON, by which scores are reported too.
 
     Attributes:
         entries: the good ones.
@@ -167,6 +172,7 @@ class FilesSource:
         query_column: str | None = None,
         annotation_column: str | None = None,
         query_template: str = "{query}",
+        score_by: list[str] | None = None,
     ) -> None:
         if "{query}" not in query_template:
             raise ValueError(f"query_template={query_template!r} has no place for the query: write {{query}} into it.")
@@ -180,7 +186,11 @@ class FilesSource:
         self._directions: Directions = names_directions
         columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
         self.panoramas: dict[str, PanoramaFile] = {}
-        listing = read_listing(self.path, columns, query_template)
+        listing = read_listing(self.path, columns, query_template, score_by or ())
+        if listing.unused and split == "test":
+            what = "columns" if listing.unit == "row" else "keys of the metadata"
+            names = ",".join(listing.unused)
+            log_once(f"{self.path}: {what} that nothing reads: {names}. {SCORE_BY}=[…] gives scores by their values.")
         self._unit = listing.unit
         if remote := [entry.place for entry in listing.entries if is_address(entry.image)]:
             named = {"image_dir": image_dir, **{f"{role}_column": name for role, name in columns.items()}}
@@ -192,6 +202,13 @@ class FilesSource:
         self.entries = [entry for entry in listing.entries if entry.number not in bad] if bad else listing.entries
         if self.problems and (on_error == "stop" or not self.entries):
             raise BadEntries(self.path, self._unit, self.count, self.problems, is_empty=not self.entries)
+        for at, name in enumerate(score_by or ()):
+            values = {entry.groups[at] for entry in self.entries}
+            if len(values) > MOST_GROUPS:
+                raise ValueError(
+                    f"{self.path}: {SCORE_BY} names {name}, which has {len(values):,} values. Name columns with "
+                    f"{MOST_GROUPS} values at most: scores are reported for each."
+                )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -244,6 +261,7 @@ class FilesSource:
                 question=question,
                 references=tuple(entry.turns[turn][1] for entry, turn in same),
                 question_type=same[0][0].question_type,
+                groups=_merged([entry.groups for entry, _ in same]),
             )
             for of_picture in groups.values()
             for (history, question), same in of_picture.items()
@@ -312,6 +330,13 @@ class FilesSource:
         return ""
 
 
+def _merged(groups: Sequence[tuple[tuple[str, str], ...]]) -> tuple[tuple[str, str], ...]:
+    """The groups of a question of several entries; where their values differ, all of them are its value."""
+    return tuple(
+        (column[0][0], ", ".join(sorted({value for _, value in column}))) for column in zip(*groups, strict=True)
+    )
+
+
 def _fetch_first(path: Path, split: str, places: Sequence[str], named: Mapping[str, str | None]) -> str:
     """The error message for a data file with addresses, with the command that fetches them."""
     kind = "csv" if path.suffix.lower() == ".csv" else "json"
@@ -325,13 +350,15 @@ def _fetch_first(path: Path, split: str, places: Sequence[str], named: Mapping[s
     )
 
 
-def read_listing(path: Path, columns: dict[str, str | None], query_template: str) -> Listing:
+def read_listing(
+    path: Path, columns: dict[str, str | None], query_template: str, score_by: Sequence[str] = ()
+) -> Listing:
     """The entries of a data file, read according to its suffix.
 
     Args:
         path: the file.
         columns: of a CSV, by role; None for those found by `ALIASES`.
-        query_template: see `FilesSource`.
+        query_template, score_by: see `FilesSource`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -339,9 +366,9 @@ def read_listing(path: Path, columns: dict[str, str | None], query_template: str
     """
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        return read_csv(path, columns, query_template)
+        return read_csv(path, columns, query_template, score_by)
     if suffix == ".json":
-        return read_json(path)
+        return read_json(path, score_by)
     if suffix in (".jsonl", ".ndjson"):
-        return read_jsonl(path)
+        return read_jsonl(path, score_by)
     raise ValueError(f"{path}: a data file's name ends in .csv, .json or .jsonl, which determines how it is read.")

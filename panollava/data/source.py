@@ -36,6 +36,8 @@ class Question:
     references: tuple[str, ...]
     question_type: str
     """Scores are also reported by type."""
+    groups: tuple[tuple[str, str], ...] = ()
+    """Columns of ``data.score_by`` with the question's values, by which scores are reported too."""
 
 
 class DataSource(Protocol):

@@ -22,6 +22,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 
 from panollava.evaluation.drawing import KOREAN, WIDE_FONTS, warn_of_missing_glyphs
+from panollava.evaluation.measure import find_measure
 from panollava.evaluation.metrics import EXACT, METRICS, AnswerSet, Metric, Scores, compute_scores, find_metric
 from panollava.evaluation.predictions import Prediction, as_scored
 from panollava.evaluation.statistics import LEVEL, Comparison, Interval, compare_pairs, mean_interval, rounded
@@ -91,9 +92,11 @@ class Verdict:
         return f"{self.first} and {self.second} are not distinguishable: {numbers}; {why}"
 
 
-def standings(contenders: Sequence[Contender], words: Words) -> list[Standing]:
+def standings(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> list[Standing]:
     """Each model's scores with their intervals over pictures; `words` is how caption scores split texts."""
     found, metrics = [], [find_metric(name, "") for name in METRICS if name != "CLIP-score"]  # without pictures
+    if (metric := find_measure(measure)).name not in METRICS:
+        metrics.append(metric)
     for one in contenders:
         scores = compute_scores(AnswerSet(as_scored(one.predictions), words), metrics)
         latency_s = float(np.mean([each.latency_s for each in one.predictions]))
@@ -115,15 +118,6 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
     pairs = list(itertools.combinations(scores, 2))
     found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=metric.top)
     return [Verdict(first, second, each, len(pairs)) for (first, second), each in zip(pairs, found, strict=True)]
-
-
-def find_measure(measure: str) -> Metric:
-    """A metric that scores single answers, so that models can be compared by question; ValueError for others."""
-    metric = find_metric(measure, "measure")
-    if type(metric).per_answer is Metric.per_answer:
-        available = [name for name in METRICS if type(find_metric(name, "")).per_answer is not Metric.per_answer]
-        raise ValueError(f"measure={measure!r} does not score single answers. Available: {', '.join(available)}.")
-    return metric
 
 
 def difference_text(difference: Interval) -> str:
@@ -240,11 +234,13 @@ def _seed_spread(first: Sequence[Repeat], second: Sequence[Repeat]) -> tuple[flo
     return T_975[place] * error, (T_975[place] + T_800[place]) * error
 
 
-def markdown(standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str, words: Words) -> str:
-    """Both tables and the verdicts in words; `words` is how caption scores split texts."""
-    names = list(dict.fromkeys(name for one in standings for name in one.scores))
+def markdown(
+    standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str, words: Words, measure: str = EXACT
+) -> str:
+    """Both tables, best measure first, and the verdicts in words; `words` is how caption scores split texts."""
+    names = list(dict.fromkeys([measure, *(name for one in standings for name in one.scores)]))
     rows = [["run", *names, "image tokens", "ms an answer"]]
-    for one in sorted(standings, key=lambda one: -one.exact.value):
+    for one in sorted(standings, key=lambda one: -one.scores[measure].value):
         scores = [str(one.scores.get(name, "–")) for name in names]
         rows.append([one.name, *scores, str(one.image_tokens), f"{1000 * one.latency_s:.1f}"])
     lines = [f"# {title}", "", *markdown_lines(rows), ""]
@@ -290,24 +286,24 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     return stream.getvalue()
 
 
-def scores_picture(standings: Sequence[Standing]) -> bytes:
-    """PNG: exact match with intervals, a line a model."""
-    ordered = sorted(standings, key=lambda one: one.exact.value)
+def scores_picture(standings: Sequence[Standing], measure: str = EXACT) -> bytes:
+    """PNG: the measure with intervals, a line a model."""
+    ordered = sorted(standings, key=lambda one: one.scores[measure].value)
+    found = [one.scores[measure] for one in ordered]
     figure = Figure(figsize=(8, 1.4 + 0.4 * len(ordered)), dpi=120, facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot()
-    values, bars = [100 * one.exact.value for one in ordered], interval_bars([one.exact for one in ordered])
-    axes.errorbar(values, range(len(ordered)), xerr=bars, fmt="o", color=INK, capsize=4)
+    axes.errorbar(shown(found), range(len(ordered)), xerr=interval_bars(found), fmt="o", color=INK, capsize=4)
     axes.set_yticks(range(len(ordered)), [one.name for one in ordered])
-    axes.set_xlabel("exact match, % (95 % interval over pictures)")
+    axes.set_xlabel(f"{score_label(measure, found)} (95 % interval over pictures)")
     return png(figure, axes)
 
 
-def trade_off_picture(standings: Sequence[Standing]) -> bytes:
-    """PNG: exact match against image tokens, and against the time of an answer."""
+def trade_off_picture(standings: Sequence[Standing], measure: str = EXACT) -> bytes:
+    """PNG: the measure against image tokens, and against the time of an answer."""
     figure = Figure(figsize=(11, 4.5), dpi=120, facecolor=PAPER, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    values = [100 * one.exact.value for one in standings]
-    bars = interval_bars([one.exact for one in standings])
+    found = [one.scores[measure] for one in standings]
+    values, bars = shown(found), interval_bars(found)
     for axes, x, label in (
         (left, [float(one.image_tokens) for one in standings], "image tokens a panorama"),
         (right, [1000 * one.latency_s for one in standings], "ms an answer"),
@@ -317,14 +313,28 @@ def trade_off_picture(standings: Sequence[Standing]) -> bytes:
             axes.annotate(one.name, (place, value), xytext=(6, 6), textcoords="offset points", fontsize=8)
         axes.set_xlabel(label)
         axes.margins(0.15)
-    left.set_ylabel("exact match, %")
+    left.set_ylabel(score_label(measure, found))
     return png(figure, left, right)
 
 
+def score_label(name: str, scores: Sequence[Interval]) -> str:
+    """A score's name for an axis, with its unit."""
+    return f"{name}, %" if all(one.top == 1 for one in scores) else name
+
+
+def shown(intervals: Sequence[Interval]) -> list[float]:
+    """Values for an axis: shares in percent, others on the score's own scale."""
+    return [_factor(one) * one.value for one in intervals]
+
+
 def interval_bars(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Lengths of error bars below and above the values, in percent; 0 where there is no interval."""
-    below = [0.0 if one.low is None else 100 * (one.value - one.low) for one in intervals]
-    return [below, [0.0 if one.high is None else 100 * (one.high - one.value) for one in intervals]]
+    """Lengths of error bars below and above the ``shown`` values; 0 where there is no interval."""
+    below = [0.0 if one.low is None else _factor(one) * (one.value - one.low) for one in intervals]
+    return [below, [0.0 if one.high is None else _factor(one) * (one.high - one.value) for one in intervals]]
+
+
+def _factor(score: Interval) -> int:
+    return 100 if score.top == 1 else 1
 
 
 def png(figure: Figure, *axes: Axes) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from panollava.data.csv import Column, Row, Table, spelling, wrong_text
+from panollava.data.source import Question
 from panollava.disk import writing
 
 PREDICTIONS, METRICS = "predictions.csv", "metrics.json"  # the files of an evaluation's folder
@@ -23,6 +24,7 @@ ALIASES = {
     "kind": ("kind", "question_type", "type"),
     "turn": ("turn", "turn_id"),
     "history": ("history",),
+    "score_by": ("score_by",),
 }
 """Accepted names of each column. Required are the image, the prediction, and one of the two for references."""
 KEYED = ("image", "query", "prediction", "reference")  # columns that ``score`` has a key for
@@ -42,6 +44,7 @@ class Prediction:
     references: tuple[str, ...]  # the right answers
     latency_s: float  # time of the batch divided by its size: the cost of an answer, not the wait for it
     history: tuple[tuple[str, str], ...] = ()  # (question, answer) pairs of the conversation before the question
+    groups: tuple[tuple[str, str], ...] = ()  # as in ``Question``, see ``with_groups``
 
     @property
     def question_type(self) -> str:
@@ -70,6 +73,7 @@ class Scored:
     references: tuple[str, ...]
     turn: str = ""  # number of the question in its conversation; like the history empty where a file has none
     history: str = ""  # what came before the question, as in the file
+    groups: tuple[tuple[str, str], ...] = ()  # columns by which scores are reported, with this answer's values
 
     @property
     def asked(self) -> tuple[str, str, str, str]:
@@ -80,9 +84,18 @@ class Scored:
 def as_scored(predictions: Sequence[Prediction]) -> list[Scored]:
     """The answers of an evaluation, each with all references of its question."""
     return [
-        Scored(one.image_id, one.question, one.kind, one.prediction, one.references, str(one.turn), one.written_history)
+        Scored(
+            one.image_id, one.question, one.kind, one.prediction, one.references, str(one.turn), one.written_history,
+            one.groups,
+        )
         for one in predictions
-    ]
+    ]  # fmt: skip
+
+
+def with_groups(predictions: Iterable[Prediction], questions: Iterable[Question]) -> list[Prediction]:
+    """The answers with the groups of their questions as the data have them now; logs and files may have others."""
+    groups = {one.sample_id: one.groups for one in questions}
+    return [replace(one, groups=groups[one.sample_id]) for one in predictions]
 
 
 def answers_digest(predictions: Iterable[Prediction]) -> str:
@@ -91,7 +104,9 @@ def answers_digest(predictions: Iterable[Prediction]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
-def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | None = None) -> list[Scored]:
+def read_predictions(
+    path: Path, form: Form, named: Mapping[str, str | None] | None = None, score_by: Sequence[str] | None = None
+) -> list[Scored]:
     """The rows of a UTF-8 CSV file of predictions, ours or any other, each with its references.
 
     A row holds one prediction with one ``reference`` or with a JSON list of ``references``. Different spellings of an
@@ -103,6 +118,7 @@ def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | N
             image, in the same turn after the same history where the file has these columns; ``single`` scores it
             against each of its own references alone.
         named: name of the column of each role in `KEYED`; None finds it by the accepted names.
+        score_by: columns by which scores are reported; None takes those of our own ``score_by``, a JSON object.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -122,9 +138,10 @@ def read_predictions(path: Path, form: Form, named: Mapping[str, str | None] | N
     table = Table(path, columns)
     if not {"reference", "references"} & table.names.keys():
         raise table.missing("reference", columns)
+    further = table.add_columns(score_by or (), "score_by")
     table.log_columns()
     spelt: dict[str, str] = {}
-    rows = [_row(path, row, table.names, spelt) for row in table.rows()]
+    rows = [_row(path, row, table.names, spelt, further) for row in table.rows()]
     if form == "single":
         return [replace(row, references=(reference,)) for row in rows for reference in row.references]
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -160,11 +177,12 @@ def _answer(path: Path, row: Row, names: Mapping[str, str]) -> Prediction:
         raise _bad(path, row, "latency_s", f"{cells['latency_s'][:60]!r} is no number of seconds") from None
     texts = {name: cells[name] for name in ("sample_id", "image_id", "kind", "question", "prediction")}
     references = _texts(path, row, "references", names)
-    return Prediction(**texts, references=references, latency_s=latency_s, history=tuple(map(tuple, history)))
+    turns = tuple((question, answer) for question, answer in history)
+    return Prediction(**texts, references=references, latency_s=latency_s, history=turns, groups=())
 
 
-def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str]) -> Scored:
-    """A row with its own references; `spelt` maps each image to its first spelling."""
+def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str], further: Mapping[str, str]) -> Scored:
+    """A row with its own references; `spelt` maps each image to its first spelling, `further` columns to roles."""
     cells = {role: row.cells.get(role, "").strip() for role in ALIASES}
     nul = [(names[role], reason) for role in names if role != "prediction" and (reason := wrong_text(cells[role]))]
     _check(path, row, [*row.problems, *nul])
@@ -181,7 +199,12 @@ def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str]) 
         raise _bad(path, row, at, "there is no reference. Fill the column or leave the row out")
     image = spelt.setdefault(spelling(cells["image"]), cells["image"])
     query, kind, prediction, turn, history = (cells[one] for one in ("query", "kind", "prediction", "turn", "history"))
-    return Scored(image, query, kind, prediction, references, turn, history)
+    groups = {column: row.cells[role].strip() for column, role in further.items()}
+    if not further and cells["score_by"]:
+        groups = _json(path, row, "score_by", names)
+        if not isinstance(groups, dict) or not _is_texts(list(groups.values())):
+            raise _bad(path, row, names["score_by"], 'no JSON object of texts, such as {"language": "ko"}')
+    return Scored(image, query, kind, prediction, references, turn, history, tuple(groups.items()))
 
 
 def _texts(path: Path, row: Row, role: str, names: Mapping[str, str]) -> tuple[str, ...]:
@@ -258,6 +281,7 @@ class AnswerLog:
         whole = [one for line in lines if _SETTINGS not in (one := json.loads(line))]
         for one in whole:  # JSON has no tuples
             one["references"], one["history"] = tuple(one["references"]), tuple(map(tuple, one.get("history", ())))
+            one["groups"] = ()
         return [Prediction(**one) for one in whole]
 
     def _newest_other(self) -> dict[str, Any] | None:

@@ -23,6 +23,8 @@ from panollava.checkpoint import tidy
 from panollava.data.source import Question
 from panollava.disk import flush, write_json, writing
 from panollava.evaluation.exact_match import AnswerReport, is_correct
+from panollava.evaluation.measure import Groups, groups_record
+from panollava.evaluation.metrics import EXACT
 from panollava.evaluation.predictions import METRICS, PREDICTIONS, Prediction, answers_digest
 from panollava.evaluation.statistics import mean_interval
 
@@ -120,6 +122,8 @@ def write_results(
     report: AnswerReport,
     *,
     captions: Mapping[str, object] | None = None,
+    measure: str = EXACT,
+    groups: Groups | None = None,
     settings: Mapping[str, object] | None = None,
     now: datetime | None = None,
     key: str = "",
@@ -133,6 +137,7 @@ def write_results(
         root: the results folder.
         experiment: experiment name; may hold "/" where jobs of a sweep lie in folders of their own.
         predictions, report, captions: the answers, their exact match, and the other scores and how they were computed.
+        measure, groups: the name of the score that ranks models, and scores by group.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
         key: identifies evaluations that may run side by side; see ``AnswerLog``.
@@ -158,7 +163,9 @@ def write_results(
             content = {
                 "experiment_name": experiment,
                 "created": now.isoformat(timespec="seconds"),
+                "measure": measure,
                 **asdict(report),
+                "groups": groups_record(groups or {}),
                 "answers": answers_digest(predictions),
                 "latency": latency_summary(predictions),
                 **json.loads(json.dumps(record, default=str), parse_constant=str),
@@ -211,7 +218,8 @@ def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
 def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     # The byte-order mark makes spreadsheets read UTF-8; the csv module quotes line breaks and keeps "" empty.
     with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
+        columns = [*COLUMNS, *(["score_by"] if any(each.groups for each in predictions) else [])]
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
         for each in predictions:
             row = {
@@ -222,6 +230,7 @@ def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                 "reference": each.references[0],
                 "correct": "true" if is_correct(each.prediction, each.references) else "false",
                 "latency_s": f"{each.latency_s:.6f}",
+                "score_by": json.dumps(dict(each.groups), ensure_ascii=False),
             }
             writer.writerow(row)
 

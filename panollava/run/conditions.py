@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panollava.checkpoint import BEST, LAST, TRAINED, follow
+from panollava.component import outside_packages
 from panollava.data.source import DataSource
-from panollava.evaluation.metrics import metrics_record
+from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
 from panollava.run.config_check import EvaluationOptions
@@ -226,11 +227,15 @@ def mismatch(settings: Record, now: Record, max_samples: int | None) -> dict[str
     return found
 
 
-def scoring(options: EvaluationOptions) -> dict[str, Any]:
-    """What an evaluation's scores depend on beside the answers."""
-    return {key: getattr(options, key) for key in ("blank", "words", "meteor", "clip")} | metrics_record(
-        options.metrics
-    )
+def scoring(options: EvaluationOptions, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's scores depend on beside the answers; ``data`` is the section of its split."""
+    found = {key: getattr(options, key) for key in ("blank", "words", "meteor", "clip")}
+    # Defaults are left out, so that results from before there was the key have the same record.
+    named = {"metrics": options.metrics, "measure": None if options.measure == AUTO else options.measure}
+    named = {key: value for key, value in named.items() if value is not None}
+    if data.get("score_by"):
+        found["score_by"] = list(data["score_by"])
+    return {**found, **named, "packages": outside_packages(named)} if named else found
 
 
 def describe(found: Mapping[str, tuple[Any, Any]]) -> str:

@@ -14,6 +14,7 @@ from panollava.component import allow, closest, component_names, outside_package
 from panollava.config.check import check_component, check_section
 from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
+from panollava.evaluation.measure import AUTO, check_measure
 from panollava.evaluation.metrics import check_metrics
 from panollava.model.components import component_class, keeps_width
 from panollava.model.fusion import Join, check_join
@@ -70,6 +71,7 @@ class EvaluationOptions:
     log_max_samples: Annotated[int, Interval(ge=0)]
     clip: str | None = None
     metrics: list[str] | None = None
+    measure: str = AUTO
 
 
 def checked(cfg: DictConfig) -> DictConfig:
@@ -273,4 +275,5 @@ def _rest(values: dict[str, Any]) -> list[str]:
     if "max_new_tokens" in values["evaluation"]:  # of an overlay from before there was the group
         return [*problems, "evaluation.max_new_tokens is generation.max_new_tokens in a file: move it there."]
     problems += check_section(values["evaluation"], EvaluationOptions, "evaluation")
+    problems += check_measure(values["evaluation"].get("measure"))
     return problems + check_metrics(values["evaluation"].get("metrics"), "evaluation.metrics")

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Interval
 
 from panollava.batch import Batch
@@ -17,10 +18,13 @@ from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
 from panollava.data.loader import Collate, StageLoader, eval_loader
 from panollava.data.source import DataSource, Question, Record
+from panollava.evaluation.measure import Measure, as_asked, choose_measure
+from panollava.evaluation.metrics import AnswerSet
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
 from panollava.prompt import IMAGE_TOKEN, ChatPrompt, Encoded, Limits
+from panollava.run.config_check import EvaluationOptions
 from panollava.run.sources import open_splits, part_of, source_arguments
 from panollava.stages.registry import Targets
 from panollava.store.feature_maker import FeatureMaker
@@ -30,7 +34,9 @@ from panollava.training.options import StageOptions
 
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 DIGEST_LENGTH = 16
-READ_AS = ("dir", "image_dir", "query_template", "on_error", "image_column", "query_column", "annotation_column")
+READ_AS = (
+    "dir", "image_dir", "query_template", "on_error", "image_column", "query_column", "annotation_column", "score_by",
+)  # fmt: skip
 """Keys of ``data`` that say how a table is read; one that the command line names is read as the run's was."""
 
 
@@ -154,6 +160,7 @@ class DataOptions:
 
     split: Literal["train", "val", "test"]
     csv_input: str | None
+    score_by: list[str] | None
     world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
     world_scenes: Annotated[int, Interval(ge=1)] | None
 
@@ -182,7 +189,26 @@ def data_overrides(
         data = {"type": "files", "name": "csv", f"{options.split}_csv": options.csv_input, **kept}
     if changes and data["type"] != "world":
         raise ValueError(f"{', '.join(changes)}: options of the built-in world; the data are {data['type']}.")
+    if options.score_by is not None:
+        if data["type"] != "files":
+            raise ValueError(f"score_by names columns of data files; the data are {data['type']}.")
+        data["score_by"] = options.score_by
     return {**data, **changes}
+
+
+def pictures_of(source: DataSource) -> Callable[[str], np.ndarray]:
+    """The panoramas of a split's questions, by their ids."""
+    first = {one.image_id: one for one in reversed(source.questions())}
+    return lambda image_id: source.question_panorama(first[image_id])
+
+
+def split_measure(source: DataSource, options: EvaluationOptions) -> Measure:
+    """The measure of all questions of a split, named in the log; see ``choose_measure``."""
+    asked = as_asked(source.questions())
+    answers = AnswerSet(asked, meteor=options.meteor, pictures=pictures_of(source), clip=options.clip)
+    found = choose_measure(options.measure, answers)
+    LOG.info("%s: %s", source.name, found)
+    return found
 
 
 def check_records(source: DataSource, encoder: TextEncoder, limits: Limits) -> None:

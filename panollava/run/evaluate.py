@@ -10,17 +10,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state
 from panollava.data.source import FREE_TEXT, DataSource, Question
-from panollava.disk import write_file, writing
+from panollava.disk import read_document, write_file, writing
 from panollava.evaluation.clip import Clip
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.exact_match import AnswerReport, markdown_table, score_answers, text_table
 from panollava.evaluation.gallery import answers_picture
-from panollava.evaluation.metrics import AnswerSet, Scores, compute_scores, find_metrics
-from panollava.evaluation.predictions import METRICS, UNFINISHED, AnswerLog, Prediction, as_scored, read_answers
+from panollava.evaluation.measure import Groups, Measure, group_lines, group_scores, recorded_scores
+from panollava.evaluation.metrics import EXACT, AnswerSet, Scores, compute_scores, find_metrics
+from panollava.evaluation.predictions import (
+    METRICS,
+    UNFINISHED,
+    AnswerLog,
+    Prediction,
+    as_scored,
+    read_answers,
+    with_groups,
+)
 from panollava.evaluation.results import ResultFiles, evaluate, latency_summary, result_folder, write_results
 from panollava.evaluation.words import Words, choose_words
 from panollava.generation import GenerationOptions
@@ -29,7 +36,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA
 from panollava.run.conditions import answer_conditions, describe, differences, mismatch, scoring
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import check_questions, describe_split, question_batches
+from panollava.run.data import check_questions, describe_split, pictures_of, question_batches, split_measure
 from panollava.run.features import open_features
 from panollava.run.memory import answers_too_large, explained
 from panollava.run.preflight import VIEWS
@@ -49,6 +56,8 @@ GREY = 128
 """Value of every pixel of a blank picture."""
 SHOWN_ANSWERS = 12
 PICTURE = "answers.png"
+MEASURE_TAG = "panollava.measure"
+"""Tag of a tracked run: the name of the score that ranks models, also recorded as a metric of ``test/``."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,20 @@ class Evaluation(Answers):
 
     report: AnswerReport  # exact match, by question type
     captions: Scores  # the other metrics, such as BLEU
+    measure: str  # name of the score that ranks models
+    groups: Groups  # scores by the columns of ``data.score_by``
     words: Words  # how texts were split for them
     files: ResultFiles
 
     def summary(self, title: str) -> str:
-        """The table of exact match, and for free text the caption scores."""
+        """The table of exact match, for free text and another measure the other scores, and the scores by group."""
         parts = [f"\n{title}, {counted(self.report.count, 'question')}:\n", text_table(self.report)]
-        if set(self.report.kinds) == {FREE_TEXT}:
+        if set(self.report.kinds) == {FREE_TEXT} or self.measure != EXACT:
             parts += ["", f"Caption scores with words={self.words}:", *self.captions.lines()]
+        if self.measure in self.captions.scores:
+            parts += ["", f"Measure: {self.measure} {self.captions.scores[self.measure]}"]
+        if self.groups:
+            parts += ["", *group_lines(self.groups)]
         return "\n".join([*parts, ""])
 
 
@@ -120,6 +135,7 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
         num_workers=run.trainer.num_workers,
         conditions=conditions,
         source=test,
+        measure=run.measure,
         written=lambda files: run.experiment.record(last, evaluated=str(files.folder)),
     )
     LOG.info("%s", result.summary("Test split"))
@@ -140,6 +156,7 @@ def answer_split(
     num_workers: int = 0,
     conditions: Mapping[str, Any] | None = None,
     source: DataSource | None = None,
+    measure: Measure | None = None,
     written: Callable[[ResultFiles], None] | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint on a split, and records the result on disk and in the tracker.
@@ -151,6 +168,7 @@ def answer_split(
         known: identifies files; one for a command, so that each file is read once.
         conditions: of ``answer_conditions``, where they were computed before.
         source: the split, where it is open and known to the tracker.
+        measure: of the split, where it was chosen before.
         written: called when all files are on disk, before the answer logs are removed.
 
     Raises:
@@ -166,19 +184,23 @@ def answer_split(
     new_tokens = pano.generation.max_new_tokens
     check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
     metrics = find_metrics(options.metrics, "evaluation.metrics")
+    ranking = (measure or split_measure(source, options)).metric
+    if ranking.name not in (EXACT, *(one.name for one in metrics)):
+        metrics.append(ranking)
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     features = open_features(store, pano.model.vision.tower, pano.crop)
     ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
     LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
     logs = answer_logs(options, experiment, conditions)
     with compute.autocast():
-        predictions = ask(log=logs[0], log_samples=options.log_samples)
+        answers = ask(log=logs[0], log_samples=options.log_samples)
         blind = ask(log=logs[1], blank=True) if options.blank else None
+    predictions = with_groups(answers, source.questions())
     report = score_answers(predictions, blind)
     words = choose_words(options.words)
-    captions = compute_scores(
-        AnswerSet(as_scored(predictions), words, options.meteor, _pictures(source), clip), metrics
-    )
+    scored = AnswerSet(as_scored(predictions), words, options.meteor, pictures_of(source), clip)
+    captions = compute_scores(scored, metrics)
+    groups = group_scores(scored, ranking)
     settings = {
         **run.subject(known),
         "split": split,
@@ -186,7 +208,7 @@ def answer_split(
         "max_samples": options.max_samples,
         "image_tokens": pano.image_tokens,
         "conditions": conditions,
-        "scores": scoring(options),
+        "scores": scoring(options, data),
     }
     files = write_results(
         Path(options.results_dir),
@@ -194,18 +216,22 @@ def answer_split(
         predictions,
         report,
         captions={"form": "grouped", "words": words, "clip": options.clip, **captions.record()},
+        measure=ranking.name,
+        groups=groups,
         settings=settings,
         key=logs[0].key,
         resumed=logs[0].resumed,
     )
     _draw_answers(source, predictions, files.folder / PICTURE)
-    _track(predictions, report, captions, files, tracker)
+    found = (report, captions, ranking.name, groups, words, files)
+    result = Evaluation(predictions, pano.image_tokens, conditions, *found)
+    _track(result, tracker)
     tracker.flush()  # an evaluation on record is not made again
     if written is not None:
         written(files)
     for log in logs:  # last, so that an evaluation that is stopped before continues from them
         log.discard()
-    return Evaluation(predictions, pano.image_tokens, conditions, report, captions, words, files)
+    return result
 
 
 def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping[str, Any]) -> list[AnswerLog]:
@@ -261,12 +287,6 @@ def answer_questions(
     return [*known.values(), *given]
 
 
-def _pictures(source: DataSource) -> Callable[[str], np.ndarray]:
-    """The panoramas of a split's questions, by their ids."""
-    first = {one.image_id: one for one in reversed(source.questions())}
-    return lambda image_id: source.question_panorama(first[image_id])
-
-
 def _draw_answers(source: DataSource, predictions: Sequence[Prediction], path: Path) -> None:
     """A picture of the first panorama with the answers about it."""
     first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
@@ -274,15 +294,19 @@ def _draw_answers(source: DataSource, predictions: Sequence[Prediction], path: P
     write_file(path, encode_png(answers_picture(source.question_panorama(first), about_it)))
 
 
-def _track(
-    predictions: Sequence[Prediction], report: AnswerReport, captions: Scores, files: ResultFiles, tracker: Tracker
-) -> None:
-    values = report.metrics() | {name: interval.value for name, interval in captions.scores.items()}
+def _track(result: Evaluation, tracker: Tracker) -> None:
+    predictions = result.predictions
+    values = result.report.metrics() | {name: interval.value for name, interval in result.captions.scores.items()}
     latency = latency_summary(predictions)
     values |= {f"latency_{name}": latency[name] for name in ("mean_s", "median_s", "p95_s")}
+    for column, members in result.groups.items():
+        for value, one in members.items():
+            scores = {metric.replace(" ", "_"): interval.value for metric, interval in one.scores.items()}
+            values |= {f"{metric}/{column}/{value or 'empty'}": score for metric, score in scores.items()}
     tracker.metrics({f"test/{name}": value for name, value in values.items()}, step=0)
-    tracker.folder(files.folder, "evaluation")
-    tracker.text(markdown_table(report), "evaluation/table.md")
+    tracker.tags({MEASURE_TAG: result.measure})
+    tracker.folder(result.files.folder, "evaluation")
+    tracker.text(markdown_table(result.report), "evaluation/table.md")
     rows = [
         {
             "question": one.question,
@@ -391,6 +415,20 @@ def _copy_checkpoint(folder: Path, target: Path) -> None:
         shutil.copyfile(folder / name, target / name)
     if (folder / LORA).is_dir():
         shutil.copytree(folder / LORA, target / LORA)
+
+
+def final_score(run: Run) -> float | None:
+    """The measure of a run's evaluation on record, as a sweeper that searches for the best setting needs it.
+
+    0 for a dry run, which has no score; None in processes beside the first, and where nothing was evaluated.
+    """
+    if run.cfg.dry_run:
+        return 0.0
+    evaluated = run.experiment.state(run.cfg.stage.run[-1]).get("evaluated") if run.procs.is_main else None
+    if not evaluated:
+        return None
+    measure, scores = recorded_scores(read_document(Path(evaluated) / METRICS))
+    return scores[measure].value
 
 
 def summarize(run: Run) -> None:

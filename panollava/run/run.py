@@ -21,12 +21,13 @@ from panollava.component import label
 from panollava.config.job import gpu_beside_others, in_sweep, swept_values
 from panollava.data.loader import StageLoader
 from panollava.disk import read_document
+from panollava.evaluation.measure import Measure
 from panollava.evaluation.predictions import METRICS, read_answers
 from panollava.logs import LOG, configure_console, log_file
 from panollava.model.backbones import Backbones
 from panollava.run import conditions
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import RunData, describe_split, open_data
+from panollava.run.data import RunData, describe_split, open_data, split_measure
 from panollava.run.features import open_features
 from panollava.run.sources import part_of
 from panollava.run_folder import CONFIG, METADATA, Experiment, experiment_name, flatten, prompt_date, read_metadata
@@ -186,6 +187,12 @@ class Run:
         if self.store.enabled and self.data.augment.is_on:
             LOG.info("Training pictures are changed at random, so only features of the other splits are kept.")
         return open_features(self.store, tower, self.backbones.crop)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """The measure of the test split, which there is."""
+        assert self.data.test is not None
+        return split_measure(self.data.test, EvaluationOptions(**self.plain["evaluation"]))
 
     @cached_property
     def known(self) -> FileIdentity:
@@ -424,7 +431,8 @@ def evaluation_due(run: Run) -> bool:
         if not found:
             LOG.info("%s does not record the conditions of its answers; it is used unchecked.", path.parent)
             return False
-    found |= conditions.differences({"scores": settings.get("scores")}, {"scores": conditions.scoring(options)})
+    scores = conditions.scoring(options, run.plain["data"])
+    found |= conditions.differences({"scores": settings.get("scores")}, {"scores": scores})
     if found:
         LOG.info(
             "The evaluation in %s has other conditions (%s): a new one is made.",

@@ -12,6 +12,8 @@ from panollava.crop.crop import COMMON_KEYS, Crop
 from panollava.crop.partial import check_covered
 from panollava.crop.render import check_device
 from panollava.crop.strategies import CropStrategy
+from panollava.evaluation.measure import KEY as MEASURE
+from panollava.evaluation.measure import check_measure
 from panollava.evaluation.metrics import check_metrics
 from panollava.generation import KEY, GenerationOptions
 from panollava.store.catalogue import StoreOptions
@@ -142,7 +144,16 @@ def _strategy(crop: dict[str, Any]) -> list[str]:
     return problems
 
 
+def check_evaluation(section: Mapping[str, Any]) -> list[str]:
+    """Problems of the ``evaluation`` section of a command; packages that it names are allowed."""
+    allow(outside_packages(section))
+    measure = section.get("measure")
+    is_text = measure is None or isinstance(measure, str)
+    return check_measure(measure) if is_text else [f"{MEASURE}={measure!r}: allowed is the name of a metric, or auto."]
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "evaluation": check_evaluation,
     "fetch": check_fetch,
     "generation": partial(check_generation, recorded=True),
     "store": lambda section: check_section(section, StoreOptions, "store"),

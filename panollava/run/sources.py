@@ -172,7 +172,7 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
     errors: dict[str, Exception] = {}
     for name in names:
         try:
-            sources[name] = open_source(data, name, pictures)
+            sources[name] = open_source(data if name == "test" else unscored(data), name, pictures)
         except (ValueError, OSError) as error:  # raised below, together with those of the other splits
             errors.setdefault(str(error), error)
     if len(errors) > 1:
@@ -182,6 +182,11 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
     for line in shared_pictures(sources):
         LOG.warning("Data %s: %s.", data["name"], line)
     return sources
+
+
+def unscored(data: dict[str, Any]) -> dict[str, Any]:
+    """The ``data`` section for a split that is not scored, whose file needs no columns of groups."""
+    return {key: value for key, value in data.items() if key != "score_by"}
 
 
 def shared_pictures(sources: Mapping[str, DataSource]) -> list[str]:

@@ -16,6 +16,8 @@ from panollava.disk import read_document, write_file
 from panollava.evaluation import comparison
 from panollava.evaluation.comparison import Contender, Repeat
 from panollava.evaluation.exact_match import is_correct
+from panollava.evaluation.measure import recorded_scores
+from panollava.evaluation.metrics import EXACT
 from panollava.evaluation.predictions import METRICS, Prediction, read_answers
 from panollava.evaluation.statistics import Interval
 from panollava.logs import LOG
@@ -50,6 +52,19 @@ class Job:
         return self.metrics["settings"].get("conditions") or {}
 
     @property
+    def scores(self) -> dict[str, Interval]:
+        """All available scores of its evaluation; empty without one."""
+        return recorded_scores(self.metrics)[1] if self.metrics else {}
+
+    @property
+    def measure(self) -> str:
+        """Name of the score that ranks it, or the place of its class in another package; empty without evaluation."""
+        if not self.metrics:
+            return ""
+        asked = self.metrics["settings"].get("scores", {}).get("measure", "")
+        return asked if ":" in asked else recorded_scores(self.metrics)[0]
+
+    @property
     def image_tokens(self) -> int:
         """Tokens that a panorama takes in the language model."""
         return int(self.metrics["settings"]["image_tokens"])
@@ -63,7 +78,11 @@ class Job:
             if state.get(number) is not None
         }
         if self.metrics:
-            found |= {"questions": self.metrics["count"], "exact_match": self.metrics["exact_match"]}
+            found |= {"questions": self.metrics["count"]}
+            for name, score in self.scores.items():
+                column = name.replace(" ", "_")
+                ends = {f"{column}_low": score.low, f"{column}_high": score.high}
+                found |= {column: score.value, **{key: end for key, end in ends.items() if end is not None}}
             if self.metrics["blank_exact_match"] is not None:
                 found["blank"] = self.metrics["blank_exact_match"]
             found |= {"image_tokens": self.image_tokens, "latency_s": self.metrics["latency"]["mean_s"]}
@@ -88,7 +107,13 @@ class Row:
     status: str
     error: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    exact: Interval | None = None  # exact match, if it was evaluated
+    scores: Mapping[str, Interval] = field(default_factory=dict)  # by name, if it was evaluated
+    measure: str = EXACT  # name of the score that ranks the jobs of the sweep
+
+    @property
+    def measured(self) -> Interval | None:
+        """The measure, if it was evaluated."""
+        return self.scores.get(self.measure)
 
     @property
     def label(self) -> str:
@@ -100,9 +125,15 @@ def sweep_report(folder: Path) -> list[Path]:
     """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` into a sweep's folder and returns their paths."""
     records = read_jobs(folder)
     found = {record.name: read_job(folder / record.name) for record in records}
-    rows = [_row(record, found[record.name]) for record in records]
+    measures = {job.measure: recorded_scores(job.metrics)[0] for job in found.values() if job and job.metrics}
+    # Jobs of several measures, such as some from before there was the key, have exact match in common.
+    type, measure = next(iter(measures.items())) if len(measures) == 1 else (EXACT, EXACT)
+    rows = [_row(record, found[record.name], measure) for record in records]
     answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
-    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered)]
+    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered, type)]
+    if len(measures) > 1:
+        names = ", ".join(sorted(measures.values()))
+        parts.insert(1, f"The jobs were evaluated with different measures ({names}): they are ranked by {EXACT}.\n")
     files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: _csv(rows)}
     if any(row.numbers for row in rows):
         files[PICTURE] = _picture(rows)
@@ -161,17 +192,14 @@ def _resampler_parameters(stage_folder: Path) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _row(record: JobRecord, job: Job | None) -> Row:
+def _row(record: JobRecord, job: Job | None, measure: str) -> Row:
     if job is None:
         return Row(record.name, record.swept, record.status, record.error)
-    exact = None
-    if job.metrics:
-        exact = Interval(job.metrics["exact_match"], *(job.metrics["interval"] or (None, None)))
-    return Row(record.name, record.swept, record.status, record.error, job.numbers(), exact)
+    return Row(record.name, record.swept, record.status, record.error, job.numbers(), job.scores, measure)
 
 
-def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
-    """Markdown: tests of the differences between jobs or, over seeds, between settings."""
+def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str) -> list[str]:
+    """Markdown: tests of the differences between jobs or, over seeds, between settings, by a measure."""
     if len(answered) < 2:
         return []
     (first, one), *others = answered
@@ -191,18 +219,26 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
         hint = "python -m panollava.compare tests the differences of those it is given"
         return [*notes, f"More than {MOST_COMPARED} jobs: {hint}.\n"]
     contenders = [Contender(record.name, tuple(job.predictions), job.image_tokens) for record, job in answered]
-    found = comparison.verdicts(contenders, "unicode")
+    words = one.metrics["captions"].get("words", "unicode")
+    try:
+        found = comparison.verdicts(contenders, words, measure)
+    except ValueError as error:  # a measure that needs more than answers and references
+        return [*notes, f"The differences are not tested: {error}\n"]
     return [
         *notes,
-        "\n".join([f"By exact match: {comparison.TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n",
+        "\n".join([f"By {measure}: {comparison.TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n",
     ]
 
 
 def _table(rows: Sequence[Row], title: str) -> str:
-    """A line for each job, without empty columns."""
+    """A line for each job, best measure first, without empty columns; beside another measure than exact match, all."""
+    rows = sorted(rows, key=lambda row: -math.inf if row.measured is None else row.measured.value, reverse=True)
     columns: dict[str, list[str]] = {key: [row.swept.get(key, "") for row in rows] for key in _keys(rows)}
     columns |= {"status": [row.status for row in rows]}
-    columns |= {"exact match": [str(row.exact) if row.exact else "" for row in rows]}
+    measure = next((row.measure for row in rows if row.measured), EXACT)
+    beside = [name for row in rows for name in row.scores] if measure != EXACT else []
+    for name in dict.fromkeys([measure, *beside]):
+        columns[name] = [str(score) if (score := row.scores.get(name)) else "" for row in rows]
     shown = {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
     for stage in _stages(rows):
         shown[f"{stage}_samples_per_second"] = (f"{stage} samples/s", 1, 1)
@@ -220,22 +256,23 @@ def _table(rows: Sequence[Row], title: str) -> str:
 def _csv(rows: Sequence[Row]) -> str:
     """A line for each job, with every number in full."""
     keys, names = _keys(rows), list(dict.fromkeys(name for row in rows for name in row.numbers))
-    lines: list[list[object]] = [["job", *keys, "status", *names, "exact_match_low", "exact_match_high", "error"]]
+    lines: list[list[object]] = [["job", *keys, "status", "measure", *names, "error"]]
     for row in rows:
-        ends = [row.exact.low, row.exact.high] if row.exact else [None, None]
-        values = [row.numbers.get(name, "") for name in names]
-        lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, *ends, row.error])
+        values = [row.measure if row.measured else "", *(row.numbers.get(name, "") for name in names)]
+        lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, row.error])
     return comparison.csv_text(lines)
 
 
 def _picture(rows: Sequence[Row]) -> bytes:
-    """PNG: exact match, time of an answer, and the last stage's validation loss and speed, by job.
+    """PNG: the measure, time of an answer, and the last stage's validation loss and speed, by job.
 
     A numeric swept key is the horizontal axis; the other keys make lines.
     """
     last = _stages(rows)[-1]
+    measured = {row.job: row.measured for row in rows if row.measured}
+    label = comparison.score_label(next((row.measure for row in rows if row.measured), ""), list(measured.values()))
     panels = [
-        ("exact match, %", {row.job: 100 * row.exact.value for row in rows if row.exact}),
+        (label, dict(zip(measured, comparison.shown(list(measured.values())), strict=True))),
         ("ms an answer", _values(rows, "latency_s", 1000)),
         (f"{last}: validation loss", _values(rows, f"{last}_validation_loss")),
         (f"{last}: samples/s", _values(rows, f"{last}_samples_per_second")),
@@ -250,14 +287,16 @@ def _picture(rows: Sequence[Row]) -> bytes:
             height_of = {row.job: height for height, row in enumerate(reversed(rows))}
             jobs = [row for row in rows if row.job in values]
             heights, numbers = [height_of[row.job] for row in jobs], [values[row.job] for row in jobs]
-            axes.errorbar(numbers, heights, xerr=_bars(jobs, label), fmt="o", color=comparison.INK, capsize=4)
+            bars = _bars(jobs) if values is panels[0][1] and measured else None
+            axes.errorbar(numbers, heights, xerr=bars, fmt="o", color=comparison.INK, capsize=4)
             axes.set_yticks(list(height_of.values()), [row.label for row in reversed(rows)])
             axes.set_xlabel(label)
             continue
         for name, members in _lines(rows, axis).items():
             jobs = sorted((row for row in members if row.job in values), key=lambda row: float(row.swept[axis]))
             along, numbers = [float(row.swept[axis]) for row in jobs], [values[row.job] for row in jobs]
-            axes.errorbar(along, numbers, yerr=_bars(jobs, label), fmt="o-", capsize=4, label=name)
+            bars = _bars(jobs) if values is panels[0][1] and measured else None
+            axes.errorbar(along, numbers, yerr=bars, fmt="o-", capsize=4, label=name)
         axes.set_xlabel(axis)
         axes.set_ylabel(label)
     if axis is not None and any(_lines(rows, axis)):
@@ -265,8 +304,8 @@ def _picture(rows: Sequence[Row]) -> bytes:
     return comparison.png(figure, *all_axes)
 
 
-def _bars(jobs: Sequence[Row], label: str) -> list[list[float]] | None:
-    return comparison.interval_bars([row.exact for row in jobs if row.exact]) if label.startswith("exact") else None
+def _bars(jobs: Sequence[Row]) -> list[list[float]]:
+    return comparison.interval_bars([row.measured for row in jobs if row.measured])
 
 
 def _keys(rows: Sequence[Row]) -> list[str]:

@@ -16,7 +16,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 TOOLS = {"build", "hatchling", "mypy", "pytest-cov", "pytest-xdist", "ruff"}
 """What the Makefile and pytest run by name."""
-PLUGINS = {"bitsandbytes", "hydra-joblib-launcher", "hydra-submitit-launcher", "nvidia-ml-py"}
+PLUGINS = {
+    "bitsandbytes",
+    "hydra-joblib-launcher",
+    "hydra-optuna-sweeper",
+    "hydra-submitit-launcher",
+    "nvidia-ml-py",
+}
 """What other libraries import where it is installed."""
 
 

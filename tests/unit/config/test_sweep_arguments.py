@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from panollava.config.command_line import CommandLine, canonical, check_keys, split
 from panollava.config.entrypoint import _hydra_arguments
-from panollava.config.sweep_arguments import as_sweep, check_launcher, register_resolvers, slug
+from panollava.config.sweep_arguments import as_sweep, check_plugins, register_resolvers, slug
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +225,7 @@ def test_torchrun_starts_no_sweep(typed: list[str], monkeypatch: pytest.MonkeyPa
 def test_a_missing_launcher_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panollava.config.sweep_arguments.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"hydra/launcher=parallel needs .*\.\[joblib\]"):
-        check_launcher(line("-m", "seed=0,1", "hydra/launcher=parallel").parsed)
+        check_plugins(line("-m", "seed=0,1", "hydra/launcher=parallel").parsed)
 
 
 def test_a_dry_run_has_its_folder_elsewhere() -> None:
