@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from panollava.component import closest
 from panollava.data.source import FREE_TEXT, Directions
 from panollava.logs import LOG
 
@@ -180,9 +179,9 @@ def said_directions(text: str) -> Directions | None:
 def no_column(path: Path, key: str, wanted: str, what: str, there: Sequence[str]) -> ValueError:
     """The error for a column, or a key of the metadata, that a config key lists and a file does not have."""
     shown = ", ".join(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in there[:_SHOWN]) or "none"
-    close = closest(wanted, there)
-    hint = f" Did you mean {close}?" if close else ""
-    return ValueError(f"{path}: {key} names {wanted}, which is not there. {what.capitalize()} found: {shown}.{hint}")
+    return ValueError(
+        f"{path}: {key} names {wanted}, which is not there. {what.capitalize()} found: {shown}. [] names none."
+    )
 
 
 NOT_DIRECTIONS = "is none of none, words and fixed, which say how the texts name directions"

@@ -9,13 +9,14 @@ from panollava.evaluation.clip import clip_config
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG
+from panollava.model.hub import SHIPPED
 from panollava.model.lora import check_targets
 from panollava.model.trainable import check_language_blocks
 from panollava.prompt import Limits
 from panollava.run.build_stage import check_start
 from panollava.run.data import check_questions, check_records
 from panollava.run.features import forecast
-from panollava.run.run import Run, plain
+from panollava.run.run import BACKBONES, Run, plain
 from panollava.training.parallel import check_compiler
 
 VIEWS = "views.png"
@@ -41,6 +42,13 @@ def preflight(run: Run) -> None:
         if len(source) == 0:
             raise ValueError(f"The {name} split of {source.name} has no records.")
     pending, test = run.pending, run.data.test
+    shipped = [part for part in BACKBONES if run.cfg.model[part].name in SHIPPED]
+    if pending and shipped and run.cfg.data.type != "world":
+        LOG.warning(
+            "The miniature backbones (%s) know only the built-in world, and data=%s are others. Take real ones: "
+            "model=siglip_qwen.",
+            ", ".join(run.cfg.model[part].name for part in shipped), run.cfg.data.name,
+        )  # fmt: skip
     if test is not None and run.stages[run.cfg.stage.run[-1]].answers and not run.cfg.dry_run:
         check_writable(Path(run.cfg.evaluation.results_dir), "evaluation.results_dir")
     language = _open_language(run) if any(run.stages[name].answers for name in pending) else None

@@ -21,7 +21,7 @@ ANYTHING = {"run", "trainer"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"model", "trainer"},  # the front door shows the facade when asked
     "checkpoint": {"disk"},
-    "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking"},
+    "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking", REGISTRY},
     "crop": {"component"},
     "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
     "evaluation": {"batch", "checkpoint", "component", "crop", "data", "disk", "logs", "losses", "model", REGISTRY},
