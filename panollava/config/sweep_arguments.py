@@ -103,9 +103,14 @@ def check_plugins(overrides: Sequence[Override]) -> None:
     """Checks that the launcher and the sweeper are installed.
 
     Raises:
-        ValueError: one is not.
+        ValueError: one is not, or a search space is given where Hydra cannot compose it.
     """
     for override in overrides:
+        if re.match(r"hydra\.sweeper\.(custom_)?search_space", override.key_or_group):
+            raise ValueError(
+                f"{override.key_or_group}: the space is what keys vary, such as 'crop.overlap=interval(0.0,0.5)'. "
+                "Leave it out."
+            )
         options = PLUGINS.get(override.key_or_group, {})
         if (option := str(override.value())) in options:
             plugin, extra = options[option]
@@ -157,12 +162,6 @@ def _refuse(line: CommandLine) -> None:
 def _refuse_study(line: CommandLine) -> None:
     """Raises ValueError if a study of Optuna cannot be made here."""
     sweeper = line.base.hydra.sweeper
-    for key in ("search_space", "custom_search_space"):
-        if sweeper.get(key) is not None:
-            raise ValueError(
-                f"hydra.sweeper.{key}: the space is what keys vary, such as 'crop.overlap=interval(0.0,0.5)'. Leave it "
-                "out."
-            )
     if sweeper.get("storage") is not None:
         raise ValueError(
             f"hydra.sweeper.storage={sweeper.storage}: a study is kept in the sweep's folder, where the same command "
@@ -188,10 +187,10 @@ def _refuse_study(line: CommandLine) -> None:
         )
     from panollava.stages.registry import stages_of  # imports torch, which the command line must not
 
-    # The first job's config: a swept group may be that of the stages.
-    config: Any = OmegaConf.to_container(next(iter(line.variants.values())).stage, resolve=False)
-    last = stages_of(config).get(str((config.get("run") or [""])[-1]))
-    if not line.base.evaluation.enabled or (last is not None and not last.answers):
+    config = line.compose([str(override.input_line) for override in line.parsed])
+    section: Any = OmegaConf.to_container(config.stage, resolve=False)
+    last = stages_of(section).get(str((section.get("run") or [""])[-1]))
+    if not config.evaluation.enabled or (last is not None and not last.answers):
         why = "evaluation.enabled=false" if last is None or last.answers else f"stage.run ends with {last.name}, which"
         raise ValueError(
             f"hydra/sweeper=optuna: trials are chosen by the measure of the evaluation, and {why} has none. Train a "

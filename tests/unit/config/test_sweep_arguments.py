@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -231,3 +233,58 @@ def test_a_missing_launcher_is_told_with_its_extra(monkeypatch: pytest.MonkeyPat
 def test_a_dry_run_has_its_folder_elsewhere() -> None:
     for typed in (("-m", "seed=0,1", "dry_run=true"), ("-m", "hydra.sweep.dir=runs/x", "seed=0,1", "dry_run=True")):
         assert f"hydra.sweep.dir='{Path('scratch') / 'sweep_seed'}'" == sweep(*typed)[-2]
+
+
+STUDY = ["-m", "hydra/sweeper=optuna"]
+SPACE = "crop.overlap=interval(0.0,0.5)"
+
+
+@pytest.mark.parametrize(
+    "space", [SPACE, "seed=range(0,5)", "resampler=choice(mlp,pool)", "stage.finetune.lr=tag(log,interval(1e-4,1e-2))"]
+)
+def test_a_study_of_optuna_has_a_folder_a_direction_and_a_seed(space: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    key = space.partition("=")[0]
+    words = sweep(*STUDY, space, "trainer.max_steps=1")
+    assert f"hydra.sweep.dir='runs/sweep_{key}'" in words
+    assert {"hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"} < set(words)
+    config = line("-m", *words).compose(words)
+    assert config.hydra.sweeper.direction == "maximize"
+    assert config.hydra.sweeper.max_failure_rate == 1.0
+    own = sweep(*STUDY, space, "hydra.sweeper.n_jobs=4", "hydra.sweeper.sampler.seed=7", "hydra/sweeper/sampler=random")
+    assert not {"hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"} & set(own)
+
+
+def test_an_overlay_is_a_search_space_of_optuna_too() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert folder("hydra/sweeper=optuna", "+experiment=resampler_sweep", SPACE) == "runs/resampler_sweep_crop.overlap"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["seed=1"], "no key varies. Give one a range"),
+        ([SPACE, "stage=vision"], "stage.run ends with vision, which has none. Train a stage that answers"),
+        ([SPACE, "evaluation.enabled=false"], "evaluation.enabled=false has none"),
+        ([SPACE, "hydra.sweeper.storage=sqlite:///x.db"], "hydra.sweeper.storage=sqlite:///x.db: a study is kept in"),
+        ([SPACE, "hydra.sweeper.direction=minimize"], "higher is better"),
+        ([SPACE, "hydra.sweeper.direction=[maximize,minimize]"], "higher is better"),
+        ([SPACE, "hydra/sweeper/sampler=grid"], "-m runs every combination"),
+        ([SPACE, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: allowed is 1 or more"),
+        ([SPACE, "hydra.sweeper.search_space={seed:{type:int,low:0,high:3}}"], "Leave it out"),
+        ([SPACE, "output_dir=choice(a,b)"], "a sweep has one output_dir"),
+        (["crop.overlp=interval(0.0,0.5)"], "Did you mean crop.overlap"),
+    ],
+)
+def test_what_optuna_cannot_search_is_one_message(typed: list[str], said: str, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        _hydra_arguments("train", [*STUDY, *typed], tmp_path, None, ())
+    assert list(Path().iterdir()) == []
+
+
+def test_a_missing_sweeper_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("panollava.config.sweep_arguments.find_spec", lambda name: None)
+    asked = OverridesParser.create().parse_overrides(["hydra/sweeper=optuna"])
+    with pytest.raises(ValueError, match=r"hydra/sweeper=optuna needs .*\.\[optuna\]"):
+        check_plugins(asked)
