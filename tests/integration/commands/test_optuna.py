@@ -32,12 +32,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     HydraConfig.instance().cfg = None
 
 
+def test_a_study_whose_trials_all_fail_is_one_message_and_dry_runs_have_a_score(
+    backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*STUDY, *backbones(backbone), *QUICK, "stage=finetune", "hydra.sweeper.n_trials=2", "tracking=none"]
+    assert command(monkeypatch, train, *asked, "dry_run=true") == 0
+    assert not Path("runs").exists()
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(stage, "fit", broken)
+    assert command(monkeypatch, train, *asked) == 1
+    said = capsys.readouterr().err
+    assert "Optuna: No trials are completed yet." in said
+    assert said.count("failed: OSError: no space left on device") == 2
+    assert "Traceback" not in said
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
 def test_a_study_that_was_killed_continues_and_repeats_no_trial(
     backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [*STUDY, *backbones(backbone), *QUICK, "stage=finetune", "trainer.max_steps=1", "evaluation.blank=false"]
-    asked += ["experiment_name=study", "evaluation.max_samples=4"]
+    asked += ["experiment_name=study", "evaluation.max_samples=4", "hydra.sweeper.n_trials=6"]
     whole, trained = stage.fit, Path("trained")
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -49,9 +67,10 @@ def test_a_study_that_was_killed_continues_and_repeats_no_trial(
         return whole(*arguments, **options)
 
     monkeypatch.setattr(stage, "fit", counted)
-    study = [*asked, "hydra.sweeper.n_trials=6"]
-    assert in_child(lambda: command(monkeypatch, train, *study), quiet=Path("said.txt")) == -signal.SIGKILL
-    assert command(monkeypatch, train, *study) == 0
+    assert in_child(lambda: command(monkeypatch, train, *asked), quiet=Path("said.txt")) == -signal.SIGKILL
+    capsys.readouterr()
+    assert command(monkeypatch, train, *asked) == 0
+    assert capsys.readouterr().err.count("Every stage of this config is finished already") == 2
     started = trained.read_text().splitlines()
     assert started[2] == started[3]  # the one that was killed
     assert len(started) == 7
@@ -80,26 +99,3 @@ def test_a_study_that_was_killed_continues_and_repeats_no_trial(
     assert {run.info.run_name: run.data.metrics["test/exact_match"] for run in children} == {
         name: job.score for name, job in jobs.items()
     }
-
-    capsys.readouterr()
-    assert command(monkeypatch, train, *asked, "hydra.sweeper.n_trials=7") == 0
-    assert capsys.readouterr().err.count("Every stage of this config is finished already") == 6
-    assert len(trained.read_text().splitlines()) == 8
-
-
-def test_a_study_whose_trials_all_fail_is_one_message_and_dry_runs_have_a_score(
-    backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = [*STUDY, *backbones(backbone), *QUICK, "stage=finetune", "hydra.sweeper.n_trials=2", "tracking=none"]
-    assert command(monkeypatch, train, *asked, "dry_run=true") == 0
-    assert not Path("runs").exists()
-
-    def broken(*arguments: Any, **options: Any) -> Any:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(stage, "fit", broken)
-    assert command(monkeypatch, train, *asked) == 1
-    said = capsys.readouterr().err
-    assert "Optuna: No trials are completed yet." in said
-    assert said.count("failed: OSError: no space left on device") == 2
-    assert "run_and_report" not in said
