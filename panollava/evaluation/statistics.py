@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -214,7 +215,7 @@ class _Test:
             adjusted_p=None if self.p_value is None else adjusted,
             detectable=(normal(level) + normal(0.4)) * spread,
             groups=self._size,
-            least_groups=math.floor(1 - math.log2(level)) + 1,  # 2 of the 2 ** G swaps leave all groups on one side
+            least_groups=least_groups(level),
         )
         if self.p_value is None or share == 0 or self._size < found.least_groups:
             return found
@@ -251,24 +252,64 @@ class _Test:
         return share if share > _ROUNDING else 0.0
 
 
+def least_groups(level: float) -> int:
+    """Groups without which no difference is significant: 2 of the ``2 ** G`` swaps leave all groups on one side."""
+    return math.floor(1 - math.log2(level)) + 1
+
+
 def normal(level: float) -> float:
     """Two-sided quantile of the normal distribution."""
     return statistics.NormalDist().inv_cdf(1 - level / 2)
 
 
-def student(level: float, freedom: int) -> float:
-    """Two-sided quantile of Student's distribution, to 2 % and better from 4 degrees of freedom on.
+@lru_cache(maxsize=4096)
+def student(level: float, freedom: float) -> float:
+    """Two-sided quantile of Student's distribution, for any number of degrees of freedom above 0."""
+    # The logarithm of the p-value is a concave function of that of t, so Newton's method converges from the right.
+    t = normal(level)
+    for _ in range(100):
+        p = student_p(t, freedom)
+        step = math.log(p / level) * p / (2 * t * _student_density(t, freedom))
+        t *= math.exp(step)
+        if abs(step) < 1e-13:
+            break
+    return t
 
-    Source: Abramowitz and Stegun 1964, Handbook of Mathematical Functions, 26.7.5.
+
+def student_p(t: float, freedom: float) -> float:
+    """Two-sided p-value of Student's t, for any number of degrees of freedom above 0.
+
+    Source: DLMF, 8.17.22 (the continued fraction of the incomplete beta function), and 8.17.4 (its reflection).
     """
-    z = normal(level)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**order for order, term in enumerate(terms, 1))
+    a, b, x = freedom / 2, 0.5, freedom / (freedom + t * t)
+    if x >= 1:
+        return 1.0
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    front = math.exp(a * math.log(x) + b * math.log(t * t / (freedom + t * t)) - log_beta)
+    if x < (a + 1) / (a + b + 2):
+        return front / a * _beta_fraction(a, b, x)
+    return 1 - front / b * _beta_fraction(b, a, t * t / (freedom + t * t))
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """The continued fraction by the method of Lentz, for x below (a + 1) / (a + b + 2)."""
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 1000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        before = value
+        for term in (even, odd):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            value *= c * d
+        if abs(value - before) < 1e-15 * abs(value):
+            break
+    return value
+
+
+def _student_density(t: float, freedom: float) -> float:
+    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    return math.exp(log_scale - (freedom + 1) / 2 * math.log1p(t * t / freedom))
 
 
 def rounded(value: float, digits: int, limit: float = 0.0, sign: str = "") -> str:
