@@ -1,7 +1,7 @@
 """Collects the jobs of a sweep that are repeated over seeds, and compares their settings on the same questions.
 
 ``python experiments/study.py runs/<sweep> --by model.resampler.type --into experiments/<study>`` writes the folder's
-``rows.csv`` (one line per job), ``configs/`` (each job's config) and ``table.md``.
+``rows.csv`` (one line per job), ``configs/`` (each job's config), ``table.md`` and ``pairs.csv``.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 
 import yaml
 
-from panollava.evaluation.comparison import settings_table
+from panollava.evaluation.comparison import settings_table, verdict_lines, verdicts, verdicts_csv
 from panollava.run.sweep_report import read_job
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,13 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     keys = [key.removeprefix("model.").removesuffix(".type") for key in options.by]
-    text = settings_table([job.repeat(setting) for job, setting in jobs], keys)
+    settings = [dict(zip(keys, setting, strict=True)) for _, setting in jobs]
+    named = enumerate(zip(jobs, settings, strict=True))  # jobs of two sweeps may have the same name
+    contenders = [replace(job.contender(own), name=f"{number} {job.name}") for number, ((job, _), own) in named]
+    found = verdicts(contenders, "unicode")
+    text = f"{settings_table(contenders, 'unicode')}\n{verdict_lines(found)}"
     (options.into / "table.md").write_text(text, encoding="utf-8")
+    (options.into / "pairs.csv").write_text(verdicts_csv(found), encoding="utf-8")
     logger.info(text)
 
 

@@ -1,6 +1,7 @@
 """python -m panollava.compare <run> <run> …: which is better on the same questions, and is the difference real?"""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,25 +17,29 @@ from panollava.evaluation.comparison import (
     Contender,
     markdown,
     scores_picture,
+    settings_table,
     standings,
     standings_csv,
     trade_off_picture,
+    verdict_lines,
     verdicts,
     verdicts_csv,
 )
 from panollava.evaluation.measure import choose_measure, group_scores, group_tables
 from panollava.evaluation.metrics import AnswerSet
+from panollava.evaluation.paper_table import SUFFIXES, paper_table
 from panollava.evaluation.predictions import as_scored, with_groups
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
 from panollava.model.api import PanoLlava
-from panollava.run.conditions import answer_conditions, unequal
+from panollava.run.conditions import answer_conditions, recorded_config, unequal
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import DataOptions, data_name, data_overrides
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
 from panollava.run.restore import Restored, restore
 from panollava.run.run import open_tracker
 from panollava.run.sections import read_config
+from panollava.run.settings import settings_of
 from panollava.run.sources import open_source
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
@@ -50,6 +55,7 @@ class CompareOptions(DataOptions):
     runs: list[str]
     mlflow_experiment: str | None
     max_samples: Annotated[int, Interval(ge=1)] | None
+    table: Literal["latex", "markdown", "csv"] | None
     words: Literal["auto", "ptb", "unicode"]
     batch_size: Annotated[int, Interval(ge=1)] | None
     results_dir: str
@@ -81,15 +87,17 @@ def main(cfg: DictConfig) -> None:
                 f"{first} and {name} answered different questions ({difference}). Evaluate both on one test set, with "
                 "csv_input= or world_seed=."
             )
-    contenders = [Contender(name, tuple(one.predictions), one.image_tokens) for name, one in answers.items()]
+    contenders, note = _contenders(runs, answers)
     words = choose_words(options.words)
     sets = {one.name: AnswerSet(as_scored(one.predictions), words) for one in contenders}
     chosen = choose_measure(sections["evaluation"]["measure"], sets[first])
     LOG.info("%s", chosen)
     measure = chosen.name
     found, places = verdicts(contenders, words, chosen.type), standings(contenders, words, chosen.type)
-    title = f"{len(runs)} runs on {data_name(options, data)}, by {measure}"
-    text = markdown(places, found, title, words, measure)
+    tested_on = data_name(options, data)
+    title = f"{len(runs)} runs on {tested_on}, by {measure}"
+    judged = [settings_table(contenders, words, chosen.type), note, verdict_lines(found, measure)]
+    text = markdown(places, "\n".join(filter(None, judged)), title, words, measure)
     if groups := group_tables({name: group_scores(one, chosen.metric) for name, one in sets.items()}, measure):
         text += f"\n{groups}"
     LOG.info("\n%s", text)
@@ -101,9 +109,12 @@ def main(cfg: DictConfig) -> None:
         "comparison.md": text,
         "scores.csv": standings_csv(places),
         "pairs.csv": verdicts_csv(found),
-        "scores.png": scores_picture(places, measure),
-        "trade_off.png": trade_off_picture(places, measure),
+        **{f"scores.{kind}": picture for kind, picture in scores_picture(places, measure).items()},
+        **{f"trade_off.{kind}": picture for kind, picture in trade_off_picture(places, measure).items()},
     }
+    if options.table is not None:
+        table = paper_table(contenders, places, found, measure, data=tested_on)
+        files[f"table{SUFFIXES[options.table]}"] = table.text(options.table)
     for name, content in files.items():
         write_file(out / name, content)
     tags = {"panollava.compared": ", ".join(names)}
@@ -123,6 +134,21 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
             "runs/b, or an MLflow experiment of several, mlflow_experiment=<name>."
         )
     return folders
+
+
+def _contenders(runs: list[Restored], answers: dict[str, Answers]) -> tuple[list[Contender], str]:
+    """The runs with their settings, where all have a config, and a line on how their configs differ."""
+    configs = [recorded_config(run.folder) for run in runs]
+    settings: Sequence[dict[str, str] | None] = [None] * len(runs)
+    differing: list[str] = []
+    if all(configs):
+        known = [config or {} for config in configs]
+        settings, differing = settings_of(known, [run.stage for run in runs])
+    note = f"The settings differ in {', '.join(differing)}.\n" if differing else ""
+    return [
+        Contender(name, tuple(one.predictions), one.image_tokens, setting, str((config or {}).get("seed", "")))
+        for (name, one), setting, config in zip(answers.items(), settings, configs, strict=True)
+    ], note
 
 
 def _answers(

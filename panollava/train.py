@@ -7,6 +7,13 @@ from omegaconf import DictConfig
 from panollava.config.entrypoint import entrypoint
 
 
+def announce(cfg: DictConfig) -> list[str]:
+    """What a sweep that is about to start can see."""
+    from panollava.run.sweep_design import announcement
+
+    return announcement(cfg)
+
+
 def report(folder: Path) -> list[Path]:
     """Writes the report of a sweep's folder."""
     from panollava.run.sweep_report import sweep_report
@@ -20,7 +27,7 @@ def load() -> None:
     import panollava.run.stage  # noqa: F401
 
 
-@entrypoint("train", report=report, load=load)
+@entrypoint("train", announce=announce, report=report, load=load)
 def main(cfg: DictConfig) -> float | None:
     """Trains what ``stage.run`` lists, and returns the measure of the test split; see ``final_score``."""
     # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.

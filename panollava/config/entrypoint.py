@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from panollava.config import command_line
 from panollava.config.job import INTERRUPTED, MENDABLE, Function, Load, in_sweep, run_job
 from panollava.config.outside import add_options
-from panollava.config.sweep import Report, SweepParent
+from panollava.config.sweep import Announce, Report, SweepParent
 from panollava.config.sweep_arguments import as_sweep, check_plugins, register_resolvers
 from panollava.tracking.location import refuse_secret
 
@@ -31,6 +31,7 @@ def entrypoint(
     *,
     bare: str | None = None,
     loose: Sequence[str] = (),
+    announce: Announce | None = None,
     report: Report | None = None,
     load: Load | None = None,
 ) -> Callable[[Function], Callable[[], None]]:
@@ -40,6 +41,7 @@ def entrypoint(
         config_name: root config in ``conf/``.
         bare: key of arguments that have none (see ``command_line.canonical``).
         loose: sections whose keys only the application checks.
+        announce: what to say of a sweep before its first job.
         report: makes the report of a sweep after its last job.
         load: imports what every job of a sweep needs.
     """
@@ -54,6 +56,7 @@ def entrypoint(
                     version_base=command_line.VERSION_BASE, config_path=command_line.CONF, config_name=config_name
                 )
                 is_whole = False
+                SweepParent.announce = announce
                 try:
                     application(_guarded(function, load))()
                     is_whole = True

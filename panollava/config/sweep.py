@@ -32,6 +32,8 @@ from panollava.tracking.tracker import Status
 
 Report = Callable[[Path], Sequence[Path]]
 """Writes the report of a sweep's folder and returns the files."""
+Announce = Callable[[DictConfig], Sequence[str]]
+"""What to say of a sweep before its first job, by its config without swept values."""
 
 NO_BARS = "TQDM_DISABLE"
 
@@ -43,6 +45,7 @@ class SweepParent(Callback):
     """Hydra's callback that opens the sweep before any job starts, so that jobs need not race to do so."""
 
     current: ClassVar[Sweep | None] = None
+    announce: ClassVar[Announce | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Locks the sweep's folder and makes the store and the parent run."""
@@ -50,6 +53,8 @@ class SweepParent(Callback):
             SweepParent.current = _open(config)
         except (ValueError, OSError) as error:  # Hydra turns exceptions of a callback into warnings, and continues
             sys.exit(f"\n{type(error).__name__}: {error}")
+        if SweepParent.announce is not None:
+            sys.stderr.write("".join(f"{line}\n" for line in SweepParent.announce(config)))
         launcher = config.hydra.launcher._target_
         if "basic_launcher" not in launcher:
             os.environ[NO_BARS] = "1"  # the bars of several jobs would overwrite each other

@@ -6,9 +6,7 @@ Legend: ``Q`` questions.
 import csv
 import io
 import itertools
-import math
 import re
-import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
@@ -25,6 +24,7 @@ from panollava.evaluation.drawing import KOREAN, WIDE_FONTS, warn_of_missing_gly
 from panollava.evaluation.measure import find_measure
 from panollava.evaluation.metrics import EXACT, METRICS, AnswerSet, Metric, Scores, compute_scores, find_metric
 from panollava.evaluation.predictions import Prediction, as_scored
+from panollava.evaluation.seeds import SeedComparison, compare_seeds, seed_interval
 from panollava.evaluation.statistics import LEVEL, Comparison, Interval, compare_pairs, mean_interval, rounded
 from panollava.evaluation.words import Words
 from panollava.logs import counted
@@ -34,9 +34,11 @@ TESTS = (
     "p-values of a paired permutation test over pictures, after Holm's correction for the number of pairs; each "
     "difference has the interval of the same test at the same level."
 )
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
-T_800 = {1: 1.376, 2: 1.061, 3: 0.978, 4: 0.941, 5: 0.920, 6: 0.906, 7: 0.896, 8: 0.889, 9: 0.883, 10: 0.879}
-"""Student's t at 97.5 % and 80 %, by degrees of freedom."""
+SEED_TESTS = (
+    "p-values over seeds of Student's test with each setting's own variance (Welch's), by picture of a paired "
+    "permutation test on the mean over seeds; both after Holm's correction for the number of pairs. Each difference "
+    "has the intervals of the same tests at the same level. Settings differ where both tests are significant."
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Contender:
     name: str
     predictions: tuple[Prediction, ...]
     image_tokens: int  # tokens that a panorama takes in its language model
+    setting: Mapping[str, str] | None = None  # its values of the keys in which settings differ; None where unknown
+    seed: str = ""  # of its training
+    facts: Mapping[str, str] = field(default_factory=dict)  # further columns of its setting's table
+
+    @property
+    def label(self) -> str:
+        """Name of its setting."""
+        return ", ".join(f"{key}={value}" for key, value in (self.setting or {}).items())
 
 
 @dataclass(frozen=True)
@@ -66,30 +76,80 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two models compared."""
+    """Two models compared, or two settings with the seeds of their training."""
 
     first: str
     second: str
-    found: Comparison  # the second less the first, with the correction for the number of pairs
+    found: Comparison  # the second less the first by picture, with the correction for the number of pairs
     pairs: int  # number of pairs
+    seeds: SeedComparison | None = None  # the same over seeds; None of two models
+    is_one_setting: bool = False  # two models that differ by their seed alone
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Whether the difference is significant at 5 % over all pairs: of settings over seeds and by picture."""
+        return self.found.is_distinguishable and (self.seeds is None or self.seeds.is_distinguishable)
 
     def __str__(self) -> str:
+        return self._of_models() if self.seeds is None else self._of_settings(self.seeds)
+
+    def _of_models(self) -> str:
+        """The verdict on two trained models, which says that it is none on their settings."""
         found, pictures = self.found, counted(self.found.groups, "picture")
+        same = "both are of one setting, with a seed each"
+        about = same if self.is_one_setting else "about the settings nothing is shown: one seed each"
+        alike = f"The trained models {self.first} and {self.second} are not distinguishable"
         if found.adjusted_p is None:
-            same = "the same score" if found.groups == 1 else "the same score on each"
-            return f"{self.first} and {self.second} are not distinguishable: {same} of {pictures}"
-        value = found.difference.value
-        numbers = f"{difference_text(found.difference)}, p = {rounded(found.adjusted_p, 4, LEVEL)}"
+            each = "the same score" if found.groups == 1 else "the same score on each"
+            return f"{alike}: {each} of {pictures}; {about}"
         if found.is_distinguishable:
-            return f"{self.second} is {'better' if value > 0 else 'worse'} than {self.first}: {numbers}"
+            return f"Of these two trained models, {self._better}: {_with_p(found)}; {about}"
+        return f"{alike}: {_with_p(found)}; {self._why_not_by_picture()}; {about}"
+
+    def _of_settings(self, seeds: SeedComparison) -> str:
+        """The verdict on two settings: by seed first, by picture second."""
+        found, (one, other) = self.found, seeds.seeds
+        by_picture = "the same score on each picture" if found.adjusted_p is None else _with_p(found)
+        if seeds.adjusted_p is None:
+            lone = [name for name, count in ((self.first, one), (self.second, other)) if count == 1]
+            why = f"one seed of {' and '.join(lone)}" if lone else "the seeds of each score the same"
+            models = "differ" if found.is_distinguishable else "are not distinguishable"
+            return (
+                f"About the settings {self.first} and {self.second} nothing is shown: {why}; these trained models "
+                f"{models} by picture: {by_picture}"
+            )
+        count = f"{one} seeds each" if one == other else f"{one} and {other} seeds"
+        over_seeds = f"{_with_p(seeds)}, {count}"
+        if self.is_distinguishable:
+            return f"{self._better} over seeds: {over_seeds}; by picture {by_picture}"
+        alike = f"{self.first} and {self.second} are not distinguishable"
+        if seeds.is_distinguishable:
+            why = "" if found.adjusted_p is None else f"; {self._why_not_by_picture()}"
+            return f"{alike} by picture: {by_picture}{why}; over seeds {over_seeds}"
+        if (needed := seeds.seeds_needed) is not None:
+            over_seeds += f"; some {needed:,} seeds each would be needed to distinguish them"
+        models = ", where these trained models differ" if found.is_distinguishable else ""
+        return f"{alike} over seeds: {over_seeds}; by picture{models} {by_picture}"
+
+    @property
+    def _better(self) -> str:
+        return f"{self.second} is {'better' if self.found.difference.value > 0 else 'worse'} than {self.first}"
+
+    def _why_not_by_picture(self) -> str:
+        found = self.found
         if found.groups < found.least_groups:
             among = f" among {self.pairs} pairs of runs" if self.pairs > 1 else ""
-            why = f"{pictures} cannot show any difference at 5 %{among}, it takes {found.least_groups} at least"
-        elif found.groups_needed is None:
-            why = "their means are equal, so no number of pictures can be named that would distinguish them"
-        else:
-            why = f"some {found.groups_needed:,} pictures would be needed to distinguish them"
-        return f"{self.first} and {self.second} are not distinguishable: {numbers}; {why}"
+            pictures = counted(found.groups, "picture")
+            return f"{pictures} cannot show any difference at 5 %{among}, it takes {found.least_groups} at least"
+        if found.groups_needed is None:
+            return "their means are equal, so no number of pictures can be named that would distinguish them"
+        return f"some {found.groups_needed:,} pictures would be needed to distinguish them"
+
+
+def _with_p(found: Comparison | SeedComparison) -> str:
+    """A difference, its interval and its p-value, which is not None."""
+    assert found.adjusted_p is not None
+    return f"{difference_text(found.difference)}, p = {rounded(found.adjusted_p, 4, LEVEL)}"
 
 
 def standings(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> list[Standing]:
@@ -105,19 +165,50 @@ def standings(contenders: Sequence[Contender], words: Words, measure: str = EXAC
 
 
 def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> list[Verdict]:
-    """Every two models compared on their questions by a metric that scores each answer; see ``find_measure``.
+    """Every two settings compared or, where no setting has several seeds, every two models.
 
-    Raises ValueError for fewer than two models, other questions, or a measure that is unknown or undefined on these.
+    The measure is a metric that scores each answer; see ``find_measure``. Raises ValueError for fewer than two models,
+    other questions, or a measure that is unknown or undefined on these.
     """
     if len(contenders) < 2:
         raise ValueError("A comparison needs two runs: name another one.")
-    metric = find_measure(measure)
-    asked = [one.sample_id for one in contenders[0].predictions]
+    metric, settings = find_measure(measure), by_setting(contenders)
     images = [one.image_id for one in contenders[0].predictions]
-    scores = {one.name: _scores(one, asked, words, metric) for one in contenders}
-    pairs = list(itertools.combinations(scores, 2))
-    found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=metric.top)
-    return [Verdict(first, second, each, len(pairs)) for (first, second), each in zip(pairs, found, strict=True)]
+    scores = _all_scores(contenders, words, metric)
+    if len(settings) < 2:
+        pairs = list(itertools.combinations(scores, 2))
+        found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=metric.top)
+        is_one = bool(settings)
+        return [
+            Verdict(first, second, each, len(pairs), is_one_setting=is_one)
+            for (first, second), each in zip(pairs, found, strict=True)
+        ]
+    pairs = list(itertools.combinations(settings, 2))
+    of_all = {label: np.stack([scores[one.name] for one in own]) for label, own in settings.items()}  # (seeds, Q)
+    by_question = {label: own.mean(axis=0) for label, own in of_all.items()}
+    by_seed = {label: own.mean(axis=1).tolist() for label, own in of_all.items()}
+    found = compare_pairs(
+        [(by_question[first], by_question[second]) for first, second in pairs], images, top=metric.top
+    )
+    over_seeds = compare_seeds([(by_seed[first], by_seed[second]) for first, second in pairs], top=metric.top)
+    return [
+        Verdict(first, second, each, len(pairs), of_seeds)
+        for (first, second), each, of_seeds in zip(pairs, found, over_seeds, strict=True)
+    ]
+
+
+def by_setting(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
+    """The models of each setting by its name, if a setting has several seeds; else nothing.
+
+    Nothing either where settings are unknown, or a setting has two models of the same seed, which are no repetition.
+    """
+    found: dict[str, list[Contender]] = {}
+    for one in contenders:
+        found.setdefault(one.label, []).append(one)
+    is_known = all(one.setting is not None for one in contenders)
+    is_repeated = any(len(own) > 1 for own in found.values())
+    is_each_once = all(len({one.seed for one in own}) == len(own) for own in found.values())
+    return found if is_known and is_repeated and is_each_once else {}
 
 
 def difference_text(difference: Interval) -> str:
@@ -128,6 +219,12 @@ def difference_text(difference: Interval) -> str:
         return text
     low, high = (rounded(factor * end, digits, sign="+") for end in (difference.low, difference.high))
     return f"{text} ({low} to {high})"
+
+
+def _all_scores(contenders: Sequence[Contender], words: Words, metric: Metric) -> dict[str, np.ndarray]:
+    """Scores ``(Q,)`` of each model, in the order of the first one's questions."""
+    asked = [one.sample_id for one in contenders[0].predictions]
+    return {one.name: _scores(one, asked, words, metric) for one in contenders}
 
 
 def _scores(contender: Contender, asked: Sequence[str], words: Words, metric: Metric) -> np.ndarray:
@@ -147,107 +244,66 @@ def _scores(contender: Contender, asked: Sequence[str], words: Words, metric: Me
     return metric.per_answer(answers)
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """A model of one setting, trained with one seed."""
+def settings_table(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> str:
+    """Markdown: scores of each setting over its seeds, with intervals over seeds and over pictures.
 
-    setting: tuple[str, ...]  # values of the keys in which settings differ
-    correct: Mapping[str, float]  # question -> 1 where the answer was right, else 0
-    scene_of: Mapping[str, str]  # question -> image id
-    facts: Mapping[str, str] = field(default_factory=dict)  # further columns, the same for all seeds of a setting
-
-
-def settings_table(repeats: Sequence[Repeat], keys: Sequence[str]) -> str:
-    """Markdown: scores of each setting over its seeds, and every two settings compared.
-
-    `keys` names the values in ``Repeat.setting``. Raises ValueError where models answered different questions.
+    It is empty where ``by_setting`` finds no settings. Raises ValueError as ``verdicts`` does.
     """
-    groups = {one.setting: [each for each in repeats if each.setting == one.setting] for one in repeats}
-    facts = list(dict.fromkeys(name for one in repeats for name in one.facts))
-    head = [*keys, "seeds", "exact match, %", "interval by scene", "per seed, %", *facts]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for setting, members in groups.items():
-        questions, scores = _mean_scores(members)
-        interval = mean_interval(scores, [members[0].scene_of[one] for one in questions])
-        own = ", ".join(f"{score:.1f}" for score in sorted(_seed_scores(members)))
-        cells = [*setting, str(len(members)), f"{100 * interval.value:.1f}", interval.ends, own]
-        lines.append(f"| {' | '.join([*cells, *(members[0].facts.get(name, '') for name in facts)])} |")
-    return "\n".join([*lines, "", *_compared(groups)]) + "\n"
-
-
-def _compared(groups: Mapping[tuple[str, ...], Sequence[Repeat]]) -> list[str]:
-    """Markdown lines: differences, with their variation over scenes and over seeds."""
-    pairs = list(itertools.combinations(groups, 2))
-    if not pairs:
-        return []
-    scores = {setting: _mean_scores(members) for setting, members in groups.items()}
-    questions = next(iter(scores.values()))[0]
-    for setting, (others, _) in scores.items():
-        if questions != others:
-            raise ValueError(f"{setting} answered other questions than the first: evaluate all on one test set.")
-    scene_of = next(iter(groups.values()))[0].scene_of
-    lines = [
-        "| second less first, with its interval by scene | p by scene | distinguishable by scene "
-        "| 95 % interval by seed, of this pair alone | least visible by seed |",
-        "|---|---|---|---|---|",
+    if not (settings := by_setting(contenders)):
+        return ""
+    metric = find_measure(measure)
+    factor, digits, unit = (100, 1, ", %") if metric.top == 1 else (1, 3, "")
+    scores = _all_scores(contenders, words, metric)
+    images = [one.image_id for one in contenders[0].predictions]
+    keys = list(contenders[0].setting or {})
+    facts = list(dict.fromkeys(name for one in contenders for name in one.facts))
+    head = [
+        "seeds",
+        f"{metric.name}{unit}",
+        "interval by seed",
+        "interval by picture",
+        f"per seed{unit}",
+        "image tokens",
     ]
-    tested = [(scores[first][1], scores[second][1]) for first, second in pairs]
-    found = compare_pairs(tested, [scene_of[one] for one in questions])
-    for (first, second), one in zip(pairs, found, strict=True):
-        half, least = _seed_spread(groups[first], groups[second])
-        by_seed = "– | –"
-        if math.isfinite(half):
-            middle = 100 * one.difference.value
-            by_seed = f"{max(middle - half, -100):+.1f} to {min(middle + half, 100):+.1f} | {least:.1f}"
-        p = "the same scores" if one.adjusted_p is None else rounded(one.adjusted_p, 4, LEVEL)
-        name = f"{' '.join(second)} − {' '.join(first)}: {difference_text(one.difference)}"
-        lines.append(f"| {name} | {p} | {'yes' if one.is_distinguishable else 'no'} | {by_seed} |")
-    return [*lines, "", f"By scene: {TESTS}"]
+    rows = [[*keys, *head, *facts]]
+    for own in settings.values():
+        of_seeds = np.stack([scores[one.name] for one in own])
+        by_seed = seed_interval(of_seeds.mean(axis=1).tolist(), top=metric.top)
+        by_picture = mean_interval(of_seeds.mean(axis=0), images, top=metric.top)
+        each = ", ".join(f"{factor * score:.{digits}f}" for score in sorted(of_seeds.mean(axis=1).tolist()))
+        cells = [str(len(own)), f"{factor * by_seed.value:.{digits}f}", by_seed.ends, by_picture.ends, each]
+        values = [(own[0].setting or {})[key] for key in keys]
+        rows.append([*values, *cells, str(own[0].image_tokens), *(own[0].facts.get(name, "") for name in facts)])
+    return "\n".join(markdown_lines(rows)) + "\n"
 
 
-def _mean_scores(repeats: Sequence[Repeat]) -> tuple[list[str], list[float]]:
-    """The questions in one order, and the share of the seeds that answered each correctly."""
-    questions = sorted(repeats[0].correct)
-    if any(one.correct.keys() != repeats[0].correct.keys() for one in repeats):
-        raise ValueError(f"The seeds of {repeats[0].setting} answered different questions: use one test set.")
-    return questions, [statistics.fmean(one.correct[question] for one in repeats) for question in questions]
+def setting_scores(contenders: Sequence[Contender], words: Words, measure: str = EXACT) -> list[list[float]]:
+    """Mean scores of the seeds of each setting that ``by_setting`` finds."""
+    scores = _all_scores(contenders, words, find_measure(measure))
+    return [[float(scores[one.name].mean()) for one in own] for own in by_setting(contenders).values()]
 
 
-def _seed_scores(repeats: Sequence[Repeat]) -> list[float]:
-    """Exact match of each seed, in percent."""
-    return [100 * statistics.fmean(one.correct.values()) for one in repeats]
+def verdict_lines(found: Sequence[Verdict], measure: str = EXACT) -> str:
+    """Markdown: how was tested, and a line a verdict."""
+    tests = SEED_TESTS if any(one.seeds is not None for one in found) else TESTS
+    return "\n".join([f"By {measure}: {tests}", "", *(f"- {verdict}" for verdict in found)]) + "\n"
 
 
-def _seed_spread(first: Sequence[Repeat], second: Sequence[Repeat]) -> tuple[float, float]:
-    """Half of the 95 % interval of a difference over seeds, and the smallest difference found in four of five studies.
+def markdown(standings: Sequence[Standing], judged: str, title: str, words: Words, measure: str = EXACT) -> str:
+    """The table of scores, best measure first, and what follows from it; `words` is how caption scores split texts.
 
-    Student's t for two groups of equal variance, in points; infinite with a single seed each, and where the seeds of
-    each setting score the same, which leaves the variance unknown.
+    `judged` is the Markdown of ``settings_table``, where there are settings, and of ``verdict_lines``.
     """
-    scores = [_seed_scores(group) for group in (first, second)]
-    freedom = sum(len(group) - 1 for group in scores)
-    squares = sum((score - statistics.fmean(group)) ** 2 for group in scores for score in group)
-    if freedom == 0 or squares < 1e-18:
-        return math.inf, math.inf
-    error = math.sqrt(squares / freedom * sum(1 / len(group) for group in scores))
-    place = min(freedom, max(T_975))
-    return T_975[place] * error, (T_975[place] + T_800[place]) * error
-
-
-def markdown(
-    standings: Sequence[Standing], verdicts: Sequence[Verdict], title: str, words: Words, measure: str = EXACT
-) -> str:
-    """Both tables, best measure first, and the verdicts in words; `words` is how caption scores split texts."""
     names = list(dict.fromkeys([measure, *(name for one in standings for name in one.scores)]))
     rows = [["run", *names, "image tokens", "ms an answer"]]
     for one in sorted(standings, key=lambda one: -one.scores[measure].value):
         scores = [str(one.scores.get(name, "–")) for name in names]
         rows.append([one.name, *scores, str(one.image_tokens), f"{1000 * one.latency_s:.1f}"])
     lines = [f"# {title}", "", *markdown_lines(rows), ""]
-    lines += [f"Scores have 95 % intervals over pictures, from five pictures on; words={words}. {TESTS}", ""]
+    lines += [f"Scores have 95 % intervals over pictures, from five pictures on; words={words}.", ""]
     missing = {f"- {name} is unavailable: {why}" for one in standings for name, why in one.captions.unavailable.items()}
     lines += [*sorted(missing), ""] if missing else []
-    return "\n".join([*lines, *(f"- {verdict}" for verdict in verdicts)]) + "\n"
+    return "\n".join([*lines, judged])
 
 
 def standings_csv(standings: Sequence[Standing]) -> str:
@@ -260,12 +316,19 @@ def standings_csv(standings: Sequence[Standing]) -> str:
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
-    """A line a pair of models."""
+    """A line a pair of models, or of settings with what was found over their seeds."""
     header = ["first", "second", "difference", "low", "high", "p", "adjusted p", "detectable", "distinguishable"]
-    rows = [
-        [first, second, *_ends(one.difference), one.p_value, one.adjusted_p, one.detectable, one.is_distinguishable]
-        for first, second, one in ((verdict.first, verdict.second, verdict.found) for verdict in verdicts)
-    ]
+    header += ["first seeds", "second seeds", "seed low", "seed high", "seed p", "seed adjusted p", "seed spread"]
+    header.append("seed detectable")
+    rows: list[list[object]] = []
+    for verdict in verdicts:
+        one, seeds = verdict.found, verdict.seeds
+        numbers = [*_ends(one.difference), one.p_value, one.adjusted_p, one.detectable, verdict.is_distinguishable]
+        of_seeds: list[object] = [None] * 8
+        if seeds is not None:
+            ends = _ends(seeds.difference)[1:]
+            of_seeds = [*seeds.seeds, *ends, seeds.p_value, seeds.adjusted_p, seeds.spread, seeds.detectable]
+        rows.append([verdict.first, verdict.second, *numbers, *of_seeds])
     return csv_text([header, *rows])
 
 
@@ -286,8 +349,8 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     return stream.getvalue()
 
 
-def scores_picture(standings: Sequence[Standing], measure: str = EXACT) -> bytes:
-    """PNG: the measure with intervals, a line a model."""
+def scores_picture(standings: Sequence[Standing], measure: str = EXACT) -> dict[str, bytes]:
+    """As ``drawn`` gives it: the measure with intervals, a line a model."""
     ordered = sorted(standings, key=lambda one: one.scores[measure].value)
     found = [one.scores[measure] for one in ordered]
     figure = Figure(figsize=(8, 1.4 + 0.4 * len(ordered)), dpi=120, facecolor=PAPER, layout="constrained")
@@ -295,11 +358,11 @@ def scores_picture(standings: Sequence[Standing], measure: str = EXACT) -> bytes
     axes.errorbar(shown(found), range(len(ordered)), xerr=interval_bars(found), fmt="o", color=INK, capsize=4)
     axes.set_yticks(range(len(ordered)), [one.name for one in ordered])
     axes.set_xlabel(f"{score_label(measure, found)} (95 % interval over pictures)")
-    return png(figure, axes)
+    return drawn(figure, axes)
 
 
-def trade_off_picture(standings: Sequence[Standing], measure: str = EXACT) -> bytes:
-    """PNG: the measure against image tokens, and against the time of an answer."""
+def trade_off_picture(standings: Sequence[Standing], measure: str = EXACT) -> dict[str, bytes]:
+    """As ``drawn`` gives it: the measure against image tokens, and against the time of an answer."""
     figure = Figure(figsize=(11, 4.5), dpi=120, facecolor=PAPER, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     found = [one.scores[measure] for one in standings]
@@ -314,7 +377,7 @@ def trade_off_picture(standings: Sequence[Standing], measure: str = EXACT) -> by
         axes.set_xlabel(label)
         axes.margins(0.15)
     left.set_ylabel(score_label(measure, found))
-    return png(figure, left, right)
+    return drawn(figure, left, right)
 
 
 def score_label(name: str, scores: Sequence[Interval]) -> str:
@@ -337,12 +400,16 @@ def _factor(score: Interval) -> int:
     return 100 if score.top == 1 else 1
 
 
-def png(figure: Figure, *axes: Axes) -> bytes:
-    """The figure as a PNG file, its axes with a light grid and no upper and right spine."""
+def drawn(figure: Figure, *axes: Axes) -> dict[str, bytes]:
+    """The figure as a PNG and as an SVG file, its axes with a light grid and no upper and right spine.
+
+    Text of the SVG stays text, with the fonts of the PNG and whatever a viewer has for letters that these lack. The
+    same figure gives the same bytes.
+    """
     for one in axes:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
-    stream = io.BytesIO()
+    files = {"png": io.BytesIO(), "svg": io.BytesIO()}
     with warnings.catch_warnings(record=True) as caught:
         # Names may be in any script. Matplotlib would warn once for each missing glyph.
         warnings.simplefilter("always")
@@ -350,10 +417,12 @@ def png(figure: Figure, *axes: Axes) -> bytes:
         for text in figure.findobj(Text):
             text.set_fontfamily(_families())
         caught.clear()
-        figure.savefig(stream, format="png")
+        figure.savefig(files["png"], format="png")
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "panollava"}):
+            figure.savefig(files["svg"], format="svg", metadata={"Date": None})
     glyphs = [match for one in caught if (match := re.match(r"Glyph (\d+) .* missing from font", str(one.message)))]
     warn_of_missing_glyphs(chr(int(match[1])) for match in glyphs)
-    return stream.getvalue()
+    return {kind: stream.getvalue() for kind, stream in files.items()}
 
 
 @lru_cache(maxsize=1)

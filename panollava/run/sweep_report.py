@@ -14,23 +14,25 @@ from safetensors import safe_open
 from panollava.checkpoint import BEST, TRAINED, follow
 from panollava.disk import read_document, write_file
 from panollava.evaluation import comparison
-from panollava.evaluation.comparison import Contender, Repeat
-from panollava.evaluation.exact_match import is_correct
-from panollava.evaluation.measure import recorded_scores
+from panollava.evaluation.comparison import Contender
+from panollava.evaluation.measure import find_measure, recorded_scores
 from panollava.evaluation.metrics import EXACT
 from panollava.evaluation.predictions import METRICS, Prediction, read_answers
+from panollava.evaluation.seeds import spread_of
 from panollava.evaluation.statistics import Interval
+from panollava.evaluation.words import Words
 from panollava.logs import LOG
 from panollava.run.conditions import FINISHED, TEST_SET, differences, fingerprint, unequal
 from panollava.run.evaluate import first_difference
+from panollava.run.sweep_design import NUMBERS, Design, Spread, known_spread
 from panollava.run_folder import CONFIG, STAGES
 from panollava.stages import registry
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import JobRecord, read_jobs
 
-TABLE, NUMBERS, PICTURE = "sweep.md", "sweep.csv", "sweep.png"
+TABLE, PICTURE = "sweep.md", "sweep"
 MOST_COMPARED = 12
-"""Jobs up to which every two are compared: corrected for their number, more pairs would rarely be significant."""
+"""Settings up to which every two are compared: corrected for their number, more pairs would rarely be significant."""
 JOB_NUMBERS = ("seconds", "samples_per_second", "peak_memory_gb", "validation_loss")
 """Keys of each stage's state that the report shows."""
 
@@ -88,14 +90,11 @@ class Job:
             found |= {"image_tokens": self.image_tokens, "latency_s": self.metrics["latency"]["mean_s"]}
         return found | {"resampler_parameters": self.parameters}
 
-    def repeat(self, setting: Sequence[str]) -> Repeat:
-        """Its answers, as one seed of a setting."""
-        return Repeat(
-            setting=tuple(setting),
-            correct={one.sample_id: float(is_correct(one.prediction, one.references)) for one in self.predictions},
-            scene_of={one.sample_id: one.image_id for one in self.predictions},
-            facts={"image tokens": str(self.image_tokens), "parameters": f"{self.parameters:,}"},
-        )
+    def contender(self, setting: Mapping[str, str]) -> Contender:
+        """Its answers, as those of one seed of a setting."""
+        facts = {"parameters": f"{self.parameters:,}"}
+        seed = str(self.config["seed"])
+        return Contender(self.name, tuple(self.predictions), self.image_tokens, setting, seed, facts)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Row:
 
 
 def sweep_report(folder: Path) -> list[Path]:
-    """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` into a sweep's folder and returns their paths."""
+    """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` and ``.svg`` into a sweep's folder; returns their paths."""
     records = read_jobs(folder)
     found = {record.name: read_job(folder / record.name) for record in records}
     measures = {job.measure: recorded_scores(job.metrics)[0] for job in found.values() if job and job.metrics}
@@ -130,13 +129,13 @@ def sweep_report(folder: Path) -> list[Path]:
     type, measure = next(iter(measures.items())) if len(measures) == 1 else (EXACT, EXACT)
     rows = [_row(record, found[record.name], measure) for record in records]
     answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
-    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered, type)]
+    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered, type, folder)]
     if len(measures) > 1:
         names = ", ".join(sorted(measures.values()))
         parts.insert(1, f"The jobs were evaluated with different measures ({names}): they are ranked by {EXACT}.\n")
     files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: _csv(rows)}
     if any(row.numbers for row in rows):
-        files[PICTURE] = _picture(rows)
+        files |= {f"{PICTURE}.{kind}": picture for kind, picture in _picture(rows).items()}
     for name, content in files.items():
         write_file(folder / name, content)
     return [folder / name for name in files]
@@ -198,7 +197,7 @@ def _row(record: JobRecord, job: Job | None, measure: str) -> Row:
     return Row(record.name, record.swept, record.status, record.error, job.numbers(), job.scores, measure)
 
 
-def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str) -> list[str]:
+def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str, folder: Path) -> list[str]:
     """Markdown: tests of the differences between jobs or, over seeds, between settings, by a measure."""
     if len(answered) < 2:
         return []
@@ -211,23 +210,33 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str) -> list[s
     notes = [
         f"{line}.\n" for line in unequal({record.name: job.conditions for record, job in answered if job.conditions})
     ]
-    keys = [key for key in first.swept if key != "seed"]
-    if any("seed" in record.swept for record, _ in answered):
-        repeats = [job.repeat([record.swept[key] for key in keys]) for record, job in answered]
-        return [*notes, comparison.settings_table(repeats, keys)]
-    if len(answered) > MOST_COMPARED:
-        hint = "python -m panollava.compare tests the differences of those it is given"
-        return [*notes, f"More than {MOST_COMPARED} jobs: {hint}.\n"]
-    contenders = [Contender(record.name, tuple(job.predictions), job.image_tokens) for record, job in answered]
-    words = one.metrics["captions"].get("words", "unicode")
+    contenders = [
+        job.contender({key.removeprefix("model."): value for key, value in record.swept.items() if key != "seed"})
+        for record, job in answered
+    ]
+    settings, words = comparison.by_setting(contenders), one.metrics["captions"].get("words", "unicode")
     try:
-        found = comparison.verdicts(contenders, words, measure)
+        table = comparison.settings_table(contenders, words, measure)
+        design = _design(contenders, one, folder, words, measure)
+        if len(settings if len(settings) > 1 else contenders) > MOST_COMPARED:
+            hint = "python -m panollava.compare tests the differences of those it is given"
+            verdicts = f"More than {MOST_COMPARED} {'settings' if len(settings) > 1 else 'jobs'}: {hint}.\n"
+        else:
+            verdicts = comparison.verdict_lines(comparison.verdicts(contenders, words, measure), measure)
     except ValueError as error:  # a measure that needs more than answers and references
         return [*notes, f"The differences are not tested: {error}\n"]
-    return [
-        *notes,
-        "\n".join([f"By {measure}: {comparison.TESTS}", "", *(f"- {verdict}" for verdict in found)]) + "\n",
-    ]
+    return [*notes, *([table] if table else []), verdicts, design]
+
+
+def _design(contenders: Sequence[Contender], job: Job, folder: Path, words: Words, measure: str) -> str:
+    """What the sweep could see, with the spread between its own seeds where it has several."""
+    settings, metric = comparison.by_setting(contenders), find_measure(measure)
+    asked = len(job.predictions), len({one.image_id for one in job.predictions})
+    design = Design(len(settings) or len(contenders), min(map(len, settings.values()), default=1), *asked)
+    measured = spread_of(comparison.setting_scores(contenders, words, measure))
+    earlier = known_spread(folder.parent, job.config["data"], metric.name)
+    spread = earlier if measured is None else Spread(measured, "measured here")
+    return "\n".join(design.lines(spread, metric.name, metric.top)) + "\n"
 
 
 def _table(rows: Sequence[Row], title: str) -> str:
@@ -263,8 +272,8 @@ def _csv(rows: Sequence[Row]) -> str:
     return comparison.csv_text(lines)
 
 
-def _picture(rows: Sequence[Row]) -> bytes:
-    """PNG: the measure, time of an answer, and the last stage's validation loss and speed, by job.
+def _picture(rows: Sequence[Row]) -> dict[str, bytes]:
+    """PNG and SVG: the measure, time of an answer, and the last stage's validation loss and speed, by job.
 
     A numeric swept key is the horizontal axis; the other keys make lines.
     """
@@ -301,7 +310,7 @@ def _picture(rows: Sequence[Row]) -> bytes:
         axes.set_ylabel(label)
     if axis is not None and any(_lines(rows, axis)):
         all_axes[0].legend(fontsize=8)
-    return comparison.png(figure, *all_axes)
+    return comparison.drawn(figure, *all_axes)
 
 
 def _bars(jobs: Sequence[Row]) -> list[list[float]]:

@@ -45,9 +45,13 @@ def test_stages_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> No
     assert "recorded/finetune has no answers" not in said  # training left them
     assert "recorded/finetune and recorded/resampler are not distinguishable" in said
     written = {path.name for path in Path("results/comparison").iterdir()}
-    assert written == {"comparison.md", "scores.csv", "pairs.csv", "scores.png", "trade_off.png"}
+    pictures = {f"{name}.{kind}" for name in ("scores", "trade_off") for kind in ("png", "svg")}
+    assert written == {"comparison.md", "scores.csv", "pairs.csv"} | pictures
     assert Path("results/comparison/comparison.md").read_text() in said
-    assert "has no answers" not in compared(monkeypatch, capsys, *stages)
+    assert "The settings differ in stage" in said
+    assert "about the settings nothing is shown: one seed each" in said
+    assert "has no answers" not in compared(monkeypatch, capsys, *stages, "table=markdown")
+    assert "| recorded/finetune | " in Path("results/comparison/table.md").read_text()
     with Path("results/comparison/pairs.csv").open() as stream:
         (pair,) = csv.DictReader(stream)
     assert (pair["first"], pair["second"]) == ("recorded/finetune", "recorded/resampler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from support.faults import in_child, kill
 from support.runs import QUICK, UNTRACKED, backbones, command
 
-from panollava import train
+from panollava import compare, train
 from panollava.checkpoint import BEST, follow, read_state
 from panollava.run import stage
 from panollava.sweep_folder import read_jobs
@@ -69,7 +70,7 @@ def test_a_sweep_is_a_folder_a_job_under_one_parent_run(backbone: Backbone, monk
         assert best is not None
         assert float(row["vision_validation_loss"]) == read_state(best)["validation_loss"]
     kept_files = MlflowClient(absolute_uri()).list_artifacts(parent.info.run_id, "sweep")
-    assert {Path(file.path).name for file in kept_files} == {"sweep.csv", "sweep.md", "sweep.png"}
+    assert {Path(file.path).name for file in kept_files} == {"sweep.csv", "sweep.md", "sweep.png", "sweep.svg"}
 
 
 def test_a_failed_job_is_told_and_the_next_start_trains_it_alone(
@@ -109,6 +110,34 @@ def test_a_failed_job_is_told_and_the_next_start_trains_it_alone(
     text = Path("runs/widths/sweep.md").read_text("utf-8")
     assert text.count("| finished |") == 2
     assert "resampler.width-16 and resampler.width-24 are not distinguishable" in text
+    assert "about the settings nothing is shown: one seed each" in text
+
+
+def test_seeds_make_settings_in_the_report_and_in_compare(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = [*backbones(backbone), *QUICK, "stage=resampler", "trainer.max_steps=1", "evaluation.blank=false"]
+    asked = ["-m", *quick, UNTRACKED, "resampler.width=16,24", "seed=0,1", "experiment_name=seeds"]
+    assert command(monkeypatch, train, *asked) == 0
+    said = capsys.readouterr().err
+    assert (
+        said.count("What this sweep can see by exact match: 2 settings, 2 seeds each, 9 questions about 1 picture.")
+        == 1
+    )
+    assert said.index("What this sweep can see") < said.index("Experiment resampler.width-16_seed-0 in")
+    text = Path("runs/seeds/sweep.md").read_text("utf-8")
+    assert "| resampler.width | seeds | exact match, % | interval by seed |" in text
+    assert re.search("(resampler.width=16 and|About the settings resampler.width=16 and) resampler.width=24", text)
+    assert "What this sweep can see by exact match: 2 settings, 2 seeds each" in text
+    jobs = sorted(map(str, Path("runs/seeds").glob("*/")))
+    assert command(monkeypatch, compare, *jobs, UNTRACKED, "device=cpu", "num_workers=0", "table=latex") == 0
+    text = Path("results/comparison/comparison.md").read_text("utf-8")
+    assert "The settings differ in resampler.width." in text
+    assert re.search("(resampler.width=16 and|About the settings resampler.width=16 and) resampler.width=24", text)
+    assert r"resampler.width=16 & 2 & " in Path("results/comparison/table.tex").read_text("utf-8")
+    with Path("results/comparison/pairs.csv").open(encoding="utf-8", newline="") as file:
+        (pair,) = csv.DictReader(file)
+    assert (pair["first seeds"], pair["second seeds"]) == ("2", "2")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")

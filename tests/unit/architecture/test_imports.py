@@ -140,7 +140,14 @@ def _is_version(node: ast.stmt) -> bool:
 
 
 @pytest.mark.parametrize(
-    "module", ["panollava", "panollava.config.command_line", "panollava.tracking.mlflow_tracker", "panollava.train"]
+    "module",
+    [
+        "panollava",
+        "panollava.config.command_line",
+        "panollava.run.sweep_design",
+        "panollava.tracking.mlflow_tracker",
+        "panollava.train",
+    ],
 )
 def test_what_the_command_line_needs_first_is_light(module: str) -> None:
     assert brought_in(module, "torch", "transformers", "mlflow") == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ from PIL import Image
 
 from panollava.evaluation.comparison import (
     Contender,
+    by_setting,
     markdown,
     scores_picture,
+    setting_scores,
+    settings_table,
     standings,
     standings_csv,
     trade_off_picture,
+    verdict_lines,
     verdicts,
     verdicts_csv,
 )
@@ -64,7 +70,8 @@ def captions(name: str, share: float, seed: int = 0) -> Contender:
 def test_a_model_and_itself_are_not_distinguishable() -> None:
     (found,) = verdicts([contender("a", 0.5), contender("b", 0.5)], "unicode")
     assert not found.found.is_distinguishable
-    assert str(found) == "a and b are not distinguishable: the same score on each of 60 pictures"
+    same = "a and b are not distinguishable: the same score on each of 60 pictures"
+    assert str(found) == f"The trained models {same}; about the settings nothing is shown: one seed each"
 
 
 def test_the_verdict_is_that_of_a_calculation_by_hand() -> None:
@@ -139,7 +146,7 @@ def test_what_cannot_be_compared() -> None:
 def test_tables_and_pictures() -> None:
     models = [contender("a|b", 0.5, seed=1), contender("모델", 0.7, seed=2)]
     places, found = standings(models, "unicode"), verdicts(models, "unicode")
-    text = markdown(places, found, "Two runs", "unicode")
+    text = markdown(places, verdict_lines(found), "Two runs", "unicode")
     assert "words=unicode" in text
     assert "- CIDEr is unavailable: weighs words" in text
     assert text.index("| 모델 |") < text.index("| a\\|b |")  # the best first
@@ -149,5 +156,110 @@ def test_tables_and_pictures() -> None:
     assert rows[0]["image tokens"] == "80"
     (pair,) = csv.DictReader(io.StringIO(verdicts_csv(found)))
     assert (pair["first"], pair["distinguishable"]) == ("a|b", "True")
-    for picture in (scores_picture(places), trade_off_picture(places)):
-        assert min(Image.open(io.BytesIO(picture)).size) > 150
+    for files in (scores_picture(places), trade_off_picture(places)):
+        assert min(Image.open(io.BytesIO(files["png"])).size) > 150
+        texts = [each.text for each in ElementTree.fromstring(files["svg"]).iter("{http://www.w3.org/2000/svg}text")]
+        assert {"모델", "a|b"} <= set(texts)  # letters, and no outlines of letters
+    assert scores_picture(places) == scores_picture(places)
+
+
+def repeats(shares: dict[str, float], seeds: int, spread: float = 0.0) -> list[Contender]:
+    """Models of settings that answer a share of their questions rightly, which differs by up to `spread` by seed."""
+    return [
+        replace(
+            contender(f"{name}{seed}", share + spread * seed / max(1, seeds - 1), 10 * place + seed),
+            setting={"resampler": name},
+            seed=str(seed),
+            facts={"parameters": f"{place}"},
+        )
+        for place, (name, share) in enumerate(shares.items())
+        for seed in range(seeds)
+    ]
+
+
+def test_verdicts_on_settings_are_by_seed_first() -> None:
+    models = repeats({"mlp": 0.5, "bimamba": 0.9, "qformer": 0.5}, 3)
+    found = {(one.first, one.second): one for one in verdicts(models, "unicode")}
+    far = found["resampler=mlp", "resampler=bimamba"]
+    assert far.is_distinguishable
+    assert re.match(
+        r"resampler=bimamba is better than resampler=mlp over seeds: \+\d\d\.\d points \(\+.* to \+.*\), p = 0\.0\d+, "
+        r"3 seeds each; by picture \+\d\d\.\d points \(\+.* to \+.*\), p = 0\.000\d$",
+        str(far),
+    )
+    near = found["resampler=mlp", "resampler=qformer"]
+    assert not near.is_distinguishable
+    assert str(near).startswith("resampler=mlp and resampler=qformer are not distinguishable over seeds: ")
+    assert "seeds each would be needed to distinguish them; by picture" in str(near)
+    scores = {one.name: np.mean([each.prediction == "a red ring" for each in one.predictions]) for one in models}
+    means = [np.mean([scores[f"{name}{seed}"] for seed in range(3)]) for name in ("mlp", "bimamba")]
+    assert far.found.difference.value == pytest.approx(means[1] - means[0])
+    assert far.seeds is not None
+    assert far.seeds.difference.value == pytest.approx(means[1] - means[0])
+    assert "Holm's correction" in verdict_lines(list(found.values()))
+    rows = list(csv.DictReader(io.StringIO(verdicts_csv(list(found.values())))))
+    assert [(row["first seeds"], row["distinguishable"]) for row in rows] == [
+        ("3", "True"),
+        ("3", "False"),
+        ("3", "True"),
+    ]
+
+
+def test_a_difference_by_picture_alone_is_no_verdict_on_settings() -> None:
+    """Seeds that lie far apart hide a difference that thousands of answers make certain for these models."""
+    (found,) = verdicts(repeats({"a": 0.5, "b": 0.6}, 2, spread=0.3), "unicode")
+    assert found.found.is_distinguishable
+    assert not found.is_distinguishable
+    assert "are not distinguishable over seeds" in str(found)
+    assert "by picture, where these trained models differ +" in str(found)
+
+
+def test_one_seed_says_nothing_about_settings() -> None:
+    alone = repeats({"a": 0.3, "b": 0.9}, 1)
+    assert by_setting(alone) == {}
+    assert settings_table(alone, "unicode") == ""
+    (found,) = verdicts(alone, "unicode")
+    assert found.is_distinguishable
+    assert str(found).startswith("Of these two trained models, b0 is better than a0: +")
+    assert str(found).endswith("; about the settings nothing is shown: one seed each")
+    (found,) = verdicts([*alone, repeats({"a": 0.3}, 2)[1]], "unicode")
+    assert str(found).startswith(
+        "About the settings resampler=a and resampler=b nothing is shown: one seed of resampler=b; these trained "
+        "models differ by picture: +"
+    )
+    assert not found.is_distinguishable
+
+
+def test_the_same_seed_twice_is_no_repetition() -> None:
+    models = repeats({"a": 0.3, "b": 0.9}, 2)
+    again = replace(models[0], name="again")
+    assert by_setting([*models, again]) == {}
+    assert by_setting([replace(one, setting=None) for one in models]) == {}
+    same = [replace(one, predictions=models[0].predictions) for one in models]
+    (found,) = verdicts(same, "unicode")
+    assert str(found).endswith(
+        "nothing is shown: the seeds of each score the same; these trained models are not distinguishable by picture: "
+        "the same score on each picture"
+    )
+
+
+def test_seeds_of_one_setting_are_compared_as_models() -> None:
+    models = [replace(one, setting={}) for one in repeats({"a": 0.3}, 3)]
+    found = verdicts(models, "unicode")
+    assert [(one.first, one.second) for one in found] == [("a0", "a1"), ("a0", "a2"), ("a1", "a2")]
+    assert str(found[0]).endswith("; both are of one setting, with a seed each")
+
+
+def test_the_table_of_settings() -> None:
+    models = repeats({"a": 0.3, "b": 0.9}, 3)
+    head, _, *rows = [line[2:-2].split(" | ") for line in settings_table(models, "unicode").splitlines()]
+    assert head[:4] == ["resampler", "seeds", "exact match, %", "interval by seed"]
+    scores = setting_scores(models, "unicode")
+    for row, own in zip(rows, scores, strict=True):
+        cells = dict(zip(head, row, strict=True))
+        assert cells["exact match, %"] == f"{100 * np.mean(own):.1f}"
+        assert cells["per seed, %"] == ", ".join(f"{100 * one:.1f}" for one in sorted(own))
+        low, high = map(float, cells["interval by seed"].split(" to "))
+        half = 4.303 * np.std(own, ddof=1) / math.sqrt(3)
+        assert (low, high) == pytest.approx((100 * (np.mean(own) - half), 100 * (np.mean(own) + half)), abs=0.06)
+    assert [row[-1] for row in rows] == ["0", "1"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from panollava.evaluation import drawing
-from panollava.evaluation.comparison import png
+from panollava.evaluation.comparison import drawn
 from panollava.evaluation.drawing import (
     draw_tag,
     draw_text,
@@ -91,7 +91,7 @@ def test_diagrams_have_korean_labels_and_tell_what_they_lack(caplog: pytest.LogC
         figure = Figure(figsize=(3, 2), layout="constrained")
         axes = figure.add_subplot()
         axes.set_yticks([0, 1], [label, label])
-        png(figure, axes)
+        drawn(figure, axes)
         assert len(caplog.messages) == told
 
 

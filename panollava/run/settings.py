@@ -1,0 +1,78 @@
+"""Which of several runs are of one setting, so that they differ by the seed of their training alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from panollava.run_folder import MAY_DIFFER, flatten, upgraded
+
+OF_NO_SETTING = {*MAY_DIFFER, "seed", "trainer.compile", "trainer.device"} - {
+    "generation",
+    "stage.run",
+    "trainer.max_steps",
+    "trainer.patience",
+}
+"""Config keys that say where and how a run is made, and nothing of what it learns or answers; and the seed."""
+
+
+def settings_of(configs: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """The setting of each run: its values of the keys in which they differ, without the seed.
+
+    A key that a run's config lacks, since it is older or its parts are others, has no value there, and is equal to what
+    the others have in common.
+
+    Args:
+        configs: ``config.yaml`` of each run's last stage.
+        stages: the stage of each.
+
+    Returns:
+        Of each run the values of as few keys as tell the settings apart, those that choose a part first; and all keys
+        that differ, in the same order.
+    """
+    flat = [{"stage": stage} | _relevant(config) for config, stage in zip(configs, stages, strict=True)]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    differing = [key for key in keys if len({_plain(one[key]) for one in flat if key in one}) > 1]
+    order = sorted(differing, key=lambda key: (key != "stage", not key.endswith(".type"), key.count("."), key))
+    whole = _groups(flat, order)
+    chosen: list[str] = []
+    for key in order:
+        if _groups(flat, chosen) == whole:
+            break
+        if len(set(_groups(flat, [*chosen, key]))) > len(set(_groups(flat, chosen))):
+            chosen.append(key)
+    names = {key: _short(key) for key in chosen}
+    settings = [{names[key]: _written(one[key]) if key in one else "–" for key in chosen} for one in flat]
+    return settings, [_short(key) for key in order]
+
+
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's keys that are of its setting, without those of stages that it does not run."""
+    values = upgraded(config)
+    run = list(values["stage"]["run"])
+    stages = {name: value for name, value in values["stage"].items() if name in run}
+    flat = flatten({**values, "stage": {"run": run, **stages}})
+    return {
+        key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{no}.") for no in OF_NO_SETTING)
+    }
+
+
+def _groups(flat: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[int]:
+    """Number of each run's group, of those that have the same values of some keys, in the order of the runs."""
+    values = [tuple(_plain(one[key]) if key in one else None for key in keys) for one in flat]
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return [numbers[value] for value in values]
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return value if isinstance(value, str) else _plain(value)
+
+
+def _short(key: str) -> str:
+    """A key as it is written on the command line."""
+    return key.removeprefix("model.").removesuffix(".type")
