@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from panollava.evaluation.metrics import EXACT, METRICS
+from panollava.evaluation.metrics import METRICS, Metric, find_metric
 from panollava.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,8 @@ CONF = ROOT / "conf"
 FILES = ("README.md", "conf/README.md")
 OF_WHOLE_RUNS = ("experiment", "hydra/launcher")
 """Groups with tables of their own in conf/README.md, and none of the README's table of groups."""
+OTHER_SCORES = ("blank picture", "majority answer", "latency", "image tokens")
+"""Rows of the table of scores that are no metrics."""
 TABLE = re.compile(r"^\|.*\|\n\|[-:| ]+\|\n(?:\|.*\|\n)*", re.MULTILINE)
 Rows = dict[str, dict[int, str]]
 """Name in the first cell -> column -> cell; columns that are missing are kept."""
@@ -61,8 +63,10 @@ def _rows(head: str, titles: list[str]) -> Rows | None:
     if head == "stage":
         code = {name: record.type.partition(":")[0].replace(".", "/") for name, record in STAGES.items()}
         return {name: {3: f"`{path}.py`"} for name, path in code.items()}
-    if head == "metric":
-        return {name: {} for name in METRICS if name != EXACT}
+    if head == "score":
+        is_tested = {name: type(find_metric(name, "")).per_answer is not Metric.per_answer for name in METRICS}
+        tested = {name: {4: "yes" if is_tested[name] else "no"} for name in METRICS}
+        return {**tested, **{name: {4: "no"} for name in OTHER_SCORES}}
     if head == "python -m panollava.":
         return {path.stem: {} for path in sorted(CONF.glob("*.yaml"))}
     if head.endswith(".") and (CONF / head[:-1] / "default.yaml").is_file():

@@ -27,7 +27,7 @@ def test_every_group_has_its_tables() -> None:
     assert {name.strip("=") for name in names if name.endswith("=")} == described | {"+experiment", "hydra/launcher"}
     assert names - {f"{name}=" for name in described | {"+experiment", "hydra/launcher"}} == {
         "python -m panollava.",
-        "metric",
+        "score",
         "trainer.",
         "generation.",
         "store.",
@@ -52,6 +52,7 @@ def test_a_missing_row_is_added_and_one_of_nothing_removed() -> None:
         ("| `panollava/stages/vision.py` |", "| `panollava/stages/old.py` |"),
         ("`yaw_multiples` `pitch_multiples` |", "`yaw_multiples` |"),
         ("| `features` |", "| `feature` |"),
+        ("over pictures | yes |", "over pictures | no |"),
     ],
 )
 def test_a_wrong_cell_is_found(right: str, wrong: str) -> None:
