@@ -93,6 +93,9 @@ class MlflowTracker(Tracker):
             cut = {key: f"{text[: MAX_VALUE - 1]}…" for key, text in texts.items() if len(text) > MAX_VALUE}
             self._put({"do": "params", "values": texts | cut})
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._put({"do": "tags", "values": dict(values)})
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Logs numbers of one step. NaN is kept; infinity is shown as the largest number."""
         now = _now_ms()
