@@ -1,6 +1,7 @@
 """python -m panollava.compare <run> <run> …: which is better on the same questions, and is the difference real?"""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ from omegaconf import DictConfig
 from panollava.component import allow, outside_packages
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
-from panollava.disk import write_file
+from panollava.disk import read_document, write_file
 from panollava.evaluation.comparison import (
     Contender,
     find_measure,
@@ -30,14 +31,17 @@ from panollava.run.conditions import answer_conditions, unequal
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import DataOptions, data_name, data_overrides
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
+from panollava.run.learning_report import learning_notes, run_learning
 from panollava.run.restore import Restored, restore
 from panollava.run.run import open_tracker
 from panollava.run.sections import read_config
 from panollava.run.sources import open_source
+from panollava.run_folder import STAGES
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
+from panollava.training.learning import Learning
 from panollava.training.precision import recorded_compute
 
 
@@ -88,7 +92,8 @@ def main(cfg: DictConfig) -> None:
     title = f"{len(runs)} runs on {data_name(options, data)}, by {options.measure}"
     text = markdown(places, found, title, words)
     LOG.info("\n%s", text)
-    for line in unequal({name: one.conditions for name, one in answers.items()}):
+    lines = unequal({name: one.conditions for name, one in answers.items()})
+    for line in [*lines, *learning_notes(_learning(dict(zip(names, runs, strict=True))))]:
         LOG.warning("%s.", line)
         text += f"\n{line}.\n"
     out = Path(options.out).expanduser()
@@ -159,6 +164,17 @@ def _answers(
         num_workers=options.num_workers,
         conditions=conditions,
     )
+
+
+def _learning(runs: Mapping[str, Restored]) -> dict[str, Learning]:
+    """Whether each run was still learning when its stage ended; of checkpoints that lie elsewhere it is not known."""
+    found = {}
+    for name, run in runs.items():
+        path = run.folder.parent.parent / STAGES
+        states = read_document(path)["stages"] if path.is_file() else {}
+        one = run_learning(states, f"{run.stage}/{run.folder.name}")
+        found[name] = Learning.of_record(None) if one is None else one
+    return found
 
 
 def _names(runs: list[Restored]) -> list[str]:

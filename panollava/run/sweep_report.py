@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,18 @@ from panollava.evaluation.statistics import Interval
 from panollava.logs import LOG
 from panollava.run.conditions import FINISHED, TEST_SET, differences, fingerprint, unequal
 from panollava.run.evaluate import first_difference
-from panollava.run_folder import CONFIG, STAGES
+from panollava.run.learning_report import (
+    draw_curves,
+    learning_notes,
+    learning_numbers,
+    run_learning,
+    way_to_common_loss,
+)
+from panollava.run_folder import CONFIG, CURVE, STAGES
 from panollava.stages import registry
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import JobRecord, read_jobs
+from panollava.training.learning import Learning, LearningCurve, read_curve
 
 TABLE, NUMBERS, PICTURE = "sweep.md", "sweep.csv", "sweep.png"
 MOST_COMPARED = 12
@@ -43,6 +51,8 @@ class Job:
     metrics: Mapping[str, Any]  # of its evaluation; empty without one
     predictions: Sequence[Prediction]  # empty without an evaluation
     parameters: int  # of its resampler
+    learning: Learning | None = None  # whether it was still learning; None where its last stage gives no answers
+    curves: Mapping[str, LearningCurve] = field(default_factory=dict)  # of each stage that gives answers
 
     @property
     def conditions(self) -> Mapping[str, Any]:
@@ -62,6 +72,8 @@ class Job:
             for number in JOB_NUMBERS
             if state.get(number) is not None
         }
+        for stage, state in self.stages.items():
+            found |= {f"{stage}_{name}": value for name, value in learning_numbers(state).items()}
         if self.metrics:
             found |= {"questions": self.metrics["count"], "exact_match": self.metrics["exact_match"]}
             if self.metrics["blank_exact_match"] is not None:
@@ -89,20 +101,28 @@ class Row:
     error: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
     exact: Interval | None = None  # exact match, if it was evaluated
+    learning: Learning | None = None
+    curves: Mapping[str, LearningCurve] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """Its swept values, or its name where there are none."""
         return ", ".join(f"{key}={value}" for key, value in self.swept.items()) or self.job
 
+    @property
+    def setting(self) -> str:
+        """Its swept values without the seed, or its name where there are none."""
+        return ", ".join(f"{key}={value}" for key, value in self.swept.items() if key != "seed") or self.job
+
 
 def sweep_report(folder: Path) -> list[Path]:
     """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` into a sweep's folder and returns their paths."""
     records = read_jobs(folder)
     found = {record.name: read_job(folder / record.name) for record in records}
-    rows = [_row(record, found[record.name]) for record in records]
+    rows = _with_ways([_row(record, found[record.name]) for record in records])
     answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
-    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered)]
+    notes = learning_notes({row.job: row.learning for row in rows if row.learning is not None})
+    parts = [_table(rows, f"Sweep {folder.name}"), *(f"{note}.\n" for note in notes), *_compared(answered)]
     files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: _csv(rows)}
     if any(row.numbers for row in rows):
         files[PICTURE] = _picture(rows)
@@ -147,6 +167,12 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
         metrics=metrics,
         predictions=predictions,
         parameters=_resampler_parameters(folder / last),
+        learning=run_learning(done, last) if metrics or state.get("learning") else None,
+        curves={
+            key.partition("/")[0]: read_curve(folder / key / CURVE)
+            for key, one in done.items()
+            if one.get("learning") is not None
+        },
     )
 
 
@@ -167,7 +193,19 @@ def _row(record: JobRecord, job: Job | None) -> Row:
     exact = None
     if job.metrics:
         exact = Interval(job.metrics["exact_match"], *(job.metrics["interval"] or (None, None)))
-    return Row(record.name, record.swept, record.status, record.error, job.numbers(), exact)
+    numbers = job.numbers()
+    return Row(record.name, record.swept, record.status, record.error, numbers, exact, job.learning, job.curves)
+
+
+def _with_ways(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the way to the loss that all jobs have reached, in each stage."""
+    numbers = {row.job: dict(row.numbers) for row in rows}
+    for stage in dict.fromkeys(stage for row in rows for stage in row.curves):
+        curves = {row.job: row.curves[stage] for row in rows if stage in row.curves}
+        speeds = {row.job: row.numbers.get(f"{stage}_samples_per_second") for row in rows}
+        for job, way in way_to_common_loss(curves, speeds).items():
+            numbers[job] |= {f"{stage}_{name}": value for name, value in way.items()}
+    return [replace(row, numbers=numbers[row.job]) for row in rows]
 
 
 def _compared(answered: Sequence[tuple[JobRecord, Job]]) -> list[str]:
@@ -203,6 +241,7 @@ def _table(rows: Sequence[Row], title: str) -> str:
     columns: dict[str, list[str]] = {key: [row.swept.get(key, "") for row in rows] for key in _keys(rows)}
     columns |= {"status": [row.status for row in rows]}
     columns |= {"exact match": [str(row.exact) if row.exact else "" for row in rows]}
+    columns |= {"still learning": [row.learning.verdict if row.learning else "" for row in rows]}
     shown = {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
     for stage in _stages(rows):
         shown[f"{stage}_samples_per_second"] = (f"{stage} samples/s", 1, 1)
@@ -220,16 +259,18 @@ def _table(rows: Sequence[Row], title: str) -> str:
 def _csv(rows: Sequence[Row]) -> str:
     """A line for each job, with every number in full."""
     keys, names = _keys(rows), list(dict.fromkeys(name for row in rows for name in row.numbers))
-    lines: list[list[object]] = [["job", *keys, "status", *names, "exact_match_low", "exact_match_high", "error"]]
+    ending = ["exact_match_low", "exact_match_high", "still_learning", "error"]
+    lines: list[list[object]] = [["job", *keys, "status", *names, *ending]]
     for row in rows:
-        ends = [row.exact.low, row.exact.high] if row.exact else [None, None]
+        ends: list[object] = [row.exact.low, row.exact.high] if row.exact else [None, None]
+        ends.append(row.learning.verdict if row.learning else None)
         values = [row.numbers.get(name, "") for name in names]
         lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, *ends, row.error])
     return comparison.csv_text(lines)
 
 
 def _picture(rows: Sequence[Row]) -> bytes:
-    """PNG: exact match, time of an answer, and the last stage's validation loss and speed, by job.
+    """PNG: exact match, time of an answer, the last stage's validation loss and speed, by job; and learning curves.
 
     A numeric swept key is the horizontal axis; the other keys make lines.
     """
@@ -243,8 +284,12 @@ def _picture(rows: Sequence[Row]) -> bytes:
     panels = [(label, values) for label, values in panels if values]
     axis = _numeric_key(rows)
     height = 3.6 if axis else 1.2 + 0.35 * len(rows)
-    figure = Figure(figsize=(4 * len(panels), height), dpi=120, facecolor=comparison.PAPER, layout="constrained")
-    all_axes = list(figure.subplots(1, len(panels), squeeze=False, sharey=axis is None)[0])
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.curves))
+    heights = [height, 3.6] if stages else [height]
+    size = 4 * max(len(panels), len(stages)), sum(heights)
+    figure = Figure(figsize=size, dpi=120, facecolor=comparison.PAPER, layout="constrained")
+    upper, *lower = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    all_axes = list(upper.subplots(1, len(panels), squeeze=False, sharey=axis is None)[0])
     for axes, (label, values) in zip(all_axes, panels, strict=True):
         if axis is None:
             height_of = {row.job: height for height, row in enumerate(reversed(rows))}
@@ -262,6 +307,9 @@ def _picture(rows: Sequence[Row]) -> bytes:
         axes.set_ylabel(label)
     if axis is not None and any(_lines(rows, axis)):
         all_axes[0].legend(fontsize=8)
+    for stage, axes in zip(stages, lower[0].subplots(1, len(stages), squeeze=False)[0] if lower else (), strict=True):
+        draw_curves(axes, stage, [(row.setting, row.curves[stage]) for row in rows if stage in row.curves])
+        all_axes.append(axes)
     return comparison.png(figure, *all_axes)
 
 

@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -20,9 +20,11 @@ LIMIT = 128
 
 IMAGE_GAIN = 0.05
 """``image_gain`` below which a model has hardly begun to use the pictures."""
-REMAINING = 0.02
-"""Share of the loss with swapped pictures that twice the training would still take off, from which a stage counts as
-still learning."""
+FALL = 0.02
+"""Nats per labelled token that twice the training would still take off the loss, from which a stage counts as still
+learning. An answer of two or three tokens that becomes right saves one to two nats, so 0.04 are some five points."""
+ROOM = 0.05
+"""Nats per labelled token below which a run has hardly anything to gain, whatever its earlier stages had."""
 FEWEST = 8
 """Points before the decay below which no slope is fitted."""
 DECAYED = 0.5
@@ -97,7 +99,8 @@ class LearningCurve:
         writer.writerow([*Point._fields, "validation_loss"])
         rows: list[list[Any]] = [[*point, ""] for point in self.points]
         rows += [[*point[:3], "", point.loss] for point in self.validations]
-        writer.writerows(sorted(rows, key=lambda row: row[0]))
+        rows.sort(key=lambda row: int(row[0]))
+        writer.writerows(rows)
         return stream.getvalue()
 
     @classmethod
@@ -161,7 +164,10 @@ class Learning:
     @classmethod
     def of_record(cls, value: Mapping[str, Any] | None) -> Self:
         """Of ``record``; None is that of a run of a version that recorded none."""
-        return cls("unknown", "the run recorded no learning curve") if value is None else cls(**value)
+        if value is None:
+            return cls("unknown", "its version recorded no learning curve")
+        known: dict[str, Any] = {one.name: value.get(one.name) for one in fields(cls)}
+        return cls(**known)
 
 
 def judge(curve: LearningCurve | None, loss: float, swapped_loss: float | None) -> Learning:
@@ -174,36 +180,47 @@ def judge(curve: LearningCurve | None, loss: float, swapped_loss: float | None) 
     """
     fall = None if curve is None else remaining(curve)
     gain = None if swapped_loss is None else image_gain(loss, swapped_loss)
-    verdict, why = decide(fall, gain)
+    verdict, why = decide(loss, fall, gain)
     if verdict == "unknown" and curve is None:
         why = "the learning curve lacks the first steps, which a version trained that recorded none"
     return Learning(verdict, why, fall, gain, swapped_loss)
 
 
-def decide(fall: float | None, gain: float | None) -> tuple[Verdict, str]:
-    """The verdict on ``remaining`` and ``image_gain``, and its reason in one line.
+def decide(loss: float, fall: float | None, gain: float | None) -> tuple[Verdict, str]:
+    """The verdict on a validation loss with its ``remaining`` and ``image_gain``, and the reason in one line.
 
     A stage was still learning where the pictures are hardly used (``image_gain`` below ``IMAGE_GAIN``): the loss of
     such a model may be flat for long before it falls. Else it was where twice the training would take off at least
-    ``REMAINING`` of the loss with swapped pictures, ``remaining * (1 - image_gain)``. So a model that answers
-    everything has nothing left to gain however steep its small loss falls, and an unsaturated one is judged by its
-    slope.
+    ``FALL`` nats, ``remaining * loss``. So a model that answers everything has nothing left to gain, however steep its
+    small loss falls, and one that does not is judged by its slope.
     """
     if gain is None:
         return "unknown", "all validation pictures are the same, so it is not known whether the model uses them"
     if gain < IMAGE_GAIN:
         return "yes", f"the right pictures lower the loss by {max(gain, 0):.1%} only: they are hardly used yet"
-    left = 1 - gain
-    if left < REMAINING:
-        return "no", f"the loss is {left:.1%} of that with swapped pictures: there is hardly anything left to learn"
+    if loss < FALL:
+        return "no", f"the loss is {loss:.4f}: there is hardly anything left to learn"
     if fall is None:
         return "unknown", f"the curve has fewer than {FEWEST} points before the decay of the learning rate"
-    if fall * left >= REMAINING:
-        return "yes", f"before the decay the loss fell by {fall:.0%} with each doubling of the summed learning rate"
-    return "no", (
-        f"before the decay the loss fell by {max(fall, 0):.0%} with each doubling of the summed learning rate, and is "
-        f"{left:.1%} of that with swapped pictures"
-    )
+    slope = f"before the decay the loss fell by {max(fall, 0):.1%} with each doubling of the summed learning rate"
+    if fall * loss >= FALL:
+        return "yes", f"{slope}: twice the training may take {fall * loss:.3f} off {loss:.3f}"
+    return "no", f"{slope}: twice the training may take {max(fall, 0) * loss:.3f} off {loss:.3f}"
+
+
+def judge_run(stages: Mapping[str, tuple[float, Learning]]) -> Learning:
+    """Whether a run was still learning when it ended: its last stage was, or an earlier one of those that it runs.
+
+    More training would lengthen all stages. An earlier one counts where the last one has at least ``ROOM`` left.
+
+    Args:
+        stages: validation loss and verdict of each stage that answers, in their order; not empty.
+    """
+    *earlier, (_, (loss, last)) = stages.items()
+    for name, (_, one) in earlier:
+        if one.verdict == "yes" and last.verdict != "yes" and loss >= ROOM:
+            return replace(last, verdict="yes", why=f"stage {name}: {one.why}")
+    return last
 
 
 def image_gain(loss: float, swapped_loss: float) -> float:

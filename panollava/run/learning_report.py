@@ -1,0 +1,120 @@
+"""What reports say of the learning of several runs: who was still learning, curves, and the way to a common loss."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from panollava.training.learning import Learning, LearningCurve, judge_run
+
+FAST = "this ranks how fast, not how well"
+MOST_LABELS = 12
+"""Settings up to which a legend names each."""
+
+
+def run_learning(states: Mapping[str, Mapping[str, Any]], last: str) -> Learning | None:
+    """Whether a run was still learning, from the states of its stages.
+
+    Args:
+        states: of ``stage_state.json``, by ``<stage>/<setting>``.
+        last: key of the run's last stage; later ones are left out.
+
+    Returns:
+        ``unknown`` for a run of a version that recorded no curve; None where the last stage gives no answers.
+    """
+    found = {}
+    for key, state in states.items():
+        if state.get("learning") is not None and state.get("validation_loss") is not None:
+            found[key] = (float(state["validation_loss"]), Learning.of_record(state["learning"]))
+        if key == last:
+            break
+    if last in found:
+        return judge_run({key.partition("/")[0]: one for key, one in found.items()})
+    return None if "learning" in states.get(last, {}) else Learning.of_record(None)
+
+
+def learning_numbers(state: Mapping[str, Any]) -> dict[str, float]:
+    """The measures in a stage's state, by name."""
+    names = ("remaining", "image_gain", "swapped_loss")
+    recorded = state.get("learning") or {}
+    return {name: float(recorded[name]) for name in names if recorded.get(name) is not None}
+
+
+def learning_notes(found: Mapping[str, Learning]) -> list[str]:
+    """Sentences about the runs, by name, that were still learning, and about those of which it is not known."""
+    learning = {name: one.why for name, one in found.items() if one.verdict == "yes"}
+    unknown: dict[str, list[str]] = {}
+    for name, one in found.items():
+        if one.verdict == "unknown":
+            unknown.setdefault(one.why, []).append(name)
+    notes = []
+    if learning:
+        listed = "; ".join(f"{name} ({why})" for name, why in learning.items())
+        notes.append(
+            f"Still learning when training ended: {listed}. So {FAST}: train longer (stage.<name>.epochs) to see that"
+        )
+    for why, names in unknown.items():
+        notes.append(f"Whether {', '.join(names)} had stopped learning is not known: {why}")
+    return notes
+
+
+def common_loss(curves: Sequence[LearningCurve]) -> float | None:
+    """The highest of the training losses in which several runs ended: one that all have reached; None for fewer."""
+    ends = [curve.smoothed()[-1].loss for curve in curves if curve.points]
+    return max(ends) if len(ends) > 1 else None
+
+
+def samples_to(curve: LearningCurve, loss: float) -> float | None:
+    """Training samples after which the smoothed training loss is at most ``loss`` for the first time."""
+    return next((point.samples for point in curve.smoothed() if point.loss <= loss), None)
+
+
+def way_to_common_loss(
+    curves: Mapping[str, LearningCurve], speeds: Mapping[str, float | None]
+) -> dict[str, dict[str, float]]:
+    """Samples and seconds to the ``common_loss``, by job; empty for a single one.
+
+    Args:
+        curves: of one stage, by job.
+        speeds: training samples per second, validations left out.
+    """
+    loss = common_loss(list(curves.values()))
+    found: dict[str, dict[str, float]] = {}
+    for job, curve in curves.items():
+        samples = None if loss is None else samples_to(curve, loss)
+        if loss is not None and samples is not None:
+            found[job] = {"common_loss": loss, "samples_to_common_loss": samples}
+            if speed := speeds.get(job):
+                found[job]["seconds_to_common_loss"] = samples / speed
+    return found
+
+
+def draw_curves(axes: Axes, stage: str, curves: Sequence[tuple[str, LearningCurve]]) -> None:
+    """Draws training losses against samples, smoothed: a line a run, a colour a setting.
+
+    Args:
+        axes: to draw on.
+        stage: for the label.
+        curves: setting and curve of each run.
+    """
+    settings = list(dict.fromkeys(setting for setting, _ in curves))
+    for setting, curve in curves:
+        points, place = curve.smoothed(), settings.index(setting)
+        is_first = next(one for name, one in curves if name == setting) is curve
+        axes.plot(
+            [point.samples for point in points],
+            [point.loss for point in points],
+            color=f"C{place % 10}",
+            linestyle=("-", "--", ":", "-.")[place // 10 % 4],
+            linewidth=1,
+            label=setting if is_first and len(settings) <= MOST_LABELS else None,
+        )
+    loss = common_loss([curve for _, curve in curves])
+    if loss is not None:
+        axes.axhline(loss, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("training samples")
+    axes.set_ylabel(f"{stage}: training loss")
+    if all(point.loss > 0 for _, curve in curves for point in curve.smoothed()):
+        axes.set_yscale("log")
+    if 1 < len(settings) <= MOST_LABELS:
+        axes.legend(fontsize=7)
