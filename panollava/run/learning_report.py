@@ -4,12 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from panollava.logs import counted
 from panollava.training.learning import Learning, LearningCurve, judge_run
 
+NUMBERS_FILE = "sweep.csv"
 FAST = "this ranks how fast, not how well"
 MOST_LABELS = 12
 """Settings up to which a legend names each."""
+LOG_RANGE = 3
+"""Ratio of the highest to the lowest loss from which their axis is logarithmic."""
+FEW_POINTS = 3
+"""Points below which each is marked."""
 
 
 def run_learning(states: Mapping[str, Mapping[str, Any]], last: str) -> Learning | None:
@@ -41,21 +48,31 @@ def learning_numbers(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 def learning_notes(found: Mapping[str, Learning]) -> list[str]:
-    """Sentences about the runs, by name, that were still learning, and about those of which it is not known."""
-    learning = {name: one.why for name, one in found.items() if one.verdict == "yes"}
-    unknown: dict[str, list[str]] = {}
-    for name, one in found.items():
-        if one.verdict == "unknown":
-            unknown.setdefault(one.why, []).append(name)
-    notes = []
-    if learning:
-        listed = "; ".join(f"{name} ({why})" for name, why in learning.items())
-        notes.append(
-            f"Still learning when training ended: {listed}. So {FAST}: train longer (stage.<name>.epochs) to see that"
+    """A sentence for each run, by name, that was still learning, or of which it is not known."""
+    said = {
+        "yes": "{name} was still learning when its training ended ({why}). So {FAST}; to rank how well, train longer "
+        "(stage.<name>.epochs)",
+        "unknown": "It is not known whether {name} was still learning when its training ended ({why})",
+    }
+    return [
+        said[one.verdict].format(name=name, why=one.why, FAST=FAST)
+        for name, one in found.items()
+        if one.verdict in said
+    ]
+
+
+def learning_summary(found: Sequence[Learning]) -> list[str]:
+    """The same for the jobs of a sweep, of which a table marks each: how many they are."""
+    count = {verdict: sum(one.verdict == verdict for one in found) for verdict in ("yes", "unknown")}
+    lines = []
+    if count["yes"]:
+        lines.append(
+            f"{count['yes']} of {counted(len(found), 'job')} were still learning when training ended: {FAST}. To "
+            f"rank how well, train longer (stage.<name>.epochs). {NUMBERS_FILE} has the reasons."
         )
-    for why, names in unknown.items():
-        notes.append(f"Whether {', '.join(names)} had stopped learning is not known: {why}")
-    return notes
+    if count["unknown"]:
+        lines.append(f"Of {count['unknown']} of {counted(len(found), 'job')} it is not known; {NUMBERS_FILE} says why.")
+    return lines
 
 
 def common_loss(curves: Sequence[LearningCurve]) -> float | None:
@@ -107,14 +124,19 @@ def draw_curves(axes: Axes, stage: str, curves: Sequence[tuple[str, LearningCurv
             color=f"C{place % 10}",
             linestyle=("-", "--", ":", "-.")[place // 10 % 4],
             linewidth=1,
+            marker="." if len(points) < FEW_POINTS else "",
             label=setting if is_first and len(settings) <= MOST_LABELS else None,
         )
     loss = common_loss([curve for _, curve in curves])
     if loss is not None:
-        axes.axhline(loss, color="grey", linewidth=0.8, linestyle=":")
+        axes.axhline(loss, color="grey", linewidth=0.8, linestyle=":", label="reached by all")
     axes.set_xlabel("training samples")
     axes.set_ylabel(f"{stage}: training loss")
-    if all(point.loss > 0 for _, curve in curves for point in curve.smoothed()):
+    losses = [point.loss for _, curve in curves for point in curve.smoothed()]
+    if losses and 0 < LOG_RANGE * min(losses) < max(losses):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if 1 < len(settings) <= MOST_LABELS:
         axes.legend(fontsize=7)

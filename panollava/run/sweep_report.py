@@ -23,8 +23,8 @@ from panollava.run.conditions import FINISHED, TEST_SET, differences, fingerprin
 from panollava.run.evaluate import first_difference
 from panollava.run.learning_report import (
     draw_curves,
-    learning_notes,
     learning_numbers,
+    learning_summary,
     run_learning,
     way_to_common_loss,
 )
@@ -121,8 +121,8 @@ def sweep_report(folder: Path) -> list[Path]:
     found = {record.name: read_job(folder / record.name) for record in records}
     rows = _with_ways([_row(record, found[record.name]) for record in records])
     answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
-    notes = learning_notes({row.job: row.learning for row in rows if row.learning is not None})
-    parts = [_table(rows, f"Sweep {folder.name}"), *(f"{note}.\n" for note in notes), *_compared(answered)]
+    notes = learning_summary([row.learning for row in rows if row.learning is not None])
+    parts = [_table(rows, f"Sweep {folder.name}"), *(f"{note}\n" for note in notes), *_compared(answered)]
     files: dict[str, str | bytes] = {TABLE: "\n".join(parts), NUMBERS: _csv(rows)}
     if any(row.numbers for row in rows):
         files[PICTURE] = _picture(rows)
@@ -259,11 +259,11 @@ def _table(rows: Sequence[Row], title: str) -> str:
 def _csv(rows: Sequence[Row]) -> str:
     """A line for each job, with every number in full."""
     keys, names = _keys(rows), list(dict.fromkeys(name for row in rows for name in row.numbers))
-    ending = ["exact_match_low", "exact_match_high", "still_learning", "error"]
+    ending = ["exact_match_low", "exact_match_high", "still_learning", "still_learning_why", "error"]
     lines: list[list[object]] = [["job", *keys, "status", *names, *ending]]
     for row in rows:
         ends: list[object] = [row.exact.low, row.exact.high] if row.exact else [None, None]
-        ends.append(row.learning.verdict if row.learning else None)
+        ends += [row.learning.verdict, row.learning.why] if row.learning else [None, None]
         values = [row.numbers.get(name, "") for name in names]
         lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, *ends, row.error])
     return comparison.csv_text(lines)
