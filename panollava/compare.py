@@ -91,9 +91,9 @@ def main(cfg: DictConfig) -> None:
     found, places = verdicts(contenders, words, options.measure), standings(contenders, words)
     title = f"{len(runs)} runs on {data_name(options, data)}, by {options.measure}"
     text = markdown(places, found, title, words)
+    text += "".join(f"\n{note}.\n" for note in learning_notes(_learning(dict(zip(names, runs, strict=True)))))
     LOG.info("\n%s", text)
-    lines = unequal({name: one.conditions for name, one in answers.items()})
-    for line in [*lines, *learning_notes(_learning(dict(zip(names, runs, strict=True))))]:
+    for line in unequal({name: one.conditions for name, one in answers.items()}):
         LOG.warning("%s.", line)
         text += f"\n{line}.\n"
     out = Path(options.out).expanduser()

@@ -67,8 +67,8 @@ def learning_summary(found: Sequence[Learning]) -> list[str]:
     lines = []
     if count["yes"]:
         lines.append(
-            f"{count['yes']} of {counted(len(found), 'job')} were still learning when training ended: {FAST}. To "
-            f"rank how well, train longer (stage.<name>.epochs). {NUMBERS_FILE} has the reasons."
+            f"Still learning when training ended: {count['yes']} of {counted(len(found), 'job')}. So {FAST}; to rank "
+            f"how well, train longer (stage.<name>.epochs). {NUMBERS_FILE} has the reasons."
         )
     if count["unknown"]:
         lines.append(f"Of {count['unknown']} of {counted(len(found), 'job')} it is not known; {NUMBERS_FILE} says why.")
