@@ -18,7 +18,7 @@ from typing import Self
 
 from panollava.run.sweep_report import Job, read_job
 from panollava.sweep_folder import read_jobs
-from panollava.training.learning import Learning, decide, judge_run
+from panollava.training.learning import Learning, decide, judge_run, remaining
 
 GAINED, STOOD = 5.0, 1.0
 """Points of exact match."""
@@ -31,13 +31,12 @@ class StageMeasures:
     """What the verdict on a stage is made of; a missing number is None."""
 
     loss: float
-    remaining: float | None
+    remaining_low: float | None
     image_gain: float | None
 
     def learning(self) -> Learning:
         """The verdict of today's constants."""
-        verdict, why = decide(self.loss, self.remaining, self.image_gain)
-        return Learning(verdict, why, self.remaining, self.image_gain)
+        return Learning(*decide(self.loss, self.remaining_low, self.image_gain))
 
 
 @dataclass
@@ -67,13 +66,11 @@ class Row:
         """Of a job's folders at both budgets."""
         setting = ", ".join(f"{key}={value}" for key, value in swept.items() if key != "seed")
         first, second = (100 * float(job.metrics["exact_match"]) for job in (once, twice))
-        stages = {
-            name: StageMeasures(
-                state["validation_loss"], *(state["learning"][key] for key in ("remaining", "image_gain"))
-            )
-            for name, state in once.stages.items()
-            if state.get("learning")
-        }
+        stages = {}
+        for name, curve in once.curves.items():
+            fall, gain = remaining(curve), once.stages[name]["learning"]["image_gain"]
+            loss = once.stages[name]["validation_loss"]
+            stages[name] = StageMeasures(loss, None if fall is None else fall.low, gain)
         return cls(sweep, once.name, setting, str(once.config["seed"]), first, second, stages)
 
     def cells(self) -> dict[str, object]:

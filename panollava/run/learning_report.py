@@ -42,7 +42,7 @@ def run_learning(states: Mapping[str, Mapping[str, Any]], last: str) -> Learning
 
 def learning_numbers(state: Mapping[str, Any]) -> dict[str, float]:
     """The measures in a stage's state, by name."""
-    names = ("remaining", "image_gain", "swapped_loss")
+    names = ("remaining", "remaining_low", "image_gain", "swapped_loss")
     recorded = state.get("learning") or {}
     return {name: float(recorded[name]) for name in names if recorded.get(name) is not None}
 

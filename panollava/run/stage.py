@@ -237,7 +237,7 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, learning: Learn
 
 def _track_learning(run: Run, name: str, learning: Learning, step: int) -> None:
     run.tracker.tags({f"panollava.learning.{name}": learning.verdict})
-    measures = ("remaining", "image_gain", "swapped_loss")
+    measures = ("remaining", "remaining_low", "image_gain", "swapped_loss")
     values = {f"{name}/{key}": value for key in measures if (value := getattr(learning, key)) is not None}
     run.tracker.metrics(values, step=step)
 

@@ -18,12 +18,15 @@ import numpy as np
 LIMIT = 128
 """Most points of a curve: where it is full, every two neighbours become one. An even number."""
 
-IMAGE_GAIN = 0.05
-"""``image_gain`` below which a model has hardly begun to use the pictures."""
-FALL = 0.02
-"""Nats per labelled token that twice the training would still take off the loss, from which a stage counts as still
-learning. An answer of two or three tokens that becomes right saves one to two nats, so 0.04 are some five points."""
-ROOM = 0.05
+IMAGE_GAIN = 0.15
+"""``image_gain`` below which a model has hardly begun to use the pictures. In the built-in world it is 0.97 where three
+of four answers are right, and 0.02 to 0.4 where most are guessed; the upper ones of these are found by their slope."""
+SLOPE = 0.05
+"""``remaining`` from which a loss counts as falling."""
+FALL = 0.007
+"""Nats per labelled token that twice the training must be likely to take off. In the built-in world a point of exact
+match is some 0.003, so this lies between one point and five."""
+ROOM = 0.02
 """Nats per labelled token below which a run has hardly anything to gain, whatever its earlier stages had."""
 FEWEST = 8
 """Points before the decay below which no slope is fitted."""
@@ -147,6 +150,7 @@ class Learning:
         verdict: ``yes``: its score says how fast it learns, not how well.
         why: in one line.
         remaining: relative fall of the training loss per doubling of the summed learning rate, before the decay.
+        remaining_low: the same less its standard error.
         image_gain: share of the loss with swapped pictures that the right ones take off.
         swapped_loss: validation loss where each record has the picture of another one.
     """
@@ -154,6 +158,7 @@ class Learning:
     verdict: Verdict
     why: str
     remaining: float | None = None
+    remaining_low: float | None = None
     image_gain: float | None = None
     swapped_loss: float | None = None
 
@@ -179,20 +184,22 @@ def judge(curve: LearningCurve | None, loss: float, swapped_loss: float | None) 
         swapped_loss: the same where each record has the picture of another one; None where all pictures are the same.
     """
     fall = None if curve is None else remaining(curve)
+    low = None if fall is None else fall.low
     gain = None if swapped_loss is None else image_gain(loss, swapped_loss)
-    verdict, why = decide(loss, fall, gain)
+    verdict, why = decide(loss, low, gain)
     if verdict == "unknown" and curve is None:
         why = "the learning curve lacks the first steps, which a version trained that recorded none"
-    return Learning(verdict, why, fall, gain, swapped_loss)
+    return Learning(verdict, why, None if fall is None else fall.value, low, gain, swapped_loss)
 
 
-def decide(loss: float, fall: float | None, gain: float | None) -> tuple[Verdict, str]:
-    """The verdict on a validation loss with its ``remaining`` and ``image_gain``, and the reason in one line.
+def decide(loss: float, low: float | None, gain: float | None) -> tuple[Verdict, str]:
+    """The verdict on a validation loss with its ``remaining_low`` and ``image_gain``, and the reason in one line.
 
     A stage was still learning where the pictures are hardly used (``image_gain`` below ``IMAGE_GAIN``): the loss of
-    such a model may be flat for long before it falls. Else it was where twice the training would take off at least
-    ``FALL`` nats, ``remaining * loss``. So a model that answers everything has nothing left to gain, however steep its
-    small loss falls, and one that does not is judged by its slope.
+    such a model may be flat for long before it falls. Else it was where the loss fell by at least ``SLOPE`` with each
+    doubling, and twice the training would take off at least ``FALL`` nats, ``remaining_low * loss``. So a model that
+    answers everything has nothing left to gain, however steep its small loss falls, and one that does not is judged by
+    its slope.
     """
     if gain is None:
         return "unknown", "all validation pictures are the same, so it is not known whether the model uses them"
@@ -200,12 +207,13 @@ def decide(loss: float, fall: float | None, gain: float | None) -> tuple[Verdict
         return "yes", f"the right pictures lower the loss by {max(gain, 0):.1%} only: they are hardly used yet"
     if loss < FALL:
         return "no", f"the loss is {loss:.4f}: there is hardly anything left to learn"
-    if fall is None:
+    if low is None:
         return "unknown", f"the curve has fewer than {FEWEST} points before the decay of the learning rate"
-    slope = f"before the decay the loss fell by {max(fall, 0):.1%} with each doubling of the summed learning rate"
-    if fall * loss >= FALL:
-        return "yes", f"{slope}: twice the training may take {fall * loss:.3f} off {loss:.3f}"
-    return "no", f"{slope}: twice the training may take {max(fall, 0) * loss:.3f} off {loss:.3f}"
+    slope = (
+        f"before the decay the loss fell by {max(low, 0):.1%} or more with each doubling of the summed learning rate"
+    )
+    left = f"twice the training may take {max(low, 0) * loss:.4f} off {loss:.4f}"
+    return "yes" if low >= SLOPE and low * loss >= FALL else "no", f"{slope}: {left}"
 
 
 def judge_run(stages: Mapping[str, tuple[float, Learning]]) -> Learning:
@@ -228,17 +236,24 @@ def image_gain(loss: float, swapped_loss: float) -> float:
     return 1 - loss / max(swapped_loss, _TINY)
 
 
-def remaining(curve: LearningCurve) -> float | None:
+class Remaining(NamedTuple):
+    """A fitted fall per doubling, with the lower end of its interval of one standard error."""
+
+    value: float
+    low: float
+
+
+def remaining(curve: LearningCurve) -> Remaining | None:
     """Relative fall of the training loss per doubling of the summed learning rate, before the decay.
 
     A power law ``loss = a * S ** -b`` in the summed learning rate ``S`` is fitted to the last ``DOUBLINGS`` doublings
-    of ``S`` before the learning rate is below ``DECAYED`` of its highest value. The result, ``1 - 2 ** -b``, is the
-    fall that the same schedule would give with twice the steps. The decay itself is left out: there the loss falls
-    because the steps get smaller, while ``S`` hardly grows. None where the fitted part has fewer than ``FEWEST``
-    points.
+    of ``S`` before the learning rate is below ``DECAYED`` of its highest value, by least squares of the logarithms. The
+    result, ``1 - 2 ** -b``, is the fall that the same schedule would give with twice the steps. The decay itself is
+    left out: there the loss falls because the steps get smaller, while ``S`` hardly grows. None where the fitted part
+    has fewer than ``FEWEST`` points.
 
     Source: Kaplan et al. 2020, Scaling Laws for Neural Language Models, section 3 (power laws of the loss in the length
-        of training; its appendix D.6 sums up the learning rate to compare schedules); the fit is ours.
+        of training) and appendix D.6 (schedules compared by their summed learning rate); the fit is ours.
     """
     if len(curve.points) < FEWEST:
         return None
@@ -250,5 +265,7 @@ def remaining(curve: LearningCurve) -> float | None:
     fitted = (middle > end / 2**DOUBLINGS) & (middle <= end)
     if fitted.sum() < FEWEST:
         return None
-    slope = np.polyfit(np.log2(middle[fitted]), np.log2(np.maximum(losses[fitted], _TINY)), 1)[0]
-    return float(1 - 2**slope)
+    x, y = np.log2(middle[fitted]), np.log2(np.maximum(losses[fitted], _TINY))
+    slope, height = np.polyfit(x, y, 1)
+    error = np.sqrt(((y - slope * x - height) ** 2).sum() / (len(x) - 2) / ((x - x.mean()) ** 2).sum())
+    return Remaining(float(1 - 2**slope), float(1 - 2 ** (slope + error)))
