@@ -31,7 +31,11 @@ from panollava.training.learning import (
 from panollava.training.loop import OptimiserStep
 from panollava.training.options import OptimOptions
 
-LOSSES = st.lists(st.floats(0, 1e6), min_size=1, max_size=3 * LIMIT)
+LOSSES = st.builds(
+    lambda count, seed: [float(loss) for loss in np.random.default_rng(seed).exponential(size=(count,))],
+    st.integers(1, 5 * LIMIT),
+    st.integers(0, 2**32 - 1),
+)
 
 
 def curve_of(losses: list[float]) -> LearningCurve:
@@ -200,7 +204,18 @@ def test_a_plateau_is_no_convergence() -> None:
 def test_a_small_loss_that_falls_steeply_has_nothing_left() -> None:
     saturated = scheduled(100, lambda done, _: 0.005 / done**2)
     assert fall(saturated) > 0.7
-    assert judge(saturated, 0.005, 4.0).verdict == "no"
+    for loss in (0.005, 0.0086):  # below what counts, and a little above it
+        assert judge(saturated, loss, 4.0).verdict == "no"
+
+
+def test_the_lower_end_is_a_standard_error_away() -> None:
+    def flat(seed: int) -> LearningCurve:
+        noise = noisy(seed, 0.2)
+        return scheduled(100, lambda _, __: noise(1.0))
+
+    found = [remaining(flat(seed)) for seed in range(60)]
+    values, errors = zip(*((one.value, one.value - one.low) for one in found if one is not None), strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.3)
 
 
 @pytest.mark.parametrize("seed", range(8))
