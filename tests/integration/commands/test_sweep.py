@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from support.faults import in_child, kill
 from support.runs import QUICK, UNTRACKED, backbones, command
 
+from experiments.convergence.validate import read_pair
 from panollava import train
 from panollava.checkpoint import BEST, follow, read_state
 from panollava.run import stage
@@ -115,6 +116,8 @@ def test_a_failed_job_is_told_and_the_next_start_trains_it_alone(
     assert [row["still_learning"] for row in rows] == ["yes", "yes"]
     assert len({row["resampler_common_loss"] for row in rows}) == 1
     assert {row["resampler_samples_to_common_loss"] for row in rows} == {"4.0"}  # of their only step
+    pairs = read_pair(Path("runs/widths"), Path("runs/widths"))
+    assert [(one.job, one.gain, one.learning.verdict) for one in pairs] == [(row["job"], 0.0, "yes") for row in rows]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
