@@ -1,7 +1,7 @@
 """python -m panollava.compare <run> <run> …: which is better on the same questions, and is the difference real?"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from panollava.component import allow
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
-from panollava.disk import write_file
+from panollava.disk import read_document, write_file
 from panollava.evaluation.comparison import (
     Contender,
     markdown,
@@ -36,15 +36,18 @@ from panollava.run.conditions import answer_conditions, recorded_config, unequal
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import DataOptions, data_name, data_overrides
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
+from panollava.run.learning_report import is_learning, learning_notes, run_learning
 from panollava.run.restore import Restored, restore
 from panollava.run.run import open_tracker
 from panollava.run.sections import read_config
 from panollava.run.settings import settings_of
 from panollava.run.sources import open_source
+from panollava.run_folder import STAGES
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.store import folders_of
 from panollava.tracking.tracker import NullTracker
+from panollava.training.learning import Learning
 from panollava.training.precision import recorded_compute
 
 
@@ -87,7 +90,8 @@ def main(cfg: DictConfig) -> None:
                 f"{first} and {name} answered different questions ({difference}). Evaluate both on one test set, with "
                 "csv_input= or world_seed=."
             )
-    contenders, note = _contenders(runs, answers)
+    learning = _learning(dict(zip(names, runs, strict=True)))
+    contenders, note = _contenders(runs, answers, learning)
     words = choose_words(options.words)
     sets = {one.name: AnswerSet(as_scored(one.predictions), words) for one in contenders}
     chosen = choose_measure(sections["evaluation"]["measure"], sets[first])
@@ -100,6 +104,7 @@ def main(cfg: DictConfig) -> None:
     text = markdown(places, "\n".join(filter(None, judged)), title, words, measure)
     if groups := group_tables({name: group_scores(one, chosen.metric) for name, one in sets.items()}, measure):
         text += f"\n{groups}"
+    text += "".join(f"\n{line}.\n" for line in learning_notes(learning))
     LOG.info("\n%s", text)
     for line in unequal({name: one.conditions for name, one in answers.items()}):
         LOG.warning("%s.", line)
@@ -136,7 +141,9 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
     return folders
 
 
-def _contenders(runs: list[Restored], answers: dict[str, Answers]) -> tuple[list[Contender], str]:
+def _contenders(
+    runs: list[Restored], answers: dict[str, Answers], learning: Mapping[str, Learning]
+) -> tuple[list[Contender], str]:
     """The runs with their settings, where all have a config, and a line on how their configs differ."""
     configs = [recorded_config(run.folder) for run in runs]
     settings: Sequence[dict[str, str] | None] = [None] * len(runs)
@@ -146,7 +153,14 @@ def _contenders(runs: list[Restored], answers: dict[str, Answers]) -> tuple[list
         settings, differing = settings_of(known, [run.stage for run in runs])
     note = f"The settings differ in {', '.join(differing)}.\n" if differing else ""
     return [
-        Contender(name, tuple(one.predictions), one.image_tokens, setting, str((config or {}).get("seed", "")))
+        Contender(
+            name,
+            tuple(one.predictions),
+            one.image_tokens,
+            setting=setting,
+            seed=str((config or {}).get("seed", "")),
+            still_learning=is_learning(learning[name]),
+        )
         for (name, one), setting, config in zip(answers.items(), settings, configs, strict=True)
     ], note
 
@@ -190,6 +204,17 @@ def _answers(
         num_workers=options.num_workers,
         conditions=conditions,
     )
+
+
+def _learning(runs: Mapping[str, Restored]) -> dict[str, Learning]:
+    """Whether each run was still learning when its stage ended; of checkpoints that lie elsewhere it is not known."""
+    found = {}
+    for name, run in runs.items():
+        path = run.folder.parent.parent / STAGES
+        states = read_document(path)["stages"] if path.is_file() else {}
+        one = run_learning(states, f"{run.stage}/{run.folder.name}")
+        found[name] = Learning.of_record(None) if one is None else one
+    return found
 
 
 def _names(runs: list[Restored]) -> list[str]:

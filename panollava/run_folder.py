@@ -28,6 +28,7 @@ from panollava.stages.registry import STAGES as STAGE_NAMES
 from panollava.stages.registry import StageRecord, last_first, recorded_stage
 
 CONFIG, METADATA, STAGES = "config.yaml", "checkpoint_metadata.json", "stage_state.json"
+CURVE = "learning_curve.csv"
 
 MAY_DIFFER = (
     "data.score_by",

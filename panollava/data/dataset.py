@@ -57,6 +57,8 @@ class TextEncoder:
 class PanoDataset(Dataset[Sample]):
     """Training records, indexed by (epoch, index), as loader workers persist over epochs.
 
+    A third number in the index is that of the record whose picture is shown in place of the own one; without `augment`.
+
     Args:
         source: one split of a data set.
         crop: cuts the views.
@@ -82,8 +84,8 @@ class PanoDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int] | tuple[int, int, int]) -> Sample:
+        epoch, index, shown = key if len(key) == 3 else (*key, key[1])
         source, crop = self.source, self.crop
         views, features, digest = None, None, None
         if self.augment is not None:
@@ -96,10 +98,10 @@ class PanoDataset(Dataset[Sample]):
         else:
             record = source.record(index, epoch)
             if self.store is None:
-                views = crop.views(source.panorama(index))
+                views = crop.views(source.panorama(shown))
             else:
                 views, features, digest = look_up(
-                    self.store, source.picture(index), lambda: crop.views(source.panorama(index))
+                    self.store, source.picture(shown), lambda: crop.views(source.panorama(shown))
                 )
         text = None if self.encode is None else self.encode(record)
         return Sample(record.sample_id, views, crop.camera_rows, text, features, digest)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from panollava.batch import IGNORE_INDEX, Batch
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
-from panollava.data.source import Question
+from panollava.data.source import DataSource, Question
 from panollava.store.feature_maker import PartBatch
 
 
@@ -151,6 +151,7 @@ class StageLoader:
         self._train = _Batches(train, collate, num_workers, pin_memory, complete)
         self._validation = _Batches(validation, collate, num_workers, pin_memory, complete)
         self._validation_plan = _chunks(places, batch_size)[:validation_batches]
+        self._validation_source = validation.source
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of each optimiser step of an epoch, from step `start` on."""
@@ -162,6 +163,32 @@ class StageLoader:
     def validation(self) -> Iterator[Batch]:
         """The batches of the validation split, with records as in epoch 0."""
         return self._validation.run(self._validation_plan)
+
+    def swapped_validation(self) -> Iterator[Batch] | None:
+        """The same batches, each record with the picture of another one; None where all pictures are the same."""
+        others = other_pictures(self._validation_source)
+        if others is None:
+            return None
+        plan = [[(epoch, index, others[index]) for epoch, index in batch] for batch in self._validation_plan]
+        return self._validation.run(plan)
+
+
+def other_pictures(source: DataSource) -> list[int] | None:
+    """For each record of a split one with another picture; None where all pictures are the same.
+
+    It is the record half a split further, or the first one after that with another picture: neighbours in a file often
+    show the same place.
+    """
+    pictures = [source.picture(index) for index in range(len(source))]
+    if len(set(pictures)) < 2:
+        return None
+    count = len(pictures)
+    change = [0] * count  # the first record after each one that has another picture; twice around, for the last ones
+    for place in reversed(range(2 * count)):
+        here, after = place % count, (place + 1) % count
+        change[here] = after if pictures[after] != pictures[here] else change[after]
+    opposite = [(index + count // 2) % count for index in range(count)]
+    return [other if pictures[other] != pictures[index] else change[other] for index, other in enumerate(opposite)]
 
 
 def eval_loader(

@@ -30,6 +30,7 @@ from panollava.evaluation.words import Words
 from panollava.logs import counted
 
 INK, PAPER = "#1f4e79", "white"
+FAST = "this ranks how fast, not how well"
 TESTS = (
     "p-values of a paired permutation test over pictures, after Holm's correction for the number of pairs; each "
     "difference has the interval of the same test at the same level."
@@ -51,6 +52,7 @@ class Contender:
     setting: Mapping[str, str] | None = None  # its values of the keys in which settings differ; None where unknown
     seed: str = ""  # of its training
     facts: Mapping[str, str] = field(default_factory=dict)  # further columns of its setting's table
+    still_learning: bool | None = None  # whether it was when its training ended; None where that is unknown
 
     @property
     def label(self) -> str:
@@ -84,6 +86,7 @@ class Verdict:
     pairs: int  # number of pairs
     seeds: SeedComparison | None = None  # the same over seeds; None of two models
     is_one_setting: bool = False  # two models that differ by their seed alone
+    still_learning: tuple[str, ...] = ()  # which of both were, or have a model that was, when training ended
 
     @property
     def is_distinguishable(self) -> bool:
@@ -91,7 +94,11 @@ class Verdict:
         return self.found.is_distinguishable and (self.seeds is None or self.seeds.is_distinguishable)
 
     def __str__(self) -> str:
-        return self._of_models() if self.seeds is None else self._of_settings(self.seeds)
+        verdict = self._of_models() if self.seeds is None else self._of_settings(self.seeds)
+        if not self.still_learning:
+            return verdict
+        were = "was" if len(self.still_learning) == 1 else "were"
+        return f"{verdict}; {' and '.join(self.still_learning)} {were} still learning, so {FAST}"
 
     def _of_models(self) -> str:
         """The verdict on two trained models, which says that it is none on their settings."""
@@ -177,13 +184,14 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
     scores = _all_scores(contenders, words, metric)
     if len(settings) < 2:
         pairs = list(itertools.combinations(scores, 2))
+        learning = {one.name for one in contenders if one.still_learning}
         found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=metric.top)
-        is_one = bool(settings)
         return [
-            Verdict(first, second, each, len(pairs), is_one_setting=is_one)
-            for (first, second), each in zip(pairs, found, strict=True)
+            Verdict(*pair, each, len(pairs), None, bool(settings), tuple(one for one in pair if one in learning))
+            for pair, each in zip(pairs, found, strict=True)
         ]
     pairs = list(itertools.combinations(settings, 2))
+    learning = {label for label, own in settings.items() if any(one.still_learning for one in own)}
     of_all = {label: np.stack([scores[one.name] for one in own]) for label, own in settings.items()}  # (seeds, Q)
     by_question = {label: own.mean(axis=0) for label, own in of_all.items()}
     by_seed = {label: own.mean(axis=1).tolist() for label, own in of_all.items()}
@@ -192,8 +200,8 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
     )
     over_seeds = compare_seeds([(by_seed[first], by_seed[second]) for first, second in pairs], top=metric.top)
     return [
-        Verdict(first, second, each, len(pairs), of_seeds)
-        for (first, second), each, of_seeds in zip(pairs, found, over_seeds, strict=True)
+        Verdict(*pair, each, len(pairs), of_seeds, False, tuple(one for one in pair if one in learning))
+        for pair, each, of_seeds in zip(pairs, found, over_seeds, strict=True)
     ]
 
 

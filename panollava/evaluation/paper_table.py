@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from panollava.evaluation.comparison import (
+    FAST,
     Contender,
     Standing,
     Verdict,
@@ -20,11 +21,11 @@ from panollava.logs import counted
 
 Form = Literal["latex", "markdown", "csv"]
 SUFFIXES: Mapping[Form, str] = {"latex": ".tex", "markdown": ".md", "csv": ".csv"}
-NONE, DIFFERS, NOTED = "–", "*", "†"
+NONE, DIFFERS, LEARNING = "–", "*", "†"
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "`": r"\`{}", NOTED: r"\dag{}",
+    "|": r"\textbar{}", '"': "''", "`": r"\`{}", LEARNING: r"\dag{}",
     NONE: "{--}", "−": "$-$", "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
 """Characters with a meaning in LaTeX, or in the font encoding that it starts with. A bracket or an asterisk after the
@@ -110,7 +111,6 @@ def paper_table(
     measure: str,
     *,
     data: str,
-    notes: Mapping[str, str] | None = None,
 ) -> PaperTable:
     """A row a setting or, where none has several seeds, a row a model, the best by the measure first.
 
@@ -119,8 +119,6 @@ def paper_table(
         standings: their scores, in the same order.
         found: the verdicts on them by ``measure``.
         data: name of the test set.
-        notes: what is to be said of a model by its name, such as that it was still learning when it ended; empty where
-            there is nothing to say, None where that is unknown.
     """
     settings = by_setting(contenders)
     is_of_settings = len(settings) > 1
@@ -140,11 +138,10 @@ def paper_table(
         for pair in found
         if pair.is_distinguishable and first in (pair.first, pair.second)
     }
-    said = {label: [one.name for one in own if (notes or {}).get(one.name)] for label, own in members.items()}
     rows = []
     for label in order:
         own = members[label]
-        cells = [Cell(label, mark=NOTED if said[label] else "")]
+        cells = [Cell(label, mark=LEARNING if any(one.still_learning for one in own) else "")]
         cells += [Cell(str(len(own)))] if is_of_settings else []
         for name in names:
             score = scores[label].get(name)
@@ -163,7 +160,7 @@ def paper_table(
     pictures = counted(len({one.image_id for one in questions}), "picture")
     asked = f"{data}, {counted(len(questions), 'question')} about {pictures}"
     caption = _caption(asked, found, first, measure, is_of_settings=is_of_settings)
-    return PaperTable([*header, "image tokens", "ms an answer"], rows, f"{caption} {_noted(notes, said)}")
+    return PaperTable([*header, "image tokens", "ms an answer"], rows, f"{caption} {_convergence(contenders)}")
 
 
 def _written(score: Interval) -> str:
@@ -209,14 +206,10 @@ def _caption(asked: str, found: Sequence[Verdict], best: str, measure: str, *, i
     return " ".join(parts)
 
 
-def _noted(notes: Mapping[str, str] | None, said: Mapping[str, Sequence[str]]) -> str:
-    """The sentence on convergence."""
-    if notes is None:
-        return "Whether the models were still learning at the end of their training is not recorded."
-    if not any(said.values()):
-        return "No model was still learning at the end of its training."
-    by_note: dict[str, list[str]] = {}
-    for names in said.values():
-        for name in names:
-            by_note.setdefault(notes[name], []).append(name)
-    return " ".join(f"{NOTED} {note}: {', '.join(names)}." for note, names in by_note.items())
+def _convergence(contenders: Sequence[Contender]) -> str:
+    known = [one.still_learning for one in contenders]
+    learning, unknown = known.count(True), known.count(None)
+    parts = [f"{LEARNING} was still learning when its training ended, so {FAST}."] if learning else []
+    if unknown:
+        parts.append(f"Of {unknown} of {len(known)} models it is not known whether they were still learning.")
+    return " ".join(parts) or "No model was still learning when its training ended."

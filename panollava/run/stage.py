@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
 
 from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights, replace_folder
 from panollava.component import label, outside_packages
+from panollava.data.loader import StageLoader
+from panollava.disk import write_file
 from panollava.logs import LOG, log_file
 from panollava.model.lora import LORA, has_lora, save_lora
 from panollava.run.build_stage import build_stage, skip_reason, start_from, trained_backbones
@@ -24,11 +25,12 @@ from panollava.run.conditions import FINISHED, SKIPPED, recorded_config
 from panollava.run.memory import auto_batch_size, explained, forecast, model_too_large, step_too_large
 from panollava.run.preflight import show_views
 from panollava.run.run import Run, plain
-from panollava.run_folder import short_name, write_metadata
+from panollava.run_folder import CURVE, short_name, write_metadata
 from panollava.stages.protocol import Stage
 from panollava.stages.registry import for_metadata
 from panollava.training.checkpointer import Checkpointer, Progress, read_progress
-from panollava.training.loop import FitResult, fit
+from panollava.training.learning import Learning, judge
+from panollava.training.loop import FitResult, fit, validate
 from panollava.training.options import BatchSplit, StageOptions, elastic_resume, make_optimizer
 from panollava.training.parallel import copy_into, shard
 
@@ -141,6 +143,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
                 tracker=run.tracker,
                 progress=progress,
             )
+            learning = None if result.interrupted else measure_learning(run, name, stage, data, result)
     except BaseException as error:
         if run.procs.is_main:
             _record_failure(run, name, error)
@@ -151,7 +154,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         step = result.progress.global_step
         LOG.warning("Stage %s is saved at step %d; run the same command to resume.", name, step)
         raise KeyboardInterrupt
-    finish(run, name, folder, result, trained)
+    finish(run, name, folder, result, learning)
     return stage
 
 
@@ -170,17 +173,33 @@ def _log_schedule(run: Run, name: str, epochs: int, progress: Progress, steps_pe
     )  # fmt: skip
 
 
-def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[str, nn.Parameter]) -> None:
-    """Loads the best weights into the stage, and records its result."""
+def measure_learning(run: Run, name: str, stage: Stage, data: StageLoader, result: FitResult) -> Learning | None:
+    """Loads the best weights into the stage, and measures whether it was still learning; None without answers.
+
+    It takes one more pass over the validation split.
+    """
     run.procs.barrier()
-    best = find_checkpoint(folder)
+    best = find_checkpoint(run.experiment.stage_folder(name))
     tensors = read_weights(best)
-    for key, parameter in trained.items():
+    for key, parameter in stage.trained().items():
         copy_into(parameter, tensors[key])
     run.procs.barrier()  # the folder of a dry run is removed when the first process is done
+    if not run.stages[name].answers:
+        return None
+    batches, swapped = data.swapped_validation(), None
+    if batches is not None:
+        with run.procs.detect_lost():
+            swapped = validate(stage, stage, data, run.compute, run.procs, batches=batches)["loss"]
+    return judge(result.progress.whole_curve, read_state(best)["validation_loss"], swapped)
+
+
+def finish(run: Run, name: str, folder: Path, result: FitResult, learning: Learning | None) -> None:
+    """Records the result of a stage."""
     if not run.procs.is_main:
         return
+    best = find_checkpoint(folder)
     loss, progress = read_state(best)["validation_loss"], result.progress
+    write_file(folder / CURVE, progress.curve.csv())
     run.tracker.metrics(
         {
             f"{name}/seconds": progress.seconds,
@@ -190,6 +209,8 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
         },
         step=progress.global_step,
     )
+    if learning is not None:
+        _track_learning(run, name, learning, progress.global_step)
     run.tracker.flush()  # a finished stage is not looked at again
     run.experiment.record(
         name,
@@ -202,6 +223,7 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
         seconds=round(progress.seconds, 2),
         samples_per_second=round(progress.samples_per_second, 2),
         peak_memory_gb=round(progress.peak_memory_gb, 3),
+        learning=None if learning is None else learning.record(),
     )
     LOG.info(
         "Stage %s: %.1f s, %.1f samples/s, peak %.2f GB, best validation loss %.4f in %s",
@@ -209,6 +231,15 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, trained: dict[s
     )  # fmt: skip
     for concern in result.concerns:
         LOG.warning("Stage %s ended with a concern: %s", name, concern)
+    if learning is not None:
+        LOG.info("Stage %s: still learning at its end: %s (%s).", name, learning.verdict, learning.why)
+
+
+def _track_learning(run: Run, name: str, learning: Learning, step: int) -> None:
+    run.tracker.tags({f"panollava.learning.{name}": learning.verdict})
+    measures = ("remaining", "remaining_low", "image_gain", "swapped_loss")
+    values = {f"{name}/{key}": value for key in measures if (value := getattr(learning, key)) is not None}
+    run.tracker.metrics(values, step=step)
 
 
 def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,20 @@ from panollava.evaluation.words import Words
 from panollava.logs import LOG
 from panollava.run.conditions import FINISHED, TEST_SET, differences, fingerprint, unequal
 from panollava.run.evaluate import first_difference
+from panollava.run.learning_report import (
+    draw_curves,
+    is_learning,
+    learning_numbers,
+    learning_summary,
+    run_learning,
+    way_to_common_loss,
+)
 from panollava.run.sweep_design import NUMBERS, Design, Spread, known_spread
-from panollava.run_folder import CONFIG, STAGES
+from panollava.run_folder import CONFIG, CURVE, STAGES
 from panollava.stages import registry
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import JobRecord, read_jobs
+from panollava.training.learning import Learning, LearningCurve, read_curve
 
 TABLE, PICTURE = "sweep.md", "sweep"
 MOST_COMPARED = 12
@@ -47,6 +56,8 @@ class Job:
     metrics: Mapping[str, Any]  # of its evaluation; empty without one
     predictions: Sequence[Prediction]  # empty without an evaluation
     parameters: int  # of its resampler
+    learning: Learning | None = None  # whether it was still learning; None where its last stage gives no answers
+    curves: Mapping[str, LearningCurve] = field(default_factory=dict)  # of each stage that gives answers
 
     @property
     def conditions(self) -> Mapping[str, Any]:
@@ -79,6 +90,8 @@ class Job:
             for number in JOB_NUMBERS
             if state.get(number) is not None
         }
+        for stage, state in self.stages.items():
+            found |= {f"{stage}_{name}": value for name, value in learning_numbers(state).items()}
         if self.metrics:
             found |= {"questions": self.metrics["count"]}
             for name, score in self.scores.items():
@@ -92,9 +105,15 @@ class Job:
 
     def contender(self, setting: Mapping[str, str]) -> Contender:
         """Its answers, as those of one seed of a setting."""
-        facts = {"parameters": f"{self.parameters:,}"}
-        seed = str(self.config["seed"])
-        return Contender(self.name, tuple(self.predictions), self.image_tokens, setting, seed, facts)
+        return Contender(
+            self.name,
+            tuple(self.predictions),
+            self.image_tokens,
+            setting=setting,
+            seed=str(self.config["seed"]),
+            facts={"parameters": f"{self.parameters:,}"},
+            still_learning=is_learning(self.learning),
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +127,8 @@ class Row:
     numbers: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Interval] = field(default_factory=dict)  # by name, if it was evaluated
     measure: str = EXACT  # name of the score that ranks the jobs of the sweep
+    learning: Learning | None = None
+    curves: Mapping[str, LearningCurve] = field(default_factory=dict)
 
     @property
     def measured(self) -> Interval | None:
@@ -119,6 +140,11 @@ class Row:
         """Its swept values, or its name where there are none."""
         return ", ".join(f"{key}={value}" for key, value in self.swept.items()) or self.job
 
+    @property
+    def setting(self) -> str:
+        """Its swept values without the seed, or its name where there are none."""
+        return ", ".join(f"{key}={value}" for key, value in self.swept.items() if key != "seed") or self.job
+
 
 def sweep_report(folder: Path) -> list[Path]:
     """Writes ``sweep.md``, ``sweep.csv`` and ``sweep.png`` and ``.svg`` into a sweep's folder; returns their paths."""
@@ -127,9 +153,11 @@ def sweep_report(folder: Path) -> list[Path]:
     measures = {job.measure: recorded_scores(job.metrics)[0] for job in found.values() if job and job.metrics}
     # Jobs of several measures, such as some from before there was the key, have exact match in common.
     type, measure = next(iter(measures.items())) if len(measures) == 1 else (EXACT, EXACT)
-    rows = [_row(record, found[record.name], measure) for record in records]
+    rows = _with_ways([_row(record, found[record.name], measure) for record in records])
     answered = [(record, job) for record in records if (job := found[record.name]) is not None and job.predictions]
-    parts = [_table(rows, f"Sweep {folder.name}"), *_compared(answered, type, folder)]
+    notes = learning_summary([row.learning for row in rows if row.learning is not None])
+    compared = _compared(answered, type, folder)
+    parts = [_table(rows, f"Sweep {folder.name}"), *(f"{note}\n" for note in notes), *compared]
     if len(measures) > 1:
         names = ", ".join(sorted(measures.values()))
         parts.insert(1, f"The jobs were evaluated with different measures ({names}): they are ranked by {EXACT}.\n")
@@ -177,6 +205,12 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
         metrics=metrics,
         predictions=predictions,
         parameters=_resampler_parameters(folder / last),
+        learning=run_learning(done, last) if metrics or state.get("learning") else None,
+        curves={
+            key.partition("/")[0]: read_curve(folder / key / CURVE)
+            for key, one in done.items()
+            if one.get("learning") is not None
+        },
     )
 
 
@@ -194,7 +228,19 @@ def _resampler_parameters(stage_folder: Path) -> int:
 def _row(record: JobRecord, job: Job | None, measure: str) -> Row:
     if job is None:
         return Row(record.name, record.swept, record.status, record.error)
-    return Row(record.name, record.swept, record.status, record.error, job.numbers(), job.scores, measure)
+    status = record.name, record.swept, record.status, record.error
+    return Row(*status, job.numbers(), job.scores, measure, job.learning, job.curves)
+
+
+def _with_ways(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the way to the loss that all jobs have reached, in each stage."""
+    numbers = {row.job: dict(row.numbers) for row in rows}
+    for stage in dict.fromkeys(stage for row in rows for stage in row.curves):
+        curves = {row.job: row.curves[stage] for row in rows if stage in row.curves}
+        speeds = {row.job: row.numbers.get(f"{stage}_samples_per_second") for row in rows}
+        for job, way in way_to_common_loss(curves, speeds).items():
+            numbers[job] |= {f"{stage}_{name}": value for name, value in way.items()}
+    return [replace(row, numbers=numbers[row.job]) for row in rows]
 
 
 def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str, folder: Path) -> list[str]:
@@ -248,6 +294,7 @@ def _table(rows: Sequence[Row], title: str) -> str:
     beside = [name for row in rows for name in row.scores] if measure != EXACT else []
     for name in dict.fromkeys([measure, *beside]):
         columns[name] = [str(score) if (score := row.scores.get(name)) else "" for row in rows]
+    columns |= {"still learning": [row.learning.verdict if row.learning else "" for row in rows]}
     shown = {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
     for stage in _stages(rows):
         shown[f"{stage}_samples_per_second"] = (f"{stage} samples/s", 1, 1)
@@ -265,15 +312,18 @@ def _table(rows: Sequence[Row], title: str) -> str:
 def _csv(rows: Sequence[Row]) -> str:
     """A line for each job, with every number in full."""
     keys, names = _keys(rows), list(dict.fromkeys(name for row in rows for name in row.numbers))
-    lines: list[list[object]] = [["job", *keys, "status", "measure", *names, "error"]]
+    lines: list[list[object]] = [
+        ["job", *keys, "status", "measure", *names, "still_learning", "still_learning_why", "error"]
+    ]
     for row in rows:
         values = [row.measure if row.measured else "", *(row.numbers.get(name, "") for name in names)]
+        values += [row.learning.verdict, row.learning.why] if row.learning else ["", ""]
         lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, row.error])
     return comparison.csv_text(lines)
 
 
 def _picture(rows: Sequence[Row]) -> dict[str, bytes]:
-    """PNG and SVG: the measure, time of an answer, and the last stage's validation loss and speed, by job.
+    """PNG and SVG: the measure, time of an answer, the last stage's loss and speed, by job; and learning curves.
 
     A numeric swept key is the horizontal axis; the other keys make lines.
     """
@@ -289,8 +339,12 @@ def _picture(rows: Sequence[Row]) -> dict[str, bytes]:
     panels = [(label, values) for label, values in panels if values]
     axis = _numeric_key(rows)
     height = 3.6 if axis else 1.2 + 0.35 * len(rows)
-    figure = Figure(figsize=(4 * len(panels), height), dpi=120, facecolor=comparison.PAPER, layout="constrained")
-    all_axes = list(figure.subplots(1, len(panels), squeeze=False, sharey=axis is None)[0])
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.curves))
+    heights = [height, 3.6] if stages else [height]
+    size = 4 * max(len(panels), len(stages)), sum(heights)
+    figure = Figure(figsize=size, dpi=120, facecolor=comparison.PAPER, layout="constrained")
+    upper, *lower = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    all_axes = list(upper.subplots(1, len(panels), squeeze=False, sharey=axis is None)[0])
     for axes, (label, values) in zip(all_axes, panels, strict=True):
         if axis is None:
             height_of = {row.job: height for height, row in enumerate(reversed(rows))}
@@ -310,6 +364,9 @@ def _picture(rows: Sequence[Row]) -> dict[str, bytes]:
         axes.set_ylabel(label)
     if axis is not None and any(_lines(rows, axis)):
         all_axes[0].legend(fontsize=8)
+    for stage, axes in zip(stages, lower[0].subplots(1, len(stages), squeeze=False)[0] if lower else (), strict=True):
+        draw_curves(axes, stage, [(row.setting, row.curves[stage]) for row in rows if stage in row.curves])
+        all_axes.append(axes)
     return comparison.drawn(figure, *all_axes)
 
 

@@ -44,7 +44,7 @@ class Tracker:
         """Logs settings as flat `key -> value`, if the run is new."""
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Sets tags of the run."""
+        """Sets tags of the run, by which runs are listed and filtered; unlike parameters, they may change."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Logs numbers of one step, such as `vision/loss`; they may be buffered until `flush`."""

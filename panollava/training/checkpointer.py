@@ -14,13 +14,15 @@ from torch import Tensor, nn
 import panollava.checkpoint as files
 from panollava.disk import writing
 from panollava.training.distributed import DistributedContext
+from panollava.training.learning import LearningCurve
 from panollava.training.parallel import copy_into, full_tensor, shard_like
 
 OPTIMIZER, RANDOM, FINAL = "optimizer.safetensors", "random.safetensors", "model_final.safetensors"
 
 _COUNTS = ("epoch", "step_in_epoch", "global_step", "validations_since_best")
 _MEASURES = ("seconds", "samples", "step_seconds", "peak_memory_gb")
-"""Older checkpoints have none of them."""
+_CURVE = "curve"
+"""Older checkpoints have neither measures nor curve."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Progress:
         seconds: wall-clock time with validations, added up over interruptions.
         samples, step_seconds: training samples, and the time spent in training steps.
         peak_memory_gb: most memory used.
+        curve: losses since the beginning, or since a checkpoint of a version that recorded none.
     """
 
     epoch: int = 0
@@ -46,11 +49,17 @@ class Progress:
     samples: float = field(default=0.0, compare=False)
     step_seconds: float = field(default=0.0, compare=False)
     peak_memory_gb: float = field(default=0.0, compare=False)
+    curve: LearningCurve = field(default_factory=LearningCurve)
 
     @property
     def samples_per_second(self) -> float:
         """Training samples over the time spent in training steps."""
         return self.samples / max(self.step_seconds, 1e-9)
+
+    @property
+    def whole_curve(self) -> LearningCurve | None:
+        """The curve; None where it lacks the first steps."""
+        return self.curve if self.curve.steps == self.global_step else None
 
 
 def read_progress(state: Mapping[str, Any], source: Path) -> Progress:
@@ -61,7 +70,7 @@ def read_progress(state: Mapping[str, Any], source: Path) -> Progress:
     """
     found = state.get("progress")
     values = dict(found) if isinstance(found, dict) else {}
-    wrong = ({*values} - {*_MEASURES}) ^ {*_COUNTS, "best_loss"}
+    wrong = ({*values} - {*_MEASURES, _CURVE}) ^ {*_COUNTS, "best_loss"}
     wrong |= {key for key in _COUNTS if type(values.get(key)) is not int or values[key] < 0}
     wrong |= {key for key in _MEASURES if not (_is_number(values.get(key, 0)) and values.get(key, 0) >= 0)}
     best = values.get("best_loss")  # JSON has no infinity: null before the first validation
@@ -69,12 +78,16 @@ def read_progress(state: Mapping[str, Any], source: Path) -> Progress:
         wrong.add("best_loss")
     if not isinstance(state.get("scaler"), dict):
         wrong.add("scaler")
+    try:
+        curve = LearningCurve.of_json(values[_CURVE]) if _CURVE in values else LearningCurve()
+    except ValueError:
+        wrong.add(_CURVE)
     if wrong:
         raise ValueError(
             f"{source}: its state.json has no valid training progress ({', '.join(sorted(wrong))}). To start from its "
             f"weights use init_from={source}; to resume, name another checkpoint of the run with resume=."
         )
-    return Progress(**{**values, "best_loss": math.inf if best is None else float(best)})
+    return Progress(**{**values, "best_loss": math.inf if best is None else float(best), _CURVE: curve})
 
 
 def _is_number(value: object) -> bool:

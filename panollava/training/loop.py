@@ -205,9 +205,18 @@ def fit(
 
 @torch.no_grad()
 def validate(
-    stage: Stage, module: nn.Module, data: TrainData, compute: Compute, procs: DistributedContext
+    stage: Stage,
+    module: nn.Module,
+    data: TrainData,
+    compute: Compute,
+    procs: DistributedContext,
+    *,
+    batches: Iterator[Batch] | None = None,
 ) -> dict[str, float]:
     """Loss and metrics over the whole validation split, each divided by its own total.
+
+    Args:
+        batches: this process's part of the split in another form, in place of ``data.validation()``.
 
     Raises:
         ValueError: the validation split has no batch.
@@ -216,7 +225,7 @@ def validate(
     inner = module.module if isinstance(module, DistributedDataParallel) else module
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    batches = iter(data.validation())
+    batches = iter(data.validation() if batches is None else batches)
     lockstep = parallel.is_sharded(stage)  # the forward pass of a sharded stage is a collective
     pairs = parallel.lockstep_batches(batches, procs) if lockstep else ((batch, True) for batch in batches)
     for batch, is_counted in pairs:
@@ -372,6 +381,7 @@ class _Recorder:
         name, progress, now = self.stage.name, self.progress, time.perf_counter()
         spent, self.tick = now - self.tick, now
         progress.samples, progress.step_seconds = progress.samples + samples, progress.step_seconds + spent
+        progress.curve.step(progress.samples, lr, report["loss"])
         self.measure()
         if not self.procs.is_main or progress.global_step % self.trainer.log_every_steps:
             return
@@ -384,6 +394,7 @@ class _Recorder:
         )  # fmt: skip
         values = {**report, "lr": lr, "samples_per_second": rate, "memory_gb": memory}
         self.tracker.metrics({f"{name}/{key}": value for key, value in values.items()}, step=progress.global_step)
+        self.tracker.metrics({f"{name}/loss_by_samples": report["loss"]}, step=round(progress.samples))
 
     def validation(self, metrics: dict[str, float]) -> None:
         self.measure()
@@ -393,6 +404,7 @@ class _Recorder:
                 f"The validation loss of stage {name!r} is {loss} after step {progress.global_step}. Earlier "
                 f"checkpoints are kept; lower stage.{name}.lr, or use trainer.precision=fp32."
             )
+        progress.curve.validation(loss)
         is_best = loss < progress.best_loss
         progress.best_loss = min(loss, progress.best_loss)
         progress.validations_since_best = 0 if is_best else progress.validations_since_best + 1
@@ -403,6 +415,7 @@ class _Recorder:
             LOG.info("%s step %d: validation loss %.4f%s (%s)%s", name, progress.global_step, loss, best, terms, caveat)
             values = {f"{name}/val_{key}": value for key, value in metrics.items()}
             self.tracker.metrics({**values, f"{name}/epoch": progress.epoch}, step=progress.global_step)
+            self.tracker.metrics({f"{name}/val_loss_by_samples": loss}, step=round(progress.samples))
         self.save(loss, is_best=is_best)
 
     def save(self, loss: float | None = None, *, is_best: bool = False) -> None:

@@ -44,6 +44,9 @@ def test_stages_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> No
     assert "recorded/resampler has no answers to these questions yet" in said
     assert "recorded/finetune has no answers" not in said  # training left them
     assert "recorded/finetune and recorded/resampler are not distinguishable" in said
+    for stage in ("finetune", "resampler"):
+        assert f"recorded/{stage} was still learning when its training ended" in said
+    assert "this ranks how fast, not how well" in said
     written = {path.name for path in Path("results/comparison").iterdir()}
     pictures = {f"{name}.{kind}" for name in ("scores", "trade_off") for kind in ("png", "svg")}
     assert written == {"comparison.md", "scores.csv", "pairs.csv"} | pictures

@@ -205,15 +205,19 @@ def test_a_killed_sweep_is_finished(landed: Path, expected: Path, run: Run) -> N
     for job in ("sweep/resampler.depth-1", "sweep/resampler.depth-2"):
         assert texts(answers(landed, job)) == texts(answers(expected, job))
     with Path("runs/sweep/sweep.csv").open(encoding="utf-8", newline="") as file:
-        assert [(row["job"], row["status"]) for row in csv.DictReader(file)] == [
-            ("resampler.depth-1", "finished"), ("resampler.depth-2", "finished"),
-        ]  # fmt: skip
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["status"]) for row in rows] == [
+        ("resampler.depth-1", "finished"), ("resampler.depth-2", "finished"),
+    ]  # fmt: skip
+    assert rows[0]["still_learning"] == "unknown"
+    assert "version recorded no learning curve" in rows[0]["still_learning_why"]
 
 
 @pytest.mark.usefixtures("landed")
 def test_recorded_runs_are_compared(run: Run) -> None:
     said = run(compare, "runs/finished runs/sweep/resampler.depth-1 max_samples=4", *QUIET)
     assert "not distinguishable" in said
+    assert "not known whether finished was still learning" in said
     assert Path("results/comparison/pairs.csv").is_file()
 
 

@@ -18,7 +18,9 @@ from panollava import train
 from panollava.checkpoint import BEST, LAST, follow
 from panollava.data.world import WorldSource
 from panollava.model.api import PanoLlava
+from panollava.run_folder import CURVE
 from panollava.tracking.location import absolute_uri
+from panollava.training.learning import Learning, read_curve
 
 STAGES = ("vision", "resampler", "finetune")
 
@@ -60,6 +62,27 @@ def test_every_stage_leaves_its_folder() -> None:
 
 
 @pytest.mark.usefixtures("in_recorded")
+def test_every_stage_has_its_learning_curve_and_those_that_answer_a_verdict() -> None:
+    stages = json.loads(Path("runs/recorded/stage_state.json").read_text("utf-8"))["stages"]
+    _, tracked = mlflow_run()
+    for name in STAGES:
+        folder = stage_folder("recorded", name)
+        curve, state = read_curve(folder / CURVE), stages[f"{name}/{folder.name}"]
+        assert curve.points[-1][:2] == ((6, 24) if name == "vision" else (3, 12))
+        assert min(point.loss for point in curve.validations) == state["validation_loss"]
+        if name == "vision":
+            assert state["learning"] is None
+            continue
+        learning = Learning.of_record(state["learning"])
+        # A few steps of four pictures: what the pictures show is not learnt yet.
+        assert learning.verdict == "yes"
+        assert learning.swapped_loss == pytest.approx(state["validation_loss"], rel=0.05)
+        assert learning.swapped_loss != state["validation_loss"]
+        assert tracked.data.tags[f"panollava.learning.{name}"] == "yes"
+        assert tracked.data.metrics[f"{name}/image_gain"] == pytest.approx(learning.image_gain)
+
+
+@pytest.mark.usefixtures("in_recorded")
 def test_every_stage_has_a_log_and_the_run_one_of_all() -> None:
     timed = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [DIW] ", re.MULTILINE)
     for name in STAGES:
@@ -94,6 +117,9 @@ def test_mlflow_has_the_run() -> None:
         epochs = client.get_metric_history(run.info.run_id, f"{name}/val_loss")
         assert [point.step for point in epochs] == list(range(3, steps[name] + 1, 3))
         assert run.data.metrics[f"{name}/best_val_loss"] == pytest.approx(min(point.value for point in epochs))
+        by_samples = client.get_metric_history(run.info.run_id, f"{name}/loss_by_samples")
+        assert [point.step for point in by_samples] == [4 * step for step in range(1, steps[name] + 1)]
+        assert client.get_metric_history(run.info.run_id, f"{name}/val_loss_by_samples")[0].step == 12
     assert "test/exact_match" in run.data.metrics
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "views.png", "sample_answers.json", "evaluation"} <= files

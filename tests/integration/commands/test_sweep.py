@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from support.faults import in_child, kill
 from support.runs import QUICK, UNTRACKED, backbones, command
 
+from experiments.convergence.validate import read_pair
 from panollava import compare, train
 from panollava.checkpoint import BEST, follow, read_state
 from panollava.run import stage
@@ -110,6 +111,14 @@ def test_a_failed_job_is_told_and_the_next_start_trains_it_alone(
     text = Path("runs/widths/sweep.md").read_text("utf-8")
     assert text.count("| finished |") == 2
     assert "resampler.width-16 and resampler.width-24 are not distinguishable" in text
+    assert "Still learning when training ended: 2 of 2 jobs. So this ranks how fast, not how well" in text
+    with Path("runs/widths/sweep.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["still_learning"] for row in rows] == ["yes", "yes"]
+    assert len({row["resampler_common_loss"] for row in rows}) == 1
+    assert {row["resampler_samples_to_common_loss"] for row in rows} == {"4.0"}  # of their only step
+    pairs = read_pair(Path("runs/widths"), Path("runs/widths"))
+    assert [(one.job, one.gain, one.learning.verdict) for one in pairs] == [(row["job"], 0.0, "yes") for row in rows]
     assert "about the settings nothing is shown: one seed each" in text
 
 

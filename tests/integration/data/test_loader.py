@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.chat_templates import QWEN2, byte_level
 from support.toy_data import PlainCrop, PlainSource, encode, encode_question
 
@@ -18,7 +20,7 @@ from panollava.batch import Batch
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import AnyresE2pCrop
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
-from panollava.data.loader import Collate, EpochSampler, StageLoader, eval_loader
+from panollava.data.loader import Collate, EpochSampler, StageLoader, eval_loader, other_pictures
 from panollava.prompt import ChatPrompt
 
 
@@ -153,7 +155,40 @@ def test_the_global_generator_is_left_alone(workers: int) -> None:
     state = torch.get_rng_state()
     list(data.windows(0))
     list(data.validation())
+    list(data.swapped_validation() or ())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_swapped_pictures_are_those_of_other_records_and_everything_else_stays() -> None:
+    for workers in (0, 1):
+        data = loader(num_workers=workers)
+        swapped = data.swapped_validation()
+        assert swapped is not None
+        for one, other in zip(list(data.validation()), list(swapped), strict=True):
+            assert one.sample_ids == other.sample_ids
+            assert torch.equal(one.input_ids, other.input_ids)
+            assert torch.equal(one.labels, other.labels)
+            shown = other.pixel_values[:, 0, 0, 0, 0].tolist()  # a picture is grey of its record's number
+            assert shown == [(int(name.removeprefix("plain-")) + 3) % 7 for name in one.sample_ids]
+    ranks = [loader(rank=rank, world_size=2).swapped_validation() for rank in (0, 1)]
+    assert [len(list(chain(*(batch.sample_ids for batch in rank or ())))) for rank in ranks] == [4, 3]
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12))
+def test_each_record_has_another_picture_if_there_are_two(pictures: list[str]) -> None:
+    source = PlainSource(len(pictures))
+    source.picture = lambda index: pictures[index]  # type: ignore[method-assign]
+    others = other_pictures(source)
+    if len(set(pictures)) == 1:
+        assert others is None
+    else:
+        assert others is not None
+        assert all(pictures[other] != pictures[index] for index, other in enumerate(others))
+
+
+def test_a_split_with_one_picture_has_none_to_swap() -> None:
+    data = PanoDataset(PlainSource(1), PlainCrop(), encode)
+    assert StageLoader(data, data, Collate(), batch_size=1).swapped_validation() is None
 
 
 @pytest.mark.parametrize("workers", [0, 2])

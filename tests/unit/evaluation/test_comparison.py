@@ -230,6 +230,15 @@ def test_one_seed_says_nothing_about_settings() -> None:
     assert not found.is_distinguishable
 
 
+def test_a_verdict_names_what_was_still_learning() -> None:
+    models = repeats({"a": 0.3, "b": 0.9}, 2)
+    (found,) = verdicts([replace(models[0], still_learning=True), *models[1:]], "unicode")
+    assert str(found).endswith("; resampler=a was still learning, so this ranks how fast, not how well")
+    (found,) = verdicts([replace(one, still_learning=True) for one in models[::2]], "unicode")
+    assert str(found).endswith("; a0 and b0 were still learning, so this ranks how fast, not how well")
+    assert "learning" not in str(verdicts([replace(one, still_learning=False) for one in models], "unicode")[0])
+
+
 def test_the_same_seed_twice_is_no_repetition() -> None:
     models = repeats({"a": 0.3, "b": 0.9}, 2)
     again = replace(models[0], name="again")

@@ -40,9 +40,9 @@ def contender(name: str, share: float, seed: int = 0, setting: str | None = None
     return Contender(name, predictions, 80, None if setting is None else {"resampler": setting}, str(seed))
 
 
-def table(models: list[Contender], **options) -> PaperTable:
+def table(models: list[Contender]) -> PaperTable:
     found = verdicts(models, "unicode")
-    return paper_table(models, standings(models, "unicode"), found, "exact match", data="world-test", **options)
+    return paper_table(models, standings(models, "unicode"), found, "exact match", data="world-test")
 
 
 def test_single_models_are_ranked_marked_and_said_to_be_single() -> None:
@@ -78,12 +78,13 @@ def test_settings_are_rows_with_seeds() -> None:
     assert "these trained models" not in made.caption
 
 
-def test_what_is_noted_of_a_model_is_marked_and_said() -> None:
+def test_models_that_were_still_learning_are_marked_and_the_caption_says_what_that_means() -> None:
     models = [contender("a", 0.5, 1), contender("b", 0.6, 2)]
-    assert table(models).caption.endswith("is not recorded.")
-    assert table(models, notes={}).caption.endswith("No model was still learning at the end of its training.")
-    made = table(models, notes={"a": "still learning", "b": ""})
-    assert made.caption.endswith("† still learning: a.")
+    assert table(models).caption.endswith("Of 2 of 2 models it is not known whether they were still learning.")
+    learnt = [replace(one, still_learning=False) for one in models]
+    assert table(learnt).caption.endswith("No model was still learning when its training ended.")
+    made = table([replace(models[0], still_learning=True), learnt[1]])
+    assert made.caption.endswith("† was still learning when its training ended, so this ranks how fast, not how well.")
     assert {row[0].text: row[0].mark for row in made.rows} == {"a": "†", "b": ""}
 
 
@@ -121,7 +122,7 @@ def test_letters_are_kept() -> None:
 
 def test_a_latex_table_compiles(tmp_path: Path) -> None:
     models = [contender(ODD, 0.2, 1), contender(f"[{ODD}", 0.9, 2), contender(f"*{ODD}", 0.6, 3)]
-    text = table(models, notes={ODD: ODD}).text("latex")
+    text = table([replace(one, still_learning=True) for one in models]).text("latex")
     assert text.startswith("\\begin{table}\n")
     assert all(
         line.count(" & ") == text.splitlines()[6].count(" & ") for line in text.splitlines() if line.endswith(r"\\")

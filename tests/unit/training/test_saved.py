@@ -56,6 +56,7 @@ HOSTILE = {
     "a place with more to it": (state(progress={**PLACE, "__class__": 1}), "__class__"),
     "a time that is none": (state(progress={**PLACE, "seconds": "long"}), r"\(seconds\)"),
     "a time before the start": (state(progress={**PLACE, "step_seconds": -1.0}), r"\(step_seconds\)"),
+    "a curve that is none": (state(progress={**PLACE, "curve": {"points": [[0]], "validations": []}}), r"\(curve\)"),
     "a best loss that is none": (state(progress={**PLACE, "best_loss": "low"}), r"\(best_loss\)"),
     "no scaler": (state(scaler=[1]), r"\(scaler\)"),
 }
@@ -83,3 +84,4 @@ def test_a_checkpoint_from_before_measures_were_kept_goes_on(tmp_path: Path) -> 
     state(progress=PLACE)(checkpoint)
     progress = Toy(tmp_path).checkpointer.restore(checkpoint)
     assert (progress.global_step, progress.seconds, progress.samples) == (2, 0, 0)
+    assert progress.whole_curve is None  # a curve that begins here lacks two steps
