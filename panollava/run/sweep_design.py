@@ -100,7 +100,9 @@ def announcement(config: DictConfig) -> list[str]:
     """
     jobs = _jobs(config)
     last = stages_of(_plain(config.stage)).get(config.stage.run[-1])
-    if not jobs or not config.evaluation.enabled or last is None or not last.answers:
+    measure = str(config.evaluation.measure)
+    is_known = measure == AUTO or measure in METRICS  # other packages are imported by the jobs
+    if not jobs or not is_known or not config.evaluation.enabled or last is None or not last.answers:
         return []
     settings: dict[tuple[tuple[str, str], ...], set[str]] = {}
     for job in jobs:
@@ -109,11 +111,11 @@ def announcement(config: DictConfig) -> list[str]:
     varied = {key for job in jobs for key in job}
     is_common = not any(key.split(".")[0] in ("data", "crop", "evaluation") for key in varied)
     questions = _questions(config) if is_common else None
-    measure = _measure(str(config.evaluation.measure), questions)
+    metric = _measure(measure, questions)
     asked = (None, None) if questions is None else (len(questions), len({one.image_id for one in questions}))
     design = Design(len(settings), min(map(len, settings.values())), *asked)
-    spread = known_spread(Path(config.output_dir).expanduser(), _plain(config.data), measure.name)
-    return design.lines(spread, measure.name, measure.top)
+    spread = known_spread(Path(config.output_dir).expanduser(), _plain(config.data), metric.name)
+    return design.lines(spread, metric.name, metric.top)
 
 
 def _jobs(config: DictConfig) -> list[dict[str, str]]:
@@ -153,9 +155,7 @@ def _measure(asked: str, questions: Sequence[Question] | None) -> Metric:
     """What will rank the jobs; exact match where that is not known before the first of them."""
     if asked in METRICS:
         return find_metric(asked, KEY)
-    if asked != AUTO or not questions:
-        return find_metric(EXACT, KEY)
-    return choose_measure(AUTO, AnswerSet(as_asked(questions))).metric
+    return find_metric(EXACT, KEY) if not questions else choose_measure(AUTO, AnswerSet(as_asked(questions))).metric
 
 
 def known_spread(folder: Path, data: Mapping[str, Any], measure: str = EXACT) -> Spread | None:

@@ -54,7 +54,7 @@ def test_stages_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> No
     assert "The settings differ in stage" in said
     assert "about the settings nothing is shown: one seed each" in said
     assert "has no answers" not in compared(monkeypatch, capsys, *stages, "table=markdown")
-    assert "| recorded/finetune | " in Path("results/comparison/table.md").read_text()
+    assert "| recorded/finetune† | " in Path("results/comparison/table.md").read_text()
     with Path("results/comparison/pairs.csv").open() as stream:
         (pair,) = csv.DictReader(stream)
     assert (pair["first"], pair["second"]) == ("recorded/finetune", "recorded/resampler")

@@ -143,7 +143,9 @@ def test_seeds_make_settings_in_the_report_and_in_compare(
     text = Path("results/comparison/comparison.md").read_text("utf-8")
     assert "The settings differ in resampler.width." in text
     assert re.search("(resampler.width=16 and|About the settings resampler.width=16 and) resampler.width=24", text)
-    assert r"resampler.width=16 & 2 & " in Path("results/comparison/table.tex").read_text("utf-8")
+    assert r"resampler.width=16\textsuperscript{\dag{}} & 2 & " in Path("results/comparison/table.tex").read_text(
+        "utf-8"
+    )
     with Path("results/comparison/pairs.csv").open(encoding="utf-8", newline="") as file:
         (pair,) = csv.DictReader(file)
     assert (pair["first seeds"], pair["second seeds"]) == ("2", "2")

@@ -89,6 +89,7 @@ def test_several_seeds_see_what_the_power_says() -> None:
         (["resampler=glob(*,exclude=identity)"], "6 settings, one seed each, 18 questions about 2 pictures."),
         (["resampler=mlp,bimamba", "stage=vision"], None),
         (["resampler=mlp,bimamba", "evaluation.enabled=false"], None),
+        (["resampler=mlp,bimamba", "measure=my_package.parts:Brevity"], None),
         (["resampler=mlp,bimamba", "data=csv", "data.dir=none"], "2 settings, one seed each."),
     ],
 )
