@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 import subprocess
@@ -233,6 +234,7 @@ def watch_launcher(target: str, folder: Path) -> None:
 
 def watch_study() -> None:
     """Makes Hydra report in one line that all trials of Optuna failed; why is in the sweep's last lines."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # which Optuna imports, names each of its plugins
     sweeper: Any = Plugins.instance().class_name_to_class[OPTUNA]
     sweep = getattr(sweeper.sweep, "__wrapped__", sweeper.sweep)
 

@@ -32,10 +32,6 @@ PLUGINS = {"hydra/launcher": _LAUNCHERS, "hydra/sweeper": {"optuna": ("hydra_opt
 OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
 """Class of ``hydra/sweeper=optuna``."""
 
-STUDY = {"hydra.sweeper.direction": "maximize", "hydra.sweeper.n_jobs": 1, "hydra.sweeper.max_failure_rate": 1.0}
-"""Our defaults of a study of Optuna. With a seed for its sampler too, the same command chooses the same trials again,
-and finds those that are finished in their folders."""
-
 
 def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> list[str]:
     """The overrides of a sweep as Hydra should see them, with its folder.
@@ -65,10 +61,7 @@ def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> l
     constant = [o.key_or_group for o in line.parsed if not (o.is_hydra_override() or o.key_or_group in varied)]
     extra = [f"hydra.sweep.dir={quoted(str(folder))}"]
     if line.base.hydra.sweeper._target_ == OPTUNA:
-        given = {override.key_or_group for override in line.parsed}
-        extra += [f"{key}={value}" for key, value in STUDY.items() if key not in given]
-        if "seed" in (sampler := line.base.hydra.sweeper.sampler) and sampler.seed is None:
-            extra.append("hydra.sweeper.sampler.seed=0")
+        extra += _study(line.base.hydra.sweeper)
     if constant:
         names = ",".join(repr(key) for key in dict.fromkeys(constant))
         extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
@@ -157,6 +150,17 @@ def _refuse(line: CommandLine) -> None:
             twice = next(job for job in jobs if jobs.count(job) > 1)
             raise ValueError(f"the sweep has a job twice: {' '.join(twice)}. Give each value once.")
         line.compose(jobs[0])
+
+
+def _study(sweeper: DictConfig) -> list[str]:
+    """Overrides of a study of Optuna, in place of the plugin's own defaults."""
+    found = ["hydra.sweeper.direction=maximize"]
+    if sweeper.max_failure_rate == 0:  # a sweep goes on after a job that failed
+        found.append("hydra.sweeper.max_failure_rate=1.0")
+    if "seed" in sweeper.sampler and sweeper.sampler.seed is None:
+        # The same command then chooses the same trials again, and finds those that are finished in their folders.
+        found.append("hydra.sweeper.sampler.seed=0")
+    return found
 
 
 def _refuse_study(line: CommandLine) -> None:

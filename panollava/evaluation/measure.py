@@ -66,6 +66,8 @@ def choose_measure(asked: str, answers: AnswerSet, key: str = KEY) -> Measure:
             raise ValueError(f"{key}={asked!r} is unavailable on these questions: {why}. Choose another measure.")
         return Measure(asked, metric, f"as {key} says")
     references = [text for one in answers.scored for text in one.references]
+    if not references:
+        return Measure(EXACT, find_metric(EXACT, key), "since there are no questions")
     words = statistics.median(len(text.split()) for text in split_words(references, "unicode"))
     distinct, questions = len(set(map(normalise, references))), len(answers.scored)
     data = f"{words:g} words in the median reference, {distinct:,} distinct ones for {counted(questions, 'question')}"

@@ -77,8 +77,7 @@ def preflight(run: Run) -> None:
     if language and test is not None:
         if run.cfg.evaluation.clip is not None:
             clip_config(run.cfg.evaluation.clip, "evaluation.clip")
-        if run.procs.is_main and not run.cfg.dry_run:
-            run.measure  # noqa: B018  chosen for its own errors and its line in the log
+        run.measure  # noqa: B018  chosen for its own errors and its line in the log
         new = run.cfg.generation.max_new_tokens
         check_questions(test, run.backbones.prompt, language, image_tokens=count, new_tokens=new)
 
