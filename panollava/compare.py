@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from panollava.component import allow
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.crop import Crop
-from panollava.disk import read_document, write_file
+from panollava.disk import write_file
 from panollava.evaluation.comparison import (
     Contender,
     markdown,
@@ -42,7 +42,7 @@ from panollava.run.run import open_tracker
 from panollava.run.sections import read_config
 from panollava.run.settings import settings_of
 from panollava.run.sources import open_source
-from panollava.run_folder import STAGES
+from panollava.run_folder import Experiment
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.store import folders_of
@@ -207,13 +207,11 @@ def _answers(
 
 
 def _learning(runs: Mapping[str, Restored]) -> dict[str, Learning]:
-    """Whether each run was still learning when its stage ended; of checkpoints that lie elsewhere it is not known."""
+    """Whether each run was still learning when its stage ended."""
     found = {}
     for name, run in runs.items():
-        path = run.folder.parent.parent / STAGES
-        states = read_document(path)["stages"] if path.is_file() else {}
-        one = run_learning(states, f"{run.stage}/{run.folder.name}")
-        found[name] = Learning.of_record(None) if one is None else one
+        states = Experiment(run.folder.parent.parent, run.folder.name, owner=False).states()
+        found[name] = run_learning(states, f"{run.stage}/{run.folder.name}") or Learning.of_record(None)
     return found
 
 

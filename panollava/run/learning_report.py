@@ -8,6 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from panollava.evaluation.comparison import FAST
 from panollava.logs import counted
+from panollava.run.conditions import FINISHED
 from panollava.run.sweep_design import NUMBERS
 from panollava.training.learning import Learning, LearningCurve, judge_run
 
@@ -27,8 +28,11 @@ def run_learning(states: Mapping[str, Mapping[str, Any]], last: str) -> Learning
         last: key of the run's last stage; later ones are left out.
 
     Returns:
-        ``unknown`` for a run of a version that recorded no curve; None where the last stage gives no answers.
+        ``unknown`` for a stage that has not finished, or of a version that recorded no curve; None where the last stage
+        gives no answers.
     """
+    if states.get(last, {}).get("status", FINISHED) != FINISHED:
+        return Learning("unknown", f"stage {last.partition('/')[0]} has not finished")
     found = {}
     for key, state in states.items():
         if state.get("learning") is not None and state.get("validation_loss") is not None:

@@ -20,7 +20,7 @@ from panollava.evaluation.seeds import POWER, seeds_needed, spread_of, visible
 from panollava.evaluation.statistics import LEVEL, least_groups, normal
 from panollava.logs import counted
 from panollava.run.sources import build_source
-from panollava.stages.registry import stages_of
+from panollava.stages.registry import STAGES
 
 NUMBERS = "sweep.csv"
 WANTED = 0.02
@@ -99,10 +99,10 @@ def announcement(config: DictConfig) -> list[str]:
         config: of the sweep, without the swept values.
     """
     jobs = _jobs(config)
-    last = stages_of(_plain(config.stage)).get(config.stage.run[-1])
+    last = STAGES.get(config.stage.run[-1])  # of a stage of another package it is not known here
     measure = str(config.evaluation.measure)
     is_known = measure == AUTO or measure in METRICS  # other packages are imported by the jobs
-    if not jobs or not is_known or not config.evaluation.enabled or last is None or not last.answers:
+    if not jobs or not is_known or not config.evaluation.enabled or (last is not None and not last.answers):
         return []
     settings: dict[tuple[tuple[str, str], ...], set[str]] = {}
     for job in jobs:

@@ -43,6 +43,10 @@ def test_a_run_is_judged_by_the_stages_up_to_its_last() -> None:
     found = run_learning(states, "finetune/x")
     assert found is not None
     assert (found.verdict, found.why) == ("yes", "stage resampler: because")
+    states["finetune/x"]["status"] = "running"  # goes on with more epochs
+    found = run_learning(states, "finetune/x")
+    assert found is not None
+    assert (found.verdict, found.why) == ("unknown", "stage finetune has not finished")
     for older in ({}, {"finetune/x": {"validation_loss": 0.5}}):
         found = run_learning(older, "finetune/x")
         assert found is not None
