@@ -182,6 +182,34 @@ def test_a_name_that_is_not_there_is_refused_with_the_file_and_its_columns(say: 
     )
 
 
+def test_a_metric_of_another_package_ranks_a_sweep(
+    swept: tuple[Path, list[str]], say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("site/own_package").mkdir(parents=True)
+    Path("site/own_package/__init__.py").write_text(
+        "import numpy as np\nfrom panollava.evaluation.metrics import Metric\n\n\n"
+        "class Commas(Metric):\n    name = 'commas'\n    top = 2.0\n\n"
+        "    def per_answer(self, answers):\n        return np.full(len(answers.scored), 0.5)\n"
+    )
+    monkeypatch.syspath_prepend("site")
+    monkeypatch.setenv("PANOLLAVA_ALLOW", "")
+    arguments = [one for one in swept[1] if not one.startswith("experiment_name")]
+    asked = ["-m", *arguments, UNTRACKED, "experiment_name=own", "measure=own_package:Commas", "crop.overlap=0.0,0.5"]
+    assert "csv-test: Measure: commas, as evaluation.measure says." in say(train, *asked)
+    text = Path("runs/own/sweep.md").read_text("utf-8")
+    assert "| 0.0 | finished | 0.500 (" in text
+    assert "not distinguishable: the same score on each of 6 pictures" in text
+    metrics = newest(Path("results/eval_results/own"))
+    assert (metrics["measure"], metrics["settings"]["scores"]["measure"]) == ("commas", "own_package:Commas")
+    assert metrics["groups"]["language"]["en"]["scores"]["commas"]["value"] == 0.5
+    assert say(train, *asked).count("Every stage of this config is finished already") == 2
+    # Jobs of different measures have exact match in common.
+    say(train, *asked[:-2], "crop.overlap=choice(0.0)")
+    text = Path("runs/own/sweep.md").read_text("utf-8")
+    assert "The jobs were evaluated with different measures (CIDEr, commas): they are ranked by exact match." in text
+    assert "| status | exact match |" in text
+
+
 def test_miniature_backbones_say_that_they_know_only_the_built_in_world(
     swept: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
