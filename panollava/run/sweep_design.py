@@ -61,7 +61,7 @@ class Design:
         if spread is None:
             first.append("How much the seeds of a setting differ is not known yet.")
         else:
-            first.append(_seen(max(3, self.seeds) if self.seeds == 1 else self.seeds, spread, pairs, top))
+            first.append(_seen(3 if self.seeds == 1 else self.seeds, spread, pairs, top))
         lines = [" ".join(first)]
         if measure == EXACT and self.questions and self.pictures:
             lines.append(self._by_picture(self.questions, self.pictures, LEVEL / pairs))
@@ -109,7 +109,7 @@ def announcement(config: DictConfig) -> list[str]:
         setting = tuple(sorted((key, value) for key, value in job.items() if key != "seed"))
         settings.setdefault(setting, set()).add(job.get("seed", ""))
     varied = {key for job in jobs for key in job}
-    is_common = not any(key.split(".")[0] in ("data", "crop", "evaluation") for key in varied)
+    is_common = not any(key.split(".")[0] in ("data", "evaluation") for key in varied)
     questions = _questions(config) if is_common else None
     metric = _measure(measure, questions)
     asked = (None, None) if questions is None else (len(questions), len({one.image_id for one in questions}))

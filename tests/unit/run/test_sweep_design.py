@@ -82,9 +82,9 @@ def test_several_seeds_see_what_the_power_says() -> None:
     ("arguments", "expected"),
     [
         (["resampler=mlp,bimamba", "seed=0,1,2"], "2 settings, 3 seeds each, 18 questions about 2 pictures."),
-        (["resampler=mlp,bimamba", "crop.overlap=0,0.5"], "4 settings, one seed each."),
+        (["resampler=mlp,bimamba", "crop.overlap=0,0.5"], "4 settings, one seed each, 18 questions about 2 pictures."),
         (["seed=range(0,4)"], "1 setting, 4 seeds each, 18 questions about 2 pictures."),
-        (["+experiment=overlap_sweep", "seed=0,1"], "3 settings, 2 seeds each."),
+        (["+experiment=overlap_sweep", "seed=0,1"], "3 settings, 2 seeds each, 18 questions about 2 pictures."),
         (["data.seed=1,2", "seed=0,1"], "2 settings, 2 seeds each."),
         (["resampler=glob(*,exclude=identity)"], "6 settings, one seed each, 18 questions about 2 pictures."),
         (["resampler=mlp,bimamba", "stage=vision"], None),
