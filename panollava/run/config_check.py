@@ -42,7 +42,7 @@ class RootOptions:
     overwrite: bool
     dry_run: bool
     seed: Annotated[int, Interval(ge=0, lt=2**32)]
-    form: Literal[2]
+    form: Literal[3]
 
 
 @dataclass(frozen=True)
