@@ -213,9 +213,9 @@ def as_written(value: Any) -> str:
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A config or metadata of an older form, in the present form.
 
-    Up to version 0.2 resamplers had no shortcut. Up to version 0.1 ``model.join=stitch`` was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and
-    no positions, and stage 1 paired columns by itself also where tiles look up or down. Keys of ``data`` with which
-    training fetched pictures are left out.
+    Up to version 0.2 resamplers had no shortcut. Up to version 0.1 ``model.join=stitch`` was what is
+    ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and no positions, and stage 1 paired columns by itself
+    also where tiles look up or down. Keys of ``data`` with which training fetched pictures are left out.
     """
     result = dict(record)
     if isinstance(data := result.get("data"), Mapping):

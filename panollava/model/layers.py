@@ -98,6 +98,19 @@ def draw(linear: nn.Linear, residuals: int = 1) -> None:
         nn.init.zeros_(linear.bias)
 
 
+def shrink(linear: nn.Module) -> None:
+    """Divides the weights of the last layer of a branch by 100, and sets its biases to 0.
+
+    Beside a shortcut the branch then adds almost nothing at the start, and all of its layers get gradients.
+
+    Source: Bachlechner et al., "ReZero is All You Need", 2021 (arXiv:2003.04887), where branches start at 0.
+    """
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.mul_(0.01)
+    nn.init.zeros_(linear.bias)
+
+
 def check_heads(width: int, heads: int) -> None:
     """Raises ValueError for a resampler's width that does not divide into heads."""
     if width % heads:

@@ -7,7 +7,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panollava.model.layers import Shortcut, area_pool
+from panollava.model.layers import Shortcut, area_pool, shrink
 
 Gate = Literal["relu", "silu"]
 
@@ -25,8 +25,8 @@ class CAbstractorResampler(nn.Module):
 
     ``depth`` blocks are before the pooling, and as many after it. The position embedding has ``positions_per_side``
     rows and columns (0 for none) and is resampled by area for another patch grid. With ``shortcut`` a linear map of the
-    mean feature of each token's rectangle, with its positions, is added before the last norm. Up to version 0.2 there was no shortcut; up to version 0.1 the activation of the gates was ReLU, and there were no
-    positions.
+    mean feature of each token's rectangle, with its positions, is added before the last norm, and the layers start
+    near 0. Up to version 0.2 there was no shortcut; up to version 0.1 the gates had ReLU, and there were no positions.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class CAbstractorResampler(nn.Module):
             nn.Linear(width, output_width), nn.SiLU(), nn.Linear(output_width, output_width), nn.LayerNorm(output_width)
         )
         self.shortcut = Shortcut(input_width, output_width) if shortcut else None
+        if shortcut:
+            shrink(self.readout[-2])
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         return self.tokens_per_side, self.tokens_per_side

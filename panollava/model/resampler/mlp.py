@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.layers import Shortcut
+from panollava.model.layers import Shortcut, shrink
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU}
 NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -15,7 +15,8 @@ NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 class MlpResampler(nn.Module):
     """``depth`` linear layers with norm and activation between them, and a norm at the end.
 
-    With ``shortcut`` a linear map of the features is added before the last norm. Up to version 0.2 there was no shortcut.
+    With ``shortcut`` a linear map of the features is added before the last norm, and the layers start near 0. Up to
+    version 0.2 there was no shortcut.
 
     The last LayerNorm gives tokens of unit scale for any encoder, which the position code and the
     VICReg variance target (a standard deviation of 1) rely on.
@@ -40,6 +41,8 @@ class MlpResampler(nn.Module):
         layers += [nn.Linear(widths[-1], output_width), nn.LayerNorm(output_width)]
         self.layers = nn.Sequential(*layers)
         self.shortcut = Shortcut(input_width, output_width) if shortcut else None
+        if shortcut:
+            shrink(self.layers[-2])
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         return grid

@@ -16,9 +16,9 @@ class QformerResampler(nn.Module):
     their features. The norm at the end gives tokens of unit scale for any encoder; the features are normed before they
     are read, for the same reason.
 
-    With ``shortcut`` each query has a rectangle of the view, and a linear map of its mean feature is added to it before
-    the first layer. Tokens then have the grid of these rectangles. Without it they have none. It may still read
-    anything anywhere. Up to version 0.2 there was no shortcut.
+    With ``shortcut`` each query has a rectangle of the view, and a linear map of its mean feature is added to it
+    before the first layer. Tokens then have the grid of these rectangles; without it they have none. A query may still
+    read anything anywhere. Up to version 0.2 there was no shortcut.
 
     The norms come before each branch, not after each sum as in the paper: its layers start from BERT's weights, these
     from random ones, which that arrangement trains without a long warmup (Xiong et al., "On Layer Normalization in the
