@@ -55,7 +55,10 @@ MAY_DIFFER = (
 )
 """Config keys that may change between the starts of a run without making it another run."""
 
-FORM = 2  # form of the model section in configs and metadata; older records have none and go through `upgraded`
+FORM = 3  # form of the model section in configs and metadata; older records have none and go through `upgraded`
+
+WITH_SHORTCUT = ("c_abstractor", "mlp", "perceiver", "qformer")
+"""Resamplers that had no shortcut up to version 0.2."""
 
 NULL_OBJECTIVE = {
     "stage.vision.loss.pairing": "columns",
@@ -212,17 +215,22 @@ def as_written(value: Any) -> str:
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A config or metadata of an older form, in the present form.
 
-    Up to version 0.1 ``model.join=stitch`` was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and
-    no positions, and stage 1 paired columns by itself also where tiles look up or down. Keys of ``data`` with which
-    training fetched pictures are left out.
+    Up to version 0.2 resamplers had no shortcut. Up to version 0.1 ``model.join=stitch`` was what is
+    ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and no positions, and stage 1 paired columns by itself
+    also where tiles look up or down. Keys of ``data`` with which training fetched pictures are left out.
     """
     result = dict(record)
     if isinstance(data := result.get("data"), Mapping):
         result["data"] = {k: value for k, value in data.items() if k != "remote" and not k.startswith("remote_")}
-    if record.get("form") == FORM or not isinstance(record.get("model"), Mapping):
+    form = record.get("form") or 1
+    if form >= FORM or not isinstance(record.get("model"), Mapping):
         return result
     result = copy.deepcopy(result)
     model = result["model"]
+    if (model.get("resampler") or {}).get("type") in WITH_SHORTCUT:
+        model["resampler"] = {"shortcut": False, **model["resampler"]}
+    if form >= 2:
+        return result
     if model.get("join") == "stitch":
         model["join"] = "stitch_nearest"
     if (model.get("resampler") or {}).get("type") == "c_abstractor":

@@ -1,10 +1,42 @@
-"""Layers that several resamplers share: attention, feed-forward, initialisation, and pooling over areas."""
+"""Layers that several resamplers share: shortcut, attention, feed-forward, initialisation, and pooling over areas."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class Shortcut(nn.Module):
+    """One linear map of the features, averaged over each token's rectangle of the view: what a token starts from.
+
+    A resampler whose tokens are a sum of this map and of deeper layers gives, before it has learnt anything, tokens
+    that differ as the features do. Without it, random deep layers give tokens that are nearly the same everywhere, and
+    the language model learns to answer without them first (``experiments/plateau``). The rows or columns of the map
+    are orthonormal at the start, so that it keeps the angles between features.
+
+    Source: He et al., "Deep Residual Learning for Image Recognition", 2016 (arXiv:1512.03385), section 3.2, the
+    projection shortcut; Li et al., "TokenPacker", 2024 (arXiv:2407.02392), section 3.2, for queries that start from
+    pooled features.
+    """
+
+    def __init__(self, input_width: int, output_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(input_width)
+        self.linear = nn.Linear(input_width, output_width)
+        nn.init.orthogonal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor, grid: tuple[int, int], pooled: tuple[int, int]) -> Tensor:
+        """``(..., H * W, Dv)`` on the ``grid`` ``(H, W)`` -> ``(..., H' * W', D)`` for ``pooled`` ``(H', W')``."""
+        normed = self.norm(features)
+        return self.linear(normed if pooled == grid else area_pool(normed, grid, pooled))
+
+
+def token_sides(count: int) -> tuple[int, int]:
+    """``(rows, columns)`` that divide a view into ``count`` equal rectangles, as square as possible."""
+    rows = next(side for side in range(math.isqrt(count), 0, -1) if count % side == 0)
+    return rows, count // rows
 
 
 class Attention(nn.Module):
@@ -64,6 +96,19 @@ def draw(linear: nn.Linear, residuals: int = 1) -> None:
     nn.init.trunc_normal_(linear.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+def shrink(linear: nn.Module) -> None:
+    """Divides the weights of the last layer of a branch by 100, and sets its biases to 0.
+
+    Beside a shortcut the branch then adds almost nothing at the start, and all of its layers get gradients.
+
+    Source: Bachlechner et al., "ReZero is All You Need", 2021 (arXiv:2003.04887), where branches start at 0.
+    """
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.mul_(0.01)
+    nn.init.zeros_(linear.bias)
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -242,6 +242,7 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         if procs.is_main:
             resources.enter_context(log_file(root / "logs", "full_pipeline"))
         LOG.info("Experiment %s in %s", root.name, root)
+        _keep_recorded_shortcut(cfg, experiment)
         # Before anything is opened: this refuses a folder of another config.
         pending = conditions.pending_stages(plain(cfg), experiment)
         pending = json.loads(procs.texts(json.dumps(pending))[0])
@@ -292,6 +293,22 @@ def default_name(cfg: DictConfig) -> str:
 def setting(cfg: DictConfig) -> str:
     """Name of each stage's folder: ``<crop-with-hyphens>_<resampler>``."""
     return f"{label(cfg.crop.type).replace('_', '-')}_{label(cfg.model.resampler.type)}"
+
+
+def _keep_recorded_shortcut(cfg: DictConfig, experiment: Experiment) -> None:
+    """Sets ``model.resampler.shortcut`` to false where the run was begun before there was such a key.
+
+    The command that began a run then resumes it, or reports that it is finished. A command that names the key differs
+    from the run, which is refused as for any other key.
+    """
+    key = "model.resampler.shortcut"
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if cfg.overwrite or not OmegaConf.select(cfg, key) or any(".shortcut=" in one for one in overrides):
+        return
+    recorded = (conditions.recorded_config(experiment.stage_folder(name)) for name in stages_of(plain(cfg.stage)))
+    if any(OmegaConf.select(OmegaConf.create(one), key, default=None) is None for one in recorded if one is not None):
+        LOG.info("%s=false, as in the version that began this run.", key)
+        OmegaConf.update(cfg, key, False)
 
 
 def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_records_of_an_older_form_say_the_model_that_they_meant() -> None:
     }
     now = run_folder.upgraded(old)
     assert now["model"]["join"] == "stitch_nearest"
-    assert now["model"]["resampler"] == {"positions_per_side": 0, "gate": "relu", **resampler}
+    assert now["model"]["resampler"] == {"positions_per_side": 0, "gate": "relu", "shortcut": False, **resampler}
     assert now["stage"]["vision"]["loss"]["pairing"] == "columns"
     assert loss["pairing"] is None  # what was given is left alone
     assert run_folder.upgraded({**old, "form": run_folder.FORM}) == {**old, "form": run_folder.FORM}
@@ -157,10 +157,12 @@ def test_records_of_runs_that_fetched_pictures_are_the_same_runs_without_those_k
 
 
 def test_going_on_with_a_run_of_an_older_form_names_what_means_something_else_now() -> None:
-    old = {"model": {"join": "stitch", "resampler": {"type": "mlp"}}, "seed": 0}
+    old = {"model": {"join": "stitch", "resampler": {"type": "pool"}}, "seed": 0}
     now = {**old, "form": run_folder.FORM}
     assert run_folder.differing_keys("finetune", now, old) == {"model.join": ("stitch_nearest", "stitch")}
     kept = {**now, "model": {**old["model"], "join": "stitch_nearest"}}
     assert run_folder.differing_keys("finetune", kept, old) == {}
-    plain = {"model": {"join": "concat", "resampler": {"type": "mlp"}}}
-    assert run_folder.differing_keys("finetune", {**plain, "form": run_folder.FORM}, plain) == {}
+    plain = {"model": {"join": "concat", "resampler": {"type": "mlp", "shortcut": False}}}
+    before = {"model": {"join": "concat", "resampler": {"type": "mlp"}}}
+    for form in ({}, {"form": 2}):
+        assert run_folder.differing_keys("finetune", {**plain, "form": run_folder.FORM}, {**before, **form}) == {}

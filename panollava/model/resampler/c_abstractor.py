@@ -7,7 +7,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panollava.model.layers import area_pool
+from panollava.model.layers import Shortcut, area_pool, shrink
 
 Gate = Literal["relu", "silu"]
 
@@ -24,8 +24,9 @@ class CAbstractorResampler(nn.Module):
     SiLU throughout, the gates included, and a learnt position embedding that is added to the features.
 
     ``depth`` blocks are before the pooling, and as many after it. The position embedding has ``positions_per_side``
-    rows and columns (0 for none) and is resampled by area for another patch grid. Up to version 0.1 the activation of
-    the gates was ReLU, and there were no positions.
+    rows and columns (0 for none) and is resampled by area for another patch grid. With ``shortcut`` a linear map of the
+    mean feature of each token's rectangle, with its positions, is added before the last norm, and the layers start
+    near 0. Up to version 0.2 there was no shortcut; up to version 0.1 the gates had ReLU, and there were no positions.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class CAbstractorResampler(nn.Module):
         tokens_per_side: Annotated[int, Interval(ge=1, le=64)] = 12,
         positions_per_side: Annotated[int, Interval(ge=0, le=64)] = 16,
         gate: Gate = "silu",
+        shortcut: bool = True,
     ) -> None:
         super().__init__()
         self.tokens_per_side, self.positions_per_side = tokens_per_side, positions_per_side
@@ -49,6 +51,9 @@ class CAbstractorResampler(nn.Module):
         self.readout = nn.Sequential(
             nn.Linear(width, output_width), nn.SiLU(), nn.Linear(output_width, output_width), nn.LayerNorm(output_width)
         )
+        self.shortcut = Shortcut(input_width, output_width) if shortcut else None
+        if shortcut:
+            shrink(self.readout[-2])
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         return self.tokens_per_side, self.tokens_per_side
@@ -62,9 +67,12 @@ class CAbstractorResampler(nn.Module):
         patches = features.flatten(0, 1)  # (B·V, N, Dv)
         if self.positions_per_side:
             patches = patches + area_pool(self.positions, (self.positions_per_side, self.positions_per_side), grid)
-        patches = self.before(patches.unflatten(1, grid))  # (B·V, H', W', width)
-        tokens = self.after(area_pool(patches.flatten(1, 2), grid, pooled).unflatten(1, pooled))
-        return self.readout(tokens.flatten(1, 2)).unflatten(0, features.shape[:2])
+        mixed = self.before(patches.unflatten(1, grid))  # (B·V, H', W', width)
+        tokens = self.after(area_pool(mixed.flatten(1, 2), grid, pooled).unflatten(1, pooled))
+        tokens = self.readout[:-1](tokens.flatten(1, 2))  # (B·V, Q, Dr)
+        if self.shortcut is not None:
+            tokens = tokens + self.shortcut(patches, grid, pooled)
+        return self.readout[-1](tokens).unflatten(0, features.shape[:2])
 
 
 class _Block(nn.Module):

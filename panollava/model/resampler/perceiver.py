@@ -6,15 +6,19 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.layers import Attention, FeedForward, check_heads
+from panollava.model.layers import Attention, FeedForward, Shortcut, check_heads, token_sides
 
 
 class PerceiverResampler(nn.Module):
     """Latents through layers of one attention, to features and latents together, and a feed-forward network.
 
     The patches' positions are known only from the encoder's own position code in their features. (The paper adds a
-    code of time to the frames of a film, none of place.) Tokens keep no grid. The norm at the end gives them unit scale
-    for any encoder; each layer norms the features, for the same reason.
+    code of time to the frames of a film, none of place.) The norm at the end gives tokens of unit scale for any
+    encoder; each layer norms the features, for the same reason.
+
+    With ``shortcut`` each latent has a rectangle of the view, and a linear map of its mean feature is added to it
+    before the first layer. Tokens then have the grid of these rectangles; without it they have none. A latent may still
+    read anything anywhere. Up to version 0.2 there was no shortcut.
 
     Source: Alayrac et al., "Flamingo", 2022 (arXiv:2204.14198), section 3.1 and appendix A.1.1; with a GELU, as
     Jaegle et al., "Perceiver", 2021 (arXiv:2103.03206), where it has a squared ReLU.
@@ -32,6 +36,7 @@ class PerceiverResampler(nn.Module):
         width: Annotated[int, Interval(ge=1, le=65536)] = 1024,
         heads: Annotated[int, Interval(ge=1, le=1024)] = 16,
         dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
+        shortcut: bool = True,
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -43,17 +48,21 @@ class PerceiverResampler(nn.Module):
         )
         self.output_projection = nn.Linear(width, output_width)
         self.norm = nn.LayerNorm(output_width)
+        self.shortcut = Shortcut(input_width, width) if shortcut else None
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        return None  # a latent may read anything anywhere
+        return None if self.shortcut is None else token_sides(len(self.latents))
 
     def token_count(self, grid: tuple[int, int]) -> int:
         return len(self.latents)
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
-        context = self.input_projection(features.flatten(0, 1))  # (B·V, N, D)
+        patches = features.flatten(0, 1)  # (B·V, N, Dv)
+        context = self.input_projection(patches)  # (B·V, N, D)
         tokens = self.latents.expand(len(context), -1, -1)  # (B·V, Q, D)
+        if self.shortcut is not None:
+            tokens = tokens + self.shortcut(patches, grid, token_sides(len(self.latents)))
         for layer in self.layers:
             tokens = layer(tokens, context)
         return self.norm(self.output_projection(tokens)).unflatten(0, features.shape[:2])

@@ -6,15 +6,19 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.layers import Attention, FeedForward, check_heads
+from panollava.model.layers import Attention, FeedForward, Shortcut, check_heads, token_sides
 
 
 class QformerResampler(nn.Module):
     """Queries through layers of self-attention, cross-attention to the features and a feed-forward network.
 
     Self-attention is bidirectional. The patches' positions are known only from the encoder's own position code in
-    their features. Tokens keep no grid. The norm at the end gives them unit scale for any encoder; the features
-    are normed before they are read, for the same reason.
+    their features. The norm at the end gives tokens of unit scale for any encoder; the features are normed before they
+    are read, for the same reason.
+
+    With ``shortcut`` each query has a rectangle of the view, and a linear map of its mean feature is added to it
+    before the first layer. Tokens then have the grid of these rectangles; without it they have none. A query may still
+    read anything anywhere. Up to version 0.2 there was no shortcut.
 
     The norms come before each branch, not after each sum as in the paper: its layers start from BERT's weights, these
     from random ones, which that arrangement trains without a long warmup (Xiong et al., "On Layer Normalization in the
@@ -35,6 +39,7 @@ class QformerResampler(nn.Module):
         width: Annotated[int, Interval(ge=1, le=65536)] = 768,
         heads: Annotated[int, Interval(ge=1, le=1024)] = 12,
         dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
+        shortcut: bool = True,
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -47,17 +52,21 @@ class QformerResampler(nn.Module):
         )
         self.output_projection = nn.Linear(width, output_width)
         self.norm = nn.LayerNorm(output_width)
+        self.shortcut = Shortcut(input_width, width) if shortcut else None
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        return None  # a query may read anything anywhere
+        return None if self.shortcut is None else token_sides(len(self.queries))
 
     def token_count(self, grid: tuple[int, int]) -> int:
         return len(self.queries)
 
     def forward(self, features: Tensor, *, grid: tuple[int, int], view_mask: Tensor, cameras: Tensor) -> Tensor:
         """``(B, V, N, Dv)`` -> ``(B, V, Q, Dr)``, each view by itself."""
-        context = self.feature_norm(features.flatten(0, 1))  # (B·V, N, Dv)
+        patches = features.flatten(0, 1)  # (B·V, N, Dv)
+        context = self.feature_norm(patches)
         tokens = self.queries.expand(len(context), -1, -1)  # (B·V, Q, D)
+        if self.shortcut is not None:
+            tokens = tokens + self.shortcut(patches, grid, token_sides(len(self.queries)))
         for layer in self.layers:
             tokens = layer(tokens, context)
         return self.norm(self.output_projection(tokens)).unflatten(0, features.shape[:2])

@@ -1,4 +1,4 @@
-"""What resamplers of learnt tokens share: they read a view whatever the order of its patches, and hear each other."""
+"""What resamplers of learnt tokens share: attention reads patches in any order, and tokens attend to each other."""
 
 from __future__ import annotations
 
@@ -33,11 +33,27 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_order_of_patches_is_not_seen(kind):
-    (resampler, _), features = build(kind), draw(2, 3, 7, 6)
+def test_without_a_shortcut_the_order_of_patches_is_not_seen_and_there_is_no_grid(kind):
+    (resampler, _), features = build(kind, shortcut=False), draw(2, 3, 7, 6)
+    assert resampler.token_grid((1, 7)) is None
     tokens = run(resampler, features)
     torch.testing.assert_close(run(resampler, features[:, :, torch.randperm(7)]), tokens, rtol=0, atol=1e-12)
     assert (run(resampler, features.roll(1, dims=-1)) - tokens).abs().max() > 1e-2
+
+
+def test_a_token_starts_from_the_mean_of_its_rectangle(kind):
+    """With the layers switched off it depends on nothing else."""
+    (resampler, start), features = build(kind, layers=1), draw(1, 1, 5 * 4, 6)
+    assert resampler.token_grid((2, 10)) == (1, 5)
+    with torch.no_grad():
+        for name, weight in resampler.layers.named_parameters():
+            if "out_projection" in name:
+                weight.zero_()
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    tokens = resampler(features, grid=(2, 10), view_mask=mask, cameras=torch.zeros(1, 1, 11))[0, 0]
+    normed = resampler.shortcut.norm(features[0, 0]).unflatten(0, (2, 5, 2)).mean(dim=(0, 2))  # (5, 6), by rectangle
+    expected = resampler.norm(resampler.output_projection(start + resampler.shortcut.linear(normed)))
+    torch.testing.assert_close(tokens, expected)
 
 
 @pytest.mark.parametrize("one", [0, 4])

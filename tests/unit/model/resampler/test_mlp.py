@@ -27,8 +27,19 @@ def test_tokens_have_unit_scale_whatever_the_encoders(scale):
 
 
 def test_defaults_are_the_documented_ones():
-    linear = [m for m in MlpResampler(input_width=6, output_width=8).modules() if isinstance(m, nn.Linear)]
+    linear = [m for m in MlpResampler(input_width=6, output_width=8).layers if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in linear] == [(6, 1536), (1536, 1536), (1536, 8)]
+
+
+def test_with_the_layers_at_zero_a_linear_map_of_the_normed_features_is_left():
+    resampler, features = MlpResampler(input_width=6, output_width=8, width=16), torch.randn(2, 3, 7, 6)
+    with torch.no_grad():
+        for weight in resampler.layers[-2].parameters():
+            weight.zero_()
+    shortcut = resampler.shortcut
+    torch.testing.assert_close(shortcut.linear.weight.T @ shortcut.linear.weight, torch.eye(6))
+    expected = resampler.layers[-1](shortcut.linear(shortcut.norm(features)))
+    torch.testing.assert_close(run(resampler, features), expected)
 
 
 def test_options_choose_the_layers():

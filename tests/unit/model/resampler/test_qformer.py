@@ -15,7 +15,7 @@ def run(resampler: QformerResampler, features: Tensor) -> Tensor:
 
 def test_features_come_in_by_cross_attention_and_queries_meet_in_self_attention():
     torch.manual_seed(0)
-    resampler = QformerResampler(input_width=6, output_width=8, queries=3, layers=1, width=16, heads=2)
+    resampler = QformerResampler(input_width=6, output_width=8, queries=3, layers=1, width=16, heads=2, shortcut=False)
     one, other = torch.randn(2, 1, 1, 7, 6)
     (layer,) = resampler.layers
     with torch.no_grad():
