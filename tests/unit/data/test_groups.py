@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from panollava.data.csv import log_once
 from panollava.data.files import MOST_GROUPS, FilesSource
+from panollava.logs import LOG
 from panollava.run.sources import open_splits
 
 
@@ -89,16 +89,14 @@ def test_identifiers_are_no_groups(folder: Path) -> None:
     assert len(groups(csv_file(folder, *rows[:-1]), "language")) == MOST_GROUPS
 
 
-def test_what_nothing_reads_is_listed_once_and_of_the_test_split(
-    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("panollava"), "propagate", True)
-    caplog.set_level(logging.INFO)
+def test_what_nothing_reads_is_listed_once_and_of_the_test_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(LOG, "info", lambda form, *values: lines.append(form % values))
     path = csv_file(folder, "a.png,Where?,left,en,place")
     for split in ("train", "test", "test"):
         groups(path, "type", split=split)
     groups(json_file(folder, {"type": "x", "names_directions": "none", "year": 1, "room": ""}))
-    unread = [message for message in caplog.messages if "nothing reads" in message]
+    unread = [one for one in lines if "nothing reads" in one]
     hint = "data.score_by=[…] gives scores by their values."
     assert unread == [
         f"{path}: columns that nothing reads: Language. {hint}",
