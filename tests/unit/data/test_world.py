@@ -9,9 +9,11 @@ import re
 import numpy as np
 import pytest
 
+from panollava.data import world
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, turn_answer, turn_words
 from panollava.data.scenes.scene import LEVELS
 from panollava.data.world import WorldSource
+from panollava.store.identity import present_digest
 
 
 def test_records_depend_on_seed_level_epoch_and_index_only(level: int) -> None:
@@ -48,6 +50,16 @@ def test_level_1_is_the_world_of_versions_without_levels() -> None:
             found.update(repr(parts).encode())
         found.update(repr(source.questions()).encode())
     assert found.hexdigest()[:16] == "143ef3761499e414"
+
+
+def test_only_pictures_of_level_1_keep_the_names_of_earlier_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions drew no others, so nobody has compared them."""
+    present = present_digest(*world.DRAWN_BY)
+    monkeypatch.setattr(world, "code_digest", lambda *roots: "earlier")
+    world._drawn_by.cache_clear()
+    names = [WorldSource(split="test", scenes=1, level=level).picture(0) for level in LEVELS]
+    world._drawn_by.cache_clear()
+    assert [name.split()[0] for name in names] == ["earlier", present, present]
 
 
 def test_every_level_speaks_the_words_of_level_1(level: int) -> None:
