@@ -1,8 +1,8 @@
 """What the shipped backbones can read of each level, without a training: ``python -m experiments.levels.ceiling``.
 
-The encoder: each solid's colour, shape, direction and height as the linear heads that it was trained with read them, put
-together over all patches of the tiles that see the solid. The language model: its answers about scenes in words, and as
-sums of words patch by patch, which is what a perfect resampler would give it.
+The encoder: each solid's colour, shape, direction and height as the linear heads that it was trained with read them,
+put together over all patches of the tiles that see the solid. The language model: its answers about scenes in words,
+and as sums of words patch by patch, as it was trained on them in place of a resampler's tokens.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read_solid(
     if not mine.any():
         return False, False, False, False
     shape = SHAPE_CLASSES[int(shapes[mine].sum(axis=0).argmax())]
-    yaw, pitch = np.median(miss[mine], axis=0) + (solid.yaw_deg, solid.pitch_deg)
+    yaw, pitch = np.array([solid.yaw_deg, solid.pitch_deg]) + np.median(miss[mine], axis=0)
     sector = round(wrap_deg(float(yaw)) / SECTOR_DEG) % len(SECTORS)
     height = min(HEIGHTS, key=lambda word: abs(HEIGHTS[word] - float(pitch)))
     return True, shape == solid.shape, sector == solid.sector, height == solid.height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,10 +22,15 @@ from panollava.data.scenes.questions import (
 from panollava.data.scenes.scene import SECTORS, Scene, scene_at
 
 
+@cache
+def val_scene(index: int, level: int) -> Scene:
+    return scene_at(0, "val", index, level)
+
+
 def ask_many(kind: str, scenes: int, level: int) -> list[tuple[Scene, Asked]]:
     asked = []
     for index in range(scenes):
-        scene = scene_at(0, "val", index, level)
+        scene = val_scene(index, level)
         one = ask(scene, kind, np.random.default_rng([index, 1]))
         if one is not None:
             asked.append((scene, one))
