@@ -135,7 +135,7 @@ def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Asked:
     solid = _pick_solid(scene, rng)
-    if rng.random() < 0.5 or not _is_alone_in_colour(scene, solid):
+    if rng.random() < 0.5:
         return Asked("shape", f"{_looking(solid.sector)}, what shape is the solid?", solid.shape)
     return Asked("shape", f"what shape is the {solid.colour} solid?", solid.shape)
 
@@ -143,10 +143,6 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Asked:
 def _alone_in_shape(scene: Scene) -> list[Solid]:
     counts = Counter(solid.shape for solid in scene.solids)
     return [solid for solid in _made_order(scene) if counts[solid.shape] == 1]
-
-
-def _is_alone_in_colour(scene: Scene, solid: Solid) -> bool:
-    return sum(other.colour == solid.colour for other in scene.solids) == 1
 
 
 def _height(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -202,7 +198,7 @@ def _turns(scene: Scene, rng: np.random.Generator) -> Asked:
     if form == 0 and alone:
         solid = alone[int(rng.integers(len(alone)))]
         first = (f"what colour is the {solid.shape}?", solid.colour)
-    elif form == 1 or not _is_alone_in_colour(scene, solid):
+    elif form == 1:
         first = (f"how high is the {solid.name}?", solid.height)
     else:
         first = (f"what shape is the {solid.colour} solid?", solid.shape)

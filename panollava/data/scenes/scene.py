@@ -41,7 +41,7 @@ class Level:
     """How hard scenes are to read. Pairs are ranges, angles are in degrees.
 
     Attributes:
-        solids: how many; more than there are colours repeat some.
+        solids: how many.
         repeat_shape: chance that a solid has a shape of an earlier one, to be counted.
         radius_deg: of solids.
         spacing: least difference of two solids in yaw or in pitch, in sums of their radii.
@@ -82,10 +82,10 @@ LEVELS = {
     2: Level(
         solids=(4, 6),
         repeat_shape=0.5,
-        radius_deg=(9.5, 13.0),
+        radius_deg=(8.5, 11.5),
         spacing=1.2,
-        yaw_jitter_deg=15.0,
-        pitch_jitter_deg=6.5,
+        yaw_jitter_deg=19.0,
+        pitch_jitter_deg=8.5,
         pole_radius_deg=(16.0, 24.0),
         pole_offset_deg=12.0,
         decoys=(2, 4),
@@ -93,12 +93,12 @@ LEVELS = {
         cloud_contrast=(0.1, 0.25),
     ),
     3: Level(
-        solids=(6, 7),
-        repeat_shape=0.5,
-        radius_deg=(8.5, 11.5),
+        solids=(5, 6),
+        repeat_shape=0.55,
+        radius_deg=(7.5, 10.5),
         spacing=1.2,
-        yaw_jitter_deg=19.0,
-        pitch_jitter_deg=8.0,
+        yaw_jitter_deg=21.0,
+        pitch_jitter_deg=10.0,
         pole_radius_deg=(12.0, 20.0),
         pole_offset_deg=15.0,
         decoys=(4, 7),
@@ -174,7 +174,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene. Solids stand in distinct sectors, clockwise from straight ahead, no two of one colour and shape."""
+    """One scene. Solids stand in distinct sectors, clockwise from straight ahead, no two of one colour."""
 
     solids: tuple[Solid, ...]
     discs: tuple[Disc, ...]
@@ -266,20 +266,15 @@ def _are_apart(one: Solid, other: Solid, spacing: float) -> bool:
 
 
 def _draw_looks(rng: np.random.Generator, count: int, repeat_shape: float) -> list[tuple[str, str]]:
-    """(colour, shape) pairs, all different, so that each solid can be named; shapes repeat, to be counted."""
+    """(colour, shape) pairs: colours differ, so that each solid can be named; shapes repeat, to be counted."""
     colours = [COLOURS[index] for index in rng.permutation(len(COLOURS))[:count]]
-    if count > len(COLOURS):
-        colours += [COLOURS[index] for index in rng.permutation(len(COLOURS))[: count - len(COLOURS)]]
-        rng.shuffle(colours)
     shapes: list[str] = []
-    looks: list[tuple[str, str]] = []
-    for colour in colours:
-        taken = {shape for other, shape in looks if other == colour}
-        taken |= {shape for shape in shapes if shapes.count(shape) == MOST_OF_A_SHAPE}
-        repeat = set(shapes) - taken and rng.random() < repeat_shape
-        shapes.append(str(rng.choice([shape for shape in (shapes if repeat else SHAPES) if shape not in taken])))
-        looks.append((colour, shapes[-1]))
-    return looks
+    for _ in range(count):
+        free = [shape for shape in SHAPES if shapes.count(shape) < MOST_OF_A_SHAPE]
+        drawn = [shape for shape in shapes if shape in free]
+        repeat = drawn and rng.random() < repeat_shape
+        shapes.append(str(rng.choice(drawn if repeat else free)))
+    return list(zip(colours, shapes, strict=True))
 
 
 def _draw_decoy(rng: np.random.Generator, level: Level) -> Decoy:
