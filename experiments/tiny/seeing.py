@@ -71,9 +71,9 @@ def banks(seed: int) -> tuple[Bank, ...]:
     return tuple(_bank((whole, *(_tile(rng) for _ in range(_TILES)))) for _ in range(_BANKS))
 
 
-def default_bank() -> Bank:
+def default_bank(overlap: float = 0.5) -> Bank:
     """The cameras of the default crop."""
-    return _bank(tuple(AnyresE2pCrop().cameras()))
+    return _bank(tuple(AnyresE2pCrop(overlap=overlap).cameras()))
 
 
 def label_views(scene: Scene, bank: Bank, shift: int = 0) -> Labelled:

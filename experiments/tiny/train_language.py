@@ -185,7 +185,7 @@ def train_language_model(
 
 @torch.no_grad()
 def measure_language_model(
-    model: Qwen3ForCausalLM, reader: Reader, *, form: str, scenes: int, seed: int = 1
+    model: Qwen3ForCausalLM, reader: Reader, *, form: str, scenes: int, seed: int = 1, level: int = 1
 ) -> dict[str, float]:
     """Share of exactly right answers per question type about held-out scenes.
 
@@ -193,6 +193,7 @@ def measure_language_model(
         form: ``written`` (a description in words) or ``views`` (soft tokens as the default crop gives them).
         scenes: number of scenes, one question of each kind about each.
         seed: of the questions and of the noise.
+        level: of the scenes.
     """
     model.eval()
     rng = np.random.default_rng(seed)
@@ -202,7 +203,7 @@ def measure_language_model(
         asked = [
             (scene, one)
             for index in range(start, min(start + 16, scenes))
-            for scene in [scene_at(0, "backbones", HELD_OUT + index)]
+            for scene in [scene_at(0, "backbones", HELD_OUT + index, level)]
             for one in ask_all(scene, KINDS, rng)
         ]
         prompts = [reader.sequence(*_context(reader, scene, form, rng), question_turns(one)) for scene, one in asked]
@@ -221,7 +222,7 @@ def _context(reader: Reader, scene: Scene, form: str, rng: np.random.Generator) 
 
 
 @torch.no_grad()
-def greedy(model: Qwen3ForCausalLM, reader: Reader, prompts: list[Reading], longest: int = 12) -> list[str]:
+def greedy(model: Qwen3ForCausalLM, reader: Reader, prompts: list[Reading], longest: int = 24) -> list[str]:
     """Greedy answers to prompts, all at once."""
     tokenizer = reader.tokenizer
     length = max(len(prompt.ids) for prompt in prompts)

@@ -113,7 +113,7 @@ def train_encoder(
 
 
 @torch.no_grad()
-def measure_encoder(reader: PatchReader, *, scenes: int) -> dict[str, float]:
+def measure_encoder(reader: PatchReader, *, scenes: int, level: int = 1) -> dict[str, float]:
     """How well the linear heads read held-out views of the default crop.
 
     Returns:
@@ -122,7 +122,8 @@ def measure_encoder(reader: PatchReader, *, scenes: int) -> dict[str, float]:
     """
     reader.eval()
     bank = default_bank()
-    batch = join([label_views(scene_at(0, "backbones", HELD_OUT + index), bank) for index in range(scenes)])
+    held_out = [scene_at(0, "backbones", HELD_OUT + index, level) for index in range(scenes)]
+    batch = join([label_views(scene, bank) for scene in held_out])
     colour, shape, offset = reader(batch.views)
     is_global = torch.tensor([camera.is_global for camera in bank.cameras]).repeat(scenes)[:, None]
     thing, nothing = batch.colour > 0, batch.colour == 0

@@ -1,5 +1,6 @@
 """The built-in world as a data set: drawn, not downloaded, the same for the same seed on every machine."""
 
+from functools import cache
 from typing import Annotated, Literal
 
 import cv2
@@ -8,13 +9,19 @@ from annotated_types import Interval
 
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
-from panollava.data.scenes.scene import SECTOR_DEG, SPLIT_CODES, Scene, scene_at
+from panollava.data.scenes.scene import LEVELS, SECTOR_DEG, SPLIT_CODES, Scene, scene_at
 from panollava.data.source import Directions, Question, Record
-from panollava.store.identity import code_digest
+from panollava.store.identity import code_digest, present_digest
 
 _TRAINING, _EVALUATION = 0, 1
 DRAWN_BY = (scene_at, Scene.turned, paint)
 """The code that makes a panorama of a seed."""
+
+
+@cache
+def _drawn_by(level: int) -> str:
+    """Digest of that code; an earlier one in its place where it was found to draw the same, which is about level 1."""
+    return code_digest(*DRAWN_BY) if level == 1 else present_digest(*DRAWN_BY)
 
 
 class WorldSource:
@@ -24,6 +31,7 @@ class WorldSource:
         split: no two splits share a scene, for any seeds and sizes.
         scenes: number of scenes; scene `index` does not depend on it.
         seed: of the scenes.
+        level: how hard they are to read, see ``LEVELS``. No two levels share a scene.
         height: rows of a panorama; it has twice as many columns.
         questions_per_record: question types of a training conversation, which ends in a caption.
         questions_per_scene: question types per scene in evaluation, each on its own; 9 are all.
@@ -36,6 +44,7 @@ class WorldSource:
         split: Literal["train", "val", "test"],
         scenes: Annotated[int, Interval(ge=1)],
         seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0,
+        level: Annotated[int, Interval(ge=1, le=len(LEVELS))] = 1,
         height: Annotated[int, Interval(ge=64, le=4096)] = 256,
         questions_per_record: Annotated[int, Interval(ge=1, le=9)] = 5,
         questions_per_scene: Annotated[int, Interval(ge=1, le=9)] = 9,
@@ -46,10 +55,12 @@ class WorldSource:
                 f"data.turn_deg={turn_deg:g}: allowed are multiples of {SECTOR_DEG:g}, so that "
                 "directions keep their words."
             )
-        self.name = f"world-{split}"
+        # Names of level 1 are those of versions that had no levels.
+        self.name = f"world-{split}" if level == 1 else f"world-level{level}-{split}"
         self.split = split
         self.scenes = scenes
         self.seed = seed
+        self.level = level
         self.height = height
         self.questions_per_record = questions_per_record
         self.questions_per_scene = questions_per_scene
@@ -62,7 +73,7 @@ class WorldSource:
         """Scene `index`: its things and their directions, in degrees and in words."""
         if not 0 <= index < self.scenes:
             raise IndexError(f"scene {index} of {self.scenes} in {self.name}")
-        scene = scene_at(self.seed, self.split, index)
+        scene = scene_at(self.seed, self.split, index, self.level)
         return scene.turned(self.turn_deg) if self.turn_deg else scene
 
     def record(self, index: int, epoch: int) -> Record:
@@ -90,8 +101,9 @@ class WorldSource:
 
     def picture(self, index: int) -> str:
         """All that determines the panorama of scene `index`."""
-        drawn_by = f"{code_digest(*DRAWN_BY)} numpy {np.__version__} cv2 {cv2.__version__}"
-        return f"{drawn_by}: {self.split} {self.seed} {index}, height {self.height}, turned {self.turn_deg:g}"
+        drawn_by = f"{_drawn_by(self.level)} numpy {np.__version__} cv2 {cv2.__version__}"
+        level = "" if self.level == 1 else f", level {self.level}"
+        return f"{drawn_by}: {self.split} {self.seed} {index}, height {self.height}, turned {self.turn_deg:g}{level}"
 
     def questions(self) -> list[Question]:
         """The evaluation questions of all scenes, scene by scene."""

@@ -17,6 +17,7 @@ from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
 from panollava.data.loader import Collate, StageLoader, eval_loader
+from panollava.data.scenes.scene import LEVELS
 from panollava.data.source import DataSource, Question, Record
 from panollava.evaluation.measure import Measure, as_asked, choose_measure
 from panollava.evaluation.metrics import AnswerSet
@@ -162,12 +163,16 @@ class DataOptions:
     csv_input: str | None
     score_by: list[str] | None
     world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
+    world_level: Annotated[int, Interval(ge=1, le=len(LEVELS))] | None
     world_scenes: Annotated[int, Interval(ge=1)] | None
 
 
 def data_name(options: DataOptions, data: Mapping[str, Any]) -> str:
     """The name of the data in reports: that of the file that was given, else of the data set and its split."""
-    return Path(options.csv_input).name if options.csv_input is not None else f"{data['name']}-{options.split}"
+    if options.csv_input is not None:
+        return Path(options.csv_input).name
+    level = data.get("level", 1) if data.get("type") == "world" else 1
+    return f"{data['name']}{'' if level == 1 else f'-level{level}'}-{options.split}"
 
 
 def data_overrides(
@@ -182,7 +187,12 @@ def data_overrides(
         ValueError: keys of the built-in world are given and the data are others.
     """
     data = dict(recorded)
-    world = {f"{options.split}_scenes": options.world_scenes, "seed": options.world_seed, "turn_deg": turn_deg}
+    world = {
+        f"{options.split}_scenes": options.world_scenes,
+        "seed": options.world_seed,
+        "level": options.world_level,
+        "turn_deg": turn_deg,
+    }
     changes = {key: value for key, value in world.items() if value is not None}
     if options.csv_input is not None:
         kept = {key: data[key] for key in READ_AS if key in data}
@@ -309,6 +319,8 @@ def digest_of(data: Mapping[str, Any], split: str) -> str:
 
 def _content(data: Mapping[str, Any], split: str) -> dict[str, Any]:
     options = {key: value for key, value in source_arguments(dict(data), split).items() if key not in ("name", "dir")}
+    if options["type"] == "world" and options.get("level") == 1:  # as in versions whose world had no levels
+        del options["level"]
     return {**options, "split": split}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,17 @@ def test_records_of_runs_that_fetched_pictures_are_the_same_runs_without_those_k
     assert "remote" in old["data"]
     assert run_folder.differing_keys("finetune", now, old) == {}
     assert run_folder.differing_keys("finetune", {**now, "data": {**data, "train_csv": "b.csv"}}, old) != {}
+
+
+def test_a_run_of_the_world_without_levels_is_one_of_level_1() -> None:
+    old: dict[str, Any] = {"form": run_folder.FORM, "model": {}, "data": {"type": "world", "seed": 0}}
+    now = {**old, "data": {**old["data"], "level": 1}}
+    assert run_folder.upgraded(old) == now
+    assert run_folder.differing_keys("finetune", now, old) == {}
+    harder = {**now, "data": {**old["data"], "level": 2}}
+    assert run_folder.differing_keys("finetune", harder, old) == {"data.level": (1, 2)}
+    files = {**old, "data": {"type": "files"}}
+    assert run_folder.upgraded(files) == files
 
 
 def test_going_on_with_a_run_of_an_older_form_names_what_means_something_else_now() -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from panollava.data.scenes.scene import Backdrop, Disc, Scene, Solid
+from panollava.data.scenes.scene import Backdrop, Decoy, Disc, Scene, Solid
 
 PAINTS = {
     "red": (212, 42, 38),
@@ -65,15 +65,13 @@ def paint_with_ids(scene: Scene, height: int = 256) -> tuple[np.ndarray, np.ndar
     canvas = _paint_backdrop(scene.backdrop, height)
     if scene.turn_deg:
         canvas = np.roll(canvas, round(scene.turn_deg / 360.0 * 2 * height), axis=1)
+    brightness = scene.backdrop.brightness
+    for decoy in scene.decoys:
+        _draw(canvas, decoy, decoy.paint, height, brightness)
     ids = np.full(canvas.shape[:2], BACKGROUND_ID, np.int8)
     for index, thing in enumerate(scene.things):
-        rows, columns, alpha, shade = _stamp(thing, height)
-        window = np.ix_(rows, columns)
-        colour = np.asarray(PAINTS[thing.colour], np.float32) * scene.backdrop.brightness
-        region = canvas[window]
-        region += alpha[..., None] * (shade[..., None] * colour - region)
-        canvas[window] = region
-        ids[window] = np.where(alpha > 0.5, np.int8(index), ids[window])
+        window, covered = _draw(canvas, thing, PAINTS[thing.colour], height, brightness)
+        ids[window] = np.where(covered, np.int8(index), ids[window])
     np.minimum(canvas, 255.0, out=canvas)
     return canvas.astype(np.uint8), ids
 
@@ -85,6 +83,19 @@ def thing_masks(scene: Scene, height: int = 256) -> np.ndarray:
         rows, columns, alpha, _ = _stamp(thing, height)
         mask[np.ix_(rows, columns)] = alpha > 0.5
     return masks
+
+
+def _draw(
+    canvas: np.ndarray, thing: Solid | Disc | Decoy, paint: tuple[float, float, float], height: int, brightness: float
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Draws a thing on the canvas in place; the window that can see it, and which of its pixels it covers."""
+    rows, columns, alpha, shade = _stamp(thing, height)
+    window = np.ix_(rows, columns)
+    colour = np.asarray(paint, np.float32) * brightness
+    region = canvas[window]
+    region += alpha[..., None] * (shade[..., None] * colour - region)
+    canvas[window] = region
+    return window, alpha > 0.5
 
 
 def _paint_backdrop(backdrop: Backdrop, height: int) -> np.ndarray:
@@ -127,7 +138,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, columns: int) -> n
     return fine[:, cell : cell + width]
 
 
-def _stamp(thing: Solid | Disc, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _stamp(thing: Solid | Disc | Decoy, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What a thing puts on the panorama.
 
     Returns:

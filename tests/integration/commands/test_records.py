@@ -177,6 +177,9 @@ def test_other_scenes_and_fewer_questions(monkeypatch: pytest.MonkeyPatch) -> No
     rows = predictions("recorded", "other")
     assert len(rows) == 5
     assert all(row["sample_id"].startswith("world-test-7-") for row in rows)
+    asked[2] = "results_dir=level"
+    assert command(monkeypatch, evaluation, *asked, "world_level=2", "world_scenes=1", "max_samples=2") == 0
+    assert all(row["sample_id"].startswith("world-level2-test-0-") for row in predictions("recorded", "level"))
 
 
 @pytest.mark.usefixtures("in_recorded")

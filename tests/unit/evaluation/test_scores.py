@@ -216,8 +216,12 @@ def test_commands_share_their_defaults_and_name_what_was_asked() -> None:
     read = [OmegaConf.load(conf / name) for name in ("score.yaml", "compare.yaml", "evaluation/default.yaml")]
     assert {str(one.words) for one in read} == {"unicode"}
     assert {bool(one.get("meteor", False)) for one in read} == {False}
-    asked = SimpleNamespace(split="test", csv_input="data/val.csv", world_seed=None, world_scenes=None, score_by=None)
-    data = data_overrides(asked, {"type": "world", "name": "world"})
-    assert data_name(asked, data) == "val.csv"
+    asked = SimpleNamespace(
+        split="test", csv_input="data/val.csv", world_seed=None, world_scenes=None, world_level=None, score_by=None
+    )
+    world = {"type": "world", "name": "world"}
+    assert data_name(asked, data_overrides(asked, world)) == "val.csv"
     asked.csv_input = None
-    assert data_name(asked, {"name": "world"}) == "world-test"
+    assert data_name(asked, data_overrides(asked, world)) == "world-test"
+    asked.world_level = 2
+    assert data_name(asked, data_overrides(asked, world)) == "world-level2-test"

@@ -62,6 +62,8 @@ def test_the_world_is_known_by_what_it_shows(monkeypatch: pytest.MonkeyPatch) ->
         key for key in other if other[key] == test[0][key]
     }
     assert "pictures" in differences(test[0], other)
+    harder = questions_record(WorldSource(split="test", scenes=2, seed=1, level=2), known)
+    assert set(differences(test[0], harder)) == {"questions", "references", "pictures"}
     train = training_record(WorldSource(split="train", scenes=2), known)
     monkeypatch.setattr("numpy.__version__", "0")  # a library of another version draws the same
     assert training_record(WorldSource(split="train", scenes=2), known) == train

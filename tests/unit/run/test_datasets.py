@@ -21,7 +21,8 @@ def test_a_world_is_what_it_is_drawn_from() -> None:
     digests = {split: digest_of(WORLD, split) for split in ("train", "val", "test")}
     assert len(set(digests.values())) == 3
     assert digest_of({**WORLD, "name": "other", "test_scenes": 5}, "train") == digests["train"]
-    for key, value in {"seed": 4, "train_scenes": 5, "turn_deg": 45.0}.items():
+    assert digest_of({**WORLD, "level": 1}, "train") == digests["train"]
+    for key, value in {"seed": 4, "train_scenes": 5, "turn_deg": 45.0, "level": 2}.items():
         assert digest_of({**WORLD, key: value}, "train") != digests["train"]
     described = describe_split(WORLD, "val", WorldSource(split="val", scenes=2, seed=3))
     assert (described.name, described.context, described.digest) == ("world-val", "validation", digests["val"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from panollava.data.scenes.paint import BACKGROUND_ID, paint, paint_with_ids, thing_masks
+from panollava.data.scenes.paint import BACKGROUND_ID, PAINTS, paint, paint_with_ids, thing_masks
 from panollava.data.scenes.scene import Disc, Scene, Solid, scene_at
 
 HEIGHT = 128
@@ -27,8 +27,8 @@ def axis(thing: Solid | Disc) -> np.ndarray:
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_masks_lie_within_the_radius_and_are_centred(index: int) -> None:
-    scene = scene_at(3, "test", index)
+def test_masks_lie_within_the_radius_and_are_centred(index: int, level: int) -> None:
+    scene = scene_at(3, "test", index, level)
     rays = directions(HEIGHT)
     weights = np.sqrt(1 - rays[..., 1] ** 2)
     for thing, mask in zip(scene.things, thing_masks(scene, HEIGHT), strict=True):
@@ -59,26 +59,43 @@ def test_a_solid_on_the_seam_is_the_same_as_one_ahead() -> None:
     assert back[:, -1].any()
 
 
-def test_ids_are_the_masks() -> None:
-    scene = scene_at(3, "test", 1)
-    _, ids = paint_with_ids(scene, HEIGHT)
-    masks = thing_masks(scene, HEIGHT)
-    for index, mask in enumerate(masks):
-        assert (ids[mask] == index).all()
-    assert (ids[~masks.any(axis=0)] == BACKGROUND_ID).all()
+def test_ids_are_the_masks(level: int) -> None:
+    """Nothing hides a thing, also no decoy, which is background."""
+    for number in range(20):
+        scene = scene_at(3, "test", number, level)
+        _, ids = paint_with_ids(scene, HEIGHT)
+        masks = thing_masks(scene, HEIGHT)
+        for index, mask in enumerate(masks):
+            assert (ids[mask] == index).all()
+        assert (ids[~masks.any(axis=0)] == BACKGROUND_ID).all()
+
+
+def test_decoys_stand_behind_the_things_and_have_no_colour_of_theirs() -> None:
+    for number in range(10):
+        scene = scene_at(3, "test", number, 3)
+        with_decoys, ids = paint_with_ids(scene, HEIGHT)
+        without = paint(replace(scene, decoys=()), HEIGHT)
+        changed = (with_decoys != without).any(axis=-1)
+        assert len(scene.decoys) >= 3
+        assert changed.sum() > 20 * len(scene.decoys)
+        assert (changed & (ids != BACKGROUND_ID)).mean() < 0.001  # at borders, where a thing is transparent
+        for decoy in scene.decoys:
+            paints = np.array(list(PAINTS.values()))
+            assert np.abs(paints - np.array(decoy.paint)).max(axis=-1).min() > 75
+            assert max(decoy.paint) - min(decoy.paint) < 30 < min(paints.max(axis=-1)) - max(decoy.paint)
 
 
 @pytest.mark.parametrize("turn_deg", [90.0, 180.0, -45.0])
-def test_turning_rolls_the_picture(turn_deg: float) -> None:
-    scene = scene_at(3, "test", 2)
+def test_turning_rolls_the_picture(turn_deg: float, level: int) -> None:
+    scene = scene_at(3, "test", 2, level)
     rolled = np.roll(paint(scene, HEIGHT), round(turn_deg / 360 * 2 * HEIGHT), axis=1)
     difference = np.abs(rolled.astype(int) - paint(scene.turned(turn_deg), HEIGHT))
     assert difference.max() <= 3
 
 
-def test_colours_can_be_told_from_the_backdrop() -> None:
+def test_colours_can_be_told_from_the_backdrop(level: int) -> None:
     for index in range(10):
-        scene = scene_at(3, "test", index)
+        scene = scene_at(3, "test", index, level)
         panorama, ids = paint_with_ids(scene, HEIGHT)
         for number in range(len(scene.things)):
             mask = ids == number
