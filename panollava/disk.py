@@ -1,7 +1,9 @@
 """Small files: atomic writes, checked reads, and errors of the disk that name the file, the reason and what to do."""
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import re
@@ -16,6 +18,20 @@ TEMPORARY = ".tmp-"  # prefix of the names of files and folders that are being w
 MAX_DOCUMENT_BYTES = 16 << 20  # far more than any of our JSON files has; a larger one is refused before it is read
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """The content of a CSV file whose lines end in a line feed.
+
+    Rows with a carriage return are quoted: Python does so by itself only where it is part of the line ending, and
+    readers take it for the end of a row.
+    """
+    stream = io.StringIO()
+    plain = csv.writer(stream, lineterminator="\n")
+    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
+    return stream.getvalue()
 
 
 class DiskError(OSError):

@@ -1,7 +1,5 @@
 """python -m panollava.predict: answers a question about a panorama, or about every panorama of a folder."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor
 from panollava.config.entrypoint import entrypoint
 from panollava.data.csv import is_address
 from panollava.data.fetch import FetchOptions
+from panollava.disk import csv_text
 from panollava.logs import LOG, configure_console, say
 from panollava.model.api import PanoLlava
 from panollava.run.image_commands import find_panoramas, write_out
@@ -102,11 +101,8 @@ def _shown(path: Path, image: str) -> str:
 
 def _write(out: Path, answered: Sequence[tuple[str, str]], question: str) -> None:
     """The answers under the column names that ``panollava.score`` reads."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("image", "query", "prediction"))
-    writer.writerows((image, question, answer) for image, answer in answered)
-    write_out(out, table.getvalue())
+    header = ("image", "query", "prediction")
+    write_out(out, csv_text([header, *((image, question, answer) for image, answer in answered)]))
     LOG.info("%d answers: %s", len(answered), out)
 
 

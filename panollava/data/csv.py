@@ -6,7 +6,6 @@ question about it and one answer. A malformed row is reported with its place.
 
 import codecs
 import csv
-import io
 import posixpath
 import re
 import unicodedata
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from panollava.data.source import FREE_TEXT, Directions
+from panollava.disk import csv_text
 from panollava.logs import LOG
 
 DIRECTIONS_KEY = "names_directions"
@@ -341,15 +341,13 @@ class Table:
 
     def with_pictures(self, file_of: Callable[[str], str | None]) -> str:
         """The table as text with new names of its pictures; rows for which `file_of` returns None are left out."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.header)
+        rows = [self.header]
         at = self._places["image"]
         for _, _, cells, _ in self._records:
             name = file_of(cells[at].strip()) if len(cells) > at else ""
             if name is not None:
-                writer.writerow([*cells[:at], name, *cells[at + 1 :]])
-        return text.getvalue()
+                rows.append([*cells[:at], name, *cells[at + 1 :]])
+        return csv_text(rows)
 
     def _found(self, columns: Mapping[str, Column]) -> dict[str, int]:
         """Place of each role's column."""

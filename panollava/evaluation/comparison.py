@@ -3,12 +3,11 @@
 Legend: ``Q`` questions.
 """
 
-import csv
 import io
 import itertools
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 
+from panollava.disk import csv_text
 from panollava.evaluation.drawing import KOREAN, WIDE_FONTS, warn_of_missing_glyphs
 from panollava.evaluation.measure import find_measure
 from panollava.evaluation.metrics import EXACT, METRICS, AnswerSet, Metric, Scores, compute_scores, find_metric
@@ -348,13 +348,6 @@ def markdown_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, the header first."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return [lines[0], "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines[1:]]
-
-
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """The content of a CSV file."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
 
 
 def scores_picture(standings: Sequence[Standing], measure: str = EXACT) -> dict[str, bytes]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from panollava.disk import csv_text
 from panollava.evaluation.comparison import (
     FAST,
     Contender,
     Standing,
     Verdict,
     by_setting,
-    csv_text,
     markdown_lines,
 )
 from panollava.evaluation.seeds import seed_interval

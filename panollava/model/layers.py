@@ -22,7 +22,7 @@ class Shortcut(nn.Module):
 
     def __init__(self, input_width: int, output_width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(input_width)
+        self.norm = nn.LayerNorm(input_width, elementwise_affine=False)
         self.linear = nn.Linear(input_width, output_width)
         nn.init.orthogonal_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

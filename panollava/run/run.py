@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
 from panollava.component import label
@@ -308,7 +308,8 @@ def _keep_recorded_shortcut(cfg: DictConfig, experiment: Experiment) -> None:
     recorded = (conditions.recorded_config(experiment.stage_folder(name)) for name in stages_of(plain(cfg.stage)))
     if any(OmegaConf.select(OmegaConf.create(one), key, default=None) is None for one in recorded if one is not None):
         LOG.info("%s=false, as in the version that began this run.", key)
-        OmegaConf.update(cfg, key, False)
+        with read_write(cfg):
+            OmegaConf.update(cfg, key, False)
 
 
 def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:

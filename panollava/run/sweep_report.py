@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from panollava.checkpoint import BEST, TRAINED, follow
-from panollava.disk import read_document, write_file
+from panollava.disk import csv_text, read_document, write_file
 from panollava.evaluation import comparison
 from panollava.evaluation.comparison import Contender
 from panollava.evaluation.measure import find_measure, recorded_scores
@@ -319,7 +319,7 @@ def _csv(rows: Sequence[Row]) -> str:
         values = [row.measure if row.measured else "", *(row.numbers.get(name, "") for name in names)]
         values += [row.learning.verdict, row.learning.why] if row.learning else ["", ""]
         lines.append([row.job, *(row.swept.get(key, "") for key in keys), row.status, *values, row.error])
-    return comparison.csv_text(lines)
+    return csv_text(lines)
 
 
 def _picture(rows: Sequence[Row]) -> dict[str, bytes]:

@@ -38,7 +38,7 @@ for folder in sys.argv[1:]:
     ask = pipeline("image-text-to-text", model=folder)
     content = [{"type": "image", "path": "one.png"}, {"type": "text", "text": "what is there?"}]
     (said,) = ask(text=[{"role": "user", "content": content}], return_full_text=False)
-    print(said["generated_text"].strip().replace("\\n", " "))
+    print(" ".join(said["generated_text"].strip().splitlines()))
 """
 
 
@@ -70,7 +70,7 @@ def test_a_fresh_process_opens_both_kinds_and_computes_the_same(write: Write) ->
     assert done.returncode == 0, done.stderr[-2000:]
     pano = PanoLlava.from_pretrained("runs/recorded")
     options = [pano.generation, pano.generation.changed({"repetition_penalty": 1.5})]
-    answers = [pano.generate("one.png", QUESTION, generation=each).replace("\n", " ") for each in options]
+    answers = [" ".join(pano.generate("one.png", QUESTION, generation=each).splitlines()) for each in options]
     assert answers[0] != answers[1]
     assert done.stdout.split("\n")[:-1] == answers  # as the run, and the command line, have it
     for folder in ("merged", "a, b/kept"):

@@ -59,7 +59,7 @@ def test_a_sweep_outlives_its_server_and_every_number_arrives_once(
     assert len(logged) == 2
     assert len(list((tmp_path / "runs").rglob(OUTBOX))) >= 2
 
-    assert "4 records of the sweep's run wait in runs/sweep" in capsys.readouterr().err
+    assert "5 records of the sweep's run wait in runs/sweep" in capsys.readouterr().err
 
     server.start()
     assert command(monkeypatch, deliver, "runs") == 0

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"disk"},
     "config": {"component", "disk", "logs", "run_folder", "sweep_folder", "tracking", REGISTRY},
     "crop": {"component"},
-    "data": {"batch", "checkpoint", "crop", "logs", "prompt", "store"},
+    "data": {"batch", "checkpoint", "crop", "disk", "logs", "prompt", "store"},
     "evaluation": {"batch", "checkpoint", "component", "crop", "data", "disk", "logs", "losses", "model", REGISTRY},
     "logs": {"disk"},
     "losses": {"batch", "crop"},

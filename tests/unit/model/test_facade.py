@@ -37,7 +37,7 @@ def opened(backbone: Backbone, language: str = "llama") -> PanoLlava:
     model, tokenizer = composite(backbone("siglip"), backbone(language))
     with torch.no_grad():
         for weight in model.language_model.parameters():
-            weight.mul_(6 if weight.ndim == 2 else 1)
+            weight.mul_(10 if weight.ndim == 2 else 1)
     return PanoLlava(model, ChatPrompt(tokenizer), Crop.from_spec(model.config.crop, view_size=(32, 32)))
 
 
