@@ -71,7 +71,7 @@ def test_a_sweep_outlives_its_server_and_every_number_arrives_once(
     assert {"sweep", *logged} == set(runs)
     assert runs["sweep"].info.status == "FINISHED"
     assert {Path(file.path).suffix for file in client.list_artifacts(runs["sweep"].info.run_id, "sweep")} == {
-        ".csv", ".md", ".png",
+        ".csv", ".md", ".png", ".svg",
     }  # fmt: skip
     for name, rows in logged.items():
         run = runs[name]
