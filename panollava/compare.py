@@ -15,6 +15,7 @@ from panollava.crop.crop import Crop
 from panollava.disk import write_file
 from panollava.evaluation.comparison import (
     Contender,
+    group_tables,
     markdown,
     scores_picture,
     settings_table,
@@ -25,7 +26,7 @@ from panollava.evaluation.comparison import (
     verdicts,
     verdicts_csv,
 )
-from panollava.evaluation.measure import choose_measure, group_scores, group_tables
+from panollava.evaluation.measure import choose_measure, group_scores
 from panollava.evaluation.metrics import AnswerSet
 from panollava.evaluation.paper_table import SUFFIXES, paper_table
 from panollava.evaluation.predictions import as_scored, with_groups

@@ -21,7 +21,7 @@ from matplotlib.text import Text
 
 from panollava.disk import csv_text
 from panollava.evaluation.drawing import KOREAN, WIDE_FONTS, warn_of_missing_glyphs
-from panollava.evaluation.measure import find_measure
+from panollava.evaluation.measure import Groups, find_measure
 from panollava.evaluation.metrics import EXACT, METRICS, AnswerSet, Metric, Scores, compute_scores, find_metric
 from panollava.evaluation.predictions import Prediction, as_scored
 from panollava.evaluation.seeds import SeedComparison, compare_seeds, seed_interval
@@ -342,6 +342,16 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
 
 def _ends(interval: Interval | None) -> list[float | None]:
     return [None, None, None] if interval is None else [interval.value, interval.low, interval.high]
+
+
+def group_tables(runs: Mapping[str, Groups], measure: str) -> str:
+    """Markdown: for each column a table of the measure by run and group."""
+    parts = []
+    for name, members in next(iter(runs.values())).items():
+        head = [f"{name}={value or 'empty'} ({one.count:,})" for value, one in members.items()]
+        rows = [[run, *(str(one.scores[measure]) for one in groups[name].values())] for run, groups in runs.items()]
+        parts += [f"{measure} by {name} (questions):", "", *markdown_lines([["run", *head], *rows]), ""]
+    return "\n".join(parts)
 
 
 def markdown_lines(rows: Sequence[Sequence[str]]) -> list[str]:

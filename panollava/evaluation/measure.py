@@ -156,18 +156,6 @@ def groups_record(groups: Groups) -> dict[str, dict[str, Any]]:
     return {name: {value: asdict(one) for value, one in members.items()} for name, members in groups.items()}
 
 
-def group_tables(runs: Mapping[str, Groups], measure: str) -> str:
-    """Markdown: for each column a table of the measure by run and group."""
-    parts = []
-    for name, members in next(iter(runs.values())).items():
-        head = [f"{name}={value or 'empty'} ({one.count:,})" for value, one in members.items()]
-        rows = [[run, *(str(one.scores[measure]) for one in groups[name].values())] for run, groups in runs.items()]
-        lines = [["run", *head], ["---"] * (len(head) + 1), *rows]
-        table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
-        parts += [f"{measure} by {name} (questions):", "", *table, ""]
-    return "\n".join(parts)
-
-
 def group_lines(groups: Groups) -> list[str]:
     """A line a group, under a heading for each column."""
     lines: list[str] = []

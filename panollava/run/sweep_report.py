@@ -280,8 +280,10 @@ def _design(contenders: Sequence[Contender], job: Job, folder: Path, words: Word
     asked = len(job.predictions), len({one.image_id for one in job.predictions})
     design = Design(len(settings) or len(contenders), min(map(len, settings.values()), default=1), *asked)
     measured = spread_of(comparison.setting_scores(contenders, words, measure))
-    earlier = known_spread(folder.parent, job.config["data"], metric.name)
-    spread = earlier if measured is None else Spread(measured, "measured here")
+    if measured is None:
+        spread = known_spread(folder.parent, job.config["data"], metric.name)
+    else:
+        spread = Spread(measured, "measured here")
     return "\n".join(design.lines(spread, metric.name, metric.top)) + "\n"
 
 

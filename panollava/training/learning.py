@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from panollava.disk import csv_text
+
 LIMIT = 128
 """Most points of a curve: where it is full, every two neighbours become one. An even number."""
 
@@ -97,14 +99,10 @@ class LearningCurve:
 
     def csv(self) -> str:
         """A line a point, in the order of the steps, with either a training or a validation loss."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*Point._fields, "validation_loss"])
         rows: list[list[Any]] = [[*point, ""] for point in self.points]
         rows += [[*point[:3], "", point.loss] for point in self.validations]
         rows.sort(key=lambda row: int(row[0]))
-        writer.writerows(rows)
-        return stream.getvalue()
+        return csv_text([[*Point._fields, "validation_loss"], *rows])
 
     @classmethod
     def of_json(cls, value: Any) -> Self:

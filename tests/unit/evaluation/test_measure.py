@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panollava.data.world import WorldSource
+from panollava.evaluation.comparison import group_tables
 from panollava.evaluation.measure import (
     as_asked,
     check_measure,
     choose_measure,
     find_measure,
     group_scores,
-    group_tables,
     recorded_scores,
 )
 from panollava.evaluation.metrics import AnswerSet, find_metric
