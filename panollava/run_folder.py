@@ -55,10 +55,16 @@ MAY_DIFFER = (
 )
 """Config keys that may change between the starts of a run without making it another run."""
 
-FORM = 3  # form of the model section in configs and metadata; older records have none and go through `upgraded`
+FORM = 4  # form of the model section in configs and metadata; older records have none and go through `upgraded`
 
 WITH_SHORTCUT = ("c_abstractor", "mlp", "perceiver", "qformer")
 """Resamplers that had no shortcut up to version 0.2."""
+
+EARLIER_DEFAULTS: dict[str, tuple[int, Any]] = {
+    "model.resampler.shortcut": (3, False),
+    "model.language.attn_implementation": (4, "eager"),  # of the miniature language model
+}
+"""Keys whose default has changed: since which form, and what it was before."""
 
 NULL_OBJECTIVE = {
     "stage.vision.loss.pairing": "columns",
@@ -230,7 +236,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
         return result
     result = copy.deepcopy(result)
     model = result["model"]
-    if (model.get("resampler") or {}).get("type") in WITH_SHORTCUT:
+    if form < 3 and (model.get("resampler") or {}).get("type") in WITH_SHORTCUT:
         model["resampler"] = {"shortcut": False, **model["resampler"]}
     if form >= 2:
         return result

@@ -43,7 +43,7 @@ class RootOptions:
     overwrite: bool
     dry_run: bool
     seed: Annotated[int, Interval(ge=0, lt=2**32)]
-    form: Literal[3]
+    form: Literal[4]
 
 
 @dataclass(frozen=True)

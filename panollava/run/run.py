@@ -30,7 +30,17 @@ from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import RunData, describe_split, open_data, split_measure
 from panollava.run.features import open_features
 from panollava.run.sources import part_of
-from panollava.run_folder import CONFIG, METADATA, Experiment, experiment_name, flatten, prompt_date, read_metadata
+from panollava.run_folder import (
+    CONFIG,
+    EARLIER_DEFAULTS,
+    METADATA,
+    Experiment,
+    experiment_name,
+    flatten,
+    prompt_date,
+    read_metadata,
+    upgraded,
+)
 from panollava.stages.registry import StageRecord, stages_of
 from panollava.store.catalogue import StoreOptions
 from panollava.store.feature_maker import FeatureMaker
@@ -242,7 +252,7 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         if procs.is_main:
             resources.enter_context(log_file(root / "logs", "full_pipeline"))
         LOG.info("Experiment %s in %s", root.name, root)
-        _keep_recorded_shortcut(cfg, experiment)
+        _keep_recorded_defaults(cfg, experiment)
         # Before anything is opened: this refuses a folder of another config.
         pending = conditions.pending_stages(plain(cfg), experiment)
         pending = json.loads(procs.texts(json.dumps(pending))[0])
@@ -295,21 +305,26 @@ def setting(cfg: DictConfig) -> str:
     return f"{label(cfg.crop.type).replace('_', '-')}_{label(cfg.model.resampler.type)}"
 
 
-def _keep_recorded_shortcut(cfg: DictConfig, experiment: Experiment) -> None:
-    """Sets ``model.resampler.shortcut`` to false where the run was begun before there was such a key.
+def _keep_recorded_defaults(cfg: DictConfig, experiment: Experiment) -> None:
+    """Sets keys whose default has changed since the run was begun to the default that it was begun with.
 
     The command that began a run then resumes it, or reports that it is finished. A command that names the key differs
     from the run, which is refused as for any other key.
     """
-    key = "model.resampler.shortcut"
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    if cfg.overwrite or not OmegaConf.select(cfg, key) or any(".shortcut=" in one for one in overrides):
+    if cfg.overwrite:
         return
-    recorded = (conditions.recorded_config(experiment.stage_folder(name)) for name in stages_of(plain(cfg.stage)))
-    if any(OmegaConf.select(OmegaConf.create(one), key, default=None) is None for one in recorded if one is not None):
-        LOG.info("%s=false, as in the version that began this run.", key)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    named = {one.split("=")[0].lstrip("+") for one in overrides}
+    folders = [experiment.stage_folder(name) for name in stages_of(plain(cfg.stage))]
+    recorded = [one for one in map(conditions.recorded_config, folders) if one is not None]
+    for key, (form, before) in EARLIER_DEFAULTS.items():
+        begun = [OmegaConf.create(upgraded(one)) for one in recorded if (one.get("form") or 1) < form]
+        kept = any(OmegaConf.select(one, key, default=None) == before for one in begun)
+        if not kept or OmegaConf.select(cfg, key) in (None, before) or any(key.endswith(name) for name in named):
+            continue
+        LOG.info("%s=%s, as in the version that began this run.", key, str(before).lower())
         with read_write(cfg):
-            OmegaConf.update(cfg, key, False)
+            OmegaConf.update(cfg, key, before)
 
 
 def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
