@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from support.picture_files import by_pillow, gradient, noise
 from support.runs import QUICK, UNTRACKED, run_train, stage_folder
@@ -15,7 +16,7 @@ from support.runs import QUICK, UNTRACKED, run_train, stage_folder
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.run.restore import restore
-from panollava.run_folder import read_metadata
+from panollava.run_folder import CONFIG, FORM, read_metadata
 
 Files = list[str]
 
@@ -217,3 +218,22 @@ def test_a_hub_model_stays_the_commit_that_it_was(
     assert read_metadata(stage_folder("second", "resampler"))["inputs"]["vision"] == {"commit": second}
     with pytest.raises(ValueError, match=r"vision\.revision='main' is for models of the Hugging Face hub"):
         run_train(*ARGUMENTS, "vision.revision=main", "experiment_name=third")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_begun_under_an_earlier_default_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The same command finds it finished; one that names the key, and a run begun since, differ."""
+    path = stage_folder("run", "resampler") / CONFIG
+    recorded = OmegaConf.load(path)
+    recorded.model.language.attn_implementation = "eager"
+    recorded.form = 3
+    OmegaConf.save(recorded, path)
+    before = {file: file.read_bytes() for file in path.parent.rglob("*.safetensors")}
+    with caplog.at_level("INFO", logger=LOG.name):
+        run_train(*ARGUMENTS)
+    assert "model.language.attn_implementation=eager, as in the version that began this run." in caplog.messages
+    assert {file: file.read_bytes() for file in path.parent.rglob("*.safetensors")} == before
+    recorded.form = FORM
+    OmegaConf.save(recorded, path)
+    with pytest.raises(ValueError, match="language.attn_implementation"):
+        run_train(*ARGUMENTS)
