@@ -108,7 +108,8 @@ def shrink(linear: nn.Module) -> None:
     assert isinstance(linear, nn.Linear)
     with torch.no_grad():
         linear.weight.mul_(0.01)
-    nn.init.zeros_(linear.bias)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.layers import Attention, FeedForward, Shortcut, check_heads, token_sides
+from panollava.model.layers import Attention, FeedForward, Shortcut, check_heads, shrink, token_sides
 
 
 class PerceiverResampler(nn.Module):
@@ -49,6 +49,9 @@ class PerceiverResampler(nn.Module):
         self.output_projection = nn.Linear(width, output_width)
         self.norm = nn.LayerNorm(output_width)
         self.shortcut = Shortcut(input_width, width) if shortcut else None
+        for layer in self.layers if shortcut else ():
+            for branch in (layer.attention, layer.feed_forward):
+                shrink(branch.out_projection)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         return None if self.shortcut is None else token_sides(len(self.latents))
