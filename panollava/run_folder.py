@@ -62,8 +62,9 @@ WITH_SHORTCUT = ("c_abstractor", "mlp", "perceiver", "qformer")
 
 EARLIER_DEFAULTS: dict[str, tuple[int, Any]] = {
     "model.resampler.shortcut": (3, False),
-    "model.language.attn_implementation": (4, "eager"),  # with the miniature backbones, as the next one
+    "model.language.attn_implementation": (4, "eager"),  # of the miniature sizes, as those below
     "stage.resampler.batch_size": (4, 16),
+    "stage.finetune.batch_size": (4, 16),
 }
 """Keys whose default has changed: since which form, and what it was before."""
 

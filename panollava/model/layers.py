@@ -68,6 +68,24 @@ class Attention(nn.Module):
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+class LayerScale(nn.Module):
+    """A learnt factor for each channel of what a branch adds to its tokens, 0.1 at the start.
+
+    Beside a shortcut it bounds how fast the branch grows: Adam moves a factor by at most its learning rate in a step,
+    while the weights of a branch without one, however small at first, grow together within a few steps, and the tokens
+    become alike before the language model has begun to use them (``experiments/plateau``).
+
+    Source: Touvron et al., "Going deeper with Image Transformers", 2021 (arXiv:2103.17239), section 2.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * self.factors
+
+
 class FeedForward(nn.Module):
     """Two linear layers with a GELU between them, four times as wide inside."""
 
@@ -108,8 +126,7 @@ def shrink(linear: nn.Module) -> None:
     assert isinstance(linear, nn.Linear)
     with torch.no_grad():
         linear.weight.mul_(0.01)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+    nn.init.zeros_(linear.bias)
 
 
 def check_heads(width: int, heads: int) -> None:

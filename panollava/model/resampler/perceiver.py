@@ -6,7 +6,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.layers import Attention, FeedForward, Shortcut, check_heads, shrink, token_sides
+from panollava.model.layers import Attention, FeedForward, LayerScale, Shortcut, check_heads, token_sides
 
 
 class PerceiverResampler(nn.Module):
@@ -44,14 +44,11 @@ class PerceiverResampler(nn.Module):
         nn.init.normal_(self.latents, std=0.02)
         self.input_projection = nn.Linear(input_width, width, bias=False)
         self.layers = nn.ModuleList(
-            _Layer(width=width, heads=heads, residuals=2 * depth, dropout=dropout) for _ in range(depth)
+            _Layer(width, heads, residuals=2 * depth, dropout=dropout, scaled=shortcut) for _ in range(depth)
         )
         self.output_projection = nn.Linear(width, output_width)
         self.norm = nn.LayerNorm(output_width)
         self.shortcut = Shortcut(input_width, width) if shortcut else None
-        for layer in self.layers if shortcut else ():
-            for branch in (layer.attention, layer.feed_forward):
-                shrink(branch.out_projection)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         return None if self.shortcut is None else token_sides(len(self.latents))
@@ -74,16 +71,17 @@ class PerceiverResampler(nn.Module):
 class _Layer(nn.Module):
     """One layer; both branches are added to the latents."""
 
-    def __init__(self, *, width: int, heads: int, residuals: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, *, residuals: int, dropout: float, scaled: bool) -> None:
         super().__init__()
         self.feature_norm, self.latent_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
         self.attention = Attention(width=width, context_width=width, heads=heads, residuals=residuals)
         self.feed_forward = FeedForward(width=width, residuals=residuals)
+        self.scale, self.feed_scale = (LayerScale(width) if scaled else nn.Identity() for _ in range(2))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:
         """``(n, Q, D)`` latents and ``(n, N, D)`` features -> ``(n, Q, D)``."""
         normed = self.latent_norm(latents)
         context = torch.cat([self.feature_norm(features), normed], dim=1)
-        latents = latents + self.dropout(self.attention(normed, context))
-        return latents + self.dropout(self.feed_forward(self.feed_norm(latents)))
+        latents = latents + self.dropout(self.scale(self.attention(normed, context)))
+        return latents + self.dropout(self.feed_scale(self.feed_forward(self.feed_norm(latents))))

@@ -6,7 +6,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from panollava.model.layers import Attention, FeedForward, Shortcut, check_heads, shrink, token_sides
+from panollava.model.layers import Attention, FeedForward, LayerScale, Shortcut, check_heads, token_sides
 
 
 class QformerResampler(nn.Module):
@@ -47,15 +47,12 @@ class QformerResampler(nn.Module):
         nn.init.normal_(self.queries, std=0.02)
         self.feature_norm = nn.LayerNorm(input_width)
         self.layers = nn.ModuleList(
-            _Layer(width=width, context_width=input_width, heads=heads, residuals=3 * layers, dropout=dropout)
+            _Layer(width, input_width, heads, residuals=3 * layers, dropout=dropout, scaled=shortcut)
             for _ in range(layers)
         )
         self.output_projection = nn.Linear(width, output_width)
         self.norm = nn.LayerNorm(output_width)
         self.shortcut = Shortcut(input_width, width) if shortcut else None
-        for layer in self.layers if shortcut else ():
-            for branch in (layer.self_attention, layer.cross_attention, layer.feed_forward):
-                shrink(branch.out_projection)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         return None if self.shortcut is None else token_sides(len(self.queries))
@@ -78,17 +75,22 @@ class QformerResampler(nn.Module):
 class _Layer(nn.Module):
     """One layer; its three branches are each added to the tokens."""
 
-    def __init__(self, *, width: int, context_width: int, heads: int, residuals: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, context_width: int, heads: int, *, residuals: int, dropout: float, scaled: bool
+    ) -> None:
         super().__init__()
         self.self_norm, self.cross_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.self_attention = Attention(width=width, context_width=width, heads=heads, residuals=residuals)
         self.cross_attention = Attention(width=width, context_width=context_width, heads=heads, residuals=residuals)
         self.feed_forward = FeedForward(width=width, residuals=residuals)
+        self.self_scale, self.cross_scale, self.feed_scale = (
+            LayerScale(width) if scaled else nn.Identity() for _ in range(3)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
         """``(n, Q, D)`` tokens and ``(n, N, Dv)`` features -> ``(n, Q, D)``."""
         normed = self.self_norm(tokens)
-        tokens = tokens + self.dropout(self.self_attention(normed, normed))
-        tokens = tokens + self.dropout(self.cross_attention(self.cross_norm(tokens), context))
-        return tokens + self.dropout(self.feed_forward(self.feed_norm(tokens)))
+        tokens = tokens + self.dropout(self.self_scale(self.self_attention(normed, normed)))
+        tokens = tokens + self.dropout(self.cross_scale(self.cross_attention(self.cross_norm(tokens), context)))
+        return tokens + self.dropout(self.feed_scale(self.feed_forward(self.feed_norm(tokens))))
