@@ -18,7 +18,7 @@ class PerceiverResampler(nn.Module):
 
     With ``shortcut`` each latent has a rectangle of the view, and a linear map of its mean feature is added to it
     before the first layer. Tokens then have the grid of these rectangles; without it they have none. A latent may still
-    read anything anywhere. Up to version 0.2 there was no shortcut.
+    read anything anywhere. What a branch adds has a layer scale. Up to version 0.2 there was neither.
 
     Source: Alayrac et al., "Flamingo", 2022 (arXiv:2204.14198), section 3.1 and appendix A.1.1; with a GELU, as
     Jaegle et al., "Perceiver", 2021 (arXiv:2103.03206), where it has a squared ReLU.

@@ -18,7 +18,7 @@ class QformerResampler(nn.Module):
 
     With ``shortcut`` each query has a rectangle of the view, and a linear map of its mean feature is added to it
     before the first layer. Tokens then have the grid of these rectangles; without it they have none. A query may still
-    read anything anywhere. Up to version 0.2 there was no shortcut.
+    read anything anywhere. What a branch adds has a layer scale. Up to version 0.2 there was neither.
 
     The norms come before each branch, not after each sum as in the paper: its layers start from BERT's weights, these
     from random ones, which that arrangement trains without a long warmup (Xiong et al., "On Layer Normalization in the

@@ -47,13 +47,21 @@ def test_a_token_starts_from_the_mean_of_its_rectangle(kind):
     assert resampler.token_grid((2, 10)) == (1, 5)
     with torch.no_grad():
         for name, weight in resampler.layers.named_parameters():
-            if "out_projection" in name:
+            if "factors" in name:
+                torch.testing.assert_close(weight, torch.full_like(weight, 0.1))
                 weight.zero_()
     mask = torch.ones(1, 1, dtype=torch.bool)
     tokens = resampler(features, grid=(2, 10), view_mask=mask, cameras=torch.zeros(1, 1, 11))[0, 0]
     normed = resampler.shortcut.norm(features[0, 0]).unflatten(0, (2, 5, 2)).mean(dim=(0, 2))  # (5, 6), by rectangle
     expected = resampler.norm(resampler.output_projection(start + resampler.shortcut.linear(normed)))
     torch.testing.assert_close(tokens, expected)
+
+
+def test_branches_are_scaled_beside_a_shortcut_alone(kind):
+    """Up to version 0.2 there was neither."""
+    with_it, without = (build(kind, shortcut=shortcut)[0].state_dict() for shortcut in (True, False))
+    assert without.keys() == {name for name in with_it if "factors" not in name and "shortcut" not in name}
+    assert any("factors" in name for name in with_it)
 
 
 @pytest.mark.parametrize("one", [0, 4])
