@@ -226,13 +226,14 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     Up to version 0.2 resamplers had no shortcut. Up to version 0.1 ``model.join=stitch`` was what is
     ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and no positions, and stage 1 paired columns by itself
     also where tiles look up or down. Keys of ``data`` with which training fetched pictures are left out; the
-    built-in world had level 1 only.
+    built-in world had level 1 only, and each record its own prefix.
     """
     result = dict(record)
     if isinstance(data := result.get("data"), Mapping):
         result["data"] = {k: value for k, value in data.items() if k != "remote" and not k.startswith("remote_")}
         if data.get("type") == "world":
             result["data"].setdefault("level", 1)
+        result["data"].setdefault("shared_prefix", False)
     form = record.get("form") or 1
     if form >= FORM or not isinstance(record.get("model"), Mapping):
         return result

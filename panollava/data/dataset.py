@@ -1,8 +1,8 @@
 """The data sets: records and questions with the views of their panoramas, one sample at a time."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,9 @@ from panollava.store.features import FeatureStore
 
 _REMEMBERED_PANORAMAS = 4
 
+Place = tuple[int, int] | tuple[int, int, int]
+"""Epoch and index of a record, and the index of the one whose picture is shown."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -32,6 +35,7 @@ class Sample:
     text: Encoded | None  # the encoded conversation, None for stages without text
     features: Tensor | None = None  # ``(V, N, Dv)`` that were in the feature store
     picture: str | None = None  # digest of the panorama in the feature store; None without a store
+    shares: str | None = None  # name of the panorama, where the samples of a batch share it: the first one brings it
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class PanoDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int] | tuple[int, int, int]) -> Sample:
+    def __getitem__(self, key: Place) -> Sample:
         epoch, index, shown = key if len(key) == 3 else (*key, key[1])
         source, crop = self.source, self.crop
         views, features, digest = None, None, None
@@ -105,6 +109,16 @@ class PanoDataset(Dataset[Sample]):
                 )
         text = None if self.encode is None else self.encode(record)
         return Sample(record.sample_id, views, crop.camera_rows, text, features, digest)
+
+    def shared(self, keys: Sequence[Place]) -> list[Sample]:
+        """The samples of a batch, each panorama brought by the first of those about it; without `augment`."""
+        names = [self.source.image_id(key[-1]) for key in keys]
+        return _sharing(names, lambda at: self[keys[at]], lambda at: self._text(keys[at]))
+
+    def _text(self, key: Place) -> Sample:
+        assert self.encode is not None
+        record = self.source.record(key[1], key[0])
+        return Sample(record.sample_id, None, self.crop.camera_rows, self.encode(record))
 
 
 class QuestionDataset(Dataset[Sample]):
@@ -156,6 +170,15 @@ class QuestionDataset(Dataset[Sample]):
             views, features, digest = look_up(self.store, picture, lambda: self._cut(question))
         return Sample(question.sample_id, views, self.crop.camera_rows, self.encode(question), features, digest)
 
+    def shared(self, indices: Sequence[int]) -> list[Sample]:
+        """The samples of a batch, each panorama brought by the first of those about it."""
+        asked = [self.questions[index] for index in indices]
+        names = [question.image_id if self.blank is None else "blank" for question in asked]
+        return _sharing(names, lambda at: self[indices[at]], lambda at: self._text(asked[at]))
+
+    def _text(self, question: Question) -> Sample:
+        return Sample(question.sample_id, None, self.crop.camera_rows, self.encode(question))
+
     def _remembered(self, question: Question) -> Tensor:
         views = self._views.pop(question.image_id, None)
         self._views[question.image_id] = views = self._cut(question) if views is None else views
@@ -167,6 +190,12 @@ class QuestionDataset(Dataset[Sample]):
         if self.blank is not None:
             return torch.full((len(self.crop.camera_rows), 3, *self.crop.view_size), self.blank, dtype=torch.uint8)
         return self.crop.views(self.source.question_panorama(question))
+
+
+def _sharing(names: Sequence[str], whole: Callable[[int], Sample], text: Callable[[int], Sample]) -> list[Sample]:
+    """Samples of panoramas with these names: whole where a name occurs first, without the panorama after that."""
+    first = {name: at for at, name in reversed([*enumerate(names)])}
+    return [replace((whole if first[name] == at else text)(at), shares=name) for at, name in enumerate(names)]
 
 
 def look_up(

@@ -5,7 +5,7 @@ import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.util import Finalize
@@ -18,19 +18,31 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from panollava.batch import IGNORE_INDEX, Batch
+from panollava.batch import IGNORE_INDEX, PAD, Batch, Packed, pack
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
 from panollava.data.source import DataSource, Question
+from panollava.prompt import Encoded
 from panollava.store.feature_maker import PartBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Keys of ``data`` for training batches."""
+
+    shared_prefix: bool = False  # samples about one panorama are neighbours, and share what is computed of it
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a `Batch` of samples, or a `PartBatch` with a feature store; all samples have text or none has."""
+    """Makes a `Batch` of samples, or a `PartBatch` with a feature store; all samples have text or none has.
+
+    Samples that share panoramas become a batch with one row of features a panorama.
+    """
 
     pad_id: int = 0  # token that pads short texts
     # `right` for training; `left` for generation, which needs no labels.
     padding_side: Literal["right", "left"] = "right"
+    image_id: int = -1  # the image placeholder; needed where training samples share panoramas
 
     def __call__(self, samples: Sequence[Sample]) -> Batch | PartBatch:
         batch = self._batch(samples)
@@ -43,31 +55,55 @@ class Collate:
         return PartBatch(
             batch=batch,
             pictures=pictures,
-            known=[sample.features is not None for sample in samples],
+            known=[sample.features is not None for sample in samples if sample.picture is not None],
             features=torch.stack(features) if features else None,
             views=torch.stack(views) if views else None,
         )
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
-        counts = torch.tensor([len(sample.cameras) for sample in samples])
+        names = [at if sample.shares is None else sample.shares for at, sample in enumerate(samples)]
+        place = {name: at for at, name in enumerate(dict.fromkeys(names))}
+        cameras = [samples[names.index(name)].cameras for name in place]
+        counts = torch.tensor([len(rows) for rows in cameras])
         batch = Batch(
             sample_ids=[sample.sample_id for sample in samples],
             pixel_values=None,
-            cameras=pad_sequence([sample.cameras for sample in samples], batch_first=True),
+            cameras=pad_sequence(cameras, batch_first=True),
             view_mask=torch.arange(int(counts.max()))[None] < counts[:, None],
         )
         if samples[0].text is None:
             return batch
+        shown = [place[name] for name in names]
         texts = [sample.text for sample in samples if sample.text is not None]
+        if samples[0].shares is not None and self.padding_side == "right":
+            return self._packed(batch, texts, shown)
+        if samples[0].shares is not None:
+            batch.picture_index = torch.tensor(shown)
         batch.input_ids = self._padded([torch.tensor(text.ids) for text in texts], self.pad_id)
         batch.attention_mask = self._padded([torch.ones(len(text.ids), dtype=torch.long) for text in texts], 0)
         if self.padding_side == "right":
-            labels = [torch.tensor(text.ids).masked_fill(~torch.tensor(text.is_target), IGNORE_INDEX) for text in texts]
-            batch.labels = self._padded(labels, IGNORE_INDEX)
+            batch.labels = self._padded([torch.tensor(_labels(text)) for text in texts], IGNORE_INDEX)
+        return batch
+
+    def _packed(self, batch: Batch, texts: Sequence[Encoded], shown: Sequence[int]) -> Batch:
+        rows: list[tuple[int, Packed]] = []
+        for picture in dict.fromkeys(shown):
+            about = [text for text, one in zip(texts, shown, strict=True) if one == picture]
+            rows += [(picture, row) for row in pack([(text.ids, _labels(text)) for text in about], self.image_id)]
+        batch.picture_index = torch.tensor([picture for picture, _ in rows])
+        batch.input_ids = self._padded([torch.tensor(row.ids) for _, row in rows], self.pad_id)
+        batch.attention_mask = self._padded([torch.ones(len(row.ids), dtype=torch.long) for _, row in rows], 0)
+        batch.labels = self._padded([torch.tensor(row.labels) for _, row in rows], IGNORE_INDEX)
+        batch.position_ids = self._padded([torch.tensor(row.positions) for _, row in rows], 0)
+        batch.segments = self._padded([torch.tensor(row.segments) for _, row in rows], PAD)
         return batch
 
     def _padded(self, rows: list[Tensor], value: int) -> Tensor:
         return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)
+
+
+def _labels(text: Encoded) -> list[int]:
+    return [token if learnt else IGNORE_INDEX for token, learnt in zip(text.ids, text.is_target, strict=True)]
 
 
 _Item = TypeVar("_Item")
@@ -81,6 +117,9 @@ class EpochSampler:
     for each optimiser step: batch 8, batch 4 accumulated twice, and two ranks with batch 4 see the same samples in
     every step. Ranks take a window's samples in turn. The last window may be smaller; it is cut to a multiple of
     `world_size`, so that fewer than `world_size` samples, different ones each epoch, are left out.
+
+    Where samples share panoramas, the order is one of panoramas, with the samples of each behind each other, and a rank
+    takes neighbours of a window.
     """
 
     length: int  # samples of the data set
@@ -89,6 +128,7 @@ class EpochSampler:
     seed: int = 0  # of the stage
     rank: int = 0  # of this process
     world_size: int = 1  # number of processes
+    pictures: Sequence[str] | None = None  # name of each sample's panorama, where samples share them
 
     def __post_init__(self) -> None:
         _check_share("training", self.length, self.world_size)
@@ -102,11 +142,17 @@ class EpochSampler:
     def windows(self, epoch: int, start: int = 0) -> list[list[list[int]]]:
         """This rank's indices from optimiser step `start` on: windows of micro-batches of indices."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.length).tolist()
+        if self.pictures is not None:
+            order = _together(order, [self.pictures[index] for index in order])
         order = order[: self.length - self.length % self.world_size]
-        return [
-            _chunks(window[self.rank :: self.world_size], self.batch_size)
-            for window in _chunks(order[start * self._window :], self._window)
-        ]
+        windows = _chunks(order[start * self._window :], self._window)
+        return [_chunks(self._share(window), self.batch_size) for window in windows]
+
+    def _share(self, window: list[int]) -> list[int]:
+        if self.pictures is None:
+            return window[self.rank :: self.world_size]
+        size = len(window) // self.world_size
+        return window[self.rank * size : (self.rank + 1) * size]
 
     @property
     def _window(self) -> int:
@@ -126,6 +172,7 @@ class StageLoader:
         pin_memory: page-locked batches, for a GPU.
         validation_batches: limit for a trial; None takes all.
         complete: makes the features that a batch lacks, in this process; needed if a data set has a store.
+        share: samples about one panorama are neighbours, and share what is computed of it.
     """
 
     def __init__(
@@ -143,13 +190,18 @@ class StageLoader:
         pin_memory: bool = False,
         validation_batches: int | None = None,
         complete: Callable[[PartBatch], Batch] | None = None,
+        share: bool = False,
     ) -> None:
-        self.sampler = EpochSampler(len(train), batch_size, accumulate, seed, rank, world_size)
+        names = [[one.source.image_id(index) for index in range(len(one))] for one in (train, validation) if share]
+        self.sampler = EpochSampler(
+            len(train), batch_size, accumulate, seed, rank, world_size, names[0] if share else None
+        )
         self.steps_per_epoch = self.sampler.steps_per_epoch
         _check_share("validation", len(validation), world_size)
-        places = [(0, index) for index in range(rank, len(validation), world_size)]
-        self._train = _Batches(train, collate, num_workers, pin_memory, complete)
-        self._validation = _Batches(validation, collate, num_workers, pin_memory, complete)
+        order = list(range(len(validation)))
+        places = [(0, index) for index in (_together(order, names[1]) if share else order)[rank::world_size]]
+        self._train = _Batches(train, collate, num_workers, pin_memory, complete, share)
+        self._validation = _Batches(validation, collate, num_workers, pin_memory, complete, share)
         self._validation_plan = _chunks(places, batch_size)[:validation_batches]
         self._validation_source = validation.source
 
@@ -204,6 +256,8 @@ def eval_loader(
 ) -> Iterator[tuple[list[Question], Batch]]:
     """Questions with their batches, in the order of the data set; ranks take batches in turn.
 
+    Those about one panorama are neighbours, and share what is computed of it.
+
     Args:
         dataset: the questions.
         collate: must pad on the left, for generation.
@@ -212,7 +266,7 @@ def eval_loader(
     if collate.padding_side != "left":
         raise ValueError("Generation needs padding_side='left': a model continues the right end of each row.")
     plan = _chunks(list(range(len(dataset))), batch_size)[rank::world_size]
-    batches = _Batches(dataset, collate, num_workers, pin_memory, complete).run(plan)
+    batches = _Batches(dataset, collate, num_workers, pin_memory, complete, share=True).run(plan)
     for places, batch in zip(plan, batches, strict=True):
         yield [dataset.questions[place] for place in places], batch
 
@@ -234,11 +288,12 @@ class _Batches:
 
     def __init__(
         self,
-        dataset: Dataset[Sample],
+        dataset: PanoDataset | QuestionDataset,
         collate: Collate,
         num_workers: int,
         pin_memory: bool,
         complete: Callable[[PartBatch], Batch] | None = None,
+        share: bool = False,
     ) -> None:
         self._plan: list[list[Any]] = []
         self._complete = complete
@@ -246,7 +301,7 @@ class _Batches:
         # Runs before multiprocessing sends SIGTERM to the workers at the end of the process, and waits for them.
         Finalize(self, setattr, (ending, "value", True), exitpriority=100)
         self._loader: DataLoader[Any] = DataLoader(
-            _Guarded(dataset, collate),
+            _Guarded(dataset, collate, share),
             batch_sampler=self._plan,
             collate_fn=_as_is,
             num_workers=num_workers,
@@ -275,13 +330,19 @@ class _Guarded(Dataset[Any]):
     instead, and raised unchanged in the main process.
     """
 
-    def __init__(self, dataset: Dataset[Sample], collate: Callable[[Sequence[Sample]], Batch | PartBatch]) -> None:
+    def __init__(
+        self,
+        dataset: PanoDataset | QuestionDataset,
+        collate: Callable[[Sequence[Sample]], Batch | PartBatch],
+        share: bool,
+    ) -> None:
         self.dataset = dataset
         self.collate = collate
+        self.share = share
 
-    def __getitems__(self, keys: Iterable[Any]) -> Batch | PartBatch | Exception:
+    def __getitems__(self, keys: Sequence[Any]) -> Batch | PartBatch | Exception:
         try:
-            return self.collate([self.dataset[key] for key in keys])
+            return self.collate(self.dataset.shared(keys) if self.share else [self.dataset[key] for key in keys])
         except (ValueError, OSError) as error:
             return error
 
@@ -292,6 +353,15 @@ def _check_share(split: str, length: int, world_size: int) -> None:
             f"The {split} split has {length} samples for {world_size} processes: each needs at least one. "
             "Use more data or fewer processes."
         )
+
+
+def _together(order: Sequence[int], pictures: Sequence[str]) -> list[int]:
+    """The order with samples of a panorama behind each other, where the one with the lowest index was."""
+    members: dict[str, list[int]] = {}
+    for index, picture in zip(order, pictures, strict=True):
+        members.setdefault(picture, []).append(index)
+    place = {index: at for at, index in enumerate(order)}
+    return [index for group in sorted(members.values(), key=lambda group: place[min(group)]) for index in group]
 
 
 def _chunks(items: list[_Item], size: int) -> list[list[_Item]]:

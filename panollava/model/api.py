@@ -24,6 +24,7 @@ from panollava.model.decoding import from_transformers, sampler, stop_ids, to_tr
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import SHIPPED, quiet_transformers
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
+from panollava.model.shared_prefix import PICTURE_INPUTS, prefill, unshareable
 from panollava.model.vision import PanoVision
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
@@ -285,21 +286,33 @@ class PanoLlava:
         """Answers a batch of questions; options as for ``generate``. ``on_text`` is for a single question."""
         options = self.decoding(generation, max_new_tokens)
         on_device, streamer = batch.to(self.model.device), None
+        inputs = self._inputs(on_device, options)
         if on_text is not None and options.num_beams == 1:
             streamer = AnswerStream(self.prompt.tokenizer, on_text)
         ids = self.model.generate(  # type: ignore[misc]
-            **on_device.model_inputs,
+            **inputs,
             # A sample is the most likely token after the sampler, which draws for each row by itself.
             generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
             logits_processor=sampler(options, _row_keys(batch) if options.temperature > 0 else ()),
             streamer=streamer,
         )
-        assert on_device.input_ids is not None
-        new = ids[:, on_device.input_ids.shape[1] :]
+        new = ids[:, inputs["input_ids"].shape[1] :]
         answers = [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
         if on_text is not None and streamer is None:
             on_text(answers[0])
         return answers
+
+    def _inputs(self, batch: Batch, options: GenerationOptions) -> dict[str, Any]:
+        """Arguments of ``generate``; what rows about one panorama have in common is computed here, once."""
+        inputs = {name: value for name, value in batch.model_inputs.items() if value is not None}
+        if batch.picture_index is None:
+            return inputs
+        assert batch.input_ids is not None
+        length = batch.input_ids.shape[1] + options.max_new_tokens
+        if len(batch) > len(batch.cameras) and not unshareable(self.model.language_model, length):
+            return prefill(self.model, inputs, options.num_beams)
+        index = inputs.pop("picture_index")
+        return {name: value[index] if name in PICTURE_INPUTS else value for name, value in inputs.items()}
 
     @property
     def limits(self) -> Limits:
@@ -471,6 +484,8 @@ def _find(path: Path) -> tuple[Path, dict[str, Any]]:
 def _row_keys(batch: Batch) -> list[bytes]:
     """Bytes of each row's picture and question, which do not depend on the rest of its batch."""
     pictures = batch.pixel_values if batch.pixel_values is not None else batch.vision_features
+    if pictures is not None and batch.picture_index is not None:
+        pictures = pictures[batch.picture_index]
     rows = [tensor.cpu() for tensor in (pictures, batch.input_ids, batch.attention_mask) if tensor is not None]
     return [
         picture.contiguous().view(torch.uint8).numpy().tobytes() + ids[mask.bool()].numpy().tobytes()

@@ -29,6 +29,7 @@ from panollava.model.decoding import AnswerProcessors, stop_ids
 from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.hub import check_all_loaded, refuse_pickles
 from panollava.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, load_lora
+from panollava.model.shared_prefix import PICTURE_INPUTS, packed_mask, repeat_last
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.prompt import Limits
 from panollava.run_folder import FORM, upgraded
@@ -276,6 +277,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        picture_index: Tensor | None = None,
+        segments: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits ``(B, kept, vocabulary)``, and with labels the mean loss of what kept positions predict.
@@ -288,6 +291,9 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             pixel_values, vision_features, cameras, view_mask: as for ``PanoVision``; none for text alone.
             labels: ``(B, T)``, ``IGNORE_INDEX`` where a token is no target.
             logits_to_keep: compute logits only for the last n positions, or for a 1-D tensor of positions; 0 is all.
+            picture_index: ``(B,)``, the panorama of each row, where there are fewer; None: each row has its own.
+            segments: ``(B, T)``, parts of rows with several texts, see ``panollava.model.shared_prefix``; with
+                ``position_ids`` and without a cache.
 
         Raises:
             ValueError: placeholders and image tokens differ in number, an input is missing, or the text is too long.
@@ -300,10 +306,17 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
                 # A pad may have any id, even one that has no embedding.
                 input_ids = input_ids.masked_fill(attention_mask[:, -width:] == 0, ANY_ID)  # (B, T)
                 width = attention_mask.shape[1]
-            self._check_length(width)
-            inputs_embeds = self._embed(input_ids, pixel_values, vision_features, cameras, view_mask)  # (B, T, Dl)
+            if segments is None:
+                self._check_length(width)
+            pictures = (pixel_values, vision_features, cameras, view_mask)
+            inputs_embeds = self._embed(input_ids, *pictures, picture_index, segments)  # (B, T, Dl)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]  # (B, T)
+        if segments is not None:
+            attention_mask = packed_mask(segments)  # (B, 1, T, T)
+            if self.language_model.config._attn_implementation == "eager":  # adds its mask to the scores
+                lowest = torch.finfo(inputs_embeds.dtype).min
+                attention_mask = inputs_embeds.new_zeros(()).masked_fill(~attention_mask, lowest)
         output = self.language_model(  # logits (B, kept, vocabulary)
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -324,6 +337,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         vision_features: Tensor | None,
         cameras: Tensor | None,
         view_mask: Tensor | None,
+        picture_index: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """``(B, T)`` ids -> ``(B, T, Dl)``, view tokens in place of the placeholders."""
         is_image = input_ids.eq(self._placeholder)  # (B, T)
@@ -342,8 +357,12 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         tokens = self.encode_views(
             pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
         )  # (B, V, Q, Dl)
+        if picture_index is not None:
+            tokens, view_mask, cameras = (each[picture_index] for each in (tokens, view_mask, cameras))
         grid = self.vision.token_grid
         image_tokens, counts = fuse(tokens, view_mask, self.config.join, cameras, grid)  # (all counts, Dl), (B,)
+        if segments is not None:
+            image_tokens, counts = repeat_last(image_tokens, counts, segments.amax(dim=1) - 1)
         return insert_image_tokens(embeddings, is_image, image_tokens, counts)  # (B, T, Dl)
 
     def encode_views(
@@ -386,7 +405,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         """Drops the panorama after the prefill, when its tokens are in the cache."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
-            for name in ("pixel_values", "vision_features", "cameras", "view_mask"):
+            for name in PICTURE_INPUTS:
                 inputs.pop(name, None)
         return inputs
 

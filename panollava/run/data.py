@@ -16,7 +16,7 @@ from panollava.crop.render import check_workers
 from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
-from panollava.data.loader import Collate, StageLoader, eval_loader
+from panollava.data.loader import BatchOptions, Collate, StageLoader, eval_loader
 from panollava.data.scenes.scene import LEVELS
 from panollava.data.source import DataSource, Question, Record
 from panollava.evaluation.measure import Measure, as_asked, choose_measure
@@ -50,6 +50,7 @@ class RunData:
         test: for evaluation; None where it is switched off.
         backbones: for the crop, the prompt and the number of image tokens.
         augment: how training pictures are changed at random.
+        shared_prefix: whether training samples about one panorama share what is computed of it.
     """
 
     train: DataSource
@@ -57,6 +58,7 @@ class RunData:
     test: DataSource | None
     backbones: Backbones
     augment: AugmentOptions = AugmentOptions()  # noqa: RUF009  frozen
+    shared_prefix: bool = False
 
     @property
     def splits(self) -> dict[str, DataSource]:
@@ -75,6 +77,7 @@ class RunData:
         pin_memory: bool = False,
         validation_batches: int | None = None,
         features: FeatureMaker | None = None,
+        share: bool = True,
     ) -> StageLoader:
         """Training windows and validation batches of a stage.
 
@@ -83,18 +86,21 @@ class RunData:
             procs: which samples this process takes; None for a single process.
             validation_batches: at most this many; None for all.
             features: of a frozen encoder; None leaves encoding to the model.
+            share: as ``shared_prefix`` says; False never.
         """
         crop, procs = self.backbones.crop, procs or DistributedContext()
         check_workers(crop.device, num_workers)
         encoder = None if targets is None else self.text(targets, options)
         encode = None if encoder is None else encoder.record
-        pad = 0 if encoder is None else encoder.prompt.tokenizer.pad_token_id or 0
+        collate = Collate()
+        if encoder is not None:
+            collate = Collate(encoder.prompt.tokenizer.pad_token_id or 0, image_id=encoder.prompt.image_id)
         store = None if features is None else features.store
         augment = Augment(self.augment, seed) if self.augment.is_on else None
         return StageLoader(
             PanoDataset(self.train, crop, encode, store, augment),
             PanoDataset(self.val, crop, encode, store),
-            Collate(pad_id=pad),
+            collate,
             batch_size=options.batch_size,
             accumulate=options.accumulate,
             seed=seed,
@@ -104,6 +110,7 @@ class RunData:
             pin_memory=pin_memory,
             validation_batches=validation_batches,
             complete=None if features is None else features.complete,
+            share=share and self.shared_prefix and encoder is not None,
         )
 
     def text(self, targets: Targets, options: StageOptions) -> TextEncoder:
@@ -118,7 +125,13 @@ def open_data(data: dict[str, Any], backbones: Backbones, *, evaluate: bool) -> 
     augment = AugmentOptions(**part_of(data, AugmentOptions))
     if augment.turns:
         check_turnable(splits["train"])
-    result = RunData(splits["train"], splits["val"], test, backbones, augment)
+    shared = BatchOptions(**part_of(data, BatchOptions)).shared_prefix
+    if shared and augment.is_on:
+        raise ValueError(
+            "data.shared_prefix=true computes a panorama once for its records, and data.augment=true changes it for "
+            "each by itself. Choose one of them."
+        )
+    result = RunData(splits["train"], splits["val"], test, backbones, augment, shared)
     if augment.is_on:
         LOG.info("Training pictures change from epoch to epoch (data.augment), so their features are not kept.")
     LOG.info(
@@ -318,7 +331,11 @@ def digest_of(data: Mapping[str, Any], split: str) -> str:
 
 
 def _content(data: Mapping[str, Any], split: str) -> dict[str, Any]:
-    options = {key: value for key, value in source_arguments(dict(data), split).items() if key not in ("name", "dir")}
+    options = {
+        key: value
+        for key, value in source_arguments(dict(data), split).items()
+        if key not in ("name", "dir", "shared_prefix")
+    }
     if options["type"] == "world" and options.get("level") == 1:  # as in versions whose world had no levels
         del options["level"]
     return {**options, "split": split}

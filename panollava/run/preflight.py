@@ -11,6 +11,7 @@ from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG
 from panollava.model.hub import SHIPPED
 from panollava.model.lora import check_targets
+from panollava.model.shared_prefix import unshareable
 from panollava.model.trainable import check_language_blocks
 from panollava.prompt import Limits
 from panollava.run.build_stage import check_start
@@ -102,6 +103,8 @@ def _check_texts(run: Run, name: str, encoder: TextEncoder, language: Limits) ->
             f"{language.positions} positions of {run.cfg.model.language.name}. Lower stage.{name}.max_text_length "
             "or crop.overlap, or choose a resampler with fewer tokens or a longer language model."
         )
+    if run.data.shared_prefix and (problem := unshareable(run.backbones.language, image + longest)):
+        raise ValueError(f"data.shared_prefix=true: {problem}. Set it to false, or change that.")
     for source in (run.data.train, run.data.val):
         check_records(source, encoder, language)
 

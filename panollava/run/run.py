@@ -175,8 +175,8 @@ class Run:
         """Whether there is a stage to train, an evaluation to make, or a model to hand to the tracker."""
         return bool(self.pending or self.evaluation_due or awaits_model(self))
 
-    def batches(self, name: str, options: StageOptions) -> StageLoader:
-        """Training windows and validation batches of a stage."""
+    def batches(self, name: str, options: StageOptions, *, share: bool = True) -> StageLoader:
+        """Training windows and validation batches of a stage; ``share``: see ``RunData.batches``."""
         return self.data.batches(
             self.stages[name].targets,
             options,
@@ -186,6 +186,7 @@ class Run:
             pin_memory=self.compute.device.type == "cuda",
             validation_batches=1 if self.cfg.dry_run else None,
             features=self._features(name),
+            share=share,
         )
 
     def _features(self, name: str) -> FeatureMaker | None:

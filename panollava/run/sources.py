@@ -22,6 +22,7 @@ from panollava.crop.image_file import DECODERS, DIVISORS, decode_panorama
 from panollava.crop.partial import Covered
 from panollava.data.augment import AugmentOptions
 from panollava.data.files import FilesSource, alike
+from panollava.data.loader import BatchOptions
 from panollava.data.source import DataSource
 from panollava.disk import write_file
 from panollava.logs import LOG, counted
@@ -101,6 +102,8 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 SPLITS = ("train", "val", "test")
+OF_TRAINING = (AugmentOptions, BatchOptions)
+"""Keys of ``data`` that are not about the records."""
 
 
 class PictureReader(Protocol):
@@ -140,9 +143,11 @@ def check_data(section: Mapping[str, Any]) -> list[str]:
     known = inspect.signature(source).parameters
     if old := [key for key in data if key.startswith("remote") and key not in known]:
         problems.append(f"data.{', data.'.join(old)}: not a key any more. {NO_REMOTE}.")
-    part = part_of(data, AugmentOptions)
-    problems += check_section(part, AugmentOptions, "data")
-    data = {key: value for key, value in data.items() if key not in part and key not in old}
+    for options in OF_TRAINING:
+        part = part_of(data, options)
+        problems += check_section(part, options, "data")
+        data = {key: value for key, value in data.items() if key not in part}
+    data = {key: value for key, value in data.items() if key not in old}
     for split in SPLITS:
         found = check_section(source_arguments(data, split), source, "data", given=DATA_GIVEN)
         for line in found:
@@ -231,7 +236,7 @@ def build_source(data: dict[str, Any], split: str, pictures: PictureReader) -> D
             f"crop.panorama_fov_deg={list(covered)} is for pictures in files, and those of data={data['name']} are "
             "drawn whole. Leave it out."
         )
-    others = ("type", "name", "dir", *part_of(data, AugmentOptions))
+    others = ("type", "name", "dir", *(key for options in OF_TRAINING for key in part_of(data, options)))
     options = {k: v for k, v in source_arguments(data, split).items() if k not in others}
     given = {
         "split": split,

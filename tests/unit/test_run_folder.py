@@ -164,8 +164,9 @@ def test_a_run_of_the_world_without_levels_is_one_of_level_1() -> None:
     assert run_folder.differing_keys("finetune", now, old) == {}
     harder = {**now, "data": {**old["data"], "level": 2}}
     assert run_folder.differing_keys("finetune", harder, old) == {"data.level": (1, 2)}
-    files = {**old, "data": {"type": "files"}}
+    files = {**old, "data": {"type": "files", "shared_prefix": False}}
     assert run_folder.upgraded(files) == files
+    assert run_folder.upgraded({**old, "data": {"type": "files"}}) == files
 
 
 def test_going_on_with_a_run_of_an_older_form_names_what_means_something_else_now() -> None:

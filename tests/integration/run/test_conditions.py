@@ -235,5 +235,5 @@ def test_a_run_begun_under_an_earlier_default_keeps_it(caplog: pytest.LogCapture
     assert {file: file.read_bytes() for file in path.parent.rglob("*.safetensors")} == before
     recorded.form = FORM
     OmegaConf.save(recorded, path)
-    with pytest.raises(ValueError, match="language.attn_implementation"):
+    with pytest.raises(ValueError, match=r"language\.attn_implementation"):
         run_train(*ARGUMENTS)
