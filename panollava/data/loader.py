@@ -25,13 +25,6 @@ from panollava.prompt import Encoded
 from panollava.store.feature_maker import PartBatch
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchOptions:
-    """Keys of ``data`` for training batches."""
-
-    shared_prefix: bool = False  # samples about one panorama are neighbours, and share what is computed of it
-
-
 @dataclass(frozen=True)
 class Collate:
     """Makes a `Batch` of samples, or a `PartBatch` with a feature store; all samples have text or none has.

@@ -16,7 +16,7 @@ from panollava.crop.render import check_workers
 from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
-from panollava.data.loader import BatchOptions, Collate, StageLoader, eval_loader
+from panollava.data.loader import Collate, StageLoader, eval_loader
 from panollava.data.scenes.scene import LEVELS
 from panollava.data.source import DataSource, Question, Record
 from panollava.evaluation.measure import Measure, as_asked, choose_measure
@@ -26,7 +26,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
 from panollava.prompt import IMAGE_TOKEN, ChatPrompt, Encoded, Limits
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.sources import open_splits, part_of, source_arguments
+from panollava.run.sources import BatchOptions, open_splits, part_of, source_arguments
 from panollava.stages.registry import Targets
 from panollava.store.feature_maker import FeatureMaker
 from panollava.tracking.tracker import Dataset

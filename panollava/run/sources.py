@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +22,6 @@ from panollava.crop.image_file import DECODERS, DIVISORS, decode_panorama
 from panollava.crop.partial import Covered
 from panollava.data.augment import AugmentOptions
 from panollava.data.files import FilesSource, alike
-from panollava.data.loader import BatchOptions
 from panollava.data.source import DataSource
 from panollava.disk import write_file
 from panollava.logs import LOG, counted
@@ -99,6 +98,13 @@ def _read(path: Path) -> dict[str, list[Any]]:
         return {name: known for name, known in pictures.items() if isinstance(known, list) and len(known) == 5}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a cache, which can be made again
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Keys of ``data`` for training batches."""
+
+    shared_prefix: bool = False  # records about one panorama are neighbours, and share what is computed of it
 
 
 SPLITS = ("train", "val", "test")
