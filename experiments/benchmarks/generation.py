@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
-    pano = PanoLlava.from_pretrained(options.checkpoint, device=options.device) if options.checkpoint else _miniature()
+    pano = PanoLlava.from_pretrained(options.checkpoint, device=options.device) if options.checkpoint else miniature()
     pano.model.to(options.device)
     asked = WorldSource(split="test", scenes=options.questions)
     views = [pano.views(asked.panorama(index)) for index in range(options.questions)]
@@ -80,7 +80,7 @@ def main() -> None:
     logger.info("Written to %s.", options.output)
 
 
-def _miniature() -> PanoLlava:
+def miniature() -> PanoLlava:
     """The shipped backbones; what is between them costs the same trained or not."""
     tower = VisionTower.from_pretrained("panollava/tiny-siglip")
     prompt = ChatPrompt(load_tokenizer("panollava/tiny-qwen3"))

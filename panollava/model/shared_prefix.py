@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from panollava.batch import PAD, PREFIX, image_end
 
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 PICTURE_INPUTS = ("pixel_values", "vision_features", "cameras", "view_mask")
 """Arguments of ``forward`` with a row a panorama."""
-KERNELS = ("eager", "sdpa")
+SPLIT = "panollava_shared_prefix"
+"""Attention kernel: that of PyTorch, but prefixes that begin all rows alike attend with its causal form."""
+KERNELS = ("eager", "sdpa", SPLIT)
 """Attention kernels that take the masks of shared prefixes."""
 
 
@@ -31,6 +36,43 @@ def packed_mask(segments: Tensor) -> Tensor:
     query, key = segments[:, :, None], segments[:, None, :]
     order = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     return (((key == query) | ((key == PREFIX) & (query != PAD))) & order)[:, None]
+
+
+def attend_split(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of transformers, ``(B, heads, T, D)`` -> ``(B, T, heads, D)``; a mask may lack its first queries.
+
+    Those are all in the prefix, and attend causally: PyTorch then needs no mask, computes half of the scores, and has
+    its fastest kernel.
+    """
+    sdpa, start = (
+        sdpa_attention_forward,
+        query.shape[2] - (attention_mask.shape[2] if attention_mask is not None else 0),
+    )
+    if attention_mask is None or start == 0:
+        return sdpa(module, query, key, value, attention_mask, **options)
+    options.pop("is_causal", None)
+    before = (each[:, :, :start] for each in (query, key, value))
+    prefix, _ = sdpa(module, *before, None, is_causal=True, **options)
+    rest, _ = sdpa(module, query[:, :, start:], key, value, attention_mask, is_causal=False, **options)
+    return torch.cat([prefix, rest], dim=1), None
+
+
+AttentionInterface.register(SPLIT, attend_split)
+AttentionMaskInterface.register(SPLIT, sdpa_mask)
+
+
+def mask_for(language_model: Any, segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask of packed rows as a language model's kernel takes it; SDPA becomes its form that splits."""
+    mask = packed_mask(segments)  # (B, 1, T, T)
+    kernel = language_model.config._attn_implementation
+    if kernel == "eager":  # adds its mask to the scores
+        return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    if kernel == "sdpa":
+        language_model.set_attn_implementation(SPLIT)
+    start = int((segments == PREFIX).all(dim=0).long().cumprod(0).sum())
+    return mask[:, :, start:]
 
 
 def repeat_last(image_tokens: Tensor, counts: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from panollava.model.decoding import AnswerProcessors, stop_ids
 from panollava.model.fusion import fuse, insert_image_tokens
 from panollava.model.hub import check_all_loaded, refuse_pickles
 from panollava.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, load_lora
-from panollava.model.shared_prefix import PICTURE_INPUTS, packed_mask, repeat_last
+from panollava.model.shared_prefix import PICTURE_INPUTS, mask_for, repeat_last
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.prompt import Limits
 from panollava.run_folder import FORM, upgraded
@@ -313,10 +313,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]  # (B, T)
         if segments is not None:
-            attention_mask = packed_mask(segments)  # (B, 1, T, T)
-            if self.language_model.config._attn_implementation == "eager":  # adds its mask to the scores
-                lowest = torch.finfo(inputs_embeds.dtype).min
-                attention_mask = inputs_embeds.new_zeros(()).masked_fill(~attention_mask, lowest)
+            attention_mask = mask_for(self.language_model, segments, inputs_embeds.dtype)
         output = self.language_model(  # logits (B, kept, vocabulary)
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -147,7 +147,7 @@ def test_records_of_an_older_form_say_the_model_that_they_meant() -> None:
 
 @pytest.mark.parametrize("form", [None, run_folder.FORM])
 def test_records_of_runs_that_fetched_pictures_are_the_same_runs_without_those_keys(form: int | None) -> None:
-    data = {"type": "files", "train_csv": "a.csv"}
+    data = {"type": "files", "train_csv": "a.csv", "shared_prefix": False}
     remote = {"remote": ["a.b"], "remote_cache": "cache/pictures", "remote_tries": 4, "remote_retry_dead": False}
     now = {"form": form, "model": {}, "data": data}
     old = {**now, "data": {**data, **remote}}
@@ -159,10 +159,10 @@ def test_records_of_runs_that_fetched_pictures_are_the_same_runs_without_those_k
 
 def test_a_run_of_the_world_without_levels_is_one_of_level_1() -> None:
     old: dict[str, Any] = {"form": run_folder.FORM, "model": {}, "data": {"type": "world", "seed": 0}}
-    now = {**old, "data": {**old["data"], "level": 1}}
+    now = {**old, "data": {**old["data"], "level": 1, "shared_prefix": False}}
     assert run_folder.upgraded(old) == now
     assert run_folder.differing_keys("finetune", now, old) == {}
-    harder = {**now, "data": {**old["data"], "level": 2}}
+    harder = {**now, "data": {**now["data"], "level": 2}}
     assert run_folder.differing_keys("finetune", harder, old) == {"data.level": (1, 2)}
     files = {**old, "data": {"type": "files", "shared_prefix": False}}
     assert run_folder.upgraded(files) == files

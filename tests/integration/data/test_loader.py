@@ -6,7 +6,7 @@ import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,30 @@ def test_ranks_take_equal_disjoint_shares_and_leave_out_less_than_one_each(lengt
         assert len({tuple(map(len, window)) for window in windows}) == 1
     seen = [index for plan in plans for window in plan for index in flat(window)]
     assert len(seen) == len(set(seen)) == length - length % world_size
+
+
+@given(st.lists(st.sampled_from("abcdefg"), min_size=3, max_size=30), st.integers(1, 3), st.integers(0, 5))
+def test_samples_of_a_panorama_are_neighbours_where_they_share_it(
+    pictures: list[str], world_size: int, epoch: int
+) -> None:
+    plans = [
+        EpochSampler(len(pictures), 4, 2, 7, rank, world_size, pictures).windows(epoch) for rank in range(world_size)
+    ]
+    apart = [EpochSampler(len(pictures), 4, 2, 7, rank, world_size).windows(epoch) for rank in range(world_size)]
+    assert [[list(map(len, window)) for window in plan] for plan in plans] == [
+        [list(map(len, window)) for window in plan] for plan in apart
+    ]
+    order = [index for windows in zip(*plans, strict=True) for window in windows for index in flat(window)]
+    assert len(set(order)) == len(order) == len(pictures) - len(pictures) % world_size
+    shown = [pictures[index] for index in order]
+    changes = sum(one != other for one, other in pairwise(shown))
+    assert changes == len(set(shown)) - 1
+
+
+def test_a_panorama_with_many_samples_comes_no_earlier() -> None:
+    pictures = ["many"] * 9 + ["one"]
+    firsts = [EpochSampler(10, 4, seed=seed, pictures=pictures).windows(0)[0][0][0] for seed in range(200)]
+    assert 70 < sum(first == 9 for first in firsts) < 130
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:

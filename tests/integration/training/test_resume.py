@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.picture_files import by_pillow, noise
 from support.runs import (
     QUICK,
     UNTRACKED,
@@ -159,3 +160,29 @@ def test_bf16_trains_fp32_weights_close_to_fp32(arguments: list[str], stage: str
             assert frozen == {torch.float32 if precision == "fp32" else torch.bfloat16}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
     assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shared_prefixes_are_resumed_to_the_bit(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Three rows about each of four pictures, in batches of four rows."""
+    for name in "abcd":
+        Path(f"{name}.png").write_bytes(by_pillow(noise(64, 128), "PNG"))
+    lines = [f"{name}.png,what {number}?,red {number}" for number in range(3) for name in "abcd"]
+    for split in ("train", "val", "test"):
+        Path(f"{split}.csv").write_text("\n".join(["image,question,answer", *lines]) + "\n")
+    asked = [one for one in arguments if not one.startswith("data.")]
+    asked += ["stage=finetune", *LEARNT, "data=csv", "data.dir=.", "data.shared_prefix=true"]
+    asked += ["stage.finetune.batch_size=4", f"trainer.num_workers={workers}"]
+    run_train(*asked, "experiment_name=first")
+    with monkeypatch.context() as patch:
+        patch.setattr(OptimiserStep, "__call__", before_step(6, power_cut))
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_train(*asked, "experiment_name=cut")
+    run_train(*asked, "experiment_name=cut")
+    assert_same_bits(final("cut"), final("first"))
+    with pytest.raises(ValueError, match=r"data\.shared_prefix"):
+        run_train(*asked, "experiment_name=first", "data.shared_prefix=false")
+    with pytest.raises(ValueError, match=r"data\.augment=true changes it"):
+        run_train(*asked, "experiment_name=changed", "data.augment=true", "data.names_directions=none")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from support.models import ANSWER, QUESTION, Backbone, opened, views_of
 from torch import Tensor
+from torch.nn import functional
 
 from panollava.batch import IGNORE_INDEX, PAD, PREFIX, Batch, image_end, pack
 from panollava.data.dataset import Sample
@@ -17,7 +18,7 @@ from panollava.data.loader import Collate
 from panollava.generation import GenerationOptions
 from panollava.model.api import PanoLlava
 from panollava.model.lora import add_lora
-from panollava.model.shared_prefix import packed_mask, prefill, unshareable
+from panollava.model.shared_prefix import SPLIT, attend_split, packed_mask, prefill, unshareable
 from panollava.prompt import Encoded
 from panollava.stages.language import InstructStage
 from panollava.stages.protocol import StageSetup
@@ -73,6 +74,21 @@ def test_a_token_sees_what_comes_before_it_in_its_text(segments: list[int]) -> N
     assert mask.diagonal().all()
 
 
+@given(some.integers(0, 4), some.lists(some.integers(1, 3), min_size=1, max_size=5), some.integers(0, 2))
+def test_a_split_attention_is_that_of_the_whole_mask(prefix: int, texts: list[int], pads: int) -> None:
+    """Rows of two panoramas; the second one's prefix is a token shorter."""
+    rows = [[PREFIX] * prefix + sorted(texts) + [PAD] * pads]
+    rows.append([PREFIX] * max(0, prefix - 1) + sorted(texts) + [PAD] * (pads + min(1, prefix)))
+    mask = packed_mask(torch.tensor(rows))
+    generator = torch.Generator().manual_seed(prefix)
+    query, key, value = (torch.randn(2, 4, len(rows[0]), 8, generator=generator) for _ in range(3))
+    module = torch.nn.Module()
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    for start in range(max(0, prefix - 1) + 1):
+        found, _ = attend_split(module, query, key, value, mask[:, :, start:], is_causal=None)
+        torch.testing.assert_close(found, expected)
+
+
 def samples(pano: PanoLlava, *, share: bool) -> list[Sample]:
     """Questions about two panoramas with answers; with ``share`` each panorama comes once."""
     seen: set[str] = set()
@@ -122,6 +138,7 @@ def test_gradients_are_those_of_separate_texts(backbone: Backbone, language: str
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
     assert stage(shared).metrics == stage(apart).metrics
+    assert pano.model.language_model.config._attn_implementation == (SPLIT if kernel == "sdpa" else kernel)
 
 
 def test_activations_are_recomputed_of_packed_rows_too(backbone: Backbone) -> None:
