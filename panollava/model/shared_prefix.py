@@ -46,16 +46,15 @@ def attend_split(
     Those are all in the prefix, and attend causally: PyTorch then needs no mask, computes half of the scores, and has
     its fastest kernel.
     """
-    sdpa, start = (
-        sdpa_attention_forward,
-        query.shape[2] - (attention_mask.shape[2] if attention_mask is not None else 0),
-    )
+    start = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]
     if attention_mask is None or start == 0:
-        return sdpa(module, query, key, value, attention_mask, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     options.pop("is_causal", None)
-    before = (each[:, :, :start] for each in (query, key, value))
-    prefix, _ = sdpa(module, *before, None, is_causal=True, **options)
-    rest, _ = sdpa(module, query[:, :, start:], key, value, attention_mask, is_causal=False, **options)
+    query_before, key_before, value_before = (each[:, :, :start] for each in (query, key, value))
+    prefix, _ = sdpa_attention_forward(module, query_before, key_before, value_before, None, is_causal=True, **options)
+    rest, _ = sdpa_attention_forward(
+        module, query[:, :, start:], key, value, attention_mask, is_causal=False, **options
+    )
     return torch.cat([prefix, rest], dim=1), None
 
 
