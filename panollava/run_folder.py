@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -233,7 +233,8 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
         result["data"] = {k: value for k, value in data.items() if k != "remote" and not k.startswith("remote_")}
         if data.get("type") == "world":
             result["data"].setdefault("level", 1)
-        result["data"].setdefault("shared_prefix", False)
+        if (record.get("form") or 1) < 4:
+            result["data"].setdefault("shared_prefix", False)
     form = record.get("form") or 1
     if form >= FORM or not isinstance(record.get("model"), Mapping):
         return result
@@ -254,6 +255,23 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
             if loss.get("type") == "auto" and model["resampler"].get("type") not in ("qformer", "perceiver"):
                 loss["pairing"] = loss.get("pairing") or "columns"
     return result
+
+
+def earlier_defaults(recorded: Mapping[str, Any], named: Iterable[str]) -> dict[str, Any]:
+    """Defaults that have changed since a run was begun and that it has: key -> the value of then.
+
+    Args:
+        recorded: the run's config.
+        named: keys of the command line, which may be shortened; what it names is no default.
+    """
+    values = flatten(upgraded(recorded))
+    return {
+        key: before
+        for key, (form, before) in EARLIER_DEFAULTS.items()
+        if (recorded.get("form") or 1) < form
+        and values.get(key) == before
+        and not any(key.endswith(name) for name in named)
+    }
 
 
 def is_free(key: str) -> bool:

@@ -256,7 +256,7 @@ def _other_constants(
     line: CommandLine, config: DictConfig, of_options: Collection[str], folder: Path
 ) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ in the sweep of a folder: key -> (there, now); empty if it has no sweep."""
-    from panollava.run_folder import differing_keys, flatten
+    from panollava.run_folder import differing_keys, earlier_defaults, flatten
 
     if not (folder / RECORD).is_file():
         return {}
@@ -266,6 +266,8 @@ def _other_constants(
     found: dict[str, tuple[Any, Any]] = {}
     for stage in config.stage.run:
         found |= {key: pair for key, pair in differing_keys(stage, new, old).items() if key in shared}
+    kept = earlier_defaults(old, [o.key_or_group for o in line.parsed])
+    found = {key: pair for key, pair in found.items() if key not in kept}
     before = {o.key_or_group: o for o in line.parse(OmegaConf.select(recorded, "hydra.overrides.task") or [])}
     now = {o.key_or_group: o for o in line.parsed}
     one_value = {key for key, o in before.items() if re.fullmatch(r"choice\([^,]*\)", o.get_value_string())}

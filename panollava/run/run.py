@@ -32,14 +32,13 @@ from panollava.run.features import open_features
 from panollava.run.sources import part_of
 from panollava.run_folder import (
     CONFIG,
-    EARLIER_DEFAULTS,
     METADATA,
     Experiment,
+    earlier_defaults,
     experiment_name,
     flatten,
     prompt_date,
     read_metadata,
-    upgraded,
 )
 from panollava.stages.registry import StageRecord, stages_of
 from panollava.store.catalogue import StoreOptions
@@ -310,22 +309,22 @@ def _keep_recorded_defaults(cfg: DictConfig, experiment: Experiment) -> None:
     """Sets keys whose default has changed since the run was begun to the default that it was begun with.
 
     The command that began a run then resumes it, or reports that it is finished. A command that names the key differs
-    from the run, which is refused as for any other key.
+    from the run, which is refused as for any other key. A job that its sweep has not begun follows the others.
     """
     if cfg.overwrite:
         return
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     named = {one.split("=")[0].lstrip("+") for one in overrides}
-    folders = [experiment.stage_folder(name) for name in stages_of(plain(cfg.stage))]
-    recorded = [one for one in map(conditions.recorded_config, folders) if one is not None]
-    for key, (form, before) in EARLIER_DEFAULTS.items():
-        begun = [OmegaConf.create(upgraded(one)) for one in recorded if (one.get("form") or 1) < form]
-        kept = any(OmegaConf.select(one, key, default=None) == before for one in begun)
-        if not kept or OmegaConf.select(cfg, key) in (None, before) or any(key.endswith(name) for name in named):
-            continue
-        LOG.info("%s=%s, as in the version that began this run.", key, str(before).lower())
-        with read_write(cfg):
-            OmegaConf.update(cfg, key, before)
+    names = stages_of(plain(cfg.stage))
+    folders = [experiment.stage_folder(name) for name in names]
+    if in_sweep() and not any((folder / CONFIG).is_file() for folder in folders):
+        folders = [path for name in names for path in sorted(experiment.root.parent.glob(f"*/{name}/*"))]
+    for recorded in filter(None, map(conditions.recorded_config, folders)):
+        for key, before in earlier_defaults(recorded, named).items():
+            if OmegaConf.select(cfg, key) not in (None, before):
+                LOG.info("%s=%s, as in the version that began this run.", key, str(before).lower())
+                with read_write(cfg):
+                    OmegaConf.update(cfg, key, before)
 
 
 def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:

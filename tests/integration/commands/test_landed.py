@@ -213,6 +213,14 @@ def test_a_killed_sweep_is_finished(landed: Path, expected: Path, run: Run) -> N
     assert "version recorded no learning curve" in rows[0]["still_learning_why"]
 
 
+def test_a_job_that_its_sweep_had_not_begun_has_the_defaults_of_the_others(
+    landed: Path, expected: Path, run: Run
+) -> None:
+    shutil.rmtree(landed / "runs/sweep/resampler.depth-2")
+    run(train, SWEEP)
+    assert_same_weights("runs/sweep", expected)
+
+
 @pytest.mark.usefixtures("landed")
 def test_recorded_runs_are_compared(run: Run) -> None:
     said = run(compare, "runs/finished runs/sweep/resampler.depth-1 max_samples=4", *QUIET)

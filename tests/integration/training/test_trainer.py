@@ -100,6 +100,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_its_numbers_are_those_of_the_command(backbone: Backbone) -> None:
     names = [f"vision.name={backbone('siglip')}", f"language.name={backbone('qwen3')}"]
     arguments = [*QUICK, *names, "crop=e2p", UNTRACKED, "stage=finetune", "init_from=none", "evaluation.enabled=false"]
+    arguments.append("vision.attn_implementation=sdpa")  # as the language model's: from_backbones takes one for both
     run_train(*arguments, "experiment_name=command")
     values = plain(checked(config(*arguments)))
     section, options = values["model"], values["stage"]["finetune"]
@@ -109,7 +110,7 @@ def test_its_numbers_are_those_of_the_command(backbone: Backbone) -> None:
         **parts,
         crop=values["crop"],
         lora=lora_arguments(section["lora"]),
-        attn_implementation=section["vision"]["attn_implementation"],
+        attn_implementation=section["language"]["attn_implementation"],
     )
     train, val = (open_source(values["data"], split, pano.crop) for split in ("train", "val"))
     given = {key: options[key] for key in ("epochs", "batch_size", "lr")}
