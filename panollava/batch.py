@@ -1,7 +1,7 @@
 """The batch that data, stages and models exchange, and the shape legend of all docstrings.
 
 Shape legend:
-    B   batch (panoramas)
+    B   batch (panoramas, or P where samples share them, with B' rows of text)
     V   views of one panorama, the global view first where there is one
     h,w pixels of a view
     C   columns of a camera row (see ``panollava.crop.cameras``)

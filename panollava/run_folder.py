@@ -13,11 +13,11 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -60,13 +60,26 @@ FORM = 4  # form of the model section in configs and metadata; older records hav
 WITH_SHORTCUT = ("c_abstractor", "mlp", "perceiver", "qformer")
 """Resamplers that had no shortcut up to version 0.2."""
 
-EARLIER_DEFAULTS: dict[str, tuple[int, Any]] = {
-    "model.resampler.shortcut": (3, False),
-    "model.language.attn_implementation": (4, "eager"),  # of the miniature sizes, as those below
-    "stage.resampler.batch_size": (4, 16),
-    "stage.finetune.batch_size": (4, 16),
+WITH_LAYER_SCALE = ("perceiver", "qformer")
+"""Resamplers that had no layer scale up to form 3."""
+
+
+class ChangedDefault(NamedTuple):
+    """A default that is not what it was."""
+
+    form: int  # since which it has changed
+    before: Any
+    now: Any
+    size: str | None = None  # the ``model.size`` whose default it is; None: of all
+
+
+CHANGED_DEFAULTS = {
+    "model.resampler.shortcut": ChangedDefault(3, False, True),
+    "model.resampler.layer_scale": ChangedDefault(4, False, True),
+    "model.language.attn_implementation": ChangedDefault(4, "eager", "sdpa", "tiny"),
+    "stage.resampler.batch_size": ChangedDefault(4, 16, 8, "tiny"),
+    "stage.finetune.batch_size": ChangedDefault(4, 16, 8, "tiny"),
 }
-"""Keys whose default has changed: since which form, and what it was before."""
 
 NULL_OBJECTIVE = {
     "stage.vision.loss.pairing": "columns",
@@ -223,9 +236,9 @@ def as_written(value: Any) -> str:
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A config or metadata of an older form, in the present form.
 
-    Up to version 0.2 resamplers had no shortcut. Up to version 0.1 ``model.join=stitch`` was what is
-    ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and no positions, and stage 1 paired columns by itself
-    also where tiles look up or down. Keys of ``data`` with which training fetched pictures are left out; the
+    Up to form 3 resamplers had no layer scale, up to version 0.2 no shortcut. Up to version 0.1 ``model.join=stitch``
+    was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and no positions, and stage 1 paired columns
+    by itself also where tiles look up or down. Keys of ``data`` with which training fetched pictures are left out; the
     built-in world had level 1 only, and each record its own prefix.
     """
     result = dict(record)
@@ -242,6 +255,8 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     model = result["model"]
     if form < 3 and (model.get("resampler") or {}).get("type") in WITH_SHORTCUT:
         model["resampler"] = {"shortcut": False, **model["resampler"]}
+    if (model.get("resampler") or {}).get("type") in WITH_LAYER_SCALE:
+        model["resampler"] = {"layer_scale": False, **model["resampler"]}
     if form >= 2:
         return result
     if model.get("join") == "stitch":
@@ -257,19 +272,21 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def earlier_defaults(recorded: Mapping[str, Any], named: Iterable[str]) -> dict[str, Any]:
-    """Defaults that have changed since a run was begun and that it has: key -> the value of then.
+def earlier_defaults(recorded: Mapping[str, Any], now: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
+    """Keys that have the default of then in a run's config and today's in another one: key -> the value of then.
 
     Args:
         recorded: the run's config.
-        named: keys of the command line, which may be shortened; what it names is no default.
+        now: the config of a command, resolved.
+        named: keys of its command line, which may be shortened; what it names is no default.
     """
-    values = flatten(upgraded(recorded))
+    old, new = flatten(upgraded(recorded)), flatten(now)
     return {
-        key: before
-        for key, (form, before) in EARLIER_DEFAULTS.items()
-        if (recorded.get("form") or 1) < form
-        and values.get(key) == before
+        key: one.before
+        for key, one in CHANGED_DEFAULTS.items()
+        if (recorded.get("form") or 1) < one.form
+        and (old.get(key), new.get(key)) == (one.before, one.now)
+        and one.size in (None, new.get("model.size"))
         and not any(key.endswith(name) for name in named)
     }
 

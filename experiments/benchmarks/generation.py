@@ -66,7 +66,7 @@ def main() -> None:
         "first token": partial(_all, pano, views[:1], texts[:1], 1, 1),
         "whole answer": partial(_all, pano, views[:1], texts[:1], 1, options.tokens),
     }
-    seconds = _interleaved(todo, options.rounds, torch.device(options.device))
+    seconds = interleaved(todo, options.rounds, torch.device(options.device))
     _tell(seconds, options)
     figures = {
         "machine": _machine(options),
@@ -113,7 +113,7 @@ def _all(pano: PanoLlava, views: list[Any], texts: list[Any], size: int, tokens:
         assert ids.shape[1] - batch.input_ids.shape[1] == tokens
 
 
-def _interleaved(todo: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+def interleaved(todo: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median seconds by name, after a round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in todo}
     for _ in range(rounds + 1):

@@ -144,12 +144,12 @@ def _peak(name: str, device: str) -> float:
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # puts VmHWM back
-    before = _status("VmRSS")
+    before = status("VmRSS")
     step()
-    return (_status("VmHWM") - before) / 2**10
+    return (status("VmHWM") - before) / 2**10
 
 
-def _status(key: str) -> float:
+def status(key: str) -> float:
     """Kilobytes."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.M)
     assert found is not None

@@ -11,10 +11,8 @@ import json
 import logging
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -23,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generation import miniature
+from generation import interleaved, miniature
+from resamplers import status
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from panollava.batch import IGNORE_INDEX, Batch, pack
-from panollava.data.dataset import Sample
+from panollava.data.dataset import QuestionDataset, TextEncoder
 from panollava.data.loader import Collate
 from panollava.data.world import WorldSource
 from panollava.generation import GenerationOptions
@@ -46,6 +45,7 @@ SMALL |= {"num_key_value_heads": 3, "vocab_size": 49152, "max_position_embedding
 PLACEHOLDER = 1
 """Any token; its embedding is replaced."""
 WAYS = ("apart", "shared")
+CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -71,14 +71,14 @@ def main() -> None:
         step = steps(_language(name), options)[way]
         Path("/proc/self/clear_refs").write_text("5")  # puts VmHWM back
         step()
-        logger.info("%d", _highest())
+        logger.info("%d", 1024 * status("VmHWM"))
         return
     seconds: dict[str, dict[str, float]] = {
-        "answers to the built-in world": _in_turns(answers(options), options.rounds)
+        "answers to the built-in world": interleaved(answers(options), options.rounds, CPU)
     }
     peaks = {}
     for name in options.models:
-        seconds[f"training, {name}"] = _in_turns(steps(_language(name), options), options.rounds)
+        seconds[f"training, {name}"] = interleaved(steps(_language(name), options), options.rounds, CPU)
         peaks[f"training, {name}"] = {way: _peak(name, way) for way in WAYS}
     logger.info("| | apart, s | shared, s | ratio | peak apart, GB | shared |")
     logger.info("|---|---:|---:|---:|---:|---:|")
@@ -96,21 +96,12 @@ def main() -> None:
 def answers(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """All questions about some scenes, in batches of 32, from ready features; both ways give the same answers."""
     pano, world = miniature(), WorldSource(split="test", scenes=options.scenes)
-    views = {world.image_id(index): pano.views(world.panorama(index)) for index in range(options.scenes)}
+    dataset = QuestionDataset(world, pano.crop, TextEncoder(pano.prompt, pano.image_tokens).question)
     collate, found = Collate(padding_side="left"), {}
+    parts = [range(len(dataset))[start : start + 32] for start in range(0, len(dataset), 32)]
     for way in WAYS:
-        samples = []
-        seen: set[str] = set()
-        for one in world.questions():
-            brings = way == "apart" or one.image_id not in seen or len(samples) % 32 == 0
-            seen = {*([] if len(samples) % 32 == 0 else seen), one.image_id}
-            picture = views[one.image_id] if brings else None
-            name = one.image_id if way == "shared" else None
-            samples.append(
-                Sample(one.sample_id, picture, pano.crop.camera_rows, pano.encode(one.question), shares=name)
-            )
-        batches = [_encoded(pano, collate(samples[start : start + 32])) for start in range(0, len(samples), 32)]
-        found[way] = partial(_answers, pano, batches)
+        samples = [dataset.shared(part) if way == "shared" else [dataset[at] for at in part] for part in parts]
+        found[way] = partial(_answers, pano, [_encoded(pano, collate(each)) for each in samples])
     assert found["apart"]() == found["shared"]()
     return found
 
@@ -175,23 +166,6 @@ def _language(name: str) -> PreTrainedModel:
     else:
         model = LlamaForCausalLM(LlamaConfig(**SMALL, attn_implementation="sdpa"))
     return model.eval().requires_grad_(False)
-
-
-def _in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds by way, after a round that is not counted."""
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds + 1):
-        for way, action in ways.items():
-            start = time.perf_counter()
-            action()
-            taken[way].append(time.perf_counter() - start)
-    return {way: round(statistics.median(times[1:]), 4) for way, times in taken.items()}
-
-
-def _highest() -> int:
-    """Largest resident memory since it was put back, in bytes; Linux alone has it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _peak(name: str, way: str) -> int:

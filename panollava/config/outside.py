@@ -51,7 +51,8 @@ def _add(group: str, name: str) -> None:
     component = outside_class(name, f"{place}.type")
     keys: dict[str, Any] = {"type": name, **common}
     if group == "data":
-        keys = {"defaults": ["training/default@_here_", "_self_"], **keys, "name": name.rpartition(":")[2]}
+        keys = {"defaults": ["augment/default@_here_", "_self_"], "shared_prefix": False, **keys}
+        keys["name"] = name.rpartition(":")[2]
     for key, parameter in inspect.signature(component).parameters.items():
         if key == "type":
             raise ValueError(f"{place}.type={name}: no argument of the class can be named type, as the key is taken.")

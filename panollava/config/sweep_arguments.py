@@ -266,7 +266,7 @@ def _other_constants(
     found: dict[str, tuple[Any, Any]] = {}
     for stage in config.stage.run:
         found |= {key: pair for key, pair in differing_keys(stage, new, old).items() if key in shared}
-    kept = earlier_defaults(old, [o.key_or_group for o in line.parsed])
+    kept = earlier_defaults(old, new, [o.key_or_group for o in line.parsed])
     found = {key: pair for key, pair in found.items() if key not in kept}
     before = {o.key_or_group: o for o in line.parse(OmegaConf.select(recorded, "hydra.overrides.task") or [])}
     now = {o.key_or_group: o for o in line.parsed}
@@ -279,8 +279,10 @@ def _other_constants(
 
 
 def _without_hydra(config: Any) -> dict[str, Any]:
-    values: Any = OmegaConf.to_container(config)
-    return {str(key): value for key, value in values.items() if key != "hydra"}
+    # Resolved, since a default may have become an interpolation, or have been one.
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    values: Any = OmegaConf.to_container(own, resolve=True)
+    return {str(key): value for key, value in values.items()}
 
 
 def register_resolvers() -> None:

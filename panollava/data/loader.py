@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from panollava.batch import IGNORE_INDEX, PAD, Batch, Packed, pack
+from panollava.batch import IGNORE_INDEX, PAD, Batch, pack
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
 from panollava.data.source import DataSource, Question
 from panollava.prompt import Encoded
@@ -67,32 +67,25 @@ class Collate:
         if samples[0].text is None:
             return batch
         shown = [place[name] for name in names]
-        texts = [sample.text for sample in samples if sample.text is not None]
-        if samples[0].shares is not None and self.padding_side == "right":
-            return self._packed(batch, texts, shown)
-        if samples[0].shares is not None:
+        texts = [(sample.text.ids, _labels(sample.text)) for sample in samples if sample.text is not None]
+        is_shared, trains = samples[0].shares is not None, self.padding_side == "right"
+        if is_shared and trains:
+            about = [[text for text, one in zip(texts, shown, strict=True) if one == at] for at in range(len(place))]
+            rows = [(at, row) for at, its in enumerate(about) for row in pack(its, self.image_id)]
+            shown, texts = [at for at, _ in rows], [(row.ids, row.labels) for _, row in rows]
+            batch.position_ids = self._padded([row.positions for _, row in rows], 0)
+            batch.segments = self._padded([row.segments for _, row in rows], PAD)
+        if is_shared:
             batch.picture_index = torch.tensor(shown)
-        batch.input_ids = self._padded([torch.tensor(text.ids) for text in texts], self.pad_id)
-        batch.attention_mask = self._padded([torch.ones(len(text.ids), dtype=torch.long) for text in texts], 0)
-        if self.padding_side == "right":
-            batch.labels = self._padded([torch.tensor(_labels(text)) for text in texts], IGNORE_INDEX)
+        batch.input_ids = self._padded([ids for ids, _ in texts], self.pad_id)
+        batch.attention_mask = self._padded([[1] * len(ids) for ids, _ in texts], 0)
+        if trains:
+            batch.labels = self._padded([labels for _, labels in texts], IGNORE_INDEX)
         return batch
 
-    def _packed(self, batch: Batch, texts: Sequence[Encoded], shown: Sequence[int]) -> Batch:
-        rows: list[tuple[int, Packed]] = []
-        for picture in dict.fromkeys(shown):
-            about = [text for text, one in zip(texts, shown, strict=True) if one == picture]
-            rows += [(picture, row) for row in pack([(text.ids, _labels(text)) for text in about], self.image_id)]
-        batch.picture_index = torch.tensor([picture for picture, _ in rows])
-        batch.input_ids = self._padded([torch.tensor(row.ids) for _, row in rows], self.pad_id)
-        batch.attention_mask = self._padded([torch.ones(len(row.ids), dtype=torch.long) for _, row in rows], 0)
-        batch.labels = self._padded([torch.tensor(row.labels) for _, row in rows], IGNORE_INDEX)
-        batch.position_ids = self._padded([torch.tensor(row.positions) for _, row in rows], 0)
-        batch.segments = self._padded([torch.tensor(row.segments) for _, row in rows], PAD)
-        return batch
-
-    def _padded(self, rows: list[Tensor], value: int) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)
+    def _padded(self, rows: Sequence[list[int]], value: int) -> Tensor:
+        tensors = [torch.tensor(row) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self.padding_side)
 
 
 def _labels(text: Encoded) -> list[int]:
@@ -185,14 +178,14 @@ class StageLoader:
         complete: Callable[[PartBatch], Batch] | None = None,
         share: bool = False,
     ) -> None:
-        names = [[one.source.image_id(index) for index in range(len(one))] for one in (train, validation) if share]
-        self.sampler = EpochSampler(
-            len(train), batch_size, accumulate, seed, rank, world_size, names[0] if share else None
-        )
+        pictures = _pictures(train) if share else None
+        self.sampler = EpochSampler(len(train), batch_size, accumulate, seed, rank, world_size, pictures)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         _check_share("validation", len(validation), world_size)
         order = list(range(len(validation)))
-        places = [(0, index) for index in (_together(order, names[1]) if share else order)[rank::world_size]]
+        if share:
+            order = _together(order, _pictures(validation))
+        places = [(0, index) for index in order[rank::world_size]]
         self._train = _Batches(train, collate, num_workers, pin_memory, complete, share)
         self._validation = _Batches(validation, collate, num_workers, pin_memory, complete, share)
         self._validation_plan = _chunks(places, batch_size)[:validation_batches]
@@ -346,6 +339,10 @@ def _check_share(split: str, length: int, world_size: int) -> None:
             f"The {split} split has {length} samples for {world_size} processes: each needs at least one. "
             "Use more data or fewer processes."
         )
+
+
+def _pictures(dataset: PanoDataset) -> list[str]:
+    return [dataset.source.image_id(index) for index in range(len(dataset))]
 
 
 def _together(order: Sequence[int], pictures: Sequence[str]) -> list[int]:

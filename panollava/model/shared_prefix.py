@@ -82,14 +82,17 @@ def repeat_last(image_tokens: Tensor, counts: Tensor, more: Tensor) -> tuple[Ten
 
 
 def unshareable(model: Any, length: int) -> str:
-    """Why a language model cannot share prefixes of sequences of this length, naming the key; empty if it can."""
+    """Why a language model cannot share prefixes of sequences of this length, and the way out; empty if it can."""
     config = model.config
     kernel = config._attn_implementation
     if kernel not in KERNELS:
-        return f"model.language.attn_implementation={kernel} takes no mask of its own; sdpa and eager do"
+        return f"model.language.attn_implementation={kernel} takes no mask of its own. Use sdpa or eager"
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window is not None and length > window:
-        return f"the language model attends to {window} tokens back, and sequences have up to {length}"
+        return (
+            f"the language model attends to {window} tokens back, and sequences have up to {length}. Lower "
+            "max_text_length or crop.overlap"
+        )
     return ""
 
 

@@ -72,9 +72,13 @@ def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
 
 
+NEW_PARTS = ("vision.resampler.", "resampler.", "position.", "projector.")
+"""Parts of a composite and of a ``PanoVision`` that no pretrained model has: a checkpoint has all weights of one."""
+
+
 @torch.no_grad()
 def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies all of a checkpoint's tensors into a model; ValueError where it lacks one, or has it in another shape."""
+    """Copies all of a checkpoint's tensors into a model; ValueError where either lacks one, or their shapes differ."""
     parameters = named_weights(model)
     wrong = [
         f"{name} {tuple(tensor.shape)}"
@@ -86,5 +90,12 @@ def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{source} does not fit the model its metadata describes: {len(wrong)} tensors have no place "
             f"(first: {', '.join(wrong[:3])}). The folder is damaged or mixes the files of two runs."
         )
+    for part in NEW_PARTS:
+        its = {name for name in parameters if name.startswith(part)}
+        if its & tensors.keys() and (lacking := sorted(its - tensors.keys())):
+            raise ValueError(
+                f"{source} does not fit the model its metadata describes: it lacks {len(lacking)} weights (first: "
+                f"{', '.join(lacking[:3])}), which would be random. Open it with the panollava that wrote it."
+            )
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)

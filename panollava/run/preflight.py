@@ -104,7 +104,7 @@ def _check_texts(run: Run, name: str, encoder: TextEncoder, language: Limits) ->
             "or crop.overlap, or choose a resampler with fewer tokens or a longer language model."
         )
     if run.data.shared_prefix and (problem := unshareable(run.backbones.language, image + longest)):
-        raise ValueError(f"data.shared_prefix=true: {problem}. Set it to false, or change that.")
+        raise ValueError(f"stage {name}, data.shared_prefix=true: {problem}, or set data.shared_prefix=false.")
     for source in (run.data.train, run.data.val):
         check_records(source, encoder, language)
 

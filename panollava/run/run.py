@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from panollava.run.features import open_features
 from panollava.run.sources import part_of
 from panollava.run_folder import (
     CONFIG,
+    FORM,
     METADATA,
     Experiment,
     earlier_defaults,
@@ -318,13 +320,16 @@ def _keep_recorded_defaults(cfg: DictConfig, experiment: Experiment) -> None:
     names = stages_of(plain(cfg.stage))
     folders = [experiment.stage_folder(name) for name in names]
     if in_sweep() and not any((folder / CONFIG).is_file() for folder in folders):
-        folders = [path for name in names for path in sorted(experiment.root.parent.glob(f"*/{name}/*"))]
+        others = (
+            path.parent for name in names for path in sorted(experiment.root.parent.glob(f"*/{name}/*/{METADATA}"))
+        )
+        # Metadata are read much faster than configs, and a job that follows the others has the present form.
+        folders = list(islice((folder for folder in others if (read_metadata(folder).get("form") or 1) < FORM), 1))
     for recorded in filter(None, map(conditions.recorded_config, folders)):
-        for key, before in earlier_defaults(recorded, named).items():
-            if OmegaConf.select(cfg, key) not in (None, before):
-                LOG.info("%s=%s, as in the version that began this run.", key, str(before).lower())
-                with read_write(cfg):
-                    OmegaConf.update(cfg, key, before)
+        for key, before in earlier_defaults(recorded, plain(cfg), named).items():
+            LOG.info("%s=%s, as in the version that began this run.", key, str(before).lower())
+            with read_write(cfg):
+                OmegaConf.update(cfg, key, before)
 
 
 def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:

@@ -179,3 +179,23 @@ def test_going_on_with_a_run_of_an_older_form_names_what_means_something_else_no
     before = {"model": {"join": "concat", "resampler": {"type": "mlp"}}}
     for form in ({}, {"form": 2}):
         assert run_folder.differing_keys("finetune", {**plain, "form": run_folder.FORM}, {**before, **form}) == {}
+
+
+def test_a_default_of_then_is_kept_where_todays_stands_and_is_not_named() -> None:
+    now = {"form": run_folder.FORM, "model": {"size": "tiny", "resampler": {"type": "qformer", "layer_scale": True}}}
+    now["stage"] = {"resampler": {"batch_size": 8}, "finetune": {"batch_size": 4}}
+    old = {"form": 3, "model": {"size": "tiny", "resampler": {"type": "qformer"}}}
+    old["stage"] = {"resampler": {"batch_size": 16}, "finetune": {"batch_size": 16}}
+    kept = {"model.resampler.layer_scale": False, "stage.resampler.batch_size": 16}
+    assert run_folder.earlier_defaults(old, now, []) == kept
+    assert run_folder.earlier_defaults({**old, "form": run_folder.FORM}, now, []) == {}
+    del kept["stage.resampler.batch_size"]
+    assert run_folder.earlier_defaults(old, now, ["stage.resampler.batch_size"]) == kept
+    assert run_folder.earlier_defaults(old, {**now, "model": {**now["model"], "size": "full"}}, []) == kept
+
+
+def test_resamplers_of_form_3_have_no_layer_scale() -> None:
+    for kind in ("qformer", "perceiver"):
+        old = {"form": 3, "model": {"join": "concat", "resampler": {"type": kind, "shortcut": True}}}
+        found = run_folder.upgraded(old)["model"]["resampler"]
+        assert found == {"type": kind, "shortcut": True, "layer_scale": False}

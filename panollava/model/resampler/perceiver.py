@@ -18,7 +18,8 @@ class PerceiverResampler(nn.Module):
 
     With ``shortcut`` each latent has a rectangle of the view, and a linear map of its mean feature is added to it
     before the first layer. Tokens then have the grid of these rectangles; without it they have none. A latent may still
-    read anything anywhere. What a branch adds has a layer scale. Up to version 0.2 there was neither.
+    read anything anywhere. Up to version 0.2 there was no shortcut. With ``layer_scale`` what a branch adds beside a
+    shortcut has a layer scale.
 
     Source: Alayrac et al., "Flamingo", 2022 (arXiv:2204.14198), section 3.1 and appendix A.1.1; with a GELU, as
     Jaegle et al., "Perceiver", 2021 (arXiv:2103.03206), where it has a squared ReLU.
@@ -37,6 +38,7 @@ class PerceiverResampler(nn.Module):
         heads: Annotated[int, Interval(ge=1, le=1024)] = 16,
         dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
         shortcut: bool = True,
+        layer_scale: bool = True,
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -44,7 +46,8 @@ class PerceiverResampler(nn.Module):
         nn.init.normal_(self.latents, std=0.02)
         self.input_projection = nn.Linear(input_width, width, bias=False)
         self.layers = nn.ModuleList(
-            _Layer(width, heads, residuals=2 * depth, dropout=dropout, scaled=shortcut) for _ in range(depth)
+            _Layer(width, heads, residuals=2 * depth, dropout=dropout, scaled=shortcut and layer_scale)
+            for _ in range(depth)
         )
         self.output_projection = nn.Linear(width, output_width)
         self.norm = nn.LayerNorm(output_width)

@@ -18,7 +18,8 @@ class QformerResampler(nn.Module):
 
     With ``shortcut`` each query has a rectangle of the view, and a linear map of its mean feature is added to it
     before the first layer. Tokens then have the grid of these rectangles; without it they have none. A query may still
-    read anything anywhere. What a branch adds has a layer scale. Up to version 0.2 there was neither.
+    read anything anywhere. Up to version 0.2 there was no shortcut. With ``layer_scale`` what a branch adds beside a
+    shortcut has a layer scale.
 
     The norms come before each branch, not after each sum as in the paper: its layers start from BERT's weights, these
     from random ones, which that arrangement trains without a long warmup (Xiong et al., "On Layer Normalization in the
@@ -40,6 +41,7 @@ class QformerResampler(nn.Module):
         heads: Annotated[int, Interval(ge=1, le=1024)] = 12,
         dropout: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.0,
         shortcut: bool = True,
+        layer_scale: bool = True,
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -47,7 +49,7 @@ class QformerResampler(nn.Module):
         nn.init.normal_(self.queries, std=0.02)
         self.feature_norm = nn.LayerNorm(input_width)
         self.layers = nn.ModuleList(
-            _Layer(width, input_width, heads, residuals=3 * layers, dropout=dropout, scaled=shortcut)
+            _Layer(width, input_width, heads, residuals=3 * layers, dropout=dropout, scaled=shortcut and layer_scale)
             for _ in range(layers)
         )
         self.output_projection = nn.Linear(width, output_width)

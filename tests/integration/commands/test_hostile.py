@@ -59,6 +59,9 @@ def test_checkpoints(
     ]:
         save_file({**weights, first: wrong}, best / TRAINED)
         assert said in refused(commands[0][0], *commands[0][1])
+    lacking = next(name for name in sorted(weights) if name.startswith("vision.resampler."))
+    save_file({name: value for name, value in weights.items() if name != lacking}, best / TRAINED)
+    assert f"lacks 1 weights (first: {lacking}), which would be random" in refused(commands[0][0], *commands[0][1])
     (best / TRAINED).write_bytes(good)
     metadata = json.loads((folder / "checkpoint_metadata.json").read_text())
     metadata["model"]["resampler"]["type"] = "../../evil"

@@ -20,7 +20,7 @@ COMMANDS = {
     for file in Path(panollava.__file__).parent.glob("*.py")
     if '__name__ == "__main__"' in file.read_text("utf-8")
 }
-INCLUDED = {"data/training", "fetch", "generation/recorded", "stage/settings"}
+INCLUDED = {"data/augment", "fetch", "generation/recorded", "stage/settings"}
 """Groups that only roots and other options of their group include."""
 ADDED = {"debug", "experiment"}
 """Groups outside the defaults list: chosen with ``+group=option``."""

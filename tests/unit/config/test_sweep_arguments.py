@@ -151,6 +151,21 @@ def test_sweeps_of_other_constants_have_folders_of_their_own(capsys: pytest.Capt
     assert folder("-m", "resampler=qformer,perceiver") != one
 
 
+def test_a_sweep_of_earlier_defaults_is_gone_on_with_unless_one_is_named() -> None:
+    """Its record has interpolations where the numbers depended on the size."""
+    typed = ("-m", "resampler=mlp,qformer", "experiment_name=mine")
+    place = started(*typed)
+    record = OmegaConf.load(f"{place}/multirun.yaml")
+    record.form, record.model.language.attn_implementation = 3, "eager"
+    record.stage.resampler.batch_size, record.stage.finetune.batch_size = 16, "${for_size:{tiny: 16, full: 8}}"
+    OmegaConf.save(record, f"{place}/multirun.yaml")
+    assert folder(*typed) == place
+    with pytest.raises(ValueError, match=r"stage\.finetune\.batch_size: 16 there, 8 now"):
+        folder(*typed, "stage.finetune.batch_size=8")
+    with pytest.raises(ValueError, match=r"stage\.resampler\.batch_size: 16 there, 4 now"):
+        folder(*typed, "stage.resampler.batch_size=4")
+
+
 def test_a_folder_that_was_named_is_refused_to_a_sweep_of_other_constants() -> None:
     started("-m", "seed=0,1", "lora.rank=8", "experiment_name=x")
     with pytest.raises(ValueError, match=r"runs/x holds a sweep.*lora.rank: 8 there, 16 now.*experiment_name="):
