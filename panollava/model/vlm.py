@@ -298,6 +298,61 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         Raises:
             ValueError: placeholders and image tokens differ in number, an input is missing, or the text is too long.
         """
+        prepared = self._language_inputs(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            vision_features=vision_features,
+            cameras=cameras,
+            view_mask=view_mask,
+            picture_index=picture_index,
+            segments=segments,
+        )
+        output = self.language_model(  # logits (B, kept, vocabulary)
+            **prepared, past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs
+        )
+        if labels is not None:
+            output.loss = _next_token_loss(output.logits, labels, logits_to_keep)
+        return output
+
+    def states(self, positions: Tensor, **inputs: Any) -> Tensor:
+        """States ``(B, kept, Dl)`` at 1-D ``positions`` that the language model's head reads.
+
+        Inputs are those of ``forward`` but for labels and the cache.
+        """
+        decoder = self.language_model.get_decoder()
+        return decoder(**self._language_inputs(**inputs), use_cache=False).last_hidden_state[:, positions]
+
+    @torch.no_grad()
+    def is_head_linear(self) -> bool:
+        """Whether logits are what the head makes of the states; some families scale them or bound them by a tanh.
+
+        It is measured with one token, since each family names such keys in its own way.
+        """
+        language, was_training = self.language_model, self.language_model.training
+        language.eval()
+        embedding = language.get_input_embeddings().weight
+        ramp = torch.linspace(-1, 1, embedding.shape[1], dtype=embedding.dtype, device=embedding.device)
+        inputs = {"inputs_embeds": ramp[None, None]}  # no token's embedding: that of padding may be 0
+        states = language.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        logits = language(**inputs, use_cache=False).logits
+        language.train(was_training)
+        return torch.equal(language.get_output_embeddings()(states).float(), logits.float())
+
+    def _language_inputs(
+        self,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        picture_index: Tensor | None = None,
+        segments: Tensor | None = None,
+        **pictures: Tensor | None,
+    ) -> dict[str, Any]:
+        """Embeddings ``(B, T, Dl)``, mask and positions for the language model; arguments and errors as ``forward``."""
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids or inputs_embeds.")
@@ -308,32 +363,20 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
                 width = attention_mask.shape[1]
             if segments is None:
                 self._check_length(width)
-            pictures = (pixel_values, vision_features, cameras, view_mask)
-            inputs_embeds = self._embed(input_ids, *pictures, picture_index, segments)  # (B, T, Dl)
+            inputs_embeds = self._embed(input_ids, picture_index=picture_index, segments=segments, **pictures)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]  # (B, T)
         if segments is not None:
             attention_mask = mask_for(self.language_model, segments, inputs_embeds.dtype)
-        output = self.language_model(  # logits (B, kept, vocabulary)
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
-        if labels is not None:
-            output.loss = _next_token_loss(output.logits, labels, logits_to_keep)
-        return output
+        return {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
 
     def _embed(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor | None,
-        vision_features: Tensor | None,
-        cameras: Tensor | None,
-        view_mask: Tensor | None,
+        pixel_values: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        cameras: Tensor | None = None,
+        view_mask: Tensor | None = None,
         picture_index: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:

@@ -16,6 +16,7 @@ from panollava.checkpoint import LAST, follow
 from panollava.logs import LOG, in_words
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.run.run import Run
+from panollava.stages.language import PART
 from panollava.stages.protocol import Stage
 from panollava.training.options import StageOptions
 
@@ -44,9 +45,12 @@ def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
             image, text, image + text, "unlimited" if positions is None else positions,
         )  # fmt: skip
     memory, free, size = estimate(run, stage, options), _free(run.compute.device), partial(in_words, base=1000)
+    taken = _taken(run.compute.device)  # the model is in it
     LOG.info(
-        "Estimated memory: model %s, gradients and optimiser %s, a batch of %d %s; %s are free.",
-        size(memory.model), size(memory.optimiser), options.batch_size, size(memory.step), size(free),
+        "Estimated memory: %s in all. Taken are %s, %s of them by the model; gradients and optimiser take %s, a batch "
+        "of %d %s. %s are free.",
+        size(taken + memory.optimiser + memory.step), size(taken), size(memory.model), size(memory.optimiser),
+        options.batch_size, size(memory.step), size(free),
     )  # fmt: skip
     if memory.optimiser + memory.step > free:  # the model is loaded already
         LOG.warning(
@@ -60,7 +64,7 @@ def estimate(run: Run, stage: Stage, options: StageOptions) -> Memory:
     """Memory of a stage, from its weights and the inputs and outputs of its linear layers.
 
     The activations of a layer are its inputs and outputs, for each token. Attention scores, norms and losses of the
-    allocator are not counted: the true number may be twice as large.
+    allocator are not counted; inputs of frozen layers are, although not all are kept.
     """
     trained = sum(parameter.numel() for parameter in stage.trained().values())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in stage.parameters())
@@ -85,7 +89,8 @@ def _language_numbers(run: Run, model: PanoLlavaForConditionalGeneration, option
     widths = [_width(block) for block in model.language_blocks]
     if run.trainer.checkpoint_activations:  # each block keeps its input, and one at a time all it computes
         widths = [config.hidden_size] * len(widths) + [max(widths)]
-    logits = 2 * options.batch_size * options.max_text_length * config.vocab_size  # and their gradient
+    every = options.batch_size * options.max_text_length * config.vocab_size
+    logits = min(2 * every, 3 * PART)  # and their gradient; in parts also those that are computed again
     return sequence * sum(widths) + logits * 4 // run.compute.dtype.itemsize  # fp32
 
 
@@ -97,6 +102,12 @@ def _width(module: nn.Module) -> int:
 def _count(parameter: nn.Parameter) -> int:
     """Weights in a tensor; two of four bits share a byte."""
     return parameter.numel() * (2 if parameter.dtype is torch.uint8 else 1)
+
+
+def _taken(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
 
 
 def _free(device: torch.device) -> int:
@@ -309,5 +320,5 @@ def _memory_used(run: Run) -> str:
     if run.compute.device.type == "cuda":
         total = torch.cuda.get_device_properties(run.compute.device).total_memory
         return f"{torch.cuda.max_memory_allocated(run.compute.device) / 1e9:.1f} of {total / 1e9:.1f} GB were taken"
-    memory, taken = psutil.virtual_memory(), psutil.Process().memory_info().rss
+    memory, taken = psutil.virtual_memory(), _taken(run.compute.device)
     return f"this process has {taken / 1e9:.1f} of {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} are free"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from panollava.batch import IGNORE_INDEX, Batch
 from panollava.model.trainable import make_fp32, train_language
@@ -33,6 +36,7 @@ class InstructStage(Stage):
         super().__init__(setup)
         self._recomputes = setup.checkpoint_activations
         self.model = model
+        self._is_head_linear = model.is_head_linear()
         for part in (model.vision.resampler, model.position, model.projector):
             part.requires_grad_(True)
         model.vision.tower.train_only(setup.vision_blocks)
@@ -77,11 +81,52 @@ class InstructStage(Stage):
         assert batch.labels is not None
         targets = batch.labels[:, 1:]
         positions = torch.nonzero((targets != IGNORE_INDEX).any(dim=0)).flatten()
-        output = self.model(**batch.model_inputs, logits_to_keep=positions, use_cache=False)
         kept = targets[:, positions]
-        loss, _ = token_nll_sum(output.logits, kept)
-        right = (output.logits.detach().argmax(dim=-1) == kept) & (kept != IGNORE_INDEX)
-        return StepOutput(losses={LOSS: loss}, metrics={f"{LOSS}/token_accuracy": right.sum().float()})
+        if self._is_head_linear:
+            head = self.model.get_output_embeddings()
+            loss, right = head_losses(head, self.model.states(positions, **batch.model_inputs), kept)
+        else:
+            output = self.model(**batch.model_inputs, logits_to_keep=positions, use_cache=False)
+            loss, right = logit_losses(output.logits, kept)
+        return StepOutput(losses={LOSS: loss}, metrics={f"{LOSS}/token_accuracy": right.float()})
+
+
+PART = 2**24
+"""Most logits at a time: 64 MB in float32."""
+
+
+def head_losses(head: nn.Module, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood and number of right predictions of a language model's head.
+
+    More than ``PART`` logits are computed in parts, and again in the backward pass, so that no more are in memory at a
+    time. Then only states with a label are projected.
+
+    Args:
+        head: ``(..., Dl)`` -> ``(..., vocabulary)``.
+        states: ``(B, K, Dl)``.
+        labels: ``(B, K)`` int64, ``IGNORE_INDEX`` where a position is no target.
+
+    Returns:
+        Two sums, float32 and int64.
+    """
+    weight: Any = head.weight
+    rows = max(1, PART // len(weight))
+    if labels.numel() <= rows:
+        return logit_losses(head(states), labels)
+    is_target = labels != IGNORE_INDEX
+    parts = zip(states[is_target].split(rows), labels[is_target].split(rows), strict=True)
+    losses, right = zip(*(checkpoint(_part, head, *part, use_reentrant=False) for part in parts), strict=True)
+    return torch.stack(losses).sum(), torch.stack(right).sum()
+
+
+def _part(head: nn.Module, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return logit_losses(head(states), labels)
+
+
+def logit_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``head_losses``, of logits ``(..., vocabulary)``."""
+    right = (logits.detach().argmax(dim=-1) == labels) & (labels != IGNORE_INDEX)
+    return token_nll_sum(logits, labels)[0], right.sum()
 
 
 def token_nll_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from panollava.batch import IGNORE_INDEX
+from panollava.stages import language
 from panollava.stages.language import token_nll_sum
 
 
@@ -61,3 +63,33 @@ def test_low_precision_logits_are_summed_in_float32():
 def test_shapes_must_match():
     with pytest.raises(ValueError, match="each label needs its row of logits"):
         token_nll_sum(torch.randn(2, 4, 7), torch.zeros(2, 5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+def test_losses_in_parts_are_those_of_all_logits(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Loss, right predictions and gradients; only states with a label are projected in parts."""
+    torch.manual_seed(0)
+    head, states = nn.Linear(6, 11), torch.randn(2, 5, 6)
+    labels = torch.tensor([[1, IGNORE_INDEX, 2, 3, 10], [IGNORE_INDEX, IGNORE_INDEX, 0, 5, IGNORE_INDEX]])
+    labels[0, 3] = head(states)[0, 3].argmax()
+    found = []
+    for part in (2**24, 11 * rows):
+        monkeypatch.setattr(language, "PART", part)
+        head.zero_grad()
+        leaf = states.clone().requires_grad_()
+        loss, right = language.head_losses(head, leaf, labels)
+        (2 * loss).backward()
+        assert leaf.grad is not None
+        assert head.weight.grad is not None
+        found.append((loss.detach(), right, leaf.grad, head.weight.grad.clone()))
+    assert found[0][1] >= 1
+    torch.testing.assert_close(found[1], found[0])
+    assert not found[0][2][labels == IGNORE_INDEX].any()
+
+
+def test_a_batch_without_a_label_has_a_loss_of_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "PART", 11)
+    head, states = nn.Linear(6, 11), torch.randn(2, 3, 6, requires_grad=True)
+    loss, right = language.head_losses(head, states, torch.full((2, 3), IGNORE_INDEX))
+    loss.backward()
+    assert (float(loss.detach()), int(right)) == (0.0, 0)

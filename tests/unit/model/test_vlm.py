@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import composite
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
 
 from panollava.batch import IGNORE_INDEX
 from panollava.crop.crop import Crop
@@ -30,6 +31,8 @@ COMBINATIONS = [
     ("timm_vit", "qwen2", BIMAMBA),
 ]
 VIEWS, TOKENS = 5, 16
+TINY = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY |= {"num_key_value_heads": 1, "pad_token_id": 0}
 
 
 def small(backbone: Backbone, encoder: str = "siglip", language: str = "qwen2", **settings: Any) -> Any:
@@ -175,6 +178,26 @@ def test_only_kept_positions_pay_the_vocabulary(backbone: Backbone) -> None:
     torch.testing.assert_close(last.loss, full.loss)
     picked = full.logits[:, -4:-1].log_softmax(-1).gather(2, batch["input_ids"][:, -3:, None])
     torch.testing.assert_close(full.loss, -picked.mean())
+
+
+def test_states_under_the_head_give_the_logits_of_most_families(backbone: Backbone) -> None:
+    """Not of those that transform what the head gives, which is found whatever their key is called."""
+    model = small(backbone)
+    batch = inputs(model)
+    positions = torch.tensor([-4, -2])
+    assert model.is_head_linear()
+    states = model.states(positions, **batch)
+    torch.testing.assert_close(model.get_output_embeddings()(states), model(**batch).logits[:, positions])
+    for config in (
+        Gemma2Config(**TINY, head_dim=8, final_logit_softcapping=30.0),
+        GraniteConfig(**TINY, logits_scaling=8.0),
+    ):
+        model.language_model = AutoModelForCausalLM.from_config(config)
+        assert not model.is_head_linear()
+    model.language_model = AutoModelForCausalLM.from_config(
+        Gemma2Config(**TINY, head_dim=8, final_logit_softcapping=None)
+    )
+    assert model.is_head_linear()
 
 
 def test_a_wrong_number_of_placeholders_names_both(backbone: Backbone) -> None:
