@@ -30,15 +30,18 @@ def load() -> None:
 @entrypoint("train", announce=announce, report=report, load=load)
 def main(cfg: DictConfig) -> float | None:
     """Trains what ``stage.run`` lists, and returns the measure of the test split; see ``final_score``."""
-    # Here, and not above: help, a misspelt key and the parent of a sweep's processes can do without PyTorch.
+    # Here, and not above: help, a misspelt key and the parent of a sweep can do without PyTorch, and a wrong value
+    # without transformers.
     from panollava.run.config_check import checked
+
+    cfg = checked(cfg)  # every key, type and range, before anything is opened
+
     from panollava.run.evaluate import evaluate_run, final_score, keep_model, summarize
     from panollava.run.preflight import preflight
     from panollava.run.run import open_run
     from panollava.run.stage import run_stage
     from panollava.training.distributed import init_distributed
 
-    cfg = checked(cfg)  # every key, type and range, before anything is opened
     ranks = init_distributed(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
     with ranks as procs, open_run(cfg, procs) as run:  # folder, log, data, backbones
         preflight(run)  # what can fail fails here, before the first step

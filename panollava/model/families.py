@@ -1,14 +1,19 @@
-"""What the encoder families differ in: prefix tokens, position interpolation, blocks, and preprocessing."""
+"""What the encoder families differ in: prefix tokens, position interpolation, blocks, and preprocessing.
+
+timm and the classes of transformers take seconds to import, and a check of a config needs none of them.
+"""
+
+from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -90,6 +95,8 @@ def check_architecture(config: PreTrainedConfig, source: str) -> None:
     Its configuration names a checkpoint, or an architecture that does not exist or gives no sequence of patches
     (ConvNeXt, ResNet, Swin, …). ``source`` is its name or folder, for messages.
     """
+    import timm
+
     if config.model_type != TIMM:
         return
     if path := (config.model_args or {}).get("checkpoint_path"):
@@ -139,6 +146,9 @@ def preprocessing(
 
     A checkpoint without ``preprocessor_config.json`` gets its family's published values and its native size.
     """
+    from timm.data import resolve_data_config
+    from transformers import AutoImageProcessor
+
     family = family_of(config)
     if family.is_timm:
         data = resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))
@@ -172,6 +182,8 @@ def pair(size: Any) -> tuple[int, int]:
 
 def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
     """``(h, w)`` of the views that an encoder was trained with."""
+    from timm.data import resolve_data_config
+
     if config.model_type != TIMM:
         return pair(config.image_size)
     size = (config.model_args or {}).get("img_size")
@@ -182,6 +194,8 @@ def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
 
 def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:
     """timm's record of pretrained weights: from the checkpoint's config.json, else of the architecture."""
+    import timm
+
     stored = getattr(config, "pretrained_cfg", None)
     if stored is not None:
         return dict(stored)
@@ -191,5 +205,7 @@ def _timm_pretrained_cfg(config: PreTrainedConfig) -> dict[str, Any]:
 
 def _meta_timm(config: PreTrainedConfig) -> Any:
     """The architecture on the meta device, without memory for its weights."""
+    import timm
+
     with torch.device("meta"):
         return timm.create_model(config.architecture, pretrained=False, num_classes=0, **config.model_args)

@@ -1,20 +1,24 @@
 """Opens pretrained backbones by hub name or local folder: safetensors only, no remote code."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import transformers  # its classes by their full names: they are imported when used, which takes seconds
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
 from panollava.disk import read_document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 LANGUAGE_KEY = "model.language.name"
@@ -65,7 +69,7 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
             "folder written by save_pretrained (or timm's save_for_hf), or a hub name."
         )
     try:
-        return AutoConfig.from_pretrained(name, revision=revision or NEWEST, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(name, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the Hugging "
@@ -193,20 +197,20 @@ def load_language_model(
     }
     source = resolve_source(name, LANGUAGE_KEY)
     config = read_config(source, LANGUAGE_KEY, revision)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         raise ValueError(
             f"{LANGUAGE_KEY}={source!r} is a {config.model_type!r} model, which transformers does not know as a causal "
             "language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
         )
     return load_pretrained(
-        AutoModelForCausalLM,
+        transformers.AutoModelForCausalLM,
         source,
         LANGUAGE_KEY,
         config=config,
         dtype=dtype,
         attn_implementation=attn_implementation,
         revision=revision,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if load_in_4bit else None,
+        quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4) if load_in_4bit else None,
     )
 
 
@@ -215,7 +219,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
     source = resolve_source(name, LANGUAGE_KEY)
     read_config(source, LANGUAGE_KEY, revision)
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision or NEWEST, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(source, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's tokenizer "

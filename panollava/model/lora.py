@@ -1,4 +1,9 @@
-"""LoRA on the language model alone: attach, switch, save, load and merge adapters. No other module imports peft."""
+"""LoRA on the language model alone: attach, switch, save, load and merge adapters.
+
+No other module imports peft, and this one where it is used: a check of a config does without, and saves seconds.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import logging
@@ -7,16 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from annotated_types import Interval
-from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn, uint8
 
 from panollava.checkpoint import check_weights, read_tensors
 from panollava.disk import read_document, write_json
 from panollava.model.components import seeded
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +70,8 @@ def add_lora(
     Raises:
         ValueError: LoRA is attached already, or a target is no linear layer of this language model.
     """
+    from peft import LoraConfig, get_peft_model
+
     _refuse_wrapped(model)
     if target_modules != "all-linear":
         check_targets(model.language_model, target_modules)
@@ -118,7 +127,13 @@ def check_targets(language_model: Any, target_modules: Sequence[str]) -> None:
 
 def has_lora(model: HasLanguageModel) -> bool:
     """Whether an adapter is attached."""
-    return isinstance(model.language_model, PeftModel)
+    return _is_wrapped(model.language_model)
+
+
+def _is_wrapped(language_model: Any) -> bool:
+    from peft import PeftModel
+
+    return isinstance(language_model, PeftModel)
 
 
 def lora_names(model: HasLanguageModel) -> list[str]:
@@ -251,6 +266,8 @@ def _read_adapter(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 
 def _read_config(path: Path) -> LoraConfig:
+    from peft import LoraConfig
+
     document = read_document(path.resolve())
     if document.get("peft_type") != "LORA":
         raise ValueError(f"{path} is of {document.get('peft_type')!r}, not of LORA, the only kind that is read.")
@@ -299,7 +316,7 @@ def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping
 
     peft saves these beside an adapter on one of them, or of a model whose vocabulary was resized; they must be equal.
     """
-    base: Any = language_model.get_base_model() if isinstance(language_model, PeftModel) else language_model
+    base: Any = language_model.get_base_model() if _is_wrapped(language_model) else language_model
     layers = {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings())}
     own = {name: layers[id(module)].weight for name, module in base.named_modules() if id(module) in layers}
     trained = tuple(config.modules_to_save or ())
@@ -320,6 +337,8 @@ def _vocabulary_copies(language_model: Any, config: LoraConfig, tensors: Mapping
 
 def _attach(model: HasLanguageModel, path: Path, name: str, config: LoraConfig, stored: set[str]) -> PeftModel:
     """The language model with one more adapter; if that does not fit, it is removed again."""
+    from peft import PeftModelForCausalLM, get_peft_model_state_dict
+
     base: Any = model.language_model
     config.inference_mode = True
     wrapped: Any = base if has_lora(model) else None

@@ -10,19 +10,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panollava.model import families, hub
 from panollava.model.components import Spec, build_component, component_class, float_dtype, keeps_width
 from panollava.model.families import family_of, patch_size  # by name, as store.identity.code_digest follows names
 from panollava.model.trainable import Blocks, emit_as, make_fp32
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 KEY = "model.vision.name"
 
@@ -99,6 +99,8 @@ class VisionTower(nn.Module):
             FileNotFoundError: no such model, or no safetensors weights.
             ValueError: the family is not supported, or the size is not possible.
         """
+        from transformers import AutoModel
+
         source = hub.resolve_source(name_or_path, KEY)
         config = families.vision_config(hub.read_config(source, KEY, revision), source)
         mean, std, own_size = families.preprocessing(source, config, revision)
@@ -111,6 +113,8 @@ class VisionTower(nn.Module):
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **settings: Any) -> VisionTower:
         """The tower with random weights, to be filled from an export; ``settings`` as for the class."""
+        from transformers import AutoModel
+
         families.check_architecture(config, str(config.name_or_path or "an export"))
         return cls(AutoModel.from_config(config), **settings)
 
@@ -313,6 +317,9 @@ class Encoding:
 
     def signature(self) -> dict[str, Any]:
         """All that features depend on beside the views; plain values."""
+        import timm
+        import transformers
+
         tower = self.tower
         weights = hashlib.sha256()
         for name, tensor in sorted(tower.model.state_dict().items()):

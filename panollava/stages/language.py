@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from panollava.batch import IGNORE_INDEX, Batch
 from panollava.model.trainable import make_fp32, train_language
-from panollava.model.vision import PanoVision
-from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.stages.protocol import Stage, StageSetup, StepOutput
+
+if TYPE_CHECKING:  # the composite's classes take seconds to import, and a check of a config needs none
+    from panollava.model.vision import PanoVision
+    from panollava.model.vlm import PanoLlavaForConditionalGeneration
 
 LOSS = "language"
 

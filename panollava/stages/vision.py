@@ -1,9 +1,11 @@
 """Stage 1: agreement of neighbouring views where they overlap, without text or language model."""
 
+from __future__ import annotations
+
 import builtins
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import torch
 from annotated_types import Ge
@@ -15,9 +17,11 @@ from panollava.crop.matches import Matches, angles_between, column_matches
 from panollava.crop.rings import columns_line_up, neighbour_pairs
 from panollava.losses.diagnostics import collapse_message
 from panollava.losses.protocol import Objective
-from panollava.model.backbones import Backbones
-from panollava.model.vision import PanoVision
 from panollava.stages.protocol import Stage, StageSetup, StepOutput
+
+if TYPE_CHECKING:
+    from panollava.model.backbones import Backbones
+    from panollava.model.vision import PanoVision
 
 LOSS = "overlap"
 KEY = "stage.vision.loss"

@@ -201,6 +201,9 @@ class _Computing(ast.NodeTransformer):
         node.returns = None
         return self.generic_visit(node)
 
+    def visit_Import(self, node: ast.Import) -> None:
+        return None
+
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         return None
 

@@ -156,6 +156,8 @@ def test_what_the_command_line_needs_first_is_light(module: str) -> None:
 def test_a_command_without_a_model_brings_in_no_model_library() -> None:
     assert brought_in("panollava.gallery", "transformers", "timm", "peft", "mlflow", "pandas") == []
     assert brought_in("panollava.fetch", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
+    models = ("transformers.modeling_utils", "timm", "peft", "torchvision", "mlflow", "scipy", "pandas")
+    assert brought_in("panollava.run.config_check", *models) == []
     assert brought_in("panollava.check", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
 
 
