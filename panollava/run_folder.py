@@ -241,21 +241,21 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     by itself also where tiles look up or down. Keys of ``data`` with which training fetched pictures are left out; the
     built-in world had level 1 only, and each record its own prefix.
     """
-    result = dict(record)
+    result, form = dict(record), record.get("form") or 1
     if isinstance(data := result.get("data"), Mapping):
         result["data"] = {k: value for k, value in data.items() if k != "remote" and not k.startswith("remote_")}
         if data.get("type") == "world":
             result["data"].setdefault("level", 1)
-        if (record.get("form") or 1) < 4:
+        if form < 4:
             result["data"].setdefault("shared_prefix", False)
-    form = record.get("form") or 1
     if form >= FORM or not isinstance(record.get("model"), Mapping):
         return result
     result = copy.deepcopy(result)
     model = result["model"]
-    if form < 3 and (model.get("resampler") or {}).get("type") in WITH_SHORTCUT:
+    kind = (model.get("resampler") or {}).get("type")
+    if form < 3 and kind in WITH_SHORTCUT:
         model["resampler"] = {"shortcut": False, **model["resampler"]}
-    if (model.get("resampler") or {}).get("type") in WITH_LAYER_SCALE:
+    if kind in WITH_LAYER_SCALE:
         model["resampler"] = {"layer_scale": False, **model["resampler"]}
     if form >= 2:
         return result

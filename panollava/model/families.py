@@ -95,10 +95,10 @@ def check_architecture(config: PreTrainedConfig, source: str) -> None:
     Its configuration names a checkpoint, or an architecture that does not exist or gives no sequence of patches
     (ConvNeXt, ResNet, Swin, …). ``source`` is its name or folder, for messages.
     """
-    import timm
-
     if config.model_type != TIMM:
         return
+    import timm
+
     if path := (config.model_args or {}).get("checkpoint_path"):
         raise ValueError(
             f"{source}: model_args of its config.json name a checkpoint of their own ({path!r}), which timm would "
@@ -146,13 +146,14 @@ def preprocessing(
 
     A checkpoint without ``preprocessor_config.json`` gets its family's published values and its native size.
     """
-    from timm.data import resolve_data_config
-    from transformers import AutoImageProcessor
-
     family = family_of(config)
     if family.is_timm:
+        from timm.data import resolve_data_config
+
         data = resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))
         return tuple(data["mean"]), tuple(data["std"]), _native_size(config)
+    from transformers import AutoImageProcessor
+
     try:
         processor = AutoImageProcessor.from_pretrained(
             source, revision=revision or "main", backend="pil", trust_remote_code=False
@@ -182,10 +183,10 @@ def pair(size: Any) -> tuple[int, int]:
 
 def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
     """``(h, w)`` of the views that an encoder was trained with."""
-    from timm.data import resolve_data_config
-
     if config.model_type != TIMM:
         return pair(config.image_size)
+    from timm.data import resolve_data_config
+
     size = (config.model_args or {}).get("img_size")
     return pair(
         resolve_data_config(pretrained_cfg=_timm_pretrained_cfg(config))["input_size"][-2:] if size is None else size

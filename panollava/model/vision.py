@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -317,9 +319,6 @@ class Encoding:
 
     def signature(self) -> dict[str, Any]:
         """All that features depend on beside the views; plain values."""
-        import timm
-        import transformers
-
         tower = self.tower
         weights = hashlib.sha256()
         for name, tensor in sorted(tower.model.state_dict().items()):
@@ -335,7 +334,11 @@ class Encoding:
             "attention": tower.config._attn_implementation,
             "matmul": torch.get_float32_matmul_precision(),
             "device": device_kind(tower.mean.device),
-            "libraries": {module.__name__: module.__version__ for module in (timm, torch, transformers)},
+            "libraries": {
+                "timm": version("timm"),  # without its import, which takes seconds, for encoders that are not its own
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
         }
 
 

@@ -114,7 +114,7 @@ def head_losses(head: nn.Module, states: Tensor, labels: Tensor) -> tuple[Tensor
     weight: Any = head.weight
     rows = max(1, PART // len(weight))
     if labels.numel() <= rows:
-        return logit_losses(head(states), labels)
+        return _part(head, states, labels)
     is_target = labels != IGNORE_INDEX
     parts = zip(states[is_target].split(rows), labels[is_target].split(rows), strict=True)
     losses, right = zip(*(checkpoint(_part, head, *part, use_reentrant=False) for part in parts), strict=True)

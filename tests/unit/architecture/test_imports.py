@@ -161,8 +161,13 @@ def test_a_command_without_a_model_brings_in_no_model_library() -> None:
     assert brought_in("panollava.check", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
 
 
-def brought_in(module: str, *libraries: str) -> list[str]:
-    """Which of some libraries a fresh interpreter has loaded after a module."""
-    code = f"import sys, {module}; print(*[name for name in {libraries} if name in sys.modules])"
+def test_an_encoder_of_transformers_brings_in_no_timm() -> None:
+    opened = 'panollava.model.vision.VisionTower.from_pretrained("panollava/tiny-siglip").config'
+    assert brought_in("panollava.model.vision", "timm", "transformers", then=opened) == ["transformers"]
+
+
+def brought_in(module: str, *libraries: str, then: str = "") -> list[str]:
+    """Which of some libraries a fresh interpreter has loaded after a module and an expression."""
+    code = f"import sys, {module}; {then or None}; print(*[name for name in {libraries} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()
