@@ -1,9 +1,10 @@
 """Checks the verdict "still learning" on jobs that were trained twice, with a budget and with twice the budget.
 
-``python experiments/convergence/validate.py runs/once:runs/twice`` pairs the jobs of each two sweep folders by name,
-writes ``rows.csv`` beside this file, and prints which share of the jobs that gained at least ``GAINED`` points was
-flagged at the first budget, and which share of those that gained less than ``STOOD``. Without arguments it reads
-``rows.csv`` again. In both cases the verdicts are those of today's constants of ``panollava.training.learning``.
+``python experiments/convergence/validate.py runs/once:runs/twice`` pairs the jobs of each two sweep folders that have
+the same seed and the same values of the swept keys, whatever their folders are called. It writes ``rows.csv`` beside
+this file, and prints which share of the jobs that gained at least ``GAINED`` points was flagged at the first budget,
+and which share of those that gained less than ``STOOD``. Without arguments it reads ``rows.csv`` again. In both cases
+the verdicts are those of today's constants of ``panollava.training.learning``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from panollava.logs import counted
 from panollava.run.sweep_report import Job, read_job
 from panollava.sweep_folder import read_jobs
 from panollava.training.learning import Learning, decide, judge_run, remaining
@@ -97,19 +99,34 @@ class Row:
 
 def read_pair(once: Path, twice: Path) -> list[Row]:
     """The jobs that both sweeps have finished and evaluated, and that recorded whether they were still learning."""
-    rows = []
-    for record in read_jobs(once):
-        jobs = [read_job(folder / record.name) for folder in (once, twice)]
-        if any(job is None or not job.metrics for job in jobs):
-            logger.warning("%s is not evaluated at both budgets and is left out.", record.name)
-            continue
-        first, second = (job for job in jobs if job is not None)
-        row = Row.of_jobs(once.name, record.swept, first, second)
-        if row.stages:
-            rows.append(row)
+    others = {key: job for key, _, job in _evaluated(twice)}
+    rows, alone = [], 0
+    for key, swept, job in _evaluated(once):
+        if key not in others:
+            alone += 1
+        elif not job.curves:
+            logger.warning("%s of %s recorded no learning curve and is left out.", job.name, once)
         else:
-            logger.warning("%s recorded no learning curve and is left out.", record.name)
+            rows.append(Row.of_jobs(once.name, swept, job, others[key]))
+    if alone:
+        logger.warning("%s left out: %s has no job of the same setting and seed.", counted(alone, "job"), twice)
     return rows
+
+
+def _evaluated(sweep: Path) -> list[tuple[tuple[str, ...], Mapping[str, str], Job]]:
+    """The jobs of a sweep that have answers: what they have in common with those of another budget, and what was swept.
+
+    A sweep of one seed does not name it in its folders, so the seed is that of the config.
+    """
+    found = []
+    for record in read_jobs(sweep):
+        job = read_job(sweep / record.name)
+        if job is None or not job.metrics:
+            logger.warning("%s of %s is not evaluated and is left out.", record.name, sweep)
+            continue
+        setting = sorted(f"{key}={value}" for key, value in record.swept.items() if key != "seed")
+        found.append(((*setting, f"seed={job.config['seed']}"), record.swept, job))
+    return found
 
 
 def summary(rows: Iterable[Row]) -> str:

@@ -314,6 +314,8 @@ def _student_density(t: float, freedom: float) -> float:
 
 def rounded(value: float, digits: int, limit: float = 0.0, sign: str = "") -> str:
     """A number with `digits` digits, or more where rounding would move it onto or across `limit`."""
+    if math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-12):  # equal but for the rounding of sums
+        value = limit
     text = f"{value:{sign}.{digits}f}"
     is_same_side = (value > limit) == (float(text) > limit) and (value < limit) == (float(text) < limit)
     return text if is_same_side or digits > 12 else rounded(value, digits + 1, limit, sign)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from experiments.convergence.validate import read_pair
 from panollava import compare, train
 from panollava.checkpoint import BEST, follow, read_state
 from panollava.run import stage
-from panollava.sweep_folder import read_jobs
+from panollava.sweep_folder import JobRecord, read_jobs, write_job
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker
 
@@ -149,6 +150,14 @@ def test_seeds_make_settings_in_the_report_and_in_compare(
     with Path("results/comparison/pairs.csv").open(encoding="utf-8", newline="") as file:
         (pair,) = csv.DictReader(file)
     assert (pair["first seeds"], pair["second seeds"]) == ("2", "2")
+
+    # Jobs of two budgets are paired by setting and seed: a sweep of one seed does not name it.
+    alone = JobRecord("resampler.width-24", "", "finished", {"model.resampler.width": "24"})
+    shutil.copytree("runs/seeds/resampler.width-24_seed-1", Path("runs/alone", alone.name))
+    write_job(Path("runs/alone"), alone)
+    (row,) = read_pair(Path("runs/seeds"), Path("runs/alone"))
+    assert (row.job, row.setting) == ("resampler.width-24_seed-1", "model.resampler.width=24")
+    assert (row.seed, row.gain) == ("1", 0.0)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")

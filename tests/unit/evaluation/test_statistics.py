@@ -211,6 +211,7 @@ def test_students_quantile_is_that_of_its_tables(level, freedom, expected):
 
 def test_rounding_never_moves_a_number_over_a_limit():
     assert rounded(0.04, 1, sign="+") == "+0.04"
+    assert rounded(2e-17, 1, sign="+") == rounded(-2e-17, 1, sign="+") == "+0.0"  # of sums in another order
     assert rounded(-0.0004, 1, sign="+") == "-0.0004"
     assert rounded(0.049999, 4, 0.05) == "0.049999"
     assert (rounded(0.0, 1, sign="+"), rounded(12.34, 1, sign="+")) == ("+0.0", "+12.3")
