@@ -1,10 +1,13 @@
 """Memory of a stage: its estimate, the automatic batch size, and the messages when memory runs out."""
 
+from __future__ import annotations
+
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -15,10 +18,12 @@ from panollava.batch import Batch
 from panollava.checkpoint import LAST, follow
 from panollava.logs import LOG, in_words
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
-from panollava.run.run import Run
 from panollava.stages.language import PART
 from panollava.stages.protocol import Stage
 from panollava.training.options import StageOptions
+
+if TYPE_CHECKING:  # a run needs Hydra, and what is here does not
+    from panollava.run.run import Run
 
 GRADIENT, MOMENTS = 4, 8
 """Bytes of a weight's gradient and of AdamW's two moments, all fp32."""
