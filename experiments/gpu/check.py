@@ -127,7 +127,7 @@ def _in_new_process(name: str, options: argparse.Namespace, left: float) -> dict
         return document(
             name, [Row(name, NO_TIME, f"takes up to {needed} s, {left:.0f} s were left")], seconds=0, is_complete=False
         )
-    environment = {**os.environ, **dict(part.environment)}
+    environment = {**os.environ, **dict(part.environment), "CUDA_VISIBLE_DEVICES": _first_gpu()}
     note, state = "", FAILED
     log = options.out / f"{name}.log"
     with log.open("w", encoding="utf-8") as stream:
@@ -147,6 +147,11 @@ def _in_new_process(name: str, options: argparse.Namespace, left: float) -> dict
         found["rows"] += document(name, [Row(name, state, note)], seconds=0, is_complete=False)["rows"]
         found["complete"] = False
     return found
+
+
+def _first_gpu() -> str:
+    """The GPU that all parts use: the Trainer of transformers would take every one that it sees."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def _last_line(log: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 
 LIBRARIES = ("transformers", "timm", "peft", "accelerate", "triton", "flash-attn", "mamba-ssm")
 
-PEAKS = {r"\bA100\b": 312, r"\bH100 PCIe\b": 756, r"\bH(100|200)\b": 989, r"\bL4\b": 121, r"\bRTX 4090\b": 165}
+PEAKS = {r"\bA100\b": 312, r"\bH100 PCIe\b": 756, r"\bH(100|200)\b": 989, r"\bL4\b": 121, r"\bRTX 4090$": 165}
 """TFLOP/s of bf16 tensor cores without sparsity, by the GPU's name; the first that is found.
 
 Source: NVIDIA's data sheets of A100, H100, H200 and L4, which state twice as much with sparsity from the H100 on; and

@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from experiments.gpu.models import VIEWS, Setting, tidy, wait
+from experiments.gpu.models import VIEWS, Setting, wait
 from panollava.batch import Batch
 
 WARMUP = 2
@@ -105,9 +105,3 @@ class _Clock(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         wait(self.setting.device)
         self.ends.append(time.perf_counter())
-
-
-def peak_memory_ends(setting: Setting) -> None:
-    """Frees a model that did not fit, and begins to measure memory anew."""
-    tidy()
-    setting.compute.reset_peak_memory()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -126,6 +125,7 @@ def _steps(
 def _measured(setting: Setting, name: str, stage: Stage, batch: Batch, *, store: bool) -> Row:
     size, device, compute = setting.size, setting.device, setting.compute
     step = optimiser_step(stage, stage, compute)
+    batch = batch.pin_memory() if setting.on_gpu else batch
     part = _stored(setting, stage.vision.tower, batch) if store else None
 
     def ready() -> Batch:
@@ -149,7 +149,8 @@ def _rated(setting: Setting, row: Row, tokens: int, flops: float | None) -> Row:
         row.tflops = flops / row.milliseconds / 1e9
         peak = device_peak(setting.device)
         row.mfu = None if peak is None or setting.compute.dtype is torch.float32 else row.tflops / peak
-    row.peak_gb = setting.compute.peak_memory_gb()
+    if setting.on_gpu:
+        row.peak_gb = setting.compute.peak_memory_gb()
     return row
 
 
@@ -193,18 +194,20 @@ def _projector_stage(setting: Setting, language: dict[str, Any]) -> Stage:
 
 
 def _trainer(setting: Setting, language: dict[str, Any], count: int) -> Row:
-    from experiments.gpu.llava import peak_memory_ends, trainer_ms
+    from experiments.gpu.llava import trainer_ms
 
     name = "transformers' Llava and Trainer"
     while True:
         batch = with_texts(setting.size, language, count)
-        with suppress(torch.OutOfMemoryError):
+        setting.compute.reset_peak_memory()
+        try:
             milliseconds = trainer_ms(setting, language, batch)
             break
-        peak_memory_ends(setting)
-        if count == 1:
-            raise torch.OutOfMemoryError("a batch of one panorama does not fit")
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
         count //= 2
+        tidy()
     assert batch.attention_mask is not None
     tokens = int(batch.attention_mask.sum())
     note = f"{count} panoramas, {tokens} tokens; its step computes logits of all tokens; pixels come as float32"

@@ -49,7 +49,7 @@ def _stage(setting: Setting, dtype: torch.dtype, name: str = "resampler") -> Sta
 
 def compile(setting: Setting) -> Iterator[Check]:
     """A compiled stage against the same one as it is."""
-    for dtype in dict.fromkeys((torch.float32, setting.compute.dtype)):
+    for dtype in dict.fromkeys((setting.compute.dtype, torch.float32)):
         yield f"compiled, {SHORT[dtype]}", partial(_compiled, setting, dtype)
 
 
