@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from experiments.gpu.models import VIEWS, Setting, wait
+from experiments.gpu.models import VIEWS, Setting, cast, wait
 from panollava.batch import Batch
 
 WARMUP = 2
@@ -67,7 +67,7 @@ def llava_model(setting: Setting, language: dict[str, Any]) -> LlavaForCondition
     torch.manual_seed(0)
     with setting.device:
         model = LlavaForConditionalGeneration(config)
-    model.to(setting.compute.dtype).requires_grad_(False)
+    cast(model, setting.compute.dtype).requires_grad_(False)
     for name, module in model.named_modules():
         if name.endswith("multi_modal_projector"):
             module.float().requires_grad_(True)

@@ -175,10 +175,10 @@ def composite(
         for block in model.model.layers:
             block.self_attn.q_proj.weight.mul_(WIDTH_FACTOR)
     side = size.vision["image_size"]
-    tower = VisionTower(encoder.to(dtype), image_size=(side, side), mean=[0.5] * 3, std=[0.5] * 3)
+    tower = VisionTower(cast(encoder, dtype), image_size=(side, side), mean=[0.5] * 3, std=[0.5] * 3)
     found = PanoLlavaForConditionalGeneration.from_backbones(
         tower,
-        model.to(dtype),
+        cast(model, dtype),
         resampler=resampler or size.resampler,
         position={"type": "yaw_pitch"},
         projector={"type": "mlp"},
@@ -187,6 +187,16 @@ def composite(
         latent_width=size.latent,
     )
     return found.to(setting.device).eval()
+
+
+def cast(module: Any, dtype: torch.dtype) -> Any:
+    """The module with its weights in another format; the frequencies of rotary positions stay as they were drawn.
+
+    In bf16 they would turn the last of 2,400 positions by radians; a model that is opened in bf16 keeps them in fp32.
+    """
+    for weight in module.parameters():
+        weight.data = weight.data.to(dtype)
+    return module
 
 
 def instruct_stage(model: PanoLlavaForConditionalGeneration, name: str = "resampler", dropout: float = 0.1) -> Stage:
