@@ -109,8 +109,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> list[str]
 
 
 def written(rows: str = "", *, complete: bool = True) -> str:
-    content = {"part": "x", "complete": complete, "seconds": 1.0, "rows": []}
-    make = f"content = json.loads({json.dumps(content)!r}); content['rows'] = [{rows}]"
+    """A program that writes a part's JSON."""
+    make = f"content = dict(part=path.stem, complete={complete}, seconds=1.0, rows=[{rows}])"
     return f"{make}; path.write_text(json.dumps(content))\n"
 
 
