@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
@@ -27,24 +26,21 @@ def peak_tflops(name: str) -> float | None:
 
 
 def device_peak(device: torch.device) -> float | None:
-    """Peak of a device; None for a CPU."""
+    """Peak of a device in TFLOP/s; None for a CPU."""
     return peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
-def described(device: torch.device, size: str, stand_ins: list[str]) -> dict[str, Any]:
-    """What the table begins with."""
-    found: dict[str, Any] = {"GPU": "none, on a CPU"}
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found["GPU"] = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
+def described(device: str) -> dict[str, str]:
+    """What the table begins with: ``cuda`` is the first GPU."""
+    found = {"GPU": "none, on a CPU"}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
         peak = peak_tflops(properties.name)
+        found["GPU"] = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
         found["peak"] = "not listed" if peak is None else f"{peak:g} TFLOP/s in bf16, dense"
-    found |= {"driver": _driver(), "size": size, "python": platform.python_version(), "torch": torch.__version__}
-    found["CUDA"] = torch.version.cuda or "none"
-    found |= {name: _version(name) for name in LIBRARIES}
-    if stand_ins:
-        found["stood in for"] = ", ".join(stand_ins)
-    return found
+        found["driver"] = _driver()
+    found |= {"python": platform.python_version(), "torch": torch.__version__, "CUDA": torch.version.cuda or "none"}
+    return found | {name: _version(name) for name in LIBRARIES}
 
 
 def _version(name: str) -> str:

@@ -19,10 +19,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from experiments.gpu.models import VIEWS, Setting, cast, wait
+from experiments.gpu.measure import WARMUP, wait
+from experiments.gpu.models import Setting, cast
 from panollava.batch import Batch
 
-WARMUP = 2
 IMAGE_TOKEN = 1
 """Of the vocabulary, as Llava embeds it before it is replaced."""
 
@@ -76,17 +76,16 @@ def llava_model(setting: Setting, language: dict[str, Any]) -> LlavaForCondition
 
 def _samples(batch: Batch, placeholder: int) -> list[dict[str, Tensor]]:
     """A dictionary for each panorama, as a data set of transformers gives them."""
-    from experiments.gpu.speed import as_floats
-
-    pixels, ids, labels, mask = batch.pixel_values, batch.input_ids, batch.labels, batch.attention_mask
-    assert pixels is not None
-    assert ids is not None
-    assert labels is not None
-    assert mask is not None
-    ids = ids.masked_fill(ids == IMAGE_TOKEN, IMAGE_TOKEN + 1).masked_fill(ids == placeholder, IMAGE_TOKEN)
-    floats = as_floats(pixels).unflatten(0, (len(batch), VIEWS))
-    rows = zip(floats, ids, labels, mask, strict=True)
-    return [dict(zip(("pixel_values", "input_ids", "labels", "attention_mask"), row, strict=True)) for row in rows]
+    assert batch.pixel_values is not None
+    assert batch.input_ids is not None
+    ids = batch.input_ids.masked_fill(batch.input_ids == IMAGE_TOKEN, IMAGE_TOKEN + 1)
+    columns: dict[str, Any] = {
+        "pixel_values": (batch.pixel_values.float() / 255 - 0.5) / 0.5,  # as an image processor gives them
+        "input_ids": ids.masked_fill(ids == placeholder, IMAGE_TOKEN),
+        "labels": batch.labels,
+        "attention_mask": batch.attention_mask,
+    }
+    return [{name: column[index] for name, column in columns.items()} for index in range(len(batch))]
 
 
 def _collate(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import gc
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config, SiglipVisionConfig
 
-from panollava.batch import IGNORE_INDEX, PAD, PREFIX, Batch, pack
+from panollava.batch import Batch
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop
+from panollava.data.dataset import Sample
+from panollava.data.loader import Collate
 from panollava.losses.objective.vicreg import VicregObjective
 from panollava.model.lora import add_lora
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.prompt import Encoded
 from panollava.stages.language import InstructStage
 from panollava.stages.protocol import Stage, StageSetup
 from panollava.stages.vision import OverlapStage
-from panollava.training.distributed import DistributedContext
-from panollava.training.loop import OptimiserStep
-from panollava.training.options import OptimOptions, make_optimizer
 from panollava.training.precision import Compute, choose_compute
 
 CROP = {"type": "anyres_e2p"}
@@ -42,7 +36,6 @@ class Size:
     """Shapes of models and batches.
 
     Attributes:
-        name: in the table.
         vision: of SigLIP; ``image_size`` is the views'.
         language: of a Qwen2 that is compared with itself in fp32.
         half_b, seven_b: of the language models whose speed is measured, of 0.5 and 7 billion weights.
@@ -54,7 +47,6 @@ class Size:
         picture: height and width of a panorama whose views are cut.
     """
 
-    name: str
     vision: dict[str, Any]
     language: dict[str, Any]
     half_b: dict[str, Any]
@@ -79,7 +71,6 @@ _HALF_B |= {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings
 _SEVEN_B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
 _SEVEN_B |= {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False}
 REAL = Size(
-    name="real",
     vision={**_BASE, "image_size": 256, "patch_size": 16},
     language={**_HALF_B, "num_hidden_layers": 8},
     half_b=_HALF_B,
@@ -97,7 +88,6 @@ REAL = Size(
 _TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TINY |= {"num_key_value_heads": 2, "vocab_size": 160, "tie_word_embeddings": True}
 SMALL = Size(
-    name="small",
     vision={**_BASE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     | {"image_size": 32, "patch_size": 8},
     language=_TINY,
@@ -112,6 +102,8 @@ SMALL = Size(
     picture=(96, 192),
 )
 """Seconds on a CPU; the numbers have no meaning but that of the errors."""
+
+SIZES = {"real": REAL, "small": SMALL}
 
 
 @dataclass(frozen=True)
@@ -145,52 +137,64 @@ class Setting:
         return replace(self.compute, dtype=dtype)
 
 
-def composite(
+def instruct_stage(
     setting: Setting,
     language: dict[str, Any],
-    *,
     dtype: torch.dtype,
+    name: str = "resampler",
+    *,
     attention: str = "sdpa",
     resampler: dict[str, Any] | None = None,
-    exact: bool = False,
-) -> PanoLlavaForConditionalGeneration:
-    """A composite with random weights, the same for each kernel; with ``exact`` also for each number format.
+    dropout: float = 0.1,
+) -> Stage:
+    """Stage 2, or stage 3 (``finetune``) with LoRA: random weights, the same for each number format and kernel.
 
     Args:
         language: shape of its language model.
         dtype: of the backbones.
         attention: kernel of both backbones.
-        exact: draw the weights in fp32, which needs twice the memory while it is built.
+        resampler: in place of the size's.
+        dropout: of LoRA.
     """
-    size, drawn = setting.size, torch.float32 if exact else dtype
-    torch.manual_seed(0)
+    size, tower = setting.size, _tower(setting, dtype, attention)
     with setting.device:
-        encoder = AutoModel.from_config(
-            SiglipVisionConfig(**size.vision, vision_use_head=False), attn_implementation=attention, dtype=drawn
-        )
-        model = AutoModelForCausalLM.from_config(
-            Qwen2Config(**language, max_position_embeddings=32768), attn_implementation=attention, dtype=drawn
+        backbone = AutoModelForCausalLM.from_config(
+            Qwen2Config(**language, max_position_embeddings=32768), attn_implementation=attention
         )
     with torch.no_grad():
-        for block in model.model.layers:
+        for block in backbone.model.layers:
             block.self_attn.q_proj.weight.mul_(WIDTH_FACTOR)
-    side = size.vision["image_size"]
-    tower = VisionTower(cast(encoder, dtype), image_size=(side, side), mean=[0.5] * 3, std=[0.5] * 3)
-    found = PanoLlavaForConditionalGeneration.from_backbones(
+    model = PanoLlavaForConditionalGeneration.from_backbones(
         tower,
-        cast(model, dtype),
+        cast(backbone, dtype),
         resampler=resampler or size.resampler,
         position={"type": "yaw_pitch"},
         projector={"type": "mlp"},
         crop=CROP,
         image_token_id=language["vocab_size"],
         latent_width=size.latent,
-    )
-    return found.to(setting.device).eval()
+    ).eval()
+    if name == "finetune":
+        add_lora(model, dropout=dropout)
+    return InstructStage(model.to(setting.device), StageSetup(name)).train()
+
+
+def overlap_stage(setting: Setting, dtype: torch.dtype, resampler: dict[str, Any]) -> Stage:
+    """Stage 1."""
+    vision = PanoVision.build(_tower(setting, dtype), resampler=resampler, latent_width=setting.size.latent)
+    return OverlapStage(vision, StageSetup("vision"), objective=VicregObjective()).to(setting.device).train()
+
+
+def _tower(setting: Setting, dtype: torch.dtype, attention: str = "sdpa") -> VisionTower:
+    config, side = SiglipVisionConfig(**setting.size.vision, vision_use_head=False), setting.size.vision["image_size"]
+    torch.manual_seed(0)
+    with setting.device:
+        encoder = AutoModel.from_config(config, attn_implementation=attention)
+    return VisionTower(cast(encoder, dtype), image_size=(side, side), mean=[0.5] * 3, std=[0.5] * 3)
 
 
 def cast(module: Any, dtype: torch.dtype) -> Any:
-    """The module with its weights in another format; the frequencies of rotary positions stay as they were drawn.
+    """The module with its weights in another format; the frequencies of rotary positions stay in fp32.
 
     In bf16 they would turn the last of 2,400 positions by radians; a model that is opened in bf16 keeps them in fp32.
     """
@@ -199,122 +203,43 @@ def cast(module: Any, dtype: torch.dtype) -> Any:
     return module
 
 
-def instruct_stage(model: PanoLlavaForConditionalGeneration, name: str = "resampler", dropout: float = 0.1) -> Stage:
-    """Stage 2, or stage 3 (``finetune``) with LoRA."""
-    if name == "finetune":
-        device = model.device
-        add_lora(model, dropout=dropout)
-        model.to(device)
-    return InstructStage(model, StageSetup(name)).train()
-
-
-def overlap_stage(setting: Setting, dtype: torch.dtype, resampler: dict[str, Any] | None = None) -> Stage:
-    """Stage 1."""
-    size, side = setting.size, setting.size.vision["image_size"]
-    torch.manual_seed(0)
-    with setting.device:
-        encoder = AutoModel.from_config(SiglipVisionConfig(**size.vision, vision_use_head=False), dtype=dtype)
-    tower = VisionTower(encoder, image_size=(side, side), mean=[0.5] * 3, std=[0.5] * 3)
-    vision = PanoVision.build(tower, resampler=resampler or size.resampler, latent_width=size.latent)
-    return OverlapStage(vision, StageSetup("vision"), objective=VicregObjective()).to(setting.device).train()
-
-
 def panoramas(size: Size, count: int, seed: int = 0) -> Batch:
     """Views of random pixels, on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    side = size.vision["image_size"]
-    pixels = torch.randint(0, 256, (count, VIEWS, 3, side, side), dtype=torch.uint8, generator=generator)
-    cameras = camera_tensor(STRATEGY.cameras()).expand(count, -1, -1).contiguous()
-    return Batch([f"sample {index}" for index in range(count)], pixels, cameras, torch.ones(count, VIEWS).bool())
-
-
-def texts(size: Size, language: dict[str, Any], count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
-    """Ids and labels of random texts about panoramas, each shorter than the one before it."""
-    generator, vocabulary = torch.Generator().manual_seed(seed), language["vocab_size"]
-    image = [vocabulary] * (VIEWS * size.patches)
-    found = []
-    for index in range(count):
-        length = max(2, size.text - 3 * index)
-        text = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
-        found.append(([0, *image, *text], [IGNORE_INDEX] * (1 + len(image)) + text))
-    return found
+    return _collated([_sample(size, index, seed) for index in range(count)])
 
 
 def with_texts(size: Size, language: dict[str, Any], count: int, seed: int = 0) -> Batch:
-    """Panoramas with a text each, padded on the right."""
-    rows = texts(size, language, count, seed)
-    return replace(panoramas(size, count, seed), **_padded(rows))
+    """Panoramas with a random text each, padded on the right."""
+    samples = [_sample(size, index, seed) for index in range(count)]
+    texts = _texts(size, language, count, seed)
+    return _collated([replace(one, text=text) for one, text in zip(samples, texts, strict=True)])
 
 
 def about_one(size: Size, language: dict[str, Any], count: int) -> tuple[Batch, Batch]:
     """Several texts about one panorama: a row for each, and all in one row behind their common prefix."""
-    rows, one = texts(size, language, count), panoramas(size, 1)
-    (packed,) = pack(rows, language["vocab_size"])
-    index = torch.zeros(1, dtype=torch.int64)
-    apart = replace(one, picture_index=index.expand(count), **_padded(rows))
-    together = replace(
-        one,
-        picture_index=index,
-        input_ids=torch.tensor([packed.ids]),
-        labels=torch.tensor([packed.labels]),
-        attention_mask=torch.ones(1, len(packed.ids), dtype=torch.int64),
-        position_ids=torch.tensor([packed.positions]),
-        segments=torch.tensor([packed.segments]),
-    )
-    assert together.segments is not None
-    assert int((together.segments == PREFIX).sum()) > 0 == int((together.segments == PAD).sum())
-    return apart, together
+    samples = [replace(_sample(size, 0, 0), text=text) for text in _texts(size, language, count, 0)]
+    shared = [replace(one, views=one.views if at == 0 else None, shares="one") for at, one in enumerate(samples)]
+    return _collated(samples), _collated(shared, language["vocab_size"])
 
 
-def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    ids, labels = (pad_sequence([torch.tensor(row[at]) for row in rows], batch_first=True) for at in range(2))
-    lengths = torch.tensor([len(row[0]) for row in rows])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels.masked_fill(mask == 0, IGNORE_INDEX)}
+def _sample(size: Size, index: int, seed: int) -> Sample:
+    generator, side = torch.Generator().manual_seed(1000 * seed + index), size.vision["image_size"]
+    views = torch.randint(0, 256, (VIEWS, 3, side, side), dtype=torch.uint8, generator=generator)
+    return Sample(f"sample {index}", views, camera_tensor(STRATEGY.cameras()), None)
 
 
-def optimiser_step(
-    stage: Stage, module: nn.Module, compute: Compute, procs: DistributedContext | None = None
-) -> OptimiserStep:
-    """The step that training takes: forward, backward, clipping and AdamW."""
-    optimizer = make_optimizer(stage.trained(), OptimOptions(), 1e-4)
-    return OptimiserStep(stage, module, optimizer, compute.scaler(), compute, procs or DistributedContext(), 1.0)
+def _texts(size: Size, language: dict[str, Any], count: int, seed: int) -> list[Encoded]:
+    """Each shorter than the one before it; all tokens behind the image are targets."""
+    generator, vocabulary = torch.Generator().manual_seed(seed), language["vocab_size"]
+    before, found = [0, *[vocabulary] * (VIEWS * size.patches)], []
+    for index in range(count):
+        length = max(2, size.text - 3 * index)
+        text = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
+        found.append(Encoded([*before, *text], [False] * len(before) + [True] * length, cut=0))
+    return found
 
 
-def gap(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected."""
-    found, expected = found.detach().double().flatten().cpu(), expected.detach().double().flatten().cpu()
-    return float((found - expected).norm() / expected.norm())
-
-
-def gradient(stage: Stage) -> Tensor:
-    """All gradients in one vector on the CPU, in fp32, which are then cleared."""
-    found = [weight.grad.float().flatten().cpu() for weight in stage.trained().values()]  # type: ignore[union-attr]
-    for weight in stage.trained().values():
-        weight.grad = None
-    return torch.cat(found)
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def median_ms(action: Callable[[], object], device: torch.device, rounds: int, warmup: int = 2) -> float:
-    """Median milliseconds of an action, after some that are not counted."""
-    taken = []
-    for _ in range(warmup + rounds):
-        wait(device)
-        start = time.perf_counter()
-        action()
-        wait(device)
-        taken.append(1000 * (time.perf_counter() - start))
-    return statistics.median(taken[warmup:])
-
-
-def tidy() -> None:
-    """Frees what the last check has left."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _collated(samples: list[Sample], image_id: int = -1) -> Batch:
+    batch = Collate(image_id=image_id)(samples)
+    assert isinstance(batch, Batch)
+    return batch

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-OK, WRONG, FAILED = "ok", "wrong", "failed"
-NOT_INSTALLED, NO_TIME, NOT_HERE = "not installed", "no time left", "not here"
-BAD = (WRONG, FAILED)
+OK, WRONG, FAILED, NO_TIME = "ok", "wrong", "failed", "no time left"
+NOT_INSTALLED, NEEDS_GPU = "not installed", "needs a GPU"
+BAD = (WRONG, FAILED, NO_TIME)
 """States that make the command fail."""
 
 
@@ -18,8 +18,8 @@ class Row:
 
     Attributes:
         what: that was checked or measured.
-        state: ``ok``; ``wrong``, an error above its limit; ``failed``; ``not installed``; ``no time left``;
-            ``not here``, on a device that lacks it.
+        state: ``ok``; ``wrong``, an error above its limit; ``failed``; ``no time left``; ``not installed``;
+            ``needs a GPU``.
         note: what was compared with what, or the message.
         error: relative to what it is compared with; ``limit`` is the largest that is ok.
         milliseconds: of a step, the median.
@@ -39,16 +39,16 @@ class Row:
     peak_gb: float | None = None
 
 
-Check = tuple[str, Callable[[], Row | list[Row]]]
+Check = tuple[str, Callable[[], list[Row]]]
 """A name, and a function that gives rows."""
 
 
-class NotInstalledError(Exception):
-    """A package that a check needs is missing."""
+class UnavailableError(Exception):
+    """A check cannot run here; ``state`` is that of its row: ``not installed`` or ``needs a GPU``."""
 
-
-class NotHereError(Exception):
-    """The device cannot do what a check is about."""
+    def __init__(self, state: str, note: str) -> None:
+        super().__init__(note)
+        self.state = state
 
 
 def compared(what: str, error: float, limit: float, note: str = "") -> Row:
@@ -56,73 +56,59 @@ def compared(what: str, error: float, limit: float, note: str = "") -> Row:
     return Row(what, OK if error <= limit else WRONG, note, error=error, limit=limit)
 
 
-def results(name: str, checks: Iterable[Check], between: Callable[[], None]) -> Iterator[Row]:
+def results(part: str, checks: Iterable[Check], between: Callable[[], None]) -> Iterator[Row]:
     """Rows of a part; a check that raises is a row, and the next ones still run.
 
     Args:
-        name: of the part, for the row of an error outside of its checks.
+        part: its name, for the row of an error outside of its checks.
         checks: one after the other; what they need may be built between them.
         between: called after each check.
     """
     iterator = iter(checks)
     while True:
-        what = name
+        what = part
         try:
             check = next(iterator, None)
             if check is None:
                 return
             what, function = check
             found = function()
+        except UnavailableError as error:
+            found = [Row(what, error.state, str(error))]
         except Exception as error:
-            found = Row(what, *_state(error))
-        yield from found if isinstance(found, list) else [found]
+            found = [Row(what, FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
+        yield from found
         between()
 
 
-def _state(error: Exception) -> tuple[str, str]:
-    if isinstance(error, NotInstalledError):
-        return NOT_INSTALLED, str(error)
-    if isinstance(error, NotHereError):
-        return NOT_HERE, str(error)
-    return FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def document(name: str, rows: Iterable[Row], *, seconds: float, is_complete: bool) -> dict[str, Any]:
-    """A part's JSON."""
-    return {"part": name, "complete": is_complete, "seconds": round(seconds, 1), "rows": [asdict(row) for row in rows]}
-
-
-def table(hardware: dict[str, Any], parts: Iterable[dict[str, Any]]) -> str:
-    """All parts as Markdown, after a list of the GPU and the versions."""
-    listed = "\n".join(f"- {key}: {value}" for key, value in hardware.items())
-    found = [(part["part"], Row(**row)) for part in parts for row in part["rows"]]
-    speeds = [(part, row) for part, row in found if row.milliseconds is not None]
-    others = [(part, row) for part, row in found if row.milliseconds is None]
-    text = f"{listed}\n"
-    if others:
-        text += _lines(
-            ["part", "what", "state", "error", "limit", "note"],
-            ([part, row.what, row.state, _short(row.error), _short(row.limit), row.note] for part, row in others),
-        )
-    if speeds:
-        text += _lines(
-            ["part", "what", "ms", "tokens/s", "TFLOP/s", "MFU, %", "peak GB", "note"],
-            ([part, row.what, f"{row.milliseconds:.1f}", *_speed(row), row.note] for part, row in speeds),
-        )
-    return text
+def table(hardware: dict[str, Any], parts: dict[str, list[Row]]) -> str:
+    """All rows as Markdown, after a list of the GPU and the versions."""
+    found = [(part, row) for part, rows in parts.items() for row in rows]
+    text = "\n".join(f"- {key}: {value}" for key, value in hardware.items()) + "\n"
+    text += _lines(
+        ["part", "what", "state", "error", "limit", "note"],
+        [
+            [part, row.what, row.state, _number(row.error, ".2g"), _number(row.limit, ".2g"), row.note]
+            for part, row in found
+            if row.milliseconds is None
+        ],
+    )
+    return text + _lines(
+        ["part", "what", "ms", "tokens/s", "TFLOP/s", "MFU, %", "peak GB", "note"],
+        [[part, row.what, *_speed(row), row.note] for part, row in found if row.milliseconds is not None],
+    )
 
 
 def _speed(row: Row) -> list[str]:
-    rate = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
-    share = "" if row.mfu is None else f"{100 * row.mfu:.1f}"
-    flops, peak = ("" if value is None else f"{value:.4g}" for value in (row.tflops, row.peak_gb))
-    return [rate, flops, share, peak]
+    share = None if row.mfu is None else 100 * row.mfu
+    values = (row.milliseconds, row.tokens_per_second, row.tflops, share, row.peak_gb)
+    return [_number(*pair) for pair in zip(values, (".1f", ",.0f", ".4g", ".1f", ".4g"), strict=True)]
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}"
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
-def _lines(head: list[str], rows: Iterable[list[str]]) -> str:
+def _lines(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else ""

@@ -2,7 +2,7 @@
 
 ``annotated-types`` states the ranges of options, which only configs are checked against. ``simplejpeg`` decodes files,
 and there are none here. transformers below 5.20, which the package does not support otherwise, has an earlier form of
-the default configurations of a composite's parts and another name for recomputing activations; both are set here.
+the default configurations of a composite's parts.
 """
 
 from __future__ import annotations
@@ -13,23 +13,18 @@ from types import ModuleType
 from typing import Any
 
 
-def install() -> list[str]:
-    """Puts stand-ins in place, and returns what they stand for; call it before anything of the package is imported."""
-    found = []
+def install() -> None:
+    """Puts stand-ins in place; call it before anything of the package is imported."""
     if find_spec("annotated_types") is None:
-        module: Any = ModuleType("annotated_types")
-        for name in ("Ge", "Gt", "Interval", "Le", "Len", "Lt"):
-            setattr(module, name, _Range)
-        sys.modules["annotated_types"] = module
-        found.append("annotated-types")
+        ranges: Any = ModuleType("annotated_types")
+        for name in ("Ge", "Gt", "Interval", "Le", "Len", "Lt", "MinLen"):
+            setattr(ranges, name, _Range)
+        sys.modules["annotated_types"] = ranges
     if find_spec("simplejpeg") is None:
-        module = ModuleType("simplejpeg")
-        module.__version__ = "not installed"
-        sys.modules["simplejpeg"] = module
-        found.append("simplejpeg")
-    if _older_transformers():
-        found.append("names of transformers 5.20")
-    return found
+        decoder: Any = ModuleType("simplejpeg")
+        decoder.__version__ = "not installed"
+        sys.modules["simplejpeg"] = decoder
+    _for_older_transformers()
 
 
 class _Range:
@@ -38,19 +33,12 @@ class _Range:
     def __init__(self, *_bounds: object, **_named: object) -> None: ...
 
 
-def _older_transformers() -> bool:
-    from transformers import AutoConfig, PreTrainedModel, configuration_utils
+def _for_older_transformers() -> None:
+    from transformers import AutoConfig, configuration_utils
 
     if hasattr(configuration_utils, "SubConfigSpec"):
-        return False
+        return
     configuration_utils.SubConfigSpec = lambda *_, **__: None  # type: ignore[attr-defined]
-    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
-        PreTrainedModel.activation_checkpointing_enable = _checkpoint  # type: ignore[attr-defined]
     from panollava.model.vlm import PanoLlavaConfig
 
     PanoLlavaConfig.sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
-    return True
-
-
-def _checkpoint(model: Any, activation_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=activation_checkpointing_kwargs)

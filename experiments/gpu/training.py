@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,19 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.gpu.models import (
-    STRATEGY,
-    Setting,
-    composite,
-    gap,
-    gradient,
-    instruct_stage,
-    optimiser_step,
-    tidy,
-    with_texts,
-)
-from experiments.gpu.numerics import LIMITS, SHORT
-from experiments.gpu.rows import Check, NotInstalledError, Row, compared
+from experiments.gpu.measure import SHORT, agreement, loss_and_gradient, optimiser_step, tidy
+from experiments.gpu.models import STRATEGY, Setting, instruct_stage, with_texts
+from experiments.gpu.rows import NOT_INSTALLED, Check, Row, UnavailableError, compared
 from panollava.batch import Batch
 from panollava.checkpoint import LAST, follow
 from panollava.crop.cameras import camera_tensor
@@ -39,57 +29,50 @@ from panollava.training.checkpointer import Checkpointer, Progress
 from panollava.training.distributed import DistributedContext
 from panollava.training.loop import fit
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions, make_optimizer
-from panollava.training.parallel import check_compiler, full_tensor, shard, wrap_ddp
+from panollava.training.parallel import check_compiler, compile_errors, full_tensor, shard, wrap_ddp
 from panollava.training.precision import Compute
-
-
-def _stage(setting: Setting, dtype: torch.dtype, name: str = "resampler") -> Stage:
-    return instruct_stage(composite(setting, setting.size.language, dtype=dtype), name)
 
 
 def compile(setting: Setting) -> Iterator[Check]:
     """A compiled stage against the same one as it is."""
-    for dtype in dict.fromkeys((setting.compute.dtype, torch.float32)):
-        yield f"compiled, {SHORT[dtype]}", partial(_compiled, setting, dtype)
-
-
-def _compiled(setting: Setting, dtype: torch.dtype) -> list[Row]:
     try:
         check_compiler(setting.device.type)
     except ValueError as error:
-        raise NotInstalledError(str(error)) from error
-    compute, stage = setting.in_dtype(dtype), _stage(setting, dtype)
-    batch = with_texts(setting.size, setting.size.language, 2).to(setting.device)
-    expected = _loss_and_gradient(compute, stage, stage, batch)
+        raise UnavailableError(NOT_INSTALLED, str(error)) from error
+    for dtype in _formats(setting):
+        yield f"compiled, {SHORT[dtype]}", partial(_compiled, setting, dtype)
+
+
+def _formats(setting: Setting) -> list[torch.dtype]:
+    """The format of training there, and fp32."""
+    return list(dict.fromkeys((setting.compute.dtype, torch.float32)))
+
+
+def _compiled(setting: Setting, dtype: torch.dtype) -> list[Row]:
+    size, compute = setting.size, setting.in_dtype(dtype)
+    stage = instruct_stage(setting, size.language, dtype)
+    batch = with_texts(size, size.language, 2).to(setting.device)
+    expected = loss_and_gradient(stage, stage, batch, compute)
     start = time.perf_counter()
-    module = wrap_ddp(stage, compiled=True, device=setting.device, procs=DistributedContext())
-    loss, slopes = _loss_and_gradient(compute, stage, module, batch)
+    with compile_errors([]):
+        module = wrap_ddp(stage, compiled=True, device=setting.device, procs=DistributedContext())
+        found = loss_and_gradient(stage, module, batch, compute)
     note = f"against the stage as it is; forward and backward were compiled in {time.perf_counter() - start:.0f} s"
-    name, limits = f"compiled, {SHORT[dtype]}", LIMITS[dtype]
-    return [
-        compared(f"{name}: loss", abs(loss - expected[0]) / abs(expected[0]), limits[0], note),
-        compared(f"{name}: gradients", gap(slopes, expected[1]), limits[1], note),
-    ]
-
-
-def _loss_and_gradient(compute: Compute, stage: Stage, module: nn.Module, batch: Batch) -> tuple[float, Tensor]:
-    with compute.autocast():
-        (loss,) = module(batch).losses.values()
-    (loss / sum(stage.counts(batch).values())).backward()
-    return float(loss.detach()), gradient(stage)
+    return agreement(f"compiled, {SHORT[dtype]}", found, expected, dtype, note)
 
 
 STEPS = 3
+"""Optimiser steps that are compared."""
 
 
 def parallel(setting: Setting) -> Iterator[Check]:
     """DDP and FSDP2 with one process, against none: losses and weights after some steps."""
     with _process_group(setting):
-        for dtype in dict.fromkeys((torch.float32, setting.compute.dtype)):
-            plain = partial(_trained, setting, dtype, lambda stage: stage)
-            expected: list[tuple[list[float], Tensor]] = []
-            for name, wrap in (("DDP", _ddp), ("FSDP2", _fsdp)):
-                yield f"{name}, {SHORT[dtype]}", partial(_like_plain, setting, dtype, name, wrap, plain, expected)
+        for dtype in _formats(setting):
+            expected = _trained(setting, dtype, lambda stage: stage)
+            for way, wrap in (("DDP", _ddp), ("FSDP2", _fsdp)):
+                name = f"{way}, {SHORT[dtype]}"
+                yield name, partial(_like_plain, setting, name, dtype, partial(wrap, setting), expected)
 
 
 @contextmanager
@@ -97,15 +80,11 @@ def _process_group(setting: Setting) -> Iterator[None]:
     """This process as a group of its own, which torchrun would make."""
     if setting.on_gpu:
         torch.cuda.set_device(setting.device)
-    store = dist.HashStore()
-    dist.init_process_group("nccl" if setting.on_gpu else "gloo", store=store, rank=0, world_size=1)
+    dist.init_process_group("nccl" if setting.on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
         dist.destroy_process_group()
-
-
-Wrap = Callable[[Setting, Stage], nn.Module]
 
 
 def _ddp(setting: Setting, stage: Stage) -> nn.Module:
@@ -119,37 +98,28 @@ def _fsdp(setting: Setting, stage: Stage) -> nn.Module:
     return stage.to(setting.device)
 
 
-def _trained(setting: Setting, dtype: torch.dtype, wrap: Callable[[Stage], nn.Module]) -> tuple[list[float], Tensor]:
+def _trained(setting: Setting, dtype: torch.dtype, wrap: Callable[[Stage], nn.Module]) -> dict[str, Tensor]:
     """Losses of some steps of stage 2, and the trained weights after them."""
-    stage = _stage(setting, dtype)
-    module = wrap(stage)
-    step = optimiser_step(stage, module, setting.in_dtype(dtype))
-    batches = [with_texts(setting.size, setting.size.language, 2, seed).to(setting.device) for seed in range(STEPS)]
-    losses = [step([batch], 1e-3)["loss"] for batch in batches]
-    return losses, torch.cat([full_tensor(weight.detach()).flatten().cpu() for weight in stage.trained().values()])
+    language = setting.size.language
+    stage = instruct_stage(setting, language, dtype)
+    step = optimiser_step(stage, wrap(stage), setting.in_dtype(dtype))
+    batches = [with_texts(setting.size, language, 2, seed).to(setting.device) for seed in range(STEPS)]
+    losses = torch.tensor([step([batch], 1e-3)["loss"] for batch in batches])
+    weights = torch.cat([full_tensor(weight.detach()).flatten().cpu() for weight in stage.trained().values()])
+    return {"losses": losses, "weights": weights}
 
 
 def _like_plain(
     setting: Setting,
-    dtype: torch.dtype,
     name: str,
-    wrap: Wrap,
-    plain: Callable[[], tuple[list[float], Tensor]],
-    expected: list[tuple[list[float], Tensor]],
+    dtype: torch.dtype,
+    wrap: Callable[[Stage], nn.Module],
+    expected: dict[str, Tensor],
 ) -> list[Row]:
-    if not expected:
-        expected.append(plain())
-        tidy()
-    losses, weights = _trained(setting, dtype, partial(wrap, setting))
-    same = "the same bits" if torch.equal(weights, expected[0][1]) and losses == expected[0][0] else "not bit for bit"
-    note = f"{STEPS} steps in a group of one process, against none: {same}"
-    limit = LIMITS[dtype][0]
-    return [
-        compared(
-            f"{name}, {SHORT[dtype]}: losses", gap(torch.tensor(losses), torch.tensor(expected[0][0])), limit, note
-        ),
-        compared(f"{name}, {SHORT[dtype]}: weights", gap(weights, expected[0][1]), limit, note),
-    ]
+    found = _trained(setting, dtype, wrap)
+    is_same = all(torch.equal(found[key], expected[key]) for key in expected)
+    note = f"{STEPS} steps in a group of one process, against none: {'the same bits' if is_same else 'other bits'}"
+    return agreement(name, found, expected, dtype, note)
 
 
 STOP = 3
@@ -158,7 +128,7 @@ STOP = 3
 
 @dataclass
 class Windows:
-    """Four optimiser steps of one micro-batch, and a validation batch; ends with an error before step ``stop``."""
+    """Optimiser steps of one micro-batch, and a validation batch; ends as by Ctrl-C before step ``stop``."""
 
     batches: list[Batch]
     stop: int | None = None
@@ -179,11 +149,11 @@ class Windows:
 
 def resume(setting: Setting) -> Iterator[Check]:
     """A run that is stopped and resumed against one that is not: equality of bits, with LoRA's dropout."""
-    for dtype in dict.fromkeys((setting.compute.dtype, torch.float32)):
+    for dtype in _formats(setting):
         yield f"resumed, {SHORT[dtype]}", partial(_resumed, setting, dtype)
 
 
-def _resumed(setting: Setting, dtype: torch.dtype) -> Row:
+def _resumed(setting: Setting, dtype: torch.dtype) -> list[Row]:
     try:
         share, kernels = _differing(setting, dtype, strictly=True), "deterministic kernels"
     except RuntimeError as error:
@@ -193,7 +163,7 @@ def _resumed(setting: Setting, dtype: torch.dtype) -> Row:
         kernels = f"not all kernels are deterministic: {str(error).split('. ')[0]}"
     note = f"{100 * share:.0f} % of the trained tensors differ from those of an uninterrupted run; stopped after step "
     note += f"{STOP}, resumed from step {STOP - 1}; {kernels}; stage 3 with LoRA's dropout"
-    return compared(f"resumed, {SHORT[dtype]}", share, 0.0, note)
+    return [compared(f"resumed, {SHORT[dtype]}", share, 0.0, note)]
 
 
 def _differing(setting: Setting, dtype: torch.dtype, *, strictly: bool) -> float:
@@ -202,9 +172,8 @@ def _differing(setting: Setting, dtype: torch.dtype, *, strictly: bool) -> float
     Without, the attention kernels use their faster forms, whose backward pass is not deterministic.
     """
     size = setting.size
-    batches = [with_texts(size, size.language, 2, seed) for seed in range(4)]
+    batches = [with_texts(size, size.language, 2, seed) for seed in range(STOP + 1)]
     whole_folder, folder = (setting.folder / f"{name}_{dtype}_{strictly}" for name in ("whole", "stopped"))
-    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=not strictly)
     try:
         whole = _fitted(setting, dtype, whole_folder, Windows(batches))
@@ -214,15 +183,14 @@ def _differing(setting: Setting, dtype: torch.dtype, *, strictly: bool) -> float
         tidy()
         resumed = _fitted(setting, dtype, folder, Windows(batches))
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(False)
     return sum(not torch.equal(weight, whole[name]) for name, weight in resumed.items()) / len(whole)
 
 
 def _fitted(setting: Setting, dtype: torch.dtype, folder: Path, data: Windows) -> dict[str, Tensor]:
     """The trained weights after the last step, resumed where the folder has a checkpoint."""
     folder.mkdir(exist_ok=True)
-    torch.manual_seed(1)
-    stage, compute = _stage(setting, dtype, "finetune"), setting.in_dtype(dtype)
+    compute, stage = setting.in_dtype(dtype), instruct_stage(setting, setting.size.language, dtype, "finetune")
     trained = stage.trained()
     optimizer, scaler = make_optimizer(trained, OptimOptions(), 1e-3), compute.scaler()
     names = {"prefix": "check", "stage_name": stage.name}
@@ -237,7 +205,7 @@ def _fitted(setting: Setting, dtype: torch.dtype, folder: Path, data: Windows) -
         optimizer=optimizer,
         scaler=scaler,
         optim=OptimOptions(),
-        options=StageOptions(epochs=1, batch_size=2, accumulate=1, lr=1e-3, max_text_length=max(8, setting.size.text)),
+        options=StageOptions(epochs=1, batch_size=2, accumulate=1, lr=1e-3, max_text_length=setting.size.text),
         trainer=TrainerOptions(save_every_steps=STOP - 1),
         compute=compute,
         checkpointer=saver,
@@ -265,9 +233,9 @@ class SmallRun:
     def __post_init__(self) -> None:
         self.cfg = SimpleNamespace(crop={"overlap": STRATEGY.overlap})
         self.experiment = SimpleNamespace(stage_folder=lambda _name: self.folder)
-        vision: Any = self.stage.vision
         crop = SimpleNamespace(camera_rows=camera_tensor(STRATEGY.cameras()))
-        self.backbones = SimpleNamespace(crop=crop, image_tokens=len(crop.camera_rows) * vision.tokens_per_view)
+        tokens = len(crop.camera_rows) * self.stage.vision.tokens_per_view
+        self.backbones = SimpleNamespace(crop=crop, image_tokens=tokens)
 
     def batches(self, _name: str, _options: StageOptions, *, share: bool = True) -> Any:
         """A window of the batch."""
@@ -281,15 +249,13 @@ def memory(setting: Setting) -> Iterator[Check]:
 
 def _out_of_memory(setting: Setting) -> list[Row]:
     size, compute = setting.size, setting.compute
-    stage = _stage(setting, compute.dtype)
-    batch = with_texts(size, size.language, TOGETHER)
+    stage, batch = instruct_stage(setting, size.language, compute.dtype), with_texts(size, size.language, TOGETHER)
     run: Any = SmallRun(stage, compute, batch, setting.folder)
-    options = StageOptions(epochs=1, batch_size=TOGETHER, accumulate=2, lr=1e-4, max_text_length=max(8, size.text + 1))
+    options = StageOptions(epochs=1, batch_size=TOGETHER, accumulate=2, lr=1e-4, max_text_length=size.text + 1)
     step = optimiser_step(stage, stage, compute)
-    with ExitStack() as limits:
-        how = limits.enter_context(_limited(setting, stage, batch))
+    message = ""
+    with (_limited_gpu if setting.on_gpu else _simulated)(setting, stage, batch) as how:
         found = auto_batch_size(run, stage.name, stage, options)
-        message = ""
         try:
             with explained(lambda: step_too_large(run, stage.name, stage, options)):
                 step([batch.to(setting.device)], 1e-4)
@@ -297,46 +263,50 @@ def _out_of_memory(setting: Setting) -> list[Row]:
             message = str(error)
         stage.zero_grad(set_to_none=True)
         tidy()
-        loss = step([batch.first(found.batch_size).to(setting.device)], 1e-4)["loss"]
+        step([batch.first(found.batch_size).to(setting.device)], 1e-4)
     keeps = found.batch_size * found.accumulate == options.batch_size * options.accumulate
-    is_smaller = 1 <= found.batch_size < TOGETHER and keeps and loss == loss
+    is_right = 1 <= found.batch_size < TOGETHER and keeps
     note = f"{how}; batch {found.batch_size} x {found.accumulate} in place of {TOGETHER} x 2, whose step then fits"
     expected = (f"batch_size={TOGETHER}", f"batch_size={TOGETHER // 2}", "accumulate=4", "auto_batch=true")
     lacking = [part for part in expected if part not in message]
     return [
-        compared("auto_batch", float(not is_smaller), 0.0, note),
+        compared("auto_batch", float(not is_right), 0.0, note),
         compared("message out of memory", len(lacking) / len(expected), 0.0, f"it says: {message or 'nothing'}"),
     ]
 
 
 @contextmanager
-def _limited(setting: Setting, stage: Stage, batch: Batch) -> Iterator[str]:
-    """Memory for half of the batch, not for the whole; on a CPU an error in its place."""
-    if not setting.on_gpu:
+def _simulated(_setting: Setting, stage: Stage, _batch: Batch) -> Iterator[str]:
+    """An error for more than half of the batch, as the memory of a CPU has no limit of its own."""
 
-        def refuse(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if len(inputs[0]) > TOGETHER // 2:
-                raise torch.OutOfMemoryError("out of memory, simulated")
+    def refuse(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if len(inputs[0]) > TOGETHER // 2:
+            raise torch.OutOfMemoryError("out of memory, simulated")
 
-        hook = stage.register_forward_pre_hook(refuse)
-        try:
-            yield "simulated on a CPU"
-        finally:
-            hook.remove()
-        return
-    peaks = []
+    hook = stage.register_forward_pre_hook(refuse)
+    try:
+        yield "simulated on a CPU"
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _limited_gpu(setting: Setting, stage: Stage, batch: Batch) -> Iterator[str]:
+    """Memory for half of the batch, not for the whole."""
+    device, peaks = setting.device, []
     for count in (TOGETHER // 2, TOGETHER):
-        torch.cuda.reset_peak_memory_stats(setting.device)
-        _loss_and_gradient(setting.compute, stage, stage, batch.first(count).to(setting.device))
-        peaks.append(torch.cuda.max_memory_reserved(setting.device))
         tidy()
+        torch.cuda.reset_peak_memory_stats(device)
+        loss_and_gradient(stage, stage, batch.first(count).to(device), setting.compute)
+        peaks.append(torch.cuda.max_memory_reserved(device))
+    tidy()
     # What auto_batch sets aside for the optimiser: three copies of the trained weights.
     aside = 3 * sum(weight.numel() * weight.element_size() for weight in stage.trained().values())
     limit = sum(peaks) / 2 + aside
-    total = torch.cuda.get_device_properties(setting.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), setting.device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     try:
         took = " and ".join(f"{peak / 1e9:.1f}" for peak in peaks)
         yield f"the process may take {limit / 1e9:.1f} GB; batches of {TOGETHER // 2} and {TOGETHER} took {took}"
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
