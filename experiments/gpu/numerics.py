@@ -187,7 +187,7 @@ def _flex(setting: Setting) -> list[Row]:
         same = segments[query] == segments[key]
         return (same | (segments[key] == PREFIX)) & (key <= query)
 
-    blocks = create_block_mask(visible, None, None, length, length, device=device)  # type: ignore[arg-type]
+    blocks = create_block_mask(visible, None, None, length, length, device=device)
     flex: Any = torch.compile(flex_attention, dynamic=False) if setting.on_gpu else flex_attention
     mask = packed_mask(segments[None])
     heads = [head.requires_grad_(setting.on_gpu) for head in _heads(setting, length, dtype)]
