@@ -240,8 +240,16 @@ def _clip(starts: np.ndarray, ends: np.ndarray, axis: int, cos: np.ndarray, sin:
     old_starts, old_ends = starts[:, :-2], ends[:, :-2]
     before = old_starts[axis] * cos + old_starts[2] * sin
     behind = old_ends[axis] * cos + old_ends[2] * sin
-    start_in, end_in = before >= -_ON_SIDE, behind >= -_ON_SIDE
-    leaves, enters = start_in & ~end_in, end_in & ~start_in
+    within = np.full(starts.shape[2], _ON_SIDE)
+    while True:
+        start_in, end_in = before >= -within, behind >= -within
+        leaves, enters = start_in & ~end_in, end_in & ~start_in
+        # A convex border crosses a plane once each way. More often it does where it runs along the plane at just this
+        # distance, by rounding errors.
+        is_torn = leaves.sum(axis=0) > 1
+        if not is_torn.any():
+            break
+        within[is_torn] *= 2
     # A chord's points are directions of the arc above it, so the place where it crosses the plane is linear.
     share = np.divide(before, before - behind, out=np.zeros_like(before), where=leaves | enters)
     np.clip(share, 0.0, 1.0, out=share)
