@@ -1,0 +1,305 @@
+"""Files of annotated boxes: COCO's JSON, VOC's XML and YOLO's text, read and written.
+
+A bad box is a problem of the result, with its file, place, value and what is allowed; ``BoxAnnotations.checked`` raises
+them. A file that cannot be read at all is a ValueError.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
+from panollava.data.csv import Problem, found_file, not_utf8
+from panollava.disk import MAX_DOCUMENT_BYTES, write_file, write_json
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Pictures that a YOLO file of the same name is searched among."""
+_VOC_ANGLES = ("center_lon", "center_lat", "bfov_w", "bfov_h", "bfov_roll")
+_VOC_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_Rows = dict[str, list[tuple[Any, int, float | None]]]
+
+
+class _Collector:
+    """Gathers boxes and problems of a file or folder."""
+
+    def __init__(self, source: Path, conventions: Conventions, folder: Path | None) -> None:
+        self.source, self.conventions, self.folder = source, conventions, folder
+        self.rows: _Rows = {}
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def add(self, place: str, picture: str, number: int | str, values: Sequence[Any], score: Any = None) -> None:
+        """Adds a box; `number` is its class, or a text that says what is wrong with the class."""
+        self.count += 1
+        reasons = [number] if isinstance(number, str) else []
+        numbers = [_number(value) for value in [*values, *([] if score is None else [score])]]
+        if reasons:
+            pass
+        elif None in numbers:
+            bad = [*values, score][numbers.index(None)]
+            reasons.append(f"{bad!r} is not a number")
+        else:
+            box, reason = read_box(numbers[: len(values)], self.conventions, self.sizes.get(picture))  # type: ignore[arg-type]
+            reasons += [reason] if reason else []
+        if not reasons and picture not in self.rows:
+            reasons.append(f"{picture!r} is a picture that the file does not list")
+        if not reasons and self.folder is not None and not (self.folder / picture).is_file():
+            reasons.append(f"the picture {picture} is not in {self.folder}")
+        if reasons:
+            self.problems += [Problem(self.count, place, reason) for reason in reasons]
+        else:
+            assert not isinstance(number, str)
+            self.rows[picture].append((box, number, None if score is None else numbers[-1]))
+
+    def finished(self, names: Sequence[str]) -> BoxAnnotations:
+        """The annotations. Raises a ValueError where nothing was found."""
+        if not self.rows:
+            raise ValueError(f"{self.source}: lists no pictures. Check the path and the format.")
+        pictures, problems = collected(self.rows), tuple(self.problems)
+        return BoxAnnotations(tuple(names), pictures, self.sizes, problems, str(self.source), self.count)
+
+
+def read_coco(path: Path, conventions: Conventions, folder: Path | None = None) -> BoxAnnotations:
+    """Boxes of a COCO file: ``images``, ``annotations`` with ``bbox`` and perhaps ``score``, and ``categories``.
+
+    Args:
+        path: JSON file.
+        conventions: of ``bbox``.
+        folder: where each picture must be; None does not check.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such JSON.
+    """
+    try:
+        document = json.loads(found_file(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON: {str(error)[:200]}. Fetch or write the file again.") from None
+    lists = [
+        document.get(key) if isinstance(document, dict) else None for key in ("images", "annotations", "categories")
+    ]
+    for key, rows in zip(("images", "annotations", "categories"), lists, strict=True):
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(
+                f"{path}: {key} is not a list of objects. A COCO file has images, annotations, categories."
+            )
+    images, annotations, categories = lists
+    out = _Collector(path, conventions, folder)
+    try:
+        names_by_id = {one["id"]: str(one["name"]) for one in categories}  # type: ignore[union-attr]
+        file_by_id = {one["id"]: str(one["file_name"]) for one in images}  # type: ignore[union-attr]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: an image needs id and file_name, a category id and name; wrong: {error}.") from None
+    for one in images:  # type: ignore[union-attr]
+        out.rows[file_by_id[one["id"]]] = []
+        if _is_size(one.get("height"), one.get("width")):
+            out.sizes[file_by_id[one["id"]]] = (int(one["height"]), int(one["width"]))
+    names = list(names_by_id.values())
+    place_of = {key: place for place, key in enumerate(names_by_id)}
+    for at, one in enumerate(annotations, start=1):  # type: ignore[arg-type]
+        place = f"annotation {at} (id {one.get('id', 'missing')})"
+        category, image, values = one.get("category_id"), one.get("image_id"), one.get("bbox")
+        number: int | str = place_of.get(category, "") if isinstance(category, int | str) else ""
+        if number == "":
+            number = f"category_id {category!r} is none of the categories {_some(names_by_id)}"
+        elif not isinstance(image, int | str) or image not in file_by_id:
+            number = f"image_id {image!r} is none of the ids of images"
+        elif not isinstance(values, list):
+            number = f"bbox is {values!r}, and should be a list of numbers"
+        out.add(
+            place,
+            file_by_id.get(image, "") if isinstance(image, int | str) else "",
+            number,
+            values or [],
+            one.get("score"),
+        )
+    return out.finished(names)
+
+
+def write_coco(path: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:
+    """Writes a file that ``read_coco`` reads with the same conventions; see ``written_box`` for what it refuses."""
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for number, (name, one) in enumerate(annotations.pictures.items(), start=1):
+        size = annotations.sizes.get(name)
+        images.append({"id": number, "file_name": name, **({"height": size[0], "width": size[1]} if size else {})})
+        for at, (box, kind) in enumerate(zip(one.boxes, one.classes.tolist(), strict=True)):
+            row = {
+                "id": len(rows) + 1,
+                "image_id": number,
+                "category_id": kind + 1,
+                "bbox": written_box(box, conventions),
+            }
+            rows.append(row if one.scores is None else {**row, "score": float(one.scores[at])})
+    categories = [{"id": at, "name": name} for at, name in enumerate(annotations.names, start=1)]
+    write_json(path, {"images": images, "annotations": rows, "categories": categories})
+
+
+def read_voc(
+    source: Path, conventions: Conventions, names: Sequence[str] | None = None, folder: Path | None = None
+) -> BoxAnnotations:
+    """Boxes of VOC files, one for each picture: ``object`` with ``name`` and ``BFOV``, or ``bndbox`` for corners.
+
+    Args:
+        source: folder of XML files.
+        conventions: of the numbers; of rectangles only ``corners``.
+        names: the allowed classes; None takes all that occur, sorted.
+        folder: where each picture must be; None does not check.
+
+    Raises:
+        ValueError: a file is no such XML or declares a document type, whose entities could name other files; there are
+            no files; the conventions are of other rectangles.
+    """
+    if conventions.boxes not in ("angles", "corners"):
+        raise ValueError(f"boxes={conventions.boxes}: VOC files have angles or corners.")
+    out = _Collector(source, conventions, folder)
+    trees = [(path, _xml(path)) for path in _files(source, ".xml")]
+    said = {_text(one, "name") for _, tree in trees for one in tree.iter("object")}
+    allowed = list(names) if names is not None else sorted(name for name in said if name)
+    keys = _VOC_ANGLES if conventions.boxes == "angles" else _VOC_CORNERS
+    for path, tree in trees:
+        picture = _text(tree, "filename") or path.stem
+        height, width = (_number(_text(tree, f"size/{key}")) for key in ("height", "width"))
+        out.rows.setdefault(picture, [])
+        if height and width and _is_size(height, width):
+            out.sizes[picture] = (int(height), int(width))
+        for at, one in enumerate(tree.iter("object"), start=1):
+            place, name = f"{path.name}, object {at}", _text(one, "name")
+            box = next(
+                (each for each in one if each.tag.lower() == ("bfov" if keys == _VOC_ANGLES else "bndbox")), None
+            )
+            values = [] if box is None else [_text(box, key) for key in keys]
+            if values and values[-1] == "" and keys == _VOC_ANGLES:
+                values.pop()  # without a roll
+            number: int | str = allowed.index(name) if name in allowed else ""
+            if number == "":
+                number = f"name {name!r} is none of the classes {_some(allowed)}"
+            elif box is None:
+                number = f"has no {'BFOV' if keys == _VOC_ANGLES else 'bndbox'}"
+            out.add(place, picture, number, values)
+    return out.finished(allowed)
+
+
+def write_voc(folder: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:
+    """Writes a file for each picture, which ``read_voc`` reads with the same conventions. Scores are left out."""
+    for name, one in annotations.pictures.items():
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = name
+        if name in annotations.sizes:
+            size = ElementTree.SubElement(root, "size")
+            for key, value in zip(("height", "width"), annotations.sizes[name], strict=True):
+                ElementTree.SubElement(size, key).text = str(value)
+        for box, kind in zip(one.boxes, one.classes.tolist(), strict=True):
+            thing = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(thing, "name").text = annotations.names[kind]
+            place = ElementTree.SubElement(thing, "BFOV")
+            for key, number in zip(_VOC_ANGLES, written_box(box, conventions), strict=True):
+                ElementTree.SubElement(place, key).text = repr(number)
+        ElementTree.indent(root)
+        write_file(folder / f"{_stem(name)}.xml", ElementTree.tostring(root, encoding="unicode") + "\n")
+
+
+def read_yolo(
+    source: Path, conventions: Conventions, names: Sequence[str], folder: Path | None = None
+) -> BoxAnnotations:
+    """Boxes of YOLO files, one for each picture: lines of a class's number and the numbers of a box.
+
+    Args:
+        source: folder of text files.
+        conventions: of the numbers; of rectangles only ``shares``, as no size is stated.
+        names: of the classes, by number from 0.
+        folder: where a picture of each file's name must be, and its suffix is taken from; None names pictures without.
+
+    Raises:
+        ValueError: a file is not UTF-8 text, there are no files, or the conventions are of other rectangles.
+    """
+    if conventions.boxes not in ("angles", "shares"):
+        raise ValueError(f"boxes={conventions.boxes}: YOLO files have angles or shares, as they state no size.")
+    out = _Collector(source, conventions, folder)
+    for path in _files(source, ".txt"):
+        picture = path.stem
+        if folder is not None:
+            found = (f"{path.stem}{suffix}" for suffix in _SUFFIXES if (folder / f"{path.stem}{suffix}").is_file())
+            picture = next(found, path.stem)
+        out.rows.setdefault(picture, [])
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise not_utf8(path) from None
+        for at, line in enumerate(lines, start=1):
+            if cells := line.split():
+                number: int | str = int(cells[0]) if cells[0].isdecimal() and int(cells[0]) < len(names) else ""
+                if number == "":
+                    number = f"class {cells[0]} is none of 0 to {len(names) - 1}"
+                out.add(f"{path.name}, line {at}", picture, number, cells[1:])
+    return out.finished(names)
+
+
+def write_yolo(folder: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:
+    """Writes a file for each picture, which ``read_yolo`` reads with the same conventions. Scores are left out."""
+    for name, one in annotations.pictures.items():
+        lines = [
+            " ".join([str(kind), *(repr(value) for value in written_box(box, conventions))])
+            for box, kind in zip(one.boxes, one.classes.tolist(), strict=True)
+        ]
+        write_file(folder / f"{_stem(name)}.txt", "".join(f"{line}\n" for line in lines))
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses a document type: its entities could name other files, or grow without bound."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it declares a document type, which annotations do not need. Delete the line <!DOCTYPE …>")
+
+
+def _xml(path: Path) -> ElementTree.Element:
+    if path.stat().st_size > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than annotations of one picture have.")
+    try:
+        return ElementTree.fromstring(path.read_bytes(), parser=ElementTree.XMLParser(target=_NoDoctype()))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise ValueError(f"{path}: no XML of annotations: {error}.") from None
+
+
+def _files(source: Path, suffix: str) -> list[Path]:
+    found = sorted(path for path in source.glob(f"*{suffix}") if path.is_file()) if source.is_dir() else []
+    if not found:
+        raise ValueError(f"{source}: there is no {suffix} file in this folder. Check the path of the annotations.")
+    return found
+
+
+def _stem(name: str) -> str:
+    """File of a picture's annotations, without a suffix; raises a ValueError for a name with folders."""
+    if Path(name).name != name:
+        raise ValueError(f"{name}: the picture is in a folder, and its annotations are files of one folder. Rename it.")
+    return Path(name).stem
+
+
+def _text(node: ElementTree.Element, path: str) -> str:
+    return (node.findtext(path) or "").strip()
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a text of one, as float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _is_size(*sides: Any) -> bool:
+    return all(isinstance(side, int | float) and math.isfinite(side) and side >= 1 for side in sides)
+
+
+def _some(names: Iterable[Any]) -> str:
+    """The first names of a list, in words."""
+    every = [str(name) for name in names]
+    return ", ".join(every[:10]) + (f" and {len(every) - 10} more" if len(every) > 10 else "")

@@ -1,0 +1,150 @@
+"""Average precision and recall of detections, as COCO defines them, for boxes on the sphere.
+
+Legend: ``P`` pictures, ``C`` classes, ``D`` detections, ``T`` thresholds of IoU, ``R`` sets of weights of pictures.
+
+Equal scores have no order: a curve of precision over recall has a point only where all detections of one score are
+counted, and among detections of one score those with the highest IoU are matched first. So the result does not depend
+on the order of the detections. Where all scores differ it is COCO's.
+
+Source: Lin et al. 2014, Microsoft COCO: common objects in context, and its evaluation server's 101 points of recall.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from panollava.crop.boxes import box_area, iou_matrix
+from panollava.data.boxes import PictureBoxes
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""Least IoU of a match; AP is the mean over them."""
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""Recalls at which the precision is read off."""
+MOST = 100
+"""Detections of a class that count in a picture: those with the highest scores, and any with the score of the last."""
+_SMALL, _LARGE = (float(box_area(np.array([[0.0, 0.0, side, side, 0.0]]))[0]) for side in (10.0, 30.0))
+SIZES = {"all": (0.0, np.inf), "small": (0.0, _SMALL), "medium": (_SMALL, _LARGE), "large": (_LARGE, np.inf)}
+"""Steradians of the boxes of each size; the bounds are boxes of 10 x 10 and of 30 x 30 degrees."""
+
+_ROUNDING = 1e-9  # an IoU so far below a threshold reaches it
+_BLOCK = 2_000_000  # entries of a curve's table at once
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The detections of one class and size in all pictures, by descending score."""
+
+    pictures: np.ndarray  # (D,), position of the picture of each
+    is_last: np.ndarray  # (D,), whether the next one has a lower score
+    is_hit: np.ndarray  # (T, D), whether it matches a true box
+    counts: np.ndarray  # (T, D); false for those of another size, which are neither right nor wrong
+    positives: np.ndarray  # (P,), number of true boxes
+
+    def curve(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Average precision and final recall ``(R, T)`` where pictures count as often as weights ``(R, P)`` say.
+
+        Both are NaN where there is no true box.
+        """
+        precision, recall = np.zeros((2, len(weights), len(THRESHOLDS)))
+        step = max(1, _BLOCK // max(1, len(self.pictures)))
+        for start in range(0, len(weights), step):
+            block = slice(start, start + step)
+            precision[block], recall[block] = self._curve(weights[block])
+        return precision, recall
+
+    def _curve(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        positives = (weights @ self.positives)[:, None]
+        precision, recall = np.zeros((2, len(weights), len(THRESHOLDS)))
+        if len(self.pictures):
+            times = weights[:, self.pictures]
+            for at in range(len(THRESHOLDS)):
+                right = (times * self.is_hit[at]).cumsum(axis=1)[:, self.is_last]
+                counted = (times * self.counts[at]).cumsum(axis=1)[:, self.is_last]
+                share = np.divide(right, counted, out=np.zeros_like(right), where=counted > 0)
+                best = np.maximum.accumulate(share[:, ::-1], axis=1)[:, ::-1]  # at this recall or a higher one
+                reached = np.divide(right, positives, out=np.zeros_like(right), where=positives > 0)
+                points = np.searchsorted(RECALLS, reached, side="right")
+                precision[:, at] = (best * np.diff(points, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
+                recall[:, at] = reached[:, -1]
+        has_truth = positives > 0
+        return np.where(has_truth, precision, np.nan), np.where(has_truth, recall, np.nan)
+
+
+class _Part(NamedTuple):
+    """The detections of one class and size in one picture; fields as in `Ranking`."""
+
+    picture: int
+    scores: np.ndarray
+    is_hit: np.ndarray
+    counts: np.ndarray
+    positives: int
+
+
+def rankings(
+    truth: Sequence[PictureBoxes], found: Sequence[PictureBoxes], classes: int, *, equal_scores: bool = False
+) -> dict[str, list[Ranking]]:
+    """Rankings of each size of ``SIZES``, one for each class.
+
+    Args:
+        truth, found: boxes of the same pictures in the same order.
+        classes: ``C``.
+        equal_scores: whether all scores count as the same, as they do where `found` has none.
+    """
+    parts: dict[str, list[list[_Part]]] = {size: [[] for _ in range(classes)] for size in SIZES}
+    for picture, (true, got) in enumerate(zip(truth, found, strict=True)):
+        scores = np.zeros(len(got.boxes)) if equal_scores or got.scores is None else got.scores
+        for number in np.union1d(true.classes, got.classes).tolist():
+            own, chosen = true.classes == number, np.flatnonzero(got.classes == number)
+            if len(chosen) > MOST:
+                chosen = chosen[scores[chosen] >= np.sort(scores[chosen])[-MOST]]
+            overlap = iou_matrix(got.boxes[chosen], true.boxes[own])
+            areas = box_area(got.boxes[chosen]), box_area(true.boxes[own])
+            for size, (low, high) in SIZES.items():
+                fits_found, fits_true = ((area >= low) & (area < high) for area in areas)
+                is_matched, is_hit = matches(overlap, scores[chosen], fits_true)
+                counts = np.where(is_matched, is_hit, fits_found)
+                parts[size][number].append(_Part(picture, scores[chosen], is_hit, counts, int(fits_true.sum())))
+    return {size: [_joined(one, len(truth)) for one in of_class] for size, of_class in parts.items()}
+
+
+def matches(overlap: np.ndarray, scores: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matches detections ``(D)`` to the true boxes of one picture, at each threshold.
+
+    Detections choose by descending score, those of equal score by descending IoU. Each takes the free box with the
+    highest IoU that reaches the threshold; boxes of the size in question come first.
+
+    Args:
+        overlap: IoU ``(D, boxes)``.
+        scores: ``(D,)``.
+        fits: ``(boxes,)``, whether each true box has the size in question.
+
+    Returns:
+        Whether a detection is matched, and whether it is matched to a box of that size: (T, D) bool.
+    """
+    is_matched, is_hit = np.zeros((2, len(THRESHOLDS), len(scores)), bool)
+    is_taken = np.zeros((len(THRESHOLDS), len(fits)), bool)
+    ones, others = np.nonzero(overlap >= THRESHOLDS[0] - _ROUNDING)
+    for at in np.lexsort((-overlap[ones, others], ~fits[others], -scores[ones])):
+        one, other = ones[at], others[at]
+        free = ~is_matched[:, one] & ~is_taken[:, other] & (overlap[one, other] >= THRESHOLDS - _ROUNDING)
+        is_matched[:, one] |= free
+        is_taken[:, other] |= free
+        is_hit[:, one] |= free & fits[other]
+    return is_matched, is_hit
+
+
+def _joined(parts: Sequence[_Part], pictures: int) -> Ranking:
+    """The ranking of one class and size, out of the pictures in which the class occurs."""
+    positives = np.zeros(pictures)
+    for part in parts:
+        positives[part.picture] = part.positives
+    places = np.concatenate([np.zeros(0, int), *(np.full(len(part.scores), part.picture) for part in parts)])
+    scores = np.concatenate([np.zeros(0), *(part.scores for part in parts)])
+    none = np.zeros((len(THRESHOLDS), 0), bool)
+    is_hit = np.concatenate([none, *(part.is_hit for part in parts)], axis=1)
+    counts = np.concatenate([none, *(part.counts for part in parts)], axis=1)
+    order = np.argsort(-scores, kind="stable")
+    is_last = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
+    return Ranking(places[order], is_last, is_hit[:, order], counts[:, order], positives)

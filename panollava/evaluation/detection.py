@@ -1,0 +1,284 @@
+"""Scores of boxes and of masks on the sphere, with 95 % intervals over pictures.
+
+Boxes: AP and AR as ``panollava.evaluation.average_precision`` defines them, with the given scores and with all scores
+equal, because the scores are half of an AP; and what needs no scores. Masks: IoU by solid angle and by pixel.
+Legend: ``P`` pictures, ``C`` classes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from panollava.crop.boxes import box_frames, iou_matrix
+from panollava.data.boxes import PictureBoxes
+from panollava.evaluation.average_precision import SIZES, THRESHOLDS, Ranking, rankings
+from panollava.evaluation.statistics import Interval, interval_of, mean_interval
+
+MATCH = 0.5
+"""Least IoU of a box that counts as found, for precision, recall, F1 and the error of the centre."""
+MOST_GROUPS = 200
+"""Groups of pictures whose variance determines the interval of an AP, which is computed without each in turn."""
+NOTHING = -1
+"""Class of a pixel that no mask covers."""
+
+
+@dataclass(frozen=True)
+class Averages:
+    """COCO's averages under one convention of scores. AP and AR are means over classes with true boxes.
+
+    Intervals are over pictures, with the jackknife's variance. In a trial their coverage was that of the bootstrap or
+    better (85 against 73 % with 30 pictures; 95 against 93 % with equal scores): given scores make the AP of few
+    pictures too high, which no interval corrects. A size or class without true boxes has None.
+    """
+
+    ap: Interval  # mean over IoU .50 to .95
+    ap50: Interval
+    ap75: Interval
+    ar: Interval  # final recall, mean over IoU .50 to .95
+    ap_by_size: dict[str, float | None]
+    ap_by_class: dict[str, float | None]
+    ap50_by_class: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class BoxScores:
+    """Scores of detections. None where a score is not defined: a precision without detections, say."""
+
+    with_scores: Averages
+    with_equal_scores: Averages
+    precision: Interval | None  # at an IoU of ``MATCH``, as all below
+    recall: Interval | None
+    f1: Interval | None
+    mean_iou: Interval | None  # of true boxes under the best matching; 0 for one that is not matched
+    count_error: Interval  # difference of the numbers of boxes of a class, summed over classes, mean over pictures
+    centre_error_deg: Interval | None  # mean over found boxes
+    pictures: int
+    true_boxes: int
+    found_boxes: int
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """IoU of masks, summed over all pictures; classes that neither occur nor are found have None."""
+
+    by_solid_angle: Interval  # mean over classes
+    by_pixel: Interval
+    of_class: dict[str, float | None]  # by solid angle
+    of_class_by_pixel: dict[str, float | None]
+
+
+def score_boxes(
+    truth: Mapping[str, PictureBoxes],
+    found: Mapping[str, PictureBoxes],
+    names: Sequence[str],
+    *,
+    least_score: float = -math.inf,
+) -> BoxScores:
+    """Scores of detections in pictures.
+
+    Args:
+        truth: true boxes of each picture, also of pictures without any.
+        found: detections of pictures, with scores; a picture that is missing has none.
+        names: of the classes, ``(C,)``; boxes name a class by its position.
+        least_score: detections below it count for AP and AR alone.
+
+    Raises:
+        ValueError: there are no true boxes; detections are of a picture that `truth` lacks; a class has no name.
+    """
+    pictures = list(truth)
+    if unknown := sorted(set(found) - set(truth)):
+        raise ValueError(f"{unknown[0]}: has detections but no entry in the truth. Give it one, empty if need be.")
+    none = PictureBoxes(np.zeros((0, 5)), np.zeros(0, int), np.zeros(0))
+    true, got = [truth[name] for name in pictures], [found.get(name, none) for name in pictures]
+    for name, boxes in [*zip(pictures, true, strict=True), *zip(pictures, got, strict=True)]:
+        if len(boxes.classes) and not 0 <= boxes.classes.min() <= boxes.classes.max() < len(names):
+            raise ValueError(
+                f"{name}: a box has a class outside of 0 to {len(names) - 1}, the classes that have names."
+            )
+    if not sum(len(boxes.boxes) for boxes in true):
+        raise ValueError("The truth has no boxes, so nothing can be found. Check the file of annotations.")
+    chosen = [boxes.at_least(least_score) for boxes in got]
+    rows = np.array([_found_counts(*pair, len(names)) for pair in zip(true, chosen, strict=True)])
+    hits, overlap, angle, count_error, n_true, n_found = rows.T
+    return BoxScores(
+        with_scores=_averages(rankings(true, got, len(names)), pictures, names),
+        with_equal_scores=_averages(rankings(true, got, len(names), equal_scores=True), pictures, names),
+        precision=_ratio_interval(hits, n_found, pictures),
+        recall=_ratio_interval(hits, n_true, pictures),
+        f1=_ratio_interval(2 * hits, n_true + n_found, pictures),
+        mean_iou=_ratio_interval(overlap, n_true, pictures),
+        count_error=mean_interval(count_error, pictures, top=math.inf),
+        centre_error_deg=_ratio_interval(angle, hits, pictures, top=180.0),
+        pictures=len(pictures),
+        true_boxes=int(n_true.sum()),
+        found_boxes=int(n_found.sum()),
+    )
+
+
+def best_matching(overlap: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (row, column) of a one-to-one matching with the greatest sum of IoU ``(N, M)``; pairs of 0 are left out.
+
+    Source: Kuhn 1955, The Hungarian method for the assignment problem; here with shortest augmenting paths.
+    """
+    if overlap.shape[0] > overlap.shape[1]:
+        return sorted((row, column) for column, row in best_matching(overlap.T))
+    count, width = overlap.shape
+    row_price, column_price = np.zeros(count), np.zeros(width)
+    owner = np.full(width, -1)
+    for row in range(count):
+        distance, previous, is_done = np.full(width, np.inf), np.full(width, -1), np.zeros(width, bool)
+        at, column, so_far = row, -1, 0.0
+        while at >= 0:
+            reach = so_far - overlap[at] - row_price[at] - column_price
+            shorter = ~is_done & (reach < distance)
+            distance[shorter], previous[shorter] = reach[shorter], column
+            column = int(np.argmin(np.where(is_done, np.inf, distance)))
+            so_far, is_done[column], at = float(distance[column]), True, int(owner[column])
+        for done in np.flatnonzero(is_done):
+            if owner[done] >= 0:
+                row_price[owner[done]] += so_far - distance[done]
+            column_price[done] -= so_far - distance[done]
+        row_price[row] += so_far
+        while column >= 0:  # the path, from its end to the new row
+            before = int(previous[column])
+            owner[column] = owner[before] if before >= 0 else row
+            column = before
+    pairs = ((int(row), column) for column, row in enumerate(owner) if row >= 0)
+    return sorted(pair for pair in pairs if overlap[pair] > 0)
+
+
+def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], names: Sequence[str]) -> MaskScores:
+    """IoU of masks on equirectangular pictures.
+
+    Args:
+        truth, found: class of each pixel ``(H, W)``, ``NOTHING`` where there is none, of the same pictures.
+        names: of the classes, ``(C,)``.
+
+    Raises:
+        ValueError: the pictures or their sizes differ, a class has no name, or there is no mask at all.
+    """
+    if set(truth) != set(found):
+        name = sorted(set(truth) ^ set(found))[0]
+        raise ValueError(f"{name}: there are masks of it on one side alone. Give those of the same pictures.")
+    rows = []
+    for name, true in truth.items():
+        if true.shape != found[name].shape:
+            raise ValueError(f"{name}: masks of {found[name].shape} and of {true.shape} pixels. Give one size.")
+        lowest, highest = min(true.min(), found[name].min()), max(true.max(), found[name].max())
+        if not NOTHING <= lowest <= highest < len(names):
+            raise ValueError(f"{name}: classes from {lowest} to {highest}; allowed are -1 to {len(names) - 1}.")
+        pixels = np.ones(true.shape)
+        rows.append(
+            [_mask_counts(true, found[name], weight, len(names)) for weight in (_steradians(true.shape), pixels)]
+        )
+    counts = np.array(rows)  # (P, 2, 2C): intersections and unions
+    if not counts.any():
+        raise ValueError("There are no masks, neither true nor found ones. Check the names of the pictures.")
+    of_class = _mask_ious(counts.sum(axis=0))
+    values = [{name: _number(value) for name, value in zip(names, one, strict=True)} for one in of_class]
+    means = [interval_of(counts[:, at], list(truth), _mean_iou) for at in (0, 1)]
+    return MaskScores(means[0], means[1], values[0], values[1])
+
+
+def _averages(of_size: Mapping[str, Sequence[Ranking]], pictures: Sequence[str], names: Sequence[str]) -> Averages:
+    everything = np.ones((1, len(pictures)))
+    sizes = {size: [one.curve(everything)[0][0] for one in of_class] for size, of_class in of_size.items()}
+    by_class = np.array(sizes["all"])  # (C, T)
+    at_50, at_75 = (int(np.argmin(np.abs(THRESHOLDS - value))) for value in (0.5, 0.75))
+    tables: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def table(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Precision and recall (R, T), means over classes; all four intervals ask for the same ones."""
+        key = kept.tobytes()
+        if key not in tables:
+            curves = [one.curve(kept) for one in of_size["all"]]
+            precision, recall = (_class_mean(np.stack(part)) for part in zip(*curves, strict=True))
+            tables[key] = precision, recall
+        return tables[key]
+
+    def interval(read: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Interval:
+        return interval_of(np.eye(len(pictures)), groups, lambda kept: read(*table(kept)))
+
+    groups = [str(at % MOST_GROUPS) for at in range(len(pictures))]
+    return Averages(
+        ap=interval(lambda precision, _: precision.mean(axis=1)),
+        ap50=interval(lambda precision, _: precision[:, at_50]),
+        ap75=interval(lambda precision, _: precision[:, at_75]),
+        ar=interval(lambda _, recall: recall.mean(axis=1)),
+        ap_by_size={size: _mean(np.array(sizes[size])) for size in SIZES if size != "all"},
+        ap_by_class={name: _mean(row) for name, row in zip(names, by_class, strict=True)},
+        ap50_by_class={name: _mean(row[at_50]) for name, row in zip(names, by_class, strict=True)},
+    )
+
+
+def _class_mean(values: np.ndarray) -> np.ndarray:
+    """Means (...) over classes of values (C, ...) that are NaN where a class does not occur; 0 without any."""
+    is_there = ~np.isnan(values)
+    return np.where(is_there, values, 0).sum(axis=0) / np.maximum(is_there.sum(axis=0), 1)
+
+
+def _found_counts(true: PictureBoxes, got: PictureBoxes, classes: int) -> tuple[float, ...]:
+    """Of a picture: hits, sums of IoU and of angles between centres of hits, error of counts, true and found boxes."""
+    hits, overlap, angle = 0, 0.0, 0.0
+    for number in np.intersect1d(true.classes, got.classes):
+        one, other = true.boxes[true.classes == number], got.boxes[got.classes == number]
+        shared = iou_matrix(one, other)
+        centres = box_frames(one)[:, 2], box_frames(other)[:, 2]
+        for row, column in best_matching(shared):
+            overlap += shared[row, column]
+            if shared[row, column] >= MATCH - 1e-9:
+                hits += 1
+                chord = float(np.linalg.norm(centres[0][row] - centres[1][column]))
+                angle += math.degrees(2 * math.asin(min(1.0, chord / 2)))
+    numbers = [np.bincount(boxes.classes, minlength=classes) for boxes in (true, got)]
+    return hits, overlap, angle, int(np.abs(numbers[0] - numbers[1]).sum()), len(true.boxes), len(got.boxes)
+
+
+def _ratio_interval(part: np.ndarray, whole: np.ndarray, pictures: Sequence[str], top: float = 1.0) -> Interval | None:
+    """Sum of a part over that of a whole, both ``(P,)``, with its interval; None where the whole is 0."""
+    if not whole.sum():
+        return None
+
+    def ratio(sums: np.ndarray) -> np.ndarray:
+        # Where all of the whole is in one picture, its share is unknown without it.
+        return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), part.sum() / whole.sum()), where=sums[:, 1] > 0)
+
+    return interval_of(np.stack([part, whole], axis=1), pictures, ratio, top=top)
+
+
+def _steradians(size: tuple[int, ...]) -> np.ndarray:
+    """Solid angle of each pixel ``(H, W)``, integrated between the edges of its row."""
+    height, width = size
+    edges = np.sin((0.5 - np.arange(height + 1) / height) * math.pi)
+    return np.broadcast_to(((edges[:-1] - edges[1:]) * 2 * math.pi / width)[:, None], (height, width))
+
+
+def _mask_counts(true: np.ndarray, got: np.ndarray, weight: np.ndarray, classes: int) -> np.ndarray:
+    """Weights (2C,) of each class's intersection, then of its union."""
+    both, one, other = (
+        np.bincount(ids[kept], weights=weight[kept], minlength=classes)
+        for ids, kept in ((true, (true == got) & (true >= 0)), (true, true >= 0), (got, got >= 0))
+    )
+    return np.concatenate([both, one + other - both])
+
+
+def _mask_ious(sums: np.ndarray) -> np.ndarray:
+    """IoU (R, C) of sums (R, 2C); NaN for a class without a union."""
+    shared, union = np.split(sums, 2, axis=1)
+    return np.divide(shared, union, out=np.full_like(shared, np.nan), where=union > 1e-12)
+
+
+def _mean_iou(sums: np.ndarray) -> np.ndarray:
+    """Mean IoU (R,) over classes of sums (R, 2C)."""
+    return _class_mean(_mask_ious(sums).T)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of those that are defined."""
+    return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
