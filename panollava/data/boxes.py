@@ -55,6 +55,8 @@ class Conventions:
                 raise ValueError(f"{one.name}={value} is not a convention of boxes: use {', '.join(allowed)}.")
 
 
+_ROUNDED_DEG = 1e-4  # excess over 90 or 180 degrees that is one of rounding: 3.141593 radians are 180.00002 degrees
+
 PRESETS = {
     "pandora": Conventions(angles="mixed"),
     "indoor360": Conventions(origin="corner", pitch="colatitude"),
@@ -78,13 +80,6 @@ class PictureBoxes:
     boxes: np.ndarray  # (N, 5), as in ``panollava.crop.boxes``
     classes: np.ndarray  # (N,) int, position of each box's class among the names
     scores: np.ndarray | None = None  # (N,), of detections
-
-    def at_least(self, score: float) -> PictureBoxes:
-        """Those whose score is not lower; all where they have none."""
-        if self.scores is None:
-            return self
-        kept = self.scores >= score
-        return PictureBoxes(self.boxes[kept], self.classes[kept], self.scores[kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,10 +186,9 @@ def _from_angles(values: np.ndarray, conventions: Conventions) -> np.ndarray:
         box[1] = 90 - box[1]
     if conventions.roll == "cw":
         box[4] = -box[4]
-    # Radians of 90 and 180 degrees may become a little more.
     limits = np.array([90.0, 180.0, 180.0])
-    near = np.abs(np.abs(box[1:4]) - limits) < 1e-9
-    box[1:4] = np.where(near, np.sign(box[1:4]) * limits, box[1:4])
+    is_over = (np.abs(box[1:4]) > limits) & (np.abs(box[1:4]) < limits + _ROUNDED_DEG)
+    box[1:4] = np.where(is_over, np.sign(box[1:4]) * limits, box[1:4])
     return box
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from panollava.crop.boxes import box_area, iou_matrix
+from panollava.crop.boxes import box_area, iou
 from panollava.data.boxes import PictureBoxes
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -82,28 +82,41 @@ class _Part(NamedTuple):
     positives: int
 
 
+def class_overlap(found: PictureBoxes, truth: PictureBoxes) -> np.ndarray:
+    """IoU ``(D, N)`` of detections and true boxes of a picture; 0 for those of different classes."""
+    rows, columns = np.nonzero(found.classes[:, None] == truth.classes)
+    overlap = np.zeros((len(found.boxes), len(truth.boxes)))
+    overlap[rows, columns] = iou(found.boxes[rows], truth.boxes[columns])
+    return overlap
+
+
 def rankings(
-    truth: Sequence[PictureBoxes], found: Sequence[PictureBoxes], classes: int, *, equal_scores: bool = False
+    truth: Sequence[PictureBoxes],
+    found: Sequence[PictureBoxes],
+    overlaps: Sequence[np.ndarray],
+    classes: int,
+    *,
+    equal_scores: bool = False,
 ) -> dict[str, list[Ranking]]:
     """Rankings of each size of ``SIZES``, one for each class.
 
     Args:
         truth, found: boxes of the same pictures in the same order.
+        overlaps: their ``class_overlap``.
         classes: ``C``.
         equal_scores: whether all scores count as the same, as they do where `found` has none.
     """
     parts: dict[str, list[list[_Part]]] = {size: [[] for _ in range(classes)] for size in SIZES}
-    for picture, (true, got) in enumerate(zip(truth, found, strict=True)):
+    for picture, (true, got, overlap) in enumerate(zip(truth, found, overlaps, strict=True)):
         scores = np.zeros(len(got.boxes)) if equal_scores or got.scores is None else got.scores
         for number in np.union1d(true.classes, got.classes).tolist():
-            own, chosen = true.classes == number, np.flatnonzero(got.classes == number)
+            own, chosen = np.flatnonzero(true.classes == number), np.flatnonzero(got.classes == number)
             if len(chosen) > MOST:
                 chosen = chosen[scores[chosen] >= np.sort(scores[chosen])[-MOST]]
-            overlap = iou_matrix(got.boxes[chosen], true.boxes[own])
             areas = box_area(got.boxes[chosen]), box_area(true.boxes[own])
             for size, (low, high) in SIZES.items():
                 fits_found, fits_true = ((area >= low) & (area < high) for area in areas)
-                is_matched, is_hit = matches(overlap, scores[chosen], fits_true)
+                is_matched, is_hit = matches(overlap[np.ix_(chosen, own)], scores[chosen], fits_true)
                 counts = np.where(is_matched, is_hit, fits_found)
                 parts[size][number].append(_Part(picture, scores[chosen], is_hit, counts, int(fits_true.sum())))
     return {size: [_joined(one, len(truth)) for one in of_class] for size, of_class in parts.items()}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panollava.crop.boxes import box_frames, iou_matrix
+from panollava.crop.boxes import box_frames
 from panollava.data.boxes import PictureBoxes
-from panollava.evaluation.average_precision import SIZES, THRESHOLDS, Ranking, rankings
+from panollava.evaluation.average_precision import SIZES, THRESHOLDS, Ranking, class_overlap, rankings
 from panollava.evaluation.statistics import Interval, interval_of, mean_interval
 
 MATCH = 0.5
@@ -99,12 +99,12 @@ def score_boxes(
             )
     if not sum(len(boxes.boxes) for boxes in true):
         raise ValueError("The truth has no boxes, so nothing can be found. Check the file of annotations.")
-    chosen = [boxes.at_least(least_score) for boxes in got]
-    rows = np.array([_found_counts(*pair, len(names)) for pair in zip(true, chosen, strict=True)])
+    overlaps = [class_overlap(*pair) for pair in zip(got, true, strict=True)]
+    rows = np.array([_found_counts(*one, least_score, len(names)) for one in zip(true, got, overlaps, strict=True)])
     hits, overlap, angle, count_error, n_true, n_found = rows.T
     return BoxScores(
-        with_scores=_averages(rankings(true, got, len(names)), pictures, names),
-        with_equal_scores=_averages(rankings(true, got, len(names), equal_scores=True), pictures, names),
+        with_scores=_averages(rankings(true, got, overlaps, len(names)), pictures, names),
+        with_equal_scores=_averages(rankings(true, got, overlaps, len(names), equal_scores=True), pictures, names),
         precision=_ratio_interval(hits, n_found, pictures),
         recall=_ratio_interval(hits, n_true, pictures),
         f1=_ratio_interval(2 * hits, n_true + n_found, pictures),
@@ -219,21 +219,24 @@ def _class_mean(values: np.ndarray) -> np.ndarray:
     return np.where(is_there, values, 0).sum(axis=0) / np.maximum(is_there.sum(axis=0), 1)
 
 
-def _found_counts(true: PictureBoxes, got: PictureBoxes, classes: int) -> tuple[float, ...]:
+def _found_counts(
+    true: PictureBoxes, got: PictureBoxes, overlap: np.ndarray, least_score: float, classes: int
+) -> tuple[float, ...]:
     """Of a picture: hits, sums of IoU and of angles between centres of hits, error of counts, true and found boxes."""
-    hits, overlap, angle = 0, 0.0, 0.0
-    for number in np.intersect1d(true.classes, got.classes):
-        one, other = true.boxes[true.classes == number], got.boxes[got.classes == number]
-        shared = iou_matrix(one, other)
-        centres = box_frames(one)[:, 2], box_frames(other)[:, 2]
-        for row, column in best_matching(shared):
-            overlap += shared[row, column]
-            if shared[row, column] >= MATCH - 1e-9:
+    kept = np.ones(len(got.boxes), bool) if got.scores is None else got.scores >= least_score
+    hits, shared, angle = 0, 0.0, 0.0
+    found_centres, true_centres = box_frames(got.boxes)[:, 2], box_frames(true.boxes)[:, 2]
+    for number in np.intersect1d(true.classes, got.classes[kept]):
+        rows, columns = np.flatnonzero(kept & (got.classes == number)), np.flatnonzero(true.classes == number)
+        for row, column in best_matching(overlap[np.ix_(rows, columns)]):
+            one, other = rows[row], columns[column]
+            shared += overlap[one, other]
+            if overlap[one, other] >= MATCH - 1e-9:
                 hits += 1
-                chord = float(np.linalg.norm(centres[0][row] - centres[1][column]))
+                chord = float(np.linalg.norm(found_centres[one] - true_centres[other]))
                 angle += math.degrees(2 * math.asin(min(1.0, chord / 2)))
-    numbers = [np.bincount(boxes.classes, minlength=classes) for boxes in (true, got)]
-    return hits, overlap, angle, int(np.abs(numbers[0] - numbers[1]).sum()), len(true.boxes), len(got.boxes)
+    numbers = [np.bincount(one, minlength=classes) for one in (true.classes, got.classes[kept])]
+    return hits, shared, angle, int(np.abs(numbers[0] - numbers[1]).sum()), len(true.boxes), int(kept.sum())
 
 
 def _ratio_interval(part: np.ndarray, whole: np.ndarray, pictures: Sequence[str], top: float = 1.0) -> Interval | None:

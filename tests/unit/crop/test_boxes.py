@@ -130,6 +130,13 @@ def test_sides_at_the_distance_that_counts_as_touching() -> None:
     second[:, 2] += np.degrees(2e-13) * rng.uniform(0.98, 1.02, len(first))
     assert np.abs(iou(first, second) - 1).max() < 1e-8
     assert np.abs(iou(second, first) - 1).max() < 1e-8
+    beside = first * np.array([1, 0, 1, 1, 0])  # with a common side, from outside
+    other = beside + np.array([1, 0, 0, 0, 0]) * (
+        beside[:, 2:3] + np.degrees(1e-13) * rng.uniform(0.98, 1.02, (20_000, 1))
+    )
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    turn *= np.sign(np.linalg.det(turn))
+    assert iou(rotated(beside, turn), rotated(other, turn)).max() < 1e-8
 
 
 @pytest.mark.parametrize("extent", [(5, 60), (30, 180)])

@@ -89,6 +89,12 @@ def test_presets(preset: str, values: list[float], expected: list[float]) -> Non
     assert box == pytest.approx(expected, abs=1e-9)
 
 
+def test_rounded_radians_of_90_and_180_degrees_are_no_more_than_that() -> None:
+    box, problem = read_box([0, -1.570797, 3.141593, 3.1416], Conventions(angles="rad"))
+    assert box[1:3].tolist() == [-90, 180]
+    assert "vertical=180.0004" in problem  # four digits are too few
+
+
 def test_the_roll_of_the_other_direction_has_the_other_sign() -> None:
     box, _ = read_box([0, 0, 10, 20, 30], Conventions(roll="cw"))
     assert box[4] == -30

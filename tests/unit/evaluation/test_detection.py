@@ -12,7 +12,7 @@ import pytest
 
 from panollava.crop.boxes import as_boxes, box_area, iou, iou_matrix, rotated
 from panollava.data.boxes import PictureBoxes
-from panollava.evaluation.average_precision import SIZES, THRESHOLDS, rankings
+from panollava.evaluation.average_precision import SIZES, THRESHOLDS, class_overlap, matches, rankings
 from panollava.evaluation.detection import NOTHING, best_matching, score_boxes, score_masks
 
 NAMES = ["chair", "lamp", "plant"]
@@ -108,7 +108,9 @@ def test_agrees_with_a_plain_reference_in_each_size_and_class() -> None:
 def test_with_equal_scores_a_curve_has_one_point() -> None:
     truth, found = some_pictures(25)
     got = score_boxes(truth, found, NAMES).with_equal_scores
-    for number, ranking in enumerate(rankings([*truth.values()], [*found.values()], 3, equal_scores=True)["all"]):
+    pictures = [*truth.values()], [*found.values()]
+    overlaps = [class_overlap(other, one) for one, other in zip(*pictures, strict=True)]
+    for number, ranking in enumerate(rankings(*pictures, overlaps, 3, equal_scores=True)["all"]):
         hits, positives = ranking.is_hit[0].sum(), ranking.positives.sum()
         expected = hits / len(ranking.pictures) * (np.linspace(0, 1, 101) <= hits / positives).sum() / 101
         assert got.ap50_by_class[NAMES[number]] == pytest.approx(expected, abs=1e-12)
@@ -126,7 +128,9 @@ def test_the_order_of_boxes_changes_nothing() -> None:
         order = rng.permutation(len(found[name].boxes))
         boxes = found[name]
         mixed[name] = PictureBoxes(boxes.boxes[order], boxes.classes[order], boxes.scores[order])
-    assert score_boxes(truth, found, NAMES) == score_boxes(truth, mixed, NAMES)
+    one, other = score_boxes(truth, found, NAMES), score_boxes(truth, mixed, NAMES)
+    assert (one.with_scores, one.with_equal_scores, one.f1) == (other.with_scores, other.with_equal_scores, other.f1)
+    assert value(one.mean_iou) == pytest.approx(value(other.mean_iou), abs=1e-12)
 
 
 def test_true_boxes_as_detections_score_1() -> None:
@@ -198,6 +202,12 @@ def test_counts_and_ratios() -> None:
     assert got.with_scores.ap_by_class == {"chair": pytest.approx((51 + 50 * 0.5) / 101), "lamp": 0.0, "plant": None}
     assert score_boxes(truth, {}, NAMES).precision is None
     assert value(score_boxes(truth, {}, NAMES).with_scores.ap) == 0
+
+
+def test_boxes_of_the_size_in_question_are_matched_first() -> None:
+    is_matched, is_hit = matches(np.array([[0.9, 0.62]]), np.array([1.0]), np.array([False, True]))
+    assert is_hit[:, 0].tolist() == [True] * 3 + [False] * 7  # from .65 on only the other one is left
+    assert is_matched[:, 0].tolist() == [True] * 9 + [False]
 
 
 def test_only_so_many_boxes_of_a_class_count_in_a_picture() -> None:
