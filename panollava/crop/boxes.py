@@ -51,7 +51,7 @@ def box_problem(row: np.ndarray) -> str:
         if not math.isfinite(value):
             return f"{name}={value:g} is not a finite number. Give degrees."
     if abs(pitch) > 90:
-        return f"pitch={pitch:.10g} is not within [-90, 90]. 90 is straight up; check whether it is a latitude in degrees."
+        return f"pitch={pitch:.10g} is not within [-90, 90]. 90 is straight up; check that it is a latitude in degrees."
     for name, value in (("horizontal", horizontal), ("vertical", vertical)):
         if not 0 < value <= WIDEST_DEG:
             return f"{name}={value:.10g} is not an extent within (0, 180] degrees. Split a wider box, or leave it out."
