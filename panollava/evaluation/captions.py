@@ -3,22 +3,22 @@
 Legend: ``Q`` answers, ``R`` sets of answers, ``D`` width of CLIP's embeddings.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider import Cider as CiderScorer
 from pycocoevalcap.meteor.meteor import Meteor as MeteorScorer
-from pycocoevalcap.rouge.rouge import Rouge as RougeScorer
 
 from panollava.evaluation.metrics import ORDER, AnswerSet, Metric
+from panollava.evaluation.ngrams import ReferenceNGrams
 from panollava.evaluation.statistics import Interval, interval_of, mean_interval
 from panollava.logs import counted
 
-_SMALL, _TINY = 1e-9, 1e-15  # what BleuScorer adds to counts so that it never divides by 0
+_SMALL, _TINY = 1e-9, 1e-15  # what pycocoevalcap's BleuScorer adds to counts so that it never divides by 0
+_BETA = 1.2  # weight of recall against precision in ROUGE-L
+_SIGMA = 6.0  # words by which lengths may differ before CIDEr falls by much
 
 
 class Bleu(Metric):
@@ -27,20 +27,27 @@ class Bleu(Metric):
     name = "BLEU"
 
     def undefined(self, answers: AnswerSet) -> dict[str, str]:
-        longest = max((len(ngram) for own in answers.reference_ngrams for ngram in own), default=0)
+        longest = answers.reference_ngrams.longest
         return {f"BLEU-{n}": f"no reference has {counted(n, 'word')}" for n in range(longest + 1, ORDER + 1)}
 
     def scores(self, answers: AnswerSet) -> dict[str, Interval]:
-        scorer = BleuScorer(n=ORDER)
-        for answer in answers.split:
-            scorer += (answer.prediction, list(answer.references))
-        # n-grams and matching n-grams of each order, length, and the closest length of a reference.
-        rows = [
-            [*c["guess"], *c["correct"], c["testlen"], min((abs(r - c["testlen"]), r) for r in c["reflen"])[1]]
-            for c in scorer.ctest
-        ]
+        references = answers.reference_ngrams
+        lengths = {each: {len(text.split()) for text in each} for each in references.highest}
+        rows = []
+        for one in answers.split:
+            highest, own = references.highest[one.references], references.ngrams.counts(one.prediction)
+            length = len(one.prediction.split())
+            closest = min((abs(each - length), each) for each in lengths[one.references])[1]
+            # n-grams and matching n-grams of each order, length, and the closest length of a reference.
+            guesses = [max(0, length - n + 1) for n in range(1, ORDER + 1)]
+            rows.append([*guesses, *map(_matches, own, highest), length, closest])
         counts = np.array(rows, dtype=np.float64)
         return {f"BLEU-{n}": interval_of(counts, answers.images, partial(_bleu, n)) for n in range(1, ORDER + 1)}
+
+
+def _matches(own: dict[int, int], highest: dict[int, int]) -> int:
+    """n-grams of an answer that its references have too, each at most as often as one of them."""
+    return sum(min(count, highest[ngram]) for ngram, count in own.items() if ngram in highest)
 
 
 def _bleu(order: int, counts: np.ndarray) -> np.ndarray:
@@ -58,16 +65,54 @@ class _WordMetric(Metric):
     """A metric that is undefined where no reference has a word."""
 
     def undefined(self, answers: AnswerSet) -> dict[str, str]:
-        return {} if any(answers.reference_ngrams) else {self.name: "no reference has a word"}
+        return {} if answers.reference_ngrams.longest else {self.name: "no reference has a word"}
 
 
 class RougeL(_WordMetric):
-    """ROUGE-L of each answer."""
+    """ROUGE-L of each answer.
+
+    Source: Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 3.1, with the highest precision
+        and the highest recall over the references, as pycocoevalcap takes them.
+    """
 
     name = "ROUGE-L"
 
     def per_answer(self, answers: AnswerSet) -> np.ndarray:
-        return np.asarray(RougeScorer().compute_score(*_texts(answers))[1], dtype=np.float64)
+        # A text without words counts as one empty word, as in pycocoevalcap.
+        words = {text: text.split(" ") for one in answers.split for text in one.references}
+        return np.array(
+            [_rouge(one.prediction.split(" "), [words[text] for text in one.references]) for one in answers.split]
+        )
+
+
+def _rouge(own: list[str], references: Sequence[list[str]]) -> float:
+    places: dict[str, int] = {}
+    for place, word in enumerate(own):
+        places[word] = places.get(word, 0) | 1 << place
+    common = [_common_length(places, len(own), words) for words in references]
+    precision = max(common) / len(own)
+    recall = max(length / len(words) for length, words in zip(common, references, strict=True))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+
+
+def _common_length(places: dict[str, int], length: int, words: list[str]) -> int:
+    """Words of the longest common subsequence of ``words`` and a text of ``length`` words.
+
+    Args:
+        places: of each word of the text, as bits.
+        length: of the text.
+        words: of the other text.
+
+    Source: Hyyrö 2004, Bit-parallel LCS-length computation revisited, figure 2 (one row of the table is one number).
+    """
+    row = whole = (1 << length) - 1
+    for word in words:
+        if word in places:
+            matching = row & places[word]
+            row = (row + matching) | (row - matching)
+    return length - (row & whole).bit_count()
 
 
 class Cider(_WordMetric):
@@ -76,20 +121,84 @@ class Cider(_WordMetric):
     name, top = "CIDEr", 10.0
 
     def undefined(self, answers: AnswerSet) -> dict[str, str]:
-        documents = answers.reference_ngrams
         if len(set(answers.images)) < 2:
             return {self.name: "weighs words by how few pictures they are said of, and there is one picture"}
+        references, count = answers.reference_ngrams, len(answers.scored)
         # A word in all references has weight 0, so that even a right answer of such words scores 0.
-        frequencies = Counter(ngram for own in documents for ngram in own)
-        without = sum(bool(own) and all(frequencies[ngram] == len(documents) for ngram in own) for own in documents)
+        everywhere = [{ngram for ngram, at in own.items() if at == count} for own in references.frequencies]
+        without = sum(
+            references.answers[each]
+            for each, highest in references.highest.items()
+            if highest[0] and all(own.keys() <= common for own, common in zip(highest, everywhere, strict=True))
+        )
         why = (
             "weighs words by how few answers' references have them, those that all have with 0, and "
-            f"{without:,} of {len(documents):,} answers have references without any other word"
+            f"{without:,} of {count:,} answers have references without any other word"
         )
         return {self.name: why} if without else super().undefined(answers)
 
     def per_answer(self, answers: AnswerSet) -> np.ndarray:
-        return np.asarray(CiderScorer().compute_score(*_texts(answers))[1], dtype=np.float64)
+        vectors = _CiderVectors(answers.reference_ngrams, len(answers.scored))
+        return np.array([vectors.score(one.prediction, one.references) for one in answers.split])
+
+
+class _CiderVectors:
+    """Weighted n-grams of texts, each text once, and their similarity.
+
+    Source: Vedantam et al. 2015, CIDEr: Consensus-based Image Description Evaluation, section 4 and its CIDEr-D, with
+        the arithmetic of pycocoevalcap in its order, so that scores are equal to the last bit.
+    """
+
+    def __init__(self, references: ReferenceNGrams, answers: int) -> None:
+        self._ngrams = references.ngrams
+        self._most = float(np.log(float(answers)))
+        # np.log and math.log differ in the last bit of some numbers.
+        rarity = {at: self._most - float(np.log(float(at))) for own in references.frequencies for at in {*own.values()}}
+        self._rarity = [{ngram: rarity[at] for ngram, at in own.items()} for own in references.frequencies]
+        self._vectors: dict[str, tuple[list[dict[int, float]], list[float], int]] = {}
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """CIDEr of an answer."""
+        own, norms, length = self._vector(prediction)
+        sums = [0.0] * len(own)
+        for text in references:
+            others, other_norms, other_length = self._vector(text)
+            penalty = math.e ** (-(float(length - other_length) ** 2) / (2 * _SIGMA**2))
+            for n, (vector, other) in enumerate(zip(own, others, strict=True)):
+                norm = norms[n] * other_norms[n]
+                sums[n] += _product(vector, other) / (norm or 1.0) * penalty
+        return float(np.mean(sums)) / len(references) * 10.0
+
+    def _vector(self, text: str) -> tuple[list[dict[int, float]], list[float], int]:
+        """Weights by n-gram for each order, their norms, and the number of pairs of words."""
+        if (found := self._vectors.get(text)) is None:
+            counts = self._ngrams.counts(text)
+            weights = [
+                {ngram: count * rarity.get(ngram, self._most) for ngram, count in own.items()}
+                for own, rarity in zip(counts, self._rarity, strict=True)
+            ]
+            norms = [math.sqrt(_squares(own.values())) for own in weights]
+            found = self._vectors[text] = weights, norms, sum(counts[1].values())
+        return found
+
+
+def _squares(weights: Iterable[float]) -> float:
+    """Their sum, in this order and rounded after each; since Python 3.12 ``sum`` rounds once."""
+    total = 0.0
+    for weight in weights:
+        total += weight**2
+    return total
+
+
+def _product(own: dict[int, float], other: dict[int, float]) -> float:
+    """Scalar product in which no weight of the first vector is higher than in the second."""
+    total = 0.0
+    if not other.keys().isdisjoint(own):
+        for ngram, weight in own.items():
+            if ngram in other:
+                highest = other[ngram]
+                total += (weight if weight < highest else highest) * highest
+    return total
 
 
 class Spice(Metric):

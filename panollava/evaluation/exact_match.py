@@ -24,7 +24,13 @@ class ExactMatch(Metric):
     name = EXACT
 
     def per_answer(self, answers: AnswerSet) -> np.ndarray:
-        return np.array([float(is_correct(one.prediction, one.references)) for one in answers.scored])
+        usual = answers.normalised
+        said = [usual[one.prediction] for one in answers.scored]
+        right = [
+            text != "" and any(text == usual[reference] for reference in one.references)
+            for text, one in zip(said, answers.scored, strict=True)
+        ]
+        return np.array(right, dtype=np.float64)
 
 
 def is_correct(prediction: str, references: Iterable[str]) -> bool:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from panollava.data.source import Question
 from panollava.evaluation.metrics import EXACT, METRICS, AnswerSet, Metric, find_metric
 from panollava.evaluation.predictions import Scored
 from panollava.evaluation.statistics import Interval, mean_interval
-from panollava.evaluation.words import normalise, split_words
 from panollava.logs import counted
 
 AUTO = "auto"
@@ -68,8 +67,9 @@ def choose_measure(asked: str, answers: AnswerSet, key: str = KEY) -> Measure:
     references = [text for one in answers.scored for text in one.references]
     if not references:
         return Measure(EXACT, find_metric(EXACT, key), "since there are no questions")
-    words = statistics.median(len(text.split()) for text in split_words(references, "unicode"))
-    distinct, questions = len(set(map(normalise, references))), len(answers.scored)
+    of_words = answers if answers.words == "unicode" else replace(answers, words="unicode")
+    words = statistics.median(len(text.split()) for one in of_words.split for text in one.references)
+    distinct, questions = len({answers.normalised[text] for text in references}), len(answers.scored)
     data = f"{words:g} words in the median reference, {distinct:,} distinct ones for {counted(questions, 'question')}"
     is_short, is_closed = words <= SHORT_WORDS, questions >= QUESTIONS_PER_ANSWER * distinct
     if is_short or is_closed:

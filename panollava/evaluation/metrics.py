@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from panollava.component import closest, outside_class, outside_packages
+from panollava.evaluation.ngrams import ReferenceNGrams
 from panollava.evaluation.predictions import Form, Scored
 from panollava.evaluation.statistics import Interval, mean_interval
-from panollava.evaluation.words import Words, split_words
+from panollava.evaluation.words import Words, normalise, split_words
 
 EXACT = "exact match"
 METRICS = {
@@ -52,22 +53,28 @@ class AnswerSet:
         return [one.image_id for one in self.scored]
 
     @cached_property
+    def texts(self) -> list[str]:
+        """The distinct answers and references: what depends on a text alone is computed once."""
+        return list(dict.fromkeys(text for one in self.scored for text in (one.prediction, *one.references)))
+
+    @cached_property
+    def normalised(self) -> dict[str, str]:
+        """Each text as exact match compares it; see ``normalise``."""
+        return {text: normalise(text) for text in self.texts}
+
+    @cached_property
     def split(self) -> list[Scored]:
         """The answers with their texts as words, separated by spaces; see ``split_words``."""
-        # A text that is a reference of many answers is split once.
-        texts = list(dict.fromkeys(text for one in self.scored for text in (one.prediction, *one.references)))
-        split = dict(zip(texts, split_words(texts, self.words), strict=True))
+        split = dict(zip(self.texts, split_words(self.texts, self.words), strict=True))
+        references = {each: tuple(map(split.__getitem__, each)) for each in {one.references for one in self.scored}}
         return [
-            replace(one, prediction=split[one.prediction], references=tuple(map(split.__getitem__, one.references)))
-            for one in self.scored
+            replace(one, prediction=split[one.prediction], references=references[one.references]) for one in self.scored
         ]
 
     @cached_property
-    def reference_ngrams(self) -> list[set[tuple[str, ...]]]:
-        """``Q`` sets: the n-grams of 1 to ``ORDER`` words in each answer's references."""
-        words = [[text.split() for text in one.references] for one in self.split]
-        sizes = range(1, ORDER + 1)
-        return [{tuple(t[at : at + n]) for t in own for n in sizes for at in range(len(t) - n + 1)} for own in words]
+    def reference_ngrams(self) -> ReferenceNGrams:
+        """The n-grams of 1 to ``ORDER`` words in the references of ``split``."""
+        return ReferenceNGrams([one.references for one in self.split], ORDER)
 
 
 class Metric:

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -43,11 +43,21 @@ def fold(text: str) -> str:
     Source: Unicode Standard Annex 15, Unicode Normalization Forms, table 1 (kinds of compatibility forms).
     """
     visible = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
-    usual = "".join(_usual(char) for char in visible)
-    return unicodedata.normalize("NFC", "".join(_usual(char) for char in usual.casefold()))
+    return unicodedata.normalize("NFC", visible.translate(_USUAL).casefold().translate(_USUAL))
 
 
-@lru_cache(maxsize=65_536)
+class _Table(dict[int, str]):
+    """What ``str.translate`` replaces characters by: the function's values, computed once a character."""
+
+    def __init__(self, function: Callable[[str], str]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, code: int) -> str:
+        found = self[code] = self._function(chr(code))
+        return found
+
+
 def _usual(char: str) -> str:
     if (alike := char.translate(ALIKE)) != char:
         return alike
@@ -58,6 +68,9 @@ def _usual(char: str) -> str:
     if len(parts) > 1 and (parts[0] == " " or any(part.isdecimal() for part in parts)):
         return char  # an accent by itself; a number in brackets, with a full stop, or of a day or an hour
     return "".join(_usual(part) for part in parts)
+
+
+_USUAL = _Table(_usual)
 
 
 def normalise(text: str) -> str:
@@ -91,9 +104,12 @@ def split_words(texts: Sequence[str], words: Words) -> list[str]:
 
 
 def _unicode(text: str) -> list[str]:
+    folded = fold(text)
+    if not any(_kind(char)[1] for char in set(folded)):
+        return folded.translate(_SPACED).split()
     parts: list[str] = []
     after_whole = False
-    for char in fold(text):
+    for char in folded:
         kind, is_whole = _kind(char)
         if kind not in "LMN":
             parts.append(" ")
@@ -109,6 +125,9 @@ def _kind(char: str) -> tuple[str, bool]:
     """The first letter of a character's Unicode category, and whether it is a word by itself."""
     kind = unicodedata.category(char)[0]
     return kind, kind == "L" and unicodedata.name(char, "").startswith(_SPACELESS)
+
+
+_SPACED = _Table(lambda char: char if _kind(char)[0] in "LMN" else " ")
 
 
 def _ptb(texts: Sequence[str]) -> list[str]:
