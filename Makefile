@@ -39,8 +39,9 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(STAMP) ## Update the tables of options in README.md and conf/README.md
+tables: $(STAMP) ## Update the tables of options in README.md and conf/README.md, and what --help says is allowed
 	$(BIN)/python -m experiments.tables
+	$(BIN)/python -m experiments.allowed
 
 ui: $(STAMP) ## Open the MLflow page of the runs in this folder
 	$(BIN)/mlflow ui --port $(MLFLOW_PORT)

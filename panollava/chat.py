@@ -1,21 +1,22 @@
 """python -m panollava.chat: several turns about a panorama, in the terminal."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.data.fetch import FetchOptions
-from panollava.evaluation.drawing import encode_png
 from panollava.logs import LOG, configure_console, say
-from panollava.model.api import Conversation, PanoLlava
-from panollava.run.image_commands import look, named_panorama, write_out
-from panollava.run.sections import RUN_EXAMPLE, read_config
-from panollava.training.precision import choose_compute
+
+if TYPE_CHECKING:
+    from panollava.data.fetch import FetchOptions
+    from panollava.model.api import Conversation, PanoLlava
 
 HELP = """\
 /image <path>        look at another panorama, and begin anew; a file or an http(s) address
@@ -38,6 +39,11 @@ class ChatOptions:
 @entrypoint("chat")
 def main(cfg: DictConfig) -> None:
     """Opens a model and answers the lines of standard input."""
+    from panollava.data.fetch import FetchOptions  # here, so that --help needs no PyTorch
+    from panollava.model.api import PanoLlava
+    from panollava.run.sections import RUN_EXAMPLE, read_config
+    from panollava.training.precision import choose_compute
+
     configure_console()
     options, sections = read_config(cfg, ChatOptions, required=["checkpoint"], example=RUN_EXAMPLE)
     compute = choose_compute(options.device, "auto", section="")
@@ -61,6 +67,8 @@ class Chat:
     """
 
     def __init__(self, pano: PanoLlava, *, fetch: FetchOptions | None = None) -> None:
+        from panollava.data.fetch import FetchOptions
+
         self._pano, self._fetch = pano, fetch or FetchOptions()
         self.image: Path | None = None
         self.conversation: Conversation | None = None
@@ -111,6 +119,8 @@ class Chat:
 
     def open(self, image: str) -> None:
         """Begins a conversation about a panorama; one that cannot be opened changes nothing."""
+        from panollava.run.image_commands import named_panorama
+
         if not image:
             raise ValueError("/image needs the path of a panorama.")
         unquoted = image[1:-1] if len(image) > 1 and image[0] == image[-1] and image[0] in "'\"" else image
@@ -129,6 +139,9 @@ class Chat:
         say("")
 
     def _view(self, direction: str) -> None:
+        from panollava.evaluation.drawing import encode_png
+        from panollava.run.image_commands import look, write_out
+
         if self.image is None:
             raise ValueError("There is no panorama yet: /image <path> opens one.")
         try:

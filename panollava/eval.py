@@ -1,159 +1,23 @@
 """python -m panollava.eval checkpoint=<run folder>: answers a split's questions and scores them."""
 
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from annotated_types import Interval
 from omegaconf import DictConfig
 
-from panollava.component import allow
 from panollava.config.entrypoint import entrypoint
-from panollava.data.scenes.questions import names_direction, turn_words
-from panollava.evaluation.clip import clip_config
-from panollava.evaluation.exact_match import rotation_consistency
-from panollava.evaluation.measure import AUTO
-from panollava.evaluation.results import write_measures
-from panollava.logs import LOG, configure_console, counted
-from panollava.model.api import PanoLlava
-from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import DataOptions, data_name, data_overrides
-from panollava.run.evaluate import answer_questions, answer_split
-from panollava.run.features import open_features
-from panollava.run.restore import Restored, measure, restore
-from panollava.run.run import open_tracker
-from panollava.run.sections import metrics_problems, read_config
-from panollava.run.sources import open_source
-from panollava.store.catalogue import StoreOptions
-from panollava.store.identity import FileIdentity
-from panollava.tracking.tracker import Tracker
-from panollava.training.precision import Compute, recorded_compute
-
-
-@dataclass(frozen=True)
-class EvalOptions(DataOptions):
-    """Keys of ``conf/eval.yaml``; see there."""
-
-    checkpoint: str | None
-    config: str | None
-    turn_deg: float | None
-    max_samples: Annotated[int, Interval(ge=1)] | None
-    blank: bool | None
-    loss: bool
-    words: Literal["auto", "ptb", "unicode"] | None
-    meteor: bool | None
-    clip: str | None
-    metrics: list[str] | None
-    batch_size: Annotated[int, Interval(ge=1)] | None
-    results_dir: str
-    log_samples: bool
-    log_interval: Annotated[int, Interval(ge=1)]
-    log_max_samples: Annotated[int, Interval(ge=0)]
-    device: str
-    num_workers: Annotated[int, Interval(ge=0)]
-    allow: str | list[str]
+from panollava.logs import configure_console
+from panollava.run.options import EvalOptions
 
 
 @entrypoint("eval", bare="checkpoint", loose=("crop",))
 def main(cfg: DictConfig) -> None:
     """Evaluates one run."""
+    from panollava.run.sections import metrics_problems, read_config  # here, so that --help needs no PyTorch
+
     configure_console()
     options, sections = read_config(cfg, EvalOptions, check=metrics_problems)
-    store = StoreOptions(**sections["store"])
-    if options.clip is not None:
-        clip_config(options.clip)
-    allow(options.allow)
-    run = restore(options.checkpoint, config=options.config, crop=sections["crop"], generation=sections["generation"])
-    for line in run.lines():
-        LOG.info("%s", line)
-    compute = recorded_compute(options.device, run.settings["precision"])
-    data = data_overrides(options, run.settings["data"], turn_deg=options.turn_deg)
-    tags = {"panollava.folder": str(run.folder)}
-    name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
-    with open_tracker(sections["tracking"], run_name=name, outbox=out, tags=tags) as tracker:
-        own = _evaluation_options(options, sections["evaluation"]["measure"], run.settings["evaluation"])
-        evaluation = _Evaluation(run, options, own, data, store, store.file_identity(), compute, tracker)
-        if not run.record.answers:
-            evaluation.measure(None, options.split)
-            return
-        pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
-        if options.loss:
-            recorded = run.settings.get("validation_loss")
-            LOG.info("Validation loss in training: %s", "not recorded" if recorded is None else f"{recorded:.6f}")
-            # A data file that is named has no validation split beside it: the loss is of its own answers.
-            evaluation.measure(pano, "val" if options.csv_input is None else options.split)
-        evaluation.answer(pano)
 
+    from panollava.run.reevaluation import evaluate_again
 
-@dataclass(frozen=True)
-class _Evaluation:
-    run: Restored
-    options: EvalOptions
-    evaluation: EvaluationOptions
-    data: dict[str, Any]
-    store: StoreOptions
-    known: FileIdentity
-    compute: Compute
-    tracker: Tracker
-
-    def answer(self, pano: PanoLlava) -> None:
-        """Answers, scores and records a split's questions."""
-        run, options, data, compute = self.run, self.options, self.data, self.compute
-        evaluation, workers = self.evaluation, options.num_workers
-        result = answer_split(
-            run,
-            data,
-            options.split,
-            evaluation,
-            compute,
-            self.tracker,
-            pano=pano,
-            store=self.store,
-            known=self.known,
-            num_workers=workers,
-        )
-        LOG.info("%s", result.summary(data_name(options, data)))
-        if options.turn_deg:
-            upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
-            features = open_features(self.store, pano.model.vision.tower, pano.crop)
-            with compute.autocast():
-                before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
-            count, share = rotation_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
-            LOG.info("Of %s with a direction, %.1f %% follow the rotation.", counted(count, "answer"), 100 * share)
-        LOG.info("Predictions and metrics: %s", result.files.folder)
-
-    def measure(self, pano: PanoLlava | None, split: str) -> None:
-        """Computes and records the loss and the stage's own metrics on a split."""
-        run, data, workers = self.run, self.data, self.options.num_workers
-        found = measure(run, pano, data, split, self.compute, store=self.store, num_workers=workers)
-        shown = ", ".join(f"{name} {value:.6f}" for name, value in found.items())
-        LOG.info("Stage %s on %s: %s", run.stage, split, shown)
-        self.tracker.metrics({f"{split}/{name}": value for name, value in found.items()}, step=0)
-        settings = {**run.subject(self.known), "split": split, "data": data}
-        path = write_measures(Path(self.options.results_dir), run.settings["experiment_name"], found, settings)
-        LOG.info("Measures: %s", path)
-
-
-def turned(answer: str, turn_deg: float) -> str | None:
-    """The answer for the rotated panorama; None where it names no direction."""
-    return turn_words(answer, turn_deg) if names_direction(answer) else None
-
-
-def _evaluation_options(options: EvalOptions, measure: str | None, recorded: dict[str, Any]) -> EvaluationOptions:
-    """The run's own evaluation settings with what the command line changes."""
-    recorded = {"clip": None, "metrics": None, "measure": AUTO, **recorded}  # older runs do not have them
-    keys = ("batch_size", "blank", "words", "meteor", "clip", "metrics")
-    given = {**{key: getattr(options, key) for key in keys}, "measure": measure}
-    return EvaluationOptions(
-        **{key: recorded[key] if value is None else value for key, value in given.items()},
-        enabled=True,
-        max_samples=options.max_samples,
-        results_dir=options.results_dir,
-        log_samples=options.log_samples,
-        log_interval=options.log_interval,
-        log_max_samples=options.log_max_samples,
-    )
+    evaluate_again(options, sections)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
 """python -m panollava.explain checkpoint=<run folder>: draws what a model sees and reads over a panorama."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from annotated_types import Interval
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.data.fetch import FetchOptions
-from panollava.data.scenes.questions import CAPTION_REQUEST
-from panollava.evaluation.drawing import encode_png
-from panollava.evaluation.explain import explain_picture
 from panollava.logs import LOG, configure_console
-from panollava.model.api import PanoLlava, VisionPart
-from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
-from panollava.run.run import open_tracker
-from panollava.run.sections import RUN_EXAMPLE, read_config
-from panollava.training.precision import choose_compute
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from panollava.model.api import PanoLlava
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,20 @@ class ExplainOptions:
 @entrypoint("explain")
 def main(cfg: DictConfig) -> None:
     """Draws one picture."""
+    from panollava.run.sections import RUN_EXAMPLE, read_config  # here, so that --help needs no PyTorch
+
     configure_console()
     options, sections = read_config(cfg, ExplainOptions, required=["checkpoint"], example=RUN_EXAMPLE)
+
+    from panollava.data.fetch import FetchOptions
+    from panollava.data.scenes.questions import CAPTION_REQUEST
+    from panollava.evaluation.drawing import encode_png
+    from panollava.evaluation.explain import explain_picture
+    from panollava.model.api import VisionPart
+    from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
+    from panollava.run.run import open_tracker
+    from panollava.training.precision import choose_compute
+
     image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))
     out = checked_out(Path(options.out).expanduser(), image, "explain.png")
     compute = choose_compute(options.device, "auto", section="")

@@ -1,21 +1,21 @@
 """python -m panollava.export: writes a run as a Hugging Face folder that transformers opens."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from omegaconf import DictConfig
 
-from panollava.checkpoint import replace_folder
 from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console
-from panollava.model.api import PanoLlava
-from panollava.model.lora import LORA, has_lora
-from panollava.model.vlm import PanoLlavaConfig
-from panollava.run.sections import read_config
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from panollava.model.api import PanoLlava
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""PyTorch's names of the precisions."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,21 @@ class ExportOptions:
 @entrypoint("export")
 def main(cfg: DictConfig) -> None:
     """Exports one model."""
+    from panollava.run.sections import read_config  # here, so that --help needs no PyTorch
+
     configure_console()
     example = "export such as checkpoint=runs/demo out=export"
     options, sections = read_config(cfg, ExportOptions, required=["checkpoint", "out"], example=example)
+
+    import torch
+
+    from panollava.checkpoint import replace_folder
+    from panollava.model.api import PanoLlava
+    from panollava.model.lora import LORA, has_lora
+
     out = _checked_out(Path(options.out).expanduser(), options.overwrite)
-    pano = PanoLlava.from_pretrained(
-        options.checkpoint, dtype=DTYPES[options.precision], in_4bit=False, allow=options.allow
-    )
+    dtype = getattr(torch, DTYPES[options.precision])
+    pano = PanoLlava.from_pretrained(options.checkpoint, dtype=dtype, in_4bit=False, allow=options.allow)
     pano.generation = pano.generation.changed(sections["generation"])
     adapted = has_lora(pano.model)
     if options.merge:
@@ -73,6 +81,8 @@ def _checked_out(out: Path, overwrite: bool) -> Path:
 
 
 def _is_export(folder: Path) -> bool:
+    from panollava.model.vlm import PanoLlavaConfig
+
     config = folder / "config.json"
     return config.is_file() and f'"model_type": "{PanoLlavaConfig.model_type}"' in config.read_text(encoding="utf-8")
 

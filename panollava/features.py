@@ -1,30 +1,24 @@
 """python -m panollava.features [list | warm | clear]: the stored features of frozen encoders."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Len, MinLen
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
-from panollava.crop.crop import Crop
-from panollava.crop.render import check_workers
-from panollava.data.dataset import PanoDataset
-from panollava.data.loader import picture_batches
-from panollava.data.source import DataSource
 from panollava.logs import LOG, configure_console, in_words, say
-from panollava.model.backbones import Backbones
-from panollava.run.config_check import check_inputs
-from panollava.run.features import forecast, open_features
-from panollava.run.sources import open_source
-from panollava.store.catalogue import FEATURES, Kept, StoreOptions, clear_stores, kept_stores
-from panollava.store.feature_maker import FeatureMaker
-from panollava.training.precision import choose_compute
+
+if TYPE_CHECKING:
+    from panollava.crop.crop import Crop
+    from panollava.data.source import DataSource
+    from panollava.store.catalogue import Kept, StoreOptions
+    from panollava.store.feature_maker import FeatureMaker
 
 _DAY_S = 86400.0
 _BATCH = 4
@@ -50,6 +44,8 @@ def main(cfg: DictConfig) -> None:
     Args:
         cfg: composed from ``conf/features.yaml`` and the command line.
     """
+    from panollava.store.catalogue import clear_stores  # here, so that --help needs no PyTorch
+
     configure_console()
     options, store, sections = _checked(cfg)
     if options.action == "list":
@@ -63,6 +59,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def _lines(store: StoreOptions, found: list[Kept]) -> list[str]:
+    from panollava.store.catalogue import FEATURES
+
     used = in_words(sum(kept.bytes for kept in found))
     head = f"{store.dir}/{FEATURES}: {len(found)} stores, {used} of at most {store.max_gib:g} GiB."
     return [head, *(f"  {kept.line()}" for kept in found)]
@@ -70,6 +68,8 @@ def _lines(store: StoreOptions, found: list[Kept]) -> list[str]:
 
 def _chosen(store: StoreOptions, options: FeaturesOptions) -> list[Kept]:
     """The stores that ``name`` and ``unused_days`` choose."""
+    from panollava.store.catalogue import kept_stores
+
     before = time.time() - (options.unused_days or 0.0) * _DAY_S
     named = [kept for kept in kept_stores(store.dir) if options.name is None or options.name in kept.folder.name]
     return [kept for kept in named if options.unused_days is None or kept.used <= before]
@@ -78,6 +78,12 @@ def _chosen(store: StoreOptions, options: FeaturesOptions) -> list[Kept]:
 def _warm(options: FeaturesOptions, store: StoreOptions, sections: dict[str, Any]) -> None:
     if not store.enabled:
         raise ValueError("store.enabled=false stores no features, so warm has nothing to do. Leave it at true.")
+
+    from panollava.model.backbones import Backbones
+    from panollava.run.features import forecast, open_features
+    from panollava.run.sources import open_source
+    from panollava.training.precision import choose_compute
+
     trainer = sections["trainer"]
     compute = choose_compute(trainer["device"], trainer["precision"])
     backbones = Backbones(sections["model"], sections["crop"], dtype=compute.dtype)
@@ -96,6 +102,12 @@ def warm(sources: Sequence[DataSource], crop: Crop, features: FeatureMaker, *, n
     Raises:
         ValueError: the store is full.
     """
+    from tqdm import tqdm
+
+    from panollava.crop.render import check_workers
+    from panollava.data.dataset import PanoDataset
+    from panollava.data.loader import picture_batches
+
     check_workers(crop.device, num_workers)
     started = time.perf_counter()
     for source in sources:
@@ -118,6 +130,10 @@ def warm(sources: Sequence[DataSource], crop: Crop, features: FeatureMaker, *, n
 
 
 def _checked(cfg: DictConfig) -> tuple[FeaturesOptions, StoreOptions, dict[str, Any]]:
+    from panollava.config.check import check_section, refuse
+    from panollava.run.config_check import check_inputs
+    from panollava.store.catalogue import StoreOptions
+
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     sections = {name: values.pop(name) for name in _GROUPS}
     refuse(check_section(values, FeaturesOptions, "") + check_inputs(sections) + _not_meant(values["action"]))

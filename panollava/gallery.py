@@ -7,13 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.crop.crop import Crop
-from panollava.data.fetch import FetchOptions
-from panollava.evaluation.drawing import encode_png
-from panollava.evaluation.gallery import gallery_picture
 from panollava.logs import LOG, configure_console
-from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
-from panollava.run.sections import check_crop, read_config
 
 VIEW_SIZE = 256
 """Side of a view in pixels where ``crop.view_size`` is null: no encoder is opened."""
@@ -31,6 +25,13 @@ class GalleryOptions:
 @entrypoint("gallery")
 def main(cfg: DictConfig) -> None:
     """Draws one gallery."""
+    from panollava.crop.crop import Crop  # here, so that --help needs no picture libraries
+    from panollava.data.fetch import FetchOptions
+    from panollava.evaluation.drawing import encode_png
+    from panollava.evaluation.gallery import gallery_picture
+    from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
+    from panollava.run.sections import read_config
+
     configure_console()
     options, sections = read_config(cfg, GalleryOptions, check=_crop_problems)
     spec = sections["crop"]
@@ -49,6 +50,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def _crop_problems(values: dict[str, Any]) -> list[str]:
+    from panollava.run.sections import check_crop
+
     problems = check_crop(values["crop"])
     if values["crop"].get("panorama_fov_deg") is not None and values["image"] is None:
         problems.append("crop.panorama_fov_deg needs image=<file>: the panorama of the built-in world is a whole one.")

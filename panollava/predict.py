@@ -1,24 +1,23 @@
 """python -m panollava.predict: answers a question about a panorama, or about every panorama of a folder."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Interval
 from omegaconf import DictConfig
-from torch import Tensor
 
 from panollava.config.entrypoint import entrypoint
-from panollava.data.csv import is_address
-from panollava.data.fetch import FetchOptions
 from panollava.disk import csv_text
 from panollava.logs import LOG, configure_console, say
-from panollava.model.api import PanoLlava
-from panollava.run.image_commands import find_panoramas, write_out
-from panollava.run.memory import answers_too_large, explained
-from panollava.run.sections import read_config
-from panollava.training.precision import choose_compute
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from panollava.model.api import PanoLlava
 
 Answered = tuple[Path, str]
 
@@ -39,12 +38,22 @@ class PredictOptions:
 @entrypoint("predict")
 def main(cfg: DictConfig) -> None:
     """Asks one question."""
+    from panollava.run.sections import read_config  # here, so that --help needs no PyTorch
+
     configure_console()
     example = 'ask such as checkpoint=runs/demo image=panorama.jpg question="what is behind me?"'
     required = ["checkpoint", "image", "question"]
     options, sections = read_config(cfg, PredictOptions, required=required, example=example)
     if not options.question.strip():
         raise ValueError("question= is empty: give a question.")
+
+    from panollava.data.csv import is_address
+    from panollava.data.fetch import FetchOptions
+    from panollava.model.api import PanoLlava
+    from panollava.run.image_commands import find_panoramas
+    from panollava.run.memory import answers_too_large, explained
+    from panollava.training.precision import choose_compute
+
     paths = find_panoramas(options.image, FetchOptions(**sections["fetch"]))
     out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")
@@ -70,7 +79,8 @@ def main(cfg: DictConfig) -> None:
 
 def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *, skips: bool) -> Iterator[Answered]:
     """Answers in the order of the paths; where ``skips``, a picture that cannot be read is logged and left out."""
-    question, group = pano.encode(options.question), list[tuple[Path, Tensor]]()
+    question = pano.encode(options.question)
+    group: list[tuple[Path, Tensor]] = []
     for count, path in enumerate(paths, start=1):
         try:
             group.append((path, pano.views(path)))
@@ -94,6 +104,8 @@ def _checked_out(out: Path) -> Path:
 
 def _shown(path: Path, image: str) -> str:
     """The name of a picture in the table: as in ``image=``; in a folder the file's alone."""
+    from panollava.data.csv import is_address
+
     if is_address(image):
         return image
     return path.as_posix() if path == Path(image).expanduser() else path.name
@@ -101,6 +113,8 @@ def _shown(path: Path, image: str) -> str:
 
 def _write(out: Path, answered: Sequence[tuple[str, str]], question: str) -> None:
     """The answers under the column names that ``panollava.score`` reads."""
+    from panollava.run.image_commands import write_out
+
     header = ("image", "query", "prediction")
     write_out(out, csv_text([header, *((image, question, answer) for image, answer in answered)]))
     LOG.info("%d answers: %s", len(answered), out)

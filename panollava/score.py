@@ -1,19 +1,19 @@
 """python -m panollava.score <predictions.csv>: scores a file of predictions without a model."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
 from panollava.disk import read_document, write_json
-from panollava.evaluation.measure import AUTO, choose_measure, group_lines, group_scores, groups_record
-from panollava.evaluation.metrics import AnswerSet, find_metrics, metrics_record, score
-from panollava.evaluation.predictions import KEYED, METRICS, Form, read_predictions
-from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, configure_console, counted
-from panollava.run.sections import metrics_problems, read_config
+
+if TYPE_CHECKING:
+    from panollava.evaluation.metrics import AnswerSet
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ScoreOptions:
     """Keys of ``conf/score.yaml``; see there."""
 
     predictions: str
-    form: Form
+    form: Literal["grouped", "single"]
     image_column: str | None
     query_column: str | None
     prediction_column: str | None
@@ -39,6 +39,12 @@ class ScoreOptions:
 @entrypoint("score", bare="predictions")
 def main(cfg: DictConfig) -> None:
     """Scores one file."""
+    from panollava.evaluation.measure import AUTO, choose_measure, group_lines, group_scores, groups_record
+    from panollava.evaluation.metrics import AnswerSet, find_metrics, metrics_record, score
+    from panollava.evaluation.predictions import KEYED, METRICS, read_predictions
+    from panollava.evaluation.words import choose_words
+    from panollava.run.sections import metrics_problems, read_config
+
     configure_console()
     example = "name a CSV file, such as python -m panollava.score predictions.csv"
     options, _ = read_config(cfg, ScoreOptions, required=["predictions"], example=example, check=metrics_problems)

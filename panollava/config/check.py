@@ -34,6 +34,11 @@ def check_section(
         schema = _schema(target, frozenset(given))
     except ValueError as error:  # a class of another package that is not a component
         return [f"{key}: {error}"]
+    return differences(values, schema, key)
+
+
+def differences(values: Mapping[str, Any], schema: type[BaseModel], key: str) -> list[str]:
+    """What of a section a schema does not allow, as ``check_section`` says it."""
     try:
         schema.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -57,6 +62,15 @@ def check_component(
     if lacking := [name for name in given if name not in inspect.signature(component).parameters]:
         return [f"{key}.type={kind} takes no {', '.join(lacking)}, with which the program builds it."]
     return check_section(options, component, key, given=given)
+
+
+def error_lines(check: Callable[..., object], *values: Any, **options: Any) -> list[str]:
+    """The message of the ``ValueError`` that a call raises; empty where it raises none."""
+    try:
+        check(*values, **options)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def refuse(problems: list[str]) -> None:

@@ -18,6 +18,7 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
@@ -269,6 +270,32 @@ class CommandLine:
     def options(self, group: str) -> list[str]:
         """The options of a group."""
         return list(self._loader.get_group_options(group))
+
+    def groups(self) -> dict[str, list[str]]:
+        """The options of each group but Hydra's. (The loader's own list copies all of the configs for each group.)"""
+        repository, found, left = self._loader.repository, dict[str, list[str]](), [""]
+        while left:
+            group = left.pop()
+            below = repository.get_group_options(group, ObjectType.GROUP)
+            left += [f"{group}/{name}".lstrip("/") for name in below if group or name != "hydra"]
+            if group and (options := repository.get_group_options(group)):
+                found[group] = options
+        return found
+
+    def files(self) -> list[tuple[Path, str]]:
+        """The YAML files of which the config of the overrides is composed, in that order, and the package of each."""
+        name = self.flags.config_name or self.config_name
+        folders = [Path(one.path) for one in self._loader.repository.get_sources() if one.scheme() == "file"]
+        listed = self._loader.compute_defaults_list(name, list(self.overrides), RunMode.MULTIRUN).defaults
+        found = []
+        for one in listed:
+            paths = [folder / f"{one.config_path}.yaml" for folder in folders]
+            package = one.package or ""
+            if (path := next((path for path in paths if path.is_file()), None)) and package.partition(".")[
+                0
+            ] != "hydra":
+                found.append((path, package))
+        return found
 
     @cached_property
     def choices(self) -> list[str]:

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from panollava.config import command_line
+from panollava.config.help import show_help
 from panollava.config.job import INTERRUPTED, MENDABLE, Function, Load, in_sweep, run_job
 from panollava.config.outside import add_options
 from panollava.config.sweep import Announce, Report, SweepParent
@@ -82,13 +83,17 @@ def _hydra_arguments(
             if re.search("track|mlflow|uri", key):  # a misspelt key is shown with its value further on
                 refuse_secret(key.lstrip("+"), value.strip("'\""))
         flags, overrides = command_line.split(command_line.canonical(typed, bare=bare, loose=loose))
-        if flags.help or flags.hydra_help or flags.shell_completion or flags.info:
+        if flags.hydra_help or flags.shell_completion or flags.info:
             return [*command_line.words(flags), *overrides]
         add_options(overrides, trusted=config_name == SWEPT)
         try:
             line = command_line.CommandLine(config_name, flags, overrides)
             check_plugins(line.parsed)
             command_line.check_groups(line)
+            if flags.help:
+                command_line.check_keys(line)
+                show_help(line)
+                sys.exit()
             is_sweep = line.is_sweep
             if is_sweep and not flags.multirun and not flags.cfg:  # of an overlay: texts may be swept too
                 return _hydra_arguments(config_name, ["--multirun", *typed], scratch, bare, loose)

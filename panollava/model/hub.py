@@ -1,4 +1,7 @@
-"""Opens pretrained backbones by hub name or local folder: safetensors only, no remote code."""
+"""Opens pretrained backbones by hub name or local folder: safetensors only, no remote code.
+
+transformers is imported where it is used: a check of a config reads the signatures here, and does without.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import transformers  # its classes by their full names: they are imported when used, which takes seconds
 from safetensors import SafetensorError
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
-from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import extract_commit_hash
 
 from panollava.disk import read_document
 
@@ -41,6 +40,9 @@ def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
 
 def backbone_record(name: str, revision: str | None, digest: Callable[[Path], str]) -> dict[str, Any] | None:
     """Digests of a folder's ``files`` by name, or the ``commit`` of a hub model; None for one not on this machine."""
+    from transformers.utils import CONFIG_NAME
+    from transformers.utils.hub import extract_commit_hash
+
     folder = Path(resolve_source(name))
     if folder.is_dir():
         files = {file.name: file for pattern in _READ for file in folder.glob(pattern)}
@@ -68,8 +70,10 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
             f"{key}={name!r} is a folder without config.json, so it is no Hugging Face or timm model. Give a "
             "folder written by save_pretrained (or timm's save_for_hf), or a hub name."
         )
+    from transformers import AutoConfig
+
     try:
-        return transformers.AutoConfig.from_pretrained(name, revision=revision or NEWEST, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the Hugging "
@@ -132,6 +136,8 @@ def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
     transformers opens any file that an index of shards names, and the adapter of a folder that holds one.
     ``where`` and ``way_out`` are its name and the advice in messages; ``place`` are options for the hub and its cache.
     """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
     index = _file_of(name, SAFE_WEIGHTS_INDEX_NAME, **place)
     shards = read_document(index.resolve()).get("weight_map") if index is not None else {}
     names = set(map(str, shards.values())) if isinstance(shards, dict) else {"no weight_map"}
@@ -150,6 +156,8 @@ def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
 
 def _file_of(name: str, file: str, **place: Any) -> Path | None:
     """A file of a folder or hub model, None where it has none."""
+    from transformers.utils import cached_file
+
     reasons = ("missing_entries", "connection_errors", "gated_repo")
     found = cached_file(name, file, **{f"_raise_exceptions_for_{reason}": False for reason in reasons}, **place)
     return None if found is None else Path(found)
@@ -195,22 +203,24 @@ def load_language_model(
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": dtype,
     }
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
     source = resolve_source(name, LANGUAGE_KEY)
     config = read_config(source, LANGUAGE_KEY, revision)
-    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+    if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
             f"{LANGUAGE_KEY}={source!r} is a {config.model_type!r} model, which transformers does not know as a causal "
             "language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
         )
     return load_pretrained(
-        transformers.AutoModelForCausalLM,
+        AutoModelForCausalLM,
         source,
         LANGUAGE_KEY,
         config=config,
         dtype=dtype,
         attn_implementation=attn_implementation,
         revision=revision,
-        quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4) if load_in_4bit else None,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if load_in_4bit else None,
     )
 
 
@@ -218,8 +228,10 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
     """The tokenizer of ``model.language.name``. Raises FileNotFoundError where there is none."""
     source = resolve_source(name, LANGUAGE_KEY)
     read_config(source, LANGUAGE_KEY, revision)
+    from transformers import AutoTokenizer
+
     try:
-        return transformers.AutoTokenizer.from_pretrained(source, revision=revision or NEWEST, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, revision=revision or NEWEST, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's tokenizer "
@@ -230,15 +242,17 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hides bars and the load report, which lists a dual encoder's unused half; missing weights are an error here."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            logging.enable_progress_bar()
 
 
 def _convert_recipe(name: str, key: str) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -334,11 +333,8 @@ class Encoding:
             "attention": tower.config._attn_implementation,
             "matmul": torch.get_float32_matmul_precision(),
             "device": device_kind(tower.mean.device),
-            "libraries": {
-                "timm": version("timm"),  # without its import, which takes seconds, for encoders that are not its own
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
+            # By their records, not by an import: that of timm takes seconds, and few encoders are its own.
+            "libraries": {"torch": torch.__version__, **{name: version(name) for name in ("timm", "transformers")}},
         }
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panollava.component import allow, closest, component_names, outside_packages
-from panollava.config.check import check_component, check_section
+from panollava.config.check import check_component, check_section, error_lines
 from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
 from panollava.evaluation.measure import AUTO, check_measure
@@ -22,7 +22,7 @@ from panollava.model.hub import load_language_model
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
-from panollava.run.sections import check_crop, check_generation, check_tracking, error_lines
+from panollava.run.sections import check_crop, check_generation, check_tracking
 from panollava.run.sources import check_data
 from panollava.stages import vision as vision_stage
 from panollava.stages.registry import StageRecord, in_order, stages_of, with_defaults

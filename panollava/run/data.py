@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from annotated_types import Interval
 
 from panollava.batch import Batch
 from panollava.crop.render import check_workers
@@ -17,7 +16,6 @@ from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
 from panollava.data.loader import Collate, StageLoader, eval_loader
-from panollava.data.scenes.scene import LEVELS
 from panollava.data.source import DataSource, Question, Record
 from panollava.evaluation.measure import Measure, as_asked, choose_measure
 from panollava.evaluation.metrics import AnswerSet
@@ -26,6 +24,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
 from panollava.prompt import IMAGE_TOKEN, ChatPrompt, Encoded, Limits
 from panollava.run.config_check import EvaluationOptions
+from panollava.run.options import DataOptions
 from panollava.run.sources import BatchOptions, open_splits, part_of, source_arguments
 from panollava.stages.registry import Targets
 from panollava.store.feature_maker import FeatureMaker
@@ -166,18 +165,6 @@ def question_batches(
     collate = Collate(pad_id=pad, padding_side="left")
     complete = None if features is None else features.complete
     return eval_loader(dataset, collate, batch_size=batch_size, num_workers=num_workers, complete=complete)
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Keys of commands that choose the data of an evaluation."""
-
-    split: Literal["train", "val", "test"]
-    csv_input: str | None
-    score_by: list[str] | None
-    world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
-    world_level: Annotated[int, Interval(ge=1, le=len(LEVELS))] | None
-    world_scenes: Annotated[int, Interval(ge=1)] | None
 
 
 def data_name(options: DataOptions, data: Mapping[str, Any]) -> str:

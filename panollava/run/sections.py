@@ -6,23 +6,16 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from panollava.component import allow, find_component, outside_packages
-from panollava.config.check import check_component, check_section, refuse
-from panollava.crop.crop import COMMON_KEYS, Crop
-from panollava.crop.partial import check_covered
-from panollava.crop.render import check_device
-from panollava.crop.strategies import CropStrategy
+from panollava.component import allow, outside_packages
+from panollava.config.check import check_section, error_lines, refuse
 from panollava.evaluation.measure import KEY as MEASURE
 from panollava.evaluation.measure import check_measure
 from panollava.evaluation.metrics import check_metrics
 from panollava.generation import KEY, GenerationOptions
-from panollava.store.catalogue import StoreOptions
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker
 
 Options = TypeVar("Options")
-LARGEST_VIEW = 4096
-"""Largest side of a view in pixels: no encoder takes more, and a typing error would fill the memory."""
 
 
 def read_config(
@@ -66,20 +59,18 @@ def metrics_problems(values: Mapping[str, Any]) -> list[str]:
     return check_metrics(values["metrics"], "metrics")
 
 
-def error_lines(check: Callable[..., object], *values: Any, **options: Any) -> list[str]:
-    """The message of the ``ValueError`` that a call raises; empty where it raises none."""
-    try:
-        check(*values, **options)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
 def check_fetch(section: Mapping[str, Any]) -> list[str]:
     """Problems of a ``fetch`` section."""
     from panollava.data.fetch import FetchOptions, check_hosts  # here, as it brings in requests, for few commands
 
     return check_section(section, FetchOptions, "fetch") + check_hosts(section.get("hosts"))
+
+
+def check_store(section: Mapping[str, Any]) -> list[str]:
+    """Problems of a ``store`` section."""
+    from panollava.store.catalogue import StoreOptions  # here, as it brings in PyTorch
+
+    return check_section(section, StoreOptions, "store")
 
 
 def check_tracking(section: dict[str, Any]) -> list[str]:
@@ -91,21 +82,11 @@ def check_tracking(section: dict[str, Any]) -> list[str]:
     return problems or (error_lines(absolute_uri, tracking.get("uri")) if kind == "mlflow" else [])
 
 
-def strategy_class(type: str) -> type[CropStrategy]:
-    """The class of ``crop=<type>``."""
-    return find_component("crop.strategies", type, "Crop", CropStrategy)
-
-
 def check_crop(section: Mapping[str, Any]) -> list[str]:
     """Problems of a ``crop`` section."""
-    crop = dict(section)
-    view_size = crop.pop("view_size", None)
-    problems = []
-    is_number = isinstance(view_size, int) and not isinstance(view_size, bool)
-    if view_size is not None and not (is_number and 1 <= view_size <= LARGEST_VIEW):
-        problems.append(f"crop.view_size={view_size!r}: allowed are 1 to {LARGEST_VIEW} pixels, or null.")
-    common = {key: crop.pop(key) for key in COMMON_KEYS if key in crop}
-    return [*problems, *_common(common), *_strategy(crop)]
+    from panollava.run.crop_section import crop_problems  # here, as it brings in PyTorch, which few commands need
+
+    return crop_problems(section)
 
 
 def check_generation(section: Mapping[str, Any], *, recorded: bool = False) -> list[str]:
@@ -117,31 +98,6 @@ def check_generation(section: Mapping[str, Any], *, recorded: bool = False) -> l
     given = {key: value for key, value in section.items() if not (recorded and value is None)}
     problems = check_section(given, GenerationOptions, KEY)
     return problems if problems or recorded else error_lines(GenerationOptions, **given)
-
-
-def _common(values: dict[str, Any]) -> list[str]:
-    """Problems of the keys that every crop has."""
-    problems = check_section(values, Crop, "crop", given=("strategy", "view_size"))
-    covered = values.get("panorama_fov_deg")
-    if isinstance(covered, list) and len(covered) == 2 and all(type(each) in (int, float) for each in covered):
-        problems = [line for line in problems if not line.startswith("crop.panorama_fov_deg")]
-        problems += error_lines(check_covered, (covered[0], covered[1]))
-    if not problems:
-        problems += error_lines(check_device, values.get("device", "cpu"), values.get("renderer", "cv2"))
-    return problems
-
-
-def _strategy(crop: dict[str, Any]) -> list[str]:
-    """Problems of a strategy's keys; the strategy's own error messages replace the general ones."""
-    problems = check_component(crop, "crop", strategy_class)
-    options = {key: value for key, value in crop.items() if key != "type"}
-    try:
-        strategy_class(str(crop.get("type")))(**options)
-    except (TypeError, ValueError) as error:
-        key = str(error).partition("=")[0]
-        if not problems or key.startswith("crop."):  # else a wrong key or type, which is reported already
-            return [*(line for line in problems if not line.startswith((f"{key}=", f"{key}."))), str(error)]
-    return problems
 
 
 def check_evaluation(section: Mapping[str, Any]) -> list[str]:
@@ -156,7 +112,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "evaluation": check_evaluation,
     "fetch": check_fetch,
     "generation": partial(check_generation, recorded=True),
-    "store": lambda section: check_section(section, StoreOptions, "store"),
+    "store": check_store,
     "tracking": check_tracking,
 }
 """Checks of the sections that several commands have."""

@@ -1,11 +1,14 @@
 """The interface of a tracker, which records a run; its methods keep nothing unless a subclass does."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 ModelForm = Literal["none", "checkpoint", "export"]  # how a trained model is kept; export: as a Hugging Face folder

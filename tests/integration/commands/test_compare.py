@@ -15,6 +15,7 @@ from support.runs import command
 
 from panollava import compare
 from panollava import eval as eval_command
+from panollava.run import comparison
 from panollava.run import evaluate as run_evaluate
 from panollava.run.conditions import answer_conditions
 
@@ -82,9 +83,9 @@ def test_conditions_are_computed_once_and_unequal_ones_are_said_once(
         computed.append(given[3])
         return answer_conditions(*given, **options)
 
-    for module in (compare, run_evaluate):
+    for module in (comparison, run_evaluate):
         monkeypatch.setattr(module, "answer_conditions", counting)
-    monkeypatch.setattr(compare, "unequal", lambda _: ["precision is not the same for all"])
+    monkeypatch.setattr(comparison, "unequal", lambda _: ["precision is not the same for all"])
     stages = ("runs/recorded/finetune/anyres-e2p_mlp", "runs/recorded/resampler/anyres-e2p_mlp")
     said = compared(monkeypatch, capsys, *stages, "world_seed=8", "max_samples=2")
     assert said.count("has no answers to these questions yet") == len(computed) == 2

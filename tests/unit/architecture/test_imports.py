@@ -153,17 +153,34 @@ def test_what_the_command_line_needs_first_is_light(module: str) -> None:
     assert brought_in(module, "torch", "transformers", "mlflow") == []
 
 
-def test_a_command_without_a_model_brings_in_no_model_library() -> None:
-    assert brought_in("panollava.gallery", "transformers", "timm", "peft", "mlflow", "pandas") == []
-    assert brought_in("panollava.fetch", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
-    models = ("transformers.modeling_utils", "timm", "peft", "torchvision", "mlflow", "scipy", "pandas")
+HEAVY = ("torch", "transformers", "timm", "peft", "mlflow", "pandas", "matplotlib", "scipy", "requests", "cv2")
+"""Libraries that take long to import; a command imports them when it uses them."""
+READS_FILES = {"check", "fetch"}
+"""Commands whose modules are about files of pictures and their headers."""
+
+
+@pytest.mark.parametrize("command", sorted(entry_points()))
+def test_help_of_a_command_needs_no_heavy_library(command: str) -> None:
+    heavy = [name for name in HEAVY if command not in READS_FILES or name not in ("requests", "cv2")]
+    at_end = f"atexit.register(lambda: print(*[name for name in {heavy} if name in sys.modules], file=sys.stderr))"
+    code = f"import atexit, sys, panollava.{command} as command; sys.argv[1:] = ['--help']; {at_end}; command.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr.split() == []
+
+
+def test_the_check_of_a_config_brings_in_no_model_library() -> None:
+    models = ("transformers", "timm", "peft", "torchvision", "mlflow", "scipy", "pandas")
     assert brought_in("panollava.run.config_check", *models) == []
-    assert brought_in("panollava.check", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
 
 
 def test_an_encoder_of_transformers_brings_in_no_timm() -> None:
     opened = 'panollava.model.vision.VisionTower.from_pretrained("panollava/tiny-siglip").config'
     assert brought_in("panollava.model.vision", "timm", "transformers", then=opened) == ["transformers"]
+
+
+def test_scoring_brings_in_no_model_library() -> None:
+    assert brought_in("panollava.score", "torch", "transformers", "timm", "peft", "mlflow", "pandas") == []
 
 
 def brought_in(module: str, *libraries: str, then: str = "") -> list[str]:

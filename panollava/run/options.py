@@ -1,0 +1,61 @@
+"""Plain keys of the commands that evaluate and compare runs, apart from what they do: ``--help`` needs no PyTorch."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+from panollava.data.scenes.scene import LEVELS
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Keys of commands that choose the data of an evaluation."""
+
+    split: Literal["train", "val", "test"]
+    csv_input: str | None
+    score_by: list[str] | None
+    world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
+    world_level: Annotated[int, Interval(ge=1, le=len(LEVELS))] | None
+    world_scenes: Annotated[int, Interval(ge=1)] | None
+
+
+@dataclass(frozen=True)
+class EvalOptions(DataOptions):
+    """Keys of ``conf/eval.yaml``; see there."""
+
+    checkpoint: str | None
+    config: str | None
+    turn_deg: float | None
+    max_samples: Annotated[int, Interval(ge=1)] | None
+    blank: bool | None
+    loss: bool
+    words: Literal["auto", "ptb", "unicode"] | None
+    meteor: bool | None
+    clip: str | None
+    metrics: list[str] | None
+    batch_size: Annotated[int, Interval(ge=1)] | None
+    results_dir: str
+    log_samples: bool
+    log_interval: Annotated[int, Interval(ge=1)]
+    log_max_samples: Annotated[int, Interval(ge=0)]
+    device: str
+    num_workers: Annotated[int, Interval(ge=0)]
+    allow: str | list[str]
+
+
+@dataclass(frozen=True)
+class CompareOptions(DataOptions):
+    """Keys of ``conf/compare.yaml``; see there."""
+
+    runs: list[str]
+    mlflow_experiment: str | None
+    max_samples: Annotated[int, Interval(ge=1)] | None
+    table: Literal["latex", "markdown", "csv"] | None
+    words: Literal["auto", "ptb", "unicode"]
+    batch_size: Annotated[int, Interval(ge=1)] | None
+    results_dir: str
+    out: str
+    device: str
+    num_workers: Annotated[int, Interval(ge=0)]
+    allow: str | list[str]
