@@ -123,7 +123,7 @@ def _alternatives(hint: Any, limits: Sequence[Any]) -> list[str]:
         ordered = sorted(parts, key=lambda part: part is type(None))  # null last
         return [name for part in ordered for name in _alternatives(part, limits)]
     if origin is Literal:
-        return [str(part) for part in parts]
+        return [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
     least = next((limit.min_length for limit in limits if isinstance(limit, MinLen | Len)), 0)
     if origin is tuple and parts[-1] is not ...:
         return [f"list of {len(parts)}: {'; '.join(map(allowed, parts))}"]

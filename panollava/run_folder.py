@@ -37,6 +37,8 @@ MAY_DIFFER = (
     "experiment_name",
     "form",
     "generation",
+    "gpu",
+    "mfu",
     "output_dir",
     "overwrite",
     "resume",

@@ -37,19 +37,25 @@ def main(cfg: DictConfig) -> float | None:
     cfg = checked(cfg)  # every key, type and range, before anything is opened
 
     from panollava.run.evaluate import evaluate_run, final_score, keep_model, summarize
+    from panollava.run.plan import log_plan
     from panollava.run.preflight import preflight
-    from panollava.run.run import open_run
+    from panollava.run.run import open_run, plans_only
     from panollava.run.stage import run_stage
     from panollava.training.distributed import init_distributed
 
     ranks = init_distributed(device=cfg.trainer.device, timeout_s=cfg.trainer.process_timeout_s)
     with ranks as procs, open_run(cfg, procs) as run:  # folder, log, data, backbones
         preflight(run)  # what can fail fails here, before the first step
+        if plans_only(cfg):
+            log_plan(run)
+            return final_score(run)
         trained = None
         for name in run.pending:
             trained = run_stage(run, name) or trained
         keep_model(run)
         evaluate_run(run, trained)
+        if cfg.dry_run:
+            log_plan(run)
         summarize(run)
         return final_score(run)
 

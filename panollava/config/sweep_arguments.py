@@ -214,7 +214,7 @@ def _folder(
         if not (overlays and key in params)
     ]
     name = "_".join([*(overlays or ["sweep"]), *own]) if config.experiment_name is None else str(config.experiment_name)
-    if config.dry_run is True:
+    if config.dry_run in (True, "plan"):
         return scratch / slug(name, 80)
     given = any(override.key_or_group == "hydra.sweep.dir" for override in line.parsed)
     first = Path(config.hydra.sweep.dir) if given else Path(config.output_dir).expanduser() / slug(name, 80)

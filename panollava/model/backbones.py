@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,8 @@ class Backbones:
         model: the ``model`` section of a config or of a run's metadata; ``crop`` likewise.
         dtype: of the backbones' weights; what is new is fp32, drawn with ``seed``.
         today: the date in prompts where the chat template writes one; None is the current date.
+        weights: False builds models without weights, on the meta device, from the configurations alone; they have
+            shapes, and compute nothing.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Backbones:
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         today: date | None = None,
+        weights: bool = True,
     ) -> None:
+        self.weights = weights
         self.model, self.crop_spec, self.dtype, self.seed, self.today = model, crop, dtype, seed, today
         self._whole: PanoLlavaForConditionalGeneration | None = None
 
@@ -77,13 +82,14 @@ class Backbones:
             attn_implementation=vision["attn_implementation"],
             dtype=self.dtype,
             revision=vision.get("revision"),
+            weights=self.weights,
         )
 
     @cached_property
     def language(self) -> PreTrainedModel:
         known = ("name", "attn_implementation", "load_in_4bit", "revision")  # a run of an earlier version has fewer
         settings = {key: self.model["language"][key] for key in known if key in self.model["language"]}
-        return load_language_model(**settings, dtype=self.dtype)
+        return load_language_model(**settings, dtype=self.dtype, weights=self.weights)
 
     @cached_property
     def prompt(self) -> ChatPrompt:
@@ -141,20 +147,29 @@ class Backbones:
         if self._whole is not None:
             return self._whole.vision
         settings = {key: self.model[key] for key in ("resampler", "latent_width")}
-        return PanoVision.build(self.tower, **settings, seed=self.seed)
+        tower = self.tower  # opened outside of the block, as its preprocessing is read with tensors of its own
+        with self.new_weights:
+            return PanoVision.build(tower, **settings, seed=self.seed)
 
     def composite(self) -> PanoLlavaForConditionalGeneration:
         """The whole model, with new components drawn from the seed."""
         if self._whole is not None:
             return self._whole
-        return PanoLlavaForConditionalGeneration.from_backbones(
-            self.tower,
-            self.language,
-            **{key: self.model[key] for key in ("resampler", "position", "projector", "join", "latent_width")},
-            crop=self.crop_spec,
-            image_token_id=self.prompt.image_id,
-            seed=self.seed,
-        )
+        tower, language, image_id = self.tower, self.language, self.prompt.image_id
+        with self.new_weights:
+            return PanoLlavaForConditionalGeneration.from_backbones(
+                tower,
+                language,
+                **{key: self.model[key] for key in ("resampler", "position", "projector", "join", "latent_width")},
+                crop=self.crop_spec,
+                image_token_id=image_id,
+                seed=self.seed,
+            )
+
+    @property
+    def new_weights(self) -> AbstractContextManager[object]:
+        """Context in which new weights are made: on the meta device where there are none."""
+        return nullcontext() if self.weights else torch.device("meta")
 
 
 _VISION = "vision."  # prefix of the names of encoder and resampler, in the checkpoints of every stage

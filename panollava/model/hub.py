@@ -130,6 +130,16 @@ def load_pretrained(
     return model.eval()
 
 
+def without_weights(
+    auto_class: Any, config: PreTrainedConfig, *, dtype: torch.dtype, attn_implementation: str
+) -> PreTrainedModel:
+    """A model of an Auto class on the meta device: it has shapes, and computes nothing. Opens no file."""
+    with torch.device("meta"), quiet_transformers():
+        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+    model.config._attn_implementation = attn_implementation  # not given above, as it may not be installed here
+    return model
+
+
 def refuse_pickles(name: str, where: str, way_out: str, **place: Any) -> None:
     """Raises ValueError if transformers would open a pickle of a folder or hub model although safetensors are required.
 
@@ -182,18 +192,20 @@ def load_language_model(
     attn_implementation: Attention = "sdpa",
     load_in_4bit: bool = False,
     revision: str | None = None,
+    weights: bool = True,
 ) -> PreTrainedModel:
     """The causal language model of ``model.language.name``, in eval mode.
 
     Arguments as for ``load_pretrained``. ``load_in_4bit`` keeps the matrices in four bits (NF4, scales quantised too),
     which frees memory and leaves only adapters to train; ``dtype`` is then that of the computation with them. Source:
-    Dettmers et al. 2023, arXiv:2305.14314.
+    Dettmers et al. 2023, arXiv:2305.14314. Without ``weights`` only the configuration is opened; the model is on the
+    meta device, never in four bits.
 
     Raises:
         FileNotFoundError: no such model, or no safetensors weights.
         ValueError: the model is no causal language model, its weights are incomplete, or bitsandbytes is missing.
     """
-    if load_in_4bit and find_spec("bitsandbytes") is None:
+    if weights and load_in_4bit and find_spec("bitsandbytes") is None:
         raise ValueError(
             "model.language.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
             '".[4bit]" in the repository, or use load_in_4bit=false.'
@@ -212,6 +224,9 @@ def load_language_model(
             f"{LANGUAGE_KEY}={source!r} is a {config.model_type!r} model, which transformers does not know as a causal "
             "language model. Choose one of the Llama, Vicuna, Mistral, Qwen2.5 or Qwen3 families."
         )
+    if not weights:
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        return without_weights(AutoModelForCausalLM, config, **options)
     return load_pretrained(
         AutoModelForCausalLM,
         source,

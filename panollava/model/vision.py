@@ -87,6 +87,7 @@ class VisionTower(nn.Module):
         dtype: torch.dtype = torch.float32,
         attn_implementation: hub.Attention = "sdpa",
         revision: str | None = None,
+        weights: bool = True,
     ) -> VisionTower:
         """Opens an encoder.
 
@@ -95,6 +96,7 @@ class VisionTower(nn.Module):
             image_size: side, or ``(h, w)``, of the views, for which positions are interpolated; None is the encoder's.
             dtype: type of the weights; normalisation is always fp32.
             revision: commit, branch or tag of a hub model; None for the newest.
+            weights: False opens the configuration alone; the tower is on the meta device and computes nothing.
 
         Raises:
             FileNotFoundError: no such model, or no safetensors weights.
@@ -107,9 +109,13 @@ class VisionTower(nn.Module):
         mean, std, own_size = families.preprocessing(source, config, revision)
         size = own_size if image_size is None else families.pair(image_size)
         families.use_image_size(config, size)
-        options: dict[str, Any] = {"config": config, "dtype": dtype, "revision": revision}
-        model = hub.load_pretrained(AutoModel, source, KEY, attn_implementation=attn_implementation, **options)
-        return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        if weights:
+            model = hub.load_pretrained(AutoModel, source, KEY, config=config, revision=revision, **options)
+        else:
+            model = hub.without_weights(AutoModel, config, **options)
+        with model.device:
+            return cls(model, image_size=size, mean=mean, std=std, feature_layer=feature_layer)
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **settings: Any) -> VisionTower:

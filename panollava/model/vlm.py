@@ -329,9 +329,12 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
     def is_head_linear(self) -> bool:
         """Whether logits are what the head makes of the states; some families scale them or bound them by a tanh.
 
-        It is measured with one token, since each family names such keys in its own way.
+        It is measured with one token, since each family names such keys in its own way. A model without weights
+        measures nothing, and is taken for linear, as most are.
         """
         language, was_training = self.language_model, self.language_model.training
+        if language.get_input_embeddings().weight.is_meta:
+            return True
         language.eval()
         embedding = language.get_input_embeddings().weight
         ramp = torch.linspace(-1, 1, embedding.shape[1], dtype=embedding.dtype, device=embedding.device)

@@ -26,7 +26,8 @@ def build_stage(run: Run, name: str) -> Stage:
     model: Any = backbones.composite() if record.answers else backbones.vision()
     lora = plain(run.cfg.model.lora)
     if lora["enabled"] and record.trains_language and not has_lora(model):
-        add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
+        with backbones.new_weights:
+            add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
     blocks = options.vision_trainable_blocks, options.language_trainable_blocks
     setup = StageSetup(name, *blocks, run.trainer.checkpoint_activations)
     own = record.stage_class.own_options(plain(run.cfg.stage[name]))
@@ -37,14 +38,19 @@ def build_stage(run: Run, name: str) -> Stage:
     return stage
 
 
-def skip_reason(run: Run, name: str) -> str | None:
-    """Why a stage has nothing to learn from this model and crop, or None.
+def is_left_out(run: Run, name: str) -> bool:
+    """Whether a stage has nothing to learn from this model and crop; the reason is logged.
 
     Raises:
-        ValueError: it has, but not with its options.
+        ValueError: it is the only stage; or it has something to learn, but not with its options.
     """
     stage: type[Stage] = run.stages[name].stage_class
-    return stage.skip_reason(run.backbones, stage.own_options(plain(run.cfg.stage[name])))
+    reason = stage.skip_reason(run.backbones, stage.own_options(plain(run.cfg.stage[name])))
+    if reason and len(run.cfg.stage.run) == 1:
+        raise ValueError(f"stage={name} cannot run: {reason}. Choose another crop or resampler, or other stages.")
+    if reason:
+        LOG.info("Stage %s is left out: %s.", name, reason)
+    return bool(reason)
 
 
 PREFIXES = {"vision": ENCODER, "language": LANGUAGE_MODEL}

@@ -29,6 +29,8 @@ from panollava.stages.registry import StageRecord, in_order, stages_of, with_def
 from panollava.store.catalogue import StoreOptions
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
 
+Gpu = Literal["a100-40", "a100-80", "h100", "h200", "rtx4090", "l4"]
+"""GPUs that a plan can be made for; see ``panollava.run.plan``."""
 SECTIONS = ("crop", "data", "evaluation", "generation", "model", "optim", "stage", "store", "tracking", "trainer")
 
 
@@ -41,7 +43,9 @@ class RootOptions:
     init_from: Annotated[str, MinLen(1)]
     resume: Annotated[str, MinLen(1)]
     overwrite: bool
-    dry_run: bool
+    dry_run: Literal[False, True, "plan"]
+    gpu: Gpu | None
+    mfu: Annotated[float, Interval(gt=0, le=1)]
     seed: Annotated[int, Interval(ge=0, lt=2**32)]
     form: Literal[4]
 
@@ -103,6 +107,11 @@ def checked(cfg: DictConfig) -> DictConfig:
 def _problems(values: dict[str, Any]) -> list[str]:
     plain = {key: value for key, value in values.items() if key not in SECTIONS}
     problems = check_section(plain, RootOptions, "")
+    if plain.get("gpu") is not None and not plain.get("dry_run"):
+        problems.append(
+            f"gpu={plain['gpu']} says for which GPU a dry run plans, and this is none: add dry_run=plan, or leave it "
+            "out. trainer.device says where a run trains."
+        )
     missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
     if missing:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]

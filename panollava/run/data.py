@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ class RunData:
         """The splits that there are, by name."""
         found = {"train": self.train, "val": self.val, "test": self.test}
         return {name: source for name, source in found.items() if source is not None}
+
+    @cached_property
+    def records_a_panorama(self) -> int:
+        """How many training records are about one panorama, on average."""
+        pictures = {self.train.image_id(index) for index in range(len(self.train))}
+        return max(1, round(len(self.train) / len(pictures)))
 
     def batches(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,25 +17,12 @@ from torch.nn.functional import pad
 from panollava.batch import Batch
 from panollava.checkpoint import LAST, follow
 from panollava.logs import LOG, in_words
-from panollava.model.vlm import PanoLlavaForConditionalGeneration
-from panollava.stages.language import PART
+from panollava.run.cost import Memory, MicroBatch, Setting, memory
 from panollava.stages.protocol import Stage
 from panollava.training.options import StageOptions
 
 if TYPE_CHECKING:  # a run needs Hydra, and what is here does not
     from panollava.run.run import Run
-
-GRADIENT, MOMENTS = 4, 8
-"""Bytes of a weight's gradient and of AdamW's two moments, all fp32."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Estimated memory of a stage, in bytes."""
-
-    model: int  # its weights, as they are stored
-    optimiser: int  # gradients and AdamW's state of the trained weights
-    step: int  # activations of a micro-batch that the backward pass needs
 
 
 def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
@@ -49,15 +36,15 @@ def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
             "Its sequences: %d image tokens and up to %d of text, %d of %s positions.",
             image, text, image + text, "unlimited" if positions is None else positions,
         )  # fmt: skip
-    memory, free, size = estimate(run, stage, options), _free(run.compute.device), partial(in_words, base=1000)
-    taken = _taken(run.compute.device)  # the model is in it
+    found, free, size = estimate(run, stage, options), _free(run.compute.device), partial(in_words, base=1000)
+    taken, updates = _taken(run.compute.device), found.gradients + found.optimiser  # the model is in what is taken
     LOG.info(
         "Estimated memory: %s in all. Taken are %s, %s of them by the model; gradients and optimiser take %s, a batch "
         "of %d %s. %s are free.",
-        size(taken + memory.optimiser + memory.step), size(taken), size(memory.model), size(memory.optimiser),
-        options.batch_size, size(memory.step), size(free),
+        size(taken + updates + found.step), size(taken), size(found.weights), size(updates),
+        options.batch_size, size(found.step), size(free),
     )  # fmt: skip
-    if memory.optimiser + memory.step > free:  # the model is loaded already
+    if updates + found.step > free:  # the model is loaded already
         LOG.warning(
             "This may not fit: use a smaller stage.%s.batch_size, trainer.checkpoint_activations=true or "
             "trainer.auto_batch=true.",
@@ -66,42 +53,8 @@ def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
 
 
 def estimate(run: Run, stage: Stage, options: StageOptions) -> Memory:
-    """Memory of a stage, from its weights and the inputs and outputs of its linear layers.
-
-    The activations of a layer are its inputs and outputs, for each token. Attention scores, norms and losses of the
-    allocator are not counted; inputs of frozen layers are, although not all are kept.
-    """
-    trained = sum(parameter.numel() for parameter in stage.trained().values())
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in stage.parameters())
-    vision, model = stage.vision, stage.composite
-    views = options.batch_size * len(run.backbones.crop.camera_rows)
-    patches, tokens = vision.tower.grid[0] * vision.tower.grid[1], vision.tokens_per_view
-    blocks = list(vision.tower.blocks)
-    trainable = [block for block in blocks if any(weight.requires_grad for weight in block.parameters())]
-    passing = max((_width(block) for block in blocks), default=0)  # a frozen block keeps nothing: the largest counts
-    numbers = views * patches * (passing + sum(map(_width, trainable)))
-    numbers += views * max(patches, tokens) * _width(vision.resampler)
-    numbers += views * tokens * sum(_width(part) for part in stage.children() if part not in (vision, model))
-    if model is not None:
-        numbers += views * tokens * _width(model.projector)
-        numbers += _language_numbers(run, model, options)
-    return Memory(weights, trained * (GRADIENT + MOMENTS), numbers * run.compute.dtype.itemsize)
-
-
-def _language_numbers(run: Run, model: PanoLlavaForConditionalGeneration, options: StageOptions) -> int:
-    sequence = options.batch_size * (run.backbones.image_tokens + options.max_text_length)
-    config = model.config.get_text_config()
-    widths = [_width(block) for block in model.language_blocks]
-    if run.trainer.checkpoint_activations:  # each block keeps its input, and one at a time all it computes
-        widths = [config.hidden_size] * len(widths) + [max(widths)]
-    every = options.batch_size * options.max_text_length * config.vocab_size
-    logits = min(2 * every, 3 * PART)  # and their gradient; in parts also those that are computed again
-    return sequence * sum(widths) + logits * 4 // run.compute.dtype.itemsize  # fp32
-
-
-def _width(module: nn.Module) -> int:
-    """Numbers that go into and come out of a module's linear layers for one token."""
-    return sum(one.in_features + one.out_features for one in module.modules() if isinstance(one, nn.Linear))
+    """Memory of a stage by part (see ``panollava.run.cost``), for the longest texts."""
+    return memory(stage, MicroBatch.of(run, stage, options, options.max_text_length), Setting.of(run))
 
 
 def _count(parameter: nn.Parameter) -> int:
@@ -325,5 +278,5 @@ def _memory_used(run: Run) -> str:
     if run.compute.device.type == "cuda":
         total = torch.cuda.get_device_properties(run.compute.device).total_memory
         return f"{torch.cuda.max_memory_allocated(run.compute.device) / 1e9:.1f} of {total / 1e9:.1f} GB were taken"
-    memory, taken = psutil.virtual_memory(), _taken(run.compute.device)
-    return f"this process has {taken / 1e9:.1f} of {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} are free"
+    whole, taken = psutil.virtual_memory(), _taken(run.compute.device)
+    return f"this process has {taken / 1e9:.1f} of {whole.total / 1e9:.1f} GB, {whole.available / 1e9:.1f} are free"

@@ -17,7 +17,7 @@ from panollava.prompt import Limits
 from panollava.run.build_stage import check_start
 from panollava.run.data import check_questions, check_records
 from panollava.run.features import forecast
-from panollava.run.run import BACKBONES, Run, plain
+from panollava.run.run import BACKBONES, Run, plain, plans_only
 from panollava.training.parallel import check_compiler
 
 VIEWS = "views.png"
@@ -32,7 +32,7 @@ def preflight(run: Run) -> None:
         ValueError: a split is empty, a sequence would be longer than the language model's positions, ``init_from``
             fits nothing, more blocks are to train than there are, or ``trainer.compile`` has no compiler.
     """
-    if run.trainer.compile and run.pending:
+    if run.trainer.compile and run.pending and not plans_only(run.cfg):
         check_compiler(run.compute.device.type)
     if run.is_sharded and run.trainer.auto_batch:
         raise ValueError(
@@ -65,10 +65,8 @@ def preflight(run: Run) -> None:
         LOG.info(
             "resampler=%s keeps the encoder's width of %d: model.latent_width=%d is not used.", name, width, unused
         )
-    if run.store.enabled and any(run.stage_options(name).vision_trainable_blocks == 0 for name in pending):
-        train = None if run.data.augment.is_on else run.data.train  # what is changed at random is never kept
-        splits = [split for split in (train, run.data.val, test) if split is not None]
-        LOG.info("%s", forecast(run.store, run.backbones.tower, crop, splits))
+    if features := describe_features(run):
+        LOG.info("%s", features)
     for name in pending:
         _check_blocks(run, name)
         check_start(run, name)
@@ -81,6 +79,15 @@ def preflight(run: Run) -> None:
         run.measure  # noqa: B018  chosen for its own errors and its line in the log
         new = run.cfg.generation.max_new_tokens
         check_questions(test, run.backbones.prompt, language, image_tokens=count, new_tokens=new)
+
+
+def describe_features(run: Run) -> str | None:
+    """A sentence about the size of the feature store; None where the pending stages keep no features."""
+    if not run.store.enabled or all(run.stage_options(name).vision_trainable_blocks != 0 for name in run.pending):
+        return None
+    train = None if run.data.augment.is_on else run.data.train  # what is changed at random is never kept
+    splits = [split for split in (train, run.data.val, run.data.test) if split is not None]
+    return forecast(run.store, run.backbones.tower, run.backbones.crop, splits)
 
 
 def _check_texts(run: Run, name: str, encoder: TextEncoder, language: Limits) -> None:

@@ -54,9 +54,11 @@ from panollava.tracking.store import STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import DistributedContext
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
-from panollava.training.precision import Compute, choose_compute
+from panollava.training.precision import Compute, choose_compute, planned_compute
 
 BACKBONES = ("vision", "language")
+PLAN = "plan"
+"""Value of ``dry_run`` that builds no stage with weights."""
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
@@ -247,7 +249,10 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
     """
     configure_console(logging.INFO if procs.is_main else logging.ERROR)
     place = procs.local_rank if procs.world_size > 1 else gpu_beside_others()
-    compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, place)
+    if plans_only(cfg) and cfg.gpu:  # nothing is computed on this machine, which may have no GPU
+        compute = planned_compute(cfg.trainer.precision)
+    else:
+        compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, place)
     with ExitStack() as resources:
         root = Path(procs.texts(str(_root(cfg, resources) if procs.is_main else ""))[0])
         experiment = resources.enter_context(Experiment(root, setting(cfg), name=job_name(root), owner=procs.is_main))
@@ -261,7 +266,8 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         today = date.fromisoformat(procs.texts((_prompt_date(cfg, experiment) or date.today()).isoformat())[0])
         if data is None:
             model = _with_recorded_commits(cfg, experiment)
-            backbones = Backbones(model, plain(cfg.crop), dtype=compute.dtype, seed=cfg.seed, today=today)
+            options: dict[str, Any] = {"dtype": compute.dtype, "seed": cfg.seed, "today": today}
+            backbones = Backbones(model, plain(cfg.crop), **options, weights=not plans_only(cfg))
             data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
         run = Run(cfg, experiment, procs, compute, data.backbones, data, pending, resources)
         if problem := procs.texts(_changed_stage(run) if procs.is_main else "")[0]:
@@ -275,6 +281,11 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         except Exception:
             LOG.debug("The run stopped.", exc_info=True)  # for the log file; the terminal gets the message alone
             raise
+
+
+def plans_only(cfg: DictConfig) -> bool:
+    """Whether a start only plans, and opens no weights."""
+    return bool(cfg.dry_run == PLAN)
 
 
 def _root(cfg: DictConfig, resources: ExitStack) -> Path:

@@ -20,7 +20,7 @@ from panollava.data.loader import StageLoader
 from panollava.disk import write_file
 from panollava.logs import LOG, log_file
 from panollava.model.lora import LORA, has_lora, save_lora
-from panollava.run.build_stage import build_stage, skip_reason, start_from, trained_backbones
+from panollava.run.build_stage import build_stage, is_left_out, start_from, trained_backbones
 from panollava.run.conditions import FINISHED, SKIPPED, recorded_config
 from panollava.run.memory import auto_batch_size, explained, forecast, model_too_large, step_too_large
 from panollava.run.preflight import show_views
@@ -45,14 +45,10 @@ def run_stage(run: Run, name: str) -> Stage | None:
         ValueError: it is the only stage and cannot run; or training stopped, and the message says why.
         KeyboardInterrupt: Ctrl-C; what was trained is saved.
     """
-    reason = skip_reason(run, name)
-    if reason and len(run.cfg.stage.run) > 1:
-        LOG.info("Stage %s is left out: %s.", name, reason)
+    if is_left_out(run, name):
         if run.procs.is_main:
             run.experiment.record(name, status=SKIPPED)
         return None
-    if reason:
-        raise ValueError(f"stage={name} cannot run: {reason}. Choose another crop or resampler, or other stages.")
     folder = run.experiment.stage_folder(name)
     if run.cfg.overwrite and run.procs.is_main:
         run.experiment.clear(name)  # only now: everything that could be wrong with the new run was looked at

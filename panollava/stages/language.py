@@ -38,7 +38,7 @@ class InstructStage(Stage):
         super().__init__(setup)
         self._recomputes = setup.checkpoint_activations
         self.model = model
-        self._is_head_linear = model.is_head_linear()
+        self.parts_logits = model.is_head_linear()
         for part in (model.vision.resampler, model.position, model.projector):
             part.requires_grad_(True)
         model.vision.tower.train_only(setup.vision_blocks)
@@ -84,7 +84,7 @@ class InstructStage(Stage):
         targets = batch.labels[:, 1:]
         positions = torch.nonzero((targets != IGNORE_INDEX).any(dim=0)).flatten()
         kept = targets[:, positions]
-        if self._is_head_linear:
+        if self.parts_logits:
             head = self.model.get_output_embeddings()
             loss, right = head_losses(head, self.model.states(positions, **batch.model_inputs), kept)
         else:

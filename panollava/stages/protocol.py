@@ -53,6 +53,8 @@ class Stage(nn.Module):
 
     record: ClassVar[StageRecord]
     vision: PanoVision
+    parts_logits: bool = False
+    """Whether at most ``stages.language.PART`` logits are in memory at a time."""
 
     def __init__(self, setup: StageSetup) -> None:
         super().__init__()

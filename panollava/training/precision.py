@@ -10,6 +10,7 @@ import torch
 from panollava.logs import LOG
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,12 @@ def choose_compute(device: str, precision: Precision, local_rank: int = 0, *, se
         LOG.warning("%sprecision=bf16 is emulated on this GPU, which is slow; fp16 is native.", section)
     if precision == "fp16" and place.type == "cpu":
         raise ValueError(f"{section}precision=fp16 needs a GPU; on the CPU use fp32 or bf16.")
-    return Compute(place, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    return Compute(place, FORMATS[precision])
+
+
+def planned_compute(precision: Precision) -> Compute:
+    """What ``trainer.precision`` is on a GPU that this machine may lack; nothing is computed on its device, meta."""
+    return Compute(torch.device("meta"), FORMATS["bf16" if precision == "auto" else precision])
 
 
 def recorded_compute(device: str, precision: Precision) -> Compute:

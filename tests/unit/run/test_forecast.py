@@ -38,10 +38,11 @@ def test_the_estimate_is_of_the_right_size(
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             output = module(batch)
         assert output.losses
-    assert 1 / 3 < memory.step / sum(kept.values()) < 3
+    assert 1 / 2 < memory.step / sum(kept.values()) < 2
     trained = sum(parameter.numel() for parameter in module.trained().values())
-    assert memory.optimiser == 12 * trained
-    assert memory.model == sum(parameter.numel() * 4 for parameter in module.parameters())
+    assert (memory.gradients, memory.optimiser) == (4 * trained, 8 * trained)
+    everything = [*module.parameters(), *module.buffers()]
+    assert memory.weights == sum(tensor.numel() * tensor.element_size() for tensor in everything)
 
 
 def test_what_is_told(
