@@ -1,13 +1,15 @@
-"""python -m panollava.score <predictions.csv>: scores a file of predictions without a model."""
+"""python -m panollava.score <predictions.csv>: scores a file of answers, or of detections, without a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from panollava.config.check import error_lines
+from panollava.config.command_line import CONF
 from panollava.config.entrypoint import entrypoint
 from panollava.disk import read_document, write_json
 from panollava.logs import LOG, configure_console, counted
@@ -33,23 +35,85 @@ class ScoreOptions:
     score_by: list[str] | None
     images: str | None
     device: str
+    truth: str | None
+    boxes: str | list[str] | None
+    detection_boxes: str | list[str] | None
+    least_score: float | None
     out: str | None
+
+
+OF_BOXES = ("boxes", "detection_boxes", "least_score")
+"""Keys of detections."""
+OF_BOTH = ("predictions", "truth", "out")
+"""Keys of answers and of detections; all others are of answers."""
 
 
 @entrypoint("score", bare="predictions")
 def main(cfg: DictConfig) -> None:
     """Scores one file."""
+    from panollava.run.sections import read_config
+
+    configure_console()
+    example = "name a CSV file, such as python -m panollava.score predictions.csv"
+    options, _ = read_config(cfg, ScoreOptions, required=["predictions"], example=example, check=_problems)
+    path = Path(options.predictions).expanduser()
+    out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
+    if options.truth is None:
+        _score_answers(path, out, options)
+    else:
+        _score_detections(path, Path(options.truth).expanduser(), out, options)
+    LOG.info("Scores: %s", out)
+
+
+def _problems(values: dict[str, Any]) -> list[str]:
+    """Problems of the keys together: those without an effect, unknown metrics and unknown conventions."""
+    from panollava.run.sections import metrics_problems
+
+    defaults: Any = OmegaConf.load(Path(CONF) / "score.yaml")
+    of_answers = [key for key in values if key not in OF_BOXES + OF_BOTH]
+    is_boxes = values["truth"] is not None
+    idle = [key for key in (of_answers if is_boxes else OF_BOXES) if values[key] != defaults[key]]
+    if idle and is_boxes:
+        return [
+            f"{', '.join(idle)}: no effect with truth=, which scores detections. Leave it out, or leave truth= out."
+        ]
+    if idle:
+        return [f"{', '.join(idle)}: no effect on answers. Leave it out, or name the true boxes: truth=<file>."]
+    if not is_boxes:
+        return metrics_problems(values)
+    # Here, as the scoring of boxes is needed for detections alone.
+    from panollava.run.box_scores import chosen_conventions
+
+    return [line for key in OF_BOXES[:2] for line in error_lines(chosen_conventions, values[key], key)]
+
+
+def _score_detections(path: Path, truth: Path, out: Path, options: ScoreOptions) -> None:
+    """Scores a file of detections against a file of true boxes."""
+    from panollava.run.box_scores import chosen_conventions, score_box_files
+
+    conventions = chosen_conventions(options.boxes, "boxes")
+    found = conventions
+    if options.detection_boxes is not None:
+        found = chosen_conventions(options.detection_boxes, "detection_boxes")
+    report = score_box_files(path, truth, conventions, found, options.least_score)
+    counts = {"detection": report.scores.found_boxes, "picture": report.scores.pictures}
+    LOG.info("%s: %s", path, ", ".join(counted(number, noun) for noun, number in counts.items()))
+    LOG.info("%s: %s", truth, f"{report.scores.true_boxes:,} true boxes")
+    said = [" ".join(vars(one).values()) for one in (conventions, found)]
+    LOG.info("Conventions of the truth: %s; of the detections: %s.", *said)
+    if not report.has_scores:
+        LOG.info("The detections have no scores, so AP and AR are those of equal scores alone.")
+    LOG.info("\n%s\n", report.table())
+    write_json(out, report.record())
+
+
+def _score_answers(path: Path, out: Path, options: ScoreOptions) -> None:
+    """Scores a file of answers."""
     from panollava.evaluation.measure import AUTO, choose_measure, group_lines, group_scores, groups_record
     from panollava.evaluation.metrics import AnswerSet, find_metrics, metrics_record, score
     from panollava.evaluation.predictions import KEYED, METRICS, read_predictions
     from panollava.evaluation.words import choose_words
-    from panollava.run.sections import metrics_problems, read_config
 
-    configure_console()
-    example = "name a CSV file, such as python -m panollava.score predictions.csv"
-    options, _ = read_config(cfg, ScoreOptions, required=["predictions"], example=example, check=metrics_problems)
-    path = Path(options.predictions).expanduser()
-    out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
     words = choose_words(options.words)
     columns = {role: getattr(options, f"{role}_column") for role in KEYED}
     scored = read_predictions(path, options.form, columns, options.score_by)
@@ -71,7 +135,6 @@ def main(cfg: DictConfig) -> None:
     record = {"predictions": str(path), "clip": options.clip, "conditions": conditions, **report.record()}
     record |= {"measure": measure.name, "groups": groups_record(groups)}
     write_json(out, record | metrics_record(options.metrics))
-    LOG.info("Scores: %s", out)
 
 
 def _with_pictures(answers: AnswerSet, path: Path, options: ScoreOptions) -> AnswerSet:

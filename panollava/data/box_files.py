@@ -45,6 +45,8 @@ class _Collector:
         else:
             box, reason = read_box(numbers[: len(values)], self.conventions, self.sizes.get(picture))  # type: ignore[arg-type]
             reasons += [reason] if reason else []
+            if score is not None and not math.isfinite(numbers[-1]):  # type: ignore[arg-type]
+                reasons.append(f"the score {score!r} is not a finite number")
         if not reasons and picture not in self.rows:
             reasons.append(f"{picture!r} is a picture that the file does not list")
         if not reasons and self.folder is not None and not (self.folder / picture).is_file():
@@ -75,51 +77,102 @@ def read_coco(path: Path, conventions: Conventions, folder: Path | None = None) 
         FileNotFoundError: there is no such file.
         ValueError: it is no such JSON.
     """
+    document = _json(path)
+    images, annotations, categories = (_objects(path, document, key) for key in ("images", "annotations", "categories"))
+    out = _Collector(path, conventions, folder)
+    names_by_id, file_by_id = _listed(out, images, categories)
+    places = [f"annotation {at} (id {one.get('id', 'missing')})" for at, one in enumerate(annotations, start=1)]
+    _add_annotations(out, annotations, places, names_by_id, file_by_id)
+    return out.finished(list(names_by_id.values()))
+
+
+def read_coco_results(path: Path, truth: Path, conventions: Conventions) -> BoxAnnotations:
+    """Detections of a COCO file of results: a list of ``image_id``, ``category_id``, ``bbox`` and perhaps ``score``.
+
+    Args:
+        path: JSON file; an empty list is one without detections.
+        truth: COCO file with the pictures and classes that the ids name. All its pictures are in the result.
+        conventions: of ``bbox``.
+
+    Raises:
+        FileNotFoundError: one of the files does not exist.
+        ValueError: one of them is no such JSON.
+    """
+    document, rows = _json(truth), _json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: no list of objects. COCO results are a list of image_id, category_id, bbox, score.")
+    out = _Collector(path, conventions, None)
+    images, categories = _objects(truth, document, "images"), _objects(truth, document, "categories")
+    names_by_id, file_by_id = _listed(out, images, categories)
+    places = [f"row {at}" for at in range(1, len(rows) + 1)]
+    _add_annotations(out, rows, places, names_by_id, file_by_id, all_or_none=True)
+    return out.finished(list(names_by_id.values()))
+
+
+def is_coco_results(path: Path) -> bool:
+    """Whether a JSON file is a list, as COCO's results are; raises as ``read_coco`` does."""
+    return isinstance(_json(path), list)
+
+
+def _json(path: Path) -> Any:
     try:
-        document = json.loads(found_file(path).read_text(encoding="utf-8-sig"))
+        return json.loads(found_file(path).read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON: {str(error)[:200]}. Fetch or write the file again.") from None
-    lists = [
-        document.get(key) if isinstance(document, dict) else None for key in ("images", "annotations", "categories")
-    ]
-    for key, rows in zip(("images", "annotations", "categories"), lists, strict=True):
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(
-                f"{path}: {key} is not a list of objects. A COCO file has images, annotations, categories."
-            )
-    images, annotations, categories = lists
-    out = _Collector(path, conventions, folder)
+
+
+def _objects(path: Path, document: Any, key: str) -> list[dict[str, Any]]:
+    """The list of objects of a key of a COCO file."""
+    rows = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: {key} is not a list of objects. A COCO file has images, annotations, categories.")
+    return rows
+
+
+def _listed(
+    out: _Collector, images: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]]
+) -> tuple[dict[Any, str], dict[Any, str]]:
+    """Names of classes and of pictures by their ids; the pictures and their sizes are added to `out`."""
     try:
-        names_by_id = {one["id"]: str(one["name"]) for one in categories}  # type: ignore[union-attr]
-        file_by_id = {one["id"]: str(one["file_name"]) for one in images}  # type: ignore[union-attr]
+        names_by_id = {one["id"]: str(one["name"]) for one in categories}
+        file_by_id = {one["id"]: str(one["file_name"]) for one in images}
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: an image needs id and file_name, a category id and name; wrong: {error}.") from None
-    for one in images:  # type: ignore[union-attr]
+        raise ValueError(
+            f"{out.source}: an image needs id and file_name, a category id and name; wrong: {error}."
+        ) from None
+    for one in images:
         out.rows[file_by_id[one["id"]]] = []
         if _is_size(one.get("height"), one.get("width")):
             out.sizes[file_by_id[one["id"]]] = (int(one["height"]), int(one["width"]))
-    names = list(names_by_id.values())
+    return names_by_id, file_by_id
+
+
+def _add_annotations(
+    out: _Collector,
+    rows: Sequence[dict[str, Any]],
+    places: Sequence[str],
+    names_by_id: dict[Any, str],
+    file_by_id: dict[Any, str],
+    *,
+    all_or_none: bool = False,  # whether a row without a score is bad where others have one
+) -> None:
     place_of = {key: place for place, key in enumerate(names_by_id)}
-    for at, one in enumerate(annotations, start=1):  # type: ignore[arg-type]
-        place = f"annotation {at} (id {one.get('id', 'missing')})"
-        category, image, values = one.get("category_id"), one.get("image_id"), one.get("bbox")
+    is_scored = all_or_none and any(one.get("score") is not None for one in rows)
+    for place, one in zip(places, rows, strict=True):
+        category, image, values, score = (one.get(key) for key in ("category_id", "image_id", "bbox", "score"))
         number: int | str = place_of.get(category, "") if isinstance(category, int | str) else ""
         if number == "":
             number = f"category_id {category!r} is none of the categories {_some(names_by_id)}"
         elif not isinstance(image, int | str) or image not in file_by_id:
-            number = f"image_id {image!r} is none of the ids of images"
+            number = f"image_id {image!r} is none of the ids of images {_some(file_by_id)}"
         elif not isinstance(values, list):
             number = f"bbox is {values!r}, and should be a list of numbers"
-        out.add(
-            place,
-            file_by_id.get(image, "") if isinstance(image, int | str) else "",
-            number,
-            values or [],
-            one.get("score"),
-        )
-    return out.finished(names)
+        elif is_scored and score is None:
+            number = "has no score, while others have one; give all of them a score, or none"
+        picture = file_by_id.get(image, "") if isinstance(image, int | str) else ""
+        out.add(place, picture, number, values or [], score)
 
 
 def write_coco(path: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:
