@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,20 @@ def test_keys_without_an_effect_and_unknown_presets_are_refused(
     with pytest.raises(SystemExit):
         score()
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("preset", "plain"), [("pandora", []), ("indoor360", ["corner", "colatitude"])])
+def test_radians_that_are_read_as_degrees_are_told(
+    preset: str, plain: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are valid degrees: every box is then at nearly the same place."""
+    in_radians = replace(PRESETS[preset], angles="mixed")
+    write_coco(tmp_path / "truth.json", TRUTH, in_radians)
+    detections = written(tmp_path, results(tmp_path / "truth.json"))
+    caplog.set_level("WARNING", "panollava")
+    score_box_files(detections, tmp_path / "truth.json", in_radians, in_radians, None)
+    assert "radians" not in caplog.text
+    as_degrees = chosen_conventions(plain or None, "boxes")
+    score_box_files(detections, tmp_path / "truth.json", as_degrees, as_degrees, None)
+    assert "truth.json: all yaws and pitches are numbers below 2 pi" in caplog.text
+    assert "state boxes=rad, or mixed" in caplog.text
