@@ -139,9 +139,9 @@ def _alternatives(hint: Any, limits: Sequence[Any]) -> list[str]:
 def _range(hint: type, limits: Sequence[Any]) -> str:
     """The range of a number in words; empty where there is none."""
     names = ("ge", "gt", "le", "lt")
-    bounds = {
-        name: getattr(limit, name) for limit in limits for name in names if getattr(limit, name, None) is not None
-    }
+    found = [(name, getattr(limit, name, None)) for limit in limits for name in names]
+    # A limit of 0.0 is shown as 0: `typing` gives equal hints for both, whichever of them was made first.
+    bounds = {name: int(value) if value == int(value) else value for name, value in found if value is not None}
     if hint is int and "lt" in bounds:
         bounds["le"] = bounds.pop("lt") - 1
     if bounds.keys() == {"ge", "le"}:
