@@ -289,11 +289,10 @@ class CommandLine:
         listed = self._loader.compute_defaults_list(name, list(self.overrides), RunMode.MULTIRUN).defaults
         found = []
         for one in listed:
-            paths = [folder / f"{one.config_path}.yaml" for folder in folders]
             package = one.package or ""
-            if (path := next((path for path in paths if path.is_file()), None)) and package.partition(".")[
-                0
-            ] != "hydra":
+            paths = (folder / f"{one.config_path}.yaml" for folder in folders)
+            path = next((path for path in paths if path.is_file()), None)
+            if path is not None and package.partition(".")[0] != "hydra":
                 found.append((path, package))
         return found
 

@@ -22,13 +22,14 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """Least IoU of a match; AP is the mean over them."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 """Recalls at which the precision is read off."""
+ROUNDING = 1e-9
+"""An IoU so far below a threshold reaches it."""
 MOST = 100
 """Detections of a class that count in a picture: those with the highest scores, and any with the score of the last."""
 _SMALL, _LARGE = (float(box_area(np.array([[0.0, 0.0, side, side, 0.0]]))[0]) for side in (10.0, 30.0))
 SIZES = {"all": (0.0, np.inf), "small": (0.0, _SMALL), "medium": (_SMALL, _LARGE), "large": (_LARGE, np.inf)}
 """Steradians of the boxes of each size; the bounds are boxes of 10 x 10 and of 30 x 30 degrees."""
 
-_ROUNDING = 1e-9  # an IoU so far below a threshold reaches it
 _BLOCK = 2_000_000  # entries of a curve's table at once
 
 
@@ -138,10 +139,10 @@ def matches(overlap: np.ndarray, scores: np.ndarray, fits: np.ndarray) -> tuple[
     """
     is_matched, is_hit = np.zeros((2, len(THRESHOLDS), len(scores)), bool)
     is_taken = np.zeros((len(THRESHOLDS), len(fits)), bool)
-    ones, others = np.nonzero(overlap >= THRESHOLDS[0] - _ROUNDING)
+    ones, others = np.nonzero(overlap >= THRESHOLDS[0] - ROUNDING)
     for at in np.lexsort((-overlap[ones, others], ~fits[others], -scores[ones])):
         one, other = ones[at], others[at]
-        free = ~is_matched[:, one] & ~is_taken[:, other] & (overlap[one, other] >= THRESHOLDS - _ROUNDING)
+        free = ~is_matched[:, one] & ~is_taken[:, other] & (overlap[one, other] >= THRESHOLDS - ROUNDING)
         is_matched[:, one] |= free
         is_taken[:, other] |= free
         is_hit[:, one] |= free & fits[other]

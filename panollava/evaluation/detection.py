@@ -13,7 +13,7 @@ import numpy as np
 
 from panollava.crop.boxes import box_frames
 from panollava.data.boxes import PictureBoxes
-from panollava.evaluation.average_precision import SIZES, THRESHOLDS, Ranking, class_overlap, rankings
+from panollava.evaluation.average_precision import ROUNDING, SIZES, THRESHOLDS, Ranking, class_overlap, rankings
 from panollava.evaluation.statistics import Interval, interval_of, mean_interval
 
 MATCH = 0.5
@@ -231,7 +231,7 @@ def _found_counts(
         for row, column in best_matching(overlap[np.ix_(rows, columns)]):
             one, other = rows[row], columns[column]
             shared += overlap[one, other]
-            if overlap[one, other] >= MATCH - 1e-9:
+            if overlap[one, other] >= MATCH - ROUNDING:
                 hits += 1
                 chord = float(np.linalg.norm(found_centres[one] - true_centres[other]))
                 angle += math.degrees(2 * math.asin(min(1.0, chord / 2)))

@@ -24,19 +24,15 @@ class ExactMatch(Metric):
     name = EXACT
 
     def per_answer(self, answers: AnswerSet) -> np.ndarray:
-        usual = answers.normalised
-        said = [usual[one.prediction] for one in answers.scored]
-        right = [
-            text != "" and any(text == usual[reference] for reference in one.references)
-            for text, one in zip(said, answers.scored, strict=True)
-        ]
+        usual = answers.normalised.__getitem__  # each text is normalised once
+        right = [is_correct(one.prediction, one.references, usual) for one in answers.scored]
         return np.array(right, dtype=np.float64)
 
 
-def is_correct(prediction: str, references: Iterable[str]) -> bool:
-    """Whether a prediction equals one of the references after ``normalise``; an empty one never does."""
-    said = normalise(prediction)
-    return said != "" and any(said == normalise(reference) for reference in references)
+def is_correct(prediction: str, references: Iterable[str], usual: Callable[[str], str] = normalise) -> bool:
+    """Whether a prediction equals one of the references after ``usual``; an empty one never does."""
+    said = usual(prediction)
+    return said != "" and any(said == usual(reference) for reference in references)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.rays import directions
 
 from panollava.crop.boxes import as_boxes, box_frames, contains
 from panollava.data.scenes.boxes import CLASSES, scene_boxes, scene_classes
@@ -14,14 +15,6 @@ from panollava.data.scenes.scene import scene_at
 from panollava.evaluation.detection import score_boxes, score_masks
 
 HEIGHT = 512
-
-
-def directions(height: int) -> np.ndarray:
-    """Unit rays (H, W, 3), written out anew: x right, y up, z forward."""
-    lon = ((np.arange(2 * height) + 0.5) / (2 * height) - 0.5) * 2 * np.pi
-    lat = (0.5 - (np.arange(height) + 0.5) / height) * np.pi
-    lat, lon = np.meshgrid(lat, lon, indexing="ij")
-    return np.stack([np.cos(lat) * np.sin(lon), np.sin(lat), np.cos(lat) * np.cos(lon)], axis=-1)
 
 
 def test_boxes_reach_as_far_as_what_is_drawn(level: int) -> None:

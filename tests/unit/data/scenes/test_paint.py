@@ -6,19 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.rays import directions
 
 from panollava.data.scenes.paint import BACKGROUND_ID, PAINTS, paint, paint_with_ids, thing_masks
 from panollava.data.scenes.scene import Disc, Scene, Solid, scene_at
 
 HEIGHT = 128
-
-
-def directions(height: int) -> np.ndarray:
-    """Unit rays (H, W, 3), written out anew: x right, y up, z forward."""
-    lon = ((np.arange(2 * height) + 0.5) / (2 * height) - 0.5) * 2 * np.pi
-    lat = (0.5 - (np.arange(height) + 0.5) / height) * np.pi
-    lat, lon = np.meshgrid(lat, lon, indexing="ij")
-    return np.stack([np.cos(lat) * np.sin(lon), np.sin(lat), np.cos(lat) * np.cos(lon)], axis=-1)
 
 
 def axis(thing: Solid | Disc) -> np.ndarray:
