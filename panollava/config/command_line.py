@@ -252,6 +252,7 @@ class CommandLine:
             path = f"file://{os.path.abspath(self.flags.config_dir)}"
             search.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="schema"))
         self._loader = ConfigLoaderImpl(config_search_path=search)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}  # each takes a tenth of a second
         self.parsed = self.parse(self.overrides)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
@@ -260,8 +261,10 @@ class CommandLine:
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The config of some overrides, Hydra's own section included; what is swept is left out."""
-        name = self.flags.config_name or self.config_name
-        return self._loader.load_configuration(name, list(overrides), run_mode=RunMode.MULTIRUN)
+        if (key := tuple(overrides)) not in self._composed:
+            name = self.flags.config_name or self.config_name
+            self._composed[key] = self._loader.load_configuration(name, list(key), run_mode=RunMode.MULTIRUN)
+        return self._composed[key]
 
     def is_group(self, override: Override) -> bool:
         """Whether an override chooses an option of a group."""
