@@ -82,6 +82,18 @@ class PictureBoxes:
     scores: np.ndarray | None = None  # (N,), of detections
 
 
+NOTHING, IGNORED = -1, -2
+"""Classes of pixels: no class, and a pixel that is not annotated, which neither training nor a score counts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What is where in one picture."""
+
+    boxes: PictureBoxes
+    pixels: np.ndarray | None = None  # (H, W) int16 of the equirectangular picture, a class, NOTHING or IGNORED
+
+
 @dataclass(frozen=True, eq=False)
 class BoxAnnotations:
     """The boxes of many pictures, and what is wrong with others."""

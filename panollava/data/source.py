@@ -1,11 +1,16 @@
 """The protocol of a data source, and the records and questions that it gives."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from panollava.data.boxes import Places
 
 FREE_TEXT = "text"
 """Question type whose answers are whole sentences, for which an exact match means little."""
@@ -53,7 +58,7 @@ class DataSource(Protocol):
     * ``reader``: reads a picture file at the resolution that the crop needs: ``Path`` -> ``(H, W, 3)`` uint8 RGB;
     * ``check``: refuses a picture file that could not be read, without decoding it.
 
-    Objects must be picklable, as loader workers get a copy.
+    A source with boxes is a ``PlacesSource`` as well. Objects must be picklable, as loader workers get a copy.
     """
 
     name: str
@@ -102,6 +107,18 @@ class DataSource(Protocol):
     def question_picture(self, question: Question) -> Path | str:
         """Source of that panorama, as in `picture`."""
         return self.picture(_index(self, question))
+
+
+@runtime_checkable
+class PlacesSource(Protocol):
+    """A data source with boxes and perhaps masks, which detection needs."""
+
+    class_names: tuple[str, ...]
+    """Names of the classes of boxes and masks."""
+
+    def places(self, index: int) -> Places:
+        """What is where in the panorama of record `index`."""
+        ...
 
 
 def _index(source: DataSource, question: Question) -> int:

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
+from panollava.data.boxes import Places
+from panollava.data.scenes.boxes import CLASSES, scene_boxes, scene_classes
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
 from panollava.data.scenes.scene import LEVELS, SECTOR_DEG, SPLIT_CODES, Scene, scene_at
@@ -37,6 +39,8 @@ class WorldSource:
         questions_per_scene: question types per scene in evaluation, each on its own; 9 are all.
         turn_deg: rotates every panorama to the right by a multiple of 45°, with the directions in its texts.
     """
+
+    class_names = CLASSES
 
     def __init__(
         self,
@@ -98,6 +102,11 @@ class WorldSource:
     def panorama(self, index: int) -> np.ndarray:
         """Panorama of scene `index`, (H, W, 3) uint8 RGB."""
         return paint(self.scene(index), self.height)
+
+    def places(self, index: int) -> Places:
+        """Boxes and visible parts of the things of scene `index`."""
+        scene = self.scene(index)
+        return Places(scene_boxes(scene), scene_classes(scene, self.height).astype(np.int16))
 
     def picture(self, index: int) -> str:
         """All that determines the panorama of scene `index`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from panollava.crop.boxes import box_frames
-from panollava.data.boxes import PictureBoxes
+from panollava.data.boxes import IGNORED, NOTHING, PictureBoxes
 from panollava.evaluation.average_precision import ROUNDING, SIZES, THRESHOLDS, Ranking, class_overlap, rankings
 from panollava.evaluation.statistics import Interval, interval_of, mean_interval
 
@@ -20,8 +20,6 @@ MATCH = 0.5
 """Least IoU of a box that counts as found, for precision, recall, F1 and the error of the centre."""
 MOST_GROUPS = 200
 """Groups of pictures whose variance determines the interval of an AP, which is computed without each in turn."""
-NOTHING = -1
-"""Class of a pixel that no mask covers."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,8 @@ def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
     """IoU of masks on equirectangular pictures.
 
     Args:
-        truth, found: class of each pixel ``(H, W)``, ``NOTHING`` where there is none, of the same pictures.
+        truth: class of each pixel ``(H, W)``, ``NOTHING`` where there is none, ``IGNORED`` where it does not count.
+        found: the same of the same pictures, without ``IGNORED``.
         names: of the classes, ``(C,)``.
 
     Raises:
@@ -166,12 +165,14 @@ def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
     for name, true in truth.items():
         if true.shape != found[name].shape:
             raise ValueError(f"{name}: masks of {found[name].shape} and of {true.shape} pixels. Give one size.")
-        lowest, highest = min(true.min(), found[name].min()), max(true.max(), found[name].max())
+        got = np.where(true == IGNORED, NOTHING, found[name])
+        true = np.where(true == IGNORED, NOTHING, true)
+        lowest, highest = min(true.min(), got.min()), max(true.max(), got.max())
         if not NOTHING <= lowest <= highest < len(names):
             raise ValueError(f"{name}: classes from {lowest} to {highest}; allowed are -1 to {len(names) - 1}.")
         pixels = np.ones(true.shape)
         rows.append(
-            [_mask_counts(true, found[name], weight, len(names)) for weight in (_steradians(true.shape), pixels)]
+            [_mask_counts(true, got, weight, len(names)) for weight in (_steradians(true.shape), pixels)]
         )
     counts = np.array(rows)  # (P, 2, 2C): intersections and unions
     if not counts.any():
