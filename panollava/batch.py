@@ -44,14 +44,18 @@ class Batch:
     picture_index: Tensor | None = None  # ``(B',)`` int64, row of the panorama; None: each text has its own
     position_ids: Tensor | None = None  # ``(B', T)`` int64, only with ``segments``
     segments: Tensor | None = None  # ``(B', T)`` int64, parts of a row with several texts; None: a text a row
+    boxes: Tensor | None = None  # ``(B, M, 5)`` float32 degrees, as in ``crop.boxes``; None for stages without boxes
+    box_classes: Tensor | None = None  # ``(B, M)`` int64, -1 where a row only fills the batch
+    cells: Tensor | None = None  # ``(B, V, H'k, W'k)`` int16, classes of parts of tokens, see ``data.places``
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     @property
     def model_inputs(self) -> dict[str, Any]:
-        """Keyword arguments of ``forward`` and ``generate`` of the composite: all tensors but the labels."""
-        names = (field.name for field in fields(self) if field.name not in ("sample_ids", "labels"))
+        """Keyword arguments of ``forward`` and ``generate`` of the composite: all tensors but the targets."""
+        others = ("sample_ids", "labels", "boxes", "box_classes", "cells")
+        names = (field.name for field in fields(self) if field.name not in others)
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

@@ -6,6 +6,7 @@ There is no ``config.json`` on purpose: transformers would open the folder and f
 """
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -123,6 +124,52 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     tensors = read_tensors(path)
     check_weights(tensors, path)
     return tensors
+
+
+STANDS_ON = "stands_on"
+"""Entry of a checkpoint's state: the checkpoint that has the weights it lacks."""
+BASE = "base.ckpt"
+"""Name of a copy of that checkpoint beside a checkpoint that was taken out of its experiment."""
+
+
+def stands_on(base: Path, root: Path) -> dict[str, str]:
+    """The entry that names a checkpoint `base`, by its place below the experiment's folder `root` or its whole path."""
+    place = base.resolve()
+    named = place.relative_to(root.resolve()) if place.is_relative_to(root.resolve()) else place
+    return {"checkpoint": named.as_posix(), "digest": weights_digest(base)}
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """Digest of the weights of a checkpoint."""
+    with (checkpoint / TRAINED).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def base_of(checkpoint: Path) -> Path | None:
+    """The checkpoint that one stands on; None where it has all weights itself.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it has other weights than it had.
+    """
+    entry = read_state(checkpoint).get(STANDS_ON)
+    if entry is None:
+        return None
+    named = Path(entry["checkpoint"])
+    root = checkpoint.resolve().parent.parent.parent
+    places = [checkpoint.resolve().parent / BASE, named if named.is_absolute() else root / named]
+    found = next((place for place in places if (place / TRAINED).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{checkpoint} stands on the weights of {places[-1]}, which is not there. Restore it, copy it to "
+            f"{places[0]}, or train the stage again."
+        )
+    if weights_digest(found) != entry["digest"]:
+        raise ValueError(
+            f"{checkpoint} stands on the weights of {found}, which have changed since. Restore them, or train the "
+            "stage again (overwrite=true)."
+        )
+    return found
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

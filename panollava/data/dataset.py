@@ -15,7 +15,8 @@ from panollava.crop.partial import extent_of, rotate_yaw
 from panollava.data.augment import Augment, recoloured
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.files import FilesSource
-from panollava.data.source import DataSource, Question, Record
+from panollava.data.places import PlaceEncoder, PlaceTargets, turned
+from panollava.data.source import DataSource, PlacesSource, Question, Record
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
 
@@ -36,6 +37,7 @@ class Sample:
     features: Tensor | None = None  # ``(V, N, Dv)`` that were in the feature store
     picture: str | None = None  # digest of the panorama in the feature store; None without a store
     shares: str | None = None  # name of the panorama, where the samples of a batch share it: the first one brings it
+    places: PlaceTargets | None = None  # what is where, for a stage that learns it
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class PanoDataset(Dataset[Sample]):
         encode: tokenizes a record, such as ``TextEncoder.record``; None for stages without text.
         store: features of panoramas that were encoded before; None cuts views each time.
         augment: draws the changes of training pictures, whose features are not stored; None changes none.
+        places: makes the targets of a picture of what is where, which the source then has; None for other stages.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class PanoDataset(Dataset[Sample]):
         encode: Callable[[Record], Encoded] | None = None,
         store: FeatureStore | None = None,
         augment: Augment | None = None,
+        places: PlaceEncoder | None = None,
     ) -> None:
         self.source = source
         self.crop = crop
         self.encode = encode
         self.store = store
         self.augment = augment
+        self.places = places
 
     def __len__(self) -> int:
         return len(self.source)
@@ -92,12 +97,16 @@ class PanoDataset(Dataset[Sample]):
         epoch, index, shown = key if len(key) == 3 else (*key, key[1])
         source, crop = self.source, self.crop
         views, features, digest = None, None, None
+        places = source.places(shown) if self.places is not None and isinstance(source, PlacesSource) else None
         if self.augment is not None:
             change = self.augment.change(epoch, index, source.directions(index))
             record = source.rotated_record(index, epoch, 360.0 * change.turn)
             panorama = source.panorama(index)
             # A whole number of columns: at most half a column from the angle by which the texts are rotated.
-            panorama = rotate_yaw(panorama, round(change.turn * extent_of(panorama)[1]))
+            width = extent_of(panorama)[1]
+            columns = round(change.turn * width)
+            panorama = rotate_yaw(panorama, columns)
+            places = None if places is None else turned(places, columns, width)
             views = recoloured(crop.views(panorama), change)
         else:
             record = source.record(index, epoch)
@@ -108,7 +117,8 @@ class PanoDataset(Dataset[Sample]):
                     self.store, source.picture(shown), lambda: crop.views(source.panorama(shown))
                 )
         text = None if self.encode is None else self.encode(record)
-        return Sample(record.sample_id, views, crop.camera_rows, text, features, digest)
+        targets = None if places is None or self.places is None else self.places(places)
+        return Sample(record.sample_id, views, crop.camera_rows, text, features, digest, places=targets)
 
     def shared(self, keys: Sequence[Place]) -> list[Sample]:
         """The samples of a batch, each panorama brought by the first of those about it; without `augment`."""

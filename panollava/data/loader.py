@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.util import Finalize
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from panollava.batch import IGNORE_INDEX, PAD, Batch, pack
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
+from panollava.data.places import collate_places
 from panollava.data.source import DataSource, Question
 from panollava.prompt import Encoded
 from panollava.store.feature_maker import PartBatch
@@ -64,6 +65,9 @@ class Collate:
             cameras=pad_sequence(cameras, batch_first=True),
             view_mask=torch.arange(int(counts.max()))[None] < counts[:, None],
         )
+        if samples[0].places is not None:
+            targets = collate_places([sample.places for sample in samples if sample.places is not None])
+            batch = replace(batch, **targets)
         if samples[0].text is None:
             return batch
         shown = [place[name] for name in names]

@@ -171,9 +171,7 @@ def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
         if not NOTHING <= lowest <= highest < len(names):
             raise ValueError(f"{name}: classes from {lowest} to {highest}; allowed are -1 to {len(names) - 1}.")
         pixels = np.ones(true.shape)
-        rows.append(
-            [_mask_counts(true, got, weight, len(names)) for weight in (_steradians(true.shape), pixels)]
-        )
+        rows.append([_mask_counts(true, got, weight, len(names)) for weight in (_steradians(true.shape), pixels)])
     counts = np.array(rows)  # (P, 2, 2C): intersections and unions
     if not counts.any():
         raise ValueError("There are no masks, neither true nor found ones. Check the names of the pictures.")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from panollava.checkpoint import read_state, read_weights
+from panollava.checkpoint import base_of, read_state, read_weights
 from panollava.crop.crop import Crop
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import backbone_record, load_language_model, load_tokenizer
@@ -206,6 +206,8 @@ def load_checkpoint(model: Any, checkpoint: Path, section: Mapping[str, Any]) ->
     A composite gets the adapter that the checkpoint has. ``section`` is ``model`` of its run's metadata.
     """
     tensors, own = read_weights(checkpoint), {}
+    if (base := base_of(checkpoint)) is not None:
+        tensors = {name: one for name, one in read_weights(base).items() if name.startswith(_VISION)} | tensors
     if isinstance(model, PanoVision):
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_VISION)}
         tensors = {name.removeprefix(_VISION): tensors[name] for name in tensors.keys() - own.keys()}

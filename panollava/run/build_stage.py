@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights
+from panollava.checkpoint import (
+    BEST,
+    LAST,
+    base_of,
+    find_checkpoint,
+    follow,
+    read_state,
+    read_weights,
+    stands_on,
+)
+from panollava.data.source import PlacesSource
 from panollava.logs import LOG
 from panollava.model.lora import add_lora, has_lora, lora_arguments
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
@@ -16,6 +26,7 @@ from panollava.run_folder import METADATA, described, differing_keys, find_train
 from panollava.stages.protocol import Stage, StageSetup
 from panollava.stages.registry import FIRST, last_first
 from panollava.training.checkpointer import MISFIT, transfer
+from panollava.training.parallel import copy_into
 
 
 def build_stage(run: Run, name: str) -> Stage:
@@ -29,13 +40,27 @@ def build_stage(run: Run, name: str) -> Stage:
         with backbones.new_weights:
             add_lora(model, **lora_arguments(lora), seed=run.cfg.seed)
     blocks = options.vision_trainable_blocks, options.language_trainable_blocks
-    setup = StageSetup(name, *blocks, run.trainer.checkpoint_activations)
+    classes = run.data.train.class_names if isinstance(run.data.train, PlacesSource) else ()
+    setup = StageSetup(
+        name,
+        *blocks,
+        run.trainer.checkpoint_activations,
+        classes=tuple(classes),
+        cameras=backbones.crop.camera_rows,
+        is_fresh=record.finds and base_checkpoint(run, name) is None,
+    )
     own = record.stage_class.own_options(plain(run.cfg.stage[name]))
     stage: Stage = record.stage_class.build(backbones, model, setup, **own)
     for line in stage.notes(options.batch_size, options.accumulate, run.procs.world_size):
         LOG.info("%s", line)
     run.parameters.update({f"stage.{name}.{key}": value for key, value in stage.chosen.items()})
     return stage
+
+
+def base_checkpoint(run: Run, name: str) -> Path | None:
+    """The checkpoint whose weights a stage starts from, or on which the one that it resumes stands; None for none."""
+    resume = run.resume_point(name)
+    return run.agreed_path(_source(run, name) if resume is None else base_of(resume))
 
 
 def is_left_out(run: Run, name: str) -> bool:
@@ -53,6 +78,7 @@ def is_left_out(run: Run, name: str) -> bool:
     return bool(reason)
 
 
+VISION = "vision."  # how names of the weights of encoder and resampler begin
 PREFIXES = {"vision": ENCODER, "language": LANGUAGE_MODEL}
 """Prefixes of the names of each backbone's weights."""
 
@@ -135,6 +161,37 @@ def _check_resume(run: Run) -> None:
     way_out = f"or start from its weights with init_from={checkpoint}"
     if problem := changed_inputs(run, stage, checkpoint.parent, way_out):
         raise ValueError(problem)
+
+
+def borrow(run: Run, name: str, stage: Stage) -> dict[str, str]:
+    """Loads the weights that a stage does not train from the checkpoint that it stands on.
+
+    Returns:
+        The entry of its checkpoints that names the other one.
+
+    Raises:
+        ValueError: the checkpoint is of another encoder, or has no resampler of this kind and size.
+    """
+    base = base_checkpoint(run, name)
+    assert base is not None
+    vision = stage.vision
+    own = {f"{VISION}{key}": weight for key, weight in vision.named_parameters()}
+    tensors = {key: tensor for key, tensor in read_weights(base).items() if key.startswith(VISION)}
+    check_backbones(run, name, base, tensors, own)
+    lacking = [
+        key
+        for key, weight in own.items()
+        if not is_backbone(key) and (key not in tensors or tensors[key].shape != weight.shape)
+    ]
+    if lacking:
+        raise ValueError(
+            f"init_from={base} has no weights of this resampler ({lacking[0]}). Use a run of the same resampler and "
+            "sizes, or init_from=none, with which the resampler trains too."
+        )
+    for key, tensor in tensors.items():
+        copy_into(own[key], tensor)
+    LOG.info("Stage %s stands on the weights of %s.", name, base)
+    return stands_on(base, run.experiment.root)
 
 
 def start_from(

@@ -17,6 +17,7 @@ from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
 from panollava.data.loader import Collate, StageLoader, eval_loader
+from panollava.data.places import PlaceEncoder
 from panollava.data.source import DataSource, Question, Record
 from panollava.evaluation.measure import Measure, as_asked, choose_measure
 from panollava.evaluation.metrics import AnswerSet
@@ -84,6 +85,7 @@ class RunData:
         validation_batches: int | None = None,
         features: FeatureMaker | None = None,
         share: bool = True,
+        places: PlaceEncoder | None = None,
     ) -> StageLoader:
         """Training windows and validation batches of a stage.
 
@@ -93,6 +95,7 @@ class RunData:
             validation_batches: at most this many; None for all.
             features: of a frozen encoder; None leaves encoding to the model.
             share: as ``shared_prefix`` says; False never.
+            places: makes the targets of what is where; None for a stage that does not learn it.
         """
         crop, procs = self.backbones.crop, procs or DistributedContext()
         check_workers(crop.device, num_workers)
@@ -104,8 +107,8 @@ class RunData:
         store = None if features is None else features.store
         augment = Augment(self.augment, seed) if self.augment.is_on else None
         return StageLoader(
-            PanoDataset(self.train, crop, encode, store, augment),
-            PanoDataset(self.val, crop, encode, store),
+            PanoDataset(self.train, crop, encode, store, augment, places),
+            PanoDataset(self.val, crop, encode, store, None, places),
             collate,
             batch_size=options.batch_size,
             accumulate=options.accumulate,

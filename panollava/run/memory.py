@@ -100,7 +100,9 @@ def auto_batch_size(run: Run, name: str, stage: Stage, options: StageOptions) ->
             name, options.batch_size, stage.coupled,
         )  # fmt: skip
         return options
-    window = next(iter(run.batches(name, options, share=False).windows(0)))  # shared ones need less
+    window = next(
+        iter(run.batches(name, options, share=False, places=stage.places).windows(0))
+    )  # shared ones need less
     batch = longest(window[0], run.backbones.image_tokens + options.max_text_length)
     candidate: StageOptions | None = options
     while candidate is not None:

@@ -18,6 +18,7 @@ from panollava.run.build_stage import check_start
 from panollava.run.data import check_questions, check_records
 from panollava.run.features import forecast
 from panollava.run.run import BACKBONES, Run, plain, plans_only
+from panollava.stages.protocol import Stage
 from panollava.training.parallel import check_compiler
 
 VIEWS = "views.png"
@@ -68,6 +69,10 @@ def preflight(run: Run) -> None:
     if features := describe_features(run):
         LOG.info("%s", features)
     for name in pending:
+        stage: type[Stage] = run.stages[name].stage_class
+        own = stage.own_options(plain(run.cfg.stage[name]))
+        if problem := stage.misfit(run.backbones, run.data.train, own):
+            raise ValueError(f"stage={name} cannot run: {problem}")
         _check_blocks(run, name)
         check_start(run, name)
         targets = run.stages[name].targets

@@ -271,7 +271,8 @@ def measure(
         )
     else:
         backbones, model = Backbones.of(pano.model, pano.prompt, pano.crop, run.settings["model"]), pano.model
-    stage = record.stage_class.build(backbones, model, StageSetup(run.stage), **record.stage_class.own_options(section))
+    setup = StageSetup(run.stage, classes=tuple(run.settings.get("classes", ())), cameras=backbones.crop.camera_rows)
+    stage = record.stage_class.build(backbones, model, setup, **record.stage_class.own_options(section))
     load_trained(stage, own, str(run.checkpoint))
     stage.to(compute.device)
     source = open_source(data, split, backbones.crop)
@@ -279,7 +280,7 @@ def measure(
     if pano is not None and record.targets is not None:
         check_records(source, loaded.text(record.targets, options), pano.limits)
     features = open_features(store, stage.vision.tower, backbones.crop)
-    loader = loaded.batches(record.targets, options, num_workers=num_workers, features=features)
+    loader = loaded.batches(record.targets, options, num_workers=num_workers, features=features, places=stage.places)
     with explained(
         lambda: (
             f"Out of memory while measuring {options.batch_size} samples at once, as the validation did: "

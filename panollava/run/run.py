@@ -21,6 +21,7 @@ from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
 from panollava.component import label
 from panollava.config.job import gpu_beside_others, in_sweep, swept_values
 from panollava.data.loader import StageLoader
+from panollava.data.places import PlaceEncoder
 from panollava.disk import read_document
 from panollava.evaluation.measure import Measure
 from panollava.evaluation.predictions import METRICS, read_answers
@@ -178,8 +179,10 @@ class Run:
         """Whether there is a stage to train, an evaluation to make, or a model to hand to the tracker."""
         return bool(self.pending or self.evaluation_due or awaits_model(self))
 
-    def batches(self, name: str, options: StageOptions, *, share: bool = True) -> StageLoader:
-        """Training windows and validation batches of a stage; ``share``: see ``RunData.batches``."""
+    def batches(
+        self, name: str, options: StageOptions, *, share: bool = True, places: PlaceEncoder | None = None
+    ) -> StageLoader:
+        """Training windows and validation batches of a stage; ``share`` and ``places``: see ``RunData.batches``."""
         return self.data.batches(
             self.stages[name].targets,
             options,
@@ -190,6 +193,7 @@ class Run:
             validation_batches=1 if self.cfg.dry_run else None,
             features=self._features(name),
             share=share,
+            places=places,
         )
 
     def _features(self, name: str) -> FeatureMaker | None:

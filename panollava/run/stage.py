@@ -14,13 +14,22 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from panollava.checkpoint import BEST, LAST, find_checkpoint, follow, read_state, read_weights, replace_folder
+from panollava.checkpoint import (
+    BEST,
+    LAST,
+    STANDS_ON,
+    find_checkpoint,
+    follow,
+    read_state,
+    read_weights,
+    replace_folder,
+)
 from panollava.component import label, outside_packages
 from panollava.data.loader import StageLoader
 from panollava.disk import write_file
 from panollava.logs import LOG, log_file
 from panollava.model.lora import LORA, has_lora, save_lora
-from panollava.run.build_stage import build_stage, is_left_out, start_from, trained_backbones
+from panollava.run.build_stage import borrow, build_stage, is_left_out, start_from, trained_backbones
 from panollava.run.conditions import FINISHED, SKIPPED, recorded_config
 from panollava.run.memory import auto_batch_size, explained, forecast, model_too_large, step_too_large
 from panollava.run.preflight import show_views
@@ -78,8 +87,9 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
     if resume is not None:
         shared = read_state(resume).get("share")
         options = elastic_resume(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
-    else:
+    elif not stage.borrows:
         inherited = start_from(run, name, trained, frozen)
+    base = borrow(run, name, stage) if stage.borrows else None
     # Optimizer, and the state of the run that is resumed.
     if run.trainer.auto_batch:
         options = auto_batch_size(run, name, stage, options)
@@ -100,6 +110,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         on_save=partial(record_best, run, name, folder, stage),
         frozen=frozen,
     )
+    if base is not None:
+        checkpointer.notes[STANDS_ON] = base
     checkpointer.inherit(inherited)
     progress = Progress()
     if resume is not None:
@@ -118,7 +130,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
             checkpointer.remove_unlinked()
         _record_start(run, name, folder, stage, progress, resume)
     # Data, and the loop.
-    data = run.batches(name, options)
+    data = run.batches(name, options, places=stage.places)
     if before is not None:
         _log_schedule(run, name, before["stage"][name]["epochs"], progress, data.steps_per_epoch)
     # Another number of processes may leave out another sample of an epoch, and a step with it.
@@ -284,6 +296,7 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _RECORDED}},
         "git_commit": _git_commit(),
         **({"prompt": run.backbones.prompt.format.record()} if record.answers else {}),
+        **({"classes": list(getattr(run.data.train, "class_names", ()))} if record.finds else {}),
         **for_metadata(record),
     }
 

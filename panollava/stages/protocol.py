@@ -14,6 +14,8 @@ from panollava.model.trainable import Blocks, is_backbone, plain_name
 from panollava.stages.registry import StageRecord
 
 if TYPE_CHECKING:
+    from panollava.data.places import PlaceEncoder
+    from panollava.data.source import DataSource
     from panollava.model.backbones import Backbones
     from panollava.model.vision import PanoVision
     from panollava.model.vlm import PanoLlavaForConditionalGeneration
@@ -42,6 +44,9 @@ class StageSetup:
     vision_blocks: Blocks = 0  # blocks of the encoder that train (see ``VisionTower.train_only``)
     language_blocks: Blocks = 0  # blocks of the language model that train (see ``train_language``)
     checkpoint_activations: bool = False  # recompute activations in the backward pass to save memory
+    classes: tuple[str, ...] = ()  # names of the classes of boxes and masks in the data
+    cameras: Tensor | None = None  # ``(V, C)`` of the views
+    is_fresh: bool = False  # no earlier stage or checkpoint gives it weights
 
 
 class Stage(nn.Module):
@@ -105,9 +110,30 @@ class Stage(nn.Module):
         """
         return None
 
+    @classmethod
+    def misfit(cls, backbones: Backbones, train: DataSource, own: Mapping[str, Any]) -> str:  # noqa: ARG003
+        """Why this stage cannot be trained on these views and data, and the way out; empty where it can.
+
+        Args:
+            backbones: of the model; only their outline is read.
+            train: the training split.
+            own: the stage's own options.
+        """
+        return ""
+
+    @property
+    def borrows(self) -> bool:
+        """Whether weights that do not train are read from the checkpoint that it starts from, and not saved again."""
+        return False
+
     @property
     def composite(self) -> PanoLlavaForConditionalGeneration | None:
         """The model with its language model; None for a stage without text."""
+        return None
+
+    @property
+    def places(self) -> PlaceEncoder | None:
+        """Makes the targets of what is where in a picture; None for a stage that does not learn it."""
         return None
 
     @property

@@ -27,6 +27,7 @@ class StageRecord:
         trains_language: whether it trains an adapter if ``model.lora`` is enabled, and has the key
             ``language_trainable_blocks``. Every stage has ``vision_trainable_blocks``.
         has_objective: whether it has the section ``loss``, which names an objective.
+        finds: whether its model finds boxes and masks.
     """
 
     name: str = ""
@@ -35,6 +36,7 @@ class StageRecord:
     starts_from: tuple[str, ...] = ()
     trains_language: bool = False
     has_objective: bool = False
+    finds: bool = False
 
     @property
     def answers(self) -> bool:
@@ -69,6 +71,9 @@ STAGES = {
             "assistant",
             ("resampler", "vision"),
             trains_language=True,
+        ),
+        StageRecord(
+            "detect", "panollava.stages.detect:DetectStage", None, ("finetune", "resampler", "vision"), finds=True
         ),
     )
 }
@@ -190,5 +195,12 @@ def for_metadata(record: StageRecord) -> dict[str, Any]:
 
 
 def last_first(outside: Iterable[StageRecord] = ()) -> list[str]:
-    """Names of our stages and some of other packages, the last one first."""
-    return in_order({**STAGES, **{record.name: record for record in outside}})[::-1]
+    """Names of our stages and some of other packages, the last one first; a stage that finds after those that answer.
+
+    An experiment's folder then is opened at its last stage that answers, whether or not it has one that finds as well.
+    """
+    stages = {**STAGES, **{record.name: record for record in outside}}
+    order = in_order(stages)[::-1]
+    last = max((at for at, name in enumerate(order) if stages[name].answers), default=-1)
+    finding = [name for name in order[: last + 1] if stages[name].finds]
+    return [*(name for name in order[: last + 1] if name not in finding), *finding, *order[last + 1 :]]
