@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> float | None:
     cfg = checked(cfg)  # every key, type and range, before anything is opened
 
     from panollava.run.evaluate import evaluate_run, final_score, keep_model, summarize
+    from panollava.run.evaluate_places import evaluate_run_places
     from panollava.run.plan import log_plan
     from panollava.run.preflight import preflight
     from panollava.run.run import open_run, plans_only
@@ -54,6 +55,7 @@ def main(cfg: DictConfig) -> float | None:
             trained = run_stage(run, name) or trained
         keep_model(run)
         evaluate_run(run, trained)
+        evaluate_run_places(run)
         if cfg.dry_run:
             log_plan(run)
         summarize(run)

@@ -194,8 +194,9 @@ def _refuse_study(line: CommandLine) -> None:
     config = line.compose([str(override.input_line) for override in line.parsed])
     section: Any = OmegaConf.to_container(config.stage, resolve=False)
     last = stages_of(section).get(str((section.get("run") or [""])[-1]))
-    if not config.evaluation.enabled or (last is not None and not last.answers):
-        why = "evaluation.enabled=false" if last is None or last.answers else f"stage.run ends with {last.name}, which"
+    is_measured = last is None or last.answers or last.finds
+    if not config.evaluation.enabled or not is_measured:
+        why = "evaluation.enabled=false" if last is None or is_measured else f"stage.run ends with {last.name}, which"
         raise ValueError(
             f"hydra/sweeper=optuna: trials are chosen by the measure of the evaluation, and {why} has none. Train a "
             "stage that answers questions, such as finetune, and evaluate it."

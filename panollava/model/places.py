@@ -17,6 +17,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional
 
+from panollava.batch import Batch
 from panollava.crop.boxes import box_frames, iou, nms
 from panollava.crop.cameras import Column, locate, point_directions
 from panollava.crop.sphere import direction_to_angles, pixel_to_direction
@@ -62,6 +63,11 @@ def token_frames(cameras: Tensor, grid: tuple[int, int]) -> TokenFrames:
     return TokenFrames(axes.flatten(-4, -3), steps.flatten(-3, -2), is_shown.flatten(-2))
 
 
+def used_views(batch: Batch, global_view: bool) -> Tensor:
+    """Which views ``(B, V)`` of a batch the head reads: not those that pad it, and the global view if it is wanted."""
+    return batch.view_mask if global_view else batch.view_mask & (batch.cameras[..., Column.IS_GLOBAL] == 0)
+
+
 @dataclass(frozen=True)
 class PlaceOutputs:
     """What a head says of panoramas."""
@@ -99,6 +105,13 @@ class PlaceHead(nn.Module):
         self.output = nn.Linear(hidden, sum(self.parts))
         with torch.no_grad():
             self.output.bias[:classes] = -math.log(1 / _PRIOR - 1)
+
+    @classmethod
+    def for_grid(
+        cls, width: int, classes: int, grid: tuple[int, int], *, hidden: int, mask_size: int, roll: bool
+    ) -> PlaceHead:
+        """A head for tokens of a grid (H', W'), with at least `mask_size` cells along each side of a view."""
+        return cls(width, classes, hidden=hidden, cells=max(1, -(-mask_size // max(grid))), rolls=roll)
 
     def forward(self, tokens: Tensor, frames: TokenFrames, grid: tuple[int, int]) -> PlaceOutputs:
         """Outputs of tokens ``(B, V, Q, Dr)`` with frames ``(B, V, Q)`` of a grid (H', W')."""

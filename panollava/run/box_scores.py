@@ -72,7 +72,7 @@ class BoxReport:
 
     def record(self) -> dict[str, Any]:
         """As JSON keeps it: what is not defined is null, shares are from 0 to 1."""
-        scores = _finite(asdict(self.scores))
+        scores = finite(asdict(self.scores))
         if not self.has_scores:
             scores["with_scores"] = None
         return {
@@ -86,32 +86,40 @@ class BoxReport:
         }
 
     def table(self) -> str:
-        """Markdown: AP and AR under both conventions of scores, then what needs no scores."""
-        found = self.scores
-        both = [found.with_scores if self.has_scores else None, found.with_equal_scores]
-        names = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR": "ar"}
-        rows: list[tuple[str, list[Any]]] = []
-        rows += [(name, [one and getattr(one, field) for one in both]) for name, field in names.items()]
-        rows += [
-            (f"AP, {size} ({what})", [one and one.ap_by_size[size] for one in both]) for size, what in _SIZES.items()
-        ]
-        for name in found.with_equal_scores.ap_by_class:
-            rows.append((f"AP, {name}", [one and one.ap_by_class[name] for one in both]))
-            rows.append((f"AP50, {name}", [one and one.ap50_by_class[name] for one in both]))
-        lines = ["| score (95 % interval over pictures, from five on) | given scores | equal scores |", "|---|---|---|"]
-        lines += [f"| {name} | {' | '.join(map(_shown, values))} |" for name, values in rows]
-        counted = f" of detections with a score of {self.least_score:g} or more" if self.least_score is not None else ""
-        single = {
-            "precision": found.precision,
-            "recall": found.recall,
-            "F1": found.f1,
-            "mean IoU": found.mean_iou,
-            "centre error in degrees": found.centre_error_deg,
-            "count error": found.count_error,
-        }
-        lines += ["", f"| score at IoU 0.5{counted} | value |", "|---|---|"]
-        lines += [f"| {name} | {_shown(value)} |" for name, value in single.items()]
-        return "\n".join(lines)
+        """Markdown; see ``box_table``."""
+        return box_table(self.scores, has_scores=self.has_scores, least_score=self.least_score)
+
+
+def box_table(found: BoxScores, *, has_scores: bool = True, least_score: float | None = None) -> str:
+    """Markdown: AP and AR under both conventions of scores, then what needs no scores.
+
+    Args:
+        found: the scores.
+        has_scores: whether detections have scores of their own.
+        least_score: of the detections that count where no scores are needed; None for all.
+    """
+    both = [found.with_scores if has_scores else None, found.with_equal_scores]
+    names = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR": "ar"}
+    rows: list[tuple[str, list[Any]]] = []
+    rows += [(name, [one and getattr(one, field) for one in both]) for name, field in names.items()]
+    rows += [(f"AP, {size} ({what})", [one and one.ap_by_size[size] for one in both]) for size, what in _SIZES.items()]
+    for name in found.with_equal_scores.ap_by_class:
+        rows.append((f"AP, {name}", [one and one.ap_by_class[name] for one in both]))
+        rows.append((f"AP50, {name}", [one and one.ap50_by_class[name] for one in both]))
+    lines = ["| score (95 % interval over pictures, from five on) | given scores | equal scores |", "|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(map(_shown, values))} |" for name, values in rows]
+    counted = f" of detections with a score of {least_score:g} or more" if least_score is not None else ""
+    single = {
+        "precision": found.precision,
+        "recall": found.recall,
+        "F1": found.f1,
+        "mean IoU": found.mean_iou,
+        "centre error in degrees": found.centre_error_deg,
+        "count error": found.count_error,
+    }
+    lines += ["", f"| score at IoU 0.5{counted} | value |", "|---|---|"]
+    lines += [f"| {name} | {_shown(value)} |" for name, value in single.items()]
+    return "\n".join(lines)
 
 
 def score_box_files(
@@ -238,8 +246,8 @@ def _shown(value: Interval | float | None) -> str:
     return str(value) if isinstance(value, Interval) else f"{100 * value:.1f} %"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with None for infinite numbers, which JSON does not have: the highest count error has no bound."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,9 +14,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panollava.checkpoint import BEST, LAST, TRAINED, follow
+from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, follow, read_state
 from panollava.component import outside_packages
-from panollava.data.source import DataSource
+from panollava.data.source import DataSource, PlacesSource
 from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
@@ -196,6 +196,25 @@ def answer_conditions(
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
+    }
+
+
+def place_conditions(
+    checkpoint: Path, crop: Mapping[str, Any], source: DataSource, known: FileIdentity
+) -> dict[str, Any]:
+    """All that the detections of a checkpoint in a split depend on, and their scores."""
+    digest = hashlib.sha256()
+    if isinstance(source, PlacesSource):
+        digest.update(json.dumps(source.class_names).encode())
+        for index in range(len(source)):
+            boxes = source.places(index).boxes
+            digest.update(boxes.boxes.tobytes() + boxes.classes.tobytes())
+    return {
+        **training_record(source, known),
+        "boxes": digest.hexdigest()[:16],
+        "weights": fingerprint(checkpoint, known),
+        "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
+        "crop": dict(crop),
     }
 
 

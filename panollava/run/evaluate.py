@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from panollava.checkpoint import BEST, STATE, TRAINED, find_checkpoint, read_state
+from panollava.checkpoint import BASE, BEST, STATE, TRAINED, base_of, find_checkpoint, read_state
 from panollava.data.source import FREE_TEXT, DataSource, Question
 from panollava.disk import read_document, write_file, writing
 from panollava.evaluation.clip import Clip
@@ -37,11 +37,12 @@ from panollava.model.lora import LORA
 from panollava.run.conditions import answer_conditions, describe, differences, mismatch, scoring
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import check_questions, describe_split, pictures_of, question_batches, split_measure
+from panollava.run.evaluate_places import recorded_ap
 from panollava.run.features import open_features
 from panollava.run.memory import answers_too_large, explained
 from panollava.run.preflight import VIEWS
 from panollava.run.restore import Restored
-from panollava.run.run import Run, awaits_model, wanted_model
+from panollava.run.run import Run, answering_stage, awaits_model, wanted_model
 from panollava.run.sources import open_source
 from panollava.run_folder import CONFIG, METADATA
 from panollava.stages.protocol import Stage
@@ -98,13 +99,13 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
     Args:
         trained: the last stage with its best weights, or None where every stage was finished before.
     """
-    last, test = run.cfg.stage.run[-1], run.data.test
+    last, test = answering_stage(run.cfg.stage.run, run.stages), run.data.test
     if run.cfg.dry_run:
         LOG.info("Dry run: the evaluation is left out.")
-    if not run.procs.is_main or run.cfg.dry_run or test is None or not run.stages[last].answers:
+    if not run.procs.is_main or run.cfg.dry_run or test is None or last is None:
         return
     options, folder = EvaluationOptions(**run.plain["evaluation"]), run.experiment.stage_folder(last)
-    is_done = trained is None and not run.evaluation_due
+    is_done = not run.evaluation_due
     if is_done and not (result_folder(Path(options.results_dir), run.experiment.name) / UNFINISHED).is_dir():
         return
     settings = {key: run.plain[key] for key in ("crop", "generation")}
@@ -413,6 +414,10 @@ def _copy_checkpoint(folder: Path, target: Path) -> None:
         shutil.copyfile(checkpoint / name, target / BEST / name)
     for name in (METADATA, CONFIG):
         shutil.copyfile(folder / name, target / name)
+    if (base := base_of(checkpoint)) is not None:
+        (target / BASE).mkdir()
+        for name in (TRAINED, STATE):
+            shutil.copyfile(base / name, target / BASE / name)
     if (folder / LORA).is_dir():
         shutil.copytree(folder / LORA, target / LORA)
 
@@ -424,9 +429,14 @@ def final_score(run: Run) -> float | None:
     """
     if run.cfg.dry_run:
         return 0.0
-    evaluated = run.experiment.state(run.cfg.stage.run[-1]).get("evaluated") if run.procs.is_main else None
+    if not run.procs.is_main:
+        return None
+    last = run.cfg.stage.run[-1]
+    evaluated = run.experiment.state(last).get("evaluated")
     if not evaluated:
         return None
+    if run.stages[last].finds:
+        return recorded_ap(Path(evaluated))
     measure, scores = recorded_scores(read_document(Path(evaluated) / METRICS))
     return scores[measure].value
 

@@ -13,14 +13,18 @@ from panollava.evaluation.measure import AUTO
 from panollava.evaluation.results import write_measures
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
+from panollava.model.detector import PanoDetector
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import data_name, data_overrides
 from panollava.run.evaluate import answer_questions, answer_split
+from panollava.run.evaluate_places import evaluate_places
 from panollava.run.features import open_features
 from panollava.run.options import EvalOptions
 from panollava.run.restore import Restored, measure, restore
 from panollava.run.run import open_tracker
 from panollava.run.sources import open_source
+from panollava.run_folder import METADATA, find_run_folder
+from panollava.stages.registry import STAGES
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.tracker import Tracker
@@ -49,7 +53,10 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
         own = _evaluation_options(options, sections["evaluation"]["measure"], run.settings["evaluation"])
         evaluation = _Evaluation(run, options, own, data, store, store.file_identity(), compute, tracker)
         if not run.record.answers:
-            evaluation.measure(None, options.split)
+            if run.record.finds:
+                evaluation.find(run)
+            else:
+                evaluation.measure(None, options.split)
             return
         pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
         if options.loss:
@@ -58,6 +65,20 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
             # A data file that is named has no validation split beside it: the loss is of its own answers.
             evaluation.measure(pano, "val" if options.csv_input is None else options.split)
         evaluation.answer(pano)
+        beside = _finding_stage(options.checkpoint)
+        if beside is not None and options.csv_input is None:
+            evaluation.find(restore(str(beside), crop=sections["crop"]))
+
+
+def _finding_stage(checkpoint: str | None) -> Path | None:
+    """The stage that finds boxes of an experiment's folder; None where another folder is named, or there is none."""
+    root = Path(checkpoint or "").expanduser()
+    if checkpoint is None or any(root.glob("*.ckpt")) or (root / METADATA).is_file():
+        return None
+    try:
+        return find_run_folder(root, [name for name, record in STAGES.items() if record.finds])
+    except FileNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,28 @@ class _Evaluation:
             count, share = rotation_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
             LOG.info("Of %s with a direction, %.1f %% follow the rotation.", counted(count, "answer"), 100 * share)
         LOG.info("Predictions and metrics: %s", result.files.folder)
+
+    def find(self, run: Restored) -> None:
+        """Finds boxes and masks in a split, scores and records them."""
+        options, compute = self.options, self.compute
+        detector = PanoDetector.from_checkpoint(
+            run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype
+        )
+        source = open_source(self.data, options.split, detector.crop)
+        result = evaluate_places(
+            run,
+            detector,
+            source,
+            options.split,
+            self.evaluation,
+            compute,
+            self.tracker,
+            store=self.store,
+            known=self.known,
+            num_workers=options.num_workers,
+        )
+        LOG.info("%s", result.summary(data_name(options, self.data)))
+        LOG.info("Detections, masks and scores: %s", result.folder)
 
     def measure(self, pano: PanoLlava | None, split: str) -> None:
         """Computes and records the loss and the stage's own metrics on a split."""

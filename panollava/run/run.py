@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -58,6 +58,19 @@ from panollava.training.options import OptimOptions, StageOptions, TrainerOption
 from panollava.training.precision import Compute, choose_compute, planned_compute
 
 BACKBONES = ("vision", "language")
+
+
+def answering_stage(names: Sequence[str], stages: Mapping[str, StageRecord]) -> str | None:
+    """The last of a run's stages, but for those that find boxes, if it answers questions; else None."""
+    last = next((name for name in reversed(names) if not stages[name].finds), None)
+    return last if last is not None and stages[last].answers else None
+
+
+def finding_stage(names: Sequence[str], stages: Mapping[str, StageRecord]) -> str | None:
+    """The last of a run's stages that finds boxes; None if none does."""
+    return next((name for name in reversed(names) if stages[name].finds), None)
+
+
 PLAN = "plan"
 """Value of ``dry_run`` that builds no stage with weights."""
 
@@ -81,7 +94,8 @@ class Run:
         data: the splits.
         pending: stages to train, in order; the others were finished when the run was opened.
         resources: what is closed when the run ends.
-        evaluation_due: whether the last stage is to be evaluated; set in the first process only.
+        evaluation_due: whether the last stage that answers is to be evaluated; set in the first process only.
+        places_due: likewise of the last stage that finds boxes.
         parameters: parameters that the stages add to the tracker's before it is opened.
     """
 
@@ -94,6 +108,7 @@ class Run:
     pending: list[str]
     resources: ExitStack
     evaluation_due: bool = False
+    places_due: bool = False
     parameters: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -177,7 +192,7 @@ class Run:
     @property
     def has_work(self) -> bool:
         """Whether there is a stage to train, an evaluation to make, or a model to hand to the tracker."""
-        return bool(self.pending or self.evaluation_due or awaits_model(self))
+        return bool(self.pending or self.evaluation_due or self.places_due or awaits_model(self))
 
     def batches(
         self, name: str, options: StageOptions, *, share: bool = True, places: PlaceEncoder | None = None
@@ -277,6 +292,7 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         if problem := procs.texts(_changed_stage(run) if procs.is_main else "")[0]:
             raise ValueError(problem)
         run.evaluation_due = procs.is_main and evaluation_due(run)
+        run.places_due = procs.is_main and place_evaluation_due(run)
         if procs.is_main and not run.has_work and (root / OUTBOX).is_dir():  # left there by earlier starts
             waiting, left = deliver(root)
             LOG.info("%d of %d records that waited in %s are sent.", waiting - left, waiting, root / OUTBOX)
@@ -450,11 +466,11 @@ def _named(run: Run, key: str) -> str:
 
 def evaluation_due(run: Run) -> bool:
     """Whether the last stage can answer questions, and has no evaluation of the test split under today's conditions."""
-    last, test = run.cfg.stage.run[-1], run.data.test
-    if test is None or not run.stages[last].answers or run.cfg.dry_run:
+    last, test = answering_stage(run.cfg.stage.run, run.stages), run.data.test
+    if last is None or test is None or run.cfg.dry_run:
         return False
     evaluated = run.experiment.state(last).get("evaluated")
-    if run.pending or not evaluated:
+    if any(not run.stages[name].finds for name in run.pending) or not evaluated:
         return True
     path = Path(evaluated) / METRICS
     if not path.is_file():
@@ -494,4 +510,22 @@ def evaluation_due(run: Run) -> bool:
         )
     else:
         LOG.info("The evaluation in %s has the same conditions and is kept.", path.parent)
+    return bool(found)
+
+
+def place_evaluation_due(run: Run) -> bool:
+    """Whether the run has a detection stage with no evaluation of the test split under today's conditions."""
+    name, test = finding_stage(run.cfg.stage.run, run.stages), run.data.test
+    if name is None or test is None or run.cfg.dry_run:
+        return False
+    evaluated = run.experiment.state(name).get("evaluated")
+    if name in run.pending or not evaluated or not (Path(evaluated) / METRICS).is_file():
+        return True
+    recorded = read_document(Path(evaluated) / METRICS)["settings"]["conditions"]
+    checkpoint = find_checkpoint(run.experiment.stage_folder(name))
+    now = conditions.place_conditions(checkpoint, run.plain["crop"], test, run.known)
+    if found := conditions.differences(recorded, now):
+        LOG.info(
+            "The detections in %s have other conditions (%s): new ones are made.", evaluated, conditions.describe(found)
+        )
     return bool(found)

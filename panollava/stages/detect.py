@@ -20,11 +20,11 @@ from panollava.data.source import DataSource, PlacesSource
 from panollava.model.places import (
     Assigned,
     PlaceHead,
-    PlaceOutputs,
     TokenFrames,
     assign,
     place_losses,
     token_frames,
+    used_views,
 )
 from panollava.stages.protocol import Stage, StageSetup, StepOutput
 
@@ -70,9 +70,9 @@ class DetectStage(Stage):
         self.vision, self.grid, self.classes = vision, vision.token_grid, setup.classes
         self.trains_resampler = setup.is_fresh if train_resampler is None else train_resampler
         self._is_fresh, self._global_view = setup.is_fresh, global_view
-        side = max(1, mask_size // max(self.grid))
-        self.head = PlaceHead(vision.width, len(self.classes), hidden=hidden, cells=side, rolls=roll)
-        self._encoder = PlaceEncoder(setup.cameras, self.grid, side)
+        options: dict[str, Any] = {"hidden": hidden, "mask_size": mask_size, "roll": roll}
+        self.head = PlaceHead.for_grid(vision.width, len(self.classes), self.grid, **options)
+        self._encoder = PlaceEncoder(setup.cameras, self.grid, self.head.cells)
         self.vision.tower.train_only(setup.vision_blocks)
         self.vision.resampler.requires_grad_(self.trains_resampler)
         if setup.checkpoint_activations:
@@ -94,7 +94,9 @@ class DetectStage(Stage):
             return "the data have boxes with a roll, and stage.detect.roll=false predicts none. Set it to true."
         if own["unseen"] == "ignore":
             return ""
-        cameras = _used(backbones.crop.camera_rows, own["global_view"])
+        cameras = backbones.crop.camera_rows
+        if not own["global_view"]:
+            cameras = cameras[cameras[:, Column.IS_GLOBAL] == 0]
         return unseen_boxes(cameras, examined, train.class_names, backbones.crop.summary)
 
     @property
@@ -130,27 +132,16 @@ class DetectStage(Stage):
         """Losses of scores, boxes and cells; see ``place_losses``."""
         assigned, frames, view_mask = self._assigned(batch)
         assert batch.cells is not None
-        outputs = self.outputs(batch, frames)
-        return StepOutput(losses=place_losses(outputs, assigned, frames, view_mask, batch.cells))
-
-    def outputs(self, batch: Batch, frames: TokenFrames) -> PlaceOutputs:
-        """What the head says of a batch."""
         tokens = self.vision(
             batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask, vision_features=batch.vision_features
         )
-        return self.head(tokens, frames, self.grid)
-
-    def views(self, batch: Batch) -> tuple[TokenFrames, Tensor]:
-        """Frames of a batch's tokens ``(B, V, Q)``, and which views ``(B, V)`` are used."""
-        is_used = batch.view_mask
-        if not self._global_view:
-            is_used = is_used & (batch.cameras[..., Column.IS_GLOBAL] == 0)
-        return token_frames(batch.cameras, self.grid), is_used
+        outputs = self.head(tokens, frames, self.grid)
+        return StepOutput(losses=place_losses(outputs, assigned, frames, view_mask, batch.cells))
 
     def _assigned(self, batch: Batch) -> tuple[Assigned, TokenFrames, Tensor]:
         assert batch.boxes is not None
         assert batch.box_classes is not None
-        frames, view_mask = self.views(batch)
+        frames, view_mask = token_frames(batch.cameras, self.grid), used_views(batch, self._global_view)
         return assign(batch.boxes, batch.box_classes, frames, view_mask), frames, view_mask
 
 
@@ -181,8 +172,3 @@ def unseen_boxes(cameras: Tensor, pictures: Sequence[PictureBoxes], names: Seque
         f"pictures ({shown}). Use one that shows the whole sphere, such as crop=cubemap crop.poles=true, or crop=e2p "
         "'crop.pitch_rows_deg=[-45,0,45]'; or stage.detect.unseen=ignore, which counts them as not found."
     )
-
-
-def _used(cameras: Tensor, global_view: bool) -> Tensor:
-    """The cameras of ``(V, C)`` whose tokens are used."""
-    return cameras if global_view else cameras[cameras[:, Column.IS_GLOBAL] == 0]

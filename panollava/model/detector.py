@@ -1,0 +1,186 @@
+"""A trained detection stage as a model: boxes and masks of a panorama."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panollava.batch import Batch
+from panollava.component import allow as allow_packages
+from panollava.crop.crop import Crop
+from panollava.data.boxes import PictureBoxes
+from panollava.model.backbones import open_checkpoint
+from panollava.model.places import Painter, PlaceHead, found_boxes, token_frames, used_views
+from panollava.model.processor import Picture, read_picture
+from panollava.model.trainable import load_trained
+from panollava.model.vision import PanoVision
+from panollava.run_folder import find_trained, read_metadata, with_paths_found
+from panollava.stages.registry import recorded_stage
+
+MASK_HEIGHT = 512
+"""Rows of a mask, unless the panorama has fewer."""
+SURE = 0.5
+"""Score from which ``detect`` gives a box: the score estimates the IoU with a thing."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One thing on the sphere; angles are degrees, as in ``panollava.crop.boxes``."""
+
+    yaw: float
+    pitch: float
+    horizontal: float
+    vertical: float
+    roll: float
+    name: str  # of its class
+    score: float  # from 0 to 1
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found in a panorama. Iterating gives each ``Detection``, the best first."""
+
+    boxes: PictureBoxes
+    mask: np.ndarray  # (H, W) int16, position of each pixel's class among `names`, -1 where there is none
+    names: tuple[str, ...]  # of the classes
+
+    def __iter__(self) -> Iterator[Detection]:
+        assert self.boxes.scores is not None
+        for box, number, score in zip(self.boxes.boxes, self.boxes.classes, self.boxes.scores, strict=True):
+            yaw, pitch, horizontal, vertical, roll = (float(value) for value in box)
+            yield Detection(yaw, pitch, horizontal, vertical, roll, self.names[number], float(score))
+
+    def __len__(self) -> int:
+        return len(self.boxes.boxes)
+
+
+class PanoDetector:
+    """Finds boxes and masks in panoramas, by a head on the tokens of an encoder and a resampler.
+
+    Args:
+        vision: encoder and resampler, in evaluation mode.
+        head: on its tokens.
+        crop: cuts the views.
+        names: of the classes.
+        global_view: whether the tokens of the global view are used.
+    """
+
+    def __init__(
+        self, vision: PanoVision, head: PlaceHead, crop: Crop, names: Sequence[str], *, global_view: bool = False
+    ) -> None:
+        self.vision, self.head, self.crop, self.names = vision, head, crop, tuple(names)
+        self.global_view = global_view
+        self._painters: dict[tuple[int, int], Painter] = {}
+
+    def __repr__(self) -> str:
+        return f"PanoDetector({len(self.names)} classes: {', '.join(self.names)})"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        allow: str | Sequence[str] = (),
+    ) -> PanoDetector:
+        """Opens the detection stage of an experiment's folder, its run folder or a checkpoint in it.
+
+        ``dtype`` is of the encoder. ``allow`` names packages whose classes the model may be made of; their code is run.
+
+        Raises:
+            FileNotFoundError: there is no detection stage, or the checkpoint that it stands on is missing.
+            ValueError: the run is of another stage, or the weights that it stands on have changed.
+        """
+        allow_packages(allow)
+        run, checkpoint = find_trained(Path(folder).expanduser(), ("detect",))
+        return cls.from_checkpoint(checkpoint, with_paths_found(read_metadata(run), run), device=device, dtype=dtype)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Path,
+        settings: Mapping[str, Any],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> PanoDetector:
+        """As ``from_pretrained``, for a ``*.ckpt`` folder and changed settings of its run, such as another crop."""
+        if not recorded_stage(settings).finds:
+            raise ValueError(
+                f"{checkpoint} is of stage {settings['stage']}, which finds no boxes. Train one: python -m "
+                "panollava.train stage=detect init_from=<this run>."
+            )
+        backbones, vision, own = open_checkpoint(checkpoint, settings, device=device, dtype=dtype)
+        section, names = settings["stage_settings"], settings["classes"]
+        options = {key: section[key] for key in ("hidden", "mask_size", "roll")}
+        head = PlaceHead.for_grid(vision.width, len(names), vision.token_grid, **options)
+        load_trained(head, {name.removeprefix("head."): value for name, value in own.items()}, str(checkpoint))
+        return cls(vision, head.to(device).eval(), backbones.crop, names, global_view=section["global_view"])
+
+    @torch.inference_mode()
+    def detect(self, image: Picture, *, least_score: float = SURE) -> Detections:
+        """Finds what is where in a panorama.
+
+        Args:
+            image: as for ``PanoLlava.generate``.
+            least_score: from 0 to 1; boxes with a lower score are left out.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no panorama.
+        """
+        panorama = np.asarray(read_picture(image, self.crop))
+        rows = self.crop.camera_rows[None]
+        batch = Batch(
+            sample_ids=["picture"],
+            pixel_values=self.crop.views(panorama)[None],
+            cameras=rows,
+            view_mask=torch.ones(rows.shape[:2], dtype=torch.bool),
+        )
+        size = mask_size(panorama.shape[:2])
+        (found,) = self.find(batch.to(self.vision.tower.mean.device), [size])
+        assert found.boxes.scores is not None
+        kept = found.boxes.scores >= least_score
+        boxes = PictureBoxes(found.boxes.boxes[kept], found.boxes.classes[kept], found.boxes.scores[kept])
+        return Detections(boxes, found.mask, self.names)
+
+    @torch.inference_mode()
+    def find(self, batch: Batch, sizes: Sequence[tuple[int, int] | None]) -> list[Detections]:
+        """Boxes of all scores and masks of the pictures of a batch, on the detector's device.
+
+        Args:
+            batch: of ``B`` pictures.
+            sizes: (H, W) of each picture's mask; None for none.
+        """
+        tokens = self.vision(
+            batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask, vision_features=batch.vision_features
+        )
+        grid = self.vision.token_grid
+        assert grid is not None
+        frames, view_mask = token_frames(batch.cameras, grid), used_views(batch, self.global_view)
+        outputs = self.head(tokens, frames, grid)
+        results = []
+        for row, (boxes, size) in enumerate(zip(found_boxes(outputs, frames, view_mask), sizes, strict=True)):
+            mask = np.zeros((0, 0), np.int16)
+            if size is not None:
+                mask = self._painter(batch.cameras[row], size)(outputs.cells[row], view_mask[row])
+            results.append(Detections(boxes, mask, self.names))
+        return results
+
+    def _painter(self, cameras: Tensor, size: tuple[int, int]) -> Painter:
+        if size not in self._painters:  # all panoramas have the same cameras
+            self._painters[size] = Painter(cameras, size)
+        return self._painters[size]
+
+
+def mask_size(size: tuple[int, ...]) -> tuple[int, int]:
+    """(H, W) of the mask of a panorama (H, W)."""
+    height = min(size[0], MASK_HEIGHT)
+    return height, round(size[1] * height / size[0])

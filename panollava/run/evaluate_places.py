@@ -1,0 +1,269 @@
+"""Evaluation of a detection stage: what it finds in a split, scored and written."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from panollava.batch import Batch
+from panollava.checkpoint import find_checkpoint, replace_folder
+from panollava.data.box_files import write_coco
+from panollava.data.boxes import BoxAnnotations, Conventions, PictureBoxes
+from panollava.data.source import DataSource, PlacesSource
+from panollava.disk import read_document
+from panollava.evaluation.detection import BoxScores, MaskScores, score_boxes, score_masks
+from panollava.evaluation.predictions import METRICS
+from panollava.evaluation.results import result_folder
+from panollava.evaluation.statistics import Interval
+from panollava.logs import LOG, counted
+from panollava.model.backbones import Backbones
+from panollava.model.detector import SURE, Detections, PanoDetector, mask_size
+from panollava.run.box_scores import box_table, finite
+from panollava.run.conditions import place_conditions
+from panollava.run.config_check import EvaluationOptions
+from panollava.run.data import RunData
+from panollava.run.features import open_features
+from panollava.run.restore import Restored
+from panollava.run.run import Run, finding_stage
+from panollava.run.sources import part_of
+from panollava.store.catalogue import StoreOptions
+from panollava.store.identity import FileIdentity
+from panollava.tracking.tracker import Tracker
+from panollava.training.options import StageOptions
+from panollava.training.precision import Compute
+
+GREY = 128
+"""Value of every pixel of a blank picture."""
+DETECTIONS, MASKS = "detections.json", "masks"
+NO_CLASS = 0
+"""Value of a pixel of a mask file without a class; a class has its position plus one."""
+
+
+@dataclass(frozen=True)
+class PlaceEvaluation:
+    """Scores of what a detection stage found in a split, and where they are written."""
+
+    names: tuple[str, ...]  # of the classes
+    boxes: BoxScores
+    masks: MaskScores | None  # None for data without masks
+    blank: BoxScores | None  # of a blank picture in place of each one
+    folder: Path
+
+    def summary(self, title: str) -> str:
+        """The tables."""
+        found = self.boxes
+        counts = f"{counted(found.pictures, 'picture')}, {found.true_boxes:,} true boxes"
+        lines = [f"\n{title}, {counts}:\n", box_table(found, least_score=SURE)]
+        if self.masks is not None:
+            lines += ["", "| mean IoU of masks | value |", "|---|---|"]
+            lines += [f"| by solid angle | {self.masks.by_solid_angle} |", f"| by pixel | {self.masks.by_pixel} |"]
+            lines += [
+                f"| {name}, by solid angle | {'–' if value is None else f'{100 * value:.1f} %'} |"
+                for name, value in self.masks.of_class.items()
+            ]
+        if self.blank is not None:
+            blank = self.blank.with_scores
+            lines += ["", f"On blank pictures: AP {blank.ap}, AP50 {blank.ap50}."]
+        return "\n".join([*lines, ""])
+
+    def metrics(self) -> dict[str, float]:
+        """The main scores, for the tracker."""
+        scores, equal = self.boxes.with_scores, self.boxes.with_equal_scores
+        values: dict[str, Interval | None] = {
+            "AP": scores.ap, "AP50": scores.ap50, "AP75": scores.ap75, "AR": scores.ar, "AP_equal_scores": equal.ap,
+            "AP50_equal_scores": equal.ap50, "precision": self.boxes.precision, "recall": self.boxes.recall,
+            "F1": self.boxes.f1, "box_IoU": self.boxes.mean_iou, "centre_error_deg": self.boxes.centre_error_deg,
+            "count_error": self.boxes.count_error,
+        }  # fmt: skip
+        if self.masks is not None:
+            values |= {"mIoU": self.masks.by_solid_angle, "mIoU_by_pixel": self.masks.by_pixel}
+        if self.blank is not None:
+            values["AP_blank"] = self.blank.with_scores.ap
+        return {name: value.value for name, value in values.items() if value is not None}
+
+
+def evaluate_run_places(run: Run) -> None:
+    """Evaluates the run's detection stage, if it has one that was not evaluated yet."""
+    if not run.places_due:
+        return
+    name, test = finding_stage(run.cfg.stage.run, run.stages), run.data.test
+    assert name is not None
+    assert test is not None
+    folder = run.experiment.stage_folder(name)
+    checkpoint = find_checkpoint(folder)
+    settings = {"experiment_name": run.experiment.name, "stage": name, "model": run.backbones.model}
+    settings |= {key: run.plain[key] for key in ("crop", "data")} | {"stage_settings": run.plain["stage"][name]}
+    settings["classes"] = list(test.class_names) if isinstance(test, PlacesSource) else []
+    device: dict[str, Any] = {"device": run.compute.device, "dtype": run.compute.dtype}
+    detector = PanoDetector.from_checkpoint(checkpoint, settings, **device)
+    result = evaluate_places(
+        Restored(checkpoint, settings),
+        detector,
+        test,
+        "test",
+        EvaluationOptions(**run.plain["evaluation"]),
+        run.compute,
+        run.tracker,
+        store=run.store,
+        known=run.known,
+        num_workers=run.trainer.num_workers,
+    )
+    run.experiment.record(name, evaluated=str(result.folder))
+    LOG.info("%s", result.summary("Test split"))
+    LOG.info("Detections, masks and scores: %s", result.folder)
+
+
+def evaluate_places(
+    run: Restored,
+    detector: PanoDetector,
+    source: DataSource,
+    split: str,
+    options: EvaluationOptions,
+    compute: Compute,
+    tracker: Tracker,
+    *,
+    store: StoreOptions,
+    known: FileIdentity,
+    num_workers: int = 0,
+) -> PlaceEvaluation:
+    """Finds what is where in a split, scores it, and records the result on disk and in the tracker.
+
+    Raises:
+        ValueError: the split has no boxes, or classes that the stage has not learnt.
+    """
+    if not isinstance(source, PlacesSource):
+        raise ValueError(f"data={source.name} has no boxes. Use data=boxes, or the built-in world (data=world).")
+    if unknown := [name for name in source.class_names if name not in detector.names]:
+        raise ValueError(
+            f"{source.name}: the class {unknown[0]} is none that the stage has learnt ({', '.join(detector.names)}). "
+            "Name the classes to evaluate (data.classes=[…]), or train with it."
+        )
+    number = {name: at for at, name in enumerate(detector.names)}
+    as_learnt = np.array([number[name] for name in source.class_names] + [-2, -1])  # -1 and -2 stay as they are
+    truth: dict[str, PictureBoxes] = {}
+    found: dict[str, Detections] = {}
+    true_masks: dict[str, np.ndarray] = {}
+    for index, one in _detections(run, detector, source, options, compute, store, num_workers):
+        name, places = source.image_id(index), source.places(index)
+        truth[name] = PictureBoxes(places.boxes.boxes, as_learnt[places.boxes.classes])
+        found[name] = one
+        if places.pixels is not None:
+            true_masks[name] = as_learnt[_resized(places.pixels, one.mask.shape)]
+    names = detector.names
+    scores = score_boxes(truth, {name: one.boxes for name, one in found.items()}, names, least_score=SURE)
+    masks = score_masks(true_masks, {name: found[name].mask for name in true_masks}, names) if true_masks else None
+    blank = None
+    if options.blank:
+        (nothing,) = detector.find(_blank(detector).to(compute.device), [None])
+        blank = score_boxes(truth, dict.fromkeys(truth, nothing.boxes), names, least_score=SURE)
+    settings = {
+        **run.subject(known),
+        "split": split,
+        "max_samples": options.max_samples,
+        "conditions": place_conditions(run.checkpoint, run.settings["crop"], source, known),
+    }
+    folder = _free(result_folder(Path(options.results_dir), run.settings["experiment_name"]))
+    result = PlaceEvaluation(names, scores, masks, blank, folder)
+    _write(result, found, run.settings["experiment_name"], settings)
+    tracker.metrics({f"test/{name}": value for name, value in result.metrics().items()}, step=0)
+    tracker.folder(folder, "detection")
+    tracker.flush()
+    return result
+
+
+def _detections(
+    run: Restored,
+    detector: PanoDetector,
+    source: DataSource,
+    options: EvaluationOptions,
+    compute: Compute,
+    store: StoreOptions,
+    num_workers: int,
+) -> Iterator[tuple[int, Detections]]:
+    """Number of each record of a split with what is found in its picture."""
+    backbones = Backbones(run.settings["model"], run.settings["crop"], dtype=detector.vision.tower.dtype)
+    vars(backbones).update(crop=detector.crop, tower=detector.vision.tower, outline=detector.vision)
+    section = {**part_of(run.settings["stage_settings"], StageOptions), "batch_size": options.batch_size}
+    features = open_features(store, detector.vision.tower, detector.crop)
+    loaded = RunData(source, source, None, backbones)
+    assert isinstance(source, PlacesSource)
+    first, most = 0, options.max_samples or len(source)
+    for batch in loaded.batches(None, StageOptions(**section), num_workers=num_workers, features=features).validation():
+        indices = range(first, first + len(batch))
+        sizes = [None if (own := source.places(index).pixels) is None else mask_size(own.shape) for index in indices]
+        with compute.autocast():
+            found = detector.find(batch.to(compute.device), sizes)
+        yield from list(zip(indices, found, strict=True))[: most - first]
+        first += len(batch)
+        if first >= most:
+            return
+
+
+def _blank(detector: PanoDetector) -> Batch:
+    rows = detector.crop.camera_rows[None]
+    pixels = torch.full((*rows.shape[:2], 3, *detector.crop.view_size), GREY, dtype=torch.uint8)
+    return Batch(["blank"], pixels, rows, torch.ones(rows.shape[:2], dtype=torch.bool))
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Classes (H, W) at another size, those of the nearest pixels."""
+    return cv2.resize(pixels.astype(np.int16), (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _free(parent: Path) -> Path:
+    """A folder that does not exist, named after the time."""
+    name, number = f"detections_{datetime.now():%Y%m%d_%H%M%S}", 1
+    folder = parent / name
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}_{number}"
+    return folder
+
+
+def _write(
+    result: PlaceEvaluation, found: Mapping[str, Detections], experiment: str, settings: Mapping[str, Any]
+) -> None:
+    """Writes detections (COCO), masks (PNG, a class is its position plus one) and ``metrics.json``, all or nothing."""
+    record = {
+        "experiment_name": experiment,
+        "created": datetime.now().isoformat(timespec="seconds"),
+        "measure": "AP",
+        "classes": result.names,
+        **{key: None if one is None else asdict(one) for key, one in _parts(result).items()},
+        "settings": dict(settings),
+    }
+    text = json.dumps(finite(json.loads(json.dumps(record, default=str))), indent=2, ensure_ascii=False)
+    boxes = {name: one.boxes for name, one in found.items()}
+    sizes = {name: one.mask.shape for name, one in found.items() if one.mask.size}
+    annotations = BoxAnnotations(result.names, boxes, sizes)
+
+    def fill(folder: Path) -> None:
+        (folder / METRICS).write_text(text, encoding="utf-8")
+        write_coco(folder / DETECTIONS, annotations, Conventions())
+        for name in sizes:
+            path = folder / MASKS / (re.sub(r"[^\w.-]+", "_", Path(name).stem) + ".png")
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), (found[name].mask + 1).astype(np.uint8 if len(result.names) < 255 else np.uint16))
+
+    result.folder.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(result.folder, fill)
+
+
+def _parts(result: PlaceEvaluation) -> dict[str, Any]:
+    return {"boxes": result.boxes, "masks": result.masks, "blank": result.blank}
+
+
+def recorded_ap(folder: Path) -> float:
+    """AP of a recorded evaluation."""
+    value = read_document(folder / METRICS)["boxes"]["with_scores"]["ap"]["value"]
+    return float(value) if value is not None else math.nan
