@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from panollava.model.api import PanoLlava
+    from panollava.model.detector import PanoDetector
     from panollava.trainer import Trainer
 
 __version__: str
-__all__ = ["PanoLlava", "Trainer", "__version__"]
+__all__ = ["PanoDetector", "PanoLlava", "Trainer", "__version__"]
 
-_LAZY = {"PanoLlava": "panollava.model.api", "Trainer": "panollava.trainer"}
+_LAZY = {
+    "PanoDetector": "panollava.model.detector",
+    "PanoLlava": "panollava.model.api",
+    "Trainer": "panollava.trainer",
+}
 """Name -> its module, imported on first use: torch and transformers stay out of ``import panollava``."""
 
 

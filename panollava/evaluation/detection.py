@@ -14,7 +14,7 @@ import numpy as np
 from panollava.crop.boxes import box_frames
 from panollava.data.boxes import IGNORED, NOTHING, PictureBoxes
 from panollava.evaluation.average_precision import ROUNDING, SIZES, THRESHOLDS, Ranking, class_overlap, rankings
-from panollava.evaluation.statistics import Interval, interval_of, mean_interval
+from panollava.evaluation.statistics import FEWEST, LEVEL, Interval, interval_of, mean_interval, student
 
 MATCH = 0.5
 """Least IoU of a box that counts as found, for precision, recall, F1 and the error of the centre."""
@@ -115,6 +115,95 @@ def score_boxes(
     )
 
 
+@dataclass(frozen=True)
+class PlaceComparison:
+    """Two detectors compared on the same pictures by one score."""
+
+    score: str  # AP, AP50 or mIoU
+    difference: Interval  # the second less the first
+    p_value: float  # of a difference at least as large
+
+
+def compare_boxes(
+    truth: Mapping[str, PictureBoxes],
+    first: Mapping[str, PictureBoxes],
+    second: Mapping[str, PictureBoxes],
+    classes: int,
+    *,
+    swaps: int = 2000,
+    seed: int = 0,
+) -> list[PlaceComparison]:
+    """AP and AP50 of two detectors: a permutation test that swaps what both found in a picture.
+
+    An AP is no mean over pictures, so it is computed anew for each swap. The interval of the difference is that of the
+    jackknife over pictures, with Student's quantile.
+
+    Args:
+        truth, first, second: boxes of the same pictures.
+        classes: ``C``.
+        swaps: number of random swaps.
+        seed: of the swaps.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 11.5 and 15.2.
+    """
+    pictures = list(truth)
+    none = PictureBoxes(np.zeros((0, 5)), np.zeros(0, int), np.zeros(0))
+    true = [truth[name] for name in pictures] * 2
+    found = [side.get(name, none) for side in (first, second) for name in pictures]
+    overlaps = [class_overlap(*pair) for pair in zip(found, true, strict=True)]
+    ranking = rankings(true, found, overlaps, classes)["all"]
+
+    def scores(kept: np.ndarray) -> np.ndarray:
+        """AP and AP50 (R, 2) of the kept pictures (R, 2P), of which the second half are the second detector's."""
+        precision = _class_mean(np.stack([one.curve(kept)[0] for one in ranking]))
+        return np.stack([precision.mean(axis=1), precision[:, 0]], axis=1)
+
+    return _compared(("AP", "AP50"), len(pictures), scores, swaps, seed)
+
+
+def compare_masks(
+    truth: Mapping[str, np.ndarray],
+    first: Mapping[str, np.ndarray],
+    second: Mapping[str, np.ndarray],
+    classes: int,
+    *,
+    swaps: int = 2000,
+    seed: int = 0,
+) -> PlaceComparison:
+    """Mean IoU by solid angle of two detectors; as ``compare_boxes``."""
+    counts = np.array(
+        [
+            _mask_counts(*_counted(true, side[name]), _steradians(true.shape), classes)
+            for side in (first, second)
+            for name, true in truth.items()
+        ]
+    )
+    (found,) = _compared(("mIoU",), len(truth), lambda kept: _mean_iou(kept @ counts)[:, None], swaps, seed)
+    return found
+
+
+def _compared(
+    names: Sequence[str], pictures: int, scores: Callable[[np.ndarray], np.ndarray], swaps: int, seed: int
+) -> list[PlaceComparison]:
+    """Compares by scores of the kept pictures (R, 2P) of both detectors."""
+    chosen = np.random.default_rng(seed).random((swaps, pictures)) < 0.5
+    chosen[0] = False  # nothing is swapped
+    sides = [np.concatenate([chosen == side, chosen != side], axis=1).astype(float) for side in (False, True)]
+    change = scores(sides[1]) - scores(sides[0])  # (swaps, scores)
+    left_out = 1 - np.eye(pictures)
+    nothing = np.zeros_like(left_out)
+    without = scores(np.concatenate([nothing, left_out], axis=1)) - scores(np.concatenate([left_out, nothing], axis=1))
+    error = np.sqrt((pictures - 1) * without.var(axis=0))  # of the jackknife
+    results = []
+    for at, name in enumerate(names):
+        value, reach = float(change[0, at]), student(LEVEL, pictures - 1) * float(error[at])
+        has_ends = pictures >= FEWEST
+        ends = (max(-1.0, value - reach), min(1.0, value + reach)) if has_ends else (None, None)
+        p_value = float((np.abs(change[:, at]) >= abs(value) - 1e-12).mean())
+        results.append(PlaceComparison(name, Interval(value, *ends), p_value))
+    return results
+
+
 def best_matching(overlap: np.ndarray) -> list[tuple[int, int]]:
     """Pairs (row, column) of a one-to-one matching with the greatest sum of IoU ``(N, M)``; pairs of 0 are left out.
 
@@ -165,8 +254,7 @@ def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
     for name, true in truth.items():
         if true.shape != found[name].shape:
             raise ValueError(f"{name}: masks of {found[name].shape} and of {true.shape} pixels. Give one size.")
-        got = np.where(true == IGNORED, NOTHING, found[name])
-        true = np.where(true == IGNORED, NOTHING, true)
+        true, got = _counted(true, found[name])
         lowest, highest = min(true.min(), got.min()), max(true.max(), got.max())
         if not NOTHING <= lowest <= highest < len(names):
             raise ValueError(f"{name}: classes from {lowest} to {highest}; allowed are -1 to {len(names) - 1}.")
@@ -179,6 +267,11 @@ def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
     values = [{name: _number(value) for name, value in zip(names, one, strict=True)} for one in of_class]
     means = [interval_of(counts[:, at], list(truth), _mean_iou) for at in (0, 1)]
     return MaskScores(means[0], means[1], values[0], values[1])
+
+
+def _counted(true: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks without the pixels that do not count."""
+    return np.where(true == IGNORED, NOTHING, true), np.where(true == IGNORED, NOTHING, got)
 
 
 def _averages(of_size: Mapping[str, Sequence[Ranking]], pictures: Sequence[str], names: Sequence[str]) -> Averages:

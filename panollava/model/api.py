@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model import lora
 from panollava.model.backbones import Backbones, open_checkpoint
 from panollava.model.decoding import from_transformers, sampler, stop_ids, to_transformers
+from panollava.model.detector import SURE, Detections, PanoDetector
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import SHIPPED, quiet_transformers
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
@@ -28,7 +30,7 @@ from panollava.model.shared_prefix import PICTURE_INPUTS, prefill, unshareable
 from panollava.model.vision import PanoVision
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
-from panollava.run_folder import find_trained, read_metadata, short_name, with_paths_found
+from panollava.run_folder import METADATA, find_trained, read_metadata, short_name, with_paths_found
 from panollava.stages.registry import recorded_stage
 
 Turns = Sequence[tuple[str, str]]  # (question, answer) pairs of a conversation so far
@@ -217,6 +219,28 @@ class PanoLlava:
         encoded = [self.encode(question, max_new_tokens=options.max_new_tokens) for question in asked]
         views = [self.views(picture) for picture in pictures]
         return self.answer(self.batch(views, encoded), generation=options) if views else []
+
+    def detect(self, image: Picture, *, least_score: float = SURE) -> Detections:
+        """Finds boxes and masks in a panorama, with the detection stage of the experiment that this model is of.
+
+        Arguments and results as for ``PanoDetector.detect``.
+
+        Raises:
+            FileNotFoundError: there is no such file, or the experiment has no detection stage.
+            ValueError: it is no panorama, or the detection stage does not stand on its weights any more.
+        """
+        return self._detector.detect(image, least_score=least_score)
+
+    @cached_property
+    def _detector(self) -> PanoDetector:
+        root = None if self.source is None else self.source.resolve().parent.parent.parent
+        if root is None or not any(root.glob(f"detect/*/{METADATA}")):
+            raise FileNotFoundError(
+                f"{self.source} is of no experiment with a detection stage. Train one, python -m panollava.train "
+                "stage=detect init_from=<run>, and open it with PanoDetector.from_pretrained."
+            )
+        tower = self.model.vision.tower
+        return PanoDetector.from_pretrained(root, device=tower.mean.device, dtype=tower.dtype)
 
     def chat(self, image: Picture) -> Conversation:
         """A conversation about a panorama, given as for ``generate``; ``.ask(question)`` answers and remembers."""

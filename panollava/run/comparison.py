@@ -35,6 +35,7 @@ from panollava.run.data import data_name, data_overrides
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
 from panollava.run.learning_report import is_learning, learning_notes, run_learning
 from panollava.run.options import CompareOptions
+from panollava.run.place_comparison import compare_detections
 from panollava.run.restore import Restored, restore
 from panollava.run.run import open_tracker
 from panollava.run.settings import settings_of
@@ -58,9 +59,16 @@ def compare_runs(options: CompareOptions, sections: dict[str, Any]) -> None:
     tracking, store, generation = sections["tracking"], StoreOptions(**sections["store"]), sections["generation"]
     allow(options.allow)
     runs = [restore(folder, generation=generation) for folder in _folders(options, tracking)]
+    if runs and all(run.record.finds for run in runs):
+        data = data_overrides(options, runs[0].settings["data"])
+        compare_detections(dict(zip(_names(runs), runs, strict=True)), data, options, sections)
+        return
     without_answers = [str(run.folder) for run in runs if not run.record.answers]
     if without_answers:
-        raise ValueError(f"{', '.join(without_answers)}: stage-1 runs give no answers, so there is nothing to compare.")
+        raise ValueError(
+            f"{', '.join(without_answers)}: stages without text give no answers, so there is nothing to compare. Runs "
+            "of stage detect are compared with each other alone."
+        )
     data = data_overrides(options, runs[0].settings["data"])
     names = _names(runs)
     known = store.file_identity()  # one for all runs: they share the pictures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, replace_folder
 from panollava.data.box_files import write_coco
-from panollava.data.boxes import BoxAnnotations, Conventions, PictureBoxes
+from panollava.data.boxes import IGNORED, NOTHING, BoxAnnotations, Conventions, PictureBoxes
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import read_document
 from panollava.evaluation.detection import BoxScores, MaskScores, score_boxes, score_masks
@@ -143,22 +143,16 @@ def evaluate_places(
     """
     if not isinstance(source, PlacesSource):
         raise ValueError(f"data={source.name} has no boxes. Use data=boxes, or the built-in world (data=world).")
-    if unknown := [name for name in source.class_names if name not in detector.names]:
-        raise ValueError(
-            f"{source.name}: the class {unknown[0]} is none that the stage has learnt ({', '.join(detector.names)}). "
-            "Name the classes to evaluate (data.classes=[…]), or train with it."
-        )
-    number = {name: at for at, name in enumerate(detector.names)}
-    as_learnt = np.array([number[name] for name in source.class_names] + [-2, -1])  # -1 and -2 stay as they are
+    number = as_learnt(source.class_names, detector.names)
     truth: dict[str, PictureBoxes] = {}
     found: dict[str, Detections] = {}
     true_masks: dict[str, np.ndarray] = {}
     for index, one in _detections(run, detector, source, options, compute, store, num_workers):
         name, places = source.image_id(index), source.places(index)
-        truth[name] = PictureBoxes(places.boxes.boxes, as_learnt[places.boxes.classes])
+        truth[name] = PictureBoxes(places.boxes.boxes, number[places.boxes.classes])
         found[name] = one
         if places.pixels is not None:
-            true_masks[name] = as_learnt[_resized(places.pixels, one.mask.shape)]
+            true_masks[name] = number[resized(places.pixels, one.mask.shape)]
     names = detector.names
     scores = score_boxes(truth, {name: one.boxes for name, one in found.items()}, names, least_score=SURE)
     masks = score_masks(true_masks, {name: found[name].mask for name in true_masks}, names) if true_masks else None
@@ -179,6 +173,22 @@ def evaluate_places(
     tracker.folder(folder, "detection")
     tracker.flush()
     return result
+
+
+def as_learnt(names: Sequence[str], learnt: Sequence[str]) -> np.ndarray:
+    """Position of each class of data among those that a stage has learnt ``(C + 2,)``.
+
+    The last two entries are those of ``IGNORED`` and ``NOTHING``, which are negative and stay as they are.
+
+    Raises:
+        ValueError: a class is none of those.
+    """
+    if unknown := [name for name in names if name not in learnt]:
+        raise ValueError(
+            f"data: the class {unknown[0]} is none that the stage has learnt ({', '.join(learnt)}). Name the "
+            "classes to evaluate (data.classes=[…]), or train with it."
+        )
+    return np.array([*(learnt.index(name) for name in names), IGNORED, NOTHING])
 
 
 def _detections(
@@ -215,7 +225,7 @@ def _blank(detector: PanoDetector) -> Batch:
     return Batch(["blank"], pixels, rows, torch.ones(rows.shape[:2], dtype=torch.bool))
 
 
-def _resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Classes (H, W) at another size, those of the nearest pixels."""
     return cv2.resize(pixels.astype(np.int16), (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
@@ -251,12 +261,22 @@ def _write(
         (folder / METRICS).write_text(text, encoding="utf-8")
         write_coco(folder / DETECTIONS, annotations, Conventions())
         for name in sizes:
-            path = folder / MASKS / (re.sub(r"[^\w.-]+", "_", Path(name).stem) + ".png")
+            path = _mask_file(folder, name)
             path.parent.mkdir(exist_ok=True)
             cv2.imwrite(str(path), (found[name].mask + 1).astype(np.uint8 if len(result.names) < 255 else np.uint16))
 
     result.folder.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(result.folder, fill)
+
+
+def _mask_file(folder: Path, picture: str) -> Path:
+    return folder / MASKS / (re.sub(r"[^\w.-]+", "_", picture) + ".png")
+
+
+def read_mask(folder: Path, picture: str) -> np.ndarray | None:
+    """Class of each pixel (H, W) of a picture in the folder of an evaluation; None where it has no mask."""
+    values = cv2.imread(str(_mask_file(folder, picture)), cv2.IMREAD_UNCHANGED)
+    return None if values is None else values.astype(np.int16) - 1
 
 
 def _parts(result: PlaceEvaluation) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Job:
     parameters: int  # of its resampler
     learning: Learning | None = None  # whether it was still learning; None where its last stage gives no answers
     curves: Mapping[str, LearningCurve] = field(default_factory=dict)  # of each stage that gives answers
+    places: Mapping[str, float] = field(default_factory=dict)  # AP and mIoU of its stage that finds boxes
 
     @property
     def conditions(self) -> Mapping[str, Any]:
@@ -101,7 +102,7 @@ class Job:
             if self.metrics["blank_exact_match"] is not None:
                 found["blank"] = self.metrics["blank_exact_match"]
             found |= {"image_tokens": self.image_tokens, "latency_s": self.metrics["latency"]["mean_s"]}
-        return found | {"resampler_parameters": self.parameters}
+        return found | {**self.places, "resampler_parameters": self.parameters}
 
     def contender(self, setting: Mapping[str, str]) -> Contender:
         """Its answers, as those of one seed of a setting."""
@@ -180,7 +181,9 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     done = {key: state for key, state in states.items() if state["status"] == FINISHED}
     if not done:
         return None
-    last, state = list(done.items())[-1]
+    finding = [key for key in done if (known := registry.STAGES.get(key.partition("/")[0])) and known.finds]
+    last = next((key for key in reversed(done) if key not in finding), list(done)[-1])
+    state: Mapping[str, Any] = {} if last in finding else done[last]
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / last / CONFIG))
     results = workplace / state["evaluated"] if state.get("evaluated") else None
     metrics = read_document(results / METRICS) if results and (results / METRICS).is_file() else {}
@@ -205,6 +208,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
         metrics=metrics,
         predictions=predictions,
         parameters=_resampler_parameters(folder / last),
+        places=_place_numbers(workplace, done[finding[-1]]) if finding else {},
         learning=run_learning(done, last) if metrics or state.get("learning") else None,
         curves={
             key.partition("/")[0]: read_curve(folder / key / CURVE)
@@ -212,6 +216,17 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
             if one.get("learning") is not None
         },
     )
+
+
+def _place_numbers(workplace: Path, state: Mapping[str, Any]) -> dict[str, float]:
+    """AP, AP50 and mIoU of the evaluation of a stage that finds boxes; empty without one."""
+    path = workplace / state["evaluated"] / METRICS if state.get("evaluated") else None
+    if path is None or not path.is_file():
+        return {}
+    document = read_document(path)
+    scores, masks = document["boxes"]["with_scores"], document["masks"]
+    found = {"AP": scores["ap"]["value"], "AP50": scores["ap50"]["value"]}
+    return found if masks is None else {**found, "mIoU": masks["by_solid_angle"]["value"]}
 
 
 def _resampler_parameters(stage_folder: Path) -> int:
@@ -297,7 +312,8 @@ def _table(rows: Sequence[Row], title: str) -> str:
     for name in dict.fromkeys([measure, *beside]):
         columns[name] = [str(score) if (score := row.scores.get(name)) else "" for row in rows]
     columns |= {"still learning": [row.learning.verdict if row.learning else "" for row in rows]}
-    shown = {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
+    shown = {"AP": ("mAP %", 100, 1), "AP50": ("mAP50 %", 100, 1), "mIoU": ("mIoU %", 100, 1)}
+    shown |= {"image_tokens": ("image tokens", 1, 0), "latency_s": ("ms an answer", 1000, 1)}
     for stage in _stages(rows):
         shown[f"{stage}_samples_per_second"] = (f"{stage} samples/s", 1, 1)
         shown[f"{stage}_seconds"] = (f"{stage} s", 1, 1)

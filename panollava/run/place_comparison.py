@@ -1,0 +1,198 @@
+"""Compares runs of detection stages on the same pictures: AP, AP50 and mIoU with paired tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from panollava.crop.crop import Crop
+from panollava.data.box_files import read_coco
+from panollava.data.boxes import Conventions, PictureBoxes
+from panollava.data.source import DataSource, PlacesSource
+from panollava.disk import csv_text, read_document, write_file
+from panollava.evaluation.detection import PlaceComparison, compare_boxes, compare_masks
+from panollava.evaluation.predictions import METRICS
+from panollava.evaluation.results import result_folder
+from panollava.evaluation.statistics import LEVEL, Interval, holm
+from panollava.logs import LOG, counted
+from panollava.model.detector import PanoDetector
+from panollava.run.conditions import differences, place_conditions
+from panollava.run.config_check import EvaluationOptions
+from panollava.run.data import data_name
+from panollava.run.evaluate_places import DETECTIONS, as_learnt, evaluate_places, read_mask, resized
+from panollava.run.options import CompareOptions
+from panollava.run.restore import Restored
+from panollava.run.run import open_tracker
+from panollava.run.sources import open_source
+from panollava.store.catalogue import StoreOptions
+from panollava.store.identity import FileIdentity
+from panollava.tracking.tracker import NullTracker
+from panollava.training.precision import recorded_compute
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found in a split, and its scores."""
+
+    boxes: dict[str, PictureBoxes]
+    masks: dict[str, np.ndarray]  # (H, W), by picture
+    scores: dict[str, Interval]
+
+
+def compare_detections(
+    runs: Mapping[str, Restored], data: dict[str, Any], options: CompareOptions, sections: dict[str, Any]
+) -> None:
+    """Scores every run and tests each two; writes tables into ``out``.
+
+    Args:
+        runs: by name.
+        data: the ``data`` section.
+        options: the plain keys of ``conf/compare.yaml``, checked.
+        sections: its other keys.
+
+    Raises:
+        ValueError: the data have no boxes, or the runs have learnt different classes.
+    """
+    store = StoreOptions(**sections["store"])
+    known = store.file_identity()
+    classes = {name: tuple(run.settings["classes"]) for name, run in runs.items()}
+    (first, names), *others = classes.items()
+    for name, other in others:
+        if other != names:
+            raise ValueError(
+                f"{first} has learnt the classes {', '.join(names)}, and {name} {', '.join(other)}: their scores are "
+                "means over different things. Compare runs of the same classes."
+            )
+    found = {name: _found(name, run, data, options, store, known) for name, run in runs.items()}
+    source = _source(runs[first], data, options)
+    truth, masks = _truth(source, names, found[first])
+    verdicts = _verdicts(truth, masks, found, len(names))
+    title = f"{counted(len(runs), 'run')} on {data_name(options, data)}, {counted(len(truth), 'picture')}"
+    text = _markdown(title, found, verdicts)
+    LOG.info("\n%s", text)
+    out = Path(options.out).expanduser()
+    write_file(out / "comparison.md", text)
+    columns = list(next(iter(found.values())).scores)
+    rows = [[name, *(one.scores[key].value for key in columns)] for name, one in found.items()]
+    write_file(out / "scores.csv", csv_text([["run", *columns], *rows]))
+    tags = {"panollava.compared": ", ".join(runs)}
+    with open_tracker(
+        sections["tracking"], run_name=f"compare {' '.join(runs)}"[:200], outbox=out, tags=tags
+    ) as tracker:
+        tracker.folder(out, "comparison")
+    LOG.info("Tables: %s", out)
+
+
+def _source(run: Restored, data: dict[str, Any], options: CompareOptions) -> DataSource:
+    # The encoder, which determines the size of the views, need not be opened to read the boxes.
+    return open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
+
+
+def _found(
+    name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions, known: FileIdentity
+) -> Found:
+    """What a run found, read where it is on disk under the same conditions."""
+    now = place_conditions(run.checkpoint, run.settings["crop"], _source(run, data, options), known)
+    parent = result_folder(Path(options.results_dir), run.settings["experiment_name"])
+    for folder in sorted(parent.glob("detections_*"), reverse=True):
+        document = read_document(folder / METRICS)
+        settings = document["settings"]
+        if settings.get("max_samples") == options.max_samples and not differences(settings["conditions"], now):
+            LOG.info("Reusing the detections in %s.", folder)
+            return _read(folder)
+    LOG.info("%s has no detections in these pictures yet: they are made now.", name)
+    compute = recorded_compute(options.device, run.settings["precision"])
+    detector = PanoDetector.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
+    recorded = run.settings["evaluation"]
+    evaluation = EvaluationOptions(
+        **{key: value for key, value in recorded.items() if key not in ("batch_size", "max_samples", "results_dir")},
+        batch_size=options.batch_size or recorded["batch_size"],
+        max_samples=options.max_samples,
+        results_dir=options.results_dir,
+    )
+    source = open_source(data, options.split, detector.crop)
+    result = evaluate_places(
+        run,
+        detector,
+        source,
+        options.split,
+        evaluation,
+        compute,
+        NullTracker(),
+        store=store,
+        known=known,
+        num_workers=options.num_workers,
+    )
+    return _read(result.folder)
+
+
+def _read(folder: Path) -> Found:
+    document = read_document(folder / METRICS)
+    annotations = read_coco(folder / DETECTIONS, Conventions())
+    scores = {key: Interval(**document["boxes"]["with_scores"][key.lower()]) for key in ("AP", "AP50", "AP75", "AR")}
+    if document["masks"] is not None:
+        scores["mIoU"] = Interval(**document["masks"]["by_solid_angle"])
+    masks = {name: mask for name in annotations.pictures if (mask := read_mask(folder, name)) is not None}
+    return Found(annotations.pictures, masks, scores)
+
+
+def _truth(
+    source: DataSource, names: Sequence[str], found: Found
+) -> tuple[dict[str, PictureBoxes], dict[str, np.ndarray]]:
+    """True boxes of the pictures in which something was looked for, and true masks at the size of those found."""
+    assert isinstance(source, PlacesSource)
+    number = as_learnt(source.class_names, names)
+    boxes, masks = {}, {}
+    for index in range(len(source)):
+        picture = source.image_id(index)
+        if picture not in found.boxes:
+            continue
+        places = source.places(index)
+        boxes[picture] = PictureBoxes(places.boxes.boxes, number[places.boxes.classes])
+        if places.pixels is not None and picture in found.masks:
+            masks[picture] = number[resized(places.pixels, found.masks[picture].shape)]
+    return boxes, masks
+
+
+def _verdicts(
+    truth: Mapping[str, PictureBoxes], masks: Mapping[str, np.ndarray], found: Mapping[str, Found], classes: int
+) -> list[tuple[str, str, PlaceComparison, float]]:
+    """Each two runs by each score, with the p-value after Holm's correction for the number of pairs."""
+    rows: list[tuple[str, str, PlaceComparison]] = []
+    for (one, first), (other, second) in itertools.combinations(found.items(), 2):
+        scores = compare_boxes(truth, first.boxes, second.boxes, classes)
+        if masks:
+            scores.append(compare_masks(masks, first.masks, second.masks, classes))
+        rows += [(one, other, score) for score in scores]
+    verdicts = []
+    for name in dict.fromkeys(row[2].score for row in rows):
+        own = [row for row in rows if row[2].score == name]
+        adjusted, _ = holm([row[2].p_value for row in own])
+        verdicts += [(*row, p) for row, p in zip(own, adjusted, strict=True)]
+    return verdicts
+
+
+def _markdown(
+    title: str, found: Mapping[str, Found], verdicts: Sequence[tuple[str, str, PlaceComparison, float]]
+) -> str:
+    columns = list(next(iter(found.values())).scores)
+    lines = [f"# {title}", "", f"| run | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    ranked = sorted(found.items(), key=lambda pair: -pair[1].scores["AP"].value)
+    lines += [f"| {name} | {' | '.join(str(one.scores[key]) for key in columns)} |" for name, one in ranked]
+    lines += ["", "| score | runs | difference in points | adjusted p | differ |", "|---|---|---|---|---|"]
+    for one, other, score, p in verdicts:
+        gap = f"{100 * score.difference.value:+.1f} ({score.difference.ends})"
+        lines.append(f"| {score.score} | {other} less {one} | {gap} | {p:.4f} | {'yes' if p < LEVEL else 'no'} |")
+    lines += [
+        "",
+        "p-values of a permutation test that swaps what two runs found in a picture, after Holm's correction for the "
+        "number of pairs; intervals of the jackknife over pictures. About the settings of the runs nothing is shown "
+        "where each has one seed.",
+        "",
+    ]
+    return "\n".join(lines)
