@@ -21,6 +21,8 @@ from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
 
 _REMEMBERED_PANORAMAS = 4
+_KEPT_BYTES = 2**29
+"""Memory for the masks of a data set, in each process that reads it."""
 
 Place = tuple[int, int] | tuple[int, int, int]
 """Epoch and index of a record, and the index of the one whose picture is shown."""
@@ -89,6 +91,8 @@ class PanoDataset(Dataset[Sample]):
         self.store = store
         self.augment = augment
         self.places = places
+        self._kept: dict[int, PlaceTargets] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -96,8 +100,7 @@ class PanoDataset(Dataset[Sample]):
     def __getitem__(self, key: Place) -> Sample:
         epoch, index, shown = key if len(key) == 3 else (*key, key[1])
         source, crop = self.source, self.crop
-        views, features, digest = None, None, None
-        places = source.places(shown) if self.places is not None and isinstance(source, PlacesSource) else None
+        views, features, digest, targets = None, None, None, None
         if self.augment is not None:
             change = self.augment.change(epoch, index, source.directions(index))
             record = source.rotated_record(index, epoch, 360.0 * change.turn)
@@ -106,7 +109,8 @@ class PanoDataset(Dataset[Sample]):
             width = extent_of(panorama)[1]
             columns = round(change.turn * width)
             panorama = rotate_yaw(panorama, columns)
-            places = None if places is None else turned(places, columns, width)
+            if self.places is not None and isinstance(source, PlacesSource):
+                targets = self.places(turned(source.places(index), columns, width))
             views = recoloured(crop.views(panorama), change)
         else:
             record = source.record(index, epoch)
@@ -116,9 +120,21 @@ class PanoDataset(Dataset[Sample]):
                 views, features, digest = look_up(
                     self.store, source.picture(shown), lambda: crop.views(source.panorama(shown))
                 )
+            targets = self._targets(shown)
         text = None if self.encode is None else self.encode(record)
-        targets = None if places is None or self.places is None else self.places(places)
         return Sample(record.sample_id, views, crop.camera_rows, text, features, digest, places=targets)
+
+    def _targets(self, index: int) -> PlaceTargets | None:
+        """What is where in the panorama of a record; kept, as a mask takes long to read or to draw."""
+        if self.places is None or not isinstance(self.source, PlacesSource):
+            return None
+        if index in self._kept:
+            return self._kept[index]
+        targets = self.places(self.source.places(index))
+        self._kept_bytes += targets.cells.nbytes
+        if self._kept_bytes <= _KEPT_BYTES:
+            self._kept[index] = targets
+        return targets
 
     def shared(self, keys: Sequence[Place]) -> list[Sample]:
         """The samples of a batch, each panorama brought by the first of those about it; without `augment`."""
