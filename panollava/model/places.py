@@ -129,7 +129,7 @@ def to_tokens(boxes: Tensor, frames: TokenFrames) -> tuple[Tensor, Tensor]:
 
     The numbers are the centre in the token's tangent plane, in tokens to the right and upwards; the logarithms of the
     tangents of a quarter of both extents; and, for a roll, cosine and sine of twice the angle from the token's right
-    axis to the box's.
+    axis, moved to the centre along the great circle, to the box's.
 
     Args:
         boxes: ``(..., M, 5)`` degrees.
@@ -145,26 +145,38 @@ def to_tokens(boxes: Tensor, frames: TokenFrames) -> tuple[Tensor, Tensor]:
     forward = torch.where(is_ahead, forward, 1.0)
     centre = torch.stack((x / forward, y / forward), dim=-1) / frames.steps[..., None, :, :]
     extents = torch.log(torch.tan(torch.deg2rad(boxes[..., 2:4]) / 4))[..., None, :].expand(centre.shape)
-    angle = 2 * torch.atan2(local[..., 0, 1], local[..., 0, 0])
+    right, up = _transported(local[..., 2, :])
+    side = local[..., 0, :]
+    angle = 2 * torch.atan2((side * up).sum(-1), (side * right).sum(-1))
     far = torch.where(is_ahead, centre.abs().amax(dim=-1), math.inf)
     return torch.cat((centre, extents, torch.cos(angle)[..., None], torch.sin(angle)[..., None]), dim=-1), far
 
 
 def from_tokens(values: Tensor, frames: TokenFrames) -> Tensor:
     """Boxes ``(..., Q, 5)`` in degrees of predictions ``(..., Q, 4)`` or ``(..., Q, 6)``; inverts ``to_tokens``."""
-    right, up, forward = frames.axes.to(values.dtype).unbind(-2)
     x, y = (values[..., :2].clamp(-8, 8) * frames.steps.to(values.dtype)).unbind(-1)
-    centre = functional.normalize(forward + x[..., None] * right + y[..., None] * up, dim=-1)
+    local = functional.normalize(torch.stack((x, y, torch.ones_like(x)), dim=-1), dim=-1)
+    centre = torch.einsum("...qb,...qbc->...qc", local, frames.axes.to(values.dtype))
     yaw, pitch = torch.rad2deg(torch.stack(direction_to_angles(centre))).unbind(0)
     extents = 4 * torch.rad2deg(torch.atan(torch.exp(values[..., 2:4]).clamp(1e-4, _WIDEST)))
     roll = torch.zeros_like(yaw)
     if values.shape[-1] > 4:
         angle = torch.atan2(values[..., 5], values[..., 4]) / 2
-        axis = torch.cos(angle)[..., None] * right + torch.sin(angle)[..., None] * up
+        one, other = _transported(local)
+        axis = torch.cos(angle)[..., None] * one + torch.sin(angle)[..., None] * other
+        axis = torch.einsum("...qb,...qbc->...qc", axis, frames.axes.to(values.dtype))
         level = _frames(torch.stack((yaw, pitch, yaw, yaw, roll), dim=-1))
         across, along = (axis[..., None, :] * level[..., :2, :]).sum(-1).unbind(-1)
         roll = torch.rad2deg(torch.atan2(along, across))
     return torch.cat((torch.stack((yaw, pitch), dim=-1), extents, roll[..., None]), dim=-1)
+
+
+def _transported(centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The right and upward axis of a frame, moved along the great circle to unit vectors ``(..., 3)`` in this frame."""
+    x, y, forward = centres.unbind(-1)
+    middle = torch.stack((x, y, forward + 1), dim=-1) / (forward + 1).clamp(min=1e-6)[..., None]
+    right, up = centres.new_tensor([1.0, 0.0, 0.0]), centres.new_tensor([0.0, 1.0, 0.0])
+    return right - x[..., None] * middle, up - y[..., None] * middle
 
 
 def _frames(boxes: Tensor) -> Tensor:

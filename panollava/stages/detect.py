@@ -85,7 +85,7 @@ class DetectStage(Stage):
         if backbones.outline.token_grid is None:
             return (
                 f"model.resampler.type={kind} keeps no grid of tokens, so that no token looks in one direction. Use "
-                "mlp, bimamba, c_abstractor, pool or identity."
+                "mlp, bimamba, c_abstractor, pool or identity, or set model.resampler.shortcut=true where it has one."
             )
         if not isinstance(train, PlacesSource):
             return f"data={train.name} has no boxes. Use data=boxes, or the built-in world (data=world)."

@@ -1,0 +1,185 @@
+"""stage=detect: training, the checkpoint that it stands on, evaluation, comparison, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from support.runs import UNTRACKED, command
+
+from panollava import PanoDetector, compare, eval, train
+from panollava.checkpoint import BEST, STANDS_ON, find_checkpoint, read_state, read_weights
+from panollava.crop.boxes import iou_matrix
+from panollava.data.box_files import read_coco
+from panollava.data.boxes import Conventions
+from panollava.data.world import WorldSource
+
+SMALL = [
+    "crop=cubemap",
+    "crop.poles=true",
+    "data.train_scenes=24",
+    "data.val_scenes=4",
+    "data.test_scenes=6",
+    "trainer.num_workers=0",
+    "trainer.device=cpu",
+    "stage.vision.batch_size=8",
+    "stage.detect.batch_size=4",
+    "stage.detect.mask_size=8",
+    "stage.detect.epochs=2",
+    "evaluation.batch_size=4",
+    UNTRACKED,
+]
+RUN = Path("runs", "both")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of a run of stages vision and detect."""
+    folder = tmp_path_factory.mktemp("detect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command(patch, train, "stage.run=[vision,detect]", "experiment_name=both", *SMALL) == 0
+    return folder
+
+
+@pytest.fixture
+def here(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    shutil.copytree(both, tmp_path, dirs_exist_ok=True, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def detect_folder(root: Path) -> Path:
+    return next(root.glob("detect/*/"))
+
+
+def results(experiment: str) -> Path:
+    return sorted(Path("results", "eval_results", experiment).glob("detections_*"))[-1]
+
+
+def test_the_checkpoint_holds_the_head_and_names_what_it_stands_on(here: Path) -> None:
+    checkpoint = find_checkpoint(detect_folder(RUN))
+    assert all(name.startswith("head.") for name in read_weights(checkpoint))
+    entry = read_state(checkpoint)[STANDS_ON]
+    base = find_checkpoint(next(RUN.glob("vision/*/")))
+    assert RUN / entry["checkpoint"] == base.parent / base.resolve().name
+    detector = PanoDetector.from_pretrained(RUN)
+    resampler = {f"vision.resampler.{name}": one for name, one in detector.vision.resampler.state_dict().items()}
+    trained = read_weights(base)
+    assert resampler
+    assert all((trained[name] == one).all() for name, one in resampler.items())
+
+
+def test_a_moved_experiment_opens_and_a_changed_base_is_refused(here: Path) -> None:
+    shutil.move(RUN, "elsewhere")
+    moved = Path("elsewhere")
+    PanoDetector.from_pretrained(moved)
+    base = find_checkpoint(next(moved.glob("vision/*/"))).resolve()
+    weights = base / "trained.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="have changed since"):
+        PanoDetector.from_pretrained(moved)
+    shutil.rmtree(base)
+    with pytest.raises(FileNotFoundError, match="stands on the weights of"):
+        PanoDetector.from_pretrained(moved)
+
+
+def test_the_evaluation_is_complete_and_found_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = results("both")
+    document = json.loads((folder / "metrics.json").read_text("utf-8"))
+    assert set(document["boxes"]["with_scores"]["ap_by_class"]) == set(document["classes"])
+    assert document["masks"]["by_solid_angle"]["value"] >= 0
+    assert document["blank"]["with_scores"]["ap"]["value"] <= 0.05
+    found = read_coco(folder / "detections.json", Conventions())
+    assert len(found.pictures) == 6
+    masks = sorted((folder / "masks").glob("*.png"))
+    assert len(masks) == 6
+    assert cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED).shape == (256, 512)
+    # The same command trains and evaluates nothing again.
+    assert command(monkeypatch, train, "stage.run=[vision,detect]", "experiment_name=both", *SMALL) == 0
+    assert results("both") == folder
+
+
+def test_eval_gives_the_scores_of_training(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = json.loads((results("both") / "metrics.json").read_text("utf-8"))
+    assert command(monkeypatch, eval, f"checkpoint={detect_folder(RUN)}", UNTRACKED) == 0
+    second = json.loads((results("both") / "metrics.json").read_text("utf-8"))
+    assert second["created"] >= first["created"]
+    assert first["boxes"] == second["boxes"]
+    assert first["masks"] == second["masks"]
+
+
+def test_the_api_finds_what_the_evaluation_finds(here: Path) -> None:
+    detector = PanoDetector.from_pretrained(RUN)
+    source = WorldSource(split="test", scenes=6)
+    found = detector.detect(source.panorama(0), least_score=0.0)
+    recorded = read_coco(results("both") / "detections.json", Conventions()).pictures[source.image_id(0)]
+    assert len(found) == len(recorded.boxes)
+    assert np.diag(iou_matrix(found.boxes.boxes, recorded.boxes)).min() > 1 - 1e-6
+    first = next(iter(found))
+    assert first.name in detector.names
+    assert found.mask.shape == (256, 512)
+    assert len(detector.detect(source.panorama(0), least_score=1.0)) == 0
+
+
+def test_runs_are_compared_in_pairs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = ["stage=detect", "experiment_name=fresh", *SMALL]
+    assert command(monkeypatch, train, *alone) == 0
+    fresh = find_checkpoint(detect_folder(Path("runs", "fresh")))
+    assert any(name.startswith("vision.resampler.") for name in read_weights(fresh))
+    assert STANDS_ON not in read_state(fresh)
+    runs = [str(detect_folder(Path("runs", name))) for name in ("both", "fresh")]
+    assert command(monkeypatch, compare, *runs, "out=compared", UNTRACKED) == 0
+    text = Path("compared", "comparison.md").read_text("utf-8")
+    assert text.count("| AP | fresh less both |") == 1
+    assert "| mIoU | fresh less both |" in text
+    assert len(Path("compared", "scores.csv").read_text("utf-8").splitlines()) == 3
+
+
+def test_it_starts_from_another_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = next(RUN.glob("vision/*/"))
+    arguments = ["stage=detect", f"init_from={base}", "experiment_name=other", *SMALL]
+    assert command(monkeypatch, train, *arguments) == 0
+    checkpoint = find_checkpoint(detect_folder(Path("runs", "other")))
+    assert Path(read_state(checkpoint)[STANDS_ON]["checkpoint"]).is_absolute()
+    own = read_weights(checkpoint)
+    before = read_weights(find_checkpoint(detect_folder(RUN)))
+    assert all((own[name] == before[name]).all() for name in before)  # the same seed, data and base
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resampler=qformer", "resampler.shortcut=false"], "keeps no grid"),
+        (["crop=e2p"], "does not show the centres"),
+        (["init_from=nowhere"], "does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = [one for one in SMALL if not (one.startswith("crop") and "crop=e2p" in arguments)]
+    assert command(monkeypatch, train, "stage=detect", *small, *arguments) != 0
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_best_checkpoint_alone_opens_beside_a_copy_of_its_base(here: Path) -> None:
+    """A model registry has the folder of a stage; ``base.ckpt`` beside the checkpoint is what it stands on."""
+    folder = detect_folder(RUN)
+    Path("alone").mkdir()
+    for name in ("checkpoint_metadata.json", "config.yaml"):
+        shutil.copy(folder / name, "alone")
+    shutil.copytree(find_checkpoint(folder), Path("alone", BEST))
+    with pytest.raises(FileNotFoundError, match="base.ckpt"):
+        PanoDetector.from_pretrained("alone")
+    shutil.copytree(find_checkpoint(next(RUN.glob("vision/*/"))), Path("alone", "base.ckpt"))
+    assert PanoDetector.from_pretrained("alone").names
