@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,16 +21,28 @@ from panollava.config.entrypoint import entrypoint
 from panollava.crop.gpano import has_gpano_tags
 from panollava.crop.image_file import PanoramaFile, check_panorama
 from panollava.crop.partial import Covered
+from panollava.data.annotated import AnnotatedSource
 from panollava.data.csv import BadEntries, Problem, bad_numbers
-from panollava.data.files import FilesSource
+from panollava.data.files import ListedSource
 from panollava.data.source import DataSource
 from panollava.logs import LOG, configure_console, counted, say
 from panollava.prompt import ChatPrompt
-from panollava.run.sources import Decoded, build_source, check_data, examined, shared_pictures, unscored
+from panollava.run.sources import (
+    Decoded,
+    build_source,
+    check_data,
+    differing_classes,
+    examined,
+    shared_pictures,
+    source_class,
+    unscored,
+)
 from panollava.stages.registry import STAGES
 
 _SAMPLE = 16
 """Pictures, from all over the data set, by which the time for all is estimated."""
+_DRAWN = 6
+"""Pictures that show whether boxes were read rightly."""
 _SAVE_EVERY_S = 30.0
 
 
@@ -41,6 +53,7 @@ class CheckOptions:
     splits: Annotated[list[Literal["train", "val", "test"]], MinLen(1)]
     full: bool
     texts: Annotated[int, Interval(ge=0)] | None
+    out: str | None
     num_workers: Annotated[int, Interval(ge=0)]
     allow: str | list[str]
 
@@ -63,6 +76,7 @@ def main(cfg: DictConfig) -> None:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     options, covered = _checked(values)
     data, names = values["data"], list(dict.fromkeys(options.splits))
+    out = _picture(options.out, data)
     splits = [read_split(data, name, covered) for name in names]
     if options.full and decode_all([file for split in splits for file in split.files], covered, options.num_workers):
         splits = [read_split(data, name, covered) for name in names]  # which refuse the damaged pictures now
@@ -74,6 +88,10 @@ def main(cfg: DictConfig) -> None:
     sources = {split.name: split.source for split in splits if split.source is not None}
     for line in shared_pictures(sources):
         say(f"Note: {line}.")
+    if line := differing_classes(sources):
+        raise ValueError(line)
+    if out is not None and (drawn := draw_places(sources, out, covered)):
+        say(f"Boxes of {', '.join(drawn)}: {out}")
     if options.texts != 0 and sources:
         language = values["model"]["language"]
         say(f"Text tokens of {language['name']}:")
@@ -89,6 +107,15 @@ def _checked(values: dict[str, Any]) -> tuple[CheckOptions, Covered | None]:
     problems = check_section(plain, CheckOptions, "") + check_data(values["data"])
     refuse(problems + check_section({"panorama_fov_deg": covered}, PictureOptions, "crop"))
     return CheckOptions(**plain), None if covered is None else (covered[0], covered[1])
+
+
+def _picture(out: str | None, data: Mapping[str, Any]) -> Path | None:
+    """The PNG file that is written for a data set with boxes, None for another; raises as ``checked_out``."""
+    if out is None or source_class(data["type"]) is not AnnotatedSource:
+        return None
+    from panollava.run.image_commands import checked_out  # here, as it imports torch
+
+    return checked_out(Path(out).expanduser(), None, "boxes.png")
 
 
 def _conclude(splits: Sequence[Split], on_error: str | None) -> None:
@@ -123,7 +150,7 @@ class Split:
     @property
     def files(self) -> list[str]:
         """Each picture file once; pictures of the built-in world are drawn and have none."""
-        return self._pictures() if isinstance(self.source, FilesSource) else []
+        return self._pictures() if isinstance(self.source, ListedSource) else []
 
     def line(self) -> str:
         """Counts of records, pictures, turns, questions and tags, in words."""
@@ -144,7 +171,7 @@ class Split:
 
     def _tags(self) -> str:
         """What the GPano tags of the pictures say, in words; empty where there are none."""
-        found = self.source.panoramas.values() if isinstance(self.source, FilesSource) else ()
+        found = self.source.panoramas.values() if isinstance(self.source, ListedSource) else ()
         counts = {
             "with GPano tags": sum(has_gpano_tags(panorama.header.xmp) for panorama in found),
             "placed by them in a part of the sphere": sum(bool(each.part and each.part.from_tags) for each in found),
@@ -186,7 +213,7 @@ def read_split(data: dict[str, Any], name: str, covered: Covered | None) -> Spli
         split.add(error.path, error.problems)
     except (OSError, ValueError) as error:
         split.problems, split.bad = [str(error)], 1
-    if isinstance(split.source, FilesSource):
+    if isinstance(split.source, ListedSource):
         split.add(split.source.path, split.source.problems)
     return split
 
@@ -244,6 +271,39 @@ def _decoded(
                 yield found
 
 
+def draw_places(sources: Mapping[str, DataSource], out: Path, covered: Covered | None) -> list[str]:
+    """Draws some pictures with their boxes and masks, so that a wrong convention is seen.
+
+    Args:
+        sources: splits by name; those without boxes and those of drawn panoramas are left out.
+        out: PNG file that is written.
+        covered: degrees that the pictures cover; None for the whole sphere.
+
+    Returns:
+        Names of the pictures, spread over those with boxes; empty where nothing was written.
+    """
+    annotated = {split: source for split, source in sources.items() if isinstance(source, AnnotatedSource)}
+    places = [(split, at) for split, its in annotated.items() for at in range(len(its)) if its.box_count(at)]
+    if not places:
+        return []
+    from panollava.crop.crop import read_panorama  # here, as these import torch
+    from panollava.crop.strategies import global_camera
+    from panollava.evaluation.drawing import PANEL, encode_png
+    from panollava.evaluation.gallery import places_page
+    from panollava.run.image_commands import write_out
+
+    chosen = np.linspace(0, len(places) - 1, min(_DRAWN, len(places))).round().astype(int).tolist()
+    whole, panels = [global_camera("resize", PANEL)], []
+    for split, at in (places[number] for number in chosen):
+        source = annotated[split]
+        panorama = read_panorama(source.picture(at), whole, PANEL, covered)
+        panels.append((f"{split}: {source.picture(at).name}", panorama, source.places(at)))
+    source = next(iter(annotated.values()))
+    read_as = ", ".join(asdict(source.conventions).values())
+    write_out(out, encode_png(places_page(f"Boxes, read as {read_as}", panels, source.class_names)))
+    return [caption for caption, _, _ in panels]
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -287,7 +347,7 @@ def text_lines(
         )
         if name != "test":  # whose questions no limit cuts
             learnt.append(lengths)
-    notes = [control_texts(source, prompt) for source in splits.values() if isinstance(source, FilesSource)]
+    notes = [control_texts(source, prompt) for source in splits.values() if isinstance(source, ListedSource)]
     lines += [f"Note: {note}." for note in notes if note]
     if learnt:
         every = np.concatenate(learnt)

@@ -96,7 +96,12 @@ NULL_OBJECTIVE = {
 _PATHS = {
     "model.vision": ("name",),
     "model.language": ("name",),
-    "data": ("dir", "image_dir", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("csv", "json"))),
+    "data": (
+        "dir",
+        "image_dir",
+        "masks",
+        *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("csv", "json", "boxes")),
+    ),
     "evaluation": ("clip",),
 }
 """Settings of a run, by section, that may be paths."""

@@ -48,8 +48,8 @@ _COMMANDS = ("run", "cfg", "multirun", "shell_completion", "info")
 _TEXT = {
     "": "answer checkpoint clip config csv_input experiment_name folder image images init_from mlflow_experiment out "
     "output_dir predictions question results_dir resume truth",
-    "data.": "annotation_column dir image_column image_dir name query_column query_template test_csv test_json "
-    "train_csv train_json val_csv val_json",
+    "data.": "annotation_column dir image_column image_dir masks name query_column query_template test_boxes test_csv "
+    "test_json train_boxes train_csv train_json val_boxes val_csv val_json",
     "evaluation.": "clip measure results_dir",
     "fetch.": "folder",
     "hydra.sweep.": "dir",

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
 from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
 from panollava.data.csv import Problem, found_file, not_utf8
 from panollava.disk import MAX_DOCUMENT_BYTES, write_file, write_json
@@ -30,6 +32,8 @@ class _Collector:
         self.rows: _Rows = {}
         self.sizes: dict[str, tuple[int, int]] = {}
         self.problems: list[Problem] = []
+        self.bad: list[str] = []
+        self.centres: list[list[float]] = []
         self.count = 0
 
     def add(self, place: str, picture: str, number: int | str, values: Sequence[Any], score: Any = None) -> None:
@@ -37,6 +41,8 @@ class _Collector:
         self.count += 1
         reasons = [number] if isinstance(number, str) else []
         numbers = [_number(value) for value in [*values, *([] if score is None else [score])]]
+        centre = [value for value in numbers[:2] if value is not None and math.isfinite(value)]
+        self.centres += [centre] if len(centre) == 2 else []
         if reasons:
             pass
         elif None in numbers:
@@ -53,6 +59,7 @@ class _Collector:
             reasons.append(f"the picture {picture} is not in {self.folder}")
         if reasons:
             self.problems += [Problem(self.count, place, reason) for reason in reasons]
+            self.bad += [picture if picture in self.rows else ""] * len(reasons)
         else:
             assert not isinstance(number, str)
             self.rows[picture].append((box, number, None if score is None else numbers[-1]))
@@ -62,7 +69,10 @@ class _Collector:
         if not self.rows:
             raise ValueError(f"{self.source}: lists no pictures. Check the path and the format.")
         pictures, problems = collected(self.rows), tuple(self.problems)
-        return BoxAnnotations(tuple(names), pictures, self.sizes, problems, str(self.source), self.count)
+        centres = np.array(self.centres, dtype=np.float64).reshape(-1, 2)
+        return BoxAnnotations(
+            tuple(names), pictures, self.sizes, problems, str(self.source), self.count, tuple(self.bad), centres
+        )
 
 
 def read_coco(path: Path, conventions: Conventions, folder: Path | None = None) -> BoxAnnotations:
@@ -276,10 +286,7 @@ def read_yolo(
         raise ValueError(f"boxes={conventions.boxes}: YOLO files have angles or shares, as they state no size.")
     out = _Collector(source, conventions, folder)
     for path in _files(source, ".txt"):
-        picture = path.stem
-        if folder is not None:
-            found = (f"{path.stem}{suffix}" for suffix in _SUFFIXES if (folder / f"{path.stem}{suffix}").is_file())
-            picture = next(found, path.stem)
+        picture = path.stem if folder is None else picture_name(folder, path.stem)
         out.rows.setdefault(picture, [])
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -302,6 +309,41 @@ def write_yolo(folder: Path, annotations: BoxAnnotations, conventions: Conventio
             for box, kind in zip(one.boxes, one.classes.tolist(), strict=True)
         ]
         write_file(folder / f"{_stem(name)}.txt", "".join(f"{line}\n" for line in lines))
+
+
+def picture_name(folder: Path, stem: str) -> str:
+    """Name of the picture in a folder that a YOLO file's name without suffix stands for; the stem if there is none."""
+    found = (f"{stem}{suffix}" for suffix in _SUFFIXES if (folder / f"{stem}{suffix}").is_file())
+    return next(found, stem)
+
+
+def box_file_kind(path: Path) -> str:
+    """Form of a box file or folder: ``coco``, ``voc`` or ``yolo``; raises a ValueError for a folder of neither."""
+    if not path.is_dir():
+        return "coco"
+    for suffix, kind in ((".xml", "voc"), (".txt", "yolo")):
+        if any(path.glob(f"*{suffix}")):
+            return kind
+    raise ValueError(f"{path}: the folder has neither .xml (VOC) nor .txt (YOLO) files. Check the path.")
+
+
+def read_segments(path: Path) -> dict[str, list[tuple[str, int, Any]]]:
+    """The ``segmentation`` of each annotation of a COCO file: its place, class and value, by picture.
+
+    Annotations of no class or picture, which ``read_coco`` reports, are left out. Raises as ``read_coco`` does.
+    """
+    document = _json(path)
+    images, annotations, categories = (_objects(path, document, key) for key in ("images", "annotations", "categories"))
+    names_by_id, file_by_id = _listed(_Collector(path, Conventions(), None), images, categories)
+    place_of = {key: place for place, key in enumerate(names_by_id)}
+    found: dict[str, list[tuple[str, int, Any]]] = {name: [] for name in file_by_id.values()}
+    for at, one in enumerate(annotations, start=1):
+        category, image = one.get("category_id"), one.get("image_id")
+        is_known = isinstance(category, int | str) and isinstance(image, int | str)
+        if is_known and category in place_of and image in file_by_id:
+            place = f"annotation {at} (id {one.get('id', 'missing')})"
+            found[file_by_id[image]].append((place, place_of[category], one.get("segmentation")))
+    return found
 
 
 class _NoDoctype(ElementTree.TreeBuilder):

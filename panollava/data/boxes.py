@@ -8,6 +8,7 @@ have rectangles of pixels; ``Conventions`` states which, and nothing is guessed 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args, get_type_hints
@@ -104,6 +105,9 @@ class BoxAnnotations:
     problems: tuple[Problem, ...] = ()  # of boxes that were left out
     source: str = ""  # file or folder that was read
     count: int = 0  # good and bad boxes
+    bad: tuple[str, ...] = ()  # the picture of each problem; empty for a box of no picture
+    centres: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    """(B, 2) the first two numbers of boxes as they are written, also of bad ones: they show a wrong convention."""
 
     def checked(self) -> BoxAnnotations:
         """The same, if no box is bad; else raises a ValueError that names the first ones and their number."""
@@ -166,6 +170,29 @@ def written_box(box: np.ndarray, conventions: Conventions) -> list[float]:
     return [math.radians(value) for value in values[:in_radians]] + values[in_radians:]
 
 
+_BOX_TEXT = re.compile(r"yaw (-?\d{1,3}), pitch (-?\d{1,2}), (\d{1,3}) x (\d{1,3})\.?", re.ASCII)
+
+
+def box_text(box: np.ndarray) -> str:
+    """A box ``(5,)`` in words, ``yaw 92, pitch -4, 20 x 21``: whole degrees, horizontal by vertical extent.
+
+    Halves are rounded to the even number, the yaw is from -180 to 179, and an extent is 1 at least. The roll is lost.
+    """
+    yaw, pitch, horizontal, vertical = (round(float(value)) for value in box[:4])
+    return f"yaw {(yaw + 180) % 360 - 180}, pitch {pitch}, {max(1, horizontal)} x {max(1, vertical)}"
+
+
+def parse_box(text: str) -> np.ndarray | None:
+    """The box ``(5,)`` that a text of the form of ``box_text`` names; None for any other text.
+
+    A period may follow. Numbers that no box has, such as a pitch of 91, are another text.
+    """
+    if (match := _BOX_TEXT.fullmatch(text)) is None:
+        return None
+    box = np.array([*map(float, match.groups()), 0.0])
+    return box if -180 <= box[0] < 180 and not box_problem(box) else None
+
+
 def same_names(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotations:
     """The annotations with classes in the order of `names`, which may have more.
 
@@ -175,6 +202,18 @@ def same_names(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotati
         raise ValueError(f"{annotations.source}: the class {missing[0]} is none of {', '.join(names)}.")
     place = np.array([names.index(name) for name in annotations.names], dtype=int)
     pictures = {key: replace(one, classes=place[one.classes]) for key, one in annotations.pictures.items()}
+    return replace(annotations, names=tuple(names), pictures=pictures)
+
+
+def with_classes(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotations:
+    """The annotations with the classes `names` in this order; boxes of others are left out, not their pictures."""
+    place = np.array([names.index(name) if name in names else NOTHING for name in annotations.names], dtype=int)
+    pictures = {}
+    for key, one in annotations.pictures.items():
+        classes = place[one.classes]
+        is_kept = classes != NOTHING
+        scores = None if one.scores is None else one.scores[is_kept]
+        pictures[key] = PictureBoxes(one.boxes[is_kept], classes[is_kept], scores)
     return replace(annotations, names=tuple(names), pictures=pictures)
 
 

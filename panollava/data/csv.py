@@ -30,7 +30,7 @@ LISTED_PROBLEMS = 20
 """Bad entries that an error message lists; the others are counted."""
 
 _PLACEHOLDER = re.compile(r"\s*<image>\s*")
-_UNITS = {"row": "rows", "line": "lines", "entry": "entries"}
+_UNITS = {"row": "rows", "line": "lines", "entry": "entries", "picture": "pictures"}
 _PLACES = 3
 """Entries about one picture that a message lists."""
 _NAMED = 6
@@ -68,7 +68,7 @@ class Problem:
 class Listing:
     """The entries of a file."""
 
-    unit: Literal["row", "line", "entry"]  # rows of a table, whose header is row 1; lines; or entries of a list
+    unit: Literal["row", "line", "entry", "picture"]  # rows of a table, whose header is row 1; lines; items of a list
     count: int  # of good and bad entries
     entries: list[Entry]  # the good ones, in the order of the file
     problems: list[Problem]  # of the others; an entry may have several

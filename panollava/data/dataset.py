@@ -14,7 +14,7 @@ from panollava.crop.crop import Crop
 from panollava.crop.partial import extent_of, rotate_yaw
 from panollava.data.augment import Augment, recoloured
 from panollava.data.csv import LISTED_PROBLEMS
-from panollava.data.files import FilesSource
+from panollava.data.files import ListedSource
 from panollava.data.places import PlaceEncoder, PlaceTargets, turned
 from panollava.data.source import DataSource, PlacesSource, Question, Record
 from panollava.prompt import ChatPrompt, Encoded
@@ -267,7 +267,7 @@ def count_cut(source: DataSource, encode: Callable[[Record], Encoded], *, at_mos
     )
 
 
-def control_texts(source: FilesSource, prompt: ChatPrompt) -> str:
+def control_texts(source: ListedSource, prompt: ChatPrompt) -> str:
     """Which records have tokens of the chat format in their texts, in words; empty where none has.
 
     The model would read such a token as the end or the beginning of a turn.

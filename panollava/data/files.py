@@ -127,22 +127,14 @@ _THREADS = 8
 """Threads that check pictures: opening a file is mostly waiting, above all on a network disk."""
 
 
-class FilesSource:
-    """One file as a split of a data set: ``.csv`` (see `read_csv`), ``.json`` or ``.jsonl`` (see `conversations`).
+class ListedSource:
+    """Entries about picture files as a split of a data set.
 
     Args:
-        path: the file.
-        reader: decodes a picture file to (H, W, 3) uint8 RGB, such as ``Crop.read``.
-        check: refuses a picture file that the reader could not use, without decoding it, such as ``Crop.check``.
-        image_dir: base of picture names; None for the folder of `path`.
-        dir: folder of the data set; pictures must be in it, in `image_dir` or beside `path`.
-        name: of the split, in sample ids; if empty, folder and stem of `path`.
-        on_error: `stop` refuses a file with bad entries, `skip` leaves them out.
-        names_directions: how texts do so, for entries that do not state it (see ``source.Directions``).
-        split: `train`, `val` or `test`, for messages.
-        image_column, query_column, annotation_column: columns of a CSV that are not found by `ALIASES`.
-        query_template: question for a query of a CSV, such as ``Describe the {query} in this panorama.``
-        score_by: columns of a CSV, or keys of the ``metadata`` of JSON, by which scores are reported too.
+        path: file or folder of the entries.
+        listing: the entries.
+        reader, check, image_dir, dir, name, on_error: see `FilesSource`.
+        directions: how texts name directions, for entries that do not state it.
 
     Attributes:
         entries: the good ones.
@@ -151,64 +143,41 @@ class FilesSource:
         panoramas: headers of the pictures, by path.
 
     Raises:
-        FileNotFoundError: there is no such file.
         BadEntries: some entries are bad and `on_error` is `stop`, or all are.
-        ValueError: the file cannot be read, there is nothing in it, or it names pictures by addresses.
     """
 
     def __init__(
         self,
+        path: Path,
+        listing: Listing,
         *,
-        path: str,
         reader: Callable[[Path], np.ndarray],
-        check: Callable[[str], object] = check_panorama,
-        image_dir: str | None = None,
-        dir: str | None = None,
-        name: str = "",
-        on_error: Literal["stop", "skip"] = "stop",
-        names_directions: Literal["unknown", "none", "words"] = "unknown",
-        split: str = "train",
-        image_column: str | None = None,
-        query_column: str | None = None,
-        annotation_column: str | None = None,
-        query_template: str = "{query}",
-        score_by: list[str] | None = None,
+        check: Callable[[str], object],
+        image_dir: str | None,
+        dir: str | None,
+        name: str,
+        on_error: Literal["stop", "skip"],
+        directions: Directions,
     ) -> None:
-        if "{query}" not in query_template:
-            raise ValueError(f"query_template={query_template!r} has no place for the query: write {{query}} into it.")
-        self.path = Path(path).expanduser()
-        self.name = name or f"{self.path.resolve().parent.name}-{self.path.stem}"
+        self.path = path
+        self.name = name or f"{path.resolve().parent.name}-{path.stem}"
         self._reader = reader
         self._check = check
-        beside = self.path.parent
+        beside = path if path.is_dir() else path.parent
         folder = beside if image_dir is None else Path(image_dir).expanduser()
         self._pictures = Pictures(folder, inside=[beside, *([] if dir is None else [Path(dir).expanduser()])])
-        self._directions: Directions = names_directions
-        columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
+        self._directions = directions
         self.panoramas: dict[str, PanoramaFile] = {}
-        listing = read_listing(self.path, columns, query_template, score_by or ())
-        if listing.unused and split == "test":
-            what = "columns" if listing.unit == "row" else "keys of the metadata"
-            names = ",".join(listing.unused)
-            log_once(f"{self.path}: {what} that nothing reads: {names}. {SCORE_BY}=[…] gives scores by their values.")
         self._unit = listing.unit
-        if remote := [entry.place for entry in listing.entries if is_address(entry.image)]:
-            named = {"image_dir": image_dir, **{f"{role}_column": name for role, name in columns.items()}}
-            raise ValueError(_fetch_first(self.path, split, remote, named))
         self._paths, self.identities, unusable = self._check_pictures(listing.entries)
+        bad = bad_numbers(unusable)
+        unusable += self._wrong_entries([entry for entry in listing.entries if entry.number not in bad])
         self.count = listing.count
         self.problems = sorted([*listing.problems, *unusable])
-        bad = bad_numbers(unusable)
+        bad = bad_numbers(self.problems)
         self.entries = [entry for entry in listing.entries if entry.number not in bad] if bad else listing.entries
         if self.problems and (on_error == "stop" or not self.entries):
             raise BadEntries(self.path, self._unit, self.count, self.problems, is_empty=not self.entries)
-        for at, name in enumerate(score_by or ()):
-            values = {entry.groups[at] for entry in self.entries}
-            if len(values) > MOST_GROUPS:
-                raise ValueError(
-                    f"{self.path}: {SCORE_BY} names {name}, which has {len(values):,} values. Name columns with "
-                    f"{MOST_GROUPS} values at most: scores are reported for each."
-                )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -328,6 +297,83 @@ class FilesSource:
         if isinstance(checked, PanoramaFile):
             self.panoramas[path] = checked
         return ""
+
+    def _wrong_entries(self, entries: Sequence[Entry]) -> list[Problem]:
+        """Further problems of entries whose pictures can be read."""
+        return []
+
+
+class FilesSource(ListedSource):
+    """One file as a split of a data set: ``.csv`` (see `read_csv`), ``.json`` or ``.jsonl`` (see `conversations`).
+
+    Args:
+        path: the file.
+        reader: decodes a picture file to (H, W, 3) uint8 RGB, such as ``Crop.read``.
+        check: refuses a picture file that the reader could not use, without decoding it, such as ``Crop.check``.
+        image_dir: base of picture names; None for the folder of `path`.
+        dir: folder of the data set; pictures must be in it, in `image_dir` or beside `path`.
+        name: of the split, in sample ids; if empty, folder and stem of `path`.
+        on_error: `stop` refuses a file with bad entries, `skip` leaves them out.
+        names_directions: how texts do so, for entries that do not state it (see ``source.Directions``).
+        split: `train`, `val` or `test`, for messages.
+        image_column, query_column, annotation_column: columns of a CSV that are not found by `ALIASES`.
+        query_template: question for a query of a CSV, such as ``Describe the {query} in this panorama.``
+        score_by: columns of a CSV, or keys of the ``metadata`` of JSON, by which scores are reported too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadEntries: some entries are bad and `on_error` is `stop`, or all are.
+        ValueError: the file cannot be read, there is nothing in it, or it names pictures by addresses.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        reader: Callable[[Path], np.ndarray],
+        check: Callable[[str], object] = check_panorama,
+        image_dir: str | None = None,
+        dir: str | None = None,
+        name: str = "",
+        on_error: Literal["stop", "skip"] = "stop",
+        names_directions: Literal["unknown", "none", "words"] = "unknown",
+        split: str = "train",
+        image_column: str | None = None,
+        query_column: str | None = None,
+        annotation_column: str | None = None,
+        query_template: str = "{query}",
+        score_by: list[str] | None = None,
+    ) -> None:
+        if "{query}" not in query_template:
+            raise ValueError(f"query_template={query_template!r} has no place for the query: write {{query}} into it.")
+        file = Path(path).expanduser()
+        columns = {"image": image_column, "query": query_column, "annotation": annotation_column}
+        listing = read_listing(file, columns, query_template, score_by or ())
+        if listing.unused and split == "test":
+            what = "columns" if listing.unit == "row" else "keys of the metadata"
+            names = ",".join(listing.unused)
+            log_once(f"{file}: {what} that nothing reads: {names}. {SCORE_BY}=[…] gives scores by their values.")
+        if remote := [entry.place for entry in listing.entries if is_address(entry.image)]:
+            named = {"image_dir": image_dir, **{f"{role}_column": name for role, name in columns.items()}}
+            raise ValueError(_fetch_first(file, split, remote, named))
+        super().__init__(
+            file,
+            listing,
+            reader=reader,
+            check=check,
+            image_dir=image_dir,
+            dir=dir,
+            name=name,
+            on_error=on_error,
+            directions=names_directions,
+        )
+        for at, name in enumerate(score_by or ()):
+            values = {entry.groups[at] for entry in self.entries}
+            if len(values) > MOST_GROUPS:
+                raise ValueError(
+                    f"{self.path}: {SCORE_BY} names {name}, which has {len(values):,} values. Name columns with "
+                    f"{MOST_GROUPS} values at most: scores are reported for each."
+                )
 
 
 def _merged(groups: Sequence[tuple[tuple[str, str], ...]]) -> tuple[tuple[str, str], ...]:

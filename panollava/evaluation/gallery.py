@@ -1,18 +1,31 @@
-"""Pictures of views and of answers: a panorama with the borders of its views, and one beside answers about it."""
+"""Pictures of views, places and answers: a panorama with borders of views or with boxes, or beside answers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from panollava.crop.boxes import box_frames
 from panollava.crop.cameras import EQUIRECTANGULAR, Camera, camera_tensor, point_directions, view_directions
 from panollava.crop.sphere import angles_to_pixel, direction_to_pixel
+from panollava.data.boxes import NOTHING, PictureBoxes, Places
 from panollava.evaluation import drawing
-from panollava.evaluation.drawing import PAPER, Colour, draw_tag, draw_text, line_height, resize, tag_width, text_width
+from panollava.evaluation.drawing import (
+    PAPER,
+    Colour,
+    Panel,
+    draw_tag,
+    draw_text,
+    line_height,
+    resize,
+    tag_width,
+    text_width,
+)
 from panollava.evaluation.exact_match import is_correct
 from panollava.evaluation.predictions import Prediction
 
@@ -21,6 +34,7 @@ MOST_COLUMNS, WIDEST_CELL = 8, 420  # most views in a row, and greatest width of
 FRAME = 4  # width of the frame around a view
 TITLE, NUMBER, LABEL, SMALLEST_LABEL = 20, 18, 15, 9  # heights of letters: numbers on tiles, labels below views
 LINE, HALO, HALO_SHARE = 2.0, 4.5, 0.45  # width of a border and of its shadow, and opacity of the shadow
+MASK_SHARE = 0.55  # opacity of the colours of masks
 WHOLE = (205, 205, 205)  # colour of views of the whole panorama
 _FINER = 2  # borders are drawn this many times larger and averaged, smoother than cv2's antialiasing alone
 _ANSWER_MARGIN = 12  # pixels around the text beside a panorama
@@ -61,20 +75,60 @@ def with_borders(panorama: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
         for number, (camera, level) in enumerate(zip(cameras, _levels(cameras), strict=True))
         if not camera.is_global
     }
-    cover = np.zeros((height * _FINER, width * _FINER), np.uint8)
-    ink = np.zeros((*cover.shape, 3), np.uint8)
-    for border in curves.values():
-        _draw_curves(cover, border, width, HALO, round(255 * HALO_SHARE))
-    for number, border in curves.items():
-        _draw_curves(cover, border, width, LINE, 255)
-        _draw_curves(ink, border, width, LINE, colours[number])
-    share = resize(cover, width, height)[..., None] / 255
-    drawn = np.rint(panorama * (1 - share) + resize(ink, width, height)).clip(0, 255).astype(np.uint8)
+    drawn = _with_curves(panorama, [(border, colours[number]) for number, border in curves.items()])
     for number in curves:
         direction = view_directions(camera_tensor([cameras[number]], torch.float64))[0]
         column, row = map(float, direction_to_pixel(direction, (height, width)))
         draw_tag(drawn, str(number), (column, row), size=NUMBER, colour=colours[number])
     return drawn
+
+
+def with_boxes(panorama: np.ndarray, boxes: PictureBoxes, names: Sequence[str]) -> np.ndarray:
+    """The panorama (H, W, 3) uint8 RGB with boxes in the colours of their classes, and names and scores as tags.
+
+    A tag lies on the middle of its box's upper side.
+    """
+    size = panorama.shape[:2]
+    colours = drawing.palette(len(names))
+    kinds = boxes.classes.tolist()
+    curves = [(box_curves(box, size), colours[kind]) for box, kind in zip(boxes.boxes, kinds, strict=True)]
+    drawn = _with_curves(panorama, curves)
+    letters = _tag_size(size[1])
+    for at, (box, kind) in enumerate(zip(boxes.boxes, kinds, strict=True)):
+        column, row = _box_points(box, np.array([0.5]), size)[0].tolist()
+        text = names[kind] if boxes.scores is None else f"{names[kind]} {boxes.scores[at]:.2f}"
+        draw_tag(drawn, text, (column, row), size=letters, colour=colours[kind])
+    return drawn
+
+
+def with_masks(panorama: np.ndarray, pixels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The panorama (H, W, 3) uint8 RGB with the classes (h, w) of its pixels as colours, and their names below.
+
+    Pixels that are not annotated are grey; those of no class are left as they are.
+    """
+    height, width = panorama.shape[:2]
+    classes = cv2.resize(pixels.astype(np.int16), (width, height), interpolation=cv2.INTER_NEAREST)
+    colours = drawing.palette(len(names))
+    table = np.array([*colours, (drawing.UNSEEN,) * 3, (0, 0, 0)], dtype=np.float64)  # IGNORED is -2, NOTHING -1
+    mixed = MASK_SHARE * table[classes] + (1 - MASK_SHARE) * panorama
+    drawn = np.where((classes == NOTHING)[..., None], panorama, np.rint(mixed)).astype(np.uint8)
+    letters, x = _tag_size(width), 0
+    for kind in np.unique(pixels[pixels >= 0]).tolist():
+        wide = tag_width(names[kind], letters)
+        draw_tag(drawn, names[kind], (x + wide / 2, height), size=letters, colour=colours[kind])
+        x += wide + 2
+    return drawn
+
+
+def places_page(title: str, places: Sequence[tuple[str, np.ndarray, Places]], names: Sequence[str]) -> np.ndarray:
+    """Panoramas (H, W, 3) uint8 with what is where in each, below their titles, as a page (H, W, 3) uint8 RGB."""
+    panels = []
+    for caption, panorama, place in places:
+        picture = drawing.fitted(panorama)
+        if place.pixels is not None:
+            picture = with_masks(picture, place.pixels, names)
+        panels.append(Panel(caption, with_boxes(picture, place.boxes, names), f"{len(place.boxes.boxes)} boxes"))
+    return drawing.page(title, [], panels, ["Where boxes do not lie on their things, a convention is wrong."])
 
 
 def view_colours(cameras: Sequence[Camera]) -> list[Colour]:
@@ -113,6 +167,25 @@ def _grid(views: Tensor | np.ndarray, cameras: Sequence[Camera], width: int) -> 
         draw_tag(canvas, str(number), (x + tag / 2, middle), size=LABEL, colour=colour)
         draw_text(canvas, label, (x + tag + 2, round(middle - line_height(size) / 2)), size=size)
     return canvas
+
+
+def _tag_size(width: int) -> int:
+    """Height of letters on a panorama of `width` columns."""
+    return max(SMALLEST_LABEL, min(LABEL, width // 80))
+
+
+def _with_curves(panorama: np.ndarray, curves: Sequence[tuple[Sequence[np.ndarray], Colour]]) -> np.ndarray:
+    """The panorama with curves in their colours, above a shadow."""
+    height, width = panorama.shape[:2]
+    cover = np.zeros((height * _FINER, width * _FINER), np.uint8)
+    ink = np.zeros((*cover.shape, 3), np.uint8)
+    for border, _ in curves:
+        _draw_curves(cover, border, width, HALO, round(255 * HALO_SHARE))
+    for border, colour in curves:
+        _draw_curves(cover, border, width, LINE, 255)
+        _draw_curves(ink, border, width, LINE, colour)
+    share = resize(cover, width, height)[..., None] / 255
+    return np.rint(panorama * (1 - share) + resize(ink, width, height)).clip(0, 255).astype(np.uint8)
 
 
 def _draw_curves(
@@ -158,10 +231,20 @@ def border_curves(camera: Camera, panorama_size: tuple[int, int]) -> list[np.nda
     upper or lower edge, and the next one starts there half a panorama away. Whole numbers are pixel centres.
     Neighbouring points are at most a few thousandths of the width apart.
     """
+    return _traced(partial(_edge_points, camera, panorama_size=panorama_size), panorama_size)
+
+
+def box_curves(box: np.ndarray, panorama_size: tuple[int, int]) -> list[np.ndarray]:
+    """The edge of a box ``(5,)`` as such curves. Its sides are great circles, of up to half a circle."""
+    return _traced(partial(_box_points, box, panorama_size=panorama_size), panorama_size)
+
+
+def _traced(points_at: Callable[[np.ndarray], np.ndarray], panorama_size: tuple[int, int]) -> list[np.ndarray]:
+    """A closed edge as curves; `points_at` gives columns and rows (P, 2) at places (P,) from 0 to 4 along it."""
     width = panorama_size[1]
     along = np.linspace(0, 4, _FIRST_POINTS + 1)
     while True:
-        points = _edge_points(camera, along, panorama_size)
+        points = points_at(along)
         columns, rows = np.diff(points, axis=0).T  # the shorter way around the panorama
         is_far = np.maximum(np.abs(columns - width * np.round(columns / width)), np.abs(rows)) > width / _STEPS
         is_coarse = is_far & (np.diff(along) > _FINEST)
@@ -184,6 +267,25 @@ def _edge_points(camera: Camera, along: np.ndarray, panorama_size: tuple[int, in
         filled = camera_tensor([replace(camera, box=(0.0, 0.0, 1.0, 1.0))], torch.float64)
         directions = point_directions(filled.expand(len(along), -1), x[:, None], y[:, None])
         column, row = direction_to_pixel(directions[:, 0, 0], panorama_size)
+    return torch.stack((column, row), dim=-1).numpy()
+
+
+def _box_points(box: np.ndarray, along: np.ndarray, panorama_size: tuple[int, int]) -> np.ndarray:
+    """Columns and rows (P, 2) of points at 0 to 4 around a box: each side is two arcs, as one may be half a circle."""
+    right, up, forward = box_frames(box[None])[0]
+    (sin_h, sin_v), (cos_h, cos_v) = np.sin(np.radians(box[2:4]) / 2), np.cos(np.radians(box[2:4]) / 2)
+    corners = [
+        x * sin_h * cos_v * right + y * cos_h * sin_v * up + cos_h * cos_v * forward
+        for x, y in ((-1, 1), (1, 1), (1, -1), (-1, -1))
+    ]
+    top, bottom = forward * cos_v + up * sin_v, forward * cos_v - up * sin_v
+    east, west = forward * cos_h + right * sin_h, forward * cos_h - right * sin_h
+    knots = np.stack([corners[0], top, corners[1], east, corners[2], bottom, corners[3], west, corners[0]])
+    knots /= np.linalg.norm(knots, axis=1, keepdims=True)
+    place = np.minimum((2 * along).astype(int), 7)
+    share = (2 * along - place)[:, None]
+    directions = torch.from_numpy((1 - share) * knots[place] + share * knots[place + 1])
+    column, row = direction_to_pixel(directions / directions.norm(dim=1, keepdim=True), panorama_size)
     return torch.stack((column, row), dim=-1).numpy()
 
 

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
-
 from panollava.component import closest
-from panollava.data.box_files import is_coco_results, read_coco, read_coco_results, read_voc, read_yolo
+from panollava.data.box_doubts import convention_doubts
+from panollava.data.box_files import box_file_kind, is_coco_results, read_coco, read_coco_results, read_voc, read_yolo
 from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions, same_names
 from panollava.evaluation.detection import BoxScores, score_boxes
 from panollava.evaluation.statistics import Interval
@@ -23,8 +22,6 @@ from panollava.logs import LOG
 
 _FIELDS = {value: one.name for one in fields(Conventions) for value in get_args(get_type_hints(Conventions)[one.name])}
 """Each value of a convention -> its convention; no two conventions share a value."""
-_FEWEST = 5
-"""Boxes from which numbers are looked at together."""
 _SIZES = {"small": "below 10 x 10°", "medium": "10 x 10° to 30 x 30°", "large": "30 x 30° and more"}
 
 
@@ -170,27 +167,13 @@ def _checked(annotations: BoxAnnotations, key: str, conventions: Conventions) ->
         found = annotations.checked()
     except ValueError as error:
         raise ValueError(f"{error}\nThe file was read as {key}=[{','.join(asdict(conventions).values())}].") from None
-    if _looks_like_radians(found, conventions):
-        LOG.warning(
-            "%s: all yaws and pitches are numbers below 2 pi, and were read as degrees. If they are radians, all boxes "
-            "lie at one place, and the scores are wrong: state %s=rad, or mixed where extents are degrees.",
-            annotations.source, key,
-        )  # fmt: skip
+    for doubt in convention_doubts(found, conventions):
+        LOG.warning("%s: %s: state %s=%s.", annotations.source, doubt.what, key, doubt.way_out)
     return found
 
 
-def _looks_like_radians(annotations: BoxAnnotations, conventions: Conventions) -> bool:
-    """Whether the centres, read as degrees, all have numbers that radians have: valid, so no box alone shows it."""
-    boxes = np.concatenate([one.boxes for one in annotations.pictures.values()])
-    if conventions.boxes != "angles" or conventions.angles != "deg" or len(boxes) < _FEWEST:
-        return False
-    yaw = boxes[:, 0] + (180 if conventions.origin == "corner" else 0)
-    pitch = 90 - boxes[:, 1] if conventions.pitch == "colatitude" else boxes[:, 1]
-    return bool(np.abs(yaw).max() <= 2 * math.pi and np.abs(pitch).max() <= math.pi)
-
-
 def _read_truth(path: Path, conventions: Conventions) -> BoxAnnotations:
-    kind = _kind(path)
+    kind = box_file_kind(path)
     if kind == "voc":
         return read_voc(path, conventions)
     if kind == "yolo":
@@ -204,7 +187,7 @@ def _read_truth(path: Path, conventions: Conventions) -> BoxAnnotations:
 
 
 def _read_detections(path: Path, truth_path: Path, truth: BoxAnnotations, conventions: Conventions) -> BoxAnnotations:
-    kind = _kind(path)
+    kind = box_file_kind(path)
     if kind == "voc":
         return read_voc(path, conventions, truth.names)
     if kind == "yolo":
@@ -217,16 +200,6 @@ def _read_detections(path: Path, truth_path: Path, truth: BoxAnnotations, conven
             "folder. Give a COCO file as truth, or detections with images and categories."
         )
     return read_coco_results(path, truth_path, conventions)
-
-
-def _kind(path: Path) -> str:
-    """Form of a box file: ``coco``, ``voc`` or ``yolo``."""
-    if not path.is_dir():
-        return "coco"
-    for suffix, kind in ((".xml", "voc"), (".txt", "yolo")):
-        if any(path.glob(f"*{suffix}")):
-            return kind
-    raise ValueError(f"{path}: the folder has neither .xml (VOC) nor .txt (YOLO) files. Check the path.")
 
 
 def _with_suffixes(found: BoxAnnotations, truth: BoxAnnotations) -> BoxAnnotations:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from panollava.data.dataset import TextEncoder, control_texts, count_cut
-from panollava.data.files import FilesSource
+from panollava.data.files import ListedSource
 from panollava.disk import check_writable, write_file
 from panollava.evaluation.clip import clip_config
 from panollava.evaluation.drawing import encode_png
@@ -56,7 +56,7 @@ def preflight(run: Run) -> None:
     language = _open_language(run) if any(run.stages[name].answers for name in pending) else None
     if language is not None:
         for source in run.data.splits.values():
-            if isinstance(source, FilesSource) and (found := control_texts(source, run.backbones.prompt)):
+            if isinstance(source, ListedSource) and (found := control_texts(source, run.backbones.prompt)):
                 LOG.warning("%s.", found)
     crop, count = run.backbones.crop, run.backbones.image_tokens
     LOG.info("%s, %d image tokens a panorama.", crop.summary, count)

@@ -31,7 +31,7 @@ from panollava.run import conditions
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import RunData, describe_split, open_data, split_measure
 from panollava.run.features import open_features
-from panollava.run.sources import part_of
+from panollava.run.sources import FILE_KINDS, part_of
 from panollava.run_folder import (
     CONFIG,
     FORM,
@@ -459,7 +459,7 @@ def _named(run: Run, key: str) -> str:
     model, data = run.plain["model"], run.plain["data"]
     if part in model:
         return f"{part}.name={model[part]['name']} ({what.removeprefix('files.')})"
-    files = [name for kind in ("csv", "json") if (name := f"{part}_{kind}") in data]
+    files = [name for kind in FILE_KINDS if (name := f"{part}_{kind}") in data]
     where = f"data.{files[0]}={data[files[0]]}" if files else f"the {part} split of {data['name']}"
     return f"{where} ({what})"
 

@@ -21,8 +21,8 @@ from panollava.config.outside import DATA_GIVEN
 from panollava.crop.image_file import DECODERS, DIVISORS, decode_panorama
 from panollava.crop.partial import Covered
 from panollava.data.augment import AugmentOptions
-from panollava.data.files import FilesSource, alike
-from panollava.data.source import DataSource
+from panollava.data.files import ListedSource, alike
+from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import write_file
 from panollava.logs import LOG, counted
 from panollava.store.identity import file_state
@@ -108,6 +108,8 @@ class BatchOptions:
 
 
 SPLITS = ("train", "val", "test")
+FILE_KINDS = ("csv", "json", "boxes")
+"""Ends of the keys that name the file of a split, such as ``train_csv``."""
 OF_TRAINING = (AugmentOptions, BatchOptions)
 """Keys of ``data`` that are not about the records."""
 
@@ -164,12 +166,15 @@ def check_data(section: Mapping[str, Any]) -> list[str]:
 
 def file_key(data: dict[str, Any], split: str) -> str:
     """Which key names the file of a split."""
-    return next((key for key in (f"{split}_csv", f"{split}_json") if key in data), f"{split}_csv")
+    return next((key for kind in FILE_KINDS if (key := f"{split}_{kind}") in data), f"{split}_csv")
 
 
 def _is_split_key(line: str, data: dict[str, Any], split: str) -> bool:
     name = line.removeprefix("data.").split("=")[0].split(" ")[0]
-    return f"{split}_{name}" in data or (name not in data and any(f"{s}_{name}" in data for s in SPLITS))
+    is_file = name in FILE_KINDS  # a key of all splits may have the name of such a kind
+    return (f"{split}_{name}" in data and not is_file) or (
+        name not in data and any(f"{s}_{name}" in data for s in SPLITS)
+    )
 
 
 def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureReader) -> dict[str, DataSource]:
@@ -190,6 +195,8 @@ def open_splits(data: dict[str, Any], names: Sequence[str], pictures: PictureRea
         raise ValueError("the data files have problems:\n" + "\n".join(errors))
     for only in errors.values():
         raise only
+    if line := differing_classes(sources):
+        raise ValueError(line)
     for line in shared_pictures(sources):
         LOG.warning("Data %s: %s.", data["name"], line)
     return sources
@@ -200,18 +207,31 @@ def unscored(data: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "score_by"}
 
 
+def differing_classes(sources: Mapping[str, DataSource]) -> str:
+    """Which splits have other classes of boxes, or another order of them, in words; empty if none has."""
+    names = {split: source.class_names for split, source in sources.items() if isinstance(source, PlacesSource)}
+    for split, found in names.items():
+        first = next(iter(names))
+        if found != names[first]:
+            return (
+                f"the classes of {split} ({', '.join(found)}) are not those of {first} ({', '.join(names[first])}), or "
+                "in another order. State the classes and their order with data.classes."
+            )
+    return ""
+
+
 def shared_pictures(sources: Mapping[str, DataSource]) -> list[str]:
     """A line for each pair of splits with common pictures, whose scores would measure memorization.
 
     A file under several paths, and copies of it, are one picture.
     """
-    of_files = [source.identities for source in sources.values() if isinstance(source, FilesSource)]
+    of_files = [source.identities for source in sources.values() if isinstance(source, ListedSource)]
     files = {identity: path for its in of_files for path, identity in its.items()}
     sizes = Counter(identity[2] for identity in files)
     known = {identity: alike(path) if sizes[identity[2]] > 1 else str(identity) for identity, path in files.items()}
     seen: dict[str, dict[str, str]] = {}
     for name, source in sources.items():
-        if isinstance(source, FilesSource):
+        if isinstance(source, ListedSource):
             seen[name] = {known[identity]: path for path, identity in source.identities.items()}
         else:
             seen[name] = {image: image for image in map(source.image_id, range(len(source)))}
@@ -227,7 +247,7 @@ def shared_pictures(sources: Mapping[str, DataSource]) -> list[str]:
 def open_source(data: dict[str, Any], split: str, pictures: PictureReader) -> DataSource:
     """Opens one split of a data set, ``train``, ``val`` or ``test``, and logs which entries are left out."""
     source = build_source(data, split, pictures)
-    if isinstance(source, FilesSource) and source.problems:
+    if isinstance(source, ListedSource) and source.problems:
         LOG.warning("%s", source.left_out())
     return source
 
@@ -263,5 +283,5 @@ def source_arguments(data: dict[str, Any], split: str) -> dict[str, Any]:
         if prefix not in SPLITS:
             arguments[key] = value
         elif prefix == split:
-            arguments["path" if rest in ("csv", "json") else rest] = value
+            arguments["path" if rest in FILE_KINDS else rest] = value
     return arguments

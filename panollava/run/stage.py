@@ -34,6 +34,7 @@ from panollava.run.conditions import FINISHED, SKIPPED, recorded_config
 from panollava.run.memory import auto_batch_size, explained, forecast, model_too_large, step_too_large
 from panollava.run.preflight import show_views
 from panollava.run.run import Run, plain
+from panollava.run.sources import file_key
 from panollava.run_folder import CURVE, short_name, write_metadata
 from panollava.stages.protocol import Stage
 from panollava.stages.registry import for_metadata
@@ -276,8 +277,8 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
             "use_vision_processor": True,
         },
         "dataset": {
-            "train_csv": data.get("train_csv", data.get("train_json")),
-            "val_csv": data.get("val_csv", data.get("val_json")),
+            "train_csv": data.get(file_key(data, "train")),
+            "val_csv": data.get(file_key(data, "val")),
             "dataset_name": data["name"],
         },
         "epoch": progress.epoch,

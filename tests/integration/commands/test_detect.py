@@ -179,7 +179,7 @@ def test_best_checkpoint_alone_opens_beside_a_copy_of_its_base(here: Path) -> No
     for name in ("checkpoint_metadata.json", "config.yaml"):
         shutil.copy(folder / name, "alone")
     shutil.copytree(find_checkpoint(folder), Path("alone", BEST))
-    with pytest.raises(FileNotFoundError, match="base.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"base\.ckpt"):
         PanoDetector.from_pretrained("alone")
     shutil.copytree(find_checkpoint(next(RUN.glob("vision/*/"))), Path("alone", "base.ckpt"))
     assert PanoDetector.from_pretrained("alone").names

@@ -124,7 +124,7 @@ WRONG = [
     pytest.param(["out=null"], ["out=null"], id="no-out"),
     pytest.param(["crop.overlp=0.3"], ["crop.overlp", "Did you mean crop.overlap"], id="key"),
     pytest.param(["imgae=x.jpg"], ["imgae", "Did you mean image"], id="top-key"),
-    pytest.param(["+size=3"], ["size is not a key here", "image, out"], id="added-key"),
+    pytest.param(["+size=3"], ["size is not a key here", "image, index, out"], id="added-key"),
     pytest.param(["crop.overlap=0.95"], ["crop.overlap=0.95", "<= 0.9"], id="range"),
     pytest.param(["crop=cubemap", "crop.poles=3"], ["crop.poles=3", "boolean"], id="type"),
     pytest.param(["crop.view_size=0"], ["crop.view_size=0", "1 to 4096"], id="view-size"),

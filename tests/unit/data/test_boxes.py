@@ -20,7 +20,9 @@ from panollava.data.boxes import (
     BoxAnnotations,
     Conventions,
     PictureBoxes,
+    box_text,
     conventions_of,
+    parse_box,
     read_box,
     same_names,
     written_box,
@@ -294,3 +296,54 @@ def test_unknown_conventions_and_classes() -> None:
         same_names(SAMPLE, ["chair", "lamp"])
     with pytest.raises(ValueError, match=r"d/a\.jpg: the picture is in a folder"):
         write_yolo(Path(), replace(SAMPLE, pictures={"d/a.jpg": SAMPLE.pictures["c.jpg"]}), Conventions())
+
+
+@pytest.mark.parametrize(
+    ("box", "text"),
+    [
+        ([92, -4, 20, 21, 0], "yaw 92, pitch -4, 20 x 21"),
+        ([180, 90, 0.2, 180, 45], "yaw -180, pitch 90, 1 x 180"),
+        ([179.6, -90, 0.5, 1.5, 0], "yaw -180, pitch -90, 1 x 2"),
+        ([-0.4, -0.4, 2.5, 3.5, 0], "yaw 0, pitch 0, 2 x 4"),
+        ([361, 0.5, 10, 10, 0], "yaw 1, pitch 0, 10 x 10"),
+    ],
+)
+def test_a_box_in_words(box: list[float], text: str) -> None:
+    assert box_text(np.array(box)) == text
+    back = parse_box(text)
+    assert back is not None
+    assert back[4] == 0
+    assert box_text(back) == text
+    assert (parse_box(f"{text}.") == back).all()
+
+
+@given(st.integers(-180, 179), st.integers(-90, 90), st.integers(1, 180), st.integers(1, 180))
+def test_whole_degrees_round_trip_in_words(yaw: int, pitch: int, wide: int, high: int) -> None:
+    back = parse_box(box_text(np.array([yaw, pitch, wide, high, 0.0])))
+    assert back is not None
+    assert back.tolist() == [yaw, pitch, wide, high, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yaw 180, pitch 0, 1 x 1",
+        "yaw -181, pitch 0, 1 x 1",
+        "yaw 0, pitch 91, 1 x 1",
+        "yaw 0, pitch 0, 0 x 1",
+        "yaw 0, pitch 0, 1 x 181",
+        "Yaw 0, pitch 0, 1 x 1",
+        "yaw 0, pitch 0, 1x1",
+        "yaw 0.5, pitch 0, 1 x 1",
+        "yaw +1, pitch 0, 1 x 1",
+        "yaw \u22121, pitch 0, 1 x 1",
+        "yaw \u0663, pitch 0, 1 x 1",
+        " yaw 0, pitch 0, 1 x 1",
+        "yaw 0, pitch 0, 1 x 1\n",
+        "yaw 0, pitch 0, 1 x 1..",
+        "it is at yaw 0, pitch 0, 1 x 1",
+    ],
+)
+def test_other_texts_are_no_boxes(text: str) -> None:
+    assert parse_box(text) is None

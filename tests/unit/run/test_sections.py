@@ -89,7 +89,9 @@ def test_every_name_that_is_offered_is_a_component(room: str, suffix: str) -> No
 
 @pytest.mark.parametrize("name", ["csv", "dataset", "None", "../world", ""])
 def test_what_is_no_component_is_told_with_those_there_are(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"there is no {name!r}\.( A class of .*:Class\.)? Available: files, world\."):
+    with pytest.raises(
+        ValueError, match=rf"there is no {name!r}\.( A class of .*:Class\.)? Available: annotated, files, world\."
+    ):
         find_component("data", name, "Source")
 
 

@@ -1,0 +1,151 @@
+"""The class of each pixel in files: index pictures, and the segmentations of COCO's JSON.
+
+In an index picture 0 is no class, k the k-th class, counted from 1, and 255 a pixel that is not annotated.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from panollava.data.boxes import IGNORED, NOTHING
+
+UNKNOWN = 255
+"""Index of a pixel that is not annotated."""
+
+Segment = tuple[str, int, Any]
+"""Place of an annotation in its file, its class, and its ``segmentation``."""
+
+
+def read_index_mask(path: Path, of_class: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Classes ``(H, W)`` int16 of the pixels of an index picture.
+
+    Args:
+        path: PNG with one channel of 8 bits, grey levels or a palette.
+        of_class: (K,) the class of each index from 1 on, or NOTHING for one that is left out.
+        size: (H, W) that it must have.
+
+    Raises ValueError, naming the file, for another file or size, and for an index above K.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            height, width, mode = picture.height, picture.width, picture.mode
+            if (height, width) == size and mode in ("L", "P"):
+                indices = np.asarray(picture)
+    except FileNotFoundError:
+        raise ValueError(f"there is no mask {path}. Add it, or leave data.masks out") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the mask {path} is no readable PNG ({error})") from None
+    if mode not in ("L", "P"):
+        raise ValueError(f"the mask {path} has the pixels {mode}: allowed is one channel of 8 bits, or a palette")
+    if (height, width) != size:
+        raise ValueError(f"the mask {path} has {width}x{height} pixels, and its picture {size[1]}x{size[0]}")
+    table = np.full(256, NOTHING, np.int16)
+    table[1 : len(of_class) + 1], table[UNKNOWN] = of_class[: UNKNOWN - 1], IGNORED
+    used = np.flatnonzero(np.bincount(indices.reshape(-1), minlength=256))
+    if unknown := [index for index in used.tolist() if len(of_class) < index < UNKNOWN]:
+        raise ValueError(
+            f"the mask {path} has the index {unknown[0]}: allowed are 0 (no class), 1 to {len(of_class)} (the classes "
+            f"in their order) and {UNKNOWN} (not annotated)"
+        )
+    return table[indices]
+
+
+def segments_mask(segments: Sequence[Segment], of_class: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Classes ``(H, W)`` int16 of the pixels that segmentations cover; the smaller one lies over the larger one.
+
+    Args:
+        segments: of one picture; polygons or run lengths, see ``segment_pixels``.
+        of_class: (K,) see ``read_index_mask``.
+        size: (H, W) of the picture.
+
+    Raises ValueError, naming the annotation, for what ``segment_pixels`` refuses.
+    """
+    parts = []
+    for place, kind, value in segments:
+        try:
+            pixels = segment_pixels(value, size)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        if of_class[kind] != NOTHING:
+            parts.append((int(pixels.sum()), of_class[kind], pixels))
+    found = np.full(size, NOTHING, np.int16)
+    for _, kind, pixels in sorted(parts, key=lambda part: -part[0]):
+        found[pixels] = kind
+    return found
+
+
+def segment_pixels(value: Any, size: tuple[int, int]) -> np.ndarray:
+    """Pixels ``(H, W)`` bool of COCO's ``segmentation``.
+
+    A list of polygons [x1, y1, x2, y2, …] in pixels, each with the pixels whose centres it surrounds; or run lengths,
+    column by column and first of pixels outside, as ``{"size": [H, W], "counts": …}`` with a list of numbers or COCO's
+    text. Null, or an empty list, is no pixel.
+
+    Raises ValueError for anything else, and for another size than (H, W).
+    """
+    if isinstance(value, dict):
+        return _from_runs(value, size)
+    if value is not None and not isinstance(value, list):
+        raise ValueError("segmentation is neither a list of polygons nor an object with size and counts")
+    pixels = np.zeros(size, bool)
+    for polygon in value or []:
+        is_numbers = isinstance(polygon, list) and all(type(one) in (int, float) for one in polygon)
+        if not is_numbers or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("segmentation has a polygon that is not a list of three or more pairs x, y")
+        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+        if not (np.isfinite(points).all() and np.abs(points).max() <= 4 * max(size)):
+            raise ValueError(f"segmentation has a point far outside of its picture of {size[1]}x{size[0]} pixels")
+        pixels |= _inside(points, size)
+    return pixels
+
+
+def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels ``(H, W)`` bool whose centres lie within a polygon ``(P, 2)``, by the even-odd rule along each row."""
+    height, width = size
+    crossings = np.zeros((height, width + 1), np.uint8)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        first, last = np.ceil(np.clip(sorted((y0, y1)), 0, height) - 0.5).astype(int)
+        rows = np.arange(first, last)
+        if len(rows):  # an edge between the centres of two rows crosses none
+            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+            crossings[rows, np.ceil(np.clip(x, 0, width + 0.5) - 0.5).astype(int)] ^= 1
+    return np.bitwise_xor.accumulate(crossings[:, :width], axis=1).astype(bool)
+
+
+def _from_runs(value: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    counts, stated = value.get("counts"), value.get("size")
+    if stated != list(size):
+        raise ValueError(f"segmentation has the size {stated}, and its picture has [{size[0]}, {size[1]}] (H, W)")
+    if isinstance(counts, str):
+        counts = _decoded(counts)
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("segmentation has counts that are neither whole numbers from 0 on nor COCO's text of them")
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(
+            f"segmentation has counts of {sum(counts):,} pixels, and its picture has {size[0] * size[1]:,}"
+        )
+    is_inside = np.arange(len(counts)) % 2 == 1
+    return np.repeat(is_inside, counts).reshape(size[1], size[0]).T
+
+
+def _decoded(text: str) -> list[int] | None:
+    """Run lengths of COCO's text: five bits a character, the low ones first, from the third on less those two before.
+
+    None if the text is no such one. Source: ``rleFrString`` of the COCO API, in ``maskApi.c``.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 40:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return None if shift else counts
