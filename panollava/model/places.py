@@ -25,7 +25,7 @@ from panollava.data.boxes import NOTHING, PictureBoxes
 
 NEAR = 1.0
 """Largest distance, in tokens to the side and upwards, of a box's centre from a token that predicts the box."""
-LEAST_SCORE = 0.05
+LEAST_SCORE = 0.1
 """Detections below it are dropped. Average precision needs those of low scores too."""
 MOST_BOXES, MOST_TOKENS = 100, 500
 """Detections of a picture that are kept, as in COCO's evaluation, and those of tokens that they are made of."""
