@@ -1,4 +1,4 @@
-"""python -m panollava.predict: answers a question about a panorama, or about every panorama of a folder."""
+"""python -m panollava.predict: answers a question about a panorama, or finds what is where; also of a whole folder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from panollava.model.api import PanoLlava
+    from panollava.training.precision import Compute
 
 Answered = tuple[Path, str]
 
@@ -28,7 +29,7 @@ class PredictOptions:
 
     checkpoint: str
     image: str
-    question: str
+    question: str | None
     out: str | None
     batch_size: Annotated[int, Interval(ge=1)]
     device: str
@@ -42,9 +43,9 @@ def main(cfg: DictConfig) -> None:
 
     configure_console()
     example = 'ask such as checkpoint=runs/demo image=panorama.jpg question="what is behind me?"'
-    required = ["checkpoint", "image", "question"]
+    required = ["checkpoint", "image"]
     options, sections = read_config(cfg, PredictOptions, required=required, example=example)
-    if not options.question.strip():
+    if options.question is not None and not options.question.strip():
         raise ValueError("question= is empty: give a question.")
 
     from panollava.data.csv import is_address
@@ -55,8 +56,11 @@ def main(cfg: DictConfig) -> None:
     from panollava.training.precision import choose_compute
 
     paths = find_panoramas(options.image, FetchOptions(**sections["fetch"]))
-    out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     compute = choose_compute(options.device, "auto", section="")
+    if options.question is None:
+        _find(options, paths, compute)
+        return
+    out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     pano = PanoLlava.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )
@@ -72,14 +76,66 @@ def main(cfg: DictConfig) -> None:
     finally:  # a folder may have taken hours
         if out is not None and answered:
             _write(out, [(_shown(path, options.image), answer) for path, answer in answered], options.question)
-    bad = len(paths) - len(answered)
-    if bad:
-        raise ValueError(f"{bad} of {len(paths)} pictures in {options.image} could not be read. They are named above.")
+    _check_all(paths, len(answered), options.image)
+
+
+def _check_all(paths: Sequence[Path], count: int, image: str) -> None:
+    if count < len(paths):
+        raise ValueError(
+            f"{len(paths) - count} of {len(paths)} pictures in {image} could not be read. They are named above."
+        )
+
+
+def _find(options: PredictOptions, paths: Sequence[Path], compute: Compute) -> None:
+    """Finds boxes and masks in each picture: a line a box, and a picture or a COCO file."""
+    from panollava.data.box_files import write_coco
+    from panollava.data.boxes import BoxAnnotations, Conventions
+    from panollava.evaluation.drawing import encode_png
+    from panollava.evaluation.gallery import with_boxes, with_masks
+    from panollava.model.detector import PanoDetector
+    from panollava.run.image_commands import read_twice, write_out
+
+    out = None if options.out is None else Path(options.out).expanduser()
+    if out is not None and (out.suffix.lower() not in (".png", ".json") or (out.suffix == ".png" and len(paths) > 1)):
+        raise ValueError(
+            f"out={out}: without a question, boxes and masks are found; of one panorama give a picture (.png), of "
+            "several a COCO file (.json). To ask something, give question=."
+        )
+    try:
+        detector = PanoDetector.from_pretrained(
+            options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"question= is missing, and {error} Or ask something.") from error
+    found = {}
+    for path in paths:
+        try:
+            with compute.autocast():
+                found[path.name] = one = detector.detect(path)
+        except (ValueError, OSError) as error:
+            if len(paths) == 1:
+                raise
+            LOG.warning("Left out: %s", error)
+            continue
+        for thing in one:
+            where = f"yaw {thing.yaw:.1f}, pitch {thing.pitch:.1f}, {thing.horizontal:.1f} x {thing.vertical:.1f}"
+            say(f"{path.name}\t{thing.name}\t{thing.score:.2f}\t{where}")
+    if out is not None and out.suffix.lower() == ".png" and found:
+        panorama, _ = read_twice(paths[0], detector.crop)
+        (one,) = found.values()
+        drawn = with_boxes(with_masks(panorama, one.mask, one.names), one.boxes, one.names)
+        write_out(out, encode_png(drawn))
+    elif out is not None and found:
+        boxes = {name: one.boxes for name, one in found.items()}
+        write_coco(out, BoxAnnotations(detector.names, boxes), Conventions())
+    if out is not None and found:
+        LOG.info("Boxes of %d pictures: %s", len(found), out)
+    _check_all(paths, len(found), options.image)
 
 
 def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *, skips: bool) -> Iterator[Answered]:
     """Answers in the order of the paths; where ``skips``, a picture that cannot be read is logged and left out."""
-    question = pano.encode(options.question)
+    question = pano.encode(options.question or "")
     group: list[tuple[Path, Tensor]] = []
     for count, path in enumerate(paths, start=1):
         try:

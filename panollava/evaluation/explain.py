@@ -22,7 +22,9 @@ from panollava.crop.cameras import Column, locate, view_directions
 from panollava.crop.crop import Crop
 from panollava.crop.sphere import angles_to_direction, direction_to_angles, pixel_to_direction
 from panollava.evaluation.drawing import HEAT, LIKENESS, PANEL, Panel, colours, fitted, heat, marked, page
+from panollava.evaluation.gallery import with_boxes, with_masks
 from panollava.model.api import PanoLlava
+from panollava.model.detector import Detections, PanoDetector
 from panollava.model.fusion import fuse
 from panollava.model.vision import PanoVision
 
@@ -70,6 +72,7 @@ def explain_picture(
     yaw_deg: float,
     pitch_deg: float,
     layers: Sequence[int] | None = None,
+    detector: PanoDetector | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """All panels of a model and a panorama on one page (H, W, 3), and the notes below the panels.
 
@@ -79,6 +82,7 @@ def explain_picture(
         pano, asked: the whole model, and a question with its answer; None without a language model.
         yaw_deg, pitch_deg: direction that the others are compared with.
         layers: of the language model, counted from 1; None takes the last third.
+        detector: the model's detection stage, whose boxes and masks are a panel; None where there is none.
 
     Raises:
         ValueError: no view looks in the direction, or there is no such layer.
@@ -105,10 +109,18 @@ def explain_picture(
         attention = answer_attention(pano, views, *asked, layers=layers)
         panels.append(attention_panel(panorama, attention, lie[grid or WHOLE]))
         notes.append(CAVEAT)
+    if detector is not None:
+        panels.append(detection_panel(panorama, detector.detect(panorama)))
     panels += [component_panel(layer) for layer in shown]
     panels += [similarity_panel(panorama, layer, yaw_deg, pitch_deg) for layer in shown]
     text = [] if asked is None else [f"Question: {asked[0]}", f"Answer: {asked[1] or '(none)'}"]
     return page(f"{name}: {crop.summary}", text, panels, notes), notes
+
+
+def detection_panel(panorama: np.ndarray, found: Detections) -> Panel:
+    """Boxes and masks that a detection stage finds in a panorama (H, W, 3)."""
+    picture = with_masks(fitted(panorama), found.mask, found.names)
+    return Panel("what the detection stage finds", with_boxes(picture, found.boxes, found.names), f"{len(found)} boxes")
 
 
 def component_panel(layer: Layer) -> Panel:

@@ -30,7 +30,7 @@ from panollava.model.shared_prefix import PICTURE_INPUTS, prefill, unshareable
 from panollava.model.vision import PanoVision
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
-from panollava.run_folder import METADATA, find_trained, read_metadata, short_name, with_paths_found
+from panollava.run_folder import find_trained, read_metadata, short_name, with_paths_found
 from panollava.stages.registry import recorded_stage
 
 Turns = Sequence[tuple[str, str]]  # (question, answer) pairs of a conversation so far
@@ -233,14 +233,15 @@ class PanoLlava:
 
     @cached_property
     def _detector(self) -> PanoDetector:
-        root = None if self.source is None else self.source.resolve().parent.parent.parent
-        if root is None or not any(root.glob(f"detect/*/{METADATA}")):
+        tower = self.model.vision.tower
+        options: dict[str, Any] = {"device": tower.mean.device, "dtype": tower.dtype}
+        found = None if self.source is None else PanoDetector.beside(self.source, **options)
+        if found is None:
             raise FileNotFoundError(
                 f"{self.source} is of no experiment with a detection stage. Train one, python -m panollava.train "
                 "stage=detect init_from=<run>, and open it with PanoDetector.from_pretrained."
             )
-        tower = self.model.vision.tower
-        return PanoDetector.from_pretrained(root, device=tower.mean.device, dtype=tower.dtype)
+        return found
 
     def chat(self, image: Picture) -> Conversation:
         """A conversation about a panorama, given as for ``generate``; ``.ask(question)`` answers and remembers."""
@@ -477,6 +478,7 @@ class VisionPart:
     vision: PanoVision
     crop: Crop
     pano: PanoLlava | None
+    detector: PanoDetector | None = None  # of its experiment
 
     @classmethod
     def from_pretrained(
@@ -489,14 +491,15 @@ class VisionPart:
     ) -> VisionPart:
         """Opens runs of every stage, and exports; arguments and errors as for ``PanoLlava.from_pretrained``."""
         allow_packages(allow)
-        path = Path(folder).expanduser()
+        path, detector = Path(folder).expanduser(), None
         if not (path / "config.json").is_file():
             checkpoint, settings = _find(path)
+            detector = PanoDetector.beside(checkpoint, device=device, dtype=dtype)
             if not recorded_stage(settings).answers:
                 backbones, vision, _ = open_checkpoint(checkpoint, settings, device=device, dtype=dtype)
-                return cls(settings["experiment_name"], vision, backbones.crop, None)
+                return cls(settings["experiment_name"], vision, backbones.crop, None, detector)
         pano = PanoLlava.from_pretrained(path, device=device, dtype=dtype)
-        return cls(pano.metadata.get("experiment_name", path.name), pano.model.vision, pano.crop, pano)
+        return cls(pano.metadata.get("experiment_name", path.name), pano.model.vision, pano.crop, pano, detector)
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -20,7 +20,7 @@ from panollava.model.places import Painter, PlaceHead, found_boxes, token_frames
 from panollava.model.processor import Picture, read_picture
 from panollava.model.trainable import load_trained
 from panollava.model.vision import PanoVision
-from panollava.run_folder import find_trained, read_metadata, with_paths_found
+from panollava.run_folder import METADATA, find_trained, read_metadata, with_paths_found
 from panollava.stages.registry import recorded_stage
 
 MASK_HEIGHT = 512
@@ -99,7 +99,13 @@ class PanoDetector:
             ValueError: the run is of another stage, or the weights that it stands on have changed.
         """
         allow_packages(allow)
-        run, checkpoint = find_trained(Path(folder).expanduser(), ("detect",))
+        path = Path(folder).expanduser()
+        try:
+            run, checkpoint = find_trained(path, ("detect",))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path} has no detection stage. Train one: python -m panollava.train stage=detect init_from=<run>."
+            ) from error
         return cls.from_checkpoint(checkpoint, with_paths_found(read_metadata(run), run), device=device, dtype=dtype)
 
     @classmethod
@@ -123,6 +129,16 @@ class PanoDetector:
         head = PlaceHead.for_grid(vision.width, len(names), vision.token_grid, **options)
         load_trained(head, {name.removeprefix("head."): value for name, value in own.items()}, str(checkpoint))
         return cls(vision, head.to(device).eval(), backbones.crop, names, global_view=section["global_view"])
+
+    @classmethod
+    def beside(
+        cls, checkpoint: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> PanoDetector | None:
+        """The detection stage of the experiment that a checkpoint is of; None where it has none."""
+        root = checkpoint.resolve().parent.parent.parent
+        if not any(root.glob(f"detect/*/{METADATA}")):
+            return None
+        return cls.from_pretrained(root, device=device, dtype=dtype)
 
     @torch.inference_mode()
     def detect(self, image: Picture, *, least_score: float = SURE) -> Detections:
