@@ -58,7 +58,7 @@ class DetectStage(Stage):
         setup: StageSetup,
         *,
         hidden: Annotated[int, Ge(1)] = 256,
-        mask_size: Annotated[int, Ge(1)] = 32,
+        mask_size: Annotated[int, Ge(1)] = 24,
         roll: bool = False,
         train_resampler: bool | None = None,
         global_view: bool = False,

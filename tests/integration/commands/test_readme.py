@@ -162,6 +162,9 @@ def test_command_on_a_finished_run(
     monkeypatch.chdir(workspace)
     if "compare" in line:  # a second run, which the README trains under this name
         shutil.copytree("runs/demo", "runs/rank32", symlinks=True, dirs_exist_ok=True)
+    if "runs/boxes" in line:
+        (training,) = [one for one in commands() if "experiment_name=boxes" in one]
+        assert _run(monkeypatch, training, *WORLD, *SMALL, "stage.detect.epochs=1") == 0
     if "score" in line:
         shutil.copy(next(Path("results").rglob("predictions.csv")), "predictions.csv")
     monkeypatch.setattr("sys.stdin", io.StringIO("what is there?\n/quit\n"))
