@@ -7,6 +7,7 @@ Legend: ``N`` boxes or pairs of boxes, ``S`` arcs of a polygon's border.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +20,27 @@ _BLOCK = 2048  # pairs at once: their polygons fit into a processor's cache
 _ON_SIDE = 1e-13  # distance to a side below which a point lies on it; rounding errors are below 1e-15
 _NO_LENGTH = 1e-300  # below the length of any point; avoids dividing by 0
 _CENTRE = 1e-9  # weight of the box's centre in the point from which triangles are measured
+
+
+@dataclass(frozen=True, eq=False)
+class PictureBoxes:
+    """The boxes of one picture."""
+
+    boxes: np.ndarray  # (N, 5), as above
+    classes: np.ndarray  # (N,) int, position of each box's class among the names
+    scores: np.ndarray | None = None  # (N,), of detections
+
+
+NOTHING, IGNORED = -1, -2
+"""Classes of pixels: no class, and a pixel that is not annotated, which neither training nor a score counts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What is where in one picture."""
+
+    boxes: PictureBoxes
+    pixels: np.ndarray | None = None  # (H, W) int16 of the equirectangular picture, a class, NOTHING or IGNORED
 
 
 def as_boxes(values: object) -> np.ndarray:

@@ -10,20 +10,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import MinLen
 
+from panollava.crop.boxes import NOTHING, PictureBoxes, Places
 from panollava.crop.image_file import check_panorama
 from panollava.data.box_doubts import convention_doubts
 from panollava.data.box_files import box_file_kind, picture_name, read_coco, read_segments, read_voc, read_yolo
 from panollava.data.boxes import (
-    NOTHING,
     PRESETS,
     Angles,
     BoxAnnotations,
     Boxes,
     Conventions,
     Origin,
-    PictureBoxes,
     Pitch,
-    Places,
     Roll,
     box_text,
     with_classes,

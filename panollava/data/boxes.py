@@ -15,7 +15,7 @@ from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 
-from panollava.crop.boxes import box_problem
+from panollava.crop.boxes import NOTHING, PictureBoxes, box_problem
 from panollava.data.csv import LISTED_PROBLEMS, Problem
 
 Angles = Literal["deg", "rad", "mixed"]
@@ -72,27 +72,6 @@ def conventions_of(preset: str) -> Conventions:
     if preset not in PRESETS:
         raise ValueError(f"{preset} is not a preset of boxes: use {', '.join(PRESETS)}, or state each convention.")
     return PRESETS[preset]
-
-
-@dataclass(frozen=True, eq=False)
-class PictureBoxes:
-    """The boxes of one picture."""
-
-    boxes: np.ndarray  # (N, 5), as in ``panollava.crop.boxes``
-    classes: np.ndarray  # (N,) int, position of each box's class among the names
-    scores: np.ndarray | None = None  # (N,), of detections
-
-
-NOTHING, IGNORED = -1, -2
-"""Classes of pixels: no class, and a pixel that is not annotated, which neither training nor a score counts."""
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """What is where in one picture."""
-
-    boxes: PictureBoxes
-    pixels: np.ndarray | None = None  # (H, W) int16 of the equirectangular picture, a class, NOTHING or IGNORED
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 
 from panollava.crop.crop import Crop
 from panollava.crop.partial import extent_of, rotate_yaw
+from panollava.crop.places import PlaceEncoder, PlaceTargets, turned
 from panollava.data.augment import Augment, recoloured
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.files import ListedSource
-from panollava.data.places import PlaceEncoder, PlaceTargets, turned
 from panollava.data.source import DataSource, PlacesSource, Question, Record
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from panollava.batch import IGNORE_INDEX, PAD, Batch, pack
+from panollava.crop.places import collate_places
 from panollava.data.dataset import PanoDataset, QuestionDataset, Sample
-from panollava.data.places import collate_places
 from panollava.data.source import DataSource, Question
 from panollava.prompt import Encoded
 from panollava.store.feature_maker import PartBatch

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panollava.data.boxes import IGNORED, NOTHING
+from panollava.crop.boxes import IGNORED, NOTHING
 
 UNKNOWN = 255
 """Index of a pixel that is not annotated."""

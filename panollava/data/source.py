@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from panollava.data.boxes import Places
+from panollava.crop.boxes import Places
 
 FREE_TEXT = "text"
 """Question type whose answers are whole sentences, for which an exact match means little."""

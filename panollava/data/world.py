@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
-from panollava.data.boxes import Places
+from panollava.crop.boxes import Places
 from panollava.data.scenes.boxes import CLASSES, scene_boxes, scene_classes
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption

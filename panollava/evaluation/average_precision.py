@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from panollava.crop.boxes import box_area, iou
-from panollava.data.boxes import PictureBoxes
+from panollava.crop.boxes import PictureBoxes, box_area, iou
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """Least IoU of a match; AP is the mean over them."""

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panollava.crop.boxes import box_frames
-from panollava.data.boxes import IGNORED, NOTHING, PictureBoxes
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, box_frames
 from panollava.evaluation.average_precision import ROUNDING, SIZES, THRESHOLDS, Ranking, class_overlap, rankings
 from panollava.evaluation.statistics import FEWEST, LEVEL, Interval, interval_of, mean_interval, student
 

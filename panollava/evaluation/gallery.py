@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panollava.crop.boxes import box_frames
+from panollava.crop.boxes import NOTHING, PictureBoxes, Places, box_frames
 from panollava.crop.cameras import EQUIRECTANGULAR, Camera, camera_tensor, point_directions, view_directions
 from panollava.crop.sphere import angles_to_pixel, direction_to_pixel
-from panollava.data.boxes import NOTHING, PictureBoxes, Places
 from panollava.evaluation import drawing
 from panollava.evaluation.drawing import (
     PAPER,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from panollava.batch import Batch
 from panollava.component import allow as allow_packages
+from panollava.crop.boxes import PictureBoxes
 from panollava.crop.crop import Crop
-from panollava.data.boxes import PictureBoxes
 from panollava.model.backbones import open_checkpoint
 from panollava.model.places import Painter, PlaceHead, found_boxes, token_frames, used_views
 from panollava.model.processor import Picture, read_picture

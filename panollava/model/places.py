@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panollava.batch import Batch
-from panollava.crop.boxes import box_frames, iou, nms
+from panollava.crop.boxes import NOTHING, PictureBoxes, box_frames, iou, nms
 from panollava.crop.cameras import Column, locate, point_directions
 from panollava.crop.sphere import direction_to_angles, pixel_to_direction
-from panollava.data.boxes import NOTHING, PictureBoxes
 
 NEAR = 1.0
 """Largest distance, in tokens to the side and upwards, of a box's centre from a token that predicts the box."""

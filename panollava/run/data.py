@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from panollava.batch import Batch
+from panollava.crop.places import PlaceEncoder
 from panollava.crop.render import check_workers
 from panollava.data.augment import Augment, AugmentOptions, check_turnable
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
 from panollava.data.loader import Collate, StageLoader, eval_loader
-from panollava.data.places import PlaceEncoder
 from panollava.data.source import DataSource, Question, Record
 from panollava.evaluation.measure import Measure, as_asked, choose_measure
 from panollava.evaluation.metrics import AnswerSet

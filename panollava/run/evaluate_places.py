@@ -17,8 +17,9 @@ import torch
 
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, replace_folder
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes
 from panollava.data.box_files import write_coco
-from panollava.data.boxes import IGNORED, NOTHING, BoxAnnotations, Conventions, PictureBoxes
+from panollava.data.boxes import BoxAnnotations, Conventions
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import read_document
 from panollava.evaluation.detection import BoxScores, MaskScores, score_boxes, score_masks

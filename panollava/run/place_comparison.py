@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from panollava.crop.boxes import PictureBoxes
 from panollava.crop.crop import Crop
 from panollava.data.box_files import read_coco
-from panollava.data.boxes import Conventions, PictureBoxes
+from panollava.data.boxes import Conventions
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import csv_text, read_document, write_file
 from panollava.evaluation.detection import PlaceComparison, compare_boxes, compare_masks

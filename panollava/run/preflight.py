@@ -1,9 +1,12 @@
 """Checks before the first step: everything that can fail is opened; and the picture of a panorama's views."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from panollava.crop.boxes import PictureBoxes
 from panollava.data.dataset import TextEncoder, control_texts, count_cut
 from panollava.data.files import ListedSource
+from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import check_writable, write_file
 from panollava.evaluation.clip import clip_config
 from panollava.evaluation.drawing import encode_png
@@ -22,6 +25,8 @@ from panollava.stages.protocol import Stage
 from panollava.training.parallel import check_compiler
 
 VIEWS = "views.png"
+EXAMINED = 200
+"""Training pictures whose boxes are examined before training."""
 
 
 def preflight(run: Run) -> None:
@@ -71,7 +76,7 @@ def preflight(run: Run) -> None:
     for name in pending:
         stage: type[Stage] = run.stages[name].stage_class
         own = stage.own_options(plain(run.cfg.stage[name]))
-        if problem := stage.misfit(run.backbones, run.data.train, own):
+        if run.stages[name].finds and (problem := stage.misfit(run.backbones, *_examined(run.data.train), own)):
             raise ValueError(f"stage={name} cannot run: {problem}")
         _check_blocks(run, name)
         check_start(run, name)
@@ -84,6 +89,13 @@ def preflight(run: Run) -> None:
         run.measure  # noqa: B018  chosen for its own errors and its line in the log
         new = run.cfg.generation.max_new_tokens
         check_questions(test, run.backbones.prompt, language, image_tokens=count, new_tokens=new)
+
+
+def _examined(train: DataSource) -> tuple[Sequence[str], list[PictureBoxes]]:
+    """Names of the classes of a split, and the boxes of its first pictures; none where it has no boxes."""
+    if not isinstance(train, PlacesSource):
+        return (), []
+    return train.class_names, [train.places(index).boxes for index in range(min(len(train), EXAMINED))]
 
 
 def describe_features(run: Run) -> str | None:

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
 from panollava.component import label
 from panollava.config.job import gpu_beside_others, in_sweep, swept_values
+from panollava.crop.places import PlaceEncoder
 from panollava.data.loader import StageLoader
-from panollava.data.places import PlaceEncoder
 from panollava.disk import read_document
 from panollava.evaluation.measure import Measure
 from panollava.evaluation.predictions import METRICS, read_answers

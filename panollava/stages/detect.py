@@ -12,11 +12,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from panollava.batch import Batch
-from panollava.crop.boxes import box_frames
+from panollava.crop.boxes import IGNORED, PictureBoxes, box_frames
 from panollava.crop.cameras import Column, locate
-from panollava.data.boxes import IGNORED, PictureBoxes
-from panollava.data.places import PlaceEncoder
-from panollava.data.source import DataSource, PlacesSource
+from panollava.crop.places import PlaceEncoder
 from panollava.model.places import (
     Assigned,
     PlaceHead,
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 
 MOST_UNSEEN = 0.02
 """Share of boxes whose centre no view shows, above which a crop is refused."""
-EXAMINED = 200
-"""Training pictures that are examined before training."""
 
 
 class DetectStage(Stage):
@@ -79,7 +75,9 @@ class DetectStage(Stage):
             self.vision.tower.checkpoint_activations()
 
     @classmethod
-    def misfit(cls, backbones: Backbones, train: DataSource, own: Mapping[str, Any]) -> str:
+    def misfit(
+        cls, backbones: Backbones, names: Sequence[str], pictures: Sequence[PictureBoxes], own: Mapping[str, Any]
+    ) -> str:
         """See ``Stage``: the resampler keeps no grid, the data have no boxes, or the crop does not show them."""
         kind = backbones.model["resampler"]["type"]
         if backbones.outline.token_grid is None:
@@ -87,17 +85,16 @@ class DetectStage(Stage):
                 f"model.resampler.type={kind} keeps no grid of tokens, so that no token looks in one direction. Use "
                 "mlp, bimamba, c_abstractor, pool or identity, or set model.resampler.shortcut=true where it has one."
             )
-        if not isinstance(train, PlacesSource):
-            return f"data={train.name} has no boxes. Use data=boxes, or the built-in world (data=world)."
-        examined = [train.places(index).boxes for index in range(min(len(train), EXAMINED))]
-        if not own["roll"] and any(boxes.boxes[:, 4].any() for boxes in examined):
+        if not names:
+            return "the data have no boxes. Use data=boxes, or the built-in world (data=world)."
+        if not own["roll"] and any(one.boxes[:, 4].any() for one in pictures):
             return "the data have boxes with a roll, and stage.detect.roll=false predicts none. Set it to true."
         if own["unseen"] == "ignore":
             return ""
         cameras = backbones.crop.camera_rows
         if not own["global_view"]:
             cameras = cameras[cameras[:, Column.IS_GLOBAL] == 0]
-        return unseen_boxes(cameras, examined, train.class_names, backbones.crop.summary)
+        return unseen_boxes(cameras, pictures, names, backbones.crop.summary)
 
     @property
     def borrows(self) -> bool:

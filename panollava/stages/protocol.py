@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,8 +14,8 @@ from panollava.model.trainable import Blocks, is_backbone, plain_name
 from panollava.stages.registry import StageRecord
 
 if TYPE_CHECKING:
-    from panollava.data.places import PlaceEncoder
-    from panollava.data.source import DataSource
+    from panollava.crop.boxes import PictureBoxes
+    from panollava.crop.places import PlaceEncoder
     from panollava.model.backbones import Backbones
     from panollava.model.vision import PanoVision
     from panollava.model.vlm import PanoLlavaForConditionalGeneration
@@ -111,12 +111,19 @@ class Stage(nn.Module):
         return None
 
     @classmethod
-    def misfit(cls, backbones: Backbones, train: DataSource, own: Mapping[str, Any]) -> str:  # noqa: ARG003
-        """Why this stage cannot be trained on these views and data, and the way out; empty where it can.
+    def misfit(
+        cls,
+        backbones: Backbones,  # noqa: ARG003
+        names: Sequence[str],  # noqa: ARG003
+        pictures: Sequence[PictureBoxes],  # noqa: ARG003
+        own: Mapping[str, Any],  # noqa: ARG003
+    ) -> str:
+        """Why a stage that finds boxes cannot be trained on these views and data, and the way out; empty where it can.
 
         Args:
             backbones: of the model; only their outline is read.
-            train: the training split.
+            names: of the classes; none where the data have no boxes.
+            pictures: boxes of some pictures of the training split.
             own: the stage's own options.
         """
         return ""

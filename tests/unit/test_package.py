@@ -39,7 +39,7 @@ assert transformers.__spec__.name == "transformers"
 
 def test_the_public_names_are_listed_and_found() -> None:
     assert panollava.PanoLlava is PanoLlava
-    assert dir(panollava) == panollava.__all__ == ["PanoLlava", "Trainer", "__version__"]
+    assert dir(panollava) == panollava.__all__ == ["PanoDetector", "PanoLlava", "Trainer", "__version__"]
     assert panollava.__version__ == version("panollava")
 
 

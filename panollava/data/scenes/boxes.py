@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from panollava.data.boxes import PictureBoxes
+from panollava.crop.boxes import PictureBoxes
 from panollava.data.scenes.paint import BACKGROUND_ID, paint_with_ids
 from panollava.data.scenes.scene import POLES, SHAPES, Scene
 

@@ -14,8 +14,9 @@ from PIL import Image
 from support.runs import QUICK, Backbone, backbones, command, run_train
 
 from panollava import check, gallery
+from panollava.crop.boxes import NOTHING
 from panollava.data.box_files import write_coco
-from panollava.data.boxes import NOTHING, PRESETS, BoxAnnotations, Conventions, parse_box
+from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions, parse_box
 from panollava.data.world import WorldSource
 
 Capture = pytest.CaptureFixture[str]

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from panollava.crop.boxes import PictureBoxes
 from panollava.data.box_doubts import convention_doubts
 from panollava.data.box_files import read_coco, write_coco
-from panollava.data.boxes import BoxAnnotations, Conventions, PictureBoxes
+from panollava.data.boxes import BoxAnnotations, Conventions
 
 RNG = np.random.default_rng(5)
 BOXES = np.stack(

@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panollava.crop.boxes import as_boxes, box_frames, iou
+from panollava.crop.boxes import PictureBoxes, as_boxes, box_frames, iou
 from panollava.data.box_files import read_coco, read_voc, read_yolo, write_coco, write_voc, write_yolo
 from panollava.data.boxes import (
     PRESETS,
     BoxAnnotations,
     Conventions,
-    PictureBoxes,
     box_text,
     conventions_of,
     parse_box,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from panollava.data.boxes import IGNORED, NOTHING
+from panollava.crop.boxes import IGNORED, NOTHING
 from panollava.data.masks import read_index_mask, segment_pixels, segments_mask
 
 SIZE = (4, 8)

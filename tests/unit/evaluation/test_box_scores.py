@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from panollava.crop.boxes import as_boxes
+from panollava.crop.boxes import PictureBoxes, as_boxes
 from panollava.data.box_files import write_coco, write_voc, write_yolo
-from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions, PictureBoxes
+from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions
 from panollava.run.box_scores import BoxReport, chosen_conventions, score_box_files
 from panollava.score import main as score
 

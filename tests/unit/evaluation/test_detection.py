@@ -10,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from panollava.crop.boxes import as_boxes, box_area, iou, iou_matrix, rotated
-from panollava.data.boxes import PictureBoxes
+from panollava.crop.boxes import PictureBoxes, as_boxes, box_area, iou, iou_matrix, rotated
 from panollava.evaluation.average_precision import SIZES, THRESHOLDS, class_overlap, matches, rankings
 from panollava.evaluation.detection import NOTHING, best_matching, score_boxes, score_masks
 

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panollava.crop.boxes import as_boxes, box_frames
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places, as_boxes, box_frames
 from panollava.crop.sphere import pixel_to_direction
-from panollava.data.boxes import IGNORED, NOTHING, PictureBoxes, Places
 from panollava.evaluation.drawing import PANEL, palette
 from panollava.evaluation.gallery import box_curves, places_page, with_boxes, with_masks
 

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panollava.crop.boxes import iou, rotated
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places, iou, rotated
 from panollava.crop.cameras import token_directions
 from panollava.crop.crop import Crop
+from panollava.crop.places import PlaceEncoder, collate_places, turned
 from panollava.crop.sphere import rotation_matrix
-from panollava.data.boxes import IGNORED, NOTHING, PictureBoxes, Places
-from panollava.data.places import PlaceEncoder, collate_places, turned
 from panollava.data.scenes.boxes import CLASSES
 from panollava.data.world import WorldSource
 from panollava.evaluation.detection import score_boxes, score_masks

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from panollava.crop.boxes import IGNORED, Places
 from panollava.crop.cameras import Column, point_directions
 from panollava.crop.sphere import direction_to_pixel
-from panollava.data.boxes import IGNORED, Places
 
 
 @dataclass(frozen=True)
