@@ -246,13 +246,14 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     Up to form 3 resamplers had no layer scale, up to version 0.2 no shortcut. Up to version 0.1 ``model.join=stitch``
     was what is ``stitch_nearest`` now, the ``c_abstractor`` had ReLU gates and no positions, and stage 1 paired columns
     by itself also where tiles look up or down. Keys of ``data`` with which training fetched pictures are left out; the
-    built-in world had level 1 only, and each record its own prefix.
+    built-in world had level 1 and nine kinds of questions only, and each record its own prefix.
     """
     result, form = dict(record), record.get("form") or 1
     if isinstance(data := result.get("data"), Mapping):
         result["data"] = {k: value for k, value in data.items() if k != "remote" and not k.startswith("remote_")}
         if data.get("type") == "world":
             result["data"].setdefault("level", 1)
+            result["data"].setdefault("kinds", None)
         if form < 4:
             result["data"].setdefault("shared_prefix", False)
     if form >= FORM or not isinstance(record.get("model"), Mapping):

@@ -6,7 +6,8 @@ the sum of the embeddings of the words that describe what one patch of one view 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -54,6 +55,8 @@ class Reading:
 
 class Reader:
     """Turns scenes into token sequences in the chat format."""
+
+    words_per_token = WORDS_PER_TOKEN
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -104,12 +107,16 @@ class Reader:
         for index in rng.permutation(len(scene.things)):
             thing = scene.things[index]
             if isinstance(thing, Disc):
-                parts.append(f"{thing.pole} a {thing.name}")
+                parts.append(self.part_of(thing, f"{thing.pole} a {thing.name}"))
             elif height_first:
-                parts.append(f"{SECTORS[thing.sector]} {thing.height} a {thing.name}")
+                parts.append(self.part_of(thing, f"{SECTORS[thing.sector]} {thing.height} a {thing.name}"))
             else:
-                parts.append(f"{SECTORS[thing.sector]} a {thing.name} {thing.height}")
+                parts.append(self.part_of(thing, f"{SECTORS[thing.sector]} a {thing.name} {thing.height}"))
         return self.piece_uncached(", ".join(parts) + ".")
+
+    def part_of(self, thing: Solid | Disc, about: str) -> str:
+        """A thing's part of a written scene, of the words about it."""
+        return about
 
     def piece_uncached(self, text: str) -> list[int]:
         """Token ids of a text that will not come again."""
@@ -122,18 +129,27 @@ class Reader:
         where = SECTORS[thing.sector].split()
         return [self.word(word) for word in (*where, thing.height, thing.colour, thing.shape)]
 
+    def error_deg(self, rng: np.random.Generator) -> float:
+        """How far numbers in one scene's soft tokens are from the truth; not a number where they have none."""
+        return math.nan
+
+    def patch_words(self, thing: Solid | Disc, rng: np.random.Generator, error_deg: float) -> list[int]:
+        """Word ids of one soft token about a thing."""
+        return self.thing_words(thing)
+
     def few_soft(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """A short list in random order: every thing one to three times, and some background."""
-        rows = [self.thing_words(thing) for thing in scene.things for _ in range(rng.integers(1, 4))]
+        error = self.error_deg(rng)
+        rows = [self.patch_words(thing, rng, error) for thing in scene.things for _ in range(rng.integers(1, 4))]
         rows += [self._background(rng) for _ in range(rng.integers(2, 12))]
-        table = _table(rows)
+        table = _table(rows, self.words_per_token)
         return table[rng.permutation(len(table))]
 
     def view_soft(self, scene: Scene, rng: np.random.Generator, cameras: tuple[Camera, ...]) -> np.ndarray:
         """One soft token a patch, view by view: the thing nearest to the patch, if it is near enough."""
         directions, is_global = patch_directions(cameras)
         things = scene.things
-        thing_rows = [self.thing_words(thing) for thing in things]
+        error = self.error_deg(rng)
         axes = np.stack([_direction(thing) for thing in things])
         radii = np.array([thing.radius_deg for thing in things])
         angles = np.degrees(np.arccos(np.clip(directions @ axes.T, -1.0, 1.0)))
@@ -146,13 +162,13 @@ class Reader:
         margin = rng.uniform(-2.0, 10.0) + rng.uniform(-2.0, 2.0, len(directions))
         shown = (gap[np.arange(len(nearest)), nearest] < margin) & (rng.random(len(nearest)) > 0.05)
         rows = [
-            thing_rows[index] if visible else self._background(rng)
+            self.patch_words(things[index], rng, error) if visible else self._background(rng)
             for index, visible in zip(nearest.tolist(), shown.tolist(), strict=True)
         ]
         present = set(nearest[shown].tolist())
         for index in set(range(len(things))) - present:
-            rows[int(rng.integers(len(rows)))] = thing_rows[index]
-        table = _table(rows)
+            rows[int(rng.integers(len(rows)))] = self.patch_words(things[index], rng, error)
+        table = _table(rows, self.words_per_token)
         return table[rng.permutation(len(table))] if rng.random() < 0.3 else table
 
     def _background(self, rng: np.random.Generator) -> list[int]:
@@ -165,9 +181,11 @@ class Reader:
         return [self.word(word) for word in words]
 
 
-def conversation(scene: Scene, rng: np.random.Generator, questions: int) -> list[tuple[str, str]]:
+def conversation(
+    scene: Scene, rng: np.random.Generator, questions: int, efforts: Mapping[str, int] = EFFORT
+) -> list[tuple[str, str]]:
     """Questions of kinds drawn by how hard they are to learn; one conversation in four ends in a caption."""
-    kinds = rng.choice(list(EFFORT), size=questions, p=np.array(list(EFFORT.values())) / sum(EFFORT.values()))
+    kinds = rng.choice(list(efforts), size=questions, p=np.array(list(efforts.values())) / sum(efforts.values()))
     turns = [turn for asked in ask_all(scene, tuple(kinds.tolist()), rng) for turn in asked.turns]
     if rng.random() < 0.25:
         turns.append((CAPTION_REQUEST, caption(scene)))
@@ -217,8 +235,8 @@ def _direction(thing: Solid | Disc) -> np.ndarray:
     return np.array([np.cos(pitch) * np.sin(yaw), np.sin(pitch), np.cos(pitch) * np.cos(yaw)])
 
 
-def _table(rows: list[list[int]]) -> np.ndarray:
-    table = np.full((len(rows), WORDS_PER_TOKEN), NO_WORD, np.int64)
+def _table(rows: list[list[int]], words: int) -> np.ndarray:
+    table = np.full((len(rows), words), NO_WORD, np.int64)
     for index, row in enumerate(rows):
         table[index, : len(row)] = row
     return table

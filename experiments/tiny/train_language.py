@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from experiments.tiny.optim import cosine, keep, make_optimisers, resume, set_rate
 from experiments.tiny.reading import (
+    EFFORT,
     NO_WORD,
-    WORDS_PER_TOKEN,
     Reader,
     Reading,
     conversation,
@@ -63,6 +64,8 @@ def make_language_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
 class Curriculum:
     """Draws batches: short lists of soft tokens first, then tokens patch by patch; written scenes throughout."""
 
+    efforts: Mapping[str, int] = EFFORT
+
     def __init__(self, reader: Reader, *, seed: int = 0, first_scene: int = 0, written_share: float = 0.35) -> None:
         self.reader = reader
         self.written_share = written_share
@@ -81,10 +84,10 @@ class Curriculum:
         return self.batches.pop()
 
     def _one(self, by_view: bool) -> Reading:
-        scene = scene_at(0, "backbones", self.scene)
+        scene = self.next_scene()
         self.scene += 1
-        turns = conversation(scene, self.rng, 8 if by_view else 5)
-        context, soft = [], np.zeros((0, WORDS_PER_TOKEN), np.int64)
+        turns = conversation(scene, self.rng, 8 if by_view else 5, self.efforts)
+        context, soft = [], np.zeros((0, self.reader.words_per_token), np.int64)
         if self.rng.random() < self.written_share:
             context = self.reader.written(scene, self.rng)
         elif by_view and self.rng.random() < 0.9:
@@ -93,6 +96,10 @@ class Curriculum:
         else:
             soft = self.reader.few_soft(scene, self.rng)
         return self.reader.sequence(context, soft, turns)
+
+    def next_scene(self) -> Scene:
+        """The scene of the next sequence."""
+        return scene_at(0, "backbones", self.scene)
 
 
 def sequence_loss(model: Qwen3ForCausalLM, readings: list[Reading], noise: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +148,7 @@ def embed_inputs(model: Qwen3ForCausalLM, ids: Tensor, soft: list[Tensor], noise
 
 def train_language_model(
     model: Qwen3ForCausalLM,
-    reader: Reader,
+    curriculum_from: Callable[[int], Curriculum],
     *,
     steps: int,
     folder: Path,
@@ -152,6 +159,7 @@ def train_language_model(
     """Trains `model` in place, from the last state in `folder` if there is one.
 
     Args:
+        curriculum_from: the training data from a scene on.
         steps: optimiser steps in all.
         folder: where the state is kept, every few hundred steps.
         batch_size: sequences a step.
@@ -160,7 +168,7 @@ def train_language_model(
     """
     optimisers = make_optimisers(model)
     start = resume(folder, model, optimisers)
-    curriculum = Curriculum(reader, first_scene=start * batch_size)
+    curriculum = curriculum_from(start * batch_size)
     schedule = cosine(learning_rate, steps, warmup=100)
     torch.manual_seed(start)
     model.train()
@@ -217,7 +225,7 @@ def measure_language_model(
 
 def _context(reader: Reader, scene: Scene, form: str, rng: np.random.Generator) -> tuple[list[int], np.ndarray]:
     if form == "written":
-        return reader.written(scene, rng), np.zeros((0, WORDS_PER_TOKEN), np.int64)
+        return reader.written(scene, rng), np.zeros((0, reader.words_per_token), np.int64)
     return [], reader.view_soft(scene, rng, crops()[0])
 
 

@@ -149,29 +149,6 @@ def written_box(box: np.ndarray, conventions: Conventions) -> list[float]:
     return [math.radians(value) for value in values[:in_radians]] + values[in_radians:]
 
 
-_BOX_TEXT = re.compile(r"yaw (-?\d{1,3}), pitch (-?\d{1,2}), (\d{1,3}) x (\d{1,3})\.?", re.ASCII)
-
-
-def box_text(box: np.ndarray) -> str:
-    """A box ``(5,)`` in words, ``yaw 92, pitch -4, 20 x 21``: whole degrees, horizontal by vertical extent.
-
-    Halves are rounded to the even number, the yaw is from -180 to 179, and an extent is 1 at least. The roll is lost.
-    """
-    yaw, pitch, horizontal, vertical = (round(float(value)) for value in box[:4])
-    return f"yaw {(yaw + 180) % 360 - 180}, pitch {pitch}, {max(1, horizontal)} x {max(1, vertical)}"
-
-
-def parse_box(text: str) -> np.ndarray | None:
-    """The box ``(5,)`` that a text of the form of ``box_text`` names; None for any other text.
-
-    A period may follow. Numbers that no box has, such as a pitch of 91, are another text.
-    """
-    if (match := _BOX_TEXT.fullmatch(text)) is None:
-        return None
-    box = np.array([*map(float, match.groups()), 0.0])
-    return box if -180 <= box[0] < 180 and not box_problem(box) else None
-
-
 def same_names(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotations:
     """The annotations with classes in the order of `names`, which may have more.
 
@@ -252,3 +229,24 @@ def _from_rectangle(shares: tuple[float, float, float, float]) -> np.ndarray:
     horizontal = 2 * math.atan2(cos * math.sin(half), sin**2 + cos**2 * math.cos(half))
     yaw = ((left + across / 2) * 360) % 360 - 180
     return np.array([yaw, math.degrees(pitch), math.degrees(horizontal), down * 180, 0.0])
+
+
+_BOX_TEXT = re.compile(r"yaw (-?\d{1,3}), pitch (-?\d{1,2}), (\d{1,3}) x (\d{1,3})\.?", re.ASCII)
+
+
+def box_text(box: np.ndarray) -> str:
+    """A box ``(5,)`` in words, in whole degrees: ``yaw 92, pitch -4, 20 x 21``; a roll is left out.
+
+    Halves are rounded to even. The yaw is in -180 to 179, and extents, horizontal x vertical, are 1 at least.
+    """
+    yaw, pitch, horizontal, vertical = (round(float(value)) for value in box[:4])
+    return f"yaw {(yaw + 180) % 360 - 180}, pitch {pitch}, {max(1, horizontal)} x {max(1, vertical)}"
+
+
+def parse_box(text: str) -> np.ndarray | None:
+    """The box ``(5,)`` that ``box_text`` wrote, perhaps with a period after it; None for any other text."""
+    found = _BOX_TEXT.fullmatch(text)
+    if found is None:
+        return None
+    box = np.array([*map(float, found.groups()), 0.0])
+    return box if not box_problem(box) and box_text(box) == text.removesuffix(".") else None

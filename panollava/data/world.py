@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 
 from panollava.crop.boxes import Places
 from panollava.data.scenes.boxes import CLASSES, scene_boxes, scene_classes
 from panollava.data.scenes.paint import paint
-from panollava.data.scenes.questions import CAPTION_REQUEST, KINDS, Asked, ask_all, caption
+from panollava.data.scenes.questions import ALL_KINDS, BOX, CAPTION_REQUEST, KINDS, Asked, Kind, ask_all, caption
 from panollava.data.scenes.scene import LEVELS, SECTOR_DEG, SPLIT_CODES, Scene, scene_at
 from panollava.data.source import Directions, Question, Record
 from panollava.store.identity import code_digest, present_digest
@@ -36,7 +36,8 @@ class WorldSource:
         level: how hard they are to read, see ``LEVELS``. No two levels share a scene.
         height: rows of a panorama; it has twice as many columns.
         questions_per_record: question types of a training conversation, which ends in a caption.
-        questions_per_scene: question types per scene in evaluation, each on its own; 9 are all.
+        questions_per_scene: question types per scene in evaluation, each on its own; 10 are all.
+        kinds: question types that are asked, each once; None for all but ``box``, whose answer is a box in words.
         turn_deg: rotates every panorama to the right by a multiple of 45°, with the directions in its texts.
     """
 
@@ -50,14 +51,21 @@ class WorldSource:
         seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0,
         level: Annotated[int, Interval(ge=1, le=len(LEVELS))] = 1,
         height: Annotated[int, Interval(ge=64, le=4096)] = 256,
-        questions_per_record: Annotated[int, Interval(ge=1, le=9)] = 5,
-        questions_per_scene: Annotated[int, Interval(ge=1, le=9)] = 9,
+        questions_per_record: Annotated[int, Interval(ge=1, le=len(ALL_KINDS))] = 5,
+        questions_per_scene: Annotated[int, Interval(ge=1, le=len(ALL_KINDS))] = len(ALL_KINDS),
+        kinds: Annotated[list[Kind], MinLen(1)] | None = None,
         turn_deg: float = 0.0,
     ) -> None:
         if turn_deg % SECTOR_DEG:
             raise ValueError(
                 f"data.turn_deg={turn_deg:g}: allowed are multiples of {SECTOR_DEG:g}, so that "
                 "directions keep their words."
+            )
+        asked = KINDS if kinds is None else tuple(kinds)
+        if not asked or len(set(asked) & set(ALL_KINDS)) < len(asked):
+            raise ValueError(
+                f"data.kinds={kinds}: allowed is a list out of {', '.join(ALL_KINDS)}, each once. Leave it at null for "
+                f"all but {BOX}."
             )
         # Names of level 1 are those of versions that had no levels.
         self.name = f"world-{split}" if level == 1 else f"world-level{level}-{split}"
@@ -68,6 +76,7 @@ class WorldSource:
         self.height = height
         self.questions_per_record = questions_per_record
         self.questions_per_scene = questions_per_scene
+        self.kinds = asked
         self.turn_deg = turn_deg
 
     def __len__(self) -> int:
@@ -151,5 +160,5 @@ class WorldSource:
         """Questions of `count` kinds in random order; what is drawn depends on (seed, purpose, index) alone."""
         key = [self.seed, SPLIT_CODES[self.split], index, 1, *purpose]
         rng = np.random.default_rng(np.random.SeedSequence(key))
-        kinds = tuple(KINDS[kind] for kind in rng.permutation(len(KINDS))[:count])
+        kinds = [self.kinds[place] for place in rng.permutation(len(self.kinds))[:count]]
         return ask_all(scene, kinds, rng)

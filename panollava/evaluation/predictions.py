@@ -45,6 +45,7 @@ class Prediction:
     latency_s: float  # time of the batch divided by its size: the cost of an answer, not the wait for it
     history: tuple[tuple[str, str], ...] = ()  # (question, answer) pairs of the conversation before the question
     groups: tuple[tuple[str, str], ...] = ()  # as in ``Question``, see ``with_groups``
+    log_probability: float | None = None  # mean over the answer's tokens, where it was asked for
 
     @property
     def question_type(self) -> str:
@@ -175,10 +176,10 @@ def _answer(path: Path, row: Row, names: Mapping[str, str]) -> Prediction:
         latency_s = float(cells["latency_s"])
     except ValueError:
         raise _bad(path, row, "latency_s", f"{cells['latency_s'][:60]!r} is no number of seconds") from None
-    texts = {name: cells[name] for name in ("sample_id", "image_id", "kind", "question", "prediction")}
+    sample, image, kind, said = (cells[name] for name in ("sample_id", "image_id", "kind", "question"))
     references = _texts(path, row, "references", names)
     turns = tuple((question, answer) for question, answer in history)
-    return Prediction(**texts, references=references, latency_s=latency_s, history=turns, groups=())
+    return Prediction(sample, image, kind, said, cells["prediction"], references, latency_s, turns)
 
 
 def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str], further: Mapping[str, str]) -> Scored:

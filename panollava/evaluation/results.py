@@ -22,6 +22,7 @@ from panollava.batch import Batch
 from panollava.checkpoint import tidy
 from panollava.data.source import Question
 from panollava.disk import flush, write_json, writing
+from panollava.evaluation.box_words import BoxAnswers
 from panollava.evaluation.exact_match import AnswerReport, is_correct
 from panollava.evaluation.measure import Groups, groups_record
 from panollava.evaluation.metrics import EXACT
@@ -45,6 +46,7 @@ def evaluate(
     log_max_samples: Annotated[int, Interval(ge=0)] = 20,
     name: str = "evaluation",
     keep: Callable[[Sequence[Prediction]], None] | None = None,
+    log_probabilities: Mapping[str, float] | None = None,
 ) -> list[Prediction]:
     """Answers of a model to questions, in the order of the batches.
 
@@ -56,6 +58,7 @@ def evaluate(
         log_samples, log_max_samples: whether to write answers to the log, and how many at most.
         log_interval: batches between two lines of progress, which begin with `name`.
         keep: called with the answers of each batch.
+        log_probabilities: of answers by sample id, which `generate` has filled when it returns.
     """
     expected = min((limit for limit in (total, max_samples) if limit is not None), default=None)
     predictions: list[Prediction] = []
@@ -63,7 +66,7 @@ def evaluate(
     # `disable=None` shows the bar in a terminal only: a log file gets plain lines.
     with tqdm(total=expected, desc=name, unit="answer", disable=None, leave=False) as bar:
         for number, (questions, batch) in enumerate(batches, start=1):
-            new = _answer(generate, questions, batch)
+            new = _answer(generate, questions, batch, {} if log_probabilities is None else log_probabilities)
             if max_samples is not None:
                 new = new[: max_samples - len(predictions)]
             predictions += new
@@ -83,7 +86,10 @@ def evaluate(
 
 
 def _answer(
-    generate: Callable[[Batch], Sequence[str]], questions: Sequence[Question], batch: Batch
+    generate: Callable[[Batch], Sequence[str]],
+    questions: Sequence[Question],
+    batch: Batch,
+    log_probabilities: Mapping[str, float],
 ) -> list[Prediction]:
     began = time.perf_counter()
     answers = generate(batch)
@@ -94,7 +100,15 @@ def _answer(
         raise ValueError(f"generate gave {counts} ({first} …): one a sample is needed.")
     return [
         Prediction(
-            q.sample_id, q.image_id, q.question_type, q.question, answer, tuple(q.references), latency_s, q.history
+            q.sample_id,
+            q.image_id,
+            q.question_type,
+            q.question,
+            answer,
+            tuple(q.references),
+            latency_s,
+            q.history,
+            log_probability=log_probabilities.get(q.sample_id),
         )
         for q, answer in zip(questions, answers, strict=True)
     ]
@@ -124,6 +138,7 @@ def write_results(
     captions: Mapping[str, object] | None = None,
     measure: str = EXACT,
     groups: Groups | None = None,
+    boxes: BoxAnswers | None = None,
     settings: Mapping[str, object] | None = None,
     now: datetime | None = None,
     key: str = "",
@@ -138,6 +153,7 @@ def write_results(
         experiment: experiment name; may hold "/" where jobs of a sweep lie in folders of their own.
         predictions, report, captions: the answers, their exact match, and the other scores and how they were computed.
         measure, groups: the name of the score that ranks models, and scores by group.
+        boxes: scores of the answers that are boxes in words, where there are such questions.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
         key: identifies evaluations that may run side by side; see ``AnswerLog``.
@@ -166,6 +182,7 @@ def write_results(
                 "measure": measure,
                 **asdict(report),
                 "groups": groups_record(groups or {}),
+                **({} if boxes is None else {"boxes": boxes.record()}),
                 "answers": answers_digest(predictions),
                 "latency": latency_summary(predictions),
                 **json.loads(json.dumps(record, default=str), parse_constant=str),
@@ -219,6 +236,8 @@ def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     # The byte-order mark makes spreadsheets read UTF-8; the csv module quotes line breaks and keeps "" empty.
     with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as stream:
         columns = [*COLUMNS, *(["score_by"] if any(each.groups for each in predictions) else [])]
+        if any(each.log_probability is not None for each in predictions):
+            columns.append("log_probability")
         writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
         for each in predictions:

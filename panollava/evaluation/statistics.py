@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -342,3 +343,10 @@ def _swapped_sums(sums: np.ndarray, swaps: int, seed: int) -> np.ndarray:
     sizes = [min(_BLOCK, swaps - 1 - start) for start in range(0, swaps - 1, _BLOCK)]
     drawn = [(generator.integers(0, 2, (size, len(sums))) * 2 - 1) @ sums for size in sizes]
     return np.concatenate([sums.sum(keepdims=True), *drawn])
+
+
+def finite(value: Any) -> Any:
+    """The same with None for infinite numbers, which JSON does not have: the highest count error has no bound."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

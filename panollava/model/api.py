@@ -21,7 +21,7 @@ from panollava.crop.crop import Crop
 from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model import lora
 from panollava.model.backbones import Backbones, open_checkpoint
-from panollava.model.decoding import from_transformers, sampler, stop_ids, to_transformers
+from panollava.model.decoding import ChosenProbabilities, from_transformers, sampler, stop_ids, to_transformers
 from panollava.model.detector import SURE, Detections, PanoDetector
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import SHIPPED, quiet_transformers
@@ -307,9 +307,18 @@ class PanoLlava:
         max_new_tokens: int | None = None,
         generation: GenerationOptions | None = None,
         on_text: OnText | None = None,
+        scores: dict[str, float] | None = None,
     ) -> list[str]:
-        """Answers a batch of questions; options as for ``generate``. ``on_text`` is for a single question."""
+        """Answers a batch of questions; options as for ``generate``. ``on_text`` is for a single question.
+
+        ``scores`` gets the mean log-probability of each answer's tokens by sample id, if decoding is greedy.
+        """
         options = self.decoding(generation, max_new_tokens)
+        keeps_scores = scores is not None and options.num_beams == 1 and options.temperature == 0
+        chosen = ChosenProbabilities() if keeps_scores else None
+        processors = sampler(options, _row_keys(batch) if options.temperature > 0 else ())
+        if chosen is not None:
+            processors.append(chosen)
         on_device, streamer = batch.to(self.model.device), None
         inputs = self._inputs(on_device, options)
         if on_text is not None and options.num_beams == 1:
@@ -318,13 +327,15 @@ class PanoLlava:
             **inputs,
             # A sample is the most likely token after the sampler, which draws for each row by itself.
             generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
-            logits_processor=sampler(options, _row_keys(batch) if options.temperature > 0 else ()),
+            logits_processor=processors,
             streamer=streamer,
         )
         new = ids[:, inputs["input_ids"].shape[1] :]
         answers = [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
         if on_text is not None and streamer is None:
             on_text(answers[0])
+        if scores is not None and chosen is not None:
+            scores.update(zip(batch.sample_ids, chosen.means(new, self.stop_ids), strict=True))
         return answers
 
     def _inputs(self, batch: Batch, options: GenerationOptions) -> dict[str, Any]:

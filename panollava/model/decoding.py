@@ -83,6 +83,26 @@ class AnswerProcessors(LogitsProcessor):
         return scores
 
 
+class ChosenProbabilities(LogitsProcessor):
+    """The last processor of greedy decoding: keeps the log-probability of each token that is chosen."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``(B, vocabulary)`` as they are."""
+        highest = scores.float().amax(dim=-1)
+        self._steps.append(highest - scores.float().logsumexp(dim=-1))
+        return scores
+
+    def means(self, new: Tensor, stop: Sequence[int]) -> list[float]:
+        """Mean over the tokens of each answer ``(B, T)``, with the one that ended it."""
+        steps = torch.stack(self._steps, dim=1)[:, : new.shape[1]]
+        is_end = torch.isin(new, torch.tensor(list(stop), device=new.device))
+        is_in = is_end.cumsum(dim=1) - is_end.long() == 0
+        return ((steps * is_in).sum(dim=1) / is_in.sum(dim=1)).tolist()
+
+
 class _Gumbel(LogitsProcessor):
     """Adds Gumbel noise, so that the largest sum is a sample of the softmax; each row has its own generator.
 

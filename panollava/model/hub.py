@@ -23,7 +23,12 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 LANGUAGE_KEY = "model.language.name"
 _TINY = Path(__file__).parents[1] / "tiny"
 # Names of the miniature backbones inside the package, used like hub names.
-SHIPPED = {"panollava/tiny-siglip": _TINY / "vision", "panollava/tiny-qwen3": _TINY / "language"}
+SHIPPED = {
+    "panollava/tiny-siglip": _TINY / "vision",
+    "panollava/tiny-qwen3": _TINY / "language",
+    "panollava/tiny-qwen3-boxes": _TINY / "language_boxes",
+}
+WITHOUT_BOXES = "panollava/tiny-qwen3"  # the shipped language model that has read no numbers but those of counts
 NEWEST = "main"  # branch of the hub that is opened where no revision is named
 _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of model, tokenizer and preprocessing
 

@@ -17,7 +17,7 @@ from panollava.data.box_doubts import convention_doubts
 from panollava.data.box_files import box_file_kind, is_coco_results, read_coco, read_coco_results, read_voc, read_yolo
 from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions, same_names
 from panollava.evaluation.detection import BoxScores, score_boxes
-from panollava.evaluation.statistics import Interval
+from panollava.evaluation.statistics import Interval, finite
 from panollava.logs import LOG
 
 _FIELDS = {value: one.name for one in fields(Conventions) for value in get_args(get_type_hints(Conventions)[one.name])}
@@ -217,10 +217,3 @@ def _shown(value: Interval | float | None) -> str:
     if value is None:
         return "–"
     return str(value) if isinstance(value, Interval) else f"{100 * value:.1f} %"
-
-
-def finite(value: Any) -> Any:
-    """The same with None for infinite numbers, which JSON does not have: the highest count error has no bound."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,11 +14,12 @@ from panollava.component import allow, closest, component_names, outside_package
 from panollava.config.check import check_component, check_section, error_lines
 from panollava.crop.crop import Crop
 from panollava.crop.render import check_workers
+from panollava.data.scenes.questions import BOX
 from panollava.evaluation.measure import AUTO, check_measure
 from panollava.evaluation.metrics import check_metrics
 from panollava.model.components import component_class, keeps_width
 from panollava.model.fusion import Join, check_join
-from panollava.model.hub import load_language_model
+from panollava.model.hub import WITHOUT_BOXES, load_language_model
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
@@ -115,7 +116,7 @@ def _problems(values: dict[str, Any]) -> list[str]:
     missing = [key for key in SECTIONS if not isinstance(values.get(key), dict)]
     if missing:
         return problems + [f"{key} is missing: choose an option, see --help." for key in missing]
-    return problems + check_inputs(values) + _stage(values) + _rest(values)
+    return problems + check_inputs(values) + _boxes(values) + _stage(values) + _rest(values)
 
 
 def check_inputs(values: dict[str, Any]) -> list[str]:
@@ -152,6 +153,17 @@ def _panoramas(values: dict[str, Any]) -> list[str]:
             "to be turned around. Set data.augment_turn=false; colours may still change."
         )
     return problems
+
+
+def _boxes(values: dict[str, Any]) -> list[str]:
+    """Whether the language model has read the words of a box, if questions are about boxes."""
+    kinds, name = values["data"].get("kinds"), values["model"]["language"].get("name")
+    if values["data"].get("type") != "world" or BOX not in (kinds or ()) or name != WITHOUT_BOXES:
+        return []
+    return [
+        f"data.kinds={kinds}: answers to {BOX} are boxes in words, and model.language.name={name} has never read "
+        "numbers. Use language=tiny_boxes, or leave box out."
+    ]
 
 
 def _model(values: dict[str, Any]) -> list[str]:

@@ -335,6 +335,8 @@ def _content(data: Mapping[str, Any], split: str) -> dict[str, Any]:
     }
     if options["type"] == "world" and options.get("level") == 1:  # as in versions whose world had no levels
         del options["level"]
+    if options["type"] == "world" and options.get("kinds") is None:  # as in versions that asked no others
+        options.pop("kinds", None)
     return {**options, "split": split}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from panollava.checkpoint import BASE, BEST, STATE, TRAINED, base_of, find_checkpoint, read_state
 from panollava.data.source import FREE_TEXT, DataSource, Question
 from panollava.disk import read_document, write_file, writing
+from panollava.evaluation.box_words import BoxAnswers, asks_box, score_box_answers
 from panollava.evaluation.clip import Clip
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.exact_match import AnswerReport, markdown_table, score_answers, text_table
@@ -79,11 +80,14 @@ class Evaluation(Answers):
     measure: str  # name of the score that ranks models
     groups: Groups  # scores by the columns of ``data.score_by``
     words: Words  # how texts were split for them
+    boxes: BoxAnswers | None  # answers that are to be boxes in words; None without such questions
     files: ResultFiles
 
     def summary(self, title: str) -> str:
         """The table of exact match, for free text and another measure the other scores, and the scores by group."""
         parts = [f"\n{title}, {counted(self.report.count, 'question')}:\n", text_table(self.report)]
+        if self.boxes is not None:
+            parts += ["", *self.boxes.lines()]
         if set(self.report.kinds) == {FREE_TEXT} or self.measure != EXACT:
             parts += ["", f"Caption scores with words={self.words}:", *self.captions.lines()]
         if self.measure in self.captions.scores:
@@ -201,7 +205,7 @@ def answer_split(
     words = choose_words(options.words)
     scored = AnswerSet(as_scored(predictions), words, options.meteor, pictures_of(source), clip)
     captions = compute_scores(scored, metrics)
-    groups = group_scores(scored, ranking)
+    groups, boxes = group_scores(scored, ranking), score_box_answers(predictions)
     settings = {
         **run.subject(known),
         "split": split,
@@ -219,12 +223,13 @@ def answer_split(
         captions={"form": "grouped", "words": words, "clip": options.clip, **captions.record()},
         measure=ranking.name,
         groups=groups,
+        boxes=boxes,
         settings=settings,
         key=logs[0].key,
         resumed=logs[0].resumed,
     )
     _draw_answers(source, predictions, files.folder / PICTURE)
-    found = (report, captions, ranking.name, groups, words, files)
+    found = (report, captions, ranking.name, groups, words, boxes, files)
     result = Evaluation(predictions, pano.image_tokens, conditions, *found)
     _track(result, tracker)
     tracker.flush()  # an evaluation on record is not made again
@@ -272,10 +277,11 @@ def answer_questions(
     if left is not None and left <= 0:
         return list(known.values())[: options.max_samples]
     pixel = GREY if blank else None
+    scores: dict[str, float] | None = {} if any(map(asks_box, source.questions())) else None
     batches = question_batches(pano, source, options.batch_size, num_workers, known, features=features, blank=pixel)
     with explained(lambda: answers_too_large(options.batch_size, pano.generation.max_new_tokens, kept=log is not None)):
         given = evaluate(
-            pano.answer,
+            pano.answer if scores is None else partial(pano.answer, scores=scores),
             batches,
             total=len(source.questions()) - len(known),
             max_samples=left,
@@ -284,6 +290,7 @@ def answer_questions(
             log_max_samples=options.log_max_samples,
             name=name,
             keep=None if log is None else log.add,
+            log_probabilities=scores,
         )
     return [*known.values(), *given]
 
@@ -300,6 +307,7 @@ def _track(result: Evaluation, tracker: Tracker) -> None:
     values = result.report.metrics() | {name: interval.value for name, interval in result.captions.scores.items()}
     latency = latency_summary(predictions)
     values |= {f"latency_{name}": latency[name] for name in ("mean_s", "median_s", "p95_s")}
+    values |= {} if result.boxes is None else result.boxes.metrics()
     for column, members in result.groups.items():
         for value, one in members.items():
             scores = {metric.replace(" ", "_"): interval.value for metric, interval in one.scores.items()}

@@ -25,11 +25,11 @@ from panollava.disk import read_document
 from panollava.evaluation.detection import BoxScores, MaskScores, score_boxes, score_masks
 from panollava.evaluation.predictions import METRICS
 from panollava.evaluation.results import result_folder
-from panollava.evaluation.statistics import Interval
+from panollava.evaluation.statistics import Interval, finite
 from panollava.logs import LOG, counted
 from panollava.model.backbones import Backbones
 from panollava.model.detector import SURE, Detections, PanoDetector, mask_size
-from panollava.run.box_scores import box_table, finite
+from panollava.run.box_scores import box_table
 from panollava.run.conditions import place_conditions
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import RunData

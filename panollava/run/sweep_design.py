@@ -200,7 +200,8 @@ def _is_on(record: Path, data: Mapping[str, Any]) -> bool:
         return False
     recorded = OmegaConf.load(record)
     pairs = [(OmegaConf.select(recorded, f"data.{key}"), data.get(key)) for key in ("type", "dir", "level")]
-    return all(None in pair or pair[0] == pair[1] for pair in pairs)
+    is_asked = OmegaConf.select(recorded, "data.kinds") == data.get("kinds")  # null is a value: the nine kinds
+    return is_asked and all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def _plain(section: DictConfig) -> Any:

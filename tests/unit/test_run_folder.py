@@ -159,7 +159,7 @@ def test_records_of_runs_that_fetched_pictures_are_the_same_runs_without_those_k
 
 def test_a_run_of_the_world_without_levels_is_one_of_level_1() -> None:
     old: dict[str, Any] = {"form": 3, "model": {}, "data": {"type": "world", "seed": 0}}
-    now = {**old, "data": {**old["data"], "level": 1, "shared_prefix": False}}
+    now = {**old, "data": {**old["data"], "level": 1, "kinds": None, "shared_prefix": False}}
     assert run_folder.upgraded(old) == now
     assert run_folder.differing_keys("finetune", now, old) == {}
     harder = {**now, "data": {**now["data"], "level": 2}}

@@ -6,7 +6,7 @@ import numpy as np
 
 from panollava.crop.boxes import PictureBoxes
 from panollava.data.scenes.paint import BACKGROUND_ID, paint_with_ids
-from panollava.data.scenes.scene import POLES, SHAPES, Scene
+from panollava.data.scenes.scene import POLES, SHAPES, Disc, Scene, Solid
 
 CLASSES = (*SHAPES, *POLES.values())
 """Classes of things: their shapes. Colours are not part of a class."""
@@ -25,18 +25,20 @@ unit is the tangent of the thing's radius."""
 
 
 def scene_boxes(scene: Scene) -> PictureBoxes:
-    """The boxes of ``scene.things``, in that order, with classes of ``CLASSES``.
+    """The boxes of ``scene.things``, in that order, with classes of ``CLASSES``."""
+    classes = np.array([CLASSES.index(thing.shape) for thing in scene.things], dtype=int)
+    return PictureBoxes(np.array([thing_box(thing) for thing in scene.things]).reshape(-1, 5), classes)
+
+
+def thing_box(thing: Solid | Disc) -> np.ndarray:
+    """The box ``(5,)`` of a thing, as in ``panollava.crop.boxes``.
 
     A thing is drawn in the tangent plane of its direction, so that its box has no roll and the extents 2 atan(a tan r)
     and 2 atan(b tan r), for a reach (a, b) and a radius r.
     """
-    rows = []
-    for thing in scene.things:
-        unit = math.tan(math.radians(thing.radius_deg))
-        extents = (2 * math.degrees(math.atan(reach * unit)) for reach in REACH[thing.shape])
-        rows.append((thing.yaw_deg, thing.pitch_deg, *extents, 0.0))
-    classes = np.array([CLASSES.index(thing.shape) for thing in scene.things], dtype=int)
-    return PictureBoxes(np.array(rows, dtype=np.float64).reshape(-1, 5), classes)
+    unit = math.tan(math.radians(thing.radius_deg))
+    extents = (2 * math.degrees(math.atan(reach * unit)) for reach in REACH[thing.shape])
+    return np.array([thing.yaw_deg, thing.pitch_deg, *extents, 0.0])
 
 
 def scene_classes(scene: Scene, height: int = 256) -> np.ndarray:

@@ -6,14 +6,23 @@ before it predicts them: without the picture nothing is better than a guess.
 
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-from panollava.data.scenes.scene import COLOURS, SECTOR_DEG, SECTORS, SHAPES, Scene, Solid
+from panollava.data.boxes import box_text
+from panollava.data.scenes.boxes import thing_box
+from panollava.data.scenes.scene import COLOURS, SECTOR_DEG, SECTORS, SHAPES, Disc, Scene, Solid, wrap_deg
 from panollava.data.source import Question
 
-KINDS = ("what", "where", "colour", "shape", "height", "pole", "count", "relation", "turns")
+Kind = Literal["what", "where", "colour", "shape", "height", "pole", "count", "relation", "turns", "box"]
+BOX: Kind = "box"
+"""The kind whose answer is a box in words, see ``panollava.data.boxes.box_text``."""
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = tuple(kind for kind in ALL_KINDS if kind != BOX)
+"""The kinds that are asked by default."""
 NOTHING = "nothing"
 CAPTION_REQUEST = "describe the scene."
 RELATIONS = {"opposite": 4, "a quarter turn clockwise from": 2, "a quarter turn anticlockwise from": -2}
@@ -21,6 +30,7 @@ RELATIONS = {"opposite": 4, "a quarter turn clockwise from": 2, "a quarter turn 
 FOLLOW_UP = "where is it?"
 
 _DIRECTION = re.compile(r"\b(ahead|behind)(?: (left|right))?\b|\b(left|right)\b", re.IGNORECASE)
+_BOX_YAW = re.compile(r"\byaw (-?\d+)(?=, pitch -?\d)")
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ def caption(scene: Scene) -> str:
     return ", ".join(parts) + "."
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked | None:
+def ask(scene: Scene, kind: Kind, rng: np.random.Generator) -> Asked | None:
     """A question of a type, or None if the scene has nothing that it could be about.
 
     All draws are made before directions become words, in the order of the solids before a rotation, so that the
@@ -53,14 +63,14 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked | None:
     return _ASKERS[kind](scene, rng)
 
 
-def ask_all(scene: Scene, kinds: tuple[str, ...], rng: np.random.Generator) -> list[Asked]:
+def ask_all(scene: Scene, kinds: Sequence[Kind], rng: np.random.Generator) -> list[Asked]:
     """One question of each type that the scene allows, in the given order."""
     asked = [ask(scene, kind, rng) for kind in kinds]
     return [question for question in asked if question is not None]
 
 
 def turn_words(text: str, turn_deg: float) -> str:
-    """A text with every direction rotated clockwise: by 90°, ``ahead`` becomes ``right``."""
+    """A text with every direction and every box rotated clockwise: by 90°, ``ahead`` becomes ``right``."""
     steps = round(turn_deg / SECTOR_DEG)
 
     def turned(match: re.Match[str]) -> str:
@@ -68,11 +78,14 @@ def turn_words(text: str, turn_deg: float) -> str:
         other = SECTORS[(SECTORS.index(word.lower()) + steps) % len(SECTORS)]
         return other.capitalize() if word[0].isupper() else other
 
-    return _DIRECTION.sub(turned, text)
+    def turned_yaw(match: re.Match[str]) -> str:
+        return f"yaw {round(wrap_deg(int(match.group(1)) + steps * SECTOR_DEG))}"
+
+    return _BOX_YAW.sub(turned_yaw, _DIRECTION.sub(turned, text))
 
 
 def names_direction(text: str) -> bool:
-    """Whether a text names one of the eight directions."""
+    """Whether a text names one of the eight directions; a box, whose yaw is a number, does not."""
     return _DIRECTION.search(text) is not None
 
 
@@ -205,7 +218,14 @@ def _turns(scene: Scene, rng: np.random.Generator) -> Asked:
     return Asked("turns", FOLLOW_UP, SECTORS[solid.sector], (first,))
 
 
-_ASKERS = {
+def _box(scene: Scene, rng: np.random.Generator) -> Asked:
+    """Names are unique: no two solids have one colour, and there is one light or mat at most."""
+    things: list[Solid | Disc] = [*_made_order(scene), *scene.discs]
+    thing = things[int(rng.integers(len(things)))]
+    return Asked(BOX, f"where exactly is the {thing.name}?", box_text(thing_box(thing)))
+
+
+_ASKERS: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
     "what": _what,
     "where": _where,
     "colour": _colour,
@@ -215,4 +235,5 @@ _ASKERS = {
     "count": _count,
     "relation": _relation,
     "turns": _turns,
+    BOX: _box,
 }
