@@ -119,7 +119,12 @@ def with_masks(panorama: np.ndarray, pixels: np.ndarray, names: Sequence[str]) -
     return drawn
 
 
-def places_page(title: str, places: Sequence[tuple[str, np.ndarray, Places]], names: Sequence[str]) -> np.ndarray:
+def places_page(
+    title: str,
+    places: Sequence[tuple[str, np.ndarray, Places]],
+    names: Sequence[str],
+    note: str = "Where boxes do not lie on their things, a convention is wrong.",
+) -> np.ndarray:
     """Panoramas (H, W, 3) uint8 with what is where in each, below their titles, as a page (H, W, 3) uint8 RGB."""
     panels = []
     for caption, panorama, place in places:
@@ -127,7 +132,7 @@ def places_page(title: str, places: Sequence[tuple[str, np.ndarray, Places]], na
         if place.pixels is not None:
             picture = with_masks(picture, place.pixels, names)
         panels.append(Panel(caption, with_boxes(picture, place.boxes, names), f"{len(place.boxes.boxes)} boxes"))
-    return drawing.page(title, [], panels, ["Where boxes do not lie on their things, a convention is wrong."])
+    return drawing.page(title, [], panels, [note])
 
 
 def view_colours(cameras: Sequence[Camera]) -> list[Colour]:

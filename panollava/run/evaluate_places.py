@@ -17,12 +17,14 @@ import torch
 
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, replace_folder
-from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places
 from panollava.data.box_files import write_coco
 from panollava.data.boxes import BoxAnnotations, Conventions
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import read_document
 from panollava.evaluation.detection import BoxScores, MaskScores, score_boxes, score_masks
+from panollava.evaluation.drawing import encode_png
+from panollava.evaluation.gallery import places_page
 from panollava.evaluation.predictions import METRICS
 from panollava.evaluation.results import result_folder
 from panollava.evaluation.statistics import Interval, finite
@@ -45,7 +47,9 @@ from panollava.training.precision import Compute
 
 GREY = 128
 """Value of every pixel of a blank picture."""
-DETECTIONS, MASKS = "detections.json", "masks"
+DETECTIONS, MASKS, PICTURE = "detections.json", "masks", "detections.png"
+SHOWN = 2
+"""Panoramas in the picture of an evaluation."""
 NO_CLASS = 0
 """Value of a pixel of a mask file without a class; a class has its position plus one."""
 
@@ -169,7 +173,7 @@ def evaluate_places(
     }
     folder = _free(result_folder(Path(options.results_dir), run.settings["experiment_name"]))
     result = PlaceEvaluation(names, scores, masks, blank, folder)
-    _write(result, found, run.settings["experiment_name"], settings)
+    _write(result, found, run.settings["experiment_name"], settings, _picture(source, found, run))
     tracker.metrics({f"test/{name}": value for name, value in result.metrics().items()}, step=0)
     tracker.folder(folder, "detection")
     tracker.flush()
@@ -241,10 +245,34 @@ def _free(parent: Path) -> Path:
     return folder
 
 
+def _picture(source: DataSource, found: Mapping[str, Detections], run: Restored) -> bytes:
+    """A PNG of the first panoramas with what is in them and what was found."""
+    assert isinstance(source, PlacesSource)
+    panels = []
+    for index in range(min(SHOWN, len(found))):
+        name, panorama, true = source.image_id(index), source.panorama(index), source.places(index)
+        one = found[name]
+        assert one.boxes.scores is not None
+        kept = one.boxes.scores >= SURE
+        boxes = PictureBoxes(one.boxes.boxes[kept], one.boxes.classes[kept], one.boxes.scores[kept])
+        number = as_learnt(source.class_names, one.names)
+        pixels = None if true.pixels is None else number[true.pixels]
+        truth = Places(PictureBoxes(true.boxes.boxes, number[true.boxes.classes]), pixels)
+        panels.append((f"{name}: true", panorama, truth))
+        panels.append((f"{name}: found", panorama, Places(boxes, one.mask if one.mask.size else None)))
+    names = next(iter(found.values())).names
+    note = f"Found boxes have a score of {SURE} or more."
+    return encode_png(places_page(f"{run.settings['experiment_name']}: {source.name}", panels, names, note))
+
+
 def _write(
-    result: PlaceEvaluation, found: Mapping[str, Detections], experiment: str, settings: Mapping[str, Any]
+    result: PlaceEvaluation,
+    found: Mapping[str, Detections],
+    experiment: str,
+    settings: Mapping[str, Any],
+    picture: bytes,
 ) -> None:
-    """Writes detections (COCO), masks (PNG, a class is its position plus one) and ``metrics.json``, all or nothing."""
+    """Writes detections (COCO), masks (PNG, a class is its position plus one), a picture and scores, all or nothing."""
     record = {
         "experiment_name": experiment,
         "created": datetime.now().isoformat(timespec="seconds"),
@@ -260,6 +288,7 @@ def _write(
 
     def fill(folder: Path) -> None:
         (folder / METRICS).write_text(text, encoding="utf-8")
+        (folder / PICTURE).write_bytes(picture)
         write_coco(folder / DETECTIONS, annotations, Conventions())
         for name in sizes:
             path = _mask_file(folder, name)
