@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from panollava.crop.boxes import PictureBoxes, as_boxes, box_area, iou, iou_matrix, rotated
+from panollava.crop.boxes import NOTHING, PictureBoxes, as_boxes, box_area, iou, iou_matrix, rotated
 from panollava.evaluation.average_precision import SIZES, THRESHOLDS, class_overlap, matches, rankings
-from panollava.evaluation.detection import NOTHING, best_matching, score_boxes, score_masks
+from panollava.evaluation.detection import best_matching, compare_boxes, compare_masks, score_boxes, score_masks
 
 NAMES = ["chair", "lamp", "plant"]
 Pictures = dict[str, PictureBoxes]
@@ -325,3 +325,54 @@ def test_iou_of_classes_is_never_mixed() -> None:
     same = sum(iou_matrix(one.boxes, one.boxes)[one.classes[:, None] != one.classes].sum() for one in truth.values())
     assert value(got.with_scores.ap) <= same / 10
     assert value(got.recall) <= same / 10
+
+
+def _pictures(count: int, shift: float, seed: int = 0) -> dict[str, PictureBoxes]:
+    """Boxes of two classes in pictures, the same for the same seed but for a shift in yaw."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for picture in range(count):
+        number = 4
+        boxes = np.stack(
+            [
+                np.linspace(-150, 150, number) + rng.uniform(-5, 5, number) + shift,
+                rng.uniform(-40, 40, number),
+                rng.uniform(15, 30, number),
+                rng.uniform(15, 30, number),
+                np.zeros(number),
+            ],
+            axis=1,
+        )
+        found[str(picture)] = PictureBoxes(boxes, rng.integers(0, 2, number), rng.random(number))
+    return found
+
+
+def test_a_detector_does_not_differ_from_itself() -> None:
+    truth, found = _pictures(12, 0.0), _pictures(12, 2.0)
+    for one in compare_boxes(truth, found, found, 2, swaps=200):
+        assert one.difference.value == 0.0
+        assert one.p_value == 1.0
+
+
+def test_a_shifted_detector_is_worse_and_both_orders_agree() -> None:
+    truth, near, far = (_pictures(12, shift) for shift in (0.0, 1.0, 6.0))
+    ap, ap50 = compare_boxes(truth, near, far, 2, swaps=400)
+    back, _ = compare_boxes(truth, far, near, 2, swaps=400)
+    expected = [score_boxes(truth, side, ("one", "other")).with_scores.ap.value for side in (near, far)]
+    assert ap.difference.value == pytest.approx(expected[1] - expected[0])
+    assert ap.difference.value == pytest.approx(-back.difference.value)
+    assert ap.difference.value < -0.2
+    assert ap.p_value < 0.01
+    assert ap.difference.high is not None
+    assert ap.difference.high < 0
+    assert ap50.score == "AP50"
+
+
+def test_masks_are_compared_by_solid_angle() -> None:
+    rng = np.random.default_rng(1)
+    truth = {str(one): rng.integers(-1, 2, (8, 16)).astype(np.int16) for one in range(10)}
+    noisy = {name: np.where(rng.random(mask.shape) < 0.3, NOTHING, mask) for name, mask in truth.items()}
+    found = compare_masks(truth, truth, noisy, 2, swaps=300)
+    expected = score_masks(truth, noisy, ("one", "other")).by_solid_angle.value - 1.0
+    assert found.difference.value == pytest.approx(expected)
+    assert found.p_value < 0.01
