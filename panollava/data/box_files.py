@@ -68,7 +68,10 @@ class _Collector:
         """The annotations. Raises a ValueError where nothing was found."""
         if not self.rows:
             raise ValueError(f"{self.source}: lists no pictures. Check the path and the format.")
-        pictures, problems = collected(self.rows), tuple(self.problems)
+        try:
+            pictures, problems = collected(self.rows), tuple(self.problems)
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from None
         centres = np.array(self.centres, dtype=np.float64).reshape(-1, 2)
         return BoxAnnotations(
             tuple(names), pictures, self.sizes, problems, str(self.source), self.count, tuple(self.bad), centres

@@ -174,14 +174,19 @@ def with_classes(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnota
 
 
 def collected(found: Mapping[str, Sequence[tuple[np.ndarray, int, float | None]]]) -> dict[str, PictureBoxes]:
-    """Boxes of each picture out of (box, class, score); scores only where each box of the picture has one."""
+    """Boxes of each picture out of (box, class, score).
+
+    Raises:
+        ValueError: some boxes of a picture have a score, and others have none.
+    """
     pictures = {}
     for name, rows in found.items():
         boxes = np.array([box for box, _, _ in rows]).reshape(-1, 5)
         classes = np.array([number for _, number, _ in rows], dtype=int)
         scores = [score for _, _, score in rows if score is not None]
-        has_scores = len(rows) > 0 and len(scores) == len(rows)
-        pictures[name] = PictureBoxes(boxes, classes, np.array(scores) if has_scores else None)
+        if scores and len(scores) < len(rows):
+            raise ValueError(f"{name}: {len(scores)} of its {len(rows)} boxes have a score. Give all one, or none.")
+        pictures[name] = PictureBoxes(boxes, classes, np.array(scores) if scores else None)
     return pictures
 
 

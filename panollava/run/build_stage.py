@@ -29,8 +29,12 @@ from panollava.training.checkpointer import MISFIT, transfer
 from panollava.training.parallel import copy_into
 
 
-def build_stage(run: Run, name: str) -> Stage:
-    """The stage ``name`` around the run's backbones, with new components initialised from the seed."""
+def build_stage(run: Run, name: str, *, announce: bool = True) -> Stage:
+    """The stage ``name`` around the run's backbones, with new components initialised from the seed.
+
+    Args:
+        announce: whether to log its notes.
+    """
     record, options, backbones = run.stages[name], run.stage_options(name), run.backbones
     encoder: nn.Module = backbones.tower.model
     encoder.to(backbones.dtype)  # an earlier stage of this run may have trained it, in fp32
@@ -51,8 +55,9 @@ def build_stage(run: Run, name: str) -> Stage:
     )
     own = record.stage_class.own_options(plain(run.cfg.stage[name]))
     stage: Stage = record.stage_class.build(backbones, model, setup, **own)
-    for line in stage.notes(options.batch_size, options.accumulate, run.procs.world_size):
-        LOG.info("%s", line)
+    if announce:
+        for line in stage.notes(options.batch_size, options.accumulate, run.procs.world_size):
+            LOG.info("%s", line)
     run.parameters.update({f"stage.{name}.{key}": value for key, value in stage.chosen.items()})
     return stage
 

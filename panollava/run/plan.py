@@ -20,7 +20,7 @@ from panollava.run.config_check import Gpu
 from panollava.run.cost import Memory, MicroBatch, Setting, flops
 from panollava.run.memory import estimate
 from panollava.run.preflight import describe_features
-from panollava.run.run import Run
+from panollava.run.run import Run, plans_only
 from panollava.stages.protocol import Stage
 from panollava.training.options import StageOptions
 from panollava.training.precision import planned_compute
@@ -191,13 +191,14 @@ def log_plan(run: Run) -> None:
 
 def plan_run(run: Run) -> Plan:
     """The plan of a run's stages, from models without weights."""
+    announce = plans_only(run.cfg)  # else each stage has been built before, and has said what it is
     run = _planned(run)
     plan = Plan(_device(run), run.compute.dtype, run.cfg.mfu, run.procs.world_size, describe_features(run), [])
     is_encoded = False  # whether an earlier stage has filled the feature store
     for name in run.pending:
         if is_left_out(run, name):
             continue
-        stage = build_stage(run, name)
+        stage = build_stage(run, name, announce=announce)
         plan.stages.append(_plan_stage(run, stage, plan.device, is_encoded=is_encoded))
         is_encoded = _batch(run, stage, 0).is_stored  # a stage that trains the encoder leaves other features
     return plan

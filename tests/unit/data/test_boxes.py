@@ -346,3 +346,17 @@ def test_whole_degrees_round_trip_in_words(yaw: int, pitch: int, wide: int, high
 )
 def test_other_texts_are_no_boxes(text: str) -> None:
     assert parse_box(text) is None
+
+
+def test_scores_of_some_boxes_of_a_picture_are_refused(tmp_path: Path) -> None:
+    rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "score": 0.5}]
+    rows.append({"id": 2, "image_id": 1, "category_id": 1, "bbox": [90, 0, 20, 20]})
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": rows,
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jpg: 1 of its 2 boxes have a score"):
+        read_coco(path, Conventions())
