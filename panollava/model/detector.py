@@ -15,6 +15,7 @@ from panollava.batch import Batch
 from panollava.component import allow as allow_packages
 from panollava.crop.boxes import PictureBoxes
 from panollava.crop.crop import Crop
+from panollava.crop.partial import extent_of
 from panollava.model.backbones import open_checkpoint
 from panollava.model.places import Painter, PlaceHead, found_boxes, token_frames, used_views
 from panollava.model.processor import Picture, read_picture
@@ -47,7 +48,7 @@ class Detections:
     """What a detector found in a panorama. Iterating gives each ``Detection``, the best first."""
 
     boxes: PictureBoxes
-    mask: np.ndarray  # (H, W) int16, position of each pixel's class among `names`, -1 where there is none
+    mask: np.ndarray  # (H, W) int16 of the whole sphere, position of a pixel's class among `names`, -1 for no class
     names: tuple[str, ...]  # of the classes
 
     def __iter__(self) -> Iterator[Detection]:
@@ -152,7 +153,7 @@ class PanoDetector:
             FileNotFoundError: there is no such file.
             ValueError: it is no panorama.
         """
-        panorama = np.asarray(read_picture(image, self.crop))
+        panorama = read_picture(image, self.crop)
         rows = self.crop.camera_rows[None]
         batch = Batch(
             sample_ids=["picture"],
@@ -160,8 +161,7 @@ class PanoDetector:
             cameras=rows,
             view_mask=torch.ones(rows.shape[:2], dtype=torch.bool),
         )
-        size = mask_size(panorama.shape[:2])
-        (found,) = self.find(batch.to(self.vision.tower.mean.device), [size])
+        (found,) = self.find(batch.to(self.vision.tower.mean.device), [mask_size(extent_of(panorama))])
         assert found.boxes.scores is not None
         kept = found.boxes.scores >= least_score
         boxes = PictureBoxes(found.boxes.boxes[kept], found.boxes.classes[kept], found.boxes.scores[kept])
@@ -196,7 +196,7 @@ class PanoDetector:
         return self._painters[size]
 
 
-def mask_size(size: tuple[int, ...]) -> tuple[int, int]:
-    """(H, W) of the mask of a panorama (H, W)."""
-    height = min(size[0], MASK_HEIGHT)
+def mask_size(size: Sequence[float]) -> tuple[int, int]:
+    """(H, W) of the mask of a panorama whose whole sphere is (H, W)."""
+    height = min(round(size[0]), MASK_HEIGHT)
     return height, round(size[1] * height / size[0])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panollava.batch import Batch
-from panollava.crop.boxes import NOTHING, PictureBoxes, box_frames, iou, nms
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, box_frames, iou, nms
 from panollava.crop.cameras import Column, locate, point_directions
 from panollava.crop.sphere import direction_to_angles, pixel_to_direction
 
@@ -41,6 +41,14 @@ class TokenFrames:
     axes: Tensor  # (..., Q, 3, 3); rows are the unit vectors to the right, up and forward
     steps: Tensor  # (..., Q, 2), tangents of the angles to the next token to the right and upwards
     is_shown: Tensor  # (..., Q) bool, False in the padding of a letterboxed view
+
+    def at(self, place: tuple[Tensor, ...]) -> TokenFrames:
+        """The frames ``(T,)`` of some tokens."""
+        return TokenFrames(self.axes[place], self.steps[place], self.is_shown[place])
+
+    def on_cpu(self) -> TokenFrames:
+        """The same on the CPU, where float64 is always available."""
+        return TokenFrames(self.axes.cpu(), self.steps.cpu(), self.is_shown.cpu())
 
 
 def token_frames(cameras: Tensor, grid: tuple[int, int]) -> TokenFrames:
@@ -230,9 +238,8 @@ def place_losses(
     at = assigned.place.unbind(1)
     predicted = outputs.boxes[at]  # (T, 4 or 6)
     with torch.no_grad():
-        own = TokenFrames(frames.axes[at], frames.steps[at], frames.is_shown[at])
-        found = from_tokens(predicted.detach().double(), own).cpu().numpy()
-        quality = torch.from_numpy(iou(found, assigned.boxes.double().cpu().numpy())).to(outputs.scores)
+        found = from_tokens(predicted.detach().cpu().double(), frames.at(at).on_cpu()).numpy()
+        quality = torch.from_numpy(iou(found, assigned.boxes.cpu().double().numpy())).to(outputs.scores)
     target = torch.zeros_like(outputs.scores)
     target[(*at, assigned.classes)] = quality
     error = (target - outputs.scores.detach().sigmoid()).square()
@@ -241,8 +248,8 @@ def place_losses(
     boxes = functional.smooth_l1_loss(predicted, assigned.values[:, : predicted.shape[1]], reduction="sum", beta=0.1)
     labels = cells.long()
     labels = torch.where(labels == NOTHING, outputs.cells.shape[-1] - 1, labels)
-    labels = labels.masked_fill(~view_mask[..., None, None], -2)
-    masks = functional.cross_entropy(outputs.cells.flatten(0, -2), labels.flatten(), ignore_index=-2, reduction="sum")
+    labels = labels.masked_fill(~view_mask[..., None, None], IGNORED).flatten()
+    masks = functional.cross_entropy(outputs.cells.flatten(0, -2), labels, ignore_index=IGNORED, reduction="sum")
     return {"score": scores.sum(), "box": boxes, "mask": masks}
 
 
@@ -255,8 +262,8 @@ def found_boxes(outputs: PlaceOutputs, frames: TokenFrames, view_mask: Tensor) -
     Source: Gidaris and Komodakis 2015, Object detection via a multi-region and semantic segmentation-aware CNN model,
         section 5 (box voting).
     """
-    boxes = from_tokens(outputs.boxes.double(), frames).cpu().numpy()
-    scores = outputs.scores.double().sigmoid().cpu().numpy()
+    boxes = from_tokens(outputs.boxes.cpu().double(), frames.on_cpu()).numpy()
+    scores = outputs.scores.cpu().double().sigmoid().numpy()
     is_open = (view_mask[..., None] & frames.is_shown).cpu().numpy()
     found = []
     for own_boxes, own_scores, is_own in zip(boxes, scores, is_open, strict=True):

@@ -39,13 +39,16 @@ class DetectStage(Stage):
 
     Args:
         vision: encoder and resampler.
-        setup: name, the classes, and the blocks that train.
+        setup: name, the classes, the cameras, and the blocks that train.
         hidden: width of the head's network.
         mask_size: least number of cells along each side of a view, each with a class of its own.
         roll: whether boxes have a roll.
         train_resampler: whether the resampler trains; null: only where no earlier weights are there.
         global_view: whether the tokens of the global view are used.
         unseen: ``ignore`` trains where the crop does not show all boxes.
+
+    Raises:
+        ValueError: the resampler would neither train nor have weights.
     """
 
     def __init__(
@@ -66,6 +69,11 @@ class DetectStage(Stage):
         self.vision, self.grid, self.classes = vision, vision.token_grid, setup.classes
         self.trains_resampler = setup.is_fresh if train_resampler is None else train_resampler
         self._is_fresh, self._global_view = setup.is_fresh, global_view
+        if setup.is_fresh and not self.trains_resampler and any(True for _ in vision.resampler.parameters()):
+            raise ValueError(
+                f"stage.{setup.name}.train_resampler=false: no earlier stage or init_from gives the resampler its "
+                "weights, which would stay random. Leave it out, or name a run (init_from=<folder>)."
+            )
         options: dict[str, Any] = {"hidden": hidden, "mask_size": mask_size, "roll": roll}
         self.head = PlaceHead.for_grid(vision.width, len(self.classes), self.grid, **options)
         self._encoder = PlaceEncoder(setup.cameras, self.grid, self.head.cells)
@@ -120,9 +128,9 @@ class DetectStage(Stage):
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Tokens that predict a box, for two losses, and labelled cells."""
-        assigned, _, _ = self._assigned(batch)
+        assigned, _, view_mask = self._assigned(batch)
         assert batch.cells is not None
-        cells = float((batch.cells != IGNORED).sum())
+        cells = float(((batch.cells != IGNORED) & view_mask[..., None, None]).sum())
         return {"score": float(len(assigned.classes)), "box": float(len(assigned.classes)), "mask": cells}
 
     def forward(self, batch: Batch) -> StepOutput:
