@@ -237,7 +237,7 @@ class SmallRun:
         tokens = len(crop.camera_rows) * self.stage.vision.tokens_per_view
         self.backbones = SimpleNamespace(crop=crop, image_tokens=tokens)
 
-    def batches(self, _name: str, _options: StageOptions, *, share: bool = True) -> Any:
+    def batches(self, _name: str, _options: StageOptions, *, share: bool = True, places: object = None) -> Any:
         """A window of the batch."""
         return SimpleNamespace(windows=lambda _epoch: iter([[self.batch]]))
 

@@ -137,7 +137,7 @@ def test_the_runs_of_an_mlflow_experiment(monkeypatch: pytest.MonkeyPatch, capsy
         ([], "a comparison needs two"),
         (["runs/recorded"], "a comparison needs two"),
         (["runs/recorded", "runs/none"], "no run"),
-        (["runs/recorded", "runs/recorded/vision/anyres-e2p_mlp"], "stage-1 runs give no answers"),
+        (["runs/recorded", "runs/recorded/vision/anyres-e2p_mlp"], "stages without text give no answers"),
         (["runs/recorded", "runs/recorded", "measure=BLEU-4"], "measure"),
         (["mlflow_experiment=panollava"], "MLflow has none of that name"),
     ],

@@ -191,7 +191,7 @@ def test_a_stage_that_reads_pictures_alone_is_measured_and_seen_with(
         (["+stage.toy.scale=-1"], ["stage.toy.scale=-1", "greater than or equal to 0"]),
         (["+stage.toy.epochs=0"], ["stage.toy.epochs=0"]),
         (["+stage.toy.scael=1"], ["stage.toy.scael", "not a key"]),
-        (["stage.run=[toy,resampler]"], ["the order is vision, resampler, finetune, toy"]),
+        (["stage.run=[toy,resampler]"], ["the order is vision, resampler, finetune, detect, toy"]),
         (["stage.run=[toi]"], ["stage.run=['toi']", "toy"]),
         (["+stage.other.epochs=1"], ["stage.other is not a key", "type"]),
         (["stage.toy.type=toy_package.stage:Path"], ["no stage", "record"]),
