@@ -44,7 +44,7 @@ GRIDLESS = (
     "The tokens of this resampler have no grid and no place on the panorama: their panels are left out, and "
     "attention is painted by whole views."
 )
-SPEECHLESS = "A stage-1 run has no language model: there is no answer and no attention to show."
+SPEECHLESS = "A stage without text has no language model: there is no answer and no attention to show."
 MEAN = (
     "model.join=mean: the language model sees averages over all views, which have no place on the panorama, so "
     "attention is left out."

@@ -85,7 +85,7 @@ class PanoLlava:
 
         Raises:
             FileNotFoundError: no run there; the message names those nearby.
-            ValueError: a stage-1 run, which has no language part, weights that do not fit the metadata, or a class of
+            ValueError: a stage without a language part, weights that do not fit the metadata, or a class of
                 a package that is not allowed or not installed.
         """
         allow_packages(allow)
@@ -150,8 +150,8 @@ class PanoLlava:
         """As ``from_pretrained``, for a ``*.ckpt`` folder and changed settings of its run, such as another crop."""
         if not recorded_stage(settings).answers:
             raise ValueError(
-                f"{checkpoint} is of a stage-1 run: it has no language part and cannot answer. Train stage=resampler "
-                "or stage=finetune from it first."
+                f"{checkpoint} is of stage {settings['stage']}: it has no language part and cannot answer. Train "
+                "stage=resampler or stage=finetune from it first."
             )
         backbones, model, _ = open_checkpoint(checkpoint, settings, device=device, dtype=dtype)
         return cls(model, backbones.prompt, backbones.crop, settings, recorded_generation(settings), checkpoint)

@@ -137,6 +137,11 @@ class Row:
         return self.scores.get(self.measure)
 
     @property
+    def rank(self) -> float:
+        """The measure; of a job that answers nothing AP, if it finds boxes."""
+        return self.numbers.get("AP", -math.inf) if self.measured is None else self.measured.value
+
+    @property
     def label(self) -> str:
         """Its swept values, or its name where there are none."""
         return ", ".join(f"{key}={value}" for key, value in self.swept.items()) or self.job
@@ -304,7 +309,7 @@ def _design(contenders: Sequence[Contender], job: Job, folder: Path, words: Word
 
 def _table(rows: Sequence[Row], title: str) -> str:
     """A line for each job, best measure first, without empty columns; beside another measure than exact match, all."""
-    rows = sorted(rows, key=lambda row: -math.inf if row.measured is None else row.measured.value, reverse=True)
+    rows = sorted(rows, key=lambda row: row.rank, reverse=True)
     columns: dict[str, list[str]] = {key: [row.swept.get(key, "") for row in rows] for key in _keys(rows)}
     columns |= {"status": [row.status for row in rows]}
     measure = next((row.measure for row in rows if row.measured), EXACT)

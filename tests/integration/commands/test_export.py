@@ -145,7 +145,7 @@ WRONG = [
     pytest.param(["out=file.txt/x"], "could not be written", id="unwritable"),
     pytest.param(["out=x", "merge=maybe"], 'merge="maybe"', id="type"),
     pytest.param(["out=x", "precision=int8"], 'precision="int8"', id="choice"),
-    pytest.param(["out=x", "checkpoint=runs/recorded/vision/anyres-e2p_mlp"], "stage-1 run", id="stage"),
+    pytest.param(["out=x", "checkpoint=runs/recorded/vision/anyres-e2p_mlp"], "no language part", id="stage"),
     pytest.param(["out=x", "checkpoint=nowhere"], "nowhere is no run", id="no-run"),
 ]
 

@@ -168,7 +168,7 @@ WRONG = [
     pytest.param(["image=my photos, all", "device=tpu"], "device=tpu is not a torch device", id="device"),
     pytest.param(["image=my photos, all", "max_new_token=3"], "Did you mean generation.max_new_tokens", id="key"),
     pytest.param(["image=my photos, all", "checkpoint=runs"], "runs is no run", id="no-run"),
-    pytest.param(["image=my photos, all", "checkpoint=runs/recorded/vision/anyres-e2p_mlp"], "stage-1 run", id="stage"),
+    pytest.param(["image=my photos, all", "checkpoint=runs/recorded/vision/anyres-e2p_mlp"], "no language", id="stage"),
     pytest.param(["image=my photos, all", f"question={'many words ' * 300}"], "Shorten it", id="too-long"),
 ]
 
