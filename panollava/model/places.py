@@ -294,6 +294,8 @@ def _voted(box: np.ndarray, boxes: np.ndarray, weights: np.ndarray) -> np.ndarra
 class Painter:
     """Paints the class of each pixel of panoramas of one size from the cells of all views that show it.
 
+    The view of the whole panorama, whose cells are coarse, paints only what no other view shows.
+
     Args:
         cameras: ``(V, C)``.
         size: (H, W) of the panorama.
@@ -303,6 +305,7 @@ class Painter:
         self.size = size
         rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in size), indexing="ij")
         directions = pixel_to_direction(columns, rows, size).flatten(0, 1)
+        self._is_global = cameras[:, Column.IS_GLOBAL].tolist()
         self._places = []  # of each view: the pixels that it shows, and their places in it from -1 to 1
         for camera in cameras.double().cpu():
             x, y, is_ahead = (part[0] for part in locate(camera[None], directions[None]))
@@ -313,7 +316,12 @@ class Painter:
     def __call__(self, cells: Tensor, view_mask: Tensor) -> np.ndarray:
         """Class of each pixel ``(H, W)`` int16, ``NOTHING`` where it has none, of cells ``(V, H'k, W'k, K + 1)``."""
         total = torch.zeros(math.prod(self.size), cells.shape[-1], device=cells.device)
-        for view, (pixels, places) in enumerate(self._places):
+        order = sorted(range(len(self._places)), key=lambda view: self._is_global[view])  # the others first
+        for view in order:
+            pixels, places = self._places[view]
+            if self._is_global[view]:
+                is_left = total.sum(dim=-1).cpu()[pixels] == 0
+                pixels, places = pixels[is_left], places[is_left]
             if not view_mask[view] or not len(pixels):
                 continue
             maps = cells[view].float().permute(2, 0, 1)[None]

@@ -60,7 +60,7 @@ class DetectStage(Stage):
         mask_size: Annotated[int, Ge(1)] = 24,
         roll: bool = False,
         train_resampler: bool | None = None,
-        global_view: bool = False,
+        global_view: bool = True,
         unseen: Literal["refuse", "ignore"] = "refuse",
     ) -> None:
         super().__init__(setup)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places, iou, rotated
-from panollava.crop.cameras import token_directions
+from panollava.crop.cameras import Column, token_directions
 from panollava.crop.crop import Crop
 from panollava.crop.places import PlaceEncoder, collate_places, turned
 from panollava.crop.sphere import rotation_matrix
@@ -140,6 +140,20 @@ def test_pixels_that_no_used_view_shows_have_no_class() -> None:
     assert (painted[0] == NOTHING).all()
     only_front = painter(cells, torch.arange(len(rows)) == 0)
     assert (only_front[32] == 1).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_view_of_the_whole_panorama_paints_what_no_other_view_shows() -> None:
+    rows = cameras({"type": "anyres_e2p"})
+    assert rows[0, Column.IS_GLOBAL] == 1
+    cells = torch.zeros(len(rows), 16, 16, 3)
+    cells[0, ..., 0] = 5.0
+    cells[1:, ..., 1] = 5.0
+    painted = Painter(rows, (64, 128))(cells, torch.ones(len(rows), dtype=torch.bool))
+    assert (painted[32] == 1).all()
+    assert (painted[[0, -1]] == 0).all()
+    tiles = Painter(rows, (64, 128))(cells, rows[:, Column.IS_GLOBAL] == 0)
+    np.testing.assert_array_equal(tiles == 1, painted == 1)
+    assert (tiles[0] == NOTHING).all()
 
 
 def test_cells_without_a_label_do_not_count() -> None:
