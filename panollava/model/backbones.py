@@ -172,7 +172,7 @@ class Backbones:
         return nullcontext() if self.weights else torch.device("meta")
 
 
-_VISION = "vision."  # prefix of the names of encoder and resampler, in the checkpoints of every stage
+VISION = "vision."  # prefix of the names of encoder and resampler, in the checkpoints of every stage
 
 
 def open_checkpoint(
@@ -207,10 +207,10 @@ def load_checkpoint(model: Any, checkpoint: Path, section: Mapping[str, Any]) ->
     """
     tensors, own = read_weights(checkpoint), {}
     if (base := base_of(checkpoint)) is not None:
-        tensors = {name: one for name, one in read_weights(base).items() if name.startswith(_VISION)} | tensors
+        tensors = {name: one for name, one in read_weights(base).items() if name.startswith(VISION)} | tensors
     if isinstance(model, PanoVision):
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_VISION)}
-        tensors = {name.removeprefix(_VISION): tensors[name] for name in tensors.keys() - own.keys()}
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(VISION)}
+        tensors = {name.removeprefix(VISION): tensors[name] for name in tensors.keys() - own.keys()}
     elif read_state(checkpoint)["has_lora"] and not has_lora(model):
         add_lora(model, **lora_arguments(section["lora"]))
     load_trained(model, tensors, str(checkpoint))

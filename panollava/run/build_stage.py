@@ -18,6 +18,7 @@ from panollava.checkpoint import (
 )
 from panollava.data.source import PlacesSource
 from panollava.logs import LOG
+from panollava.model.backbones import VISION
 from panollava.model.lora import add_lora, has_lora, lora_arguments
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
 from panollava.run.conditions import FINISHED, differences, recorded_config, recorded_inputs
@@ -83,7 +84,6 @@ def is_left_out(run: Run, name: str) -> bool:
     return bool(reason)
 
 
-VISION = "vision."  # how names of the weights of encoder and resampler begin
 PREFIXES = {"vision": ENCODER, "language": LANGUAGE_MODEL}
 """Prefixes of the names of each backbone's weights."""
 

@@ -152,13 +152,28 @@ def questions_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
 
 def training_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
     """Digests of a split's records, as the first epoch reads them, and of their pictures."""
-    # The texts of drawn scenes follow from the scenes: a few are enough to notice other code.
-    is_drawn = len(source) > 0 and isinstance(source.picture(0), str)
-    places = range(min(len(source), _DRAWN_TEXTS) if is_drawn else len(source))
     return {
-        "texts": _digest((source.record(place, 0).turns, source.directions(place)) for place in places),
+        "texts": _digest((source.record(place, 0).turns, source.directions(place)) for place in _told(source)),
         "pictures": _pictures(source, [source.picture(place) for place in range(len(source))], known),
     }
+
+
+def places_digest(source: DataSource) -> str:
+    """Digest of the classes, boxes and masks of a split, as a stage that finds boxes reads them."""
+    assert isinstance(source, PlacesSource)
+    found = hashlib.sha256(json.dumps(source.class_names).encode())
+    for index in _told(source):
+        places = source.places(index)
+        found.update(places.boxes.boxes.tobytes() + places.boxes.classes.tobytes())
+        if places.pixels is not None:
+            found.update(places.pixels.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _told(source: DataSource) -> range:
+    """Records whose texts and boxes are digested; of drawn scenes a few, which are enough to notice other code."""
+    is_drawn = len(source) > 0 and isinstance(source.picture(0), str)
+    return range(min(len(source), _DRAWN_TEXTS) if is_drawn else len(source))
 
 
 def answer_conditions(
@@ -203,15 +218,9 @@ def place_conditions(
     checkpoint: Path, crop: Mapping[str, Any], source: DataSource, known: FileIdentity
 ) -> dict[str, Any]:
     """All that the detections of a checkpoint in a split depend on, and their scores."""
-    digest = hashlib.sha256()
-    if isinstance(source, PlacesSource):
-        digest.update(json.dumps(source.class_names).encode())
-        for index in range(len(source)):
-            boxes = source.places(index).boxes
-            digest.update(boxes.boxes.tobytes() + boxes.classes.tobytes())
     return {
         **training_record(source, known),
-        "boxes": digest.hexdigest()[:16],
+        "places": places_digest(source),
         "weights": fingerprint(checkpoint, known),
         "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
         "crop": dict(crop),

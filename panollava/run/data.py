@@ -36,6 +36,8 @@ from panollava.training.options import StageOptions
 
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 DIGEST_LENGTH = 16
+GREY = 128
+"""Value of every pixel of a blank picture."""
 READ_AS = (
     "dir", "image_dir", "query_template", "on_error", "image_column", "query_column", "annotation_column", "score_by",
 )  # fmt: skip

@@ -37,7 +37,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA
 from panollava.run.conditions import answer_conditions, describe, differences, mismatch, scoring
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import check_questions, describe_split, pictures_of, question_batches, split_measure
+from panollava.run.data import GREY, check_questions, describe_split, pictures_of, question_batches, split_measure
 from panollava.run.evaluate_places import recorded_ap
 from panollava.run.features import open_features
 from panollava.run.memory import answers_too_large, explained
@@ -54,8 +54,6 @@ from panollava.tracking.location import absolute_uri, how_to_view
 from panollava.tracking.tracker import ModelLoss, Tracker
 from panollava.training.precision import Compute
 
-GREY = 128
-"""Value of every pixel of a blank picture."""
 SHOWN_ANSWERS = 12
 PICTURE = "answers.png"
 MEASURE_TAG = "panollava.measure"

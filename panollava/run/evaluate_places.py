@@ -34,7 +34,7 @@ from panollava.model.detector import SURE, Detections, PanoDetector, mask_size
 from panollava.run.box_scores import box_table
 from panollava.run.conditions import place_conditions
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import RunData
+from panollava.run.data import GREY, RunData
 from panollava.run.features import open_features
 from panollava.run.restore import Restored
 from panollava.run.run import Run, finding_stage
@@ -45,13 +45,9 @@ from panollava.tracking.tracker import Tracker
 from panollava.training.options import StageOptions
 from panollava.training.precision import Compute
 
-GREY = 128
-"""Value of every pixel of a blank picture."""
 DETECTIONS, MASKS, PICTURE = "detections.json", "masks", "detections.png"
 SHOWN = 2
 """Panoramas in the picture of an evaluation."""
-NO_CLASS = 0
-"""Value of a pixel of a mask file without a class; a class has its position plus one."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +148,8 @@ def evaluate_places(
     truth: dict[str, PictureBoxes] = {}
     found: dict[str, Detections] = {}
     true_masks: dict[str, np.ndarray] = {}
-    for index, one in _detections(run, detector, source, options, compute, store, num_workers):
-        name, places = source.image_id(index), source.places(index)
+    for index, places, one in _detections(run, detector, source, options, compute, store, num_workers):
+        name = source.image_id(index)
         truth[name] = PictureBoxes(places.boxes.boxes, number[places.boxes.classes])
         found[name] = one
         if places.pixels is not None:
@@ -204,8 +200,8 @@ def _detections(
     compute: Compute,
     store: StoreOptions,
     num_workers: int,
-) -> Iterator[tuple[int, Detections]]:
-    """Number of each record of a split with what is found in its picture."""
+) -> Iterator[tuple[int, Places, Detections]]:
+    """Number of each record of a split, with what is in its picture and what is found there."""
     backbones = Backbones(run.settings["model"], run.settings["crop"], dtype=detector.vision.tower.dtype)
     vars(backbones).update(crop=detector.crop, tower=detector.vision.tower, outline=detector.vision)
     section = {**part_of(run.settings["stage_settings"], StageOptions), "batch_size": options.batch_size}
@@ -215,10 +211,11 @@ def _detections(
     first, most = 0, options.max_samples or len(source)
     for batch in loaded.batches(None, StageOptions(**section), num_workers=num_workers, features=features).validation():
         indices = range(first, first + len(batch))
-        sizes = [None if (own := source.places(index).pixels) is None else mask_size(own.shape) for index in indices]
+        true = [source.places(index) for index in indices]  # once: a mask takes long to read or to draw
+        sizes = [None if one.pixels is None else mask_size(one.pixels.shape) for one in true]
         with compute.autocast():
             found = detector.find(batch.to(compute.device), sizes)
-        yield from list(zip(indices, found, strict=True))[: most - first]
+        yield from list(zip(indices, true, found, strict=True))[: most - first]
         first += len(batch)
         if first >= most:
             return

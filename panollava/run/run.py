@@ -58,6 +58,8 @@ from panollava.training.options import OptimOptions, StageOptions, TrainerOption
 from panollava.training.precision import Compute, choose_compute, planned_compute
 
 BACKBONES = ("vision", "language")
+PLAN = "plan"
+"""Value of ``dry_run`` that builds no stage with weights."""
 
 
 def answering_stage(names: Sequence[str], stages: Mapping[str, StageRecord]) -> str | None:
@@ -69,10 +71,6 @@ def answering_stage(names: Sequence[str], stages: Mapping[str, StageRecord]) -> 
 def finding_stage(names: Sequence[str], stages: Mapping[str, StageRecord]) -> str | None:
     """The last of a run's stages that finds boxes; None if none does."""
     return next((name for name in reversed(names) if stages[name].finds), None)
-
-
-PLAN = "plan"
-"""Value of ``dry_run`` that builds no stage with weights."""
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
@@ -236,7 +234,13 @@ class Run:
         """The content of what a stage learns from: its backbones and the data; empty in a dry run, which ends soon."""
         if self.cfg.dry_run:
             return {}
-        return {part: self._inputs[part] for part in (*self.stages[name].backbones, "train", "val")}
+        found = {part: self._inputs[part] for part in (*self.stages[name].backbones, "train", "val")}
+        return found | self._places if self.stages[name].finds else found
+
+    @cached_property
+    def _places(self) -> dict[str, Any]:
+        splits = {"train": self.data.train, "val": self.data.val}
+        return {key: {**self._inputs[key], "places": conditions.places_digest(one)} for key, one in splits.items()}
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:

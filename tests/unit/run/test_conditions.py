@@ -5,12 +5,23 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.picture_files import by_pillow, gradient, noise
+from support.toy_data import PlainSource
 
+from panollava.crop.boxes import PictureBoxes, Places
 from panollava.data.files import FilesSource
 from panollava.data.world import WorldSource
-from panollava.run.conditions import describe, differences, mismatch, questions_record, training_record, unequal
+from panollava.run.conditions import (
+    describe,
+    differences,
+    mismatch,
+    places_digest,
+    questions_record,
+    training_record,
+    unequal,
+)
 from panollava.store.identity import FileIdentity
 
 ROWS = ["a.png,what?,red", "a.png,what?,crimson", "b.png,where?,left"]
@@ -92,3 +103,28 @@ def test_unequal_ways_of_answering_are_named() -> None:
     assert unequal({"a": one, "b": {**one, "precision": "bfloat16"}}) == [
         "precision is not the same for all: 'float32' (a), 'bfloat16' (b)"
     ]
+
+
+class _Annotated(PlainSource):
+    """Pictures of a file, each with a box and a mask."""
+
+    class_names = ("chair",)
+
+    def __init__(self, box: float = 20.0, label: int = 0) -> None:
+        super().__init__(3)
+        self.box, self.label = box, label
+
+    def picture(self, index: int) -> Path:  # type: ignore[override]
+        return Path(f"{index}.jpg")
+
+    def places(self, index: int) -> Places:
+        boxes = PictureBoxes(np.array([[0.0, 0.0, self.box, 20.0, 0.0]]), np.zeros(1, int))
+        return Places(boxes, np.full((4, 8), self.label, np.int16))
+
+
+def test_boxes_and_masks_are_part_of_the_conditions() -> None:
+    """A changed mask is another truth, though its boxes stay: an evaluation on record is then made again."""
+    known = places_digest(_Annotated())
+    assert places_digest(_Annotated()) == known
+    assert places_digest(_Annotated(box=21.0)) != known
+    assert places_digest(_Annotated(label=-1)) != known
