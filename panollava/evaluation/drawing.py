@@ -125,10 +125,11 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """The picture (H, W, 3) uint8 RGB as a PNG file; logs which of its characters no font here has."""
+    """The picture (H, W, 3) uint8 RGB, or (H, W, 4) RGBA, as a PNG file; logs its characters that no font here has."""
     warn_of_missing_glyphs(_boxed)
     _boxed.clear()
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 6])
     return data.tobytes()
 
 
@@ -275,9 +276,16 @@ def heat(panorama: np.ndarray, values: Tensor, colour_map: int, low: float, high
     `low` and `high` are the values of the colour map's first and last colour; values beyond them are clamped.
     """
     grey = np.repeat(cv2.cvtColor(panorama, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    coloured = overlay(values, colour_map, low, high)
+    covered = _COVER * coloured[..., :3].astype(float) + (1 - _COVER) * grey
+    return np.where(coloured[..., 3:] == 0, grey, np.rint(covered)).astype(np.uint8)
+
+
+def overlay(values: Tensor, colour_map: int, low: float, high: float) -> np.ndarray:
+    """Values ``(H, W)`` as colours (H, W, 4) RGBA uint8, transparent where they are not a number; else as ``heat``."""
     share = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
-    covered = _COVER * _mapped(np.rint(255 * share.nan_to_num().numpy()), colour_map) + (1 - _COVER) * grey
-    return np.where(values.isnan()[..., None], grey, np.rint(covered)).astype(np.uint8)
+    colours = _mapped(np.rint(255 * share.nan_to_num().numpy()), colour_map)
+    return np.dstack((colours, np.where(values.isnan().numpy(), 0, 255))).astype(np.uint8)
 
 
 def marked(picture: np.ndarray, direction: Tensor) -> np.ndarray:

@@ -154,10 +154,7 @@ def attention_panel(panorama: np.ndarray, attention: AnswerAttention, lie: Token
 
     Where the tokens have no grid, each view is painted with the sum of its tokens.
     """
-    weights, even = attention.weights, attention.is_seen / attention.is_seen.sum()
-    if lie.grid == WHOLE:
-        weights, even = (each.sum(dim=1, keepdim=True) for each in (weights, even))
-    values = times_even(weights, even, lie)
+    values = attention_values(attention, lie)
     high = max(float(values.nan_to_num().max()), 1.0)
     those = f"layer{'s' * (len(attention.layers) > 1)} {', '.join(map(str, attention.layers))}"
     what = ", whole views" if lie.grid == WHOLE else ""
@@ -167,6 +164,14 @@ def attention_panel(panorama: np.ndarray, attention: AnswerAttention, lie: Token
         f"times what even attention would give; {attention.image_share:.0%} of all attention goes to the panorama",
         (HEAT, "0", f"{high:.1f}"),
     )
+
+
+def attention_values(attention: AnswerAttention, lie: TokenMap) -> Tensor:
+    """Attention ``(H, W)`` as ``times_even`` gives it; of whole views where the tokens have no grid."""
+    weights, even = attention.weights, attention.is_seen / attention.is_seen.sum()
+    if lie.grid == WHOLE:
+        weights, even = (each.sum(dim=1, keepdim=True) for each in (weights, even))
+    return times_even(weights, even, lie)
 
 
 def times_even(weights: Tensor, even: Tensor, lie: TokenMap) -> Tensor:

@@ -40,6 +40,8 @@ _ANSWER_MARGIN = 12  # pixels around the text beside a panorama
 _FRACTION_BITS = 4  # of cv2's fixed-point coordinates
 _FIRST_POINTS = 128  # initial points around a view: a whole number per edge, so that the corners are among them
 _STEPS = 256  # neighbouring points are at most the panorama's width divided by this apart
+_OUTLINE = np.linspace(0, 4, 97)  # places around an outline, the corners and the middles of sides among them
+_WHOLE_DEGREES = (180, 360)  # size of a panorama of a pixel a degree
 _FINEST = 1e-9  # shortest step along an edge: points that are still far apart lie on two sides of a pole
 
 
@@ -241,6 +243,21 @@ def border_curves(camera: Camera, panorama_size: tuple[int, int]) -> list[np.nda
 def box_curves(box: np.ndarray, panorama_size: tuple[int, int]) -> list[np.ndarray]:
     """The edge of a box ``(5,)`` as such curves. Its sides are great circles, of up to half a circle."""
     return _traced(partial(_box_points, box, panorama_size=panorama_size), panorama_size)
+
+
+def border_outline(camera: Camera) -> np.ndarray:
+    """The edge of a view's content as a closed curve ``(P, 2)`` of yaws and pitches in degrees."""
+    return _degrees(_edge_points(camera, _OUTLINE, _WHOLE_DEGREES))
+
+
+def box_outline(box: np.ndarray) -> np.ndarray:
+    """The edge of a box ``(5,)`` as such a curve."""
+    return _degrees(_box_points(box, _OUTLINE, _WHOLE_DEGREES))
+
+
+def _degrees(points: np.ndarray) -> np.ndarray:
+    """Yaws and pitches (P, 2) of columns and rows in a panorama of a pixel a degree; whole numbers are centres."""
+    return np.stack((points[:, 0] - 179.5, 89.5 - points[:, 1]), axis=1)
 
 
 def _traced(points_at: Callable[[np.ndarray], np.ndarray], panorama_size: tuple[int, int]) -> list[np.ndarray]:

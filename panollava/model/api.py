@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from panollava.batch import Batch
@@ -21,7 +22,15 @@ from panollava.crop.crop import Crop
 from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model import lora
 from panollava.model.backbones import Backbones, open_checkpoint
-from panollava.model.decoding import ChosenProbabilities, from_transformers, sampler, stop_ids, to_transformers
+from panollava.model.decoding import (
+    AnswerStream,
+    ChosenProbabilities,
+    OnText,
+    from_transformers,
+    sampler,
+    stop_ids,
+    to_transformers,
+)
 from panollava.model.detector import SURE, Detections, PanoDetector
 from panollava.model.fusion import image_token_count
 from panollava.model.hub import SHIPPED, quiet_transformers
@@ -34,7 +43,6 @@ from panollava.run_folder import find_trained, read_metadata, short_name, with_p
 from panollava.stages.registry import recorded_stage
 
 Turns = Sequence[tuple[str, str]]  # (question, answer) pairs of a conversation so far
-OnText = Callable[[str], None]  # is called with each piece of an answer while it is generated
 
 
 class PanoLlava:
@@ -57,16 +65,23 @@ class PanoLlava:
         self.metadata = dict(metadata or {})
 
     def __repr__(self) -> str:
+        parts = {"stage": self.metadata.get("stage"), "checkpoint": self.source, **self._parts}
+        return f"PanoLlava({', '.join(f'{name}={value}' for name, value in parts.items() if value)})"
+
+    @property
+    def summary(self) -> str:
+        """Encoder, language model, resampler and crop in a line."""
+        return ", ".join(str(value) for value in self._parts.values() if value)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
         config = self.model.config
-        parts = {
-            "stage": self.metadata.get("stage"),
-            "checkpoint": self.source,
+        return {
             "vision": short_name(config.vision_name),
             "language": short_name(config.language_name),
             "resampler": (config.resampler or {}).get("type"),
             "crop": (config.crop or {}).get("type"),
         }
-        return f"PanoLlava({', '.join(f'{name}={value}' for name, value in parts.items() if value)})"
 
     @classmethod
     def from_pretrained(
@@ -316,27 +331,46 @@ class PanoLlava:
         options = self.decoding(generation, max_new_tokens)
         keeps_scores = scores is not None and options.num_beams == 1 and options.temperature == 0
         chosen = ChosenProbabilities() if keeps_scores else None
-        processors = sampler(options, _row_keys(batch) if options.temperature > 0 else ())
-        if chosen is not None:
-            processors.append(chosen)
-        on_device, streamer = batch.to(self.model.device), None
-        inputs = self._inputs(on_device, options)
+        streamer = None
         if on_text is not None and options.num_beams == 1:
             streamer = AnswerStream(self.prompt.tokenizer, on_text)
-        ids = self.model.generate(  # type: ignore[misc]
-            **inputs,
-            # A sample is the most likely token after the sampler, which draws for each row by itself.
-            generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
-            logits_processor=processors,
-            streamer=streamer,
-        )
-        new = ids[:, inputs["input_ids"].shape[1] :]
+        new = self.new_tokens(batch, options, last=[] if chosen is None else [chosen], streamer=streamer)
         answers = [text.strip() for text in self.prompt.tokenizer.batch_decode(new, skip_special_tokens=True)]
         if on_text is not None and streamer is None:
             on_text(answers[0])
         if scores is not None and chosen is not None:
             scores.update(zip(batch.sample_ids, chosen.means(new, self.stop_ids), strict=True))
         return answers
+
+    @torch.inference_mode()
+    def new_tokens(
+        self,
+        batch: Batch,
+        options: GenerationOptions,
+        *,
+        last: Sequence[LogitsProcessor] = (),
+        streamer: BaseStreamer | None = None,
+        criteria: Sequence[StoppingCriteria] = (),
+    ) -> Tensor:
+        """Token ids ``(B, new)`` of answers to a batch of questions; behind its end an answer is padded.
+
+        Args:
+            options: of all answers.
+            last: logits processors that see the scores of which the next token is the most likely one.
+            streamer: gets the tokens of all answers, step by step; not with a beam search.
+            criteria: end answers before their own end.
+        """
+        keys = _row_keys(batch) if options.temperature > 0 else ()
+        inputs = self._inputs(batch.to(self.model.device), options)
+        ids = self.model.generate(  # type: ignore[misc]
+            **inputs,
+            # A sample is the most likely token after the sampler, which draws for each row by itself.
+            generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
+            logits_processor=LogitsProcessorList([*sampler(options, keys), *last]),
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList(criteria),
+        )
+        return ids[:, inputs["input_ids"].shape[1] :]
 
     def _inputs(self, batch: Batch, options: GenerationOptions) -> dict[str, Any]:
         """Arguments of ``generate``; what rows about one panorama have in common is computed here, once."""
@@ -446,39 +480,6 @@ class Conversation:
             raise
         self.turns.append((question, answer))
         return answer
-
-
-class AnswerStream(BaseStreamer):
-    """Passes on the text of one answer, stripped, as far as later tokens cannot change it."""
-
-    _UNFINISHED = "\ufffd"  # what decoding gives for a character of which some bytes are missing
-
-    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self._ids: list[int] = []
-        self._sent, self._has_prompt = "", False
-
-    def put(self, value: Tensor) -> None:
-        """Takes the prompt, which comes first and is skipped, then new tokens."""
-        if value.dim() > 1 and len(value) > 1:
-            raise ValueError(f"One answer can be streamed at a time, not {len(value)}.")
-        if not self._has_prompt:
-            self._has_prompt = True
-            return
-        self._ids += value.flatten().tolist()
-        self._send(self._text().rstrip(self._UNFINISHED).rstrip())
-
-    def end(self) -> None:
-        """Passes on the rest."""
-        self._send(self._text())
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True).strip()
-
-    def _send(self, text: str) -> None:
-        if len(text) > len(self._sent):
-            new, self._sent = text[len(self._sent) :], text
-            self._on_text(new)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
-"""Decoding options as transformers takes them: a generation config, and logits processors for what it lacks."""
+"""Decoding options as transformers takes them, logits processors for what it lacks, and answers as they are written."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import LogitsProcessor, LogitsProcessorList, logits_process
+from transformers.generation.streamers import BaseStreamer
 
 from panollava.generation import GenerationOptions
 
+OnText = Callable[[str], None]
+"""Is called with each piece of an answer while it is generated."""
 _SAMPLING = ("temperature", "top_k", "top_p")
 
 
@@ -117,3 +121,74 @@ class _Gumbel(LogitsProcessor):
         """Scores ``(B, vocabulary)`` with noise."""
         rows = [torch.empty(scores.shape[-1]).exponential_(generator=each).log() for each in self._generators]
         return scores - torch.stack(rows).to(scores)
+
+
+class AnswerText:
+    """The text of an answer that grows by tokens: stripped, passed on as far as later tokens cannot change it.
+
+    Args:
+        on_text: gets each piece.
+        stop: texts at which the answer ends; they are no part of it.
+
+    Attributes:
+        ids: of all its tokens.
+    """
+
+    _UNFINISHED = "\ufffd"  # what decoding gives for a character of which some bytes are missing
+
+    def __init__(self, tokenizer: Any, on_text: OnText, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._on_text, self._stop = tokenizer, on_text, tuple(stop)
+        self.ids: list[int] = []
+        self._sent = ""
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Takes further tokens."""
+        self.ids += ids
+        text = self.text.rstrip(self._UNFINISHED)
+        longest = max((size for one in self._stop for size in range(len(one)) if text.endswith(one[:size])), default=0)
+        self._send(text[: len(text) - longest].rstrip())
+
+    def end(self) -> None:
+        """Passes on the rest."""
+        self._send(self.text)
+
+    @property
+    def text(self) -> str:
+        """The answer so far, up to the first stop text."""
+        text = self._decoded
+        return text[: min((place for one in self._stop if (place := text.find(one)) >= 0), default=len(text))].strip()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop text was written."""
+        return any(one in self._decoded for one in self._stop)
+
+    @property
+    def _decoded(self) -> str:
+        return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+
+    def _send(self, text: str) -> None:
+        if len(text) > len(self._sent):
+            new, self._sent = text[len(self._sent) :], text
+            self._on_text(new)
+
+
+class AnswerStream(BaseStreamer):
+    """Passes on the text of one answer while it is generated."""
+
+    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
+        self._text = AnswerText(tokenizer, on_text)
+        self._has_prompt = False
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt, which comes first and is skipped, then new tokens."""
+        if value.dim() > 1 and len(value) > 1:
+            raise ValueError(f"One answer can be streamed at a time, not {len(value)}.")
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        self._text.add(value.flatten().tolist())
+
+    def end(self) -> None:
+        """Passes on the rest."""
+        self._text.end()

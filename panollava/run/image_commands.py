@@ -79,8 +79,10 @@ def named_panorama(image: str, fetch: FetchOptions) -> Path:
     return path
 
 
-def find_panoramas(image: str, fetch: FetchOptions) -> list[Path]:
+def find_panoramas(image: str, fetch: FetchOptions, key: str = "image") -> list[Path]:
     """The file that ``image`` names, or all files of a folder that are JPEG or PNG, sorted by name.
+
+    ``key`` is named in messages.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no picture in the folder.
@@ -88,7 +90,7 @@ def find_panoramas(image: str, fetch: FetchOptions) -> list[Path]:
     """
     path = named_panorama(image, fetch)
     if not image or not path.exists():
-        raise FileNotFoundError(f"image={image}: there is no such file or folder. Check the path.")
+        raise FileNotFoundError(f"{key}={image}: there is no such file or folder. Check the path.")
     if not path.is_dir():
         return [path]
     # A link to nothing is kept, so that it is named among what cannot be read.
@@ -97,7 +99,7 @@ def find_panoramas(image: str, fetch: FetchOptions) -> list[Path]:
     )
     found = [one for one in files if one.suffix.lower() in _SUFFIXES or _is_picture(one)]
     if not found:
-        raise FileNotFoundError(f"image={image}: there is no JPEG or PNG picture in this folder. Name another.")
+        raise FileNotFoundError(f"{key}={image}: there is no JPEG or PNG picture in this folder. Name another.")
     _warn_of_tilt(found)
     if others := [one.name for one in files if one not in set(found)]:
         LOG.info("%s: left out, as they are no JPEG or PNG: %d, such as %s.", image, len(others), others[0])

@@ -20,7 +20,8 @@ from panollava.batch import Batch
 from panollava.crop.crop import Crop
 from panollava.data.dataset import Sample
 from panollava.data.loader import Collate
-from panollava.model.api import AnswerStream, PanoLlava
+from panollava.model.api import PanoLlava
+from panollava.model.decoding import AnswerStream
 from panollava.model.lora import LORA, add_lora, has_lora
 from panollava.prompt import ChatPrompt
 

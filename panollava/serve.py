@@ -1,0 +1,164 @@
+"""python -m panollava.serve: a web page with a 360° viewer and a chat, and a server in the OpenAI form."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Interval
+from omegaconf import DictConfig
+
+from panollava.config.entrypoint import entrypoint
+from panollava.logs import LOG, configure_console
+
+if TYPE_CHECKING:
+    from panollava.server.app import Served
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Plain keys of ``conf/serve.yaml``; see there."""
+
+    checkpoint: str
+    beside: str | None
+    pictures: str | None
+    host: str
+    port: Annotated[int, Interval(ge=0, le=65535)]
+    hosts: list[str]
+    batch_size: Annotated[int, Interval(ge=1)]
+    queue: Annotated[int, Interval(ge=1)]
+    upload_mb: Annotated[float, Interval(gt=0)]
+    device: str
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None
+    allow: str | list[str]
+
+
+@entrypoint("serve")
+def main(cfg: DictConfig) -> None:
+    """Serves one model, or two side by side."""
+    from panollava.run.sections import RUN_EXAMPLE, read_config  # here, so that --help needs no PyTorch
+
+    configure_console()
+    options, sections = read_config(cfg, ServeOptions, required=["checkpoint"], example=RUN_EXAMPLE)
+    listener = _listen(options.host, options.port)
+    key = os.environ.get("PANOLLAVA_API_KEY") or None
+    if options.host not in LOOPBACK and key is None:
+        LOG.warning("host=%s: everybody in the network can ask. Set PANOLLAVA_API_KEY to ask for a key.", options.host)
+
+    from panollava import __version__
+    from panollava.data.fetch import FetchOptions
+    from panollava.run.image_commands import find_panoramas
+    from panollava.server.app import create_app
+    from panollava.server.pictures import Pictures, file_pictures, world_pictures
+
+    folder = options.pictures
+    offered = world_pictures() if folder is None else file_pictures(find_panoramas(folder, FetchOptions(), "pictures"))
+    names = _names(options.checkpoint, options.beside)
+    models = [_open(path, name, options, sections["generation"]) for name, path in names.items()]
+    app = create_app(
+        models,
+        Pictures([model.part.crop for model in models], offered),
+        hosts=[*options.hosts, socket.gethostname()],
+        key=key,
+        upload_bytes=int(options.upload_mb * 2**20),
+        version=__version__,
+    )
+    _run(app, listener, models)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at the address, before any model is opened."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"host={host} port={port}: the server cannot listen there ({error}). Choose another port, or port=0 for "
+            "one that is free."
+        ) from error
+
+
+def _names(checkpoint: str, beside: str | None) -> dict[str, str]:
+    """Folders by the names of their models: of the experiment, else of the folder."""
+    names: dict[str, str] = {}
+    for path in (checkpoint, beside):
+        if path is None:
+            continue
+        name = _experiment(Path(path).expanduser())
+        names[name if name not in names else f"{name} (beside)"] = path
+    return names
+
+
+def _experiment(path: Path) -> str:
+    from panollava.run_folder import find_trained, read_metadata
+
+    if (path / "config.json").is_file() or not path.exists():  # an export, or a model of the hub
+        return path.name
+    return str(read_metadata(find_trained(path)[0])["experiment_name"])
+
+
+def _open(path: str, name: str, options: ServeOptions, generation: Mapping[str, Any]) -> Served:
+    """Opens a model as its evaluation does: on the device, in the precision of its training."""
+    from panollava.model.api import VisionPart
+    from panollava.run_folder import find_trained, read_metadata
+    from panollava.server.app import Served
+    from panollava.server.engine import Engine
+    from panollava.server.overlays import Overlays
+    from panollava.training.precision import choose_compute, recorded_compute
+
+    folder = Path(path).expanduser()
+    is_run = folder.exists() and not (folder / "config.json").is_file()
+    if options.precision is not None:
+        compute = choose_compute(options.device, options.precision, section="")
+    else:
+        recorded: Any = read_metadata(find_trained(folder)[0])["precision"] if is_run else "auto"
+        compute = recorded_compute(options.device, recorded)
+    part = VisionPart.from_pretrained(path, device=compute.device, dtype=compute.dtype, allow=options.allow)
+    summary = part.crop.summary
+    if part.pano is not None:
+        part.pano.generation = part.pano.generation.changed(generation)
+        summary = f"{part.pano.summary}; {summary}"
+    engine = Engine(part.pano, compute, batch_size=options.batch_size, queue_limit=options.queue)
+    return Served(name, summary, part, engine, Overlays(part.vision, part.crop))
+
+
+def _run(app: Any, listener: socket.socket, models: Sequence[Served]) -> None:
+    """Serves until Ctrl-C."""
+    import uvicorn
+
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            LOG.info(
+                "Serving %s at %s (the page) and %s/v1 (OpenAI form). Ctrl-C ends it.",
+                _listed(models),
+                address,
+                address,
+            )
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            for model in models:  # first, so that no client waits for an answer
+                model.engine.close()
+            await super().shutdown(sockets=sockets)
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=2
+    )
+    Server(config).run(sockets=[listener])
+
+
+def _listed(models: Sequence[Served]) -> str:
+    return " and ".join(model.name for model in models)
+
+
+if __name__ == "__main__":
+    main()
