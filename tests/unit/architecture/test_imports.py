@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "prompt": {"chat_format"},
     "run_folder": {"component", "checkpoint", "disk", REGISTRY},
+    "server": {"batch", "crop", "data", "evaluation", "generation", "logs", "model", "prompt", "training"},
     "stages": {"batch", "component", "crop", "losses", "model", REGISTRY},
     REGISTRY: {"component"},
     "store": {"batch", "disk", "logs"},
