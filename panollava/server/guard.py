@@ -24,6 +24,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",  # the page's files may change with the package, and its pictures with the server
 }
 OPEN = ("/api/info", "/health")
 """Routes below ``/api`` that need no key."""

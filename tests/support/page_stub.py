@@ -23,12 +23,9 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 import panollava
+from panollava.server.guard import POLICY
 
 STATIC = Path(panollava.__file__).parent / "server" / "static"
-POLICY = (
-    "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
 MARKUP = '<img src=x onerror="window.broken = true"><b>bold</b>'
 """An answer and a name that must stay text."""
 SIZE = (1024, 512)
