@@ -1,21 +1,21 @@
-"""Writes rows.csv: the scores of detection runs, out of the newest evaluation of each.
+"""Writes rows.csv: the scores of detection runs, out of the newest evaluation of each. Rows of other runs stay.
 
-``python experiments/detection/collect.py <results folder> <run> …``, in the folder where the runs were trained.
+``python experiments/detection/collect.py <results folder> <run> …``, in the folder where the runs were trained. A run's
+name is ``<crop>_<resampler>_<seed>``.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
 
 from panollava.disk import csv_text
 
-COLUMNS = ("AP", "AP50", "AP75", "AP50 equal scores", "F1", "centre error", "mIoU", "mIoU by pixel", "blank AP")
-
 
 def row(folder: Path) -> list[object]:
-    """The scores of a recorded evaluation."""
+    """The scores of a recorded evaluation, in the order of the columns."""
     document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     boxes, masks = document["boxes"], document["masks"]
     given, equal = boxes["with_scores"], boxes["with_equal_scores"]
@@ -27,13 +27,14 @@ def row(folder: Path) -> list[object]:
 def main() -> None:
     """Writes the table beside this file."""
     results, *runs = sys.argv[1:]
-    rows = []
+    path = Path(__file__).with_name("rows.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *known = csv.reader(file)
+    rows: dict[tuple[str, ...], list[object]] = {tuple(one[:3]): list(one) for one in known}
     for run in runs:
         newest = sorted(Path(results, "eval_results", run).glob("detections_*"))[-1]
-        crop, resampler, seed = run.split("_")
-        rows.append([crop, resampler, seed, *row(newest)])
-    text = csv_text([["crop", "resampler", "seed", *COLUMNS], *rows])
-    Path(__file__).with_name("rows.csv").write_text(text, encoding="utf-8")
+        rows[tuple(run.split("_"))] = [*run.split("_"), *row(newest)]
+    path.write_text(csv_text([head, *(rows[name] for name in sorted(rows))]), encoding="utf-8")
 
 
 if __name__ == "__main__":
