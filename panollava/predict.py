@@ -1,11 +1,14 @@
-"""python -m panollava.predict: answers a question about a panorama, or finds what is where; also of a whole folder."""
+"""python -m panollava.predict: answers questions about panoramas, or finds what is where.
+
+One question about a panorama or about each of a folder, or the questions of a file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 from omegaconf import DictConfig
@@ -17,7 +20,9 @@ from panollava.logs import LOG, configure_console, say
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from panollava.data.question_file import FileQuestion
     from panollava.model.api import PanoLlava
+    from panollava.prompt import Encoded
     from panollava.training.precision import Compute
 
 Answered = tuple[Path, str]
@@ -28,8 +33,9 @@ class PredictOptions:
     """Plain keys of ``conf/predict.yaml``; see there."""
 
     checkpoint: str
-    image: str
+    image: str | None
     question: str | None
+    questions: str | None
     out: str | None
     batch_size: Annotated[int, Interval(ge=1)]
     device: str
@@ -43,10 +49,13 @@ def main(cfg: DictConfig) -> None:
 
     configure_console()
     example = 'ask such as checkpoint=runs/demo image=panorama.jpg question="what is behind me?"'
-    required = ["checkpoint", "image"]
-    options, sections = read_config(cfg, PredictOptions, required=required, example=example)
+    options, sections = read_config(cfg, PredictOptions, required=["checkpoint"], example=example)
     if options.question is not None and not options.question.strip():
         raise ValueError("question= is empty: give a question.")
+    if options.questions is not None and options.question is not None:
+        raise ValueError("question= and questions= are both given. Ask one question, or those of a file.")
+    if options.image is None and options.questions is None:
+        raise ValueError(f"image is missing: {example}.")
 
     from panollava.data.csv import is_address
     from panollava.data.fetch import FetchOptions
@@ -55,8 +64,12 @@ def main(cfg: DictConfig) -> None:
     from panollava.run.memory import answers_too_large, explained
     from panollava.training.precision import choose_compute
 
-    paths = find_panoramas(options.image, FetchOptions(**sections["fetch"]))
     compute = choose_compute(options.device, "auto", section="")
+    if options.questions is not None:
+        _answer_file(options, Path(options.questions).expanduser(), compute, sections["generation"])
+        return
+    assert options.image is not None
+    paths = find_panoramas(options.image, FetchOptions(**sections["fetch"]))
     if options.question is None:
         _find(options, paths, compute)
         return
@@ -77,6 +90,87 @@ def main(cfg: DictConfig) -> None:
         if out is not None and answered:
             _write(out, [(_shown(path, options.image), answer) for path, answer in answered], options.question)
     _check_all(paths, len(answered), options.image)
+
+
+def _answer_file(options: PredictOptions, path: Path, compute: Compute, generation: Mapping[str, Any]) -> None:
+    """Answers the questions of a file: a line each, and the file with the answers in a column."""
+    from panollava.data.question_file import read_questions
+    from panollava.model.api import PanoLlava
+    from panollava.run.image_commands import write_out
+    from panollava.run.memory import answers_too_large, explained
+
+    out = None if options.out is None else _checked_out(Path(options.out).expanduser())
+    file, folder = read_questions(path), path.parent if options.image is None else Path(options.image).expanduser()
+    pictures = {one.image: folder / one.image for one in file.questions}
+    if missing := [str(place) for place in pictures.values() if not place.is_file()]:
+        raise FileNotFoundError(
+            f"questions={path}: {len(missing)} of {len(pictures)} pictures are not there, such as {missing[0]}. Names "
+            f"are relative to {folder}; image=<folder> names another."
+        )
+    pano = PanoLlava.from_pretrained(
+        options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
+    )
+    pano.generation = pano.generation.changed(generation)
+    answers: dict[int, str] = {}
+    try:
+        new = pano.generation.max_new_tokens
+        with compute.autocast(), explained(lambda: answers_too_large(options.batch_size, new)):
+            for number, answer in _answers_by_picture(pano, file.questions, pictures, options.batch_size):
+                answers[number] = answer
+                one = file.questions[number]
+                say("\t".join((one.image, " ".join(one.text.split()), " ".join(answer.split()))))
+    finally:  # a file may have taken hours
+        if out is not None and answers:
+            rows = [(*file.questions[number].cells, answers[number]) for number in sorted(answers)]
+            write_out(out, csv_text([(*file.header, "prediction"), *rows]))
+            LOG.info("%d answers: %s", len(answers), out)
+    if len(answers) < len(file.questions):
+        raise ValueError(
+            f"{len(file.questions) - len(answers)} of {len(file.questions)} questions of {path} were not answered. "
+            "They are named above."
+        )
+
+
+def _answers_by_picture(
+    pano: PanoLlava, questions: Sequence[FileQuestion], pictures: Mapping[str, Path], batch_size: int
+) -> Iterator[tuple[int, str]]:
+    """Numbers of the questions with their answers, picture by picture; each picture is encoded once.
+
+    What cannot be read or does not fit the model is logged and left out.
+    """
+    asked: dict[str, list[tuple[int, Encoded]]] = {name: [] for name in pictures}
+    for number, one in enumerate(questions):
+        try:
+            asked[one.image].append((number, pano.encode(one.text)))
+        except ValueError as error:
+            LOG.warning("Left out: question %d: %s", number + 1, error)
+    group: list[tuple[int, Encoded, str]] = []
+    features: dict[str, Tensor] = {}
+    for name, path in pictures.items():
+        try:
+            views = pano.views(path) if asked[name] else None
+        except (ValueError, OSError) as error:
+            LOG.warning("Left out, with %d questions: %s", len(asked[name]), error)
+            continue
+        if views is not None:
+            features[name] = pano.features(views)
+        group += [(number, text, name) for number, text in asked[name]]
+        while len(group) >= batch_size:
+            yield from _answered(pano, group[:batch_size], features)
+            group = group[batch_size:]
+            features = {name: features[name] for _, _, name in group}
+    yield from _answered(pano, group, features)
+
+
+def _answered(
+    pano: PanoLlava, group: Sequence[tuple[int, Encoded, str]], features: Mapping[str, Tensor]
+) -> Iterator[tuple[int, str]]:
+    if not group:
+        return
+    names = list(dict.fromkeys(name for _, _, name in group))
+    rows = [names.index(name) for _, _, name in group]
+    batch = pano.feature_batch([features[name] for name in names], [text for _, text, _ in group], rows)
+    yield from zip((number for number, _, _ in group), pano.answer(batch), strict=True)
 
 
 def _check_all(paths: Sequence[Path], count: int, image: str) -> None:
@@ -130,7 +224,7 @@ def _find(options: PredictOptions, paths: Sequence[Path], compute: Compute) -> N
         write_coco(out, BoxAnnotations(detector.names, boxes), Conventions())
     if out is not None and found:
         LOG.info("Boxes of %d pictures: %s", len(found), out)
-    _check_all(paths, len(found), options.image)
+    _check_all(paths, len(found), str(options.image))
 
 
 def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *, skips: bool) -> Iterator[Answered]:

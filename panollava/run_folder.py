@@ -47,6 +47,7 @@ MAY_DIFFER = (
     "tracking",
     "trainer.auto_batch",
     "trainer.checkpoint_activations",
+    "trainer.keep_best",
     "trainer.log_every_steps",
     "trainer.max_steps",
     "trainer.num_workers",

@@ -36,7 +36,7 @@ from panollava.model.fusion import image_token_count
 from panollava.model.hub import SHIPPED, quiet_transformers
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
 from panollava.model.shared_prefix import PICTURE_INPUTS, prefill, unshareable
-from panollava.model.vision import PanoVision
+from panollava.model.vision import Encoding, PanoVision
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
 from panollava.run_folder import find_trained, read_metadata, short_name, with_paths_found
@@ -311,6 +311,31 @@ class PanoLlava:
             pixel_values=torch.stack(list(views)),
             cameras=cameras,
             view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
+            **pad_left([text.ids for text in texts], self._pad_id),
+        )
+
+    def features(self, views: Tensor) -> Tensor:
+        """Features ``(V, N, Dv)`` of a panorama's views, with the bits that an evaluation has of them."""
+        return Encoding(self.model.vision.tower)(views)
+
+    def feature_batch(
+        self, features: Sequence[Tensor], texts: Sequence[Encoded], picture_index: Sequence[int]
+    ) -> Batch:
+        """A batch for ``answer`` of several questions about each panorama, whose common part is computed once.
+
+        Args:
+            features: of each panorama, as of ``features``.
+            texts: of ``encode``.
+            picture_index: the panorama of each text.
+        """
+        cameras = self.crop.camera_rows.expand(len(features), -1, -1).contiguous()
+        return Batch(
+            sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
+            pixel_values=None,
+            cameras=cameras,
+            view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
+            vision_features=torch.stack(list(features)),
+            picture_index=torch.tensor(picture_index),
             **pad_left([text.ids for text in texts], self._pad_id),
         )
 

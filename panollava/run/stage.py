@@ -108,6 +108,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
             "has_lora": _has_lora(stage),
             "share": asdict(BatchSplit(run.procs.world_size, options.batch_size, options.accumulate)),
         },
+        keep_best=run.trainer.keep_best,
         on_save=partial(record_best, run, name, folder, stage),
         frozen=frozen,
     )

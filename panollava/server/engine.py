@@ -21,8 +21,6 @@ from panollava.generation import GenerationOptions
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.decoding import AnswerText, OnText
-from panollava.model.processor import pad_left
-from panollava.model.vision import Encoding
 from panollava.prompt import Encoded
 from panollava.training.precision import Compute
 
@@ -108,7 +106,6 @@ class Engine:
     def __init__(self, pano: PanoLlava | None, compute: Compute, *, batch_size: int, queue_limit: int) -> None:
         self.pano, self.compute = pano, compute
         self.batch_size, self.queue_limit = batch_size, queue_limit
-        self._encode = None if pano is None else Encoding(pano.model.vision.tower)
         self._features: OrderedDict[str, Tensor] = OrderedDict()  # of the panoramas that were asked about last
         self._waiting: deque[Ask | _Call] = deque()
         self._changed = threading.Condition()
@@ -223,22 +220,14 @@ class Engine:
         assert self.pano is not None
         features = {ask.picture: self._features_of(ask) for ask in asks}
         row_of = {picture: row for row, picture in enumerate(features)}
-        cameras = self.pano.crop.camera_rows.expand(len(features), -1, -1).contiguous()
-        return Batch(
-            sample_ids=[f"question {number}" for number in range(1, len(asks) + 1)],
-            pixel_values=None,
-            cameras=cameras,
-            view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
-            vision_features=torch.stack(list(features.values())),
-            picture_index=torch.tensor([row_of[ask.picture] for ask in asks]),
-            **pad_left([ask.text.ids for ask in asks], 0),
-        )
+        rows = [row_of[ask.picture] for ask in asks]
+        return self.pano.feature_batch(list(features.values()), [ask.text for ask in asks], rows)
 
     def _features_of(self, ask: Ask) -> Tensor:
         """Features ``(V, N, Dv)`` of a panorama, encoded as an evaluation does; those asked about last are kept."""
-        assert self._encode is not None
+        assert self.pano is not None
         if ask.picture not in self._features:
-            self._features[ask.picture] = self._encode(ask.views)
+            self._features[ask.picture] = self.pano.features(ask.views)
         self._features.move_to_end(ask.picture)
         kept = sum(one.nbytes for one in self._features.values())
         while kept > FEATURE_BYTES and len(self._features) > 1:

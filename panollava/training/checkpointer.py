@@ -1,5 +1,6 @@
 """Checkpoints of a stage: saving, bit-exact resuming, and starting from another run's weights."""
 
+import glob
 import math
 import re
 import shutil
@@ -106,6 +107,7 @@ class Checkpointer:
         optimizer, scaler: their state makes resuming exact.
         procs: the processes whose shards and random states are saved.
         notes: further entries of ``state.json``, such as the tracking run's id.
+        keep_best: checkpoints with the lowest validation losses that stay.
         on_save: called with (progress, validation loss) after a best checkpoint was written.
         frozen: backbone weights that do not train here.
         inherited: values of those of ``frozen`` that an earlier stage trained. Every checkpoint has them, since the
@@ -120,6 +122,7 @@ class Checkpointer:
     scaler: torch.amp.GradScaler
     procs: DistributedContext = field(default_factory=DistributedContext)
     notes: dict[str, object] = field(default_factory=dict)
+    keep_best: int = 1
     on_save: Callable[[Progress, float], None] | None = None
     frozen: Mapping[str, nn.Parameter] = field(default_factory=dict)
     inherited: Mapping[str, Tensor] = field(default_factory=dict, init=False)
@@ -137,7 +140,7 @@ class Checkpointer:
         return {**self.inherited, **self.parameters}
 
     def save(self, progress: Progress, loss: float | None, *, is_best: bool) -> Path:
-        """Writes a checkpoint, moves the links to it, and removes checkpoints that no link names.
+        """Writes a checkpoint, moves the links to it, and removes those that are neither linked nor among the best.
 
         All processes must call it, since it gathers their shards; the main one writes.
 
@@ -225,14 +228,23 @@ class Checkpointer:
         return progress
 
     def remove_unlinked(self) -> None:
-        """Removes checkpoints that no link names, and what a killed process left."""
-        kept = {files.follow(self.folder / name) for name in (files.BEST, files.LAST)}
+        """Removes checkpoints that no link names and that are not among the best, and what a killed process left."""
+        kept = {files.follow(self.folder / name) for name in (files.BEST, files.LAST)} | self._best()
         pattern = re.compile(re.escape(self.prefix) + r"_(epoch\d+_loss.+|step\d+)\.ckpt")
         for path in self.folder.iterdir():
             leftover = path.name.startswith((".old-", ".tmp-"))
             if leftover or (pattern.fullmatch(path.name) and path not in kept):
                 with writing(path):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _best(self) -> set[Path]:
+        """The ``keep_best`` checkpoints with the lowest validation losses; of equal ones the earlier."""
+        if self.keep_best == 1:  # the linked one
+            return set()
+        validated = self.folder.glob(f"{glob.escape(self.prefix)}_epoch*_loss*.ckpt")
+        states = {path: files.read_state(path) for path in validated if not path.is_symlink()}
+        order = sorted(states, key=lambda path: (states[path]["validation_loss"], path.name))
+        return set(order[: self.keep_best])
 
     def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Full tensors on the CPU of the main process, one after the other to save memory; empty in other processes."""

@@ -25,6 +25,7 @@ class TrainerOptions:
         validations_per_epoch: how often the validation split is run.
         patience: validations without a better loss after which a stage stops; 0 never stops it.
         save_every_steps: interval of checkpoints between validations; 0 for none.
+        keep_best: checkpoints with the lowest validation losses that stay; ``best.ckpt`` is the first of them.
         log_every_steps: interval of the tracked training metrics.
         max_steps: ends a stage early; for trials.
         checkpoint_activations: recompute activations of the language model and of trained encoder blocks in the
@@ -43,6 +44,7 @@ class TrainerOptions:
     validations_per_epoch: Annotated[int, Ge(1)] = 1
     patience: Annotated[int, Ge(0)] = 0
     save_every_steps: Annotated[int, Ge(0)] = 0
+    keep_best: Annotated[int, Ge(1)] = 1
     log_every_steps: Annotated[int, Ge(1)] = 10
     max_steps: Annotated[int, Ge(1)] | None = None
     checkpoint_activations: bool = False

@@ -121,6 +121,7 @@ class Toy:
         stage: ToyStage | None = None,
         prefix: str = "toy",
         procs: DistributedContext = ALONE,
+        keep_best: int = 1,
         **notes: Any,
     ) -> None:
         self.stage, self.procs = stage or ToyStage(), procs
@@ -137,6 +138,7 @@ class Toy:
             scaler=self.scaler,
             procs=procs,
             notes=notes,
+            keep_best=keep_best,
             on_save=lambda progress, loss: self.saved.append((progress.epoch, loss)),
         )
 

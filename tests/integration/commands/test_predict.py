@@ -200,3 +200,53 @@ def test_a_picture_is_fetched_where_that_is_allowed(ask: Ask, monkeypatch: pytes
         assert rows("one.csv") == [[address, QUESTION, out.strip()]]
     with pytest.raises(ValueError, match=r"pictures are not fetched here.*fetch_panorama"):
         pano.generate(address, QUESTION)
+
+
+def test_the_questions_of_a_file(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Each picture is encoded once, whatever the order of the rows and the size of a batch."""
+    asked = [("a.jpg", "what?"), ("c.PNG", "where is the ring?"), ("a.jpg", "무엇이, 보이나요?"), ("c.PNG", "what?")]
+    lines = "".join(f'{number},{image},"{text}"\n' for number, (image, text) in enumerate(asked))
+    (photos / "ask.csv").write_text(f"id,image,question\n{lines}", encoding="utf-8")
+    pano = PanoLlava.from_pretrained("runs/recorded")
+    expected = [pano.generate(photos / image, text) for image, text in asked]
+    tower = type(pano.model.vision.tower)
+    encoded, original = [], tower.forward
+    monkeypatch.setattr(tower, "forward", lambda self, pixels: encoded.append(len(pixels)) or original(self, pixels))
+    for batch_size in (1, 3, 8):
+        encoded.clear()
+        arguments = ["checkpoint=runs/recorded", "device=cpu", f"batch_size={batch_size}", "out=answers.csv"]
+        assert command(monkeypatch, predict, *arguments, f"questions='{photos / 'ask.csv'}'") == 0
+        assert len(encoded) == 2
+        header, *found = table("answers.csv")
+        assert header == ["id", "image", "question", "prediction"]
+        assert found == [
+            [str(number), *one, answer] for number, (one, answer) in enumerate(zip(asked, expected, strict=True))
+        ]
+    assert capsys.readouterr().out.splitlines()[0] == f"a.jpg\twhat?\t{expected[0]}"
+
+
+def test_a_file_of_questions_with_pictures_that_cannot_be_read(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        typed = ["checkpoint=runs/recorded", "device=cpu", *arguments]
+        return command(monkeypatch, predict, *typed), capsys.readouterr().err
+
+    ask = photos / "ask.json"
+    ask.write_text('[{"image": "d.png", "query": "what?"}, {"image": "a.jpg", "query": "what?"}]', encoding="utf-8")
+    status, error = run(f"questions='{ask}'", "out=answers.csv")
+    assert status == 1
+    assert "1 of 2 questions" in error
+    assert [row[0] for row in table("answers.csv")] == ["image", "a.jpg"]
+    ask.write_text('[{"image": "nowhere.jpg", "query": "what?"}]', encoding="utf-8")
+    status, error = run(f"questions='{ask}'")
+    assert (status, "1 of 1 pictures are not there" in error) == (1, True)
+    status, error = run(f"questions='{ask}'", "question=what?")
+    assert (status, "both given" in error) == (1, True)
+    status, error = run("question=what?")
+    assert (status, "image is missing" in error) == (1, True)
+
+
+def table(name: str) -> list[list[str]]:
+    with Path(name).open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))

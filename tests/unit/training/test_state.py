@@ -114,6 +114,22 @@ def test_the_final_file_holds_the_best_weights(tmp_path: Path) -> None:
         assert torch.equal(tensors["weight"], best)
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_the_best_checkpoints_stay(tmp_path: Path, keep: int) -> None:
+    losses = [3.0, 1.00001, 2.0, 1.00002, 4.0, 2.5]
+    toy = Toy(tmp_path, prefix="toy[1]", keep_best=keep)
+    for number, loss in enumerate(losses, start=1):
+        progress = Progress(epoch=number, global_step=number)
+        toy.checkpointer.save(progress, loss, is_best=loss == min(losses[:number]))
+        toy.checkpointer.save(Progress(epoch=number, step_in_epoch=1, global_step=number + 1), None, is_best=False)
+        best = sorted(losses[:number])[:keep]
+        states = [json.loads((tmp_path / name / "state.json").read_text()) for name in toy.checkpoints()]
+        found = [state["validation_loss"] for state in states]
+        assert sorted(loss for loss in found if loss is not None) == best
+        assert found.count(None) == 1  # the last one, with which the run resumes
+    assert json.loads((tmp_path / BEST / "state.json").read_text())["validation_loss"] == 1.00001
+
+
 def test_a_checkpoint_of_another_stage_is_refused(tmp_path: Path) -> None:
     saved = trained(tmp_path).checkpointer.save(Progress(), None, is_best=False)
     other = Toy(tmp_path, ToyStage("finetune"))

@@ -1,0 +1,62 @@
+"""Files of questions without answers, in their three forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from panollava.data.question_file import read_questions
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_csv_keeps_all_its_columns(tmp_path: Path) -> None:
+    text = 'id,url,question,note\n7,a.jpg,"what, here?",x\n8,방.jpg,무엇이 보이나요?,\n'
+    file = read_questions(written(tmp_path, "ask.csv", text))
+    assert file.header == ("id", "url", "question", "note")
+    assert [(one.image, one.text) for one in file.questions] == [
+        ("a.jpg", "what, here?"),
+        ("방.jpg", "무엇이 보이나요?"),
+    ]
+    assert file.questions[0].cells == ("7", "a.jpg", "what, here?", "x")
+
+
+@pytest.mark.parametrize("name", ["ask.json", "ask.jsonl"])
+def test_objects_have_an_image_and_a_question(name: str, tmp_path: Path) -> None:
+    objects = [{"image": "a.jpg", "question": "what?", "id": 3}, {"image_path": "b.jpg", "query": " where? "}]
+    text = json.dumps(objects) if name.endswith(".json") else "\n".join(map(json.dumps, objects)) + "\n\n"
+    file = read_questions(written(tmp_path, name, text))
+    assert file.header == ("image", "query")
+    assert [one.cells for one in file.questions] == [("a.jpg", "what?"), ("b.jpg", "where?")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("ask.csv", "url,note\na.jpg,x\n", "no column for the query"),
+        ("ask.csv", "url,query\n", "no rows"),
+        ("ask.csv", "url,query\na.jpg,\n,what?\n", "row 2, column query: it is missing or empty"),
+        ("ask.csv", "", "empty"),
+        ("ask.txt", "a.jpg what?", "ends in .csv"),
+        ("ask.json", '{"image": "a.jpg"}', "a list of objects"),
+        ("ask.json", "[3]", "entry 1, image: it is missing"),
+        ("ask.json", "[]", "no question"),
+        ("ask.json", "[{", "no JSON"),
+        ("ask.jsonl", '{"image": "a.jpg", "query": 3}', "line 1, query: it is missing or empty"),
+        ("ask.jsonl", '{"image": "a.jpg", "query": "\\ud800"}', "half a character"),
+    ],
+)
+def test_what_is_wrong_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_questions(written(tmp_path, name, text))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_questions(tmp_path / "ask.csv")
