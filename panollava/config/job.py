@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def run_job(function: Function, cfg: DictConfig, load: Load | None = None) -> fl
             f"{sweep / name} is the folder of two jobs of this sweep ({before.swept} and {swept_values()}). Leave "
             "hydra.sweep.subdir and hydra.job.config.override_dirname as they are."
         )
+    name_cluster_job(f"{sweep.name}/{name}")
     if "basic_launcher" not in HydraConfig.get().launcher._target_:
         label_console(name)  # several jobs at once
     _record(sweep, name, "running")
@@ -105,6 +107,15 @@ def _join_cluster() -> None:
 
     if submitit.JobEnvironment().num_tasks > 1:
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def name_cluster_job(name: str) -> None:
+    """Names this SLURM job, which its array named like all others; ``squeue`` then shows the values of each job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
+        return
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # the name is for people alone
+        subprocess.run(["scontrol", "update", f"JobId={job}", f"Name={name}"], capture_output=True, timeout=10)
 
 
 def in_sweep() -> bool:
