@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MLFLOW_PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test coverage check format tables ui clean
+.PHONY: help install demo quick test coverage check format tables docs ui clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ format: $(STAMP) ## Format the code
 tables: $(STAMP) ## Update the tables of options in README.md and conf/README.md, and what --help says is allowed
 	$(BIN)/python -m experiments.tables
 	$(BIN)/python -m experiments.allowed
+
+docs: $(STAMP) ## Write the API reference into site/ and check its links
+	$(BIN)/python -m experiments.reference
 
 ui: $(STAMP) ## Open the MLflow page of the runs in this folder
 	$(BIN)/mlflow ui --port $(MLFLOW_PORT)

@@ -61,14 +61,14 @@ def _bleu(order: int, counts: np.ndarray) -> np.ndarray:
     return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
 
 
-class _WordMetric(Metric):
+class WordMetric(Metric):
     """A metric that is undefined where no reference has a word."""
 
     def undefined(self, answers: AnswerSet) -> dict[str, str]:
         return {} if answers.reference_ngrams.longest else {self.name: "no reference has a word"}
 
 
-class RougeL(_WordMetric):
+class RougeL(WordMetric):
     """ROUGE-L of each answer.
 
     Source: Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 3.1, with the highest precision
@@ -115,7 +115,7 @@ def _common_length(places: dict[str, int], length: int, words: list[str]) -> int
     return length - (row & whole).bit_count()
 
 
-class Cider(_WordMetric):
+class Cider(WordMetric):
     """CIDEr of each answer; the document frequencies are those of the whole set."""
 
     name, top = "CIDEr", 10.0
@@ -210,7 +210,7 @@ class Spice(Metric):
         return {self.name: "needs Stanford CoreNLP models, which are not part of pycocoevalcap"}
 
 
-class Meteor(_WordMetric):
+class Meteor(WordMetric):
     """METEOR. The score of the set is computed from summed statistics; it is not the mean of its answers' scores."""
 
     name, needs = "METEOR", ("meteor", "java")
