@@ -75,10 +75,10 @@ class PanoLlava:
 
     @property
     def _parts(self) -> dict[str, Any]:
-        config = self.model.config
+        config, named = self.model.config, self.metadata.get("model", {})
         return {
-            "vision": short_name(config.vision_name),
-            "language": short_name(config.language_name),
+            "vision": short_name(named.get("vision", {}).get("name") or config.vision_name),
+            "language": short_name(named.get("language", {}).get("name") or config.language_name),
             "resampler": (config.resampler or {}).get("type"),
             "crop": (config.crop or {}).get("type"),
         }

@@ -99,6 +99,28 @@ def test_borders_boxes_masks_and_heat(address: str, tab: Open) -> None:
     page.check()
 
 
+def test_the_screenshots_of_the_readme(address: str, tab: Open, tmp_path: Path) -> None:
+    """Pictures of the page; of a run of one's own with ``PANOLLAVA_PAGE=<address of its server>``.
+
+    ``PANOLLAVA_SCREENSHOTS=experiments/pictures`` says where they are written.
+    """
+    url, folder = os.environ.get("PANOLLAVA_PAGE", address), Path(os.environ.get("PANOLLAVA_SCREENSHOTS", tmp_path))
+    wide = tab(url, viewport={"width": 1280, "height": 800})
+    wide.open()
+    question = wide.page.evaluate("panollava.state.picture.question")
+    wide.page.check("#show-boxes")
+    wide.page.wait_for_selector("#boxes button")
+    wide.ask(question)
+    wide.ask("what?" if url == address else "what is behind?")
+    wide.page.check("input[name=heat][value=attention]")
+    eventually(lambda: "Attention from" in wide.page.inner_text("#heat-note"))
+    wide.look(165.0, -5.0)
+    wide.page.wait_for_timeout(1000)  # the overlay is drawn with the next pictures of the viewer
+    wide.page.screenshot(path=folder / "page.png")
+    assert (folder / "page.png").stat().st_size > 20_000
+    wide.check()
+
+
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "mine"
