@@ -8,6 +8,7 @@ templates that write earlier turns in another form than the last one.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,23 @@ CHATML_TEMPLATE = (
 )
 """ChatML whose turns end in the tokenizer's own EOS, the only end mark that a model without a template knows."""
 
+_TEMPLATE_OF_TURNS = (
+    "{%- for message in messages -%}"
+    "{%- if message.content is string -%}{%- set text = message.content -%}{%- else -%}"
+    "{%- set text = message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') -%}"
+    "{%- endif -%}"
+    "{%- if message.role == 'user' -%}"
+    "{{- FIRST if loop.first else LATER -}}"
+    "{%- if message.content is not string -%}"
+    "{%- set pictures = message.content | selectattr('type', 'equalto', 'image') | list -%}"
+    "{%- for picture in pictures -%}{{- IMAGE -}}{%- endfor -%}{%- if pictures -%}{{- '\\n' -}}{%- endif -%}"
+    "{%- endif -%}"
+    "{{- (text | trim) + AFTER -}}"
+    "{%- elif message.role == 'assistant' -%}{{- LEAD + (text | trim) + END -}}"
+    "{%- else -%}{{- raise_exception('Only user and assistant take turns. A system text is part of this template.') -}}"
+    "{%- endif -%}{%- endfor -%}"
+)
+"""The template of ``ChatFormat.as_template``, with names in place of the format's texts."""
 _PROBED_TURNS = 3  # turns with which a template is checked before anything is trained
 _TWO_DATES = (date(2001, 2, 3), date(2012, 11, 10))
 """Days that differ in year, month and day: text that a template writes on both contains no date."""
@@ -117,6 +135,28 @@ class ChatFormat:
                 text += self._lead + answer.strip() + self.end
                 spans.append((start, len(text)))
         return Rendered(text, spans, place)
+
+    def as_template(self, placeholder: str) -> str:
+        """A chat template that writes the text of ``render``, for tools that know no more of a format.
+
+        Contents of messages are texts or lists of parts; each part of type ``image`` becomes one ``placeholder``,
+        before the question. The system text and the date are part of the template.
+
+        Raises:
+            ValueError: the format numbers its turns, or writes a later one in another form.
+        """
+        (first, after), later, last = (self._turn(number) for number in range(_PROBED_TURNS))
+        if not after == later[1] == last[1] or later != last:
+            raise ValueError(
+                f"The chat template of {self._name} writes turns in different forms: {(first, after)!r}, {later!r} and "
+                f"{last!r}. {_WAY_OUT}"
+            )
+        words = {
+            "FIRST": first, "LATER": later[0], "AFTER": after, "LEAD": self._lead, "END": self.end, "IMAGE": placeholder
+        }  # fmt: skip
+        return re.sub(
+            "|".join(words), lambda found: json.dumps(words[found[0]], ensure_ascii=False), _TEMPLATE_OF_TURNS
+        )
 
     def _turn(self, number: int) -> tuple[str, str]:
         """The text between the end of the turn before and a turn's question, and between question and answer."""

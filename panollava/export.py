@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
@@ -12,6 +12,8 @@ from panollava.config.entrypoint import entrypoint
 from panollava.logs import LOG, configure_console
 
 if TYPE_CHECKING:
+    import torch
+
     from panollava.model.api import PanoLlava
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -24,8 +26,11 @@ class ExportOptions:
 
     checkpoint: str
     out: str
+    layout: Literal["panollava", "llava"]
     merge: bool
     precision: Literal["fp32", "bf16", "fp16"]
+    verify: bool
+    push: str | None
     overwrite: bool
     allow: str | list[str]
 
@@ -37,7 +42,9 @@ def main(cfg: DictConfig) -> None:
 
     configure_console()
     example = "export such as checkpoint=runs/demo out=export"
-    options, sections = read_config(cfg, ExportOptions, required=["checkpoint", "out"], example=example)
+    options, sections = read_config(
+        cfg, ExportOptions, required=["checkpoint", "out"], example=example, check=_problems
+    )
 
     import torch
 
@@ -47,23 +54,78 @@ def main(cfg: DictConfig) -> None:
 
     out = _checked_out(Path(options.out).expanduser(), options.overwrite)
     dtype = getattr(torch, DTYPES[options.precision])
-    pano = PanoLlava.from_pretrained(options.checkpoint, dtype=dtype, in_4bit=False, allow=options.allow)
+    opened_as = torch.float32 if options.layout == "llava" else dtype  # it is checked before the cast
+    pano = PanoLlava.from_pretrained(options.checkpoint, dtype=opened_as, in_4bit=False, allow=options.allow)
     pano.generation = pano.generation.changed(sections["generation"])
-    adapted = has_lora(pano.model)
+    adapter = "without an adapter"
+    if has_lora(pano.model):
+        adapter = "its adapter merged" if options.merge else f"its adapter beside it in {LORA}"
     if options.merge:
         pano.merge_lora_weights()
-    replace_folder(out, lambda folder: _fill(folder, pano, keep_lora=not options.merge))
-    adapter = "without an adapter"
-    if adapted:
-        adapter = "its adapter merged" if options.merge else f"its adapter beside it in {LORA}"
+    if options.layout == "llava":
+        _refuse_misfits(pano, options)
+    replace_folder(out, lambda folder: _fill(folder, pano, options, adapter, dtype))
     LOG.info("%s, in %s, %s: %s", options.checkpoint, options.precision, adapter, options.out)
-    LOG.info("After import panollava, PanoLlava, the Auto classes and pipeline('image-text-to-text') open it.")
+    openers = "PanoLlava, the Auto classes" if options.layout == "panollava" else "LlavaForConditionalGeneration"
+    before = "After import panollava" if options.layout == "panollava" else "Without panollava"
+    LOG.info("%s, %s and pipeline('image-text-to-text') open it.", before, openers)
+    if options.push is not None:
+        _push(out, options.push)
 
 
-def _fill(folder: Path, pano: PanoLlava, *, keep_lora: bool) -> None:
-    pano.save_pretrained(folder, keep_lora=keep_lora)
+def _problems(values: dict[str, Any]) -> list[str]:
+    from panollava.model.hub import HUB_NAME
+
+    push = values["push"]
+    if not isinstance(push, str) or HUB_NAME.fullmatch(push):
+        return []
+    return [f"push={push!r}: allowed is null or a name of the Hugging Face hub, such as push=my_name/my_model."]
+
+
+def _refuse_misfits(pano: PanoLlava, options: ExportOptions) -> None:
+    from panollava.model.llava import misfits
+
+    if found := misfits(pano):
+        lines = [f"layout=llava cannot hold {options.checkpoint}; nothing was written:", *found]
+        raise ValueError("\n  ".join([*lines, "Or write it with layout=panollava, which holds every model."]))
+
+
+def _fill(folder: Path, pano: PanoLlava, options: ExportOptions, adapter: str, dtype: torch.dtype) -> None:
+    from panollava.model_card import CARD, model_card
+
+    if options.layout == "llava":
+        from panollava.model.llava import check_llava, save_llava
+
+        save_llava(folder, pano, dtype)
+        if options.verify:
+            same, own = check_llava(folder, pano, dtype)
+            LOG.info("Logits differ by %.1e from the model's, and by %.1e with stock pixels, in fp32.", same, own)
+    else:
+        pano.save_pretrained(folder, keep_lora=not options.merge)
+    name = options.push or Path(options.out).name
+    card = model_card(pano, name=name, layout=options.layout, precision=options.precision, adapter=adapter)
+    (folder / CARD).write_text(card, encoding="utf-8")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors are written for their owner alone
+
+
+def _push(folder: Path, name: str) -> None:
+    """Uploads an export to the hub; a repository that is not there yet is private.
+
+    Raises:
+        OSError: the hub refused it; the export stays.
+    """
+    import huggingface_hub
+
+    try:
+        huggingface_hub.create_repo(name, private=True, exist_ok=True)
+        huggingface_hub.upload_folder(folder_path=folder, repo_id=name, commit_message="Export of panollava")
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"push={name} failed ({(str(error).splitlines() or ['no reason given'])[0]}). The export is complete in "
+            f"{folder}. Check the name, the network and `hf auth login`, then upload it: hf upload {name} {folder}"
+        ) from error
+    LOG.info("Uploaded to the Hugging Face hub: %s", name)
 
 
 def _checked_out(out: Path, overwrite: bool) -> Path:
@@ -81,10 +143,12 @@ def _checked_out(out: Path, overwrite: bool) -> Path:
 
 
 def _is_export(folder: Path) -> bool:
+    from panollava.model.llava import MARK
     from panollava.model.vlm import PanoLlavaConfig
 
     config = folder / "config.json"
-    return config.is_file() and f'"model_type": "{PanoLlavaConfig.model_type}"' in config.read_text(encoding="utf-8")
+    marks = (f'"model_type": "{PanoLlavaConfig.model_type}"', f'"{MARK}": ')
+    return config.is_file() and any(mark in config.read_text(encoding="utf-8") for mark in marks)
 
 
 if __name__ == "__main__":

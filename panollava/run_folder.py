@@ -392,7 +392,12 @@ def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
         folders = [p for p in path.glob(f"{stage}/*/{METADATA}") if follow(p.parent / BEST) or follow(p.parent / LAST)]
         if folders:
             return sorted(folders, key=lambda p: p.stat().st_mtime)[-1].parent
-    raise FileNotFoundError(f"{path} is no run: no {METADATA} in it, beside it or below it.{_nearby(path)}")
+    raise FileNotFoundError(no_run(path))
+
+
+def no_run(path: Path) -> str:
+    """Says that a path is no run, and which runs are nearby."""
+    return f"{path} is no run: no {METADATA} in it, beside it or below it.{_nearby(path)}"
 
 
 def find_trained(path: Path, order: Sequence[str] = ()) -> tuple[Path, Path]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from panollava.batch import Batch
 from panollava.checkpoint import tidy
 from panollava.data.source import Question
-from panollava.disk import flush, write_json, writing
+from panollava.disk import flush, read_document, write_json, writing
 from panollava.evaluation.box_words import BoxAnswers
 from panollava.evaluation.exact_match import AnswerReport, is_correct
 from panollava.evaluation.measure import Groups, groups_record
@@ -217,6 +217,19 @@ def result_folder(root: Path, experiment: str) -> Path:
     if not parts or parts[0] == "/" or ".." in parts or Path(experiment).is_absolute():
         raise ValueError(f"experiment_name={experiment!r} is not a folder name below {root}; use a plain name.")
     return root.joinpath("eval_results", *parts)
+
+
+def newest_evaluation(roots: Iterable[Path], experiment: str, digest: str) -> dict[str, Any] | None:
+    """The newest ``metrics.json`` of an experiment that is of the weights with this SHA-256; None without one.
+
+    Args:
+        roots: results folders to look into; those that do not exist are left out.
+    """
+    folders = [result_folder(root, experiment) for root in roots]
+    files = {file.resolve() for folder in folders for file in folder.glob(f"predictions_*/{METRICS}")}
+    found = [read_document(file) for file in files]
+    ours = [one for one in found if digest.startswith(one.get("settings", {}).get("fingerprint") or "none")]
+    return max(ours, key=lambda one: one.get("created", ""), default=None)
 
 
 def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from panollava.batch import Batch
 from panollava.component import allow as allow_packages
 from panollava.crop.crop import Crop
+from panollava.disk import read_document
 from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model import lora
 from panollava.model.backbones import Backbones, open_checkpoint
@@ -33,13 +34,13 @@ from panollava.model.decoding import (
 )
 from panollava.model.detector import SURE, Detections, PanoDetector
 from panollava.model.fusion import image_token_count
-from panollava.model.hub import SHIPPED, quiet_transformers
+from panollava.model.hub import SHIPPED, fetch_export, is_hub_name, public_name, quiet_transformers
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
 from panollava.model.shared_prefix import PICTURE_INPUTS, prefill, unshareable
 from panollava.model.vision import Encoding, PanoVision
-from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.model.vlm import PanoLlavaConfig, PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt, Encoded, Limits
-from panollava.run_folder import find_trained, read_metadata, short_name, with_paths_found
+from panollava.run_folder import find_trained, no_run, read_metadata, short_name, with_paths_found
 from panollava.stages.registry import recorded_stage
 
 Turns = Sequence[tuple[str, str]]  # (question, answer) pairs of a conversation so far
@@ -92,19 +93,22 @@ class PanoLlava:
         dtype: torch.dtype = torch.float32,
         in_4bit: bool = True,
         allow: str | Sequence[str] = (),
+        revision: str | None = None,
     ) -> PanoLlava:
         """Opens a run folder, an experiment's folder, a checkpoint in one, or an export.
 
-        ``dtype`` is of the backbones, also where they were trained. ``in_4bit`` keeps the language model in four bits
-        where training did. ``allow`` names packages whose classes the model may be made of; their code is run.
+        An export may be one of the Hugging Face hub, ``user/repo``, where there is no such folder; ``revision`` is its
+        commit, branch or tag. ``dtype`` is of the backbones, also where they were trained. ``in_4bit`` keeps the
+        language model in four bits where training did. ``allow`` names packages whose classes the model may be made
+        of; their code is run.
 
         Raises:
-            FileNotFoundError: no run there; the message names those nearby.
-            ValueError: a stage without a language part, weights that do not fit the metadata, or a class of
-                a package that is not allowed or not installed.
+            FileNotFoundError: no run there; the message names those nearby, and says if the hub was asked.
+            ValueError: a stage without a language part, weights that do not fit the metadata, a class of a package
+                that is not allowed or not installed, or a ``revision`` of a folder.
         """
         allow_packages(allow)
-        path = Path(folder).expanduser()
+        path = _located(folder, revision)
         if (path / "config.json").is_file():
             return cls._from_export(path, device, dtype)
         checkpoint, settings = _find(path)
@@ -173,6 +177,12 @@ class PanoLlava:
 
     @classmethod
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:
+        kind = read_document((path / "config.json").resolve()).get("model_type")  # the hub's cache keeps links
+        if kind != PanoLlavaConfig.model_type:
+            raise ValueError(
+                f"{path} holds a model of type {kind!r}, and PanoLlava opens exports of layout=panollava "
+                f"({PanoLlavaConfig.model_type!r}). Open it with transformers alone, or export the run again."
+            )
         with quiet_transformers():
             model = PanoLlavaForConditionalGeneration.from_pretrained(path, dtype=dtype)
         processor = PanoLlavaProcessor.from_pretrained(path, trust_remote_code=False)
@@ -311,7 +321,7 @@ class PanoLlava:
             pixel_values=torch.stack(list(views)),
             cameras=cameras,
             view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
-            **pad_left([text.ids for text in texts], self._pad_id),
+            **pad_left([text.ids for text in texts], self.pad_id),
         )
 
     def features(self, views: Tensor) -> Tensor:
@@ -336,7 +346,7 @@ class PanoLlava:
             view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
             vision_features=torch.stack(list(features)),
             picture_index=torch.tensor(picture_index),
-            **pad_left([text.ids for text in texts], self._pad_id),
+            **pad_left([text.ids for text in texts], self.pad_id),
         )
 
     @torch.inference_mode()
@@ -390,7 +400,7 @@ class PanoLlava:
         ids = self.model.generate(  # type: ignore[misc]
             **inputs,
             # A sample is the most likely token after the sampler, which draws for each row by itself.
-            generation_config=to_transformers(options.without_sampling, self.stop_ids, self._pad_id),
+            generation_config=to_transformers(options.without_sampling, self.stop_ids, self.pad_id),
             logits_processor=LogitsProcessorList([*sampler(options, keys), *last]),
             streamer=streamer,
             stopping_criteria=StoppingCriteriaList(criteria),
@@ -426,7 +436,7 @@ class PanoLlava:
         return list(dict.fromkeys([*self.prompt.stop_ids, *stop_ids(self.model)]))
 
     @property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
         """The tokenizer's pad, or another id that has an embedding; the mask hides it."""
         possible = (self.prompt.tokenizer.pad_token_id, *self.stop_ids)
         return next((int(one) for one in possible if one is not None and one < self.limits.rows), 0)
@@ -458,13 +468,13 @@ class PanoLlava:
         if keep_lora and lora.lora_in_use(self.model) is not None:
             with lora.without_lora(self.model):
                 self.save_pretrained(folder)
-            lora.save_lora(self.model, Path(folder) / lora.LORA)
+            lora.save_lora(self.model, Path(folder) / lora.LORA, base=public_name(self.model.config.language_name))
             return
-        self.model.generation_config = to_transformers(self.generation, self.stop_ids, self._pad_id)
+        self.model.generation_config = to_transformers(self.generation, self.stop_ids, self.pad_id)
         with quiet_transformers():
             self.model.save_pretrained(folder)
         processor = PanoLlavaProcessor.of(self.model, self.prompt.tokenizer, **self.prompt.format.written())
-        processor.tokenizer.pad_token_id = self._pad_id  # a pipeline takes no batch without one
+        processor.tokenizer.pad_token_id = self.pad_id  # a pipeline takes no batch without one
         processor.save_pretrained(folder)
 
 
@@ -528,7 +538,7 @@ class VisionPart:
     ) -> VisionPart:
         """Opens runs of every stage, and exports; arguments and errors as for ``PanoLlava.from_pretrained``."""
         allow_packages(allow)
-        path, detector = Path(folder).expanduser(), None
+        path, detector = _located(folder), None
         if not (path / "config.json").is_file():
             checkpoint, settings = _find(path)
             detector = PanoDetector.beside(checkpoint, device=device, dtype=dtype)
@@ -537,6 +547,22 @@ class VisionPart:
                 return cls(settings["experiment_name"], vision, backbones.crop, None, detector)
         pano = PanoLlava.from_pretrained(path, device=device, dtype=dtype)
         return cls(pano.metadata.get("experiment_name", path.name), pano.model.vision, pano.crop, pano, detector)
+
+
+def _located(folder: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or that of an export of the hub in its cache; errors as for ``PanoLlava.from_pretrained``."""
+    path = Path(folder).expanduser()
+    if path.exists() or not is_hub_name(folder):
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is for exports of the Hugging Face hub, and {folder} is a folder or no hub "
+                "name (user/repo). Leave it out."
+            )
+        return path
+    try:
+        return fetch_export(str(folder), revision, PanoLlavaConfig.model_type)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{no_run(path)} {error}") from error
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -5,6 +5,7 @@ transformers is imported where it is used: a check of a config reads the signatu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ SHIPPED = {
 }
 WITHOUT_BOXES = "panollava/tiny-qwen3"  # the shipped language model that has read no numbers but those of counts
 NEWEST = "main"  # branch of the hub that is opened where no revision is named
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of model, tokenizer and preprocessing
 
 
@@ -41,6 +43,18 @@ def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a safetensors file. {_convert_recipe(str(path.parent), key)}")
     return str(path.parent)
+
+
+def public_name(name: str | Path | None) -> str:
+    """A backbone's name without places of this machine: a hub or shipped name as it is, of a folder its last part."""
+    text = str(name or "")
+    shipped = {str(folder): own for own, folder in SHIPPED.items()}
+    if text in shipped or text in SHIPPED:
+        return shipped.get(text, text)
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text) and not Path(text).exists():
+        return text
+    parts = [part for part in re.split(r"[/\\]", text) if part not in ("", ".", "..", "~")]
+    return parts[-1] if parts else Path(text).resolve().name if text else ""
 
 
 def backbone_record(name: str, revision: str | None, digest: Callable[[Path], str]) -> dict[str, Any] | None:
@@ -257,6 +271,41 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
             f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's tokenizer "
             "files (tokenizer.json, tokenizer_config.json) into the folder."
         ) from error
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a text has the form of a hub name, ``user/repo``, and no folder here begins like it."""
+    text = str(name)
+    return HUB_NAME.fullmatch(text) is not None and not Path(text.partition("/")[0]).exists()
+
+
+def fetch_export(name: str, revision: str | None, model_type: str) -> Path:
+    """The folder of an export of the hub, ``user/repo``, in the cache; only files that an export is read from.
+
+    Raises:
+        FileNotFoundError: neither the hub nor its cache has it, or this user may not read it.
+        ValueError: it is no export: its ``config.json`` states another ``model_type``.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = hf_hub_download(name, "config.json", revision=revision or NEWEST)
+        found = read_document(Path(config).resolve()).get("model_type")
+        if found == model_type:
+            folder = snapshot_download(name, revision=revision or NEWEST, allow_patterns=list(_READ))
+    except (OSError, HFValidationError) as error:
+        at = f" at revision={revision!r}" if revision else ""
+        raise FileNotFoundError(
+            f"The Hugging Face hub and its cache have no {name!r}{at} either ({_first_line(error)}). Check the "
+            "spelling, the network and, for a private or gated model, `hf auth login`."
+        ) from error
+    if found != model_type:
+        raise ValueError(
+            f"{name} of the Hugging Face hub is a model of type {found!r}, and only exports of panollava "
+            f"({model_type!r}) can be opened by name."
+        )
+    return Path(folder)
 
 
 @contextmanager

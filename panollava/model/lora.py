@@ -193,11 +193,17 @@ def without_lora(model: HasLanguageModel) -> Iterator[None]:
             use_lora(model, used)
 
 
-def save_lora(model: HasLanguageModel, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+def save_lora(
+    model: HasLanguageModel,
+    folder: str | Path,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    base: str | None = None,
+) -> None:
     """Writes the active adapter, as plain peft opens it. Raises ValueError without one.
 
     ``belongs_to.json`` beside it identifies the resampler and the projector that it was trained with. ``tensors``, by
-    their names in the model, replace its weights.
+    their names in the model, replace its weights. ``base`` names the language model in place of where it was opened.
     """
     name = lora_in_use(model)
     if name is None:
@@ -211,6 +217,9 @@ def save_lora(model: HasLanguageModel, folder: str | Path, tensors: Mapping[str,
             file.replace(target / file.name)
         (target / name).rmdir()
     (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    if base is not None:
+        settings = read_document(target / ADAPTER_CONFIG)
+        write_json(target / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": base})
     write_json(target / BELONGS, {"sight": _vision_digest(model, tensors)})
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from panollava.component import allow, check_packages, outside_packages
 from panollava.model.components import Spec, build_component, float_dtype
 from panollava.model.decoding import AnswerProcessors, stop_ids
 from panollava.model.fusion import fuse, insert_image_tokens
-from panollava.model.hub import check_all_loaded, refuse_pickles
+from panollava.model.hub import check_all_loaded, public_name, refuse_pickles
 from panollava.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, load_lora
 from panollava.model.shared_prefix import PICTURE_INPUTS, mask_for, repeat_last
 from panollava.model.vision import PanoVision, VisionTower
@@ -133,7 +134,11 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """As in transformers: a folder that the Auto classes open. Raises ValueError if LoRA is attached or in it."""
+        """As in transformers: a folder that the Auto classes open, which names no folder of this machine.
+
+        Raises:
+            ValueError: LoRA is attached or in the folder.
+        """
         if hasattr(self.language_model, "peft_config"):
             raise ValueError(
                 "The language model has LoRA, which a plain Hugging Face folder cannot hold. Call "
@@ -145,7 +150,8 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
                 f"{save_directory} holds {LORA} of another model, which would be attached to this one when the folder "
                 "is opened. Save into another folder, or remove it."
             )
-        super().save_pretrained(save_directory, **kwargs)
+        with _public_names(self.config):
+            super().save_pretrained(save_directory, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -171,6 +177,22 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         """Fills buffers that meta construction lost, and no more: transformers would draw every Linear anew."""
         if isinstance(module, VisionTower):
             module.reset_buffers()
+
+
+@contextmanager
+def _public_names(config: PanoLlavaConfig) -> Iterator[None]:
+    """States backbones by ``public_name`` inside, so that what is written names no folder of this machine."""
+    parts: list[Any] = [config.vision_config, config.text_config]
+    before = config.vision_name, config.language_name, [part.name_or_path for part in parts]
+    config.vision_name, config.language_name = public_name(config.vision_name), public_name(config.language_name)
+    for part in parts:
+        part.name_or_path = public_name(part.name_or_path)
+    try:
+        yield
+    finally:
+        config.vision_name, config.language_name, names = before
+        for part, name in zip(parts, names, strict=True):
+            part.name_or_path = name
 
 
 def _find_adapter(source: Any, options: Mapping[str, Any]) -> Path | None:

@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "store",
         REGISTRY,
     },
+    "model_card": {"checkpoint", "disk", "evaluation", "model", "run_folder"},
     "prompt": {"chat_format"},
     "run_folder": {"component", "checkpoint", "disk", REGISTRY},
     "server": {"batch", "crop", "data", "evaluation", "generation", "logs", "model", "prompt", "training"},
