@@ -1,7 +1,7 @@
 """Updates the tables of options in README.md and conf/README.md: python experiments/tables.py
 
-Names, keys and defaults come from ``conf/`` and the registries. All other cells are kept as they are; a new row gets
-the first comment of its file.
+Names, keys, defaults and what a command does come from ``conf/`` and the registries. All other cells are kept as they
+are; a new row gets the first comment of its file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from panollava.config.descriptions import descriptions
 from panollava.evaluation.metrics import METRICS, Metric, find_metric
 from panollava.stages.registry import STAGES
 
@@ -68,7 +69,7 @@ def _rows(head: str, titles: list[str]) -> Rows | None:
         tested = {name: {4: "yes" if is_tested[name] else "no"} for name in METRICS}
         return {**tested, **{name: {4: "no"} for name in OTHER_SCORES}}
     if head == "python -m panollava.":
-        return {path.stem: {} for path in sorted(CONF.glob("*.yaml"))}
+        return {command: {1: sentence} for command, sentence in descriptions().items()}
     if head.endswith(".") and (CONF / head[:-1] / "default.yaml").is_file():
         options = OmegaConf.to_container(OmegaConf.load(CONF / head[:-1] / "default.yaml"))
         assert isinstance(options, dict)

@@ -36,7 +36,7 @@ class ChatOptions:
     allow: str | list[str]
 
 
-@entrypoint("chat")
+@entrypoint("chat", positional=("checkpoint", "image"))
 def main(cfg: DictConfig) -> None:
     """Opens a model and answers the lines of standard input."""
     from panollava.data.fetch import FetchOptions  # here, so that --help needs no PyTorch

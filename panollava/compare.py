@@ -7,7 +7,7 @@ from panollava.logs import configure_console
 from panollava.run.options import CompareOptions
 
 
-@entrypoint("compare", bare="runs[]")
+@entrypoint("compare", positional=("runs[]",))
 def main(cfg: DictConfig) -> None:
     """Compares runs."""
     from panollava.run.sections import read_config  # here, so that --help needs no PyTorch

@@ -21,7 +21,7 @@ class DeliverOptions:
     wait_seconds: Annotated[float, Interval(ge=0)]
 
 
-@entrypoint("deliver", bare="folder")
+@entrypoint("deliver", positional=("folder",))
 def main(cfg: DictConfig) -> None:
     """Sends the records that wait in or below ``folder``."""
     configure_console()

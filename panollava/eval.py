@@ -7,7 +7,7 @@ from panollava.logs import configure_console
 from panollava.run.options import EvalOptions
 
 
-@entrypoint("eval", bare="checkpoint", loose=("crop",))
+@entrypoint("eval", positional=("checkpoint",), loose=("crop",))
 def main(cfg: DictConfig) -> None:
     """Evaluates one run."""
     from panollava.run.sections import metrics_problems, read_config  # here, so that --help needs no PyTorch

@@ -34,7 +34,7 @@ class ExplainOptions:
     allow: str | list[str]
 
 
-@entrypoint("explain")
+@entrypoint("explain", positional=("checkpoint", "image", "question"))
 def main(cfg: DictConfig) -> None:
     """Draws one picture."""
     from panollava.run.sections import RUN_EXAMPLE, read_config  # here, so that --help needs no PyTorch

@@ -35,7 +35,7 @@ class ExportOptions:
     allow: str | list[str]
 
 
-@entrypoint("export")
+@entrypoint("export", positional=("checkpoint", "out"))
 def main(cfg: DictConfig) -> None:
     """Exports one model."""
     from panollava.run.sections import read_config  # here, so that --help needs no PyTorch

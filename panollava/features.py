@@ -37,7 +37,7 @@ class FeaturesOptions:
     allow: str | list[str]
 
 
-@entrypoint("features", bare="action")
+@entrypoint("features", positional=("action",))
 def main(cfg: DictConfig) -> None:
     """Lists, fills or clears.
 

@@ -31,7 +31,7 @@ class GalleryOptions:
     allow: str | list[str]
 
 
-@entrypoint("gallery")
+@entrypoint("gallery", positional=("image",))
 def main(cfg: DictConfig) -> None:
     """Draws one gallery."""
     from panollava.crop.crop import Crop  # here, so that --help needs no picture libraries

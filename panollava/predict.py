@@ -42,7 +42,7 @@ class PredictOptions:
     allow: str | list[str]
 
 
-@entrypoint("predict")
+@entrypoint("predict", positional=("checkpoint", "image", "question"))
 def main(cfg: DictConfig) -> None:
     """Asks one question."""
     from panollava.run.sections import read_config  # here, so that --help needs no PyTorch

@@ -48,7 +48,7 @@ OF_BOTH = ("predictions", "truth", "out")
 """Keys of answers and of detections; all others are of answers."""
 
 
-@entrypoint("score", bare="predictions")
+@entrypoint("score", positional=("predictions",))
 def main(cfg: DictConfig) -> None:
     """Scores one file."""
     from panollava.run.sections import read_config

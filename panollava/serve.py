@@ -39,7 +39,7 @@ class ServeOptions:
     allow: str | list[str]
 
 
-@entrypoint("serve")
+@entrypoint("serve", positional=("checkpoint",))
 def main(cfg: DictConfig) -> None:
     """Serves one model, or two side by side."""
     from panollava.run.sections import RUN_EXAMPLE, read_config  # here, so that --help needs no PyTorch

@@ -6,13 +6,16 @@ quoted, since commas, quotes, ``=`` and parentheses have a meaning in Hydra's gr
 ``C:\my (1)\pano.jpg`` does not intend.
 """
 
+import functools
 import os
 import re
+import shlex
 from argparse import ArgumentError, Namespace
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -26,7 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from panollava.component import closest
+from panollava.config.foreign import Names, example, is_foreign, sentence
 from panollava.config.outside import GROUPS
+from panollava.config.positional import SENTENCES, separate
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PLACES = (_PACKAGE.parent / "conf", _PACKAGE / "_conf")
@@ -62,9 +67,6 @@ _TEXT = {
 TEXT_KEYS = frozenset(section + name for section, names in _TEXT.items() for name in names.split())
 """Keys whose values are free text or paths: taken literally, never parsed."""
 
-_SENTENCES = frozenset({"question"})
-"""Text keys whose values nobody quotes for Hydra, sweeps or interpolates: quotes and ``${`` are part of the text."""
-
 SHORT_KEYS = {
     "evaluation.max_new_tokens": "generation.max_new_tokens",
     "max_new_tokens": "generation.max_new_tokens",
@@ -85,30 +87,41 @@ NO_REMOTE = (
 """What replaces the keys ``data.remote*``."""
 
 
-def canonical(arguments: Sequence[str], *, bare: str | None = None, loose: Sequence[str] = ()) -> list[str]:
+def canonical(
+    arguments: Sequence[str], *, positional: Sequence[str] = (), loose: Sequence[str] = (), command: str = "train"
+) -> list[str]:
     """The arguments as Hydra should see them.
 
     Args:
         arguments: command line after the program name.
-        bare: key of arguments without a key, as in ``score predictions.csv``; one that ends in ``[]`` takes all of
-            them as a list, as in ``compare runs/a runs/b``.
+        positional: keys of arguments without a key, in their order, as in ``predict runs/a a.jpg "what is behind?"``;
+            one that ends in ``[]`` takes all of them as a list, as in ``compare runs/a runs/b``.
         loose: sections whose keys are not known beforehand, such as those of a recorded crop.
+        command: name of the root config, whose keys tell a key from a text and are named where a flag is wrong.
 
     Returns:
         Hydra's flags, then the overrides with short group names written out and text values quoted. ``--cfg job``
         gains ``--resolve``, so that it shows the final numbers.
 
     Raises:
-        ValueError: a flag is wrong, or an argument has no key and ``bare`` is None or has a value already.
+        ValueError: a flag is wrong, or an argument has no key and there is none for it.
     """
-    flags, overrides = split(arguments)
+    flags, overrides = split(arguments, command)
     if flags.cfg == "job":  # Hydra's own section does not resolve
         flags.resolve = True
-    named = (_addable(argument, loose) for argument in _named(overrides, bare))
-    return [*words(flags), *(_canonical_argument(argument, bool(flags.multirun)) for argument in named)]
+    keyed, pairs = separate(overrides, positional, functools.partial(_is_key, command=command))
+    named = [_canonical_argument(_addable(argument, loose), bool(flags.multirun)) for argument in keyed]
+    lists = {key: ",".join(quoted(word) for each, word in pairs if each == key) for key, _ in pairs}
+    whole = [f"{key[:-2]}=[{texts}]" for key, texts in lists.items() if key.endswith("[]")]
+    return [
+        *words(flags),
+        *named,
+        *(f"{key}={_literal(word)}" for key, word in pairs if not key.endswith("[]")),
+        *whole,
+    ]
 
 
-def split(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
+def split(arguments: Sequence[str], command: str = "train") -> tuple[Namespace, list[str]]:
     """Flags and overrides of a command line, in any order.
 
     Raises:
@@ -116,13 +129,14 @@ def split(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     """
     parser = get_args_parser()
     parser.exit_on_error = False
+    parser.error = _raise  # type: ignore[method-assign]  # that of an ambiguous flag ends the process
     try:
         flags, unknown = parser.parse_known_intermixed_args(list(arguments))
     except ArgumentError as error:
         raise ValueError(str(error)) from error
     if unknown:
         wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
-        raise ValueError(f"{wrong} is no option of this command. Options are Hydra's; --hydra-help lists them.")
+        raise ValueError(_wrong_flag(wrong, arguments, command))
     given = [f"--{name.replace('_', '-')}" for name in _COMMANDS if getattr(flags, name) not in (None, False)]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
@@ -131,6 +145,28 @@ def split(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     if flags.config_path is not None and "://" not in flags.config_path:
         flags.config_path = os.path.abspath(flags.config_path)  # Hydra would take it from this package's folder
     return flags, list(flags.overrides or [])
+
+
+def _raise(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def _wrong_flag(wrong: str, arguments: Sequence[str], command: str) -> str:
+    """What to say of a flag that Hydra does not have: most are keys, here or in another tool, with dashes."""
+    typed, equals, value = wrong.partition("=")
+    if not equals:
+        after = list(arguments)[list(arguments).index(wrong) + 1 :][:1]
+        value = next((word for word in after if not word.startswith("-") and "=" not in word), "")
+    shown = "…" if not value or "@" in value else shlex.quote(value)  # an address may have a password
+    key = typed.lstrip("-").replace("-", "_")
+    names = names_of(command)
+    said = f"{typed} is no option of this command"
+    spellings = (SHORT_KEYS.get(key, key), f"model.{key}", f"model/{key}")
+    if any(name in names.keys or name in names.groups for name in spellings):
+        return f"{said}. Settings are key=value, without dashes: {key}={shown}."
+    if hint := _hint(key, names, command):
+        return f"{said}. Settings are key=value, without dashes. {hint}"
+    return f"{said}. Options are Hydra's; --hydra-help lists them."
 
 
 def words(flags: Namespace) -> list[str]:
@@ -142,26 +178,19 @@ def words(flags: Namespace) -> list[str]:
     return found
 
 
-def _named(arguments: Sequence[str], key: str | None) -> list[str]:
-    """The arguments, with the default key added to those without a key."""
-    result: list[str] = []
-    values: list[str] = []
-    for argument in arguments:
-        is_option = argument.startswith(("+", "~"))
-        is_bare = not is_option and ("=" not in argument or (key is not None and Path(argument).exists()))
-        (values if is_bare else result).append(argument)
-    if not values:
-        return result
-    if key is None:
-        raise ValueError(
-            f"{values[0]!r} has no key. An argument is key=value (see --help), in quotes where there are spaces in it."
-        )
-    if key.endswith("[]"):
-        return [*result, f"{key[:-2]}=[{','.join(map(quoted, values))}]"]
-    given = [*values, *(argument for argument in result if argument.startswith(f"{key}="))]
-    if len(given) > 1:
-        raise ValueError(f"{' '.join(given)}: this command takes one {key}.")
-    return [*result, f"{key}={values[0]}"]
+@functools.cache
+def names_of(command: str) -> Names:
+    """The keys and groups of a command at its defaults."""
+    config = CommandLine(command, get_args_parser().parse_args([]), []).base
+    return Names(frozenset(known_keys(config)), frozenset(config.hydra.runtime.choices))
+
+
+def _is_key(name: str, command: str) -> bool:
+    """Whether what stands before a ``=`` is meant as a key, not as part of a text: a misspelt one is, too."""
+    names, first = names_of(command), re.split(r"[./@]", name)[0]
+    is_in_section = first != name and (first in names.keys or first in ("hydra", "model", *short_names()))
+    known = {*names.keys, *names.groups, *(short for short, full in SHORT_KEYS.items() if full in names.keys)}
+    return is_in_section or name in known or is_foreign(name) or closest(name, known) is not None
 
 
 def _addable(argument: str, loose: Sequence[str]) -> str:
@@ -197,12 +226,17 @@ def _canonical_argument(argument: str, sweep: bool) -> str:
     key = SHORT_KEYS.get(key, key)
     if key in TEXT_KEYS and value not in ("", "null"):
         is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        if key in _SENTENCES:
-            # OmegaConf 2.3: a backslash escapes ``${``, and backslashes before it.
-            value = quoted(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value))
+        if key in SENTENCES:
+            value = _literal(value)
         elif not is_quoted and "${" not in value:
             value = _swept_text(value) if sweep else quoted(value)
     return f"{operator}{key}{equals}{value}"
+
+
+def _literal(value: str) -> str:
+    """``value`` quoted so that Hydra and OmegaConf leave all of it as it is."""
+    # OmegaConf 2.3: a backslash escapes ``${``, and backslashes before it.
+    return quoted(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value))
 
 
 def _swept_text(value: str) -> str:
@@ -369,7 +403,8 @@ def check_keys(line: CommandLine) -> set[str]:
             continue
         lacking = [label for label, known in variants.items() if key not in known]
         if len(lacking) == len(variants):
-            raise ValueError(_unknown(key, set().union(*variants.values())))
+            names = Names(set().union(*variants.values()), line.base.hydra.runtime.choices)
+            raise ValueError(_unknown(key, names, line.config_name))
         if lacking:
             having = [label for label in variants if label not in lacking]
             groups = {label.partition("=")[0] for label in lacking} & {label.partition("=")[0] for label in having}
@@ -395,16 +430,36 @@ def check_groups(line: CommandLine) -> None:
             raise ValueError(f"{override.input_line}: a group always has an option. Choose one of {options}.")
 
 
-def _unknown(key: str, known: Collection[str]) -> str:
+def _unknown(key: str, names: Names, command: str = "train") -> str:
+    known = names.keys
     if key.startswith("data.remote"):
         return f"{key} is not a key any more. {NO_REMOTE}."
     if re.fullmatch(r"stage\.\w+\.type", key):
         return f"{key} is not a key of this config. A stage of another package is added with a plus sign: +{key}=…"
+    hint = _hint(key, names, command)
+    if hint.startswith("Here "):
+        return f"{key} is not a key of this config. {hint}"
     section = key.rpartition(".")[0]
+    siblings = sorted(k for k in known if k.rpartition(".")[0] == section) or sorted(k for k in known if "." not in k)
+    return f"{key} is not a key of this config.{f' {hint}' if hint else ''} There are: {', '.join(siblings)}."
+
+
+def _hint(key: str, names: Names, command: str) -> str:
+    """What was probably meant by a name that a command has not: another tool's, or a slip."""
+    if is_foreign(key) and (hint := _elsewhere(key, names, command)):
+        return hint
+    known = names.keys
     same = [other for other in known if other.endswith(f".{key}")]
     is_clear = len(same) == 1 and same[0].partition(".")[2] == key  # without its section, as in overlap=0
     spellings = {short: full for short, full in SHORT_KEYS.items() if full in known}
     close = closest(key, [*known, *spellings]) or (same[0] if is_clear else None)
-    siblings = sorted(k for k in known if k.rpartition(".")[0] == section) or sorted(k for k in known if "." not in k)
-    hint = f" Did you mean {spellings.get(close, close)}?" if close else ""
-    return f"{key} is not a key of this config.{hint} There are: {', '.join(siblings)}."
+    return f"Did you mean {spellings.get(close, close)}?" if close else _elsewhere(key, names, command)
+
+
+def _elsewhere(key: str, names: Names, command: str) -> str:
+    """What to say of another tool's name; empty where nothing is known of it."""
+    if found := example(key, names):
+        return f"Here that is {found}."
+    if command != "train" and (found := example(key, names_of("train"))):
+        return f"Here that is a setting of training: python -m panollava.train {found}."
+    return f"Here {said}." if (said := sentence(key)) else ""

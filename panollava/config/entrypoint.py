@@ -34,7 +34,7 @@ take 1.5 s with Python's own (700, 10, 10)."""
 def entrypoint(
     config_name: str,
     *,
-    bare: str | None = None,
+    positional: Sequence[str] = (),
     loose: Sequence[str] = (),
     announce: Announce | None = None,
     report: Report | None = None,
@@ -44,7 +44,7 @@ def entrypoint(
 
     Args:
         config_name: root config in ``conf/``.
-        bare: key of arguments that have none (see ``command_line.canonical``).
+        positional: keys of arguments that have none, in their order (see ``command_line.canonical``).
         loose: sections whose keys only the application checks.
         announce: what to say of a sweep before its first job.
         report: makes the report of a sweep after its last job.
@@ -57,7 +57,7 @@ def entrypoint(
             gc.set_threshold(*GARBAGE)
             register_resolvers()
             with tempfile.TemporaryDirectory(prefix="panollava-dry-run-") as scratch:
-                sys.argv[1:] = _hydra_arguments(config_name, sys.argv[1:], Path(scratch), bare, loose)
+                sys.argv[1:] = _hydra_arguments(config_name, sys.argv[1:], Path(scratch), positional, loose)
                 application = hydra.main(
                     version_base=command_line.VERSION_BASE, config_path=command_line.CONF, config_name=config_name
                 )
@@ -80,14 +80,16 @@ def entrypoint(
 
 
 def _hydra_arguments(
-    config_name: str, typed: Sequence[str], scratch: Path, bare: str | None, loose: Sequence[str]
+    config_name: str, typed: Sequence[str], scratch: Path, positional: Sequence[str], loose: Sequence[str]
 ) -> list[str]:
     """The command line for Hydra. A wrong one ends the process with a message, before anything is made."""
     try:
         for key, _, value in (argument.partition("=") for argument in typed):
             if re.search("track|mlflow|uri", key):  # a misspelt key is shown with its value further on
                 refuse_secret(key.lstrip("+"), value.strip("'\""))
-        flags, overrides = command_line.split(command_line.canonical(typed, bare=bare, loose=loose))
+        flags, overrides = command_line.split(
+            command_line.canonical(typed, positional=positional, loose=loose, command=config_name)
+        )
         if flags.hydra_help or flags.shell_completion or flags.info:
             return [*command_line.words(flags), *overrides]
         add_options(overrides, trusted=config_name == SWEPT)
@@ -101,7 +103,7 @@ def _hydra_arguments(
                 sys.exit()
             is_sweep = line.is_sweep
             if is_sweep and not flags.multirun and not flags.cfg:  # of an overlay: texts may be swept too
-                return _hydra_arguments(config_name, ["--multirun", *typed], scratch, bare, loose)
+                return _hydra_arguments(config_name, ["--multirun", *typed], scratch, positional, loose)
         except HydraException:  # wrong grammar or an unknown option: Hydra reports it when it starts
             return [*command_line.words(flags), *overrides]
         _check_folder(line)

@@ -18,7 +18,7 @@ FILES = sorted(Path(CONF).rglob("*.yaml"))
 COMMANDS = {
     file.stem
     for file in Path(panollava.__file__).parent.glob("*.py")
-    if '__name__ == "__main__"' in file.read_text("utf-8")
+    if '__name__ == "__main__"' in file.read_text("utf-8") and file.stem != "__main__"
 }
 INCLUDED = {"data/augment", "fetch", "generation/recorded", "stage/settings"}
 """Groups that only roots and other options of their group include."""

@@ -52,6 +52,7 @@ def test_a_missing_row_is_added_and_one_of_nothing_removed() -> None:
         ("| `panollava/stages/vision.py` |", "| `panollava/stages/old.py` |"),
         ("`yaw_multiples` `pitch_multiples` |", "`yaw_multiples` |"),
         ("| `features` |", "| `feature` |"),
+        ("| Talk about a panorama in several turns. |", "| Talks. |"),
         ("over pictures | yes |", "over pictures | no |"),
     ],
 )

@@ -93,14 +93,14 @@ def test_cfg_shows_final_numbers() -> None:
     ],
 )
 def test_an_argument_without_a_key_is_given_one(typed: list[str], meant: list[str]) -> None:
-    assert canonical(typed, bare="predictions") == meant
+    assert canonical(typed, positional=["predictions"]) == meant
 
 
 def test_a_file_with_an_equals_sign_in_its_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed=1.csv").touch()
-    assert canonical(["seed=1.csv"], bare="predictions") == ["predictions='seed=1.csv'"]
-    assert canonical(["seed=2.csv"], bare="predictions") == ["seed=2.csv"]
+    assert canonical(["seed=1.csv"], positional=["predictions"]) == ["predictions='seed=1.csv'"]
+    assert canonical(["seed=2.csv"], positional=["predictions"]) == ["seed=2.csv"]
 
 
 def test_keys_of_a_loose_section_may_be_new() -> None:
@@ -109,10 +109,12 @@ def test_keys_of_a_loose_section_may_be_new() -> None:
     assert canonical(typed, loose=("crop",)) == meant
 
 
-@pytest.mark.parametrize("typed", [["warm", "clear"], ["clear", "action=list"]])
-def test_one_argument_without_a_key_where_one_is_meant(typed: list[str]) -> None:
-    with pytest.raises(ValueError, match="takes one action"):
-        canonical(typed, bare="action")
+@pytest.mark.parametrize(
+    ("typed", "said"), [(["warm", "clear"], "'clear' is one word too many"), (["clear", "action=list"], "given twice")]
+)
+def test_one_argument_without_a_key_where_one_is_meant(typed: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        canonical(typed, positional=["action"])
 
 
 @pytest.mark.parametrize("typed", [["my_data/train.csv"], ["stage.run=[resampler,", "finetune]"]])
@@ -123,8 +125,8 @@ def test_an_argument_that_belongs_to_no_key_is_refused(typed: list[str]) -> None
 
 def test_several_arguments_without_a_key_are_a_list() -> None:
     meant = ["split=val", "runs=['runs/a','runs/b, c']"]
-    assert canonical(["runs/a", "split=val", "runs/b, c"], bare="runs[]") == meant
-    assert canonical(["runs=[a,b]"], bare="runs[]") == ["runs=[a,b]"]
+    assert canonical(["runs/a", "split=val", "runs/b, c"], positional=["runs[]"]) == meant
+    assert canonical(["runs=[a,b]"], positional=["runs[]"]) == ["runs=[a,b]"]
 
 
 FLAGS = [

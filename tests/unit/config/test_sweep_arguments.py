@@ -105,21 +105,19 @@ def test_a_list_and_a_quoted_text_are_no_sweep() -> None:
 )
 def test_what_cannot_be_swept_is_one_message(typed: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=said):
-        _hydra_arguments("train", [*typed, "-m"], tmp_path, None, ())
+        _hydra_arguments("train", [*typed, "-m"], tmp_path, (), ())
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("typed", ["lora=null", "~lora", "tracking=null", "stage=", "+experiment=null"])
 def test_a_group_keeps_an_option(typed: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"a group always has an option\. Choose one of [a-z]"):
-        _hydra_arguments("train", [typed], tmp_path, None, ())
+        _hydra_arguments("train", [typed], tmp_path, (), ())
 
 
 @pytest.mark.parametrize("flag", ["-m", "hydra.mode=MULTIRUN", "++hydra.mode=MULTIRUN", "+experiment=overlap_sweep"])
 def test_texts_are_swept_however_a_sweep_is_asked_for(flag: str, tmp_path: Path) -> None:
-    words = _hydra_arguments(
-        "train", [flag, "data=csv", "data.dir=한 글,b", "hydra.sweep.dir=o (1)"], tmp_path, None, ()
-    )
+    words = _hydra_arguments("train", [flag, "data=csv", "data.dir=한 글,b", "hydra.sweep.dir=o (1)"], tmp_path, (), ())
     assert "data.dir='한 글','b'" in words
     assert "hydra.sweep.dir='o (1)'" in words
 
@@ -127,7 +125,7 @@ def test_texts_are_swept_however_a_sweep_is_asked_for(flag: str, tmp_path: Path)
 @pytest.mark.parametrize("typed", [["-m"], ["--multi"], ["hydra.mode=MULTIRUN"]])
 def test_only_training_sweeps(typed: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"only panollava\.train sweeps"):
-        _hydra_arguments("eval", ["checkpoint=x", *typed], tmp_path, "checkpoint", ("crop",))
+        _hydra_arguments("eval", ["checkpoint=x", *typed], tmp_path, ("checkpoint",), ("crop",))
 
 
 def test_a_key_of_the_swept_options_is_a_constant_of_the_jobs() -> None:
@@ -228,7 +226,7 @@ def test_ones_own_overlay_is_a_sweep_of_its_own_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typed", [["+experiment=bimamba_overlap0"], ["crop.overlap=0.0"], ["seed='1,2'"]])
 def test_other_commands_are_none(typed: list[str], tmp_path: Path) -> None:
-    assert _hydra_arguments("train", typed, tmp_path, None, ()) == canonical(typed)
+    assert _hydra_arguments("train", typed, tmp_path, (), ()) == canonical(typed)
 
 
 @pytest.mark.parametrize("typed", [["-m", "seed=0,1"], ["+experiment=overlap_sweep"]])
@@ -236,7 +234,7 @@ def test_torchrun_starts_no_sweep(typed: list[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match=r"torchrun(.|\n)*hydra/launcher=parallel(.|\n)*tasks_per_node=2"):
         sweep(*typed)
-    assert _hydra_arguments("train", ["seed=1"], tmp_path, None, ()) == ["seed=1"]
+    assert _hydra_arguments("train", ["seed=1"], tmp_path, (), ()) == ["seed=1"]
 
 
 def test_a_missing_launcher_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +292,7 @@ def test_an_overlay_is_a_search_space_of_optuna_too() -> None:
 def test_what_optuna_cannot_search_is_one_message(typed: list[str], said: str, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     with pytest.raises(SystemExit, match=re.escape(said)):
-        _hydra_arguments("train", [*STUDY, *typed], tmp_path, None, ())
+        _hydra_arguments("train", [*STUDY, *typed], tmp_path, (), ())
     assert list(Path().iterdir()) == []
 
 
