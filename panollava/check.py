@@ -24,7 +24,7 @@ from panollava.crop.partial import Covered
 from panollava.data.annotated import AnnotatedSource
 from panollava.data.csv import BadEntries, Problem, bad_numbers
 from panollava.data.files import ListedSource
-from panollava.data.source import DataSource
+from panollava.data.source import DataSource, PlacesSource
 from panollava.logs import LOG, configure_console, counted, say
 from panollava.prompt import ChatPrompt
 from panollava.run.sources import (
@@ -36,6 +36,7 @@ from panollava.run.sources import (
     shared_pictures,
     source_class,
     unscored,
+    without_boxes,
 )
 from panollava.stages.registry import STAGES
 
@@ -90,6 +91,9 @@ def main(cfg: DictConfig) -> None:
         say(f"Note: {line}.")
     if line := differing_classes(sources):
         raise ValueError(line)
+    for source in sources.values():
+        if isinstance(source, PlacesSource) and (line := without_boxes(source)):
+            say(f"Note: {line}")
     if out is not None and (drawn := draw_places(sources, out, covered)):
         say(f"Boxes of {', '.join(drawn)}: {out}")
     if options.texts != 0 and sources:
@@ -115,7 +119,7 @@ def _picture(out: str | None, data: Mapping[str, Any]) -> Path | None:
         return None
     from panollava.run.image_commands import checked_out  # here, as it imports torch
 
-    return checked_out(Path(out).expanduser(), None, "boxes.png")
+    return checked_out(Path(out).expanduser(), [], "boxes.png")
 
 
 def _conclude(splits: Sequence[Split], on_error: str | None) -> None:
@@ -150,7 +154,10 @@ class Split:
     @property
     def files(self) -> list[str]:
         """Each picture file once; pictures of the built-in world are drawn and have none."""
-        return self._pictures() if isinstance(self.source, ListedSource) else []
+        source = self.source
+        if not isinstance(source, ListedSource):
+            return []
+        return list(dict.fromkeys(str(source.picture(index)) for index in range(len(source))))
 
     def line(self) -> str:
         """Counts of records, pictures, turns, questions and tags, in words."""
@@ -281,17 +288,21 @@ def draw_places(sources: Mapping[str, DataSource], out: Path, covered: Covered |
 
     Returns:
         Names of the pictures, spread over those with boxes; empty where nothing was written.
+
+    Raises:
+        ValueError: ``out`` is one of the pictures.
     """
     annotated = {split: source for split, source in sources.items() if isinstance(source, AnnotatedSource)}
-    places = [(split, at) for split, its in annotated.items() for at in range(len(its)) if its.box_count(at)]
+    places = [(split, at) for split, its in annotated.items() for at in range(len(its)) if len(its.boxes(at).boxes)]
     if not places:
         return []
     from panollava.crop.crop import read_panorama  # here, as these import torch
     from panollava.crop.strategies import global_camera
     from panollava.evaluation.drawing import PANEL, encode_png
     from panollava.evaluation.gallery import places_page
-    from panollava.run.image_commands import write_out
+    from panollava.run.image_commands import checked_out, write_out
 
+    checked_out(out, [source.picture(at) for source in annotated.values() for at in range(len(source))], "boxes.png")
     chosen = np.linspace(0, len(places) - 1, min(_DRAWN, len(places))).round().astype(int).tolist()
     whole, panels = [global_camera("resize", PANEL)], []
     for split, at in (places[number] for number in chosen):

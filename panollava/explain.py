@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
     from panollava.training.precision import choose_compute
 
     image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))
-    out = checked_out(Path(options.out).expanduser(), image, "explain.png")
+    out = checked_out(Path(options.out).expanduser(), [] if image is None else [image], "explain.png")
     compute = choose_compute(options.device, "auto", section="")
     part = VisionPart.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow

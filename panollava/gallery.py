@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     options, sections = read_config(cfg, GalleryOptions, check=_problems)
     spec = sections["crop"]
     image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))
-    out = checked_out(Path(options.out).expanduser(), image, "gallery.png")
+    out = checked_out(Path(options.out).expanduser(), [] if image is None else [image], "gallery.png")
     size = spec.get("view_size") or VIEW_SIZE
     crop = Crop.from_spec(spec, view_size=(size, size))
     if image is None:
@@ -80,7 +80,7 @@ def _of_data(data: dict[str, Any], options: GalleryOptions, crop: "Crop") -> "tu
         found = source.places(options.index)
         panorama = panorama if found.pixels is None else with_masks(panorama, found.pixels, source.class_names)
         panorama = with_boxes(panorama, found.boxes, source.class_names)
-    name = "a panorama of the built-in world" if is_world else source.image_id(options.index)
+    name = "a panorama of the built-in world" if is_world else str(picture)
     return panorama, seen, name
 
 

@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> None:
     from panollava.data.csv import is_address
     from panollava.data.fetch import FetchOptions
     from panollava.model.api import PanoLlava
-    from panollava.run.image_commands import find_panoramas
+    from panollava.run.image_commands import checked_out, find_panoramas
     from panollava.run.memory import answers_too_large, explained
     from panollava.training.precision import choose_compute
 
@@ -73,7 +73,9 @@ def main(cfg: DictConfig) -> None:
     if options.question is None:
         _find(options, paths, compute)
         return
-    out = None if options.out is None else _checked_out(Path(options.out).expanduser())
+    out = None
+    if options.out is not None:
+        out = checked_out(Path(options.out).expanduser(), paths, "answers.csv", "answers are a CSV")
     pano = PanoLlava.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )
@@ -96,12 +98,16 @@ def _answer_file(options: PredictOptions, path: Path, compute: Compute, generati
     """Answers the questions of a file: a line each, and the file with the answers in a column."""
     from panollava.data.question_file import read_questions
     from panollava.model.api import PanoLlava
-    from panollava.run.image_commands import write_out
+    from panollava.run.image_commands import checked_out, write_out
     from panollava.run.memory import answers_too_large, explained
 
-    out = None if options.out is None else _checked_out(Path(options.out).expanduser())
     file, folder = read_questions(path), path.parent if options.image is None else Path(options.image).expanduser()
     pictures = {one.image: folder / one.image for one in file.questions}
+    out = None
+    if options.out is not None:
+        out = checked_out(Path(options.out).expanduser(), list(pictures.values()), "answers.csv", "answers are a CSV")
+        if out.exists() and out.samefile(path):
+            raise ValueError(f"out={out} is the file of questions itself, which would be lost. Choose another name.")
     if missing := [str(place) for place in pictures.values() if not place.is_file()]:
         raise FileNotFoundError(
             f"questions={path}: {len(missing)} of {len(pictures)} pictures are not there, such as {missing[0]}. Names "
@@ -186,21 +192,25 @@ def _find(options: PredictOptions, paths: Sequence[Path], compute: Compute) -> N
     from panollava.data.boxes import BoxAnnotations, Conventions
     from panollava.evaluation.drawing import encode_png
     from panollava.evaluation.gallery import with_boxes, with_masks
-    from panollava.model.detector import PanoDetector
-    from panollava.run.image_commands import read_twice, write_out
+    from panollava.model.detector import SURE, PanoDetector, find_detector
+    from panollava.run.image_commands import checked_out, read_twice, write_out
 
     out = None if options.out is None else Path(options.out).expanduser()
-    if out is not None and (out.suffix.lower() not in (".png", ".json") or (out.suffix == ".png" and len(paths) > 1)):
-        raise ValueError(
-            f"out={out}: without a question, boxes and masks are found; of one panorama give a picture (.png), of "
-            "several a COCO file (.json). To ask something, give question=."
-        )
+    if out is not None:
+        suffix = out.suffix.lower()
+        if suffix not in (".png", ".json") or (suffix == ".png" and len(paths) > 1):
+            raise ValueError(
+                f"out={out}: without a question, boxes and masks are found; of one panorama give a picture (.png), of "
+                "several a COCO file (.json). To ask something, give question=."
+            )
+        checked_out(out, paths, f"found{suffix}")
     try:
-        detector = PanoDetector.from_pretrained(
-            options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
-        )
+        find_detector(Path(options.checkpoint).expanduser())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"question= is missing, and {error} Or ask something.") from error
+    detector = PanoDetector.from_pretrained(
+        options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
+    )
     found = {}
     for path in paths:
         try:
@@ -211,6 +221,8 @@ def _find(options: PredictOptions, paths: Sequence[Path], compute: Compute) -> N
                 raise
             LOG.warning("Left out: %s", error)
             continue
+        if not len(one):
+            LOG.info("%s: nothing with a score of %g or more.", path.name, SURE)
         for thing in one:
             where = f"yaw {thing.yaw:.1f}, pitch {thing.pitch:.1f}, {thing.horizontal:.1f} x {thing.vertical:.1f}"
             say(f"{path.name}\t{thing.name}\t{thing.score:.2f}\t{where}")
@@ -242,14 +254,6 @@ def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *,
             answers = pano.answer(pano.batch([views for _, views in group], [question] * len(group)))
             yield from zip([path for path, _ in group], answers, strict=True)
             group = []
-
-
-def _checked_out(out: Path) -> Path:
-    if out.suffix.lower() != ".csv":
-        raise ValueError(f"out={out}: the answers are a CSV file. Give it a name that ends in .csv.")
-    if out.is_dir():
-        raise ValueError(f"out={out} is a folder. Name a file in it, such as out={out / 'answers.csv'}.")
-    return out
 
 
 def _shown(path: Path, image: str) -> str:

@@ -58,10 +58,14 @@ def main(cfg: DictConfig) -> None:
     options, _ = read_config(cfg, ScoreOptions, required=["predictions"], example=example, check=_problems)
     path = Path(options.predictions).expanduser()
     out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
-    if options.truth is None:
+    truth = None if options.truth is None else Path(options.truth).expanduser()
+    for key, given in (("predictions", path), ("truth", truth)):
+        if given is not None and given.exists() and out.exists() and out.samefile(given):
+            raise ValueError(f"out={out} is the file of {key}, which would be lost. Choose another name.")
+    if truth is None:
         _score_answers(path, out, options)
     else:
-        _score_detections(path, Path(options.truth).expanduser(), out, options)
+        _score_detections(path, truth, out, options)
     LOG.info("Scores: %s", out)
 
 
@@ -95,7 +99,9 @@ def _score_detections(path: Path, truth: Path, out: Path, options: ScoreOptions)
     found = conventions
     if options.detection_boxes is not None:
         found = chosen_conventions(options.detection_boxes, "detection_boxes")
-    report = score_box_files(path, truth, conventions, found, options.least_score)
+    words = options.boxes if options.detection_boxes is None else options.detection_boxes
+    has_roll = not {"ccw", "cw"}.isdisjoint([words] if isinstance(words, str) else words or ())
+    report = score_box_files(path, truth, conventions, found, options.least_score, has_roll=has_roll)
     counts = {"detection": report.scores.found_boxes, "picture": report.scores.pictures}
     LOG.info("%s: %s", path, ", ".join(counted(number, noun) for noun, number in counts.items()))
     LOG.info("%s: %s", truth, f"{report.scores.true_boxes:,} true boxes")

@@ -12,7 +12,7 @@ from annotated_types import MinLen
 
 from panollava.crop.boxes import NOTHING, PictureBoxes, Places
 from panollava.crop.image_file import check_panorama
-from panollava.data.box_doubts import convention_doubts
+from panollava.data.box_doubts import convention_doubts, repeated_boxes
 from panollava.data.box_files import box_file_kind, picture_name, read_coco, read_segments, read_voc, read_yolo
 from panollava.data.boxes import (
     PRESETS,
@@ -91,6 +91,8 @@ class AnnotatedSource(ListedSource):
         found, of_class = _read(file, conventions, classes, folder)
         for doubt in convention_doubts(found, conventions):
             LOG.warning("%s: %s: state data.%s=%s.", file, doubt.what, doubt.field, doubt.way_out)
+        if repeated := repeated_boxes(found):
+            LOG.warning("%s: %s.", file, repeated)
         self.class_names = found.names
         self._boxes = found.pictures
         self._of_class = of_class
@@ -115,19 +117,26 @@ class AnnotatedSource(ListedSource):
             directions="words",
         )
 
+    def image_id(self, index: int) -> str:
+        """Name of picture `index` as in the file of boxes, so that detections have it from any working directory."""
+        return self.entries[index].image
+
+    def picture(self, index: int) -> Path:
+        """File of picture `index`."""
+        return Path(self._paths[self.image_id(index)])
+
+    def boxes(self, index: int) -> PictureBoxes:
+        """Boxes of picture `index`."""
+        return self._boxes[self.image_id(index)]
+
     def places(self, index: int) -> Places:
         """Boxes, and with masks the class of each pixel, of picture `index`; a mask changed since raises ValueError."""
-        image = self.entries[index].image
-        return Places(self._boxes[image], self._pixels(image))
-
-    def box_count(self, index: int) -> int:
-        """Number of boxes of picture `index`."""
-        return len(self._boxes[self.entries[index].image].boxes)
+        return Places(self.boxes(index), self._pixels(self.image_id(index)))
 
     def rotated_record(self, index: int, epoch: int, yaw_deg: float) -> Record:
         """The conversation of picture `index` rotated to the right, with the yaws of its boxes."""
         record = self.record(index, epoch)
-        found = self._boxes[self.entries[index].image]
+        found = self.boxes(index)
         moved = replace(found, boxes=found.boxes + np.array([yaw_deg, 0, 0, 0, 0]))
         return Record(record.sample_id, box_turns(moved, self.class_names))
 

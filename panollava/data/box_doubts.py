@@ -12,6 +12,8 @@ _FEWEST = 5
 _IN_RADIANS = 1.02
 """How much larger than in radians an angle may be, which some files round or count on beyond a full turn."""
 
+_SHOWN = 5
+"""Places that a message lists."""
 _HIGH_DEG = 45.0
 """Median of pitches above which they may be counted from straight up: most things are near the horizon."""
 
@@ -23,6 +25,18 @@ class Doubt:
     what: str  # in words, for a message that ends in the way out
     field: str  # of ``Conventions``; empty if it may be any
     way_out: str  # value to state instead, or what to look at
+
+
+def repeated_boxes(annotations: BoxAnnotations) -> str:
+    """Boxes that are written twice, in words; empty for none. They may be right: two things of a crowd can coincide."""
+    places = annotations.repeated
+    if not places:
+        return ""
+    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+    return (
+        f"{len(places)} of {annotations.count} boxes have the class and the numbers of an earlier one of their picture "
+        f"({', '.join(places[:_SHOWN])}{more}). Delete them, unless there are several things at one place"
+    )
 
 
 def convention_doubts(annotations: BoxAnnotations, conventions: Conventions) -> list[Doubt]:
@@ -59,4 +73,8 @@ def convention_doubts(annotations: BoxAnnotations, conventions: Conventions) -> 
     if not doubts and len(boxes) >= _FEWEST and 2 * beyond > len(boxes):
         what = f"{beyond} of {len(boxes)} boxes reach beyond a pole. If this is not so in the pictures"
         doubts.append(Doubt(what, "pitch", "latitude" if conventions.pitch == "colatitude" else "colatitude"))
+    rolls = boxes[:, 4]
+    if conventions.angles != "rad" and len(rolls) >= _FEWEST and rolls.min() >= 0 and 0 < rolls.max() <= 1:
+        what = "all rolls are from 0 to 1 degree. If they are scores, delete them from the file; if they are radians"
+        doubts.append(Doubt(what, "angles", "rad"))
     return doubts

@@ -8,13 +8,13 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
 
 from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
-from panollava.data.csv import Problem, found_file, not_utf8
+from panollava.data.csv import Problem, found_file, not_utf8, spelling
 from panollava.disk import MAX_DOCUMENT_BYTES, write_file, write_json
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -35,6 +35,22 @@ class _Collector:
         self.bad: list[str] = []
         self.centres: list[list[float]] = []
         self.count = 0
+        self.repeated: list[str] = []
+        self._listed: dict[str, tuple[str, str]] = {}  # place and name of each picture, by its normal spelling
+        self._written: set[tuple[Any, ...]] = set()
+
+    def list_picture(self, place: str, picture: str) -> None:
+        """Adds a picture; one that is listed twice, perhaps in another spelling, is a problem."""
+        self.rows.setdefault(picture, [])
+        first, name = self._listed.setdefault(spelling(picture), (place, picture))
+        if first != place:
+            self.refuse(first, f"names the picture {name}, as {place} does; list it once", name)
+            self.refuse(place, f"names the picture {picture}, as {first} does; list it once", picture)
+
+    def refuse(self, place: str, reason: str, picture: str) -> None:
+        """Adds a problem of a whole picture."""
+        self.problems.append(Problem(0, place, reason))
+        self.bad.append(picture)
 
     def add(self, place: str, picture: str, number: int | str, values: Sequence[Any], score: Any = None) -> None:
         """Adds a box; `number` is its class, or a text that says what is wrong with the class."""
@@ -62,7 +78,11 @@ class _Collector:
             self.bad += [picture if picture in self.rows else ""] * len(reasons)
         else:
             assert not isinstance(number, str)
-            self.rows[picture].append((box, number, None if score is None else numbers[-1]))
+            given = None if score is None else numbers[-1]
+            self.rows[picture].append((box, number, given))
+            written = picture, number, given, *box.tolist()
+            self.repeated += [place] if written in self._written else []
+            self._written.add(written)
 
     def finished(self, names: Sequence[str]) -> BoxAnnotations:
         """The annotations. Raises a ValueError where nothing was found."""
@@ -73,8 +93,9 @@ class _Collector:
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from None
         centres = np.array(self.centres, dtype=np.float64).reshape(-1, 2)
+        bad, repeated = tuple(self.bad), tuple(self.repeated)
         return BoxAnnotations(
-            tuple(names), pictures, self.sizes, problems, str(self.source), self.count, tuple(self.bad), centres
+            tuple(names), pictures, self.sizes, problems, str(self.source), self.count, bad, repeated, centres
         )
 
 
@@ -147,7 +168,11 @@ def _objects(path: Path, document: Any, key: str) -> list[dict[str, Any]]:
 def _listed(
     out: _Collector, images: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]]
 ) -> tuple[dict[Any, str], dict[Any, str]]:
-    """Names of classes and of pictures by their ids; the pictures and their sizes are added to `out`."""
+    """Names of classes and of pictures by their ids; the pictures and their sizes are added to `out`.
+
+    Raises:
+        ValueError: a key is missing, or two categories have one id or name, so that no box has a certain class.
+    """
     try:
         names_by_id = {one["id"]: str(one["name"]) for one in categories}
         file_by_id = {one["id"]: str(one["file_name"]) for one in images}
@@ -155,10 +180,23 @@ def _listed(
         raise ValueError(
             f"{out.source}: an image needs id and file_name, a category id and name; wrong: {error}."
         ) from None
-    for one in images:
-        out.rows[file_by_id[one["id"]]] = []
+    first: dict[tuple[str, Any], Any] = {}
+    for at, one in enumerate(categories, start=1):
+        for key in ("id", "name"):
+            if (before := first.setdefault((key, one[key]), at)) != at:
+                raise ValueError(
+                    f"{out.source}: categories {before} and {at} have the {key} {one[key]!r}. Give each its own {key}."
+                )
+    for at, one in enumerate(images, start=1):
+        picture, place = str(one["file_name"]), f"image {at} (id {one['id']})"
+        out.list_picture(place, picture)
+        before, also = first.setdefault(("image", one["id"]), (at, picture))
+        if before != at:
+            for number, other, name in ((before, at, also), (at, before, picture)):
+                reason = f"image {other} has the same id, so that their boxes cannot be told apart; give each its own"
+                out.refuse(f"image {number} (id {one['id']})", reason, name)
         if _is_size(one.get("height"), one.get("width")):
-            out.sizes[file_by_id[one["id"]]] = (int(one["height"]), int(one["width"]))
+            out.sizes[picture] = (int(one["height"]), int(one["width"]))
     return names_by_id, file_by_id
 
 
@@ -232,7 +270,7 @@ def read_voc(
     for path, tree in trees:
         picture = _text(tree, "filename") or path.stem
         height, width = (_number(_text(tree, f"size/{key}")) for key in ("height", "width"))
-        out.rows.setdefault(picture, [])
+        out.list_picture(path.name, picture)
         if height and width and _is_size(height, width):
             out.sizes[picture] = (int(height), int(width))
         for at, one in enumerate(tree.iter("object"), start=1):
@@ -272,7 +310,12 @@ def write_voc(folder: Path, annotations: BoxAnnotations, conventions: Convention
 
 
 def read_yolo(
-    source: Path, conventions: Conventions, names: Sequence[str], folder: Path | None = None
+    source: Path,
+    conventions: Conventions,
+    names: Sequence[str],
+    folder: Path | None = None,
+    *,
+    scores: Literal["none", "auto", "after roll"] = "none",
 ) -> BoxAnnotations:
     """Boxes of YOLO files, one for each picture: lines of a class's number and the numbers of a box.
 
@@ -281,6 +324,9 @@ def read_yolo(
         conventions: of the numbers; of rectangles only ``shares``, as no size is stated.
         names: of the classes, by number from 0.
         folder: where a picture of each file's name must be, and its suffix is taken from; None names pictures without.
+        scores: whether detections end in one, as ``save_conf`` of YOLO writes them. ``auto`` takes the last number of
+            all lines if it comes after the roll, or if all are from 0 to 1 and not all 0; ``after roll`` only the
+            former, as boxes are known to have a roll.
 
     Raises:
         ValueError: a file is not UTF-8 text, there are no files, or the conventions are of other rectangles.
@@ -288,20 +334,39 @@ def read_yolo(
     if conventions.boxes not in ("angles", "shares"):
         raise ValueError(f"boxes={conventions.boxes}: YOLO files have angles or shares, as they state no size.")
     out = _Collector(source, conventions, folder)
-    for path in _files(source, ".txt"):
+    lines = {path: _lines(path) for path in _files(source, ".txt")}
+    is_scored = scores != "none" and _ends_in_scores(
+        [cells for its in lines.values() for _, cells in its], conventions, scores
+    )
+    for path, its in lines.items():
         picture = path.stem if folder is None else picture_name(folder, path.stem)
-        out.rows.setdefault(picture, [])
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise not_utf8(path) from None
-        for at, line in enumerate(lines, start=1):
-            if cells := line.split():
-                number: int | str = int(cells[0]) if cells[0].isdecimal() and int(cells[0]) < len(names) else ""
-                if number == "":
-                    number = f"class {cells[0]} is none of 0 to {len(names) - 1}"
-                out.add(f"{path.name}, line {at}", picture, number, cells[1:])
+        out.list_picture(path.name, picture)
+        for at, cells in its:
+            number: int | str = int(cells[0]) if cells[0].isdecimal() and int(cells[0]) < len(names) else ""
+            if number == "":
+                number = f"class {cells[0]} is none of 0 to {len(names) - 1}"
+            values, score = (cells[1:-1], cells[-1]) if is_scored else (cells[1:], None)
+            out.add(f"{path.name}, line {at}", picture, number, values, score)
     return out.finished(names)
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines of a YOLO file that are not empty, with their numbers, in words."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+    return [(at, cells) for at, line in enumerate(lines, start=1) if (cells := line.split())]
+
+
+def _ends_in_scores(rows: Sequence[Sequence[str]], conventions: Conventions, scores: str) -> bool:
+    """Whether all lines of YOLO detections, with a class first, end in a score; see ``read_yolo``."""
+    counts = {len(row) - 1 for row in rows}
+    if conventions.boxes != "angles":
+        return counts == {5}
+    last = [_number(row[-1]) for row in rows]
+    are_shares = all(value is not None and 0 <= value <= 1 for value in last) and any(last)
+    return counts == {6} or (scores == "auto" and counts == {5} and are_shares)
 
 
 def write_yolo(folder: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:

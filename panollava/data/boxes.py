@@ -81,19 +81,23 @@ class BoxAnnotations:
     names: tuple[str, ...]  # of the classes
     pictures: dict[str, PictureBoxes]  # by file name, also those without boxes
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) in pixels, where a file states it
-    problems: tuple[Problem, ...] = ()  # of boxes that were left out
+    problems: tuple[Problem, ...] = ()  # of boxes that were left out, and of whole pictures, which have the number 0
     source: str = ""  # file or folder that was read
     count: int = 0  # good and bad boxes
     bad: tuple[str, ...] = ()  # the picture of each problem; empty for a box of no picture
+    repeated: tuple[str, ...] = ()  # places of boxes that are written twice, with the same class, numbers and score
     centres: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     """(B, 2) the first two numbers of boxes as they are written, also of bad ones: they show a wrong convention."""
 
     def checked(self) -> BoxAnnotations:
-        """The same, if no box is bad; else raises a ValueError that names the first ones and their number."""
+        """The same, if nothing is bad; else raises a ValueError that names the first problems and their number."""
         if not self.problems:
             return self
-        numbers = len({problem.number for problem in self.problems})
-        lines = [f"{self.source}: {numbers} of {self.count} boxes are bad. Mend or delete them:"]
+        boxes = len({problem.number for problem in self.problems if problem.number})
+        pictures = len({name for name, one in zip(self.bad, self.problems, strict=True) if not one.number})
+        counts = [f"{boxes} of {self.count} boxes"] if boxes else []
+        counts += [f"{pictures} of {len(self.pictures)} pictures"] if pictures else []
+        lines = [f"{self.source}: {' and '.join(counts)} are bad. Mend or delete them:"]
         lines += [f"  {problem}" for problem in self.problems[:LISTED_PROBLEMS]]
         if len(self.problems) > LISTED_PROBLEMS:
             lines.append(f"  and {len(self.problems) - LISTED_PROBLEMS} more")

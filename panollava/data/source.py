@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from panollava.crop.boxes import Places
+from panollava.crop.boxes import PictureBoxes, Places
 
 FREE_TEXT = "text"
 """Question type whose answers are whole sentences, for which an exact match means little."""
@@ -115,8 +115,12 @@ class PlacesSource(Protocol):
     class_names: tuple[str, ...]
     """Names of the classes of boxes and masks."""
 
+    def boxes(self, index: int) -> PictureBoxes:
+        """The boxes of record `index`; cheap, as no mask is read or drawn."""
+        ...
+
     def places(self, index: int) -> Places:
-        """What is where in the panorama of record `index`."""
+        """What is where in the panorama of record `index`: its boxes, and perhaps a mask."""
         ...
 
 

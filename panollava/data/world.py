@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from annotated_types import Interval, MinLen
 
-from panollava.crop.boxes import Places
+from panollava.crop.boxes import PictureBoxes, Places
 from panollava.data.scenes.boxes import CLASSES, scene_boxes, scene_classes
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.questions import ALL_KINDS, BOX, CAPTION_REQUEST, KINDS, Asked, Kind, ask_all, caption
@@ -111,6 +111,10 @@ class WorldSource:
     def panorama(self, index: int) -> np.ndarray:
         """Panorama of scene `index`, (H, W, 3) uint8 RGB."""
         return paint(self.scene(index), self.height)
+
+    def boxes(self, index: int) -> PictureBoxes:
+        """Boxes of the things of scene `index`."""
+        return scene_boxes(self.scene(index))
 
     def places(self, index: int) -> Places:
         """Boxes and visible parts of the things of scene `index`."""

@@ -143,12 +143,15 @@ def compare_boxes(
         swaps: number of random swaps.
         seed: of the swaps.
 
+    Raises:
+        ValueError: they are of different pictures, or of none.
+
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 11.5 and 15.2.
     """
+    _check_same(truth, first, second)
     pictures = list(truth)
-    none = PictureBoxes(np.zeros((0, 5)), np.zeros(0, int), np.zeros(0))
     true = [truth[name] for name in pictures] * 2
-    found = [side.get(name, none) for side in (first, second) for name in pictures]
+    found = [side[name] for side in (first, second) for name in pictures]
     overlaps = [class_overlap(*pair) for pair in zip(found, true, strict=True)]
     ranking = rankings(true, found, overlaps, classes)["all"]
 
@@ -170,6 +173,7 @@ def compare_masks(
     seed: int = 0,
 ) -> PlaceComparison:
     """Mean IoU by solid angle of two detectors; as ``compare_boxes``."""
+    _check_same(truth, first, second)
     counts = np.array(
         [
             _mask_counts(*_counted(true, side[name]), _steradians(true.shape), classes)
@@ -179,6 +183,16 @@ def compare_masks(
     )
     (found,) = _compared(("mIoU",), len(truth), lambda kept: _mean_iou(kept @ counts)[:, None], swaps, seed)
     return found
+
+
+def _check_same(truth: Mapping[str, object], first: Mapping[str, object], second: Mapping[str, object]) -> None:
+    """Refuses sides of different pictures: one that a side lacks would count as one in which nothing was found."""
+    for side in (first, second):
+        if set(side) != set(truth):
+            name = sorted(set(side) ^ set(truth))[0]
+            raise ValueError(f"{name}: is not on each side of the comparison. Give the truth and detections of it.")
+    if not truth:
+        raise ValueError("There are no pictures to compare on. Check the names of the pictures.")
 
 
 def _compared(
@@ -193,13 +207,15 @@ def _compared(
     nothing = np.zeros_like(left_out)
     without = scores(np.concatenate([nothing, left_out], axis=1)) - scores(np.concatenate([left_out, nothing], axis=1))
     error = np.sqrt((pictures - 1) * without.var(axis=0))  # of the jackknife
+    quantile = student(LEVEL, pictures - 1) if pictures >= FEWEST else None
     results = []
     for at, name in enumerate(names):
-        value, reach = float(change[0, at]), student(LEVEL, pictures - 1) * float(error[at])
-        has_ends = pictures >= FEWEST
-        ends = (max(-1.0, value - reach), min(1.0, value + reach)) if has_ends else (None, None)
+        value, difference = float(change[0, at]), Interval(float(change[0, at]), None, None)
+        if quantile is not None:
+            reach = quantile * float(error[at])
+            difference = Interval(value, max(-1.0, value - reach), min(1.0, value + reach))
         p_value = float((np.abs(change[:, at]) >= abs(value) - 1e-12).mean())
-        results.append(PlaceComparison(name, Interval(value, *ends), p_value))
+        results.append(PlaceComparison(name, difference, p_value))
     return results
 
 

@@ -158,8 +158,8 @@ def read_answers(folder: Path, metrics: Mapping[str, Any]) -> list[Prediction]:
     """
     path = folder / PREDICTIONS
     needed = ("sample_id", "image_id", "kind", "question", "prediction", "references", "latency_s")
-    # Older evaluations have no turn and no history.
-    table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, "turn", "history")})
+    further = ("turn", "history", "log_probability")  # not in all evaluations
+    table = Table(path, {name: Column((name,), is_needed=name in needed) for name in (*needed, *further)})
     answers = [_answer(path, row, table.names) for row in table.rows()]
     if metrics.get("answers") not in (None, answers_digest(answers)):  # None: older evaluations have no digest
         raise ValueError(f"{path}: its answers were changed since they were written")
@@ -172,14 +172,22 @@ def _answer(path: Path, row: Row, names: Mapping[str, str]) -> Prediction:
     history = _json(path, row, "history", names) if cells.get("history") else []
     if not isinstance(history, list) or not all(_is_texts(turn) and len(turn) == 2 for turn in history):
         raise _bad(path, row, "history", "no JSON list of pairs of a question and its answer")
-    try:
-        latency_s = float(cells["latency_s"])
-    except ValueError:
-        raise _bad(path, row, "latency_s", f"{cells['latency_s'][:60]!r} is no number of seconds") from None
+    latency_s = _float(path, row, "latency_s", "number of seconds")
+    log_probability = None
+    if cells.get("log_probability"):
+        log_probability = _float(path, row, "log_probability", "log-probability")
     sample, image, kind, said = (cells[name] for name in ("sample_id", "image_id", "kind", "question"))
     references = _texts(path, row, "references", names)
     turns = tuple((question, answer) for question, answer in history)
-    return Prediction(sample, image, kind, said, cells["prediction"], references, latency_s, turns)
+    told = cells["prediction"]
+    return Prediction(sample, image, kind, said, told, references, latency_s, turns, log_probability=log_probability)
+
+
+def _float(path: Path, row: Row, role: str, what: str) -> float:
+    try:
+        return float(row.cells[role])
+    except ValueError:
+        raise _bad(path, row, role, f"{row.cells[role][:60]!r} is no {what}") from None
 
 
 def _row(path: Path, row: Row, names: Mapping[str, str], spelt: dict[str, str], further: Mapping[str, str]) -> Scored:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ class Detections:
         return len(self.boxes.boxes)
 
 
+def find_detector(path: Path) -> tuple[Path, Path]:
+    """The folder of a detection stage and its checkpoint; raises a FileNotFoundError if `path` has none."""
+    try:
+        return find_trained(path, ("detect",))
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise
+        raise FileNotFoundError(
+            f"{path} has no detection stage. Train one: python -m panollava.train stage=detect init_from=<run>."
+        ) from error
+
+
 class PanoDetector:
     """Finds boxes and masks in panoramas, by a head on the tokens of an encoder and a resampler.
 
@@ -100,13 +113,7 @@ class PanoDetector:
             ValueError: the run is of another stage, or the weights that it stands on have changed.
         """
         allow_packages(allow)
-        path = Path(folder).expanduser()
-        try:
-            run, checkpoint = find_trained(path, ("detect",))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path} has no detection stage. Train one: python -m panollava.train stage=detect init_from=<run>."
-            ) from error
+        run, checkpoint = find_detector(Path(folder).expanduser())
         return cls.from_checkpoint(checkpoint, with_paths_found(read_metadata(run), run), device=device, dtype=dtype)
 
     @classmethod
@@ -151,8 +158,13 @@ class PanoDetector:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no panorama.
+            TypeError: `least_score` is no number.
+            ValueError: it is no panorama, or `least_score` is not from 0 to 1.
         """
+        if isinstance(least_score, bool) or not isinstance(least_score, Real):
+            raise TypeError(f"least_score={least_score!r} is no number. Give one from 0 to 1, such as 0.5.")
+        if not 0 <= least_score <= 1:
+            raise ValueError(f"least_score={least_score} is not from 0 to 1. Scores are; {SURE} is the default.")
         panorama = read_picture(image, self.crop)
         rows = self.crop.camera_rows[None]
         batch = Batch(

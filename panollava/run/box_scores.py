@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from panollava.component import closest
-from panollava.data.box_doubts import convention_doubts
+from panollava.data.box_doubts import convention_doubts, repeated_boxes
 from panollava.data.box_files import box_file_kind, is_coco_results, read_coco, read_coco_results, read_voc, read_yolo
 from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions, same_names
 from panollava.evaluation.detection import BoxScores, score_boxes
@@ -120,7 +120,13 @@ def box_table(found: BoxScores, *, has_scores: bool = True, least_score: float |
 
 
 def score_box_files(
-    detections: Path, truth: Path, conventions: Conventions, found: Conventions, least_score: float | None
+    detections: Path,
+    truth: Path,
+    conventions: Conventions,
+    found: Conventions,
+    least_score: float | None,
+    *,
+    has_roll: bool = False,
 ) -> BoxReport:
     """Reads both files and scores the detections.
 
@@ -130,6 +136,7 @@ def score_box_files(
         conventions: of the truth.
         found: of the detections.
         least_score: detections below it count for AP and AR alone; None counts all.
+        has_roll: whether YOLO's detections are known to have a roll, so that the number after the extents is no score.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -140,7 +147,7 @@ def score_box_files(
         if not path.exists():
             raise FileNotFoundError(f"{key}={path}: there is no such file or folder. Check the path.")
     true = _checked(_read_truth(truth, conventions), "boxes", conventions)
-    got = _checked(_read_detections(detections, truth, true, found), "detection_boxes", found)
+    got = _checked(_read_detections(detections, truth, true, found, has_roll), "detection_boxes", found)
     if unknown := [name for name in got.pictures if name not in true.pictures]:
         names = ", ".join(list(true.pictures)[:3])
         raise ValueError(
@@ -169,6 +176,8 @@ def _checked(annotations: BoxAnnotations, key: str, conventions: Conventions) ->
         raise ValueError(f"{error}\nThe file was read as {key}=[{','.join(asdict(conventions).values())}].") from None
     for doubt in convention_doubts(found, conventions):
         LOG.warning("%s: %s: state %s=%s.", annotations.source, doubt.what, key, doubt.way_out)
+    if repeated := repeated_boxes(found):
+        LOG.warning("%s: %s.", annotations.source, repeated)
     return found
 
 
@@ -186,12 +195,18 @@ def _read_truth(path: Path, conventions: Conventions) -> BoxAnnotations:
     return read_coco(path, conventions)
 
 
-def _read_detections(path: Path, truth_path: Path, truth: BoxAnnotations, conventions: Conventions) -> BoxAnnotations:
+def _read_detections(
+    path: Path, truth_path: Path, truth: BoxAnnotations, conventions: Conventions, has_roll: bool
+) -> BoxAnnotations:
     kind = box_file_kind(path)
     if kind == "voc":
         return read_voc(path, conventions, truth.names)
     if kind == "yolo":
-        return _with_suffixes(read_yolo(path, conventions, truth.names), truth)
+        got = read_yolo(path, conventions, truth.names, scores="after roll" if has_roll else "auto")
+        if any(one.scores is not None for one in got.pictures.values()):
+            way_out = "" if has_roll else " If it is a roll, add ccw or cw to detection_boxes."
+            LOG.info("%s: the last number of each line is read as its score.%s", path, way_out)
+        return _with_suffixes(got, truth)
     if not is_coco_results(path):
         return same_names(read_coco(path, conventions), truth.names)
     if truth_path.is_dir():

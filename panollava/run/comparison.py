@@ -60,7 +60,7 @@ def compare_runs(options: CompareOptions, sections: dict[str, Any]) -> None:
     allow(options.allow)
     runs = [restore(folder, generation=generation) for folder in _folders(options, tracking)]
     if runs and all(run.record.finds for run in runs):
-        data = data_overrides(options, runs[0].settings["data"])
+        data = data_overrides(options, runs[0].settings["data"], learnt=runs[0].settings["classes"])
         compare_detections(dict(zip(_names(runs), runs, strict=True)), data, options, sections)
         return
     without_answers = [str(run.folder) for run in runs if not run.record.answers]

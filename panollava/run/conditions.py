@@ -37,7 +37,7 @@ from panollava.store.identity import FileIdentity
 Record = Mapping[str, Any]
 TEST_SET = ("questions", "references", "pictures")
 """Keys of the test set; the others are of the model and its decoding."""
-_DIGESTS = (*TEST_SET, "vision", "language", "weights", "prompt.template")
+_DIGESTS = (*TEST_SET, "texts", "names", "places", "base", "vision", "language", "weights", "prompt.template")
 _DRAWN_TEXTS = 64
 FAIR = ("generation", "precision")
 """Conditions that make runs hard to compare where they differ."""
@@ -195,19 +195,17 @@ def answer_conditions(
         precision: number format of the backbones; None leaves it to the machine.
     """
     backbones = Backbones(settings["model"], settings["crop"], today=prompt_date(settings))
-    recorded = settings.get("inputs", {})
     if prompt is None:
         try:
             prompt = backbones.prompt.format.record()
         except FileNotFoundError:  # results are compared on machines that never saw the model: then it stays unknown
             prompt = None
-    parts = {part: backbones.record(part, known.identify) or recorded.get(part) for part in ("vision", "language")}
     return {
         **questions_record(source, known),
         "prompt": prompt,
         "generation": settings["generation"],
         "precision": precision,
-        **{part: None if found is None else _digest([found]) for part, found in parts.items()},
+        **{part: _part_digest(backbones, part, settings, known) for part in ("vision", "language")},
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
@@ -215,16 +213,54 @@ def answer_conditions(
 
 
 def place_conditions(
-    checkpoint: Path, crop: Mapping[str, Any], source: DataSource, known: FileIdentity
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    source: DataSource,
+    known: FileIdentity,
+    *,
+    precision: str | None = None,
 ) -> dict[str, Any]:
-    """All that the detections of a checkpoint in a split depend on, and their scores."""
+    """All that the detections of a checkpoint in a split depend on, and their scores.
+
+    Args:
+        settings: ``model``, ``crop`` and ``inputs`` of the run's metadata.
+        source: the split; the names of its pictures count, as detections are kept under them.
+        known: identifies files.
+        precision: number format of the encoder; None leaves it to the machine.
+    """
     return {
         **training_record(source, known),
+        "names": _digest(source.image_id(index) for index in range(len(source))),
         "places": places_digest(source),
+        "precision": precision,
+        "vision": _part_digest(Backbones(settings["model"], settings["crop"]), "vision", settings, known),
         "weights": fingerprint(checkpoint, known),
         "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
-        "crop": dict(crop),
+        "crop": dict(settings["crop"]),
     }
+
+
+def unusable_places(settings: Record, now: Record, max_samples: int | None) -> str:
+    """Why recorded detections do not stand for present ones, in words; empty where they do.
+
+    Args:
+        settings: of the evaluation's ``metrics.json``; one of an older version lacks conditions.
+        now: of ``place_conditions``.
+        max_samples: number of pictures that are needed; None for all. Scores are of exactly so many.
+    """
+    recorded = settings.get("conditions") or {}
+    if lacking := [key for key, value in now.items() if value is not None and recorded.get(key) is None]:
+        return f"their record lacks {', '.join(lacking)}"
+    found = differences(recorded, now)
+    if settings.get("max_samples") != max_samples:
+        found["max_samples"] = settings.get("max_samples"), max_samples
+    return describe(found)
+
+
+def _part_digest(backbones: Backbones, part: str, settings: Mapping[str, Any], known: FileIdentity) -> str | None:
+    """Digest of the files of ``vision`` or ``language``, or of what the run recorded of them; None if unknown."""
+    found = backbones.record(part, known.identify) or settings.get("inputs", {}).get(part)
+    return None if found is None else _digest([found])
 
 
 def fingerprint(checkpoint: Path, known: FileIdentity) -> str:

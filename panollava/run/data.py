@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,12 +188,13 @@ def data_name(options: DataOptions, data: Mapping[str, Any]) -> str:
 
 
 def data_overrides(
-    options: DataOptions, recorded: Mapping[str, Any], *, turn_deg: float | None = None
+    options: DataOptions, recorded: Mapping[str, Any], *, turn_deg: float | None = None, learnt: Sequence[str] = ()
 ) -> dict[str, Any]:
     """A run's recorded ``data`` section with the changes of the command line.
 
     Args:
         turn_deg: rotation of every panorama of the built-in world.
+        learnt: classes of a run that finds boxes; a file that is named is then one of boxes.
 
     Raises:
         ValueError: keys of the built-in world are given and the data are others.
@@ -206,7 +207,12 @@ def data_overrides(
         "turn_deg": turn_deg,
     }
     changes = {key: value for key, value in world.items() if value is not None}
-    if options.csv_input is not None:
+    if options.csv_input is not None and learnt:
+        own = data if data["type"] == "annotated" else {"type": "annotated", "name": "boxes"}
+        data = {**own, f"{options.split}_boxes": options.csv_input}
+        if Path(options.csv_input).expanduser().is_dir():  # VOC and YOLO files do not name their classes
+            data["classes"] = data.get("classes") or list(learnt)
+    elif options.csv_input is not None:
         kept = {key: data[key] for key in READ_AS if key in data}
         data = {"type": "files", "name": "csv", f"{options.split}_csv": options.csv_input, **kept}
     if changes and data["type"] != "world":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,7 +17,7 @@ import torch
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, replace_folder
 from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places
-from panollava.data.box_files import write_coco
+from panollava.data.box_files import read_coco, write_coco
 from panollava.data.boxes import BoxAnnotations, Conventions
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import read_document
@@ -38,7 +37,7 @@ from panollava.run.data import GREY, RunData
 from panollava.run.features import open_features
 from panollava.run.restore import Restored
 from panollava.run.run import Run, finding_stage
-from panollava.run.sources import part_of
+from panollava.run.sources import part_of, without_boxes
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.tracker import Tracker
@@ -56,7 +55,7 @@ class PlaceEvaluation:
 
     names: tuple[str, ...]  # of the classes
     boxes: BoxScores
-    masks: MaskScores | None  # None for data without masks
+    masks: MaskScores | None  # None for data without masks, or whose masks show no class
     blank: BoxScores | None  # of a blank picture in place of each one
     folder: Path
 
@@ -104,7 +103,7 @@ def evaluate_run_places(run: Run) -> None:
     checkpoint = find_checkpoint(folder)
     settings = {"experiment_name": run.experiment.name, "stage": name, "model": run.backbones.model}
     settings |= {key: run.plain[key] for key in ("crop", "data")} | {"stage_settings": run.plain["stage"][name]}
-    settings["classes"] = list(test.class_names) if isinstance(test, PlacesSource) else []
+    settings |= {"classes": list(getattr(test, "class_names", ())), "inputs": run.inputs(name)}
     device: dict[str, Any] = {"device": run.compute.device, "dtype": run.compute.dtype}
     detector = PanoDetector.from_checkpoint(checkpoint, settings, **device)
     result = evaluate_places(
@@ -144,6 +143,8 @@ def evaluate_places(
     """
     if not isinstance(source, PlacesSource):
         raise ValueError(f"data={source.name} has no boxes. Use data=boxes, or the built-in world (data=world).")
+    if problem := without_boxes(source, options.max_samples):
+        raise ValueError(problem)
     number = as_learnt(source.class_names, detector.names)
     truth: dict[str, PictureBoxes] = {}
     found: dict[str, Detections] = {}
@@ -156,7 +157,9 @@ def evaluate_places(
             true_masks[name] = number[resized(places.pixels, one.mask.shape)]
     names = detector.names
     scores = score_boxes(truth, {name: one.boxes for name, one in found.items()}, names, least_score=SURE)
-    masks = score_masks(true_masks, {name: found[name].mask for name in true_masks}, names) if true_masks else None
+    masks = None
+    if any((mask >= 0).any() for mask in true_masks.values()):
+        masks = score_masks(true_masks, {name: found[name].mask for name in true_masks}, names)
     blank = None
     if options.blank:
         (nothing,) = detector.find(_blank(detector).to(compute.device), [None])
@@ -165,7 +168,7 @@ def evaluate_places(
         **run.subject(known),
         "split": split,
         "max_samples": options.max_samples,
-        "conditions": place_conditions(run.checkpoint, run.settings["crop"], source, known),
+        "conditions": place_conditions(run.checkpoint, run.settings, source, known, precision=compute.name),
     }
     folder = _free(result_folder(Path(options.results_dir), run.settings["experiment_name"]))
     result = PlaceEvaluation(names, scores, masks, blank, folder)
@@ -186,8 +189,8 @@ def as_learnt(names: Sequence[str], learnt: Sequence[str]) -> np.ndarray:
     """
     if unknown := [name for name in names if name not in learnt]:
         raise ValueError(
-            f"data: the class {unknown[0]} is none that the stage has learnt ({', '.join(learnt)}). Name the "
-            "classes to evaluate (data.classes=[…]), or train with it."
+            f"data: the class {unknown[0]} is none that the stage has learnt ({', '.join(learnt)}). Evaluate on data "
+            "whose classes are all among these, or train with it."
         )
     return np.array([*(learnt.index(name) for name in names), IGNORED, NOTHING])
 
@@ -279,31 +282,47 @@ def _write(
         "settings": dict(settings),
     }
     text = json.dumps(finite(json.loads(json.dumps(record, default=str))), indent=2, ensure_ascii=False)
-    boxes = {name: one.boxes for name, one in found.items()}
-    sizes = {name: one.mask.shape for name, one in found.items() if one.mask.size}
-    annotations = BoxAnnotations(result.names, boxes, sizes)
 
     def fill(folder: Path) -> None:
         (folder / METRICS).write_text(text, encoding="utf-8")
         (folder / PICTURE).write_bytes(picture)
-        write_coco(folder / DETECTIONS, annotations, Conventions())
-        for name in sizes:
-            path = _mask_file(folder, name)
-            path.parent.mkdir(exist_ok=True)
-            cv2.imwrite(str(path), (found[name].mask + 1).astype(np.uint8 if len(result.names) < 255 else np.uint16))
+        write_detections(folder, found, result.names)
 
     result.folder.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(result.folder, fill)
 
 
-def _mask_file(folder: Path, picture: str) -> Path:
-    return folder / MASKS / (re.sub(r"[^\w.-]+", "_", picture) + ".png")
+def _mask_file(folder: Path, number: int) -> Path:
+    """The mask of a picture by its id in ``detections.json``: names of pictures may be no names of files."""
+    return folder / MASKS / f"{number}.png"
 
 
-def read_mask(folder: Path, picture: str) -> np.ndarray | None:
-    """Class of each pixel (H, W) of a picture in the folder of an evaluation; None where it has no mask."""
-    values = cv2.imread(str(_mask_file(folder, picture)), cv2.IMREAD_UNCHANGED)
-    return None if values is None else values.astype(np.int16) - 1
+def write_detections(folder: Path, found: Mapping[str, Detections], names: Sequence[str]) -> None:
+    """Writes boxes and masks of pictures into the folder of an evaluation; ``read_detections`` reads them."""
+    sizes = {name: one.mask.shape for name, one in found.items() if one.mask.size}
+    boxes, dtype = {name: one.boxes for name, one in found.items()}, np.uint8 if len(names) < 255 else np.uint16
+    write_coco(folder / DETECTIONS, BoxAnnotations(tuple(names), boxes, sizes), Conventions())
+    for number, one in enumerate(found.values(), start=1):
+        if one.mask.size:
+            _mask_file(folder, number).parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(_mask_file(folder, number)), (one.mask + 1).astype(dtype))
+
+
+def read_detections(folder: Path) -> tuple[dict[str, PictureBoxes], dict[str, np.ndarray]]:
+    """Boxes, and the class of each pixel (H, W), of the pictures in the folder of an evaluation.
+
+    Raises:
+        FileNotFoundError: a mask is missing.
+    """
+    found, masks = read_coco(folder / DETECTIONS, Conventions()), {}
+    for number, name in enumerate(found.pictures, start=1):  # the ids that ``write_coco`` gives
+        path = _mask_file(folder, number)
+        if name not in found.sizes:  # without a mask
+            continue
+        if (values := cv2.imread(str(path), cv2.IMREAD_UNCHANGED)) is None:
+            raise FileNotFoundError(f"{path}: there is no such mask. Delete {folder}, so that it is made again.")
+        masks[name] = values.astype(np.int16) - 1
+    return found.pictures, masks
 
 
 def _parts(result: PlaceEvaluation) -> dict[str, Any]:

@@ -25,17 +25,23 @@ PANORAMA_SIZE = (1024, 2048)
 """Rows and columns of the panorama in a picture."""
 
 
-def checked_out(out: Path, image: Path | None, example: str) -> Path:
+def checked_out(out: Path, images: Sequence[Path], example: str, what: str = "picture is a PNG") -> Path:
     """``out``, checked before any work is done for it.
 
+    Args:
+        images: panoramas that are read; one need not be there.
+        example: a name with the allowed suffix.
+        what: what is written, in words, such as ``answers are a CSV``.
+
     Raises:
-        ValueError: it is no PNG, a folder, or the panorama itself.
+        ValueError: it has another suffix, or is a folder or one of the panoramas.
     """
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"out={out}: the picture is a PNG file. Give it a name that ends in .png.")
+    suffix = Path(example).suffix
+    if out.suffix.lower() != suffix:
+        raise ValueError(f"out={out}: the {what} file. Give it a name that ends in {suffix}.")
     if out.is_dir():
         raise ValueError(f"out={out} is a folder. Name a file in it, such as out={out / example}.")
-    if image is not None and out.exists() and image.exists() and out.samefile(image):
+    if out.exists() and any(image.exists() and out.samefile(image) for image in images):
         raise ValueError(f"out={out} is the panorama itself, which would be lost. Choose another name.")
     return out
 

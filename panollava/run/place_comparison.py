@@ -12,8 +12,6 @@ import numpy as np
 
 from panollava.crop.boxes import PictureBoxes
 from panollava.crop.crop import Crop
-from panollava.data.box_files import read_coco
-from panollava.data.boxes import Conventions
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import csv_text, read_document, write_file
 from panollava.evaluation.detection import PlaceComparison, compare_boxes, compare_masks
@@ -22,10 +20,10 @@ from panollava.evaluation.results import result_folder
 from panollava.evaluation.statistics import LEVEL, Interval, holm
 from panollava.logs import LOG, counted
 from panollava.model.detector import PanoDetector
-from panollava.run.conditions import differences, place_conditions
+from panollava.run.conditions import place_conditions, unequal, unusable_places
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import data_name
-from panollava.run.evaluate_places import DETECTIONS, as_learnt, evaluate_places, read_mask, resized
+from panollava.run.evaluate_places import as_learnt, evaluate_places, read_detections, resized
 from panollava.run.options import CompareOptions
 from panollava.run.restore import Restored
 from panollava.run.run import open_tracker
@@ -43,6 +41,7 @@ class Found:
     boxes: dict[str, PictureBoxes]
     masks: dict[str, np.ndarray]  # (H, W), by picture
     scores: dict[str, Interval]
+    conditions: Mapping[str, Any]
 
 
 def compare_detections(
@@ -76,6 +75,9 @@ def compare_detections(
     title = f"{counted(len(runs), 'run')} on {data_name(options, data)}, {counted(len(truth), 'picture')}"
     text = _markdown(title, found, verdicts)
     LOG.info("\n%s", text)
+    for line in unequal({name: one.conditions for name, one in found.items()}):
+        LOG.warning("%s.", line)
+        text += f"\n{line}.\n"
     out = Path(options.out).expanduser()
     write_file(out / "comparison.md", text)
     columns = list(next(iter(found.values())).scores)
@@ -98,14 +100,17 @@ def _found(
     name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions, known: FileIdentity
 ) -> Found:
     """What a run found, read where it is on disk under the same conditions."""
-    now = place_conditions(run.checkpoint, run.settings["crop"], _source(run, data, options), known)
-    parent = result_folder(Path(options.results_dir), run.settings["experiment_name"])
+    now = place_conditions(run.checkpoint, run.settings, _source(run, data, options), known)
+    parent, newest = result_folder(Path(options.results_dir), run.settings["experiment_name"]), ""
     for folder in sorted(parent.glob("detections_*"), reverse=True):
         document = read_document(folder / METRICS)
-        settings = document["settings"]
-        if settings.get("max_samples") == options.max_samples and not differences(settings["conditions"], now):
+        unusable = unusable_places(document.get("settings", {}), now, options.max_samples)
+        if not unusable:
             LOG.info("Reusing the detections in %s.", folder)
             return _read(folder)
+        newest = newest or f"The detections in {folder} are not used: {unusable}."
+    if newest:
+        LOG.info("%s", newest)
     LOG.info("%s has no detections in these pictures yet: they are made now.", name)
     compute = recorded_compute(options.device, run.settings["precision"])
     detector = PanoDetector.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
@@ -134,12 +139,11 @@ def _found(
 
 def _read(folder: Path) -> Found:
     document = read_document(folder / METRICS)
-    annotations = read_coco(folder / DETECTIONS, Conventions())
+    boxes, masks = read_detections(folder)
     scores = {key: Interval(**document["boxes"]["with_scores"][key.lower()]) for key in ("AP", "AP50", "AP75", "AR")}
     if document["masks"] is not None:
         scores["mIoU"] = Interval(**document["masks"]["by_solid_angle"])
-    masks = {name: mask for name in annotations.pictures if (mask := read_mask(folder, name)) is not None}
-    return Found(annotations.pictures, masks, scores)
+    return Found(boxes, masks, scores, document["settings"]["conditions"])
 
 
 def _truth(
@@ -192,8 +196,8 @@ def _markdown(
     lines += [
         "",
         "p-values of a permutation test that swaps what two runs found in a picture, after Holm's correction for the "
-        "number of pairs; intervals of the jackknife over pictures. About the settings of the runs nothing is shown "
-        "where each has one seed.",
+        "number of pairs; intervals of the jackknife over pictures, from five on. About the settings of the runs "
+        "nothing is shown where each has one seed.",
         "",
     ]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from panollava.run.build_stage import check_start
 from panollava.run.data import check_questions, check_records
 from panollava.run.features import forecast
 from panollava.run.run import BACKBONES, Run, plain, plans_only
+from panollava.run.sources import without_boxes
 from panollava.stages.protocol import Stage
 from panollava.training.parallel import check_compiler
 
@@ -75,9 +76,8 @@ def preflight(run: Run) -> None:
         LOG.info("%s", features)
     for name in pending:
         stage: type[Stage] = run.stages[name].stage_class
-        own = stage.own_options(plain(run.cfg.stage[name]))
-        if run.stages[name].finds and (problem := stage.misfit(run.backbones, *_examined(run.data.train), own)):
-            raise ValueError(f"stage={name} cannot run: {problem}")
+        if run.stages[name].finds:
+            _check_places(run, name, stage)
         _check_blocks(run, name)
         check_start(run, name)
         targets = run.stages[name].targets
@@ -91,11 +91,21 @@ def preflight(run: Run) -> None:
         check_questions(test, run.backbones.prompt, language, image_tokens=count, new_tokens=new)
 
 
+def _check_places(run: Run, name: str, stage: type[Stage]) -> None:
+    """Refuses a stage that finds boxes where model, crop or data do not suit it."""
+    own = stage.own_options(plain(run.cfg.stage[name]))
+    problem = stage.misfit(run.backbones, *_examined(run.data.train), own)
+    for split, source in run.data.splits.items():
+        problem = problem or without_boxes(source, run.cfg.evaluation.max_samples if split == "test" else None)
+    if problem:
+        raise ValueError(f"stage={name} cannot run: {problem}")
+
+
 def _examined(train: DataSource) -> tuple[Sequence[str], list[PictureBoxes]]:
     """Names of the classes of a split, and the boxes of its first pictures; none where it has no boxes."""
     if not isinstance(train, PlacesSource):
         return (), []
-    return train.class_names, [train.places(index).boxes for index in range(min(len(train), EXAMINED))]
+    return train.class_names, [train.boxes(index) for index in range(min(len(train), EXAMINED))]
 
 
 def describe_features(run: Run) -> str | None:

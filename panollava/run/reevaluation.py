@@ -46,7 +46,8 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
     for line in run.lines():
         LOG.info("%s", line)
     compute = recorded_compute(options.device, run.settings["precision"])
-    data = data_overrides(options, run.settings["data"], turn_deg=options.turn_deg)
+    learnt = run.settings["classes"] if run.record.finds else ()
+    data = data_overrides(options, run.settings["data"], turn_deg=options.turn_deg, learnt=learnt)
     tags = {"panollava.folder": str(run.folder)}
     name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
     with open_tracker(sections["tracking"], run_name=name, outbox=out, tags=tags) as tracker:

@@ -525,11 +525,9 @@ def place_evaluation_due(run: Run) -> bool:
     evaluated = run.experiment.state(name).get("evaluated")
     if name in run.pending or not evaluated or not (Path(evaluated) / METRICS).is_file():
         return True
-    recorded = read_document(Path(evaluated) / METRICS)["settings"]["conditions"]
-    checkpoint = find_checkpoint(run.experiment.stage_folder(name))
-    now = conditions.place_conditions(checkpoint, run.plain["crop"], test, run.known)
-    if found := conditions.differences(recorded, now):
-        LOG.info(
-            "The detections in %s have other conditions (%s): new ones are made.", evaluated, conditions.describe(found)
-        )
+    settings, folder = read_document(Path(evaluated) / METRICS).get("settings", {}), run.experiment.stage_folder(name)
+    sections = {"model": run.backbones.model, "crop": run.plain["crop"], "inputs": conditions.recorded_inputs(folder)}
+    now = conditions.place_conditions(find_checkpoint(folder), sections, test, run.known)
+    if found := conditions.unusable_places(settings, now, run.cfg.evaluation.max_samples):
+        LOG.info("The detections in %s are not used (%s): new ones are made.", evaluated, found)
     return bool(found)

@@ -220,6 +220,20 @@ def differing_classes(sources: Mapping[str, DataSource]) -> str:
     return ""
 
 
+def without_boxes(source: DataSource, max_samples: int | None = None) -> str:
+    """Why detections in a split cannot be scored: its (first) pictures have no boxes. Empty where one has some."""
+    assert isinstance(source, PlacesSource)
+    count = min(len(source), max_samples or len(source))
+    if any(len(source.boxes(index).boxes) for index in range(count)):
+        return ""
+    of_all = f"the first {count} of {len(source)} pictures (max_samples={max_samples})"
+    which = of_all if count < len(source) else counted(count, "picture")
+    return (
+        f"{source.name} ({getattr(source, 'path', 'drawn')}): {which} without a single box, so that stage detect can "
+        "neither learn nor be scored there. Give pictures with boxes."
+    )
+
+
 def shared_pictures(sources: Mapping[str, DataSource]) -> list[str]:
     """A line for each pair of splits with common pictures, whose scores would measure memorization.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 from support.runs import UNTRACKED, command
 
-from panollava import PanoDetector, compare, eval, train
+from panollava import PanoDetector, check, compare, eval, predict, score, train
 from panollava.checkpoint import BEST, STANDS_ON, find_checkpoint, read_state, read_weights
-from panollava.crop.boxes import iou_matrix
-from panollava.data.box_files import read_coco
-from panollava.data.boxes import Conventions
+from panollava.crop.boxes import PictureBoxes, iou_matrix
+from panollava.data.box_files import read_coco, write_coco
+from panollava.data.boxes import BoxAnnotations, Conventions
 from panollava.data.world import WorldSource
+from panollava.model.detector import Detections
+from panollava.run.evaluate_places import read_detections, write_detections
 
 SMALL = [
     "crop=cubemap",
@@ -97,6 +100,8 @@ def test_the_evaluation_is_complete_and_found_again(here: Path, monkeypatch: pyt
     assert set(document["boxes"]["with_scores"]["ap_by_class"]) == set(document["classes"])
     assert document["masks"]["by_solid_angle"]["value"] >= 0
     assert document["blank"]["with_scores"]["ap"]["value"] <= 0.05
+    conditions = document["settings"]["conditions"]
+    assert all(conditions[key] for key in ("names", "vision", "precision", "places", "weights"))
     found = read_coco(folder / "detections.json", Conventions())
     assert len(found.pictures) == 6
     masks = sorted((folder / "masks").glob("*.png"))
@@ -127,6 +132,10 @@ def test_the_api_finds_what_the_evaluation_finds(here: Path) -> None:
     assert first.name in detector.names
     assert found.mask.shape == (256, 512)
     assert len(detector.detect(source.panorama(0), least_score=1.0)) == 0
+    with pytest.raises(TypeError, match=r"least_score='0\.5' is no number"):
+        detector.detect(source.panorama(0), least_score="0.5")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"least_score=2 is not from 0 to 1"):
+        detector.detect(source.panorama(0), least_score=2)
 
 
 def test_runs_are_compared_in_pairs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +152,13 @@ def test_runs_are_compared_in_pairs(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(Path("compared", "scores.csv").read_text("utf-8").splitlines()) == 3
 
 
-def test_it_starts_from_another_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_starts_from_another_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = next(RUN.glob("vision/*/"))
     arguments = ["stage=detect", f"init_from={base}", "experiment_name=other", *SMALL]
     assert command(monkeypatch, train, *arguments) == 0
+    assert "does not record the content of its backbones" not in capsys.readouterr().err
     checkpoint = find_checkpoint(detect_folder(Path("runs", "other")))
     assert Path(read_state(checkpoint)[STANDS_ON]["checkpoint"]).is_absolute()
     own = read_weights(checkpoint)
@@ -183,3 +195,132 @@ def test_best_checkpoint_alone_opens_beside_a_copy_of_its_base(here: Path) -> No
         PanoDetector.from_pretrained("alone")
     shutil.copytree(find_checkpoint(next(RUN.glob("vision/*/"))), Path("alone", "base.ckpt"))
     assert PanoDetector.from_pretrained("alone").names
+
+
+NAMES = ("방 1.png", "방_1.png", "a/b.png", "a_b.png")
+"""Names of pictures that are no names of files, two and two alike but for such characters."""
+
+
+def box_file(path: Path, *, boxes: bool = True) -> Path:
+    """Four scenes of the test split as pictures with a COCO file, whose classes are those of the world."""
+    world = WorldSource(split="test", scenes=len(NAMES))
+    found = {}
+    for index, name in enumerate(NAMES):
+        (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / name).write_bytes(cv2.imencode(".png", world.panorama(index)[..., ::-1])[1].tobytes())
+        one = world.boxes(index)
+        found[name] = one if boxes else replace(one, boxes=one.boxes[:0], classes=one.classes[:0])
+    write_coco(path, BoxAnnotations(world.class_names, found), Conventions())
+    return path
+
+
+def test_a_box_file_is_evaluated_and_compared_from_any_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Detections are reused where their pictures have the same names, and can be scored against the file."""
+    truth = box_file(here / "own" / "truth.json")
+    folder, where = detect_folder(here / RUN), f"results_dir={here / 'results'}"
+    assert command(monkeypatch, eval, f"checkpoint={folder}", "csv_input=own/truth.json", where, UNTRACKED) == 0
+    made = results("both")
+    assert list(read_coco(made / "detections.json", Conventions()).pictures) == list(NAMES)
+    assert command(monkeypatch, score, str(made / "detections.json"), f"truth={truth}", "out=scores.json") == 0
+    recorded, scored = (json.loads(path.read_text("utf-8")) for path in (made / "metrics.json", Path("scores.json")))
+    recorded = recorded["boxes"]["with_scores"]
+    assert scored["with_scores"]["ap"]["value"] == pytest.approx(recorded["ap"]["value"], abs=1e-9)
+    shutil.copytree(folder.parent.parent, here / "runs" / "again", symlinks=True)
+    deeper = here / "deeper"
+    deeper.mkdir()
+    for at, start in enumerate((here, deeper)):
+        monkeypatch.chdir(start)
+        capsys.readouterr()
+        named = f"csv_input={truth if at else 'own/truth.json'}"
+        other = str(detect_folder(here / "runs" / "again"))
+        assert command(monkeypatch, compare, str(folder), other, named, where, "out=compared", UNTRACKED) == 0
+        assert capsys.readouterr().err.count("Reusing the detections") == 2
+        text = Path("compared", "comparison.md").read_text("utf-8")
+        assert all("| +0.0 (" in line for line in text.splitlines() if line.startswith("| AP"))
+    capsys.readouterr()
+    assert command(monkeypatch, compare, str(folder), other, named, where, "max_samples=1", "out=one", UNTRACKED) == 0
+    assert "are not used: max_samples: null there, 1 now" in capsys.readouterr().err
+    text = Path("one", "comparison.md").read_text("utf-8")
+    assert "1 picture" in text
+    assert "(–) | 1.0000 | no |" in text
+
+
+def test_masks_of_any_names_are_kept_apart(tmp_path: Path) -> None:
+    found = {
+        name: Detections(PictureBoxes(np.zeros((0, 5)), np.zeros(0, int), np.zeros(0)), mask, ("a", "b"))
+        for name, mask in zip(
+            NAMES, np.arange(-1, 3)[:, None, None].repeat(4, 1).repeat(8, 2).astype(np.int16), strict=True
+        )
+    }
+    write_detections(tmp_path, found, ("a", "b", "c"))
+    _, masks = read_detections(tmp_path)
+    assert list(masks) == list(NAMES)
+    assert all((masks[name] == one.mask).all() for name, one in found.items())
+
+
+def test_prediction_keeps_the_panoramas_and_says_what_is_wrong(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box_file(here / "own" / "truth.json")
+    image = here / "own" / "a_b.png"
+    before = image.read_bytes()
+    shutil.copy(image, here / "own" / "picture.json")  # a picture by its content
+    Path("own", "truth.json").unlink()
+
+    def said(*arguments: str, folder: str = "runs/both") -> tuple[int, str]:
+        capsys.readouterr()
+        status = command(monkeypatch, predict, f"checkpoint={folder}", "device=cpu", *arguments)
+        return status, capsys.readouterr().err
+
+    for arguments in (["image=own/a_b.png", "out=own/a_b.png"], ["image=own", "out=own/picture.json"]):
+        status, errors = said(*arguments)
+        assert (status, "is the panorama itself, which would be lost" in errors) == (1, True)
+    assert image.read_bytes() == (here / "own" / "picture.json").read_bytes() == before
+    status, errors = said("image=own", "out=x.PNG")
+    assert (status, "of several a COCO file (.json)" in errors) == (1, True)
+    cv2.imwrite("grey.png", np.full((64, 128, 3), 128, np.uint8))
+    status, errors = said("image=grey.png", "out=found.json")
+    assert (status, "grey.png: nothing with a score of 0.5 or more." in errors) == (0, True)
+    assert Path("found.json").is_file()
+    status, errors = said("image=grey.png", folder="runs/none")
+    assert (status, "question= is missing, and runs/none is no run" in errors) == (1, True)
+    shutil.rmtree(find_checkpoint(next(RUN.glob("vision/*/"))).resolve())
+    status, errors = said("image=grey.png")
+    assert (status, "stands on the weights of" in errors, "question=" in errors) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    ("bare", "arguments", "message"),
+    [
+        ("val", [], "boxes-val (data/val.json): 4 pictures without a single box"),
+        ("test", [], "boxes-test (data/test.json): 4 pictures without a single box"),
+        (
+            "first",
+            ["evaluation.max_samples=1"],
+            "boxes-test (data/test.json): the first 1 of 4 pictures (max_samples=1)",
+        ),
+    ],
+)
+def test_a_split_without_a_box_is_refused_before_training(
+    bare: str,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val", "test"):
+        box_file(Path("data", f"{split}.json"), boxes=split != bare)
+    if bare == "first":
+        document = json.loads(Path("data", "test.json").read_text("utf-8"))
+        document["annotations"] = [one for one in document["annotations"] if one["image_id"] != 1]
+        Path("data", "test.json").write_text(json.dumps(document), "utf-8")
+    small = [one for one in SMALL if not one.startswith("data.")]
+    assert command(monkeypatch, train, "stage=detect", "data=boxes", *small, *arguments) != 0
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/detect/*/*.ckpt"))
+    assert command(monkeypatch, check, "data=boxes", "texts=0", "out=null", "num_workers=0") == 0
+    assert (f"Note: boxes-{bare} " in capsys.readouterr().out) == (bare != "first")

@@ -241,6 +241,10 @@ def test_a_file_of_questions_with_pictures_that_cannot_be_read(
     ask.write_text('[{"image": "nowhere.jpg", "query": "what?"}]', encoding="utf-8")
     status, error = run(f"questions='{ask}'")
     assert (status, "1 of 1 pictures are not there" in error) == (1, True)
+    csv_file = photos / "ask.csv"
+    csv_file.write_text("image,query\na.jpg,what?\n", encoding="utf-8")
+    status, error = run(f"questions='{csv_file}'", f"out='{csv_file}'")
+    assert (status, "is the file of questions itself" in error) == (1, True)
     status, error = run(f"questions='{ask}'", "question=what?")
     assert (status, "both given" in error) == (1, True)
     status, error = run("question=what?")
@@ -250,3 +254,14 @@ def test_a_file_of_questions_with_pictures_that_cannot_be_read(
 def table(name: str) -> list[list[str]]:
     with Path(name).open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
+
+
+def test_a_panorama_of_any_name_is_not_overwritten(photos: Path, ask: Ask) -> None:
+    """A folder's pictures are known by their content, so that one may be called as a table is."""
+    picture = photos / "picture.csv"
+    picture.write_bytes((photos / "a.jpg").read_bytes())
+    for image in (photos, picture):
+        status, out, error = ask(f"image={image}", f"out={picture}")
+        assert (status, out) == (1, "")
+        assert "is the panorama itself, which would be lost" in error
+    assert picture.read_bytes() == (photos / "a.jpg").read_bytes()

@@ -74,7 +74,7 @@ def test_it_is_both_kinds_of_source(folder: Path) -> None:
     assert data.panorama(2).mean() == 20
     again = pickle.loads(pickle.dumps(data))
     assert again.record(0, 0) == data.record(0, 3)
-    assert [data.box_count(at) for at in range(3)] == [5, 4, 0]
+    assert [len(data.boxes(at).boxes) for at in range(3)] == [5, 4, 0]
 
 
 def test_a_conversation_is_made_of_the_boxes(folder: Path) -> None:
@@ -257,3 +257,32 @@ def test_doubts_are_logged_with_the_key(folder: Path, caplog: pytest.LogCaptureF
     source(folder / "x.json")
     assert "x.json: all yaws and pitches are numbers below 2 pi" in caplog.text
     assert "state data.angles=rad, or mixed" in caplog.text
+
+
+def test_pictures_that_are_listed_twice_stop_or_are_left_out(folder: Path) -> None:
+    path = changed(folder, "images", 1, id=1)
+    path.write_text(path.read_text().replace('"image_id": 2', '"image_id": 1'))
+    with pytest.raises(BadEntries, match=r"2 of 3 pictures are bad(?s:.*)image 2 \(id 1\): image 1 has the same id"):
+        source(path)
+    data = source(path, on_error="skip")
+    assert [data.picture(at).name for at in range(len(data))] == ["c.png"]
+
+
+def test_names_of_pictures_are_those_of_the_file_in_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detections are kept under them, and compared and scored from other working directories."""
+    names = []
+    for start, path in ((folder, "x.json"), (folder.parent, f"{folder.name}/x.json")):
+        monkeypatch.chdir(start)
+        data = source(Path(path))
+        names.append([data.image_id(at) for at in range(3)])
+        assert all(data.picture(at).is_file() for at in range(3))
+    assert names[0] == names[1] == ["a.png", "b.png", "c.png"]
+
+
+def test_boxes_that_are_written_twice_are_a_doubt(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "panollava")
+    document = json.loads((folder / "x.json").read_text())
+    document["annotations"].append({**document["annotations"][0], "id": 77})
+    (folder / "x.json").write_text(json.dumps(document))
+    assert len(source(folder / "x.json")) == 3
+    assert "annotation 10 (id 77)" in caplog.text

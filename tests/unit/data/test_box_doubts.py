@@ -60,3 +60,14 @@ def test_boxes_over_the_poles_are_doubted(tmp_path: Path) -> None:
 def test_few_boxes_and_rectangles_are_not_doubted(tmp_path: Path) -> None:
     assert doubts(tmp_path, Conventions(), Conventions(pitch="colatitude"), BOXES[:4]) == {}
     assert doubts(tmp_path, Conventions(), Conventions(boxes="shares")) == {}
+
+
+@pytest.mark.parametrize(
+    ("rolls", "expected"), [((0, 1), {"angles": "rad"}), ((-1, 1), {}), ((0, 30), {}), ((0, 0), {})]
+)
+def test_rolls_that_may_be_scores_are_doubted(
+    rolls: tuple[float, float], expected: dict[str, str], tmp_path: Path
+) -> None:
+    turned = BOXES.copy()
+    turned[:, 4] = RNG.uniform(*rolls, 60)
+    assert doubts(tmp_path, Conventions(), Conventions(), turned) == expected

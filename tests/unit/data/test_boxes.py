@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panollava.crop.boxes import PictureBoxes, as_boxes, box_frames, iou
+from panollava.data.box_doubts import repeated_boxes
 from panollava.data.box_files import read_coco, read_voc, read_yolo, write_coco, write_voc, write_yolo
 from panollava.data.boxes import (
     PRESETS,
@@ -360,3 +361,73 @@ def test_scores_of_some_boxes_of_a_picture_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ValueError, match=r"a\.jpg: 1 of its 2 boxes have a score"):
         read_coco(path, Conventions())
+
+
+TWICE = {
+    "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}, {"id": 2, "file_name": "./a.jpg"}]
+}
+
+
+def test_pictures_that_are_listed_twice_are_problems(tmp_path: Path) -> None:
+    """One id of two pictures, and one picture under two names: which boxes it has is unknown."""
+    found = read_coco(coco(tmp_path, {}, {"bbox": [90, 0, 10, 10]}, **TWICE), Conventions())
+    same_id = "has the same id, so that their boxes cannot be told apart; give each its own"
+    assert sorted(zip(found.bad, map(str, found.problems), strict=True)) == [
+        ("./a.jpg", "image 3 (id 2): names the picture ./a.jpg, as image 1 (id 1) does; list it once"),
+        ("a.jpg", f"image 1 (id 1): image 2 {same_id}"),
+        ("a.jpg", "image 1 (id 1): names the picture a.jpg, as image 3 (id 2) does; list it once"),
+        ("b.jpg", f"image 2 (id 1): image 1 {same_id}"),
+    ]
+    with pytest.raises(ValueError, match=r"boxes\.json: 3 of 3 pictures are bad\. Mend or delete them:\n  image 1"):
+        found.checked()
+
+
+def test_voc_files_of_one_picture_are_problems(tmp_path: Path) -> None:
+    for name in ("a.xml", "copy.xml"):
+        (tmp_path / name).write_text(VOC.replace("nine", "0.9"))
+    found = read_voc(tmp_path, PRESETS["era"])
+    assert [str(one) for one in found.problems] == [
+        "a.xml: names the picture a.jpg, as copy.xml does; list it once",
+        "copy.xml: names the picture a.jpg, as a.xml does; list it once",
+    ]
+    assert set(found.bad) == {"a.jpg"}
+
+
+@pytest.mark.parametrize(("key", "value"), [("id", 1), ("name", "chair")])
+def test_categories_that_are_listed_twice_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    other = {"id": 2, "name": "lamp", key: value}
+    with pytest.raises(ValueError, match=rf"boxes\.json: categories 1 and 2 have the {key} .*Give each its own {key}"):
+        read_coco(coco(tmp_path, {}, categories=[{"id": 1, "name": "chair"}, other]), Conventions())
+
+
+def test_boxes_that_are_written_twice_are_named(tmp_path: Path) -> None:
+    found = read_coco(coco(tmp_path, {}, {"bbox": [1, 0, 10, 10]}, {"id": 9}, {"image_id": 2}), Conventions())
+    assert found.checked().repeated == ("annotation 3 (id 9)",)
+    assert "1 of 4 boxes have the class and the numbers of an earlier one" in repeated_boxes(found)
+    assert "annotation 3 (id 9)" in repeated_boxes(found)
+    assert repeated_boxes(read_coco(coco(tmp_path, {"score": 0.4}, {"score": 0.5}), Conventions())) == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind", "scores", "expected"),
+    [
+        (["0 10 0 20 20 0.9", "1 0 5 20 20 0"], "angles", "auto", [0.9, 0.0]),
+        (["0 10 0 20 20 0.9", "1 0 5 20 20 0"], "angles", "none", None),
+        (["0 10 0 20 20 0.9", "1 0 5 20 20 0"], "angles", "after roll", None),
+        (["0 10 0 20 20 0.9", "1 0 5 20 20 -3"], "angles", "auto", None),
+        (["0 10 0 20 20 0.0", "1 0 5 20 20 0"], "angles", "auto", None),
+        (["0 10 0 20 20 30 0.9", "1 0 5 20 20 0 0.8"], "angles", "auto", [0.9, 0.8]),
+        (["0 10 0 20 20 30 0.9", "1 0 5 20 20 0 0.8"], "angles", "after roll", [0.9, 0.8]),
+        (["0 0.5 0.5 0.1 0.1 0.9", "1 0.5 0.5 0.1 0.1 0.8"], "shares", "auto", [0.9, 0.8]),
+    ],
+)
+def test_the_last_number_of_yolo_detections(
+    lines: list[str], kind: str, scores: str, expected: list[float] | None, tmp_path: Path
+) -> None:
+    """A score, unless it must be a roll: one is negative, all are 0, or a roll is stated."""
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    conventions = Conventions(boxes=kind)  # type: ignore[arg-type]
+    found = read_yolo(tmp_path, conventions, NAMES, scores=scores).checked().pictures["a"]  # type: ignore[arg-type]
+    assert (None if found.scores is None else found.scores.tolist()) == expected
+    rolls = [float(line.split()[5]) for line in lines] if len(lines[0].split()) == 7 or expected is None else [0, 0]
+    assert found.boxes[:, 4].tolist() == rolls

@@ -177,3 +177,43 @@ def test_radians_that_are_read_as_degrees_are_told(
     score_box_files(detections, tmp_path / "truth.json", as_degrees, as_degrees, None)
     assert "truth.json: all yaws and pitches are numbers below 2 pi" in caplog.text
     assert "state boxes=rad, or mixed" in caplog.text
+
+
+def test_yolo_detections_end_in_a_score(tmp_path: Path) -> None:
+    """As ``save_conf`` writes them; where a roll is stated, the same numbers are rolls."""
+    flat = {name: replace(one, boxes=one.boxes * [1, 1, 1, 1, 0]) for name, one in TRUTH.pictures.items()}
+    write_coco(tmp_path / "truth.json", replace(TRUTH, pictures=flat), Conventions())
+    (tmp_path / "yolo").mkdir()
+    for name, one in flat.items():
+        right = [f"{kind} {' '.join(map(str, box[:4]))} 0.9" for kind, box in zip(one.classes, one.boxes, strict=True)]
+        wrong = [f"{kind} {90 + at} -60 20 20 0.1" for at, kind in enumerate(one.classes)]
+        (tmp_path / "yolo" / f"{Path(name).stem}.txt").write_text("\n".join(right + wrong))
+    files = tmp_path / "yolo", tmp_path / "truth.json", Conventions(), Conventions()
+    report = score_box_files(*files, 0.5)
+    assert report.scores.with_scores.ap.value == pytest.approx(1)
+    assert report.scores.found_boxes == 12
+    assert not score_box_files(*files, None, has_roll=True).has_scores
+
+
+@pytest.mark.parametrize("key", ["predictions", "truth"])
+def test_what_is_scored_is_not_overwritten(
+    key: str, truth: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detections = written(truth.parent, results(truth))
+    before = {path: path.read_bytes() for path in (detections, truth)}
+    out = {"predictions": detections, "truth": truth}[key]
+    monkeypatch.setattr(sys, "argv", ["score", str(detections), f"truth={truth}", "boxes=pandora", f"out={out}"])
+    with pytest.raises(SystemExit):
+        score()
+    assert f"is the file of {key}, which would be lost" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (detections, truth)} == before
+
+
+def test_a_truth_that_lists_something_twice_is_refused(truth: Path) -> None:
+    document = json.loads(truth.read_text())
+    document["images"][1]["id"] = 1
+    truth.with_name("twice.json").write_text(json.dumps(document))
+    with pytest.raises(
+        ValueError, match=r"twice.json: 2 of 12 boxes and 2 of 7 pictures are bad(?s:.*)image 2 \(id 1\)"
+    ):
+        scored(truth, truth.with_name("twice.json"))

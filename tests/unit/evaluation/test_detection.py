@@ -376,3 +376,25 @@ def test_masks_are_compared_by_solid_angle() -> None:
     expected = score_masks(truth, noisy, ("one", "other")).by_solid_angle.value - 1.0
     assert found.difference.value == pytest.approx(expected)
     assert found.p_value < 0.01
+
+
+def test_detectors_are_compared_on_the_same_pictures_alone() -> None:
+    """A picture that a side lacks, or has under another name, is not one in which it found nothing."""
+    truth, found = _pictures(6, 0.0), _pictures(6, 2.0)
+    renamed = {f"../{name}": one for name, one in found.items()}
+    for first, second in ((found, renamed), (renamed, found), (renamed, renamed)):
+        with pytest.raises(ValueError, match="is not on each side of the comparison"):
+            compare_boxes(truth, first, second, 2)
+    masks = some_masks(0)
+    with pytest.raises(ValueError, match="p5: is not on each side"):
+        compare_masks(masks, masks, {name: one for name, one in masks.items() if name != "p5"}, 3)
+    with pytest.raises(ValueError, match="no pictures to compare on"):
+        compare_boxes({}, {}, {}, 2)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_few_pictures_are_compared_without_intervals(count: int) -> None:
+    truth, near, far = (_pictures(count, shift) for shift in (0.0, 1.0, 6.0))
+    for one in compare_boxes(truth, near, far, 2, swaps=50):
+        assert (one.difference.low, one.difference.high) == (None, None)
+        assert one.p_value >= 0.05

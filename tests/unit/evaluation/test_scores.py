@@ -16,7 +16,7 @@ from support import ROOT
 
 from panollava.evaluation.exact_match import score_answers
 from panollava.evaluation.metrics import AnswerSet, find_metrics, score
-from panollava.evaluation.predictions import as_scored, read_answers, read_predictions
+from panollava.evaluation.predictions import Prediction, as_scored, read_answers, read_predictions
 from panollava.evaluation.results import write_results
 from panollava.run.data import data_name, data_overrides
 
@@ -225,3 +225,24 @@ def test_commands_share_their_defaults_and_name_what_was_asked() -> None:
     assert data_name(asked, data_overrides(asked, world)) == "world-test"
     asked.world_level = 2
     assert data_name(asked, data_overrides(asked, world)) == "world-level2-test"
+
+
+def test_log_probabilities_of_answers_are_read_again(tmp_path: Path, answer: Callable[..., Prediction]) -> None:
+    """Boxes in words are ranked by them, also where answers on disk are used again."""
+    given = [answer("a", "a", log_probability=-0.1 / 3), answer("b", "a")]
+    files = write_results(tmp_path, "demo", given, score_answers(given))
+    assert read_answers(files.folder, {}) == given
+
+
+@pytest.mark.parametrize(
+    "recorded", [{"type": "world", "name": "world"}, {"type": "annotated", "name": "mine", "roll": "cw"}]
+)
+def test_the_file_that_is_named_for_a_detection_stage_has_boxes(recorded: dict[str, str], tmp_path: Path) -> None:
+    asked = SimpleNamespace(
+        split="test", csv_input="x.json", world_seed=None, world_scenes=None, world_level=None, score_by=None
+    )
+    found = data_overrides(asked, recorded, learnt=["chair"])
+    assert (found["type"], found["test_boxes"], found.get("roll")) == ("annotated", "x.json", recorded.get("roll"))
+    assert "classes" not in found
+    asked.csv_input = str(tmp_path)
+    assert data_overrides(asked, recorded, learnt=["chair"])["classes"] == ["chair"]

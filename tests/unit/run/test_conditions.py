@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from support.picture_files import by_pillow, gradient, noise
 from support.toy_data import PlainSource
 
+from panollava.checkpoint import FORMAT_VERSION
 from panollava.crop.boxes import PictureBoxes, Places
 from panollava.data.files import FilesSource
 from panollava.data.world import WorldSource
@@ -17,10 +19,12 @@ from panollava.run.conditions import (
     describe,
     differences,
     mismatch,
+    place_conditions,
     places_digest,
     questions_record,
     training_record,
     unequal,
+    unusable_places,
 )
 from panollava.store.identity import FileIdentity
 
@@ -117,9 +121,11 @@ class _Annotated(PlainSource):
     def picture(self, index: int) -> Path:  # type: ignore[override]
         return Path(f"{index}.jpg")
 
+    def boxes(self, index: int) -> PictureBoxes:
+        return PictureBoxes(np.array([[0.0, 0.0, self.box, 20.0, 0.0]]), np.zeros(1, int))
+
     def places(self, index: int) -> Places:
-        boxes = PictureBoxes(np.array([[0.0, 0.0, self.box, 20.0, 0.0]]), np.zeros(1, int))
-        return Places(boxes, np.full((4, 8), self.label, np.int16))
+        return Places(self.boxes(index), np.full((4, 8), self.label, np.int16))
 
 
 def test_boxes_and_masks_are_part_of_the_conditions() -> None:
@@ -128,3 +134,37 @@ def test_boxes_and_masks_are_part_of_the_conditions() -> None:
     assert places_digest(_Annotated()) == known
     assert places_digest(_Annotated(box=21.0)) != known
     assert places_digest(_Annotated(label=-1)) != known
+
+
+def conditions(tmp_path: Path, **changes: str) -> dict[str, object]:
+    """Of detections of a checkpoint whose encoder is a folder with one file."""
+    for name in ("run.ckpt", "encoder"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / "run.ckpt" / "trained.safetensors").write_text("weights")
+    (tmp_path / "run.ckpt" / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "stage": "detect"}))
+    (tmp_path / "encoder" / "model.safetensors").write_text(changes.get("encoder", "encoder"))
+    settings = {"model": {"vision": {"name": str(tmp_path / "encoder")}}, "crop": {"type": "cubemap"}}
+    source = _Annotated()
+    if "folder" in changes:
+        source.image_id = lambda index: f"{changes['folder']}/{index}.jpg"  # type: ignore[method-assign]
+    for index in range(len(source)):
+        (tmp_path / f"{index}.jpg").write_text(str(index))
+    source.picture = lambda index: tmp_path / f"{index}.jpg"  # type: ignore[method-assign, assignment, return-value]
+    return place_conditions(
+        tmp_path / "run.ckpt", settings, source, FileIdentity(None), precision=changes.get("precision")
+    )
+
+
+def test_detections_are_used_again_under_the_same_conditions_alone(tmp_path: Path) -> None:
+    """The encoder and the names of the pictures count, and a record that lacks them is not used."""
+    recorded = conditions(tmp_path, precision="bfloat16")
+    assert recorded["precision"] == "bfloat16"
+    settings = {"conditions": recorded, "max_samples": None}
+    assert unusable_places(settings, conditions(tmp_path), None) == ""
+    assert unusable_places(settings, conditions(tmp_path), 2) == "max_samples: null there, 2 now"
+    assert unusable_places(settings, conditions(tmp_path, precision="float32"), None).startswith("precision: ")
+    assert unusable_places(settings, conditions(tmp_path, encoder="another"), None) == "other vision"
+    assert unusable_places(settings, conditions(tmp_path, folder="../data"), None) == "other names"
+    older = {key: value for key, value in recorded.items() if key not in ("vision", "names")}
+    assert unusable_places({"conditions": older}, conditions(tmp_path), None) == "their record lacks names, vision"
+    assert unusable_places({}, conditions(tmp_path), None).startswith("their record lacks")

@@ -10,11 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
+from panollava.crop.boxes import PictureBoxes, Places
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
 from panollava.data.csv import BadEntries
+from panollava.data.world import WorldSource
 from panollava.logs import LOG
-from panollava.run.sources import open_source, open_splits
+from panollava.run.evaluate_places import as_learnt
+from panollava.run.preflight import _examined
+from panollava.run.sources import open_source, open_splits, without_boxes
 
 CROP = Crop(ResizeCrop(), view_size=(32, 32))
 ENTRY = {"image": "a.jpg", "conversations": [{"human": "q", "assistant": "a"}]}
@@ -81,3 +85,39 @@ def test_splits_that_share_pictures_are_told_of(data: dict[str, Any], monkeypatc
         f"Data mine: train and test share 1 picture, such as {a}.",
         f"Data mine: val and test share 1 picture, such as {copy}, which test calls {root / 'a.jpg'}.",
     ]
+
+
+class _Undrawn(WorldSource):
+    """A world whose masks must not be drawn."""
+
+    def places(self, index: int) -> Places:
+        raise AssertionError("only boxes are needed")
+
+
+class _Bare(_Undrawn):
+    """A world that has boxes in its third scene alone."""
+
+    def boxes(self, index: int) -> PictureBoxes:
+        return super().boxes(index) if index == 2 else PictureBoxes(np.zeros((0, 5)), np.zeros(0, int))
+
+
+def test_boxes_are_asked_for_without_masks() -> None:
+    assert without_boxes(_Undrawn(split="test", scenes=3)) == ""
+    _, pictures = _examined(_Undrawn(split="train", scenes=3))
+    assert [len(one.boxes) > 0 for one in pictures] == [True] * 3
+
+
+def test_a_split_without_a_box_is_named() -> None:
+    bare = _Bare(split="test", scenes=4)
+    assert without_boxes(bare) == without_boxes(bare, 3) == ""
+    assert without_boxes(bare, 2).startswith("world-test (drawn): the first 2 of 4 pictures (max_samples=2) without")
+    assert without_boxes(_Bare(split="test", scenes=2)).startswith(
+        "world-test (drawn): 2 pictures without a single box"
+    )
+
+
+def test_an_unknown_class_is_told_without_keys_that_eval_lacks() -> None:
+    assert as_learnt(["lamp"], ["chair", "lamp"]).tolist() == [1, -2, -1]
+    with pytest.raises(ValueError, match=r"the class sofa is none that the stage has learnt \(chair\)") as error:
+        as_learnt(["chair", "sofa"], ["chair"])
+    assert "data.classes" not in str(error.value)
