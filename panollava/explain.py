@@ -48,7 +48,8 @@ def main(cfg: DictConfig) -> None:
     from panollava.evaluation.explain import explain_picture
     from panollava.model.api import VisionPart
     from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
-    from panollava.run.run import open_tracker
+    from panollava.run.tracker import open_tracker
+    from panollava.run_folder import find_trained
     from panollava.training.precision import choose_compute
 
     image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))
@@ -81,7 +82,11 @@ def main(cfg: DictConfig) -> None:
     for note in notes:
         LOG.info("%s", note)
     tags = {"panollava.folder": options.checkpoint}
-    with open_tracker(sections["tracking"], run_name=f"explain {part.name}", outbox=out.parent, tags=tags) as tracker:
+    opened, name = Path(options.checkpoint).expanduser(), f"explain {part.name}"
+    about = [] if (opened / "config.json").is_file() else [find_trained(opened)[1]]  # an export is of no run
+    with open_tracker(
+        sections["tracking"], run_name=name, outbox=out.parent, tags=tags, job="explain", about=about
+    ) as tracker:
         tracker.image(picture, "explain.png")
     LOG.info("Picture: %s", out)
 

@@ -61,7 +61,7 @@ _TEXT = {
     "model.language.": "name revision system",
     "model.vision.": "name revision",
     "store.": "dir",
-    "tracking.": "alias experiment register run_name uri",
+    "tracking.": "alias experiment register run_name uri wandb_project",
 }
 
 TEXT_KEYS = frozenset(section + name for section, names in _TEXT.items() for name in names.split())

@@ -17,7 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from panollava.config.command_line import CONF, CommandLine, quoted
 from panollava.config.outside import GROUPS
 
-ONE_A_SWEEP = ("dry_run", "experiment_name", "output_dir", "tracking.experiment", "tracking.type", "tracking.uri")
+ONE_A_SWEEP = (
+    "dry_run",
+    "experiment_name",
+    "output_dir",
+    "tracking.also",
+    "tracking.experiment",
+    "tracking.type",
+    "tracking.uri",
+    "tracking.wandb_project",
+)
 """Keys of the place of a sweep and its record, which all of its jobs have in common."""
 
 RECORD = "multirun.yaml"

@@ -37,9 +37,9 @@ from panollava.run.learning_report import is_learning, learning_notes, run_learn
 from panollava.run.options import CompareOptions
 from panollava.run.place_comparison import compare_detections
 from panollava.run.restore import Restored, restore
-from panollava.run.run import open_tracker
 from panollava.run.settings import settings_of
 from panollava.run.sources import open_source
+from panollava.run.tracker import open_tracker
 from panollava.run_folder import Experiment
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
@@ -114,7 +114,8 @@ def compare_runs(options: CompareOptions, sections: dict[str, Any]) -> None:
         write_file(out / name, content)
     tags = {"panollava.compared": ", ".join(names)}
     name = "compare " + " ".join(names)[:200]
-    with open_tracker(tracking, run_name=name, outbox=out, tags=tags) as tracker:
+    about = [run.checkpoint for run in runs]
+    with open_tracker(tracking, run_name=name, outbox=out, tags=tags, job="compare", about=about) as tracker:
         tracker.folder(out, "comparison")
     LOG.info("Tables and pictures: %s", out)
 

@@ -26,8 +26,8 @@ from panollava.run.data import data_name
 from panollava.run.evaluate_places import as_learnt, evaluate_places, read_detections, resized
 from panollava.run.options import CompareOptions
 from panollava.run.restore import Restored
-from panollava.run.run import open_tracker
 from panollava.run.sources import open_source
+from panollava.run.tracker import open_tracker
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.tracker import NullTracker
@@ -84,9 +84,8 @@ def compare_detections(
     rows = [[name, *(one.scores[key].value for key in columns)] for name, one in found.items()]
     write_file(out / "scores.csv", csv_text([["run", *columns], *rows]))
     tags = {"panollava.compared": ", ".join(runs)}
-    with open_tracker(
-        sections["tracking"], run_name=f"compare {' '.join(runs)}"[:200], outbox=out, tags=tags
-    ) as tracker:
+    placed: dict[str, Any] = {"outbox": out, "job": "compare", "about": [run.checkpoint for run in runs.values()]}
+    with open_tracker(sections["tracking"], run_name=f"compare {' '.join(runs)}"[:200], tags=tags, **placed) as tracker:
         tracker.folder(out, "comparison")
     LOG.info("Tables: %s", out)
 

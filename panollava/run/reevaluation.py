@@ -21,8 +21,8 @@ from panollava.run.evaluate_places import evaluate_places
 from panollava.run.features import open_features
 from panollava.run.options import EvalOptions
 from panollava.run.restore import Restored, measure, restore
-from panollava.run.run import open_tracker
 from panollava.run.sources import open_source
+from panollava.run.tracker import open_tracker
 from panollava.run_folder import METADATA, find_run_folder
 from panollava.stages.registry import STAGES
 from panollava.store.catalogue import StoreOptions
@@ -50,7 +50,8 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
     data = data_overrides(options, run.settings["data"], turn_deg=options.turn_deg, learnt=learnt)
     tags = {"panollava.folder": str(run.folder)}
     name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
-    with open_tracker(sections["tracking"], run_name=name, outbox=out, tags=tags) as tracker:
+    placed: dict[str, Any] = {"outbox": out, "job": "eval", "about": [run.checkpoint]}
+    with open_tracker(sections["tracking"], run_name=name, tags=tags, **placed) as tracker:
         own = _evaluation_options(options, sections["evaluation"]["measure"], run.settings["evaluation"])
         evaluation = _Evaluation(run, options, own, data, store, store.file_identity(), compute, tracker)
         if not run.record.answers:

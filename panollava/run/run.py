@@ -32,6 +32,7 @@ from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import RunData, describe_split, open_data, split_measure
 from panollava.run.features import open_features
 from panollava.run.sources import FILE_KINDS, part_of
+from panollava.run.tracker import open_tracker
 from panollava.run_folder import (
     CONFIG,
     FORM,
@@ -49,7 +50,6 @@ from panollava.store.feature_maker import FeatureMaker
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import job_name, read_start
 from panollava.tracking.database import FOLDER_TAG
-from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.outbox import OUTBOX, deliver
 from panollava.tracking.store import STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
@@ -163,7 +163,7 @@ class Run:
         settings = {key: value for key, value in flatten(self.plain).items() if value is not None}
         tracker.params({**settings, **swept, **self.parameters})
         tracker.text(OmegaConf.to_yaml(self.cfg), CONFIG)
-        if tracker.run_id:
+        if not isinstance(tracker, NullTracker):
             section = plain(self.cfg.data)
             tracker.inputs([describe_split(section, name, source) for name, source in self.data.splits.items()])
         self.experiment.begin()
@@ -184,6 +184,7 @@ class Run:
             run_id=known[-1] if known else None,
             parent_run_id=sweep.run_id if sweep is not None and cfg.tracking.type == "mlflow" else None,
             tags={FOLDER_TAG: str(root.resolve()), STAGES_TAG: ",".join(cfg.stage.run), **swept},
+            continues=any(states),
         )
         return self.resources.enter_context(tracker)
 
@@ -387,30 +388,6 @@ def _prompt_date(cfg: DictConfig, experiment: Experiment) -> date | None:
         begun.insert(0, path.parent if path.suffix == ".ckpt" else path)
     dates = (prompt_date(read_metadata(folder)) for folder in begun if (folder / METADATA).is_file())
     return next((day for day in dates if day is not None), None)
-
-
-def open_tracker(
-    section: Mapping[str, Any],
-    *,
-    run_name: str,
-    outbox: Path,
-    run_id: str | None = None,
-    parent_run_id: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Tracker:
-    """The tracker of a ``tracking`` section.
-
-    Args:
-        run_name: where the section gives none. A job of a sweep has its own: the section's is the sweep's.
-        outbox: folder for what a tracking server does not take at once.
-        run_id: the tracker's run to continue.
-        parent_run_id: the tracker's run of the sweep that this is a job of.
-    """
-    if section["type"] == "none":
-        return NullTracker()
-    options = {key: value for key, value in section.items() if key != "type"}
-    options["run_name"] = run_name if parent_run_id else section["run_name"] or run_name
-    return MlflowTracker(**options, run_id=run_id, parent_run_id=parent_run_id, tags=tags, outbox=outbox)
 
 
 def wanted_model(run: Run) -> dict[str, Any] | None:

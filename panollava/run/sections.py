@@ -1,5 +1,6 @@
 """The config of commands: reads their keys, and checks the sections that several of them have."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from panollava.evaluation.measure import KEY as MEASURE
 from panollava.evaluation.measure import check_measure
 from panollava.evaluation.metrics import check_metrics
 from panollava.generation import KEY, GenerationOptions
+from panollava.tracking.additional import AdditionalOptions, check_additional
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.mlflow_tracker import MlflowTracker
 
@@ -73,13 +75,32 @@ def check_store(section: Mapping[str, Any]) -> list[str]:
     return check_section(section, StoreOptions, "store")
 
 
+def tracking_keys(**values: Any) -> None:
+    """Takes the keys of a ``tracking`` section: those of MLflow's tracker, and those about additional trackers."""
+
+
+_GIVEN = ("run_id", "parent_run_id", "about", "tags", "outbox")  # by the program
+tracking_keys.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for one in (MlflowTracker, AdditionalOptions)
+        for parameter in inspect.signature(one).parameters.values()
+    ]
+)
+
+
 def check_tracking(section: dict[str, Any]) -> list[str]:
     """Problems of a ``tracking`` section."""
     tracking = dict(section)
     kind = tracking.pop("type", None)
     problems = [] if kind in ("mlflow", "none") else [f"tracking.type={kind!r}: allowed is mlflow or none."]
-    problems += check_section(tracking, MlflowTracker, "tracking", given=("run_id", "parent_run_id", "tags", "outbox"))
-    return problems or (error_lines(absolute_uri, tracking.get("uri")) if kind == "mlflow" else [])
+    problems += check_section(tracking, tracking_keys, "tracking", given=_GIVEN)
+    if problems:
+        return problems
+    return [
+        *(error_lines(absolute_uri, tracking.get("uri")) if kind == "mlflow" else []),
+        *check_additional(AdditionalOptions.of(tracking)),
+    ]
 
 
 def check_crop(section: Mapping[str, Any]) -> list[str]:

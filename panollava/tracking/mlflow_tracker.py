@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import posixpath
-import re
 import tempfile
 import threading
 import time
@@ -18,13 +17,14 @@ from annotated_types import Interval
 
 from panollava.tracking import runs
 from panollava.tracking.location import EXPERIMENT, URI, absolute_uri, experiment_name
-from panollava.tracking.operations import Operation, Row, check_names, new_rows
+from panollava.tracking.operations import Operation, Row, check_names, metric_name, new_rows
 from panollava.tracking.outbox import Delivery
+from panollava.tracking.store import LOCAL
 from panollava.tracking.tracker import Dataset, ModelForm, ModelLoss, Status, Tracker, closing_status
 
 logger = logging.getLogger(__name__)
 
-MAX_KEY, MAX_VALUE = 250, 6000  # characters that MLflow keeps of a name and of a parameter
+MAX_VALUE = 6000  # characters that MLflow keeps of a parameter
 MODEL = "model"  # folder of the model among a run's artifacts
 
 
@@ -47,6 +47,7 @@ class MlflowTracker(Tracker):
         run_name: str | None = None,  # of a new run; MLflow invents one if it is missing
         run_id: str | None = None,  # run to resume
         parent_run_id: str | None = None,  # of a sweep
+        about: Sequence[str] = (),  # runs that this one evaluates, compares or explains; see ``store.parent_of``
         tags: Mapping[str, str] | None = None,
         outbox: Path | None = None,  # folder for operations that the store does not take at once; None: write directly
         wait_seconds: Annotated[float, Interval(ge=0)] = 15.0,  # at the end, for a server that does not answer
@@ -67,7 +68,7 @@ class MlflowTracker(Tracker):
         self.register, self.alias = register, alias
         self.model_form = "checkpoint" if register and log_model == "none" else log_model
         self._options = runs.RunOptions(
-            self.uri, self.experiment, run_name, run_id, parent_run_id, tags or {}, outbox, wait_seconds
+            self.uri, self.experiment, run_name, run_id, parent_run_id, tags or {}, outbox, wait_seconds, tuple(about)
         )
         self._is_new, self._is_empty = False, True
         self._channel: runs.Direct | Delivery | None = None
@@ -89,7 +90,7 @@ class MlflowTracker(Tracker):
     def params(self, values: Mapping[str, object]) -> None:
         """Logs settings if the run is new, since MLflow never changes a parameter; too long ones are cut, with "…"."""
         if self._is_new:
-            texts = {_key(key): str(value) for key, value in values.items()}
+            texts = {metric_name(key): str(value) for key, value in values.items()}
             cut = {key: f"{text[: MAX_VALUE - 1]}…" for key, text in texts.items() if len(text) > MAX_VALUE}
             self._put({"do": "params", "values": texts | cut})
 
@@ -100,7 +101,7 @@ class MlflowTracker(Tracker):
         """Logs numbers of one step. NaN is kept; infinity is shown as the largest number."""
         now = _now_ms()
         with self._lock:
-            rows = [(_key(key), float(value), now, step) for key, value in values.items()]
+            rows = [(metric_name(key), float(value), now, step) for key, value in values.items()]
             self._buffer += new_rows(rows, self._last_steps)
             waited = time.monotonic() - self._flushed_at
             if len(self._buffer) >= self.flush_every or waited >= self.flush_seconds:
@@ -157,7 +158,7 @@ class MlflowTracker(Tracker):
         is_refused = self._is_new and self._is_empty and not self._buffer and isinstance(error, ValueError | OSError)
         try:
             self.close(closing_status(kind))
-            if is_refused and self.run_id is not None and not self.run_id.startswith(runs.LOCAL):
+            if is_refused and self.run_id is not None and not self.run_id.startswith(LOCAL):
                 runs.discard_run(self.uri, self.run_id)
         except OSError as failure:
             if error is None:
@@ -180,12 +181,6 @@ class MlflowTracker(Tracker):
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _key(name: str) -> str:
-    """A name that MLflow accepts on every system: other characters become `_` (question types are free text)."""
-    parts = [re.sub(r"[^\w.\- ]", "_", part).strip() for part in str(name).split("/")]
-    return "/".join(part for part in parts if part.strip("."))[:MAX_KEY].rstrip("/ ") or "_"
 
 
 def _encoded(image: np.ndarray, suffix: str) -> bytes:

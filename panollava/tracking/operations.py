@@ -23,6 +23,7 @@ Row = Sequence[Any]  # a metric in JSON: name, value, time in milliseconds, step
 
 TABLES_TAG = "mlflow.loggedArtifacts"
 RUNNING = "RUNNING"
+MAX_NAME = 250  # characters that MLflow keeps of a name
 LOSS_TAG, MEASURED_TAG = "panollava.loss", "panollava.measured_on"  # of a model version: its loss, and of which data
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,12 @@ def perform(
                 client.set_terminated(run_id, status, time_ms)
         case _:
             raise ValueError(f"{operation.get('do')!r} is no operation of this panollava; a newer one may have it.")
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow accepts on every system: other characters become `_` (question types are free text)."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part).strip() for part in str(name).split("/")]
+    return "/".join(part for part in parts if part.strip("."))[:MAX_NAME].rstrip("/ ") or "_"
 
 
 def new_rows(rows: Sequence[Row], last_steps: Mapping[str, int]) -> list[Row]:

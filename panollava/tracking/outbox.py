@@ -123,7 +123,7 @@ class Outbox:
                 self._stream.truncate(0)
                 end = 0
             self._sent = end
-            _replace(self.folder / SENT, str(end))
+            replace_text(self.folder / SENT, str(end))
         if "path" in operation:
             shutil.rmtree((self.folder / operation["path"]).parent)
 
@@ -143,7 +143,7 @@ class Outbox:
     def update_header(self, **values: Any) -> None:
         """Records values about the run."""
         self.header.update(values)
-        _replace(self.folder / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False))
+        replace_text(self.folder / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False))
 
     @property
     def refused(self) -> int:
@@ -192,11 +192,12 @@ class Outbox:
         folder = self.folder / "files" / uuid.uuid4().hex[:12]
         folder.mkdir(parents=True)
         target = folder / source.name
-        shutil.copytree(source, target, copy_function=_link) if source.is_dir() else _link(str(source), str(target))
+        shutil.copytree(source, target, copy_function=link) if source.is_dir() else link(str(source), str(target))
         return target.relative_to(self.folder).as_posix()
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str, target: str) -> None:
+    """Makes a file's second name, or a copy of it where the system has no links; ``target`` must not exist."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:
@@ -208,7 +209,8 @@ def _parsed(line: bytes) -> Operation | None:
     return json.loads(line) if line.endswith(b"\n") else None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Writes a whole text or nothing."""
     temporary = path.with_name(f".tmp-{path.name}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

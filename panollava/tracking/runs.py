@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCAL = "local-"  # prefix of the id of a run that its server has not made yet
-
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -39,6 +37,7 @@ class RunOptions:
     tags: Mapping[str, str]
     outbox: Path | None = None
     wait_seconds: float = 0.0
+    about: tuple[str, ...] = ()
 
 
 class Direct:
@@ -113,7 +112,7 @@ def _opened(options: RunOptions, tags: dict[str, str]) -> OpenRun:
                 box.release()
             raise
         _warn(uri, error, outbox)
-        run_id, is_new, is_away = options.run_id or f"{LOCAL}{uuid.uuid4().hex}", options.run_id is None, True
+        run_id, is_new, is_away = options.run_id or f"{store.LOCAL}{uuid.uuid4().hex}", options.run_id is None, True
     box = _new_outbox(options, outbox, run_id, tags, {} if is_new else None)
     delivery = Delivery(uri, [*left, box], wait_seconds=options.wait_seconds, is_away=is_away)
     return OpenRun(run_id, is_new, delivery.start(), {})
@@ -138,7 +137,7 @@ def _new_outbox(
 ) -> Outbox:
     """An outbox whose header names the run, or has what is needed to make it."""
     header: dict[str, Any] = {"uri": options.uri, "experiment": options.experiment, "run_id": run_id, "local_id": None}
-    if run_id.startswith(LOCAL):
+    if run_id.startswith(store.LOCAL):
         from mlflow.tracking.context.registry import resolve_tags
 
         header |= {
@@ -162,7 +161,7 @@ def _in_store(options: RunOptions, tags: dict[str, str], begun: set[str]) -> tup
             experiment = store.experiment_id(client, uri, options.experiment)
             store.mark_dead_runs(client, experiment)
             known = options.run_id
-            if known and known.startswith(LOCAL):
+            if known and known.startswith(store.LOCAL):
                 tags = {**tags, store.LOCAL_TAG: known}
                 known = store.local_run(client, experiment, known)
             if known and store.find_run(client, known) is not None:
@@ -170,6 +169,8 @@ def _in_store(options: RunOptions, tags: dict[str, str], begun: set[str]) -> tup
             is_new = options.run_id not in begun
             if options.run_id and is_new:
                 logger.warning("MLflow run %s is not in %s; a new run replaces it.", options.run_id, uri)
+            if parent := store.parent_of(client, experiment, options.about):
+                tags = {**tags, store.PARENT_TAG: parent}
             from mlflow.tracking.context.registry import resolve_tags
 
             run = client.create_run(experiment, run_name=options.run_name, tags=resolve_tags(tags))

@@ -28,6 +28,7 @@ STAGES_TAG = "panollava.stages"  # tag of training runs: the stages that were tr
 HOST_TAG, PID_TAG, SINCE_TAG = "panollava.host", "panollava.pid", "panollava.since"
 PARENT_TAG = "mlflow.parentRunId"
 LOCAL_TAG = "panollava.local_id"  # tag of a run that began while its server was away: the id that it had until then
+LOCAL = "local-"  # prefix of the id of a run that its server has not made yet
 CLOCK_SLACK_S = 5.0
 
 PROBE_SECONDS = 5.0
@@ -207,6 +208,22 @@ def local_run(client: MlflowClient, experiment: str, local_id: str) -> str | Non
     """Id of the run that began under ``local_id``, None where the store does not have it yet."""
     found = client.search_runs([experiment], f"tags.`{LOCAL_TAG}` = '{local_id}'", max_results=1)
     return found[0].info.run_id if found else None
+
+
+def parent_of(client: MlflowClient, experiment: str, about: Sequence[str]) -> str | None:
+    """The run below which a run about other runs is listed; None where the store has none of them.
+
+    MLflow gives a run one parent. A run about one run is its child. A run about several is a child of the sweep that
+    all are jobs of, else of the first.
+    """
+    ids = [local_run(client, experiment, one) if one.startswith(LOCAL) else one for one in about]
+    runs = [run for one in ids if one and (run := find_run(client, one)) is not None]
+    parents = {run.data.tags.get(PARENT_TAG) for run in runs}
+    if 1 < len(runs) == len(about) and len(parents) == 1:
+        sweep = parents.pop()
+        if sweep is not None and find_run(client, sweep) is not None:
+            return sweep
+    return runs[0].info.run_id if runs else None
 
 
 def last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:

@@ -48,3 +48,26 @@ def test_mlflow_opened_in_the_same_folder_finds_the_runs(tmp_path, monkeypatch) 
     # In a process of its own, as `mlflow ui` is: MLflow remembers which file a relative address meant before.
     seen = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=True)
     assert seen.stdout.split() == [tracker.run_id, "note.txt"]
+
+
+def test_a_run_about_others_is_a_child_of_their_sweep_or_of_the_first(client, store_uri, experiment, tmp_path) -> None:
+    options = {"uri": store_uri, "experiment": experiment}
+    sweep = start_parent(store_uri, experiment, "sweep", tmp_path)
+    jobs = []
+    for parent in (sweep, sweep, None):
+        with MlflowTracker(**options, parent_run_id=parent) as tracker:
+            jobs.append(tracker.run_id)
+    one, two, alone = jobs
+    unknown = "0" * 32
+    for about, parent in [
+        ([one], one),
+        ([one, two], sweep),
+        ([two, alone], two),
+        ([unknown, two], two),
+        ([unknown], None),
+        (["local-unknown"], None),
+        ([], None),
+    ]:
+        with MlflowTracker(**options, about=about) as tracker:
+            tags = client.get_run(tracker.run_id).data.tags
+        assert tags.get("mlflow.parentRunId") == parent, about

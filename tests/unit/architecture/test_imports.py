@@ -56,6 +56,8 @@ OUTSIDE = {
     "hydra": {"config", "run", "trainer"},
     "omegaconf": {"config", "run", "trainer"},
     "mlflow": {"tracking"},
+    "tensorboard": {"tracking"},
+    "wandb": {"tracking"},
     "peft": {"model"},
     "timm": {"model"},
 }
@@ -155,7 +157,10 @@ def test_what_the_command_line_needs_first_is_light(module: str) -> None:
     assert brought_in(module, "torch", "transformers", "mlflow") == []
 
 
-HEAVY = ("torch", "transformers", "timm", "peft", "mlflow", "pandas", "matplotlib", "scipy", "requests", "cv2")
+HEAVY = (
+    *("torch", "transformers", "timm", "peft", "mlflow", "wandb", "tensorboard"),
+    *("pandas", "matplotlib", "scipy", "requests", "cv2"),
+)
 """Libraries that take long to import; a command imports them when it uses them."""
 READS_FILES = {"check", "fetch"}
 """Commands whose modules are about files of pictures and their headers."""

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from panollava.tracking.additional import CompositeTracker
 from panollava.tracking.mlflow_tracker import MlflowTracker
+from panollava.tracking.tensorboard_tracker import TensorBoardTracker
 from panollava.tracking.tracker import NullTracker, Tracker, closing_status
+from panollava.tracking.wandb_tracker import WandbTracker
 
 
 def _signature(function: Any) -> inspect.Signature:
@@ -19,7 +22,7 @@ def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(function, globals=names, eval_str=True)
 
 
-@pytest.mark.parametrize("tracker", [NullTracker, MlflowTracker])
+@pytest.mark.parametrize("tracker", [NullTracker, MlflowTracker, CompositeTracker, WandbTracker, TensorBoardTracker])
 def test_every_tracker_takes_the_calls_of_the_protocol(tracker) -> None:
     for name, member in vars(Tracker).items():
         if inspect.isfunction(member) and (not name.startswith("_") or name in ("__enter__", "__exit__")):
