@@ -12,6 +12,9 @@ from annotated_types import Interval
 
 KEY = "generation"
 
+COLDEST = 1e-3
+"""Lowest temperature above 0."""
+
 _SAMPLING = ("top_k", "top_p", "seed")
 _LIMITS = {"gt": (">", operator.gt), "ge": (">=", operator.ge), "lt": ("<", operator.lt), "le": ("<=", operator.le)}
 
@@ -48,6 +51,11 @@ class GenerationOptions:
             raise ValueError(
                 f"{KEY}.temperature={self.temperature} and {KEY}.num_beams={self.num_beams}: answers are either "
                 f"sampled or found by beam search. Set {KEY}.temperature=0.0 or {KEY}.num_beams=1."
+            )
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"{KEY}.temperature={self.temperature}: logits divided by less than {COLDEST} may overflow. Set "
+                f"{KEY}.temperature=0.0 for the most likely token."
             )
         unused = [name for name in _SAMPLING if getattr(self, name) != getattr(GenerationOptions, name)]
         if unused and self.temperature == 0:

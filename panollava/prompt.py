@@ -7,6 +7,7 @@ the check that each prompt is a token prefix of the whole stays linear.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
@@ -180,11 +181,17 @@ class ChatPrompt:
         return _Draft([full.ids[at] for at in places], [full.is_target[at] for at in places], image, [kept])
 
     def _drop_oldest(self, turns: Turns, full: _Draft, image: bool, targets: str, limit: int) -> _Draft:
-        draft = full
-        for dropped in range(1, len(turns)):
-            draft = self._draft(turns[dropped:], image, targets)
-            if draft.text_length <= limit:
-                return draft
+        drafts: dict[int, _Draft] = {0: full}
+
+        def fits(dropped: int) -> bool:
+            drafts[dropped] = self._draft(turns[dropped:], image, targets)
+            return drafts[dropped].text_length <= limit
+
+        # Fewer turns are shorter, so the first number of dropped ones that fits is found by bisection.
+        dropped = bisect_left(range(1, len(turns)), True, key=fits) + 1
+        if dropped < len(turns):
+            return drafts[dropped]
+        draft = drafts[len(turns) - 1]
         raise ValueError(
             f"The last question takes {draft.text_length} text tokens with its chat format and the text "
             f"limit is {limit}. A prompt is never cut at its end: shorten it or raise max_text_length."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
+from panollava.config.job import INTERRUPTED
 from panollava.logs import LOG, configure_console
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     configure_console()
     options, sections = read_config(cfg, ServeOptions, required=["checkpoint"], example=RUN_EXAMPLE)
     listener = _listen(options.host, options.port)
-    key = os.environ.get("PANOLLAVA_API_KEY") or None
+    key = _key(os.environ.get("PANOLLAVA_API_KEY", ""))
     if options.host not in LOOPBACK and key is None:
         LOG.warning("host=%s: everybody in the network can ask. Set PANOLLAVA_API_KEY to ask for a key.", options.host)
 
@@ -70,6 +72,14 @@ def main(cfg: DictConfig) -> None:
         version=__version__,
     )
     _run(app, listener, models)
+
+
+def _key(value: str) -> str | None:
+    """The key that clients must send, None for none."""
+    key = value.strip()
+    if not (key.isascii() and (key.isprintable() or not key)):
+        raise ValueError("PANOLLAVA_API_KEY has other characters than printable ASCII, which a header cannot have.")
+    return key or None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -153,7 +163,12 @@ def _run(app: Any, listener: socket.socket, models: Sequence[Served]) -> None:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=2
     )
-    Server(config).run(sockets=[listener])
+    try:
+        Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        LOG.info("Interrupted.")
+        logging.shutdown()
+        os._exit(INTERRUPTED)  # at once: threads that read a large picture would be waited for
 
 
 def _listed(models: Sequence[Served]) -> str:

@@ -145,7 +145,8 @@ class AnswerText:
         """Takes further tokens."""
         self.ids += ids
         text = self.text.rstrip(self._UNFINISHED)
-        longest = max((size for one in self._stop for size in range(len(one)) if text.endswith(one[:size])), default=0)
+        sizes = ((one, size) for one in self._stop for size in range(min(len(one), len(text) + 1)))
+        longest = max((size for one, size in sizes if text.endswith(one[:size])), default=0)
         self._send(text[: len(text) - longest].rstrip())
 
     def end(self) -> None:

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
@@ -25,13 +26,16 @@ from panollava.model.api import VisionPart
 from panollava.model.detector import Detections
 from panollava.server import openai
 from panollava.server.engine import Answer, Ask, BusyError, Engine
-from panollava.server.guard import Guard, RefusedError, read_body
+from panollava.server.guard import Guard, RefusedError, has_key, read_body
 from panollava.server.overlays import Overlay, Overlays, boxes_document, mask_png, views_document
 from panollava.server.pictures import Panorama, Pictures
 
 STATIC = Path(__file__).with_name("static")
+LOOK_S = 0.5
+"""Time between two looks at whether a client still waits."""
 MAX_TEXT = 100_000
 """Most bytes of a request without a picture."""
+LONG = "The conversation is too long. Begin anew."
 _END = object()
 
 
@@ -70,12 +74,13 @@ class Served:
     ) -> Ask:
         """A question about a panorama, ready for the engine. Raises ValueError where it does not fit the model."""
         pano = self.part.pano
+        openai.check_length(history)
         if pano is None:
             raise ValueError(f"{self.name} is of a stage without a language model and cannot answer.")
         views = panorama.views(pano.crop)
         with self._encoding:
             text = pano.encode(question, history, max_new_tokens=options.max_new_tokens)
-        return Ask(panorama.id, views, text, options, tuple(stop))
+        return Ask(panorama.digest, views, text, options, tuple(stop))
 
 
 class PageQuestion(BaseModel):
@@ -122,7 +127,9 @@ def create_app(
         return {"status": "ok"}
 
     @app.get("/api/info")
-    async def info() -> dict[str, Any]:
+    async def info(request: Request) -> dict[str, Any]:
+        if not has_key(key, request.headers):  # names of models and pictures are for those who have it
+            return {"models": [], "pictures": [], "key_needed": True, "upload_bytes": upload_bytes, "version": version}
         return {
             "models": [
                 {
@@ -157,8 +164,9 @@ def create_app(
 
     @app.post("/api/ask")
     async def ask(request: Request) -> Response:
-        asked = _parsed(PageQuestion, await read_body(request, MAX_TEXT))
+        asked = _parsed(PageQuestion, await read_body(request, MAX_TEXT, LONG))
         model = _model(served, asked.model)
+        _check_room(model.engine)
 
         def prepare() -> Ask:
             options = model.options.changed({"max_new_tokens": asked.max_tokens})
@@ -196,6 +204,10 @@ def _add_errors(app: FastAPI) -> None:
     async def failed(_: Request, error: Any) -> Response:
         return RefusedError(500, f"The server failed: {type(error).__name__}.").response()
 
+    async def left(_: Request, __: Any) -> Response:
+        return Response(status_code=499)
+
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, of_route)
@@ -220,6 +232,8 @@ def _add_openai(app: FastAPI, served: Mapping[str, Served], pictures: Pictures, 
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
+        for model in answering.values():  # all of one process: a client that is refused need not know of which
+            _check_room(model.engine)
         body = await read_body(request, upload_bytes * 4 // 3 + MAX_TEXT)  # base64 takes four bytes for three
 
         def prepare() -> tuple[openai.Asked, Ask]:
@@ -251,33 +265,35 @@ def _add_overlays(app: FastAPI, served: Mapping[str, Served], pictures: Pictures
         return views_document(_model(served, model).part.crop.cameras)
 
     @app.get("/api/pictures/{name}/boxes")
-    async def boxes(name: str, model: str) -> dict[str, Any]:
-        return boxes_document(await _detections(_model(served, model), await run_in_threadpool(pictures.get, name)))
+    async def boxes(name: str, model: str, request: Request) -> dict[str, Any]:
+        panorama = await run_in_threadpool(pictures.get, name)
+        return boxes_document(await _detections(_model(served, model), panorama, request))
 
     @app.get("/api/pictures/{name}/mask")
-    async def mask(name: str, model: str) -> Response:
-        found = await _detections(_model(served, model), await run_in_threadpool(pictures.get, name))
+    async def mask(name: str, model: str, request: Request) -> Response:
+        found = await _detections(_model(served, model), await run_in_threadpool(pictures.get, name), request)
         return Response(await run_in_threadpool(mask_png, found), media_type="image/png")
 
     @app.get("/api/pictures/{name}/similar")
-    async def similar(name: str, model: str, yaw: float, pitch: float) -> Response:
+    async def similar(name: str, model: str, yaw: float, pitch: float, request: Request) -> Response:
         chosen, panorama = _model(served, model), await run_in_threadpool(pictures.get, name)
         seen = await run_in_threadpool(_as_refused(lambda: panorama.views(chosen.part.crop)))
-        return _png(await _called(chosen.engine, lambda: chosen.overlays.similar(seen, yaw, pitch)))
+        return _png(await _called(chosen.engine, lambda: chosen.overlays.similar(seen, yaw, pitch), request))
 
     @app.post("/api/attention")
     async def attention(request: Request) -> Response:
-        asked = _parsed(PageAnswer, await read_body(request, MAX_TEXT))
+        asked = _parsed(PageAnswer, await read_body(request, MAX_TEXT, LONG))
+        openai.check_length(asked.history)
         model, panorama = _model(served, asked.model), await run_in_threadpool(pictures.get, asked.picture)
         pano = model.part.pano
         if pano is None:
             raise RefusedError(400, f"{asked.model} has no language model, so there is no attention to show.")
         seen = await run_in_threadpool(_as_refused(lambda: panorama.views(pano.crop)))
         texts = asked.question, asked.answer, asked.history
-        return _png(await _called(model.engine, lambda: model.overlays.attention(pano, seen, *texts)))
+        return _png(await _called(model.engine, lambda: model.overlays.attention(pano, seen, *texts), request))
 
 
-async def _detections(model: Served, panorama: Panorama) -> Detections:
+async def _detections(model: Served, panorama: Panorama, request: Request) -> Detections:
     """What the model's detection stage finds, computed once."""
     detector = model.part.detector
     if detector is None:
@@ -286,15 +302,31 @@ async def _detections(model: Served, panorama: Panorama) -> Detections:
     def find() -> Detections:
         return panorama.once(("detections", model.name), lambda: detector.detect(panorama.pixels(detector.crop)))
 
-    return await _called(model.engine, find)
+    return await _called(model.engine, find, request)
 
 
-async def _called(engine: Engine, function: Callable[[], Any]) -> Any:
-    """The result of a function that uses the model."""
+async def _called(engine: Engine, function: Callable[[], Any], request: Request) -> Any:
+    """The result of a function that uses the model; it is not called any more where the client leaves."""
     try:
-        return await asyncio.wrap_future(engine.call(_as_refused(function)))
+        result = asyncio.wrap_future(engine.call(_as_refused(function)))
     except BusyError as error:
-        raise RefusedError(429, f"{error} Try again in a moment.") from error
+        raise _busy(error) from error
+    while not (await asyncio.wait([result], timeout=LOOK_S))[0]:
+        if await request.is_disconnected():
+            result.cancel()
+            raise RefusedError(499, "The client has left.")
+    return result.result()
+
+
+def _check_room(engine: Engine) -> None:
+    try:
+        engine.check_room()
+    except BusyError as error:
+        raise _busy(error) from error
+
+
+def _busy(error: BusyError) -> RefusedError:
+    return RefusedError(429, f"{error} Try again in a moment.")
 
 
 def _submitted(engine: Engine, item: Ask) -> asyncio.Queue[Any]:
@@ -314,7 +346,7 @@ def _submitted(engine: Engine, item: Ask) -> asyncio.Queue[Any]:
     try:
         engine.submit(item)
     except BusyError as error:
-        raise RefusedError(429, f"{error} Try again in a moment.") from error
+        raise _busy(error) from error
     return pieces
 
 
@@ -325,16 +357,16 @@ async def _pieces(item: Ask, pieces: asyncio.Queue[Any], request: Request) -> As
         RefusedError: the model failed.
     """
     try:
+        looked = time.monotonic()
         while True:
-            try:
-                piece = await asyncio.wait_for(pieces.get(), timeout=1)
-            except TimeoutError:
+            with suppress(TimeoutError):
+                if (piece := await asyncio.wait_for(pieces.get(), timeout=LOOK_S)) is _END:
+                    break
+                yield piece
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
                 if await request.is_disconnected():
                     return
-                continue
-            if piece is _END:
-                break
-            yield piece
         try:
             yield item.answer.result()
         except Exception as error:

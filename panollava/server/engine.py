@@ -50,7 +50,7 @@ class Ask:
     """A question that waits for its answer.
 
     Attributes:
-        picture: identifies the panorama.
+        picture: digest of the panorama's content.
         views: ``(V, 3, h, w)`` uint8 of it.
         text: the question and what was said before it, encoded.
         options: how the answer is decoded.
@@ -131,19 +131,18 @@ class Engine:
             self._changed.notify()
         self._thread.join(timeout=5)
 
-    @property
-    def waiting(self) -> int:
-        """Questions and calls in the queue."""
-        return len(self._waiting)
+    def check_room(self) -> None:
+        """Raises BusyError where the queue is full, before work is done for a question."""
+        if len(self._waiting) >= self.queue_limit:
+            raise BusyError(
+                f"{len(self._waiting)} questions wait already, the most that queue={self.queue_limit} allows."
+            )
 
     def _put(self, item: Ask | _Call) -> None:
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("The server is closing.")
-            if len(self._waiting) >= self.queue_limit:
-                raise BusyError(
-                    f"{len(self._waiting)} questions wait already, the most that queue={self.queue_limit} allows."
-                )
+            self.check_room()
             self._waiting.append(item)
             self._changed.notify()
 

@@ -26,8 +26,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",  # the page's files may change with the package, and its pictures with the server
 }
-OPEN = ("/api/info", "/health")
-"""Routes below ``/api`` that need no key."""
+OPEN = "/api/info"
+"""The route below ``/api`` that answers without the key, that it is needed."""
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 """Kinds of errors in the OpenAI form, by status; others are ``invalid_request_error``, or ``server_error`` from 500."""
 
@@ -89,13 +89,12 @@ class Guard:
         if not self._is_ours(host):
             way_out = f"Ask it by its address, or start it with hosts=[{_name(host)}]."
             raise RefusedError(403, f"Host {host!r} is no name of this server. {way_out}")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        origin, is_page = headers.get("origin"), not path.startswith(("/v1/", "/api/"))
+        if origin is not None and _netloc(origin) != host.lower():
             raise RefusedError(403, f"Requests from pages of {origin} are not answered.")
-        if self.key is None or path in OPEN or not path.startswith(("/v1/", "/api/")):
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
+        if not is_page and headers.get("sec-fetch-site") in ("cross-site", "same-site"):  # as a picture of another page
+            raise RefusedError(403, "Requests from pages of other sites are not answered.")
+        if not is_page and path != OPEN and not has_key(self.key, headers):
             raise RefusedError(
                 401, f"The key is missing or wrong. Send it as 'Authorization: Bearer <{KEY_VARIABLE}>'."
             )
@@ -109,6 +108,22 @@ class Guard:
         return True
 
 
+def has_key(key: str | None, headers: Headers) -> bool:
+    """Whether a request names the key, or needs none."""
+    if key is None:
+        return True
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an origin; empty where it has none, as that of a file."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
 def _name(host: str) -> str:
     """The host without its port."""
     try:
@@ -117,12 +132,14 @@ def _name(host: str) -> str:
         return ""
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+PICTURES = "Send a smaller picture, or raise upload_mb=."
+"""The way out where a request with a picture is too large."""
+
+
+async def read_body(request: Request, limit: int, way_out: str = PICTURES) -> bytes:
     """The body of a request. Raises RefusedError where it has more bytes than ``limit``, as soon as that is known."""
     stated = request.headers.get("content-length", "0")
-    too_large = RefusedError(
-        413, f"The request has more than {limit / 2**20:g} MB. Send a smaller picture, or raise upload_mb=."
-    )
+    too_large = RefusedError(413, f"The request has more than {limit / 1e6:.3g} MB. {way_out}")
     if stated.isdigit() and int(stated) > limit:
         raise too_large
     pieces, size = [], 0

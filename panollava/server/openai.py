@@ -11,7 +11,7 @@ import binascii
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -41,8 +41,10 @@ NEUTRAL = {
     "top_logprobs": 0,
 }
 """Keys whose only possible value is the one that leaves answers as they are."""
-STOPS = 4
-"""Most stop texts."""
+STOPS, STOP_LENGTH = 4, 200
+"""Most stop texts, and most characters of one."""
+TURNS = 100
+"""Most questions of a conversation."""
 
 
 class ImageUrl(BaseModel):
@@ -129,8 +131,8 @@ def parse_request(body: bytes, recorded: Mapping[str, GenerationOptions], system
     if request.model not in recorded:
         raise RefusedError(404, f"model={request.model!r}: there is {', '.join(recorded)}.")
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    if len(stop) > STOPS or not all(stop):
-        raise RefusedError(400, f"stop: allowed are up to {STOPS} texts, none of them empty.")
+    if len(stop) > STOPS or not all(0 < len(one) <= STOP_LENGTH for one in stop):
+        raise RefusedError(400, f"stop: allowed are up to {STOPS} texts of 1 to {STOP_LENGTH} characters.")
     picture, turns = _conversation(request.messages, system[request.model])
     *before, (question, _) = turns
     return Asked(
@@ -196,11 +198,18 @@ def _conversation(messages: list[Message], system: str | None) -> tuple[bytes, l
             raise RefusedError(400, f"messages.{number}: user and assistant take turns, user first.")
     if not turns or turns[-1][1] is not None:
         raise RefusedError(400, "messages: the last one must be of the user, the question to answer.")
+    check_length(turns)
     if empty := [number for number, (words, _) in enumerate(turns, start=1) if not words.strip()]:
         raise RefusedError(400, f"messages: question {empty[0]} has no text.")
     if len(pictures) != 1:
         raise RefusedError(400, f"messages: a conversation is about one panorama, here are {len(pictures)} pictures.")
     return decode_picture(pictures[0]), turns
+
+
+def check_length(turns: Sequence[object]) -> None:
+    """Raises RefusedError for a conversation of too many turns."""
+    if len(turns) > TURNS:
+        raise RefusedError(400, f"The conversation has {len(turns)} questions, at most {TURNS} are taken. Begin anew.")
 
 
 def _read(message: Message) -> tuple[str, list[str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import cv2
@@ -29,6 +30,8 @@ SHOWN = (2048, 4096)
 """Most rows and columns of a panorama in the viewer."""
 MAX_SIDE = 16384
 """Most pixels of a side."""
+_DECODING = BoundedSemaphore(2)
+"""Panoramas that are decoded at once: small files may be of many pixels, which take memory while they are decoded."""
 WORLD_HEIGHT = 1024
 WORLD_SCENES = 6
 
@@ -39,12 +42,14 @@ class Panorama:
 
     Attributes:
         id: by which clients name it.
+        digest: of its content.
         content: of its file, or the array ``(H, W, 3)`` uint8 RGB.
         size: (H, W) of the file.
         computed: views by crop, and other results by name, each made once.
     """
 
     id: str
+    digest: str
     content: bytes | np.ndarray
     size: tuple[int, int]
     computed: dict[Any, Any] = field(default_factory=dict)
@@ -59,7 +64,7 @@ class Panorama:
 
     def pixels(self, crop: Crop) -> np.ndarray:
         """The whole sphere ``(H, W, 3)``, as a crop needs it."""
-        with warnings.catch_warnings():
+        with _DECODING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a tilt that the file states: the client does not read the log
             return read_picture(self.content, crop)
 
@@ -72,11 +77,12 @@ class Panorama:
         return self.once("jpeg", lambda: self._jpeg(covered))
 
     def _jpeg(self, covered: Covered | None) -> bytes:
-        pixels = self.content
-        if isinstance(pixels, bytes):
-            pixels = read_panorama(io.BytesIO(pixels), [global_camera("resize", SHOWN)], SHOWN, covered)
-        height = min(len(pixels), SHOWN[0])
-        pixels = cv2.resize(np.asarray(pixels), (2 * height, height), interpolation=cv2.INTER_AREA)
+        with _DECODING:
+            pixels = self.content
+            if isinstance(pixels, bytes):
+                pixels = read_panorama(io.BytesIO(pixels), [global_camera("resize", SHOWN)], SHOWN, covered)
+            height = min(len(pixels), SHOWN[0])
+            pixels = cv2.resize(np.asarray(pixels), (2 * height, height), interpolation=cv2.INTER_AREA)
         _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
         return data.tobytes()
 
@@ -113,12 +119,12 @@ class Pictures:
 
     def add(self, content: bytes) -> Panorama:
         """Takes a picture of a client. Raises RefusedError where it is no panorama of a size that is read."""
-        name = hashlib.sha256(content).hexdigest()[:16]
+        name = _digest(content)
         with self._lock:
             if name in self._known:
                 self._known.move_to_end(name)
                 return self._known[name]
-        return self._keep(Panorama(name, content, self._checked(content)))
+        return self._keep(Panorama(name, name, content, self._checked(content)))
 
     def get(self, name: str) -> Panorama:
         """A panorama by its id. Raises RefusedError where it is unknown, or forgotten."""
@@ -128,9 +134,12 @@ class Pictures:
                 return self._known[name]
         if name not in self.offered:
             raise RefusedError(404, f"There is no picture {name[:40]!r} here any more. Send it again.")
-        content = self.offered[name].open()
+        try:
+            content = self.offered[name].open()
+        except OSError as error:
+            raise RefusedError(404, f"{self.offered[name].name} cannot be read ({error.strerror}).") from error
         size = self._checked(content) if isinstance(content, bytes) else (content.shape[0], content.shape[1])
-        return self._keep(Panorama(name, content, size))
+        return self._keep(Panorama(name, _digest(content), content, size))
 
     def _keep(self, panorama: Panorama) -> Panorama:
         with self._lock:
@@ -157,6 +166,10 @@ class Pictures:
         return height, width
 
 
+def _digest(content: bytes | np.ndarray) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]  # type: ignore[arg-type]
+
+
 def world_pictures() -> list[Offered]:
     """Some scenes of the built-in world, each with a question."""
     source = WorldSource(split="test", scenes=WORLD_SCENES, height=WORLD_HEIGHT)
@@ -172,7 +185,8 @@ def world_pictures() -> list[Offered]:
 
 def file_pictures(paths: Sequence[Path]) -> list[Offered]:
     """Files as offered panoramas; their ids depend on their names alone, so that links hold."""
+    names = [os.fsencode(path.name) for path in paths]  # any bytes
     return [
-        Offered(f"file-{hashlib.sha256(path.name.encode()).hexdigest()[:12]}", path.name, None, path.read_bytes)
-        for path in paths
+        Offered(f"file-{_digest(name)}", name.decode(errors="replace"), None, path.read_bytes)
+        for name, path in zip(names, paths, strict=True)
     ]

@@ -113,7 +113,7 @@ class Stub:
         self.app = FastAPI()
         self._routes()
 
-    def info(self) -> dict[str, Any]:
+    def info(self, given: str | None) -> dict[str, Any]:
         told = [
             {"id": one, "name": one, "summary": "tiny, mlp, tiny, anyres_e2p", "detects": True, "explains": True}
             for one in self.models
@@ -124,6 +124,8 @@ class Stub:
             for one in list(self.pictures)[:3]
         ]
         limits = {"key_needed": bool(self.key), "upload_bytes": 1 << 20, "version": "0.0.0"}
+        if self.key and given != f"Bearer {self.key}":
+            return {"models": [], "pictures": [], **limits}
         return {"models": told, "pictures": pictures, **limits}
 
     def boxes(self, picture: str) -> list[dict[str, Any]]:
@@ -169,8 +171,8 @@ class Stub:
             return FileResponse(STATIC / "index.html")
 
         @app.get("/api/info")
-        def info() -> Response:
-            return JSONResponse(self.info())
+        def info(request: Request) -> Response:
+            return JSONResponse(self.info(request.headers.get("Authorization")))
 
         @app.post("/api/pictures")
         async def upload(request: Request) -> Response:

@@ -308,6 +308,16 @@ def test_a_generation_prompt_loses_its_oldest_turns_never_its_end() -> None:
         prompt.encode(asked, image_tokens=3, max_text_length=4)
 
 
+def test_as_many_of_the_last_turns_are_kept_as_fit() -> None:
+    prompt = ChatPrompt(byte_level(QWEN2))
+    turns = [(f"What is {number}?", "word " * (number % 4)) for number in range(9)]
+    asked = (*turns, ("How many?", None))
+    kept = [prompt.encode(asked[dropped:], image_tokens=3) for dropped in range(len(asked))]
+    for limit in range(len(kept[-1].ids) - 3, len(kept[0].ids) - 1):
+        expected = next(one for one in kept if len(one.ids) - 3 <= limit)
+        assert prompt.encode(asked, image_tokens=3, max_text_length=limit).ids == expected.ids
+
+
 def test_a_missing_answer_in_mid_conversation_is_an_error() -> None:
     with pytest.raises(ValueError, match="only its last answer may be missing"):
         ChatPrompt(byte_level(QWEN2)).encode([("a", None), ("b", "c")], image_tokens=1)

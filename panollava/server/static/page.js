@@ -172,7 +172,7 @@ async function openAddress() {
         await open(found.picture, found.view);
     }
     const [first] = state.info.pictures;
-    if (!state.picture && first && !(state.info.key_needed && !api.hasKey())) {
+    if (!state.picture && first) {
         await open(first);
     }
 }
@@ -240,7 +240,7 @@ function listen() {
         element("key").value = "";
         element("key-form").hidden = true;
         forget();
-        (wanted ?? openAddress)();
+        (state.info.models.length === 0 ? begin : (wanted ?? openAddress))().catch(report);
     });
     addEventListener("hashchange", () => {
         forget();
@@ -275,10 +275,18 @@ async function start() {
     layers = new Layers(sphere, state, () => talk.lastAnswer(state.model), report);
     window.panollava = { viewer: sphere.viewer, markers: sphere.markers, overlays: sphere.overlays, state };
     listen();
+    await begin();
+}
+
+/** Shows what the server offers; without a key that it needs, it offers nothing. */
+async function begin() {
     state.info = await api.info();
     fill();
-    if (state.info.key_needed && !api.hasKey()) {
+    if (state.info.key_needed && state.info.models.length === 0) {
         element("key-form").hidden = false;
+        if (api.hasKey()) {
+            report(new api.Failure("error.key", {}, 401));
+        }
         return;
     }
     if (state.info.pictures.length === 0) {

@@ -168,7 +168,7 @@ def test_the_heat_map_is_blended_exactly(tab: Open, page_server: str) -> None:
     page.check("input[value=none]")
     assert one.pixel() == [0, 0, 0]
     one.ask("no map")
-    page.check("input[value=attention]")
+    page.click("input[value=attention]")  # it is not checked for long
     page.wait_for_selector("[role=alert]:has-text('this model has no map of attention')")
     assert page.is_checked("input[value=none]")
     one.check("400")

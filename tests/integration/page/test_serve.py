@@ -143,9 +143,9 @@ def test_the_command_serves_and_ends(export: Path, tmp_path: Path) -> None:
         address = found[1]
         assert "<title>panollava" in requests.get(address, timeout=30).text
         assert requests.get(f"{address}/v1/models", timeout=30).status_code == 401
-        info = requests.get(f"{address}/api/info", timeout=30).json()
-        assert len(info["pictures"]) > 1
-        listed = requests.get(f"{address}/v1/models", headers={"authorization": "Bearer geheim"}, timeout=30).json()
+        key = {"authorization": "Bearer geheim"}
+        assert len(requests.get(f"{address}/api/info", headers=key, timeout=30).json()["pictures"]) > 1
+        listed = requests.get(f"{address}/v1/models", headers=key, timeout=30).json()
         assert [one["id"] for one in listed["data"]] == ["mine", "mine (beside)"]
         assert "geheim" not in line
     finally:

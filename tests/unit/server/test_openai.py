@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,9 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"max_token": 5}, 400, "max_token=5"),
     ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
     ({"stop": ""}, 400, "stop"),
+    ({"stop": "z" * 201}, 400, "200 characters"),
+    ({"temperature": 1e-40}, 400, "0.001"),
+    ({"messages": messages(PICTURE, *["a"] * 203)}, 400, "at most 100"),
 ]
 
 
@@ -198,7 +203,11 @@ def test_hosts_origins_and_headers(address: str) -> None:
     assert status() == status(host="localhost:1") == status(host="my-server") == status(host="[::1]:8360") == 200
     assert status(host="evil.example") == status(host="127.0.0.1.evil.example") == status(host="") == 403
     assert status(origin=address) == 200
-    assert status(origin="http://evil.example") == status(origin="null") == 403
+    assert status(origin="http://evil.example") == status(origin="null") == status(origin="http://[") == 403
+    assert status(**{"sec-fetch-site": "cross-site"}) == status(**{"sec-fetch-site": "same-site"}) == 403
+    assert status(**{"sec-fetch-site": "same-origin"}) == status(**{"sec-fetch-site": "none"}) == 200
+    followed = requests.get(f"{address}/", headers={"sec-fetch-site": "cross-site"}, timeout=60)
+    assert followed.status_code == 200  # a link on another page leads here
     answer = requests.get(f"{address}/", timeout=60)
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     assert not any(name.startswith("access-control") for name in answer.headers)
@@ -216,7 +225,9 @@ def test_the_key(pano: PanoLlava) -> None:
         right = {"authorization": "Bearer geheim"}
         listed = requests.get(f"{address}/v1/models", headers=right, timeout=60).json()
         assert [one["id"] for one in listed["data"]] == ["model"]
-        assert requests.get(f"{address}/api/info", timeout=60).json()["key_needed"]
+        info = requests.get(f"{address}/api/info", timeout=60).json()
+        assert (info["key_needed"], info["models"], info["pictures"]) == (True, [], [])
+        assert requests.get(f"{address}/api/info", headers=right, timeout=60).json()["pictures"]
 
 
 def test_a_full_queue_refuses(pano: PanoLlava) -> None:
@@ -237,15 +248,32 @@ def test_a_full_queue_refuses(pano: PanoLlava) -> None:
         assert "queue=2" in json.dumps(refused.json())
 
 
-def test_a_client_that_leaves_stops_its_answer(backbone: Backbone) -> None:
-    pano = talkative(backbone, max_new_tokens=400)
-    pano.model.generation_config.eos_token_id = None
-    model = served(pano)
-    with listening(model) as address:
-        response = complete(address, PICTURE, QUESTIONS[0], stream=True, max_tokens=400)
-        next(response.iter_lines())
-        response.close()
-        # The next question is answered although the first would go on for long.
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_its_answer(stream: bool, backbone: Backbone) -> None:
+    pano = talkative(backbone)
+    steps = []
+    original = pano.model.language_model.forward
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        steps.append(time.monotonic())
+        time.sleep(0.02)
+        return original(*arguments, **options)
+
+    pano.model.language_model.forward = slow
+    with listening(served(pano)) as address:
+        body = {"model": "model", "messages": messages(PICTURE, QUESTIONS[0]), "max_tokens": 900, "stream": stream}
+        # The answer is of tokens that never end it.
+        pano.model.generation_config.eos_token_id = None
+        with suppress(requests.exceptions.RequestException):
+            response = requests.post(f"{address}/v1/chat/completions", json=body, timeout=0.5, stream=stream)
+            next(response.iter_lines())
+            response.close()
         assert said(complete(address, PICTURE, QUESTIONS[1], max_tokens=2)) == pano.generate(
             panorama(1), QUESTIONS[1], max_new_tokens=2
         )
+        assert len(steps) < 200
+
+
+def test_the_longest_conversation_is_answered(address: str) -> None:
+    texts = [f"what is {number}?" for number in range(199)]
+    assert complete(address, PICTURE, *texts).status_code == 200

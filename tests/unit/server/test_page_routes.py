@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.detector import Detections
 from panollava.server.guard import RefusedError
 from panollava.server.overlays import boxes_document, mask_png, views_document
-from panollava.server.pictures import Offered, Pictures
+from panollava.server.pictures import Offered, Pictures, file_pictures
 
 Backbone = Callable[[str], Path]
 
@@ -187,3 +190,42 @@ def test_pictures_are_forgotten_when_memory_is_used_up(pano: PanoLlava) -> None:
     with pytest.raises(RefusedError, match="Send it again"):
         pictures.get(names[0])
     assert torch.equal(pictures.get("seed-0").views(pano.crop), pano.views(panorama()))
+
+
+def test_an_offered_file_that_changes_or_goes(pano: PanoLlava, tmp_path: Path) -> None:
+    """The link holds; answers are about the content that is there."""
+    path, gone = tmp_path / "a.png", tmp_path / "b.png"
+    path.write_bytes(png(panorama(1)))
+    gone.write_bytes(png(panorama(1)))
+    offered = file_pictures([path, gone, tmp_path / os.fsdecode(b"\xff.png")])
+    pictures = Pictures([pano.crop], offered, limit=1)
+    first = pictures.get(offered[0].id)
+    path.write_bytes(png(panorama(2)))
+    pictures.add(png(panorama(3)))  # the first is forgotten
+    second = pictures.get(offered[0].id)
+    assert (first.id, first.digest == second.digest) == (second.id, False)
+    gone.unlink()
+    with pytest.raises(RefusedError, match=r"b\.png cannot be read") as error:
+        pictures.get(offered[1].id)
+    assert error.value.status == 404
+    assert str(tmp_path) not in error.value.message
+    assert offered[2].name.endswith(".png")
+
+
+def test_large_pictures_are_decoded_one_after_the_other(pano: PanoLlava, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = [], []
+    original = Crop.read
+
+    def slow(crop: Crop, source: Any) -> np.ndarray:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return original(crop, source)
+
+    monkeypatch.setattr(Crop, "read", slow)
+    pictures = Pictures([pano.crop], [])
+    known = [pictures.add(png(panorama(seed))) for seed in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda one: one.views(pano.crop), known))
+    assert max(most) == 2
