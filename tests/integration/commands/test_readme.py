@@ -70,6 +70,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _write_data(folder / "data" / "quic360", world.panorama(0), "valid")
     _write_talks(folder / "my_talks", world.panorama(0))
     cv2.imwrite(str(folder / "panorama.jpg"), world.panorama(0)[..., ::-1])
+    (folder / "ask.csv").write_text("image,query\npanorama.jpg,what is behind?\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert _run(patch, "python -m panollava.train experiment_name=demo", *WORLD, *SMALL) == 0

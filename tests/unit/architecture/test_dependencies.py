@@ -14,8 +14,8 @@ from support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-TOOLS = {"build", "hatchling", "mypy", "pytest-cov", "pytest-xdist", "ruff"}
-"""What the Makefile and pytest run by name."""
+TOOLS = {"build", "hatchling", "ipykernel", "mypy", "pytest-cov", "pytest-xdist", "ruff"}
+"""What the Makefile, pytest and notebooks run by name."""
 PLUGINS = {
     "bitsandbytes",
     "hydra-joblib-launcher",

@@ -43,7 +43,7 @@ ASKED = {
     "report_to": "tracking=",
     "resampler_type": "resampler=",
     "resume_from_checkpoint": "resume=auto",
-    "save_top_k": "best.ckpt, last.ckpt",
+    "save_top_k": "trainer.keep_best",
     "use_lora": "lora=lora",
     "val_check_interval": "trainer.validations_per_epoch=",
     "vision_tower": "vision.name=",
@@ -159,11 +159,6 @@ def test_the_answer_depends_on_the_keys_that_there_are() -> None:
     assert names.has("loose.anything")
     assert names.has("lora")
     assert example("precision", names) == ""
-
-
-def test_save_top_k_is_answered_with_its_key_once_there_is_one() -> None:
-    if "trainer.keep_best" in names_of("train").keys:
-        assert "trainer.keep_best=" in told("train", "save_top_k=3")
 
 
 def test_an_option_of_a_group_that_there_is_not_stays_hydras_message() -> None:
