@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panollava.disk import TEMPORARY, check_own, flush, read_document, replace_file, writing
+from panollava.disk import TEMPORARY, check_own, flush, read_document, rename, replace_file, writing
 
 FORMAT_VERSION = 1
 TRAINED = "trained.safetensors"
@@ -59,13 +59,13 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
             if target.exists():
                 aside = target.with_name(f"{_ASIDE}{target.name}-{os.getpid()}")
                 shutil.rmtree(aside, ignore_errors=True)
-                target.rename(aside)
-            temporary.rename(target)
+                rename(target, aside)
+            rename(temporary, target)
             flush(target.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             if aside is not None and not target.exists():
-                aside.rename(target)
+                rename(aside, target)
             raise
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
@@ -75,7 +75,7 @@ def tidy(folder: Path) -> None:
     """Cleans up after a killed process: restores a folder that nothing has replaced, removes temporary files."""
     for path in folder.glob(f"{_ASIDE}*"):
         target = path.with_name(path.name.removeprefix(_ASIDE).rpartition("-")[0])
-        _remove(path) if target.exists() else path.rename(target)
+        _remove(path) if target.exists() else rename(path, target)
     for path in folder.glob(f"{TEMPORARY}*"):
         _remove(path)
 
@@ -203,7 +203,7 @@ def point(link: Path, target: Path) -> None:
         except OSError:
             temporary.write_text(target.name, encoding="utf-8")
             flush(temporary)
-        os.replace(temporary, link)
+        rename(temporary, link)
         flush(link.parent)
 
 

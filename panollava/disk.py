@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 TEMPORARY = ".tmp-"  # prefix of the names of files and folders that are being written
+TRIES, WAIT_S = 40, 0.05  # how often a file is renamed on Windows, and the time between two tries
 MAX_DOCUMENT_BYTES = 16 << 20  # far more than any of our JSON files has; a larger one is refused before it is read
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -95,13 +97,28 @@ def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) 
             os.chmod(name, 0o644)
             if sync:
                 flush(Path(name))
-            os.replace(name, path)
+            rename(Path(name), path)
             if sync:
                 flush(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def rename(source: Path, target: Path) -> None:
+    """Gives a file or folder another name, in place of a file that has it.
+
+    Windows refuses that while another process, such as a scanner of viruses, has one of them open: it is tried again.
+    """
+    for left in reversed(range(TRIES if os.name == "nt" else 1)):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(WAIT_S)
 
 
 def flush(path: Path) -> None:

@@ -1,0 +1,117 @@
+"""What Windows does differently, simulated: no links, files that are in use, names with backslashes, case."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from support.toy_training import Toy, steps
+
+from panollava import checkpoint, disk
+from panollava.data.csv import spelling
+
+RESERVED = re.compile(r'[<>:"|?*\x00-\x1f]|[ .]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+"""What a name of a file may not have there."""
+
+
+class Windows(SimpleNamespace):
+    """The module ``os`` as Windows has it, for one module of the package."""
+
+    name = "nt"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> Windows:
+    system = Windows()
+    for module in (checkpoint, disk):
+        monkeypatch.setattr(module, "os", system)
+    monkeypatch.setattr(disk, "WAIT_S", 0.001)
+    return system
+
+
+def test_a_run_with_pointer_files_is_restored(tmp_path: Path, windows: Windows) -> None:
+    folder = tmp_path / "run"
+    first = Toy(folder)
+    first.fit(steps(3), epochs=2)
+    for name in (checkpoint.BEST, checkpoint.LAST):
+        assert (folder / name).is_file()
+        assert not (folder / name).is_symlink()
+    moved = folder.rename(tmp_path / "moved")
+    again = Toy(moved)
+    assert again.checkpointer.restore(checkpoint.find_checkpoint(moved / checkpoint.LAST)).epoch == 2
+    assert torch.equal(again.weight(), first.weight())
+    assert len(again.checkpoints()) <= 2
+    assert checkpoint.find_checkpoint(moved).parent == moved
+
+
+def test_names_of_checkpoints_are_possible_there(tmp_path: Path, windows: Windows) -> None:
+    Toy(tmp_path, keep_best=9).fit(steps(3), epochs=3, save_every_steps=2)
+    names = [path.name for path in tmp_path.rglob("*")]
+    assert names
+    assert [name for name in names if RESERVED.search(name)] == []
+    assert len({name.lower() for name in names}) == len(set(names))
+
+
+def test_a_file_that_is_in_use_is_replaced_a_moment_later(tmp_path: Path, windows: Windows) -> None:
+    tries = []
+
+    def busy(source: object, target: object) -> None:
+        tries.append(target)
+        if len(tries) < 4:
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        os.replace(source, target)  # type: ignore[arg-type]
+
+    windows.replace = busy
+    disk.write_json(tmp_path / "state.json", {"a": 1})
+    assert disk.read_document(tmp_path / "state.json") == {"a": 1}
+    assert len(tries) == 4
+    tries.clear()
+    Toy(tmp_path / "run").fit(steps(3), epochs=1)
+    assert checkpoint.follow(tmp_path / "run" / checkpoint.BEST) is not None
+
+
+def test_a_file_that_stays_in_use_is_named(tmp_path: Path, windows: Windows) -> None:
+    def busy(source: object, target: object) -> None:
+        raise PermissionError(13, "in use")
+
+    windows.replace = busy
+    with pytest.raises(disk.DiskError, match=r"state\.json could not be written"):
+        disk.write_json(tmp_path / "state.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_elsewhere_nothing_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def refused(source: object, target: object) -> None:
+        tries.append(target)
+        raise PermissionError(13, "refused")
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(disk.DiskError):
+        disk.write_file(tmp_path / "a.txt", "a")
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [(r"rooms\a.jpg", "rooms/a.jpg"), (r".\rooms\..\a.jpg", "a.jpg"), ("rooms//a.jpg", "rooms/a.jpg")],
+)
+def test_pictures_are_named_with_backslashes_too(written: str, name: str) -> None:
+    assert spelling(written) == name == PureWindowsPath(name).as_posix()
+
+
+def test_a_lock_is_held_by_one_process_and_outlives_none(tmp_path: Path) -> None:
+    """The file stays, as Windows cannot remove an open one; what counts is who holds it."""
+    with FileLock(tmp_path / ".lock").acquire(timeout=0), pytest.raises(Timeout):
+        FileLock(tmp_path / ".lock").acquire(timeout=0)
+    assert FileLock(tmp_path / ".lock").acquire(timeout=0)
