@@ -28,7 +28,7 @@ from panollava.data.world import WorldSource
 from panollava.evaluation.gallery import gallery_picture, with_boxes, with_masks
 
 
-def shown(picture: np.ndarray, width: int = 640) -> Image:
+def shown(picture: np.ndarray, width: int = 560) -> Image:
     """A picture (H, W, 3) uint8 RGB, scaled to a width."""
     scaled = cv2.resize(picture, (width, round(len(picture) * width / picture.shape[1])), interpolation=cv2.INTER_AREA)
     return Image(cv2.imencode(".jpg", scaled[..., ::-1])[1].tobytes())
