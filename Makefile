@@ -39,7 +39,7 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(STAMP) ## Update the tables of options in README.md and conf/README.md, and what --help says is allowed
+tables: $(STAMP) ## Update the tables of options in README.md, README.ko.md and conf/README.md, and what --help says is allowed
 	$(BIN)/python -m experiments.tables
 	$(BIN)/python -m experiments.allowed
 

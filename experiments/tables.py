@@ -1,4 +1,4 @@
-"""Updates the tables of options in README.md and conf/README.md: python experiments/tables.py
+"""Updates the tables of options in README.md, README.ko.md and conf/README.md: python experiments/tables.py
 
 Names, keys, defaults and what a command does come from ``conf/`` and the registries. All other cells are kept as they
 are; a new row gets the first comment of its file.
@@ -19,7 +19,7 @@ from panollava.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-FILES = ("README.md", "conf/README.md")
+FILES = ("README.md", "README.ko.md", "conf/README.md")
 OF_WHOLE_RUNS = ("experiment", "hydra/launcher")
 """Groups with tables of their own in conf/README.md, and none of the README's table of groups."""
 OTHER_SCORES = ("blank picture", "majority answer", "latency", "image tokens")

@@ -13,6 +13,7 @@ PAGES = [
     ROOT / name
     for name in (
         "README.md",
+        "README.ko.md",
         "CONTRIBUTING.md",
         "conf/README.md",
         "tests/README.md",

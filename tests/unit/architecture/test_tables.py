@@ -1,4 +1,4 @@
-"""The tables of options in README.md and conf/README.md are up to date with conf/ and the registries."""
+"""The tables of options in README.md, README.ko.md and conf/README.md are up to date with conf/ and the registries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_tables_are_up_to_date(name: str) -> None:
 
 
 def test_every_group_has_its_tables() -> None:
-    assert tables.table_names(PAGES["README.md"]) == {"group", "stage"}
+    assert tables.table_names(PAGES["README.md"]) == tables.table_names(PAGES["README.ko.md"]) == {"group", "stage"}
     names = tables.table_names(OPTIONS)
     described = {group.rpartition("/")[2] for group in tables.groups_of_options() if group not in IN_THE_README_ALONE}
     assert {name.strip("=") for name in names if name.endswith("=")} == described | {"+experiment", "hydra/launcher"}
@@ -33,6 +33,13 @@ def test_every_group_has_its_tables() -> None:
         "store.",
         "fetch.",
     }
+
+
+def test_korean_cells_are_kept() -> None:
+    (row,) = re.findall(r"^\| `vision` \|.*\n", PAGES["README.ko.md"], re.MULTILINE)
+    changed = PAGES["README.ko.md"].replace(row, row.replace("`panollava/stages/vision.py`", "`old.py`"))
+    assert changed != PAGES["README.ko.md"]
+    assert tables.updated(changed) == PAGES["README.ko.md"]
 
 
 def test_a_missing_row_is_added_and_one_of_nothing_removed() -> None:
@@ -57,7 +64,7 @@ def test_a_missing_row_is_added_and_one_of_nothing_removed() -> None:
     ],
 )
 def test_a_wrong_cell_is_found(right: str, wrong: str) -> None:
-    (text,) = [text for text in PAGES.values() if right in text] or [PAGES["README.md"]]
+    text = next((text for text in PAGES.values() if right in text), PAGES["README.md"])
     changed = text.replace(right if right in text else "`dinov2_vicuna`", wrong)
     assert changed != text
     assert tables.updated(changed) != changed
