@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -395,6 +395,10 @@ class PanoLlava:
             streamer: gets the tokens of all answers, step by step; not with a beam search.
             criteria: end answers before their own end.
         """
+        if options.temperature > 0 and batch.pixel_values is not None:
+            # A sample depends on the picture's features, which an evaluation or a server may have kept.
+            features = torch.stack([self.features(views) for views in batch.pixel_values])
+            batch = replace(batch, pixel_values=None, vision_features=features)
         keys = _row_keys(batch) if options.temperature > 0 else ()
         inputs = self._inputs(batch.to(self.model.device), options)
         ids = self.model.generate(  # type: ignore[misc]
