@@ -94,7 +94,8 @@ def slug(text: str, limit: int = 96) -> str:
     short = whole.replace("=", "-").replace(",", "_")
     plain = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", short)).strip("-.") or "default"
     pairs = [item.split("=") for item in whole.split(",")]
-    is_clear = all(len(pair) <= 2 and f"_{short}".count(f"_{pair[0]}-") <= 1 for pair in pairs if pair[0])
+    # A part without a name is of a value with a comma at an end, which a value with a _ would look like.
+    is_clear = all(pair[0] and len(pair) <= 2 and f"_{short}".count(f"_{pair[0]}-") <= 1 for pair in pairs)
     if plain == short and is_clear and len(plain.encode()) <= limit:
         return plain
     cut = plain.encode()[: limit - 9].decode(errors="ignore").rstrip("-.")

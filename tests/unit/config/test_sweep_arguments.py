@@ -188,6 +188,7 @@ def test_slugs_need_no_quotes_and_stay_apart() -> None:
 
 
 @example(["=", "-"])
+@example([",", "_"])
 @given(st.lists(st.text("ab_-=.,1/[ 파", min_size=1, max_size=12), min_size=2, max_size=2, unique=True))
 def test_two_texts_never_have_the_same_name(values: list[str]) -> None:
     for one in ("k={0}", "a={0},model.b=1", "a=1,b={0}"):
