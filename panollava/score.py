@@ -1,4 +1,4 @@
-"""python -m panollava.score <predictions.csv>: scores a file of answers, or of detections, without a model."""
+"""python -m panollava.score <predictions.csv>: scores answers, also to a benchmark, or detections, without a model."""
 
 from __future__ import annotations
 
@@ -39,13 +39,19 @@ class ScoreOptions:
     boxes: str | list[str] | None
     detection_boxes: str | list[str] | None
     least_score: float | None
+    benchmark: Literal["panospace", "bench360", "panoenv", "direction360", "quic360"] | None
+    benchmark_files: str | None
     out: str | None
 
 
 OF_BOXES = ("boxes", "detection_boxes", "least_score")
 """Keys of detections."""
-OF_BOTH = ("predictions", "truth", "out")
+OF_BOTH = ("predictions", "truth", "benchmark", "out")
 """Keys of answers and of detections; all others are of answers."""
+OF_BENCHMARK = ("image_column", "query_column", "prediction_column", "images", "benchmark_files")
+"""Keys of answers to a public benchmark, beside ``OF_BOTH`` without ``truth``."""
+OF_CAPTIONS = "quic360"
+"""The benchmark whose answers are scored by their words."""
 
 
 @entrypoint("score", positional=("predictions",))
@@ -59,10 +65,13 @@ def main(cfg: DictConfig) -> None:
     path = Path(options.predictions).expanduser()
     out = Path(options.out).expanduser() if options.out else path.with_name(f"{path.stem}_scores.json")
     truth = None if options.truth is None else Path(options.truth).expanduser()
-    for key, given in (("predictions", path), ("truth", truth)):
+    files = None if options.benchmark_files is None else Path(options.benchmark_files).expanduser()
+    for key, given in (("predictions", path), ("truth", truth), ("benchmark_files", files)):
         if given is not None and given.exists() and out.exists() and out.samefile(given):
             raise ValueError(f"out={out} is the file of {key}, which would be lost. Choose another name.")
-    if truth is None:
+    if options.benchmark is not None:
+        _score_benchmark(path, out, options)
+    elif truth is None:
         _score_answers(path, out, options)
     else:
         _score_detections(path, truth, out, options)
@@ -74,6 +83,10 @@ def _problems(values: dict[str, Any]) -> list[str]:
     from panollava.run.sections import metrics_problems
 
     defaults: Any = OmegaConf.load(Path(CONF) / "score.yaml")
+    if values["benchmark"] is not None:
+        return _benchmark_problems(values, defaults)
+    if values["benchmark_files"] is not None:
+        return ["benchmark_files: no effect without benchmark=, the name of the set. Name it, or leave this out."]
     of_answers = [key for key in values if key not in OF_BOXES + OF_BOTH]
     is_boxes = values["truth"] is not None
     idle = [key for key in (of_answers if is_boxes else OF_BOXES) if values[key] != defaults[key]]
@@ -89,6 +102,42 @@ def _problems(values: dict[str, Any]) -> list[str]:
     from panollava.run.box_scores import chosen_conventions
 
     return [line for key in OF_BOXES[:2] for line in error_lines(chosen_conventions, values[key], key)]
+
+
+def _benchmark_problems(values: dict[str, Any], defaults: Any) -> list[str]:
+    """Problems of the keys of a benchmark together."""
+    used = (*OF_BENCHMARK, *OF_BOTH, *(["words"] if values["benchmark"] == OF_CAPTIONS else []))
+    idle = [key for key in values if key not in used and values[key] != defaults[key]]
+    idle += ["truth"] if values["truth"] is not None else []
+    found = (
+        [f"{', '.join(idle)}: no effect with benchmark={values['benchmark']}. Leave it out, or leave benchmark= out."]
+        if idle
+        else []
+    )
+    if values["benchmark_files"] is None:
+        found.append("benchmark_files is missing: name the set's file, or its folder, as its authors ship it.")
+    return found
+
+
+def _score_benchmark(path: Path, out: Path, options: ScoreOptions) -> None:
+    """Scores a file of answers to a public benchmark, as released and corrected."""
+    from panollava.evaluation.benchmarks.protocol import find_benchmark
+    from panollava.evaluation.benchmarks.report import read_answers, score_benchmark
+    from panollava.evaluation.words import choose_words
+
+    assert options.benchmark is not None
+    assert options.benchmark_files is not None
+    words = choose_words(options.words)
+    benchmark = find_benchmark(options.benchmark, words=words)
+    files = Path(options.benchmark_files).expanduser()
+    images = Path(options.images).expanduser() if options.images else None
+    items = benchmark.read(files, images)
+    columns = {role: getattr(options, f"{role}_column") for role in ("image", "query", "prediction")}
+    answered = read_answers(path, items, shares_answers=benchmark.shares_answers, named=columns)
+    report = score_benchmark(benchmark, answered)
+    LOG.info("%s: %s, %s", files, counted(report.items, "item"), counted(report.pictures, "picture"))
+    LOG.info("\n%s\n", report.table())
+    write_json(out, {"predictions": str(path), "files": str(files), "words": words, **report.record()})
 
 
 def _score_detections(path: Path, truth: Path, out: Path, options: ScoreOptions) -> None:

@@ -1,0 +1,1 @@
+"""Public benchmarks: readers of their files, and their scores as released and corrected."""

@@ -1,0 +1,193 @@
+"""What a public benchmark is: its items, the scores of answers in two forms, and the list of sets.
+
+``as_released`` gives the figures of the authors' function, faults included, so that they compare with published ones.
+``corrected`` gives the figures without those faults. Legend: ``Q`` items.
+"""
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from panollava.evaluation.statistics import Interval, finite, mean_interval
+from panollava.evaluation.words import Words
+
+Name = Literal["panospace", "bench360", "panoenv", "direction360", "quic360"]
+BENCHMARKS: dict[Name, str] = {
+    "panospace": "panollava.evaluation.benchmarks.panospace:PanoSpace",
+    "bench360": "panollava.evaluation.benchmarks.bench360:Bench360",
+    "panoenv": "panollava.evaluation.benchmarks.panoenv:PanoEnv",
+    "direction360": "panollava.evaluation.benchmarks.direction360:Direction360",
+    "quic360": "panollava.evaluation.benchmarks.quic360:Quic360",
+}
+"""Class of each set. They are imported on use, since they import this module."""
+Box = tuple[float, float, float, float]
+"""Yaw and pitch of the centre, horizontal and vertical extent, in degrees and in the convention of the set."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question of a set, as a model is to be asked it."""
+
+    id: str
+    image: str  # name of the picture in the set's files: the group of intervals
+    picture: Path  # its file
+    question: str
+    prompt: str  # the question with its options in the given order, and how to answer
+    references: tuple[str, ...]
+    group: str  # shared by the items that ask one question: in other orders of options, or with other references
+    kind: str = ""  # by which scores are reported too
+    options: tuple[tuple[str, str], ...] = ()  # (letter, text), in the given order
+    method: str = ""  # how an answer is compared, where a set has several ways
+    box: Box | None = None  # the right box, or the box around the right direction
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An item with the model's answer; None where there is none."""
+
+    item: Item
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one answer gets."""
+
+    values: dict[str, float]  # by score; an answer without one does not count for it
+    is_parsed: bool = True
+
+
+@dataclass(frozen=True)
+class FormScores:
+    """The scores of a set in one form, with 95 % intervals over pictures."""
+
+    scores: dict[str, Interval]
+    scored: int  # items, or questions where items are grouped
+    skipped: int  # items that count for nothing
+    unanswered: int  # items without an answer that count as wrong
+    unparsed: int  # answers in which nothing was found, which are wrong
+    unavailable: dict[str, str] = field(default_factory=dict)  # other scores, each with the reason
+
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it: an unavailable score is null."""
+        found: dict[str, Any] = finite(asdict(self))
+        return found | {"scores": found["scores"] | dict.fromkeys(self.unavailable)}
+
+
+class Benchmark:
+    """A public benchmark. A subclass has a ``name``, and implements ``items``, ``as_released`` and ``corrected``.
+
+    Args:
+        words: how caption scores split texts.
+    """
+
+    name: ClassVar[str]
+    shares_answers: ClassVar[bool] = False  # whether items with one picture and question may share one answer
+
+    def __init__(self, *, words: Words = "unicode") -> None:
+        self.words = words
+
+    def read(self, path: Path, images: Path | None = None) -> list[Item]:
+        """The items of the set, in the order of its files. Nothing is downloaded.
+
+        Args:
+            path: the file, or the folder that holds it.
+            images: folder that names of pictures start from; None takes the file's own.
+
+        Raises:
+            FileNotFoundError: a file of the set, or a picture, is not there.
+            ValueError: a file is malformed, or there are no items.
+        """
+        if not path.exists():
+            raise FileNotFoundError(
+                f"benchmark_files={path}: there is no such file or folder. Name the set's file, or the folder that "
+                "holds it."
+            )
+        found = self.items(path, images)
+        if not found:
+            raise ValueError(f"benchmark_files={path}: there are no items of {self.name}. Check the file.")
+        missing = list(dict.fromkeys(str(one.picture) for one in found if not one.picture.is_file()))
+        if missing:
+            named = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+            raise FileNotFoundError(
+                f"benchmark_files={path}: {len(missing)} pictures of {self.name} are not there ({named}). Put them "
+                "there, or name the folder that their names start from with images=<folder>."
+            )
+        seen: set[str] = set()
+        for one in found:
+            if one.id in seen:
+                raise ValueError(f"benchmark_files={path}: the item {one.id} is there twice. Delete one of them.")
+            seen.add(one.id)
+        return found
+
+    def items(self, path: Path, images: Path | None) -> list[Item]:
+        """As ``read``, without a check of the pictures and of ids."""
+        raise NotImplementedError
+
+    def as_released(self, answered: Sequence[Answered]) -> FormScores:
+        """Scores as the authors' function computes them, ``(Q,)`` answers; what it does not see is skipped."""
+        raise NotImplementedError
+
+    def corrected(self, answered: Sequence[Answered]) -> FormScores:
+        """Scores without the faults of that function; an item without an answer is wrong."""
+        raise NotImplementedError
+
+
+def find_benchmark(name: Name, *, words: Words = "unicode") -> Benchmark:
+    """The set of a name; for `words` see ``Benchmark``."""
+    found: type[Benchmark] = pkgutil.resolve_name(BENCHMARKS[name])
+    return found(words=words)
+
+
+def averaged(
+    marks: Sequence[tuple[Item, Mark]],
+    *,
+    skipped: int = 0,
+    unanswered: int = 0,
+    by_kind: Sequence[str] = (),
+    tops: Mapping[str, float] | None = None,
+) -> FormScores:
+    """Means of the marks of items ``(Q,)``.
+
+    Args:
+        marks: of each item that counts.
+        skipped: number of items that do not.
+        unanswered: number of marks of items without an answer.
+        by_kind: scores that are given for each kind too.
+        tops: highest value of scores whose highest is not 1.
+    """
+    rows: dict[str, list[tuple[float, str]]] = {}
+    for item, mark in marks:
+        for name, value in mark.values.items():
+            rows.setdefault(name, []).append((value, item.image))
+    kinds = sorted({item.kind for item, _ in marks})
+    for name in by_kind if len(kinds) > 1 else ():
+        for kind in kinds:
+            own = [(mark.values[name], item.image) for item, mark in marks if item.kind == kind and name in mark.values]
+            if own:
+                rows[f"{name}, {kind or 'no kind'}"] = own
+    scores = {}
+    for name, found in rows.items():
+        values, pictures = zip(*found, strict=True)
+        scores[name] = mean_interval(values, pictures, top=(tops or {}).get(name, 1.0))
+    unparsed = sum(not mark.is_parsed for _, mark in marks) - unanswered
+    return FormScores(scores, len(marks), skipped, unanswered, unparsed)
+
+
+def grouped_orders(marks: Sequence[tuple[Item, Mark]], *, score: str = "accuracy") -> list[tuple[Item, Mark]]:
+    """One mark a question ``(G,)``: the mean over its orders of options, and whether all orders are right.
+
+    The mark is parsed; those of its orders are counted before.
+    """
+    groups: dict[str, list[tuple[Item, Mark]]] = {}
+    for item, mark in marks:
+        groups.setdefault(item.group, []).append((item, mark))
+    found = []
+    for own in groups.values():
+        right = [mark.values[score] for _, mark in own if score in mark.values]
+        if right:
+            values = {score: sum(right) / len(right), "right in all orders": float(min(right) == 1)}
+            found.append((own[0][0], Mark(values)))
+    return found
