@@ -5,6 +5,8 @@ One question about a panorama or about each of a folder, or the questions of a f
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from panollava.training.precision import Compute
 
 Answered = tuple[Path, str]
+KEEP_S = 30.0
+"""Time between two writings of the answers so far."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +85,77 @@ def main(cfg: DictConfig) -> None:
     )
     pano.generation = pano.generation.changed(sections["generation"])
     is_folder = Path(options.image).expanduser() not in paths and not is_address(options.image)
-    answered: list[Answered] = []
-    try:
-        new = pano.generation.max_new_tokens
-        with compute.autocast(), explained(lambda: answers_too_large(options.batch_size, new)):
-            for path, answer in _answers(pano, paths, options, skips=is_folder):
-                answered.append((path, answer))
-                say(f"{path.name}\t{' '.join(answer.split())}" if is_folder else answer)
-    finally:  # a folder may have taken hours
-        if out is not None and answered:
-            _write(out, [(_shown(path, options.image), answer) for path, answer in answered], options.question)
-    _check_all(paths, len(answered), options.image)
+    new, question = pano.generation.max_new_tokens, options.question
+    with (
+        compute.autocast(),
+        explained(lambda: answers_too_large(options.batch_size, new)),
+        _Table(out, ("image", "query", "prediction")) as table,  # the names that panollava.score reads
+    ):
+        for number, (path, answer) in enumerate(_answers(pano, paths, options, skips=is_folder)):
+            table.add(number, (_shown(path, options.image), question, answer))
+            say(f"{path.name}\t{' '.join(answer.split())}" if is_folder else answer)
+    _check_all(paths, len(table.rows), options.image)
+
+
+class _Table:
+    """Answers that are written as CSV when all are there; from time to time, and when it is stopped, beside that file.
+
+    A file of earlier answers stays until then. SIGTERM, which batch systems send, ends the block as Ctrl-C does.
+
+    Attributes:
+        rows: by their place in the file.
+    """
+
+    def __init__(self, out: Path | None, header: Sequence[str]) -> None:
+        self._out, self._header = out, tuple(header)
+        self.rows: dict[int, tuple[str, ...]] = {}
+        self._written = time.monotonic()
+        self._earlier: Any = None
+
+    def __enter__(self) -> _Table:
+        self._earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def add(self, number: int, row: Sequence[str]) -> None:
+        """Keeps a row."""
+        self.rows[number] = tuple(row)
+        if self._out is not None and time.monotonic() - self._written > KEEP_S:
+            self._write(self._part)
+            self._written = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        signal.signal(signal.SIGTERM, self._earlier)
+        if self._out is None or not self.rows:
+            return
+        self._write(self._out if kind is None else self._part)
+        if kind is None:
+            self._part.unlink(missing_ok=True)
+        where = self._out if kind is None else f"{self._part} (the rest is missing)"
+        LOG.info("%d answers: %s", len(self.rows), where)
+
+    @property
+    def _part(self) -> Path:
+        assert self._out is not None
+        return self._out.with_name(f"{self._out.stem}.part{self._out.suffix}")
+
+    def _write(self, path: Path) -> None:
+        from panollava.run.image_commands import write_out
+
+        if self._out is not None:
+            write_out(path, csv_text([self._header, *(self.rows[number] for number in sorted(self.rows))]))
 
 
 def _answer_file(options: PredictOptions, path: Path, compute: Compute, generation: Mapping[str, Any]) -> None:
     """Answers the questions of a file: a line each, and the file with the answers in a column."""
-    from panollava.data.question_file import read_questions
+    from panollava.data.files import Pictures
+    from panollava.data.question_file import ANSWER, read_questions
     from panollava.model.api import PanoLlava
-    from panollava.run.image_commands import checked_out, write_out
+    from panollava.run.image_commands import checked_out
     from panollava.run.memory import answers_too_large, explained
 
     file, folder = read_questions(path), path.parent if options.image is None else Path(options.image).expanduser()
-    pictures = {one.image: folder / one.image for one in file.questions}
+    names = Pictures(folder, inside=[Path(folder.absolute().anchor)])  # the user's own file may name any place
+    pictures = {one.image: Path(names.path(one.image)) for one in file.questions}
     out = None
     if options.out is not None:
         out = checked_out(Path(options.out).expanduser(), list(pictures.values()), "answers.csv", "answers are a CSV")
@@ -117,22 +170,19 @@ def _answer_file(options: PredictOptions, path: Path, compute: Compute, generati
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )
     pano.generation = pano.generation.changed(generation)
-    answers: dict[int, str] = {}
-    try:
-        new = pano.generation.max_new_tokens
-        with compute.autocast(), explained(lambda: answers_too_large(options.batch_size, new)):
-            for number, answer in _answers_by_picture(pano, file.questions, pictures, options.batch_size):
-                answers[number] = answer
-                one = file.questions[number]
-                say("\t".join((one.image, " ".join(one.text.split()), " ".join(answer.split()))))
-    finally:  # a file may have taken hours
-        if out is not None and answers:
-            rows = [(*file.questions[number].cells, answers[number]) for number in sorted(answers)]
-            write_out(out, csv_text([(*file.header, "prediction"), *rows]))
-            LOG.info("%d answers: %s", len(answers), out)
-    if len(answers) < len(file.questions):
+    new = pano.generation.max_new_tokens
+    with (
+        compute.autocast(),
+        explained(lambda: answers_too_large(options.batch_size, new)),
+        _Table(out, (*file.header, ANSWER)) as table,
+    ):
+        for number, answer in _answers_by_picture(pano, file.questions, pictures, options.batch_size):
+            one = file.questions[number]
+            table.add(number, (*one.cells, answer))
+            say("\t".join((one.image, " ".join(one.text.split()), " ".join(answer.split()))))
+    if len(table.rows) < len(file.questions):
         raise ValueError(
-            f"{len(file.questions) - len(answers)} of {len(file.questions)} questions of {path} were not answered. "
+            f"{len(file.questions) - len(table.rows)} of {len(file.questions)} questions of {path} were not answered. "
             "They are named above."
         )
 
@@ -263,15 +313,6 @@ def _shown(path: Path, image: str) -> str:
     if is_address(image):
         return image
     return path.as_posix() if path == Path(image).expanduser() else path.name
-
-
-def _write(out: Path, answered: Sequence[tuple[str, str]], question: str) -> None:
-    """The answers under the column names that ``panollava.score`` reads."""
-    from panollava.run.image_commands import write_out
-
-    header = ("image", "query", "prediction")
-    write_out(out, csv_text([header, *((image, question, answer) for image, answer in answered)]))
-    LOG.info("%d answers: %s", len(answered), out)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def _join_cluster() -> None:
 def name_cluster_job(name: str) -> None:
     """Names this SLURM job, which its array named like all others; ``squeue`` then shows the values of each job."""
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
+    is_launched = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"  # else it is the job in which the sweep was started
+    if job is None or not is_launched or os.environ.get("SLURM_PROCID", "0") != "0":
         return
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # the name is for people alone
         subprocess.run(["scontrol", "update", f"JobId={job}", f"Name={name}"], capture_output=True, timeout=10)

@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, found_file, not_utf8, wrong_text
+from panollava.crop.image_file import existing_file
+from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, is_address, not_utf8, wrong_text
+from panollava.logs import LOG
 
-KEY = "questions"
+KEY, ANSWER = "questions", "prediction"
 _ROLES = ("image", "query")
 
 
@@ -30,7 +33,7 @@ class FileQuestion:
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """The questions of a file, with the names of its columns."""
+    """The questions of a file, with the names of its columns, without one of earlier answers."""
 
     header: tuple[str, ...]
     questions: tuple[FileQuestion, ...]
@@ -43,12 +46,13 @@ def read_questions(path: Path) -> QuestionFile:
         FileNotFoundError: there is no such file.
         ValueError: it has another form, a column is missing, or rows are malformed; all of them are named.
     """
-    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-        return _from_objects(path, list(_objects(path)))
-    if path.suffix.lower() != ".csv":
+    if path.suffix.lower() not in (".csv", ".json", ".jsonl", ".ndjson"):
         raise ValueError(f"{KEY}={path}: allowed is a file that ends in .csv, .json or .jsonl.")
-    table = Table(found_file(path), {role: Column(ALIASES[role]) for role in _ROLES})
-    others = table.add_columns(table.unused, KEY)
+    existing_file(path)
+    if path.suffix.lower() != ".csv":
+        return _from_objects(path, list(_objects(path)))
+    table = Table(path, {role: Column(ALIASES[role]) for role in _ROLES})
+    others = table.add_columns([name for name in table.unused if not _is_answer(path, name)], KEY)
     roles = {name: role for role, name in table.names.items()} | others
     header = [name for name in table.header if name in roles]
     questions, problems = [], []
@@ -61,44 +65,65 @@ def read_questions(path: Path) -> QuestionFile:
     return _checked(path, QuestionFile(tuple(header), tuple(questions)), problems)
 
 
-def _from_objects(path: Path, objects: Sequence[tuple[str, object]]) -> QuestionFile:
+def _is_answer(path: Path, column: str) -> bool:
+    if column.strip().lower() != ANSWER:
+        return False
+    LOG.info("%s: its column %s, of earlier answers, is replaced.", path, column)
+    return True
+
+
+def _from_objects(path: Path, objects: Sequence[tuple[str, Any]]) -> QuestionFile:
+    """Keys of all objects are columns; values that are no texts are written as JSON."""
+    dicts = [value if isinstance(value, dict) else {} for _, value in objects]
+    header = [name for name in dict.fromkeys(key for value in dicts for key in value) if not _is_answer(path, name)]
     questions, problems = [], []
-    for place, value in objects:
-        found = {
-            role: next((value[name] for name in ALIASES[role] if name in value), "") if isinstance(value, dict) else ""
-            for role in _ROLES
-        }
+    for (place, _), value in zip(objects, dicts, strict=True):
+        found = {role: next((value[name] for name in ALIASES[role] if name in value), "") for role in _ROLES}
         texts = {role: text.strip() if isinstance(text, str) else "" for role, text in found.items()}
         problems += [f"{place}, {role}: {reason}" for role, reason in _wrong(texts)]
-        questions.append(FileQuestion(texts["image"], texts["query"], (texts["image"], texts["query"])))
+        cells = tuple(_cell(value.get(name, "")) for name in header)
+        questions.append(FileQuestion(texts["image"], texts["query"], cells))
     if not objects:
         raise ValueError(f"{path}: there is no question in the file.")
-    return _checked(path, QuestionFile(_ROLES, tuple(questions)), problems)
+    return _checked(path, QuestionFile(tuple(header), tuple(questions)), problems)
 
 
-def _objects(path: Path) -> Iterator[tuple[str, object]]:
+def _cell(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _objects(path: Path) -> Iterator[tuple[str, Any]]:
     """The objects of a JSON list, or of the lines of a JSON Lines file, with their places in words."""
     try:
-        text = found_file(path).read_text("utf-8-sig")
+        text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise not_utf8(path) from None
+    if path.suffix.lower() == ".json":
+        values = _parsed(text, f"{path}")
+        if not isinstance(values, list):
+            raise ValueError(f"{path}: a list of objects with image and query is expected.")
+        yield from ((f"entry {number}", value) for number, value in enumerate(values, start=1))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):  # other separators may be part of a text
+        if line.strip():
+            yield f"line {number}", _parsed(line, f"{path}, line {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
     try:
-        if path.suffix.lower() == ".json":
-            values = json.loads(text)
-            if not isinstance(values, list):
-                raise ValueError(f"{path}: a list of objects with image and query is expected.")
-            yield from ((f"entry {number}", value) for number, value in enumerate(values, start=1))
-            return
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield f"line {number}", json.loads(line)
+        return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON ({error}).") from error
+        raise ValueError(f"{where}: no JSON ({error}).") from error
 
 
 def _wrong(texts: dict[str, str]) -> list[tuple[str, str]]:
-    empty = "it is missing or empty"
-    return [(name, wrong_text(text) or empty) for name, text in texts.items() if not text or wrong_text(text)]
+    """Columns that cannot be used, and why; the first is the picture's."""
+    reasons = {name: wrong_text(text) if text else "it is missing or empty" for name, text in texts.items()}
+    found = [(name, reason) for name, reason in reasons.items() if reason]
+    image, name = next(iter(texts.items()))
+    if is_address(name):
+        found.append((image, "an address is not fetched here; panollava.fetch downloads those of a data file"))
+    return found
 
 
 def _checked(path: Path, file: QuestionFile, problems: Sequence[str]) -> QuestionFile:

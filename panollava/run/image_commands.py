@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ def checked_out(out: Path, images: Sequence[Path], example: str, what: str = "pi
 
     Raises:
         ValueError: it has another suffix, or is a folder or one of the panoramas.
+        OSError: nothing can be written there.
     """
     suffix = Path(example).suffix
     if out.suffix.lower() != suffix:
@@ -43,6 +45,12 @@ def checked_out(out: Path, images: Sequence[Path], example: str, what: str = "pi
         raise ValueError(f"out={out} is a folder. Name a file in it, such as out={out / example}.")
     if out.exists() and any(image.exists() and out.samefile(image) for image in images):
         raise ValueError(f"out={out} is the panorama itself, which would be lost. Choose another name.")
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _unwritable(out, error) from error
     return out
 
 
@@ -66,7 +74,11 @@ def write_out(out: Path, content: str | bytes) -> None:
     try:
         write_file(out, content)
     except OSError as error:
-        raise OSError(f"out={out} cannot be written ({error.strerror}). Choose another folder.") from error
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> OSError:
+    return OSError(f"out={out} cannot be written ({error.strerror or error}). Choose another folder.")
 
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}

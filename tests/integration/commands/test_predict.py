@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -149,7 +152,8 @@ def test_what_was_answered_before_a_stop_is_kept(photos: Path, ask: Ask, monkeyp
     status, _, error = ask(f"image={photos}", "out=answers.csv", "batch_size=1")
     assert status == 130
     assert "Interrupted" in error
-    assert [row[0] for row in rows("answers.csv")] == ["a.jpg"]
+    assert [row[0] for row in rows("answers.part.csv")] == ["a.jpg"]
+    assert not Path("answers.csv").exists()
 
 
 WRONG = [
@@ -265,3 +269,38 @@ def test_a_panorama_of_any_name_is_not_overwritten(photos: Path, ask: Ask) -> No
         assert (status, out) == (1, "")
         assert "is the panorama itself, which would be lost" in error
     assert picture.read_bytes() == (photos / "a.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, signal.SIGTERM])
+def test_a_stopped_command_keeps_its_answers_beside_an_earlier_file(
+    stop: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "ask.csv").write_text("image,query\n" + "a.jpg,what?\n" * 5, encoding="utf-8")
+    Path("answers.csv").write_text("earlier")
+    said = []
+
+    def stopped(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            if stop is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), stop)
+
+    monkeypatch.setattr(predict, "say", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = ["checkpoint=runs/recorded", "device=cpu", "batch_size=1", "out=answers.csv"]
+    assert command(monkeypatch, predict, *arguments, f"questions='{photos / 'ask.csv'}'") == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Path("answers.csv").read_text() == "earlier"
+    assert len(table("answers.part.csv")) == 4
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_model_is_opened(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (photos / "ask.csv").write_text("image,query\na.jpg,what?\n", encoding="utf-8")
+    monkeypatch.setattr(PanoLlava, "from_pretrained", lambda *_, **__: pytest.fail("the model was opened"))
+    arguments = ["checkpoint=runs/recorded", "device=cpu", f"out='{photos / 'ask.csv' / 'x.csv'}'"]
+    for asked in (f"questions='{photos / 'ask.csv'}'", f"image='{photos / 'a.jpg'}'"):
+        assert command(monkeypatch, predict, *arguments, asked, *(["question=what?"] if "image" in asked else [])) == 1
+        assert "cannot be written (Not a directory)" in capsys.readouterr().err

@@ -182,7 +182,8 @@ def test_command_on_a_finished_run(
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("python -m panollava.serve")])
 def test_serve_command(line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
-    shutil.copytree("runs/demo", "runs/rank32", symlinks=True, dirs_exist_ok=True)
+    if not Path("runs/rank32").exists():
+        shutil.copytree("runs/demo", "runs/rank32", symlinks=True)
     listening = []
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: listening.append(sockets[0].getsockname()))
     assert _run(monkeypatch, line, "port=0", "device=cpu") == 0

@@ -17,6 +17,9 @@ def test_a_job_of_slurm_is_named_by_its_values(tmp_path: Path, monkeypatch: pyte
     name_cluster_job("sweep/resampler-mlp_seed-0")  # outside of SLURM
     assert not (tmp_path / "asked").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    name_cluster_job("sweep/resampler-mlp_seed-0")  # the job in which a sweep was started keeps its name
+    assert not (tmp_path / "asked").exists()
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     name_cluster_job("sweep/resampler-mlp_seed-0")
     monkeypatch.setenv("SLURM_PROCID", "1")  # one process of the job names it
     name_cluster_job("sweep/resampler-mlp_seed-1")
@@ -26,4 +29,5 @@ def test_a_job_of_slurm_is_named_by_its_values(tmp_path: Path, monkeypatch: pyte
 def test_a_missing_program_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     name_cluster_job("sweep/resampler-mlp_seed-0")

@@ -32,8 +32,19 @@ def test_objects_have_an_image_and_a_question(name: str, tmp_path: Path) -> None
     objects = [{"image": "a.jpg", "question": "what?", "id": 3}, {"image_path": "b.jpg", "query": " where? "}]
     text = json.dumps(objects) if name.endswith(".json") else "\n".join(map(json.dumps, objects)) + "\n\n"
     file = read_questions(written(tmp_path, name, text))
-    assert file.header == ("image", "query")
-    assert [one.cells for one in file.questions] == [("a.jpg", "what?"), ("b.jpg", "where?")]
+    assert file.header == ("image", "question", "id", "image_path", "query")
+    assert [one.cells for one in file.questions] == [("a.jpg", "what?", "3", "", ""), ("", "", "", "b.jpg", "where?")]
+    assert [(one.image, one.text) for one in file.questions] == [("a.jpg", "what?"), ("b.jpg", "where?")]
+
+
+def test_earlier_answers_are_left_out_and_texts_may_have_any_separator(tmp_path: Path) -> None:
+    text = "image,question,Prediction,reference\na.jpg,what?,OLD,ring\n"
+    file = read_questions(written(tmp_path, "ask.csv", text))
+    assert file.header == ("image", "question", "reference")
+    assert file.questions[0].cells == ("a.jpg", "what?", "ring")
+    line = json.dumps({"image": "a.jpg", "question": "a\u2028b\u0085c?"}, ensure_ascii=False)
+    (one,) = read_questions(written(tmp_path, "ask.jsonl", line)).questions
+    assert one.text == "a\u2028b\u0085c?"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,8 @@ def test_objects_have_an_image_and_a_question(name: str, tmp_path: Path) -> None
         ("ask.json", "[3]", "entry 1, image: it is missing"),
         ("ask.json", "[]", "no question"),
         ("ask.json", "[{", "no JSON"),
+        ("ask.jsonl", '{"image": "a.jpg", "query": "b"}\n{', "line 2: no JSON"),
+        ("ask.csv", "url,query\nhttp://h/a.jpg,what?\n", "an address is not fetched"),
         ("ask.jsonl", '{"image": "a.jpg", "query": 3}', "line 1, query: it is missing or empty"),
         ("ask.jsonl", '{"image": "a.jpg", "query": "\\ud800"}', "half a character"),
     ],
