@@ -31,6 +31,7 @@ SHIPPED = {
 }
 WITHOUT_BOXES = "panollava/tiny-qwen3"  # the shipped language model that has read no numbers but those of counts
 NEWEST = "main"  # branch of the hub that is opened where no revision is named
+PROBE_S = 5.0  # longest wait for the hub to answer at all
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of model, tokenizer and preprocessing
 
@@ -289,11 +290,12 @@ def fetch_export(name: str, revision: str | None, model_type: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    place: dict[str, Any] = {"revision": revision or NEWEST, "local_files_only": not _hub_answers()}
     try:
-        config = hf_hub_download(name, "config.json", revision=revision or NEWEST)
+        config = hf_hub_download(name, "config.json", **place)
         found = read_document(Path(config).resolve()).get("model_type")
         if found == model_type:
-            folder = snapshot_download(name, revision=revision or NEWEST, allow_patterns=list(_READ))
+            folder = snapshot_download(name, allow_patterns=list(_READ), **place)
     except (OSError, HFValidationError) as error:
         at = f" at revision={revision!r}" if revision else ""
         raise FileNotFoundError(
@@ -306,6 +308,22 @@ def fetch_export(name: str, revision: str | None, model_type: str) -> Path:
             f"({model_type!r}) can be opened by name."
         )
     return Path(folder)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; where it cannot, huggingface_hub tries for most of a minute."""
+    import requests
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        requests.head(constants.ENDPOINT, timeout=PROBE_S).close()
+    except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
+        return True  # the library has settings of its own for these
+    except (requests.ConnectionError, requests.Timeout):
+        return False
+    return True
 
 
 @contextmanager

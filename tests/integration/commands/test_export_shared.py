@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import pytest
+import requests
 import torch
 import yaml
 from huggingface_hub import ModelCard
@@ -252,6 +253,24 @@ def test_what_is_not_on_the_hub_or_no_export_is_said(on_hub: str, here: Path) ->
     config.resolve().write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="someone/pano of the Hugging Face hub is a model of type 'bert'"):
         PanoLlava.from_pretrained(on_hub)
+
+
+def test_without_a_network_the_cache_is_read_and_the_hub_is_tried_once(
+    on_hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refused(url: str, **_: Any) -> None:
+        asked.append(url)
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("requests.head", refused)
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
+    assert PanoLlava.from_pretrained(on_hub).generate("panorama.jpg", QUESTION)
+    assert len(asked) == 1
+    with pytest.raises(FileNotFoundError, match="have no 'else/where' either"):
+        PanoLlava.from_pretrained("else/where")
 
 
 def test_push_uploads_the_folder_and_a_failure_keeps_it(write: Export, monkeypatch: pytest.MonkeyPatch) -> None:
