@@ -83,7 +83,8 @@ def main(cfg: DictConfig) -> None:
         LOG.info("%s", note)
     tags = {"panollava.folder": options.checkpoint}
     opened, name = Path(options.checkpoint).expanduser(), f"explain {part.name}"
-    about = [] if (opened / "config.json").is_file() else [find_trained(opened)[1]]  # an export is of no run
+    is_export = (opened / "config.json").is_file() or not opened.exists()  # here or on the hub; it is of no run
+    about = [] if is_export else [find_trained(opened)[1]]
     with open_tracker(
         sections["tracking"], run_name=name, outbox=out.parent, tags=tags, job="explain", about=about
     ) as tracker:

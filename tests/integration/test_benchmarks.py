@@ -48,6 +48,7 @@ def test_our_loop_and_the_peer_train_the_same_weights_from_the_same_loss(peers: 
     assert found["samples_per_cpu_second"]["median"].keys() == {*peers.ARMS}
     assert "transformers" in peers._table({"600": found})
     ours, peer = runs[peers.OURS][0], runs[peers.PEER][0]
-    assert ours["loss_after"] == runs[peers.STORE][0]["loss_after"]  # stored features have the same bits
+    # Features are stored one panorama at a time; some processors round a batch of them differently.
+    assert ours["loss_after"] == pytest.approx(runs[peers.STORE][0]["loss_after"], rel=1e-5)
     assert ours["loss_after"] != ours["loss_before"]
     assert ours["loss_after"] == pytest.approx(peer["loss_after"], rel=1e-2)

@@ -17,6 +17,7 @@ from support.tracked import events, offline_runs
 
 from panollava import compare, explain, train
 from panollava import eval as evaluation
+from panollava.checkpoint import find_checkpoint, read_state
 from panollava.tracking.additional import CompositeTracker
 from panollava.tracking.location import absolute_uri
 from panollava.tracking.store import PARENT_TAG, open_client
@@ -121,7 +122,11 @@ def test_evaluations_explanations_and_comparisons_are_children_of_their_training
         shutil.copytree(recorded / name, name, symlinks=True)
     shutil.copyfile(recorded / "mlflow.db", "mlflow.db")
     client = open_client(absolute_uri())
-    (training,) = client.search_runs([client.get_experiment_by_name("panollava").experiment_id])
+    trained = read_state(find_checkpoint(Path("runs/recorded/finetune/anyres-e2p_mlp")))["tracking_run"]
+    training = client.get_run(trained)
+    for run in client.search_runs([training.info.experiment_id]):  # other tests may have recorded runs there
+        if run.info.run_id != trained:
+            client.delete_run(run.info.run_id)
     quiet = ("num_workers=0", "device=cpu", BOTH)
     assert command(monkeypatch, evaluation, "checkpoint=runs/recorded", "results_dir=out", "blank=false", *quiet) == 0
     assert command(monkeypatch, explain, "checkpoint=runs/recorded", "device=cpu", BOTH) == 0

@@ -150,7 +150,7 @@ def test_the_command_serves_and_ends(export: Path, tmp_path: Path) -> None:
         assert "geheim" not in line
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(20) in (130, 0)  # 0 where the tests run in the background, whose processes ignore SIGINT
 
 
 def test_wrong_settings_end_the_command_at_once(export: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_help_takes_the_commands_own_forms_and_ends_before_the_command(
     monkeypatch.setattr(sys, "argv", ["score", "a.csv", "--help"])
     with pytest.raises(SystemExit) as ended:
         score()
-    assert ended.value.code is None
+    assert not ended.value.code  # 0 where Weights & Biases has replaced sys.exit in this process
     assert "predictions: a.csv" in capsys.readouterr().out
 
 
@@ -94,7 +94,7 @@ def test_a_reader_that_takes_the_first_lines_alone_is_no_error(monkeypatch: pyte
     monkeypatch.setattr(sys, "stdout", sys.__stdout__)
     with pytest.raises(SystemExit) as ended:
         score()
-    assert ended.value.code is None
+    assert not ended.value.code  # 0 where Weights & Biases has replaced sys.exit in this process
     assert len(closed) == 1
 
 
