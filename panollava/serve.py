@@ -78,7 +78,10 @@ def _key(value: str) -> str | None:
     """The key that clients must send, None for none."""
     key = value.strip()
     if not (key.isascii() and (key.isprintable() or not key)):
-        raise ValueError("PANOLLAVA_API_KEY has other characters than printable ASCII, which a header cannot have.")
+        raise ValueError(
+            "PANOLLAVA_API_KEY has other characters than printable ASCII, which a header cannot have. "
+            "Choose another key."
+        )
     return key or None
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -164,7 +164,7 @@ def create_app(
 
     @app.post("/api/ask")
     async def ask(request: Request) -> Response:
-        asked = _parsed(PageQuestion, await read_body(request, MAX_TEXT, LONG))
+        asked = openai.parse_body(PageQuestion, await read_body(request, MAX_TEXT, LONG))
         model = _model(served, asked.model)
         _check_room(model.engine)
 
@@ -282,7 +282,7 @@ def _add_overlays(app: FastAPI, served: Mapping[str, Served], pictures: Pictures
 
     @app.post("/api/attention")
     async def attention(request: Request) -> Response:
-        asked = _parsed(PageAnswer, await read_body(request, MAX_TEXT, LONG))
+        asked = openai.parse_body(PageAnswer, await read_body(request, MAX_TEXT, LONG))
         openai.check_length(asked.history)
         model, panorama = _model(served, asked.model), await run_in_threadpool(pictures.get, asked.picture)
         pano = model.part.pano
@@ -408,14 +408,6 @@ def _event(document: Mapping[str, Any]) -> str:
 def _decoded(panorama: Panorama, pictures: Pictures) -> bytes:
     """A panorama as JPEG. Raises RefusedError where its data are damaged."""
     return _as_refused(lambda: panorama.jpeg(pictures.crops[0].panorama_fov_deg))()
-
-
-def _parsed(form: type[Any], body: bytes) -> Any:
-    try:
-        return form.model_validate(openai.parse_json(body))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RefusedError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
 
 
 def _model(served: Mapping[str, Served], name: str) -> Served:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,7 @@ from panollava.generation import GenerationOptions
 from panollava.server.engine import Answer
 from panollava.server.guard import RefusedError
 
+Form = TypeVar("Form", bound=BaseModel)
 WITHOUT_EFFECT = {
     "user",
     "metadata",
@@ -119,11 +120,7 @@ def parse_request(body: bytes, recorded: Mapping[str, GenerationOptions], system
     Raises:
         RefusedError: it is no such request; the message names the key.
     """
-    try:
-        request = ChatRequest.model_validate(parse_json(body))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RefusedError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    request = parse_body(ChatRequest, body)
     for key, value in (request.model_extra or {}).items():
         if key not in WITHOUT_EFFECT and value is not None and (key not in NEUTRAL or value != NEUTRAL[key]):
             allowed = f"only {NEUTRAL[key]!r} is possible" if key in NEUTRAL else "this key is not known"
@@ -147,10 +144,13 @@ def parse_request(body: bytes, recorded: Mapping[str, GenerationOptions], system
     )
 
 
-def parse_json(body: bytes) -> Any:
-    """JSON of a request's body. Raises RefusedError where it is none."""
+def parse_body(form: type[Form], body: bytes) -> Form:
+    """A request's body, JSON, in a form. Raises RefusedError where it is none; the message names the key."""
     try:
-        return json.loads(body)
+        return form.model_validate(json.loads(body))
+    except ValidationError as error:  # a ValueError too
+        first = error.errors()[0]
+        raise RefusedError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, "The body is no JSON.") from error
 
