@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     from panollava.model.api import VisionPart
     from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
     from panollava.run.tracker import open_tracker
-    from panollava.run_folder import find_trained
+    from panollava.run_folder import find_trained, is_run
     from panollava.training.precision import choose_compute
 
     image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))
@@ -83,8 +83,7 @@ def main(cfg: DictConfig) -> None:
         LOG.info("%s", note)
     tags = {"panollava.folder": options.checkpoint}
     opened, name = Path(options.checkpoint).expanduser(), f"explain {part.name}"
-    is_export = (opened / "config.json").is_file() or not opened.exists()  # here or on the hub; it is of no run
-    about = [] if is_export else [find_trained(opened)[1]]
+    about = [find_trained(opened)[1]] if is_run(opened) else []
     with open_tracker(
         sections["tracking"], run_name=name, outbox=out.parent, tags=tags, job="explain", about=about
     ) as tracker:

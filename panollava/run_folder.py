@@ -383,6 +383,11 @@ def prompt_date(metadata: Mapping[str, Any]) -> date | None:
     return None if recorded is None else date.fromisoformat(recorded)
 
 
+def is_run(path: Path) -> bool:
+    """Whether what a user names is a run, not an export, which has ``config.json``, or a name of the hub, no folder."""
+    return path.exists() and not (path / "config.json").is_file()
+
+
 def find_run_folder(path: Path, order: Sequence[str] = ()) -> Path:
     """The stage folder of a path: itself, that of a checkpoint, or an experiment's by ``order`` (default: the last)."""
     for folder in (path, path.parent):

@@ -13,6 +13,7 @@ from panollava.config.command_line import CONF
 from panollava.config.entrypoint import entrypoint
 from panollava.disk import read_document, write_json
 from panollava.logs import LOG, configure_console, counted
+from panollava.run.options import OF_CAPTIONS, BenchmarkName
 
 if TYPE_CHECKING:
     from panollava.evaluation.metrics import AnswerSet
@@ -39,7 +40,7 @@ class ScoreOptions:
     boxes: str | list[str] | None
     detection_boxes: str | list[str] | None
     least_score: float | None
-    benchmark: Literal["panospace", "bench360", "panoenv", "direction360", "quic360"] | None
+    benchmark: BenchmarkName | None
     benchmark_files: str | None
     out: str | None
 
@@ -50,8 +51,6 @@ OF_BOTH = ("predictions", "truth", "benchmark", "out")
 """Keys of answers and of detections; all others are of answers."""
 OF_BENCHMARK = ("image_column", "query_column", "prediction_column", "images", "benchmark_files")
 """Keys of answers to a public benchmark, beside ``OF_BOTH`` without ``truth``."""
-OF_CAPTIONS = "quic360"
-"""The benchmark whose answers are scored by their words."""
 
 
 @entrypoint("score", positional=("predictions",))

@@ -109,35 +109,35 @@ def _names(checkpoint: str, beside: str | None) -> dict[str, str]:
 
 
 def _experiment(path: Path) -> str:
-    from panollava.run_folder import find_trained, read_metadata
+    from panollava.run_folder import find_trained, is_run, read_metadata
 
-    if (path / "config.json").is_file() or not path.exists():  # an export, or a model of the hub
-        return path.name
-    return str(read_metadata(find_trained(path)[0])["experiment_name"])
+    return str(read_metadata(find_trained(path)[0])["experiment_name"]) if is_run(path) else path.name
 
 
 def _open(path: str, name: str, options: ServeOptions, generation: Mapping[str, Any]) -> Served:
     """Opens a model as its evaluation does: on the device, in the precision of its training."""
     from panollava.model.api import VisionPart
-    from panollava.run_folder import find_trained, read_metadata
+    from panollava.run_folder import find_trained, is_run, read_metadata
     from panollava.server.app import Served
     from panollava.server.engine import Engine
     from panollava.server.overlays import Overlays
+    from panollava.server.weights import MappedWeights
     from panollava.training.precision import choose_compute, recorded_compute
 
     folder = Path(path).expanduser()
-    is_run = folder.exists() and not (folder / "config.json").is_file()
     if options.precision is not None:
         compute = choose_compute(options.device, options.precision, section="")
     else:
-        recorded: Any = read_metadata(find_trained(folder)[0])["precision"] if is_run else "auto"
+        recorded: Any = read_metadata(find_trained(folder)[0])["precision"] if is_run(folder) else "auto"
         compute = recorded_compute(options.device, recorded)
+    weights = MappedWeights(None if is_run(folder) or compute.device.type != "cpu" else folder)
     part = VisionPart.from_pretrained(path, device=compute.device, dtype=compute.dtype, allow=options.allow)
     summary = part.crop.summary
     if part.pano is not None:
         part.pano.generation = part.pano.generation.changed(generation)
         summary = f"{part.pano.summary}; {summary}"
-    engine = Engine(part.pano, compute, batch_size=options.batch_size, queue_limit=options.queue)
+    limits = {"batch_size": options.batch_size, "queue_limit": options.queue}
+    engine = Engine(part.pano, compute, **limits, check=weights.check)
     return Served(name, summary, part, engine, Overlays(part.vision, part.crop))
 
 

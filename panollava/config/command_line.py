@@ -51,8 +51,8 @@ _COMMANDS = ("run", "cfg", "multirun", "shell_completion", "info")
 """Flags of which Hydra takes one."""
 
 _TEXT = {
-    "": "answer checkpoint clip config csv_input experiment_name folder image images init_from mlflow_experiment out "
-    "output_dir predictions question results_dir resume truth",
+    "": "answer benchmark_files checkpoint clip config csv_input experiment_name folder image images init_from "
+    "mlflow_experiment out output_dir predictions question results_dir resume truth",
     "data.": "annotation_column dir image_column image_dir masks name query_column query_template test_boxes test_csv "
     "test_json train_boxes train_csv train_json val_boxes val_csv val_json",
     "evaluation.": "clip measure results_dir",
@@ -428,6 +428,20 @@ def check_groups(line: CommandLine) -> None:
         if line.is_group(override) and (override.is_delete() or override.value() in (None, "")):
             options = ", ".join(line.options(override.key_or_group))
             raise ValueError(f"{override.input_line}: a group always has an option. Choose one of {options}.")
+
+
+def without_group(error: str, overrides: Sequence[str], command: str) -> str:
+    """What to say where Hydra finds that a command has not the group of an override; empty for its other errors."""
+    found = re.match(r"Could not override '([^'@]+)'\. No match in the defaults list", error)
+    if found is None:
+        return ""
+    group, keys = found[1], names_of(command).keys
+    typed = next((one for one in overrides if one.partition("=")[0] == group), group)
+    own = ", ".join(sorted(key for key in keys if key.startswith(f"{group}.")))
+    said = f"{typed}: panollava.{command} has no group {group}."
+    if group == "data" and "csv_input" in keys:
+        said += " It takes the data of the run; another file of questions is csv_input=<file>."
+    return f"{said} There are the keys {own}." if own else said
 
 
 def _unknown(key: str, names: Names, command: str = "train") -> str:

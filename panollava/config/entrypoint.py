@@ -104,7 +104,9 @@ def _hydra_arguments(
             is_sweep = line.is_sweep
             if is_sweep and not flags.multirun and not flags.cfg:  # of an overlay: texts may be swept too
                 return _hydra_arguments(config_name, ["--multirun", *typed], scratch, positional, loose)
-        except HydraException:  # wrong grammar or an unknown option: Hydra reports it when it starts
+        except HydraException as error:  # wrong grammar or an unknown option: Hydra reports it when it starts
+            if said := command_line.without_group(str(error), overrides, config_name):
+                raise ValueError(said) from error
             return [*command_line.words(flags), *overrides]
         _check_folder(line)
         if is_sweep and config_name != SWEPT:

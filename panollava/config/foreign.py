@@ -12,7 +12,7 @@ KEYS = {
         pretrained resume_from_checkpoint run run_dir""",
     "image=panorama.jpg": "image_path image_file image_folder img input input_path panorama picture",
     "question='what is behind?'": "prompt query text instruction",
-    "csv_input=my_data/test.csv": "csv csv_file csv_path data_path dataset_path test_csv test_file",
+    "csv_input=my_data/test.csv": "csv csv_file csv_path data_dir data_path data_root dataset_path test_csv test_file",
     "data=csv data.dir=my_data": """csv csv_file csv_input csv_path csv_train data_dir data_path data.path data_root
         data.root dataset dataset_path train_csv train_file""",
     "data=csv data.image_dir=pictures": "image_dir image_folder images_dir image_root",

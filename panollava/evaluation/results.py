@@ -32,6 +32,8 @@ from panollava.evaluation.statistics import mean_interval
 logger = logging.getLogger(__name__)
 COLUMNS = ["sample_id", "image_id", "kind", "turn", "history", "question", "prediction", "references"]
 COLUMNS += ["reference", "correct", "latency_s"]
+BENCHMARK = "benchmark"
+"""Condition of answers to a public benchmark: its name and the digests of its files."""
 _BEGUN = ".writing_"  # prefix of the names of incomplete folders
 
 
@@ -140,6 +142,7 @@ def write_results(
     groups: Groups | None = None,
     boxes: BoxAnswers | None = None,
     settings: Mapping[str, object] | None = None,
+    further: Mapping[str, Mapping[str, Any]] | None = None,
     now: datetime | None = None,
     key: str = "",
     resumed: bool = False,
@@ -155,6 +158,7 @@ def write_results(
         measure, groups: the name of the score that ranks models, and scores by group.
         boxes: scores of the answers that are boxes in words, where there are such questions.
         settings: what else belongs to the record (checkpoint, data set, crop, seed).
+        further: JSON documents that are written beside, by file name.
         now: the time in the folder's name; a second evaluation within it gets `_2`, and so on.
         key: identifies evaluations that may run side by side; see ``AnswerLog``.
         resumed: the evaluation of this key was stopped before; if it had already written its folder, that one is kept.
@@ -187,9 +191,11 @@ def write_results(
                 "latency": latency_summary(predictions),
                 **json.loads(json.dumps(record, default=str), parse_constant=str),
             }
-            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-            (temporary / METRICS).write_text(text, encoding="utf-8", errors="backslashreplace")
-            for name in (PREDICTIONS, METRICS):
+            documents: dict[str, Mapping[str, Any]] = {METRICS: content, **(further or {})}
+            for name, document in documents.items():
+                text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+                (temporary / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            for name in (PREDICTIONS, *documents):
                 flush(temporary / name)
             if resumed and (before := _written_before(temporary, parent)):
                 shutil.rmtree(temporary)
@@ -222,14 +228,27 @@ def result_folder(root: Path, experiment: str) -> Path:
 def newest_evaluation(roots: Iterable[Path], experiment: str, digest: str) -> dict[str, Any] | None:
     """The newest ``metrics.json`` of an experiment that is of the weights with this SHA-256; None without one.
 
+    Answers to public benchmarks, whose scores are beside them, do not count.
+
     Args:
         roots: results folders to look into; those that do not exist are left out.
     """
     folders = [result_folder(root, experiment) for root in roots]
     files = {file.resolve() for folder in folders for file in folder.glob(f"predictions_*/{METRICS}")}
     found = [read_document(file) for file in files]
-    ours = [one for one in found if digest.startswith(one.get("settings", {}).get("fingerprint") or "none")]
+    settings = [one.get("settings", {}) for one in found]
+    ours = [
+        document
+        for document, of_it in zip(found, settings, strict=True)
+        if digest.startswith(of_it.get("fingerprint") or "none") and of_benchmark(of_it) is None
+    ]
     return max(ours, key=lambda one: one.get("created", ""), default=None)
+
+
+def of_benchmark(settings: Mapping[str, Any]) -> Any:
+    """The public benchmark whose items an evaluation asked, from the settings it recorded; None for other questions."""
+    conditions = settings.get("conditions")
+    return conditions.get(BENCHMARK) if isinstance(conditions, Mapping) else None
 
 
 def latency_summary(predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -29,7 +29,15 @@ from panollava.evaluation.predictions import (
     read_answers,
     with_groups,
 )
-from panollava.evaluation.results import ResultFiles, evaluate, latency_summary, result_folder, write_results
+from panollava.evaluation.results import (
+    BENCHMARK,
+    ResultFiles,
+    evaluate,
+    latency_summary,
+    of_benchmark,
+    result_folder,
+    write_results,
+)
 from panollava.evaluation.words import Words, choose_words
 from panollava.generation import GenerationOptions
 from panollava.logs import LOG, counted
@@ -191,13 +199,8 @@ def answer_split(
     if ranking.name not in (EXACT, *(one.name for one in metrics)):
         metrics.append(ranking)
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
-    features = open_features(store, pano.model.vision.tower, pano.crop)
-    ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
-    LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
     logs = answer_logs(options, experiment, conditions)
-    with compute.autocast():
-        answers = ask(log=logs[0], log_samples=options.log_samples)
-        blind = ask(log=logs[1], blank=True) if options.blank else None
+    answers, blind = answer_twice(pano, source, options, compute, logs, store=store, num_workers=num_workers)
     predictions = with_groups(answers, source.questions())
     report = score_answers(predictions, blind)
     words = choose_words(options.words)
@@ -226,7 +229,7 @@ def answer_split(
         key=logs[0].key,
         resumed=logs[0].resumed,
     )
-    _draw_answers(source, predictions, files.folder / PICTURE)
+    draw_answers(source, predictions, files.folder / PICTURE)
     found = (report, captions, ranking.name, groups, words, boxes, files)
     result = Evaluation(predictions, pano.image_tokens, conditions, *found)
     _track(result, tracker)
@@ -242,6 +245,29 @@ def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping
     """Answer logs of an unfinished evaluation: for the pictures, and for blank ones."""
     folder = result_folder(Path(options.results_dir), experiment)
     return [AnswerLog(folder, {**conditions, "blank": blank}) for blank in (False, True)]
+
+
+def answer_twice(
+    pano: PanoLlava,
+    source: DataSource,
+    options: EvaluationOptions,
+    compute: Compute,
+    logs: Sequence[AnswerLog],
+    *,
+    store: StoreOptions,
+    num_workers: int = 0,
+) -> tuple[list[Prediction], list[Prediction] | None]:
+    """A model's answers to a split, and those with blank pictures where the options ask for them.
+
+    Args:
+        logs: of ``answer_logs``.
+    """
+    features = open_features(store, pano.model.vision.tower, pano.crop)
+    ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
+    LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
+    with compute.autocast():
+        answers = ask(log=logs[0], log_samples=options.log_samples)
+        return answers, ask(log=logs[1], blank=True) if options.blank else None
 
 
 def answer_questions(
@@ -293,7 +319,7 @@ def answer_questions(
     return [*known.values(), *given]
 
 
-def _draw_answers(source: DataSource, predictions: Sequence[Prediction], path: Path) -> None:
+def draw_answers(source: DataSource, predictions: Sequence[Prediction], path: Path) -> None:
     """A picture of the first panorama with the answers about it."""
     first = next(one for one in source.questions() if one.image_id == predictions[0].image_id)
     about_it = [one for one in predictions if one.image_id == first.image_id][:SHOWN_ANSWERS]
@@ -314,6 +340,11 @@ def _track(result: Evaluation, tracker: Tracker) -> None:
     tracker.tags({MEASURE_TAG: result.measure})
     tracker.folder(result.files.folder, "evaluation")
     tracker.text(markdown_table(result.report), "evaluation/table.md")
+    track_samples(predictions, tracker)
+
+
+def track_samples(predictions: Sequence[Prediction], tracker: Tracker) -> None:
+    """Gives about 50 answers to the tracker as a table."""
     rows = [
         {
             "question": one.question,
@@ -346,6 +377,8 @@ def find_answers(
         except (json.JSONDecodeError, KeyError):
             LOG.warning("%s cannot be read and is skipped.", path)
             continue
+        if of_benchmark(settings) != conditions.get(BENCHMARK):
+            continue  # a benchmark's answers, or another benchmark's, are no candidates at all
         found = mismatch(settings, conditions, max_samples)
         if found is None and settings.get("fingerprint") == conditions["weights"]:
             unrecorded = path.parent

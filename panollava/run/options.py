@@ -7,6 +7,11 @@ from annotated_types import Interval
 
 from panollava.data.scenes.scene import LEVELS
 
+BenchmarkName = Literal["panospace", "bench360", "panoenv", "direction360", "quic360"]
+"""As ``evaluation.benchmarks.protocol.Name``."""
+OF_CAPTIONS = "quic360"
+"""The benchmark whose answers are scored by their words."""
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -27,6 +32,9 @@ class EvalOptions(DataOptions):
     checkpoint: str | None
     config: str | None
     turn_deg: float | None
+    benchmark: BenchmarkName | None
+    benchmark_files: str | None
+    images: str | None
     max_samples: Annotated[int, Interval(ge=1)] | None
     blank: bool | None
     loss: bool
@@ -42,6 +50,13 @@ class EvalOptions(DataOptions):
     device: str
     num_workers: Annotated[int, Interval(ge=0)]
     allow: str | list[str]
+
+
+@dataclass(frozen=True)
+class BenchmarkFolder:
+    """Key of ``conf/eval.yaml``'s section ``data``."""
+
+    dir: str | None
 
 
 @dataclass(frozen=True)

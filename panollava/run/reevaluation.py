@@ -1,19 +1,23 @@
 """Evaluates a trained run again: on other data, with another crop, or as it was."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from panollava.component import allow
+from panollava.crop.crop import Crop
 from panollava.data.scenes.questions import names_direction, turn_words
+from panollava.evaluation.benchmarks.protocol import find_benchmark
 from panollava.evaluation.clip import clip_config
 from panollava.evaluation.exact_match import rotation_consistency
 from panollava.evaluation.measure import AUTO
 from panollava.evaluation.results import write_measures
+from panollava.evaluation.words import Words, choose_words
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
 from panollava.model.detector import PanoDetector
+from panollava.run.benchmark import BenchmarkFiles, answer_benchmark
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import data_name, data_overrides
 from panollava.run.evaluate import answer_questions, answer_split
@@ -32,11 +36,11 @@ from panollava.training.precision import Compute, recorded_compute
 
 
 def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
-    """Answers the questions of a split with a run's model, and measures its loss.
+    """Answers the questions of a split, or of a public benchmark, with a run's model, and measures its loss.
 
     Args:
         options: the plain keys of ``conf/eval.yaml``, checked.
-        sections: its other keys: ``crop``, ``evaluation``, ``generation``, ``store`` and ``tracking``.
+        sections: its other keys: ``crop``, ``data``, ``evaluation``, ``generation``, ``store`` and ``tracking``.
     """
     store = StoreOptions(**sections["store"])
     if options.clip is not None:
@@ -46,12 +50,12 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
     for line in run.lines():
         LOG.info("%s", line)
     compute = recorded_compute(options.device, run.settings["precision"])
+    if options.benchmark is not None:
+        _evaluate_benchmark(run, options, sections, store, compute)
+        return
     learnt = run.settings["classes"] if run.record.finds else ()
     data = data_overrides(options, run.settings["data"], turn_deg=options.turn_deg, learnt=learnt)
-    tags = {"panollava.folder": str(run.folder)}
-    name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
-    placed: dict[str, Any] = {"outbox": out, "job": "eval", "about": [run.checkpoint]}
-    with open_tracker(sections["tracking"], run_name=name, tags=tags, **placed) as tracker:
+    with _tracker(run, options, sections["tracking"]) as tracker:
         own = _evaluation_options(options, sections["evaluation"]["measure"], run.settings["evaluation"])
         evaluation = _Evaluation(run, options, own, data, store, store.file_identity(), compute, tracker)
         if not run.record.answers:
@@ -70,6 +74,58 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
         beside = _finding_stage(options.checkpoint)
         if beside is not None and options.csv_input is None:
             evaluation.find(restore(str(beside), crop=sections["crop"]))
+
+
+def _tracker(run: Restored, options: EvalOptions, tracking: dict[str, Any]) -> Tracker:
+    tags = {"panollava.folder": str(run.folder)}
+    name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
+    return open_tracker(tracking, run_name=name, tags=tags, outbox=out, job="eval", about=[run.checkpoint])
+
+
+def _evaluate_benchmark(
+    run: Restored, options: EvalOptions, sections: dict[str, Any], store: StoreOptions, compute: Compute
+) -> None:
+    """Answers the items of a public benchmark; what is wrong with its files is found before the model is opened."""
+    if not run.record.answers:
+        raise ValueError(
+            f"{run.checkpoint} is of stage {run.stage}, which gives no answers, so it cannot be asked "
+            f"benchmark={options.benchmark}. Name a run of a stage with text, such as finetune."
+        )
+    options = replace(options, blank=bool(options.blank))  # on request alone, not as in the run's own evaluation
+    evaluation = _evaluation_options(options, None, run.settings["evaluation"])
+    asked = _benchmark_files(options, sections["data"]["dir"], choose_words(evaluation.words))
+    asked.check_pictures(Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
+    if sections["generation"]["max_new_tokens"] is None:
+        decoding = {**run.settings["generation"], "max_new_tokens": asked.benchmark.new_tokens}
+        run = replace(run, settings={**run.settings, "generation": decoding})
+    with _tracker(run, options, sections["tracking"]) as tracker:
+        pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
+        result = answer_benchmark(
+            run,
+            asked,
+            evaluation,
+            compute,
+            tracker,
+            pano=pano,
+            store=store,
+            known=store.file_identity(),
+            num_workers=options.num_workers,
+        )
+    LOG.info("%s", result.summary(asked.path))
+    LOG.info("Predictions and scores: %s", result.files.folder)
+
+
+def _benchmark_files(options: EvalOptions, dir: str | None, words: Words) -> BenchmarkFiles:
+    """The set that the keys name. In ``data.dir`` its file has the authors' name, or that of ``benchmark_files``."""
+    assert options.benchmark is not None
+    folder = None if dir is None else Path(dir).expanduser()
+    path, images = folder, None if options.images is None else Path(options.images).expanduser()
+    if options.benchmark_files is not None:
+        path = (folder or Path()) / Path(options.benchmark_files).expanduser()
+        images = images or folder
+    assert path is not None
+    key = "data.dir" if options.benchmark_files is None else "benchmark_files"
+    return BenchmarkFiles(find_benchmark(options.benchmark, words=words, key=key), path, images)
 
 
 def _finding_stage(checkpoint: str | None) -> Path | None:

@@ -101,10 +101,19 @@ class Engine:
         compute: device and precision.
         batch_size: most questions at once.
         queue_limit: most questions that wait; further ones are refused.
+        check: called before the model is used; what it raises is what the clients get.
     """
 
-    def __init__(self, pano: PanoLlava | None, compute: Compute, *, batch_size: int, queue_limit: int) -> None:
-        self.pano, self.compute = pano, compute
+    def __init__(
+        self,
+        pano: PanoLlava | None,
+        compute: Compute,
+        *,
+        batch_size: int,
+        queue_limit: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.pano, self.compute, self._check = pano, compute, check
         self.batch_size, self.queue_limit = batch_size, queue_limit
         self._features: OrderedDict[str, Tensor] = OrderedDict()  # of the panoramas that were asked about last
         self._waiting: deque[Ask | _Call] = deque()
@@ -151,7 +160,7 @@ class Engine:
             first = items[0]
             with self.compute.autocast():
                 if isinstance(first, _Call):
-                    _settle(first.result, first.function)
+                    _settle(first.result, self._check, first.function)
                 else:
                     self._answer([one for one in items if isinstance(one, Ask)])
         for item in self._waiting:
@@ -203,6 +212,7 @@ class Engine:
 
     def _generate(self, asks: Sequence[Ask]) -> None:
         assert self.pano is not None
+        self._check()
         options = replace(asks[0].options, max_new_tokens=max(ask.options.max_new_tokens for ask in asks))
         progress = BatchProgress(self.pano, asks, lambda: self._is_closed)
         if options.num_beams > 1:
@@ -281,10 +291,11 @@ class BatchProgress(BaseStreamer, StoppingCriteria):
             ask.answer.set_result(Answer(text.text, reason, len(ask.text.ids), len(text.ids)))
 
 
-def _settle(result: Future[Any], function: Callable[[], Any]) -> None:
+def _settle(result: Future[Any], check: Callable[[], None], function: Callable[[], Any]) -> None:
     if not result.set_running_or_notify_cancel():
         return
     try:
+        check()
         result.set_result(function())
     except Exception as error:  # its client gets it, and the thread serves others
         result.set_exception(error)

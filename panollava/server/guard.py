@@ -32,6 +32,10 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 """Kinds of errors in the OpenAI form, by status; others are ``invalid_request_error``, or ``server_error`` from 500."""
 
 
+_OWN_PAGE = "Open this server's own page, or ask it by a program, which sends no Origin and no Sec-Fetch-Site."
+"""The way out where another site's page asks. No key allows it: that page would read the answers."""
+
+
 class RefusedError(Exception):
     """A request that is not answered: an HTTP status and a sentence that says why, and what is allowed."""
 
@@ -91,9 +95,9 @@ class Guard:
             raise RefusedError(403, f"Host {host!r} is no name of this server. {way_out}")
         origin, is_page = headers.get("origin"), not path.startswith(("/v1/", "/api/"))
         if origin is not None and _netloc(origin) != host.lower():
-            raise RefusedError(403, f"Requests from pages of {origin} are not answered.")
+            raise RefusedError(403, f"Requests from pages of {origin} are not answered. {_OWN_PAGE}")
         if not is_page and headers.get("sec-fetch-site") in ("cross-site", "same-site"):  # as a picture of another page
-            raise RefusedError(403, "Requests from pages of other sites are not answered.")
+            raise RefusedError(403, f"Requests from pages of other sites are not answered. {_OWN_PAGE}")
         if not is_page and path != OPEN and not has_key(self.key, headers):
             raise RefusedError(
                 401, f"The key is missing or wrong. Send it as 'Authorization: Bearer <{KEY_VARIABLE}>'."

@@ -1,7 +1,8 @@
-"""The fixtures of public benchmarks, with pictures of one pixel beside their files."""
+"""The fixtures of public benchmarks, with small pictures beside their files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -65,7 +66,8 @@ def different(found: FormScores, expected: dict[str, Any]) -> dict[str, Any]:
 
 def _paint(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (1, 1)).save(path)
+    colour = tuple(hashlib.sha256(path.name.encode()).digest()[:3])
+    Image.new("RGB", (32, 16), colour).save(path)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

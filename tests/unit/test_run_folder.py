@@ -11,7 +11,7 @@ import pytest
 
 from panollava import run_folder
 from panollava.checkpoint import BEST, TRAINED, point, write_checkpoint
-from panollava.run_folder import Experiment, differing_keys, experiment_name, find_run_folder, short_name
+from panollava.run_folder import Experiment, differing_keys, experiment_name, find_run_folder, is_run, short_name
 
 CONFIG = {
     "seed": 0,
@@ -199,3 +199,10 @@ def test_resamplers_of_form_3_have_no_layer_scale() -> None:
         old = {"form": 3, "model": {"join": "concat", "resampler": {"type": kind, "shortcut": True}}}
         found = run_folder.upgraded(old)["model"]["resampler"]
         assert found == {"type": kind, "shortcut": True, "layer_scale": False}
+
+
+def test_an_export_and_a_name_of_the_hub_are_no_runs(tmp_path: Path) -> None:
+    assert is_run(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_run(tmp_path)
+    assert not is_run(Path("user/repo"))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from panollava.evaluation.benchmarks.files import chosen_file, picture_file, read_text
+from panollava.evaluation.benchmarks.files import picture_file, read_text
 from panollava.evaluation.benchmarks.parsing import find_letter
 from panollava.evaluation.benchmarks.protocol import (
     Answered,
@@ -45,6 +45,7 @@ class Bench360(Benchmark):
     """Reads the table of tabs and scores the answers; see the module."""
 
     name: ClassVar[str] = "bench360"
+    patterns: ClassVar[tuple[str, ...]] = ("*.tsv",)
 
     def items(self, path: Path, images: Path | None) -> list[Item]:
         """The items; pictures are below `images` or the folder of the file.
@@ -52,7 +53,7 @@ class Bench360(Benchmark):
         An item is named by ``No.``, or by ``No./index`` where numbers occur twice. Rows with the same picture,
         question, categories, box and set of texts of options are one question in several orders.
         """
-        file = chosen_file(path, ("*.tsv",))
+        (file,) = self.files(path)
         rows = _rows(file)
         numbers = Counter(row["No."] for _, row in rows)
         is_unique = max(numbers.values(), default=1) == 1

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from panollava.crop.boxes import box_problem, contains
 from panollava.evaluation.benchmarks.angles import Convention, angle_between, unit
-from panollava.evaluation.benchmarks.files import chosen_file, field, picture_file, read_objects
+from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_direction
 from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, Box, FormScores, Item, Mark, averaged
 
@@ -33,6 +33,11 @@ class Direction360(Benchmark):
     """Reads either set and scores the answers; see the module."""
 
     name: ClassVar[str] = "direction360"
+    patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.json")
+
+    def files(self, path: Path) -> list[Path]:
+        """Every ``annotation.json`` of a folder, itself or below; without one as other sets."""
+        return (sorted(path.rglob(ANNOTATION)) if path.is_dir() else []) or super().files(path)
 
     def items(self, path: Path, images: Path | None) -> list[Item]:
         """The items: those of H*Bench if the folder has an ``annotation.json``, itself or below, else of EAGLE-360.
@@ -41,11 +46,11 @@ class Direction360(Benchmark):
         number where there are several of one. H*Bench has a folder for each panorama with its only picture; its items
         are named ``<folder>/<number>``, from 1.
         """
-        if path.is_dir() and (files := sorted(path.rglob(ANNOTATION))):
-            return [one for file in files for one in _hstar_items(path, file, images)]
-        if path.name == ANNOTATION:
-            return _hstar_items(path.parent.parent, path, images)
-        file = chosen_file(path, ("*.jsonl", "*.json"))
+        files = self.files(path)
+        if files[0].name == ANNOTATION:
+            root = path if path.is_dir() else path.parent.parent
+            return [one for file in files for one in _hstar_items(root, file, images)]
+        (file,) = files
         found: list[Item] = []
         seen: dict[str, int] = {}
         for place, row in read_objects(file):

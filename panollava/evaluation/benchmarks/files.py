@@ -1,7 +1,7 @@
 """Files that sets are shipped in: JSON Lines, tables, and names of pictures."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 from panollava.data.csv import is_address, not_utf8
 
 
-def chosen_file(path: Path, patterns: Iterable[str]) -> Path:
-    """The file itself, or the only file of a folder that fits the first pattern with any.
+def chosen_file(path: Path, patterns: Sequence[str], key: str) -> Path:
+    """The file itself, or the only file of a folder that fits the first pattern with any; ``key`` is for messages.
 
     Raises:
         FileNotFoundError: none fits.
@@ -18,15 +18,16 @@ def chosen_file(path: Path, patterns: Iterable[str]) -> Path:
     """
     if path.is_file():
         return path
-    patterns = list(patterns)
     for pattern in patterns:
-        found = sorted(path.glob(pattern))
+        found = sorted(one for one in path.glob(pattern) if one.is_file())
         if len(found) > 1:
             names = ", ".join(one.name for one in found[:4])
-            raise ValueError(f"benchmark_files={path}: it could be {names}. Name one of the files.")
+            raise ValueError(f"{key}={path}: it could be {names}. Name one of the files with benchmark_files=.")
         if found:
             return found[0]
-    raise FileNotFoundError(f"benchmark_files={path}: the folder has no {' or '.join(patterns)}. Name the set's file.")
+    raise FileNotFoundError(
+        f"{key}={path}: the folder has no {' or '.join(patterns)}. Name the set's file with benchmark_files=."
+    )
 
 
 def read_text(path: Path) -> str:
@@ -78,7 +79,15 @@ _TYPES = {str: "a text", list: "a list", dict: "an object", int: "a whole number
 
 
 def picture_file(folder: Path, name: str) -> Path:
-    """The file of a picture; an address is the file of its last part, as a download keeps it."""
+    """The file of a picture; an address is the file of its last part, as a download keeps it.
+
+    Raises ValueError for a name that leads out of the folder.
+    """
     if is_address(name):
         name = PurePosixPath(unquote(urlsplit(name).path)).name
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(
+            f"{name!r} names no picture inside {folder}. Name the folder of the pictures with images=<folder>; their "
+            "names start from it."
+        )
     return folder / name

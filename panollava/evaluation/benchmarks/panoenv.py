@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from panollava.data.csv import drop_placeholders
-from panollava.evaluation.benchmarks.files import chosen_file, field, picture_file, read_objects
+from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_letter, find_numbers, find_text
 from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, FormScores, Item, Mark, averaged
 from panollava.evaluation.words import normalise
@@ -28,10 +28,12 @@ class PanoEnv(Benchmark):
     """Reads the JSON Lines and scores the answers; see the module."""
 
     name: ClassVar[str] = "panoenv"
+    patterns: ClassVar[tuple[str, ...]] = ("test.jsonl", "*test*.jsonl", "*.jsonl")
+    new_tokens: ClassVar[int] = 512  # the reasoning comes before the answer
 
     def items(self, path: Path, images: Path | None) -> list[Item]:
         """The items, named by their line; pictures are below `images` or the folder of the file."""
-        file = chosen_file(path, ("test.jsonl", "*test*.jsonl", "*.jsonl"))
+        (file,) = self.files(path)
         return [_item(file, place, row, images or file.parent) for place, row in read_objects(file)]
 
     def as_released(self, answered: Sequence[Answered]) -> FormScores:

@@ -16,7 +16,7 @@ import numpy as np
 
 from panollava.crop.boxes import box_problem, iou
 from panollava.evaluation.benchmarks.angles import Convention
-from panollava.evaluation.benchmarks.files import chosen_file, field, picture_file, read_objects
+from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_letter, find_numbers
 from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, Box, FormScores, Item, Mark, averaged
 
@@ -31,10 +31,12 @@ class PanoSpace(Benchmark):
     """Reads ``benchmark.jsonl`` and scores the answers; see the module."""
 
     name: ClassVar[str] = "panospace"
+    patterns: ClassVar[tuple[str, ...]] = ("benchmark.jsonl", "*.jsonl")
+    new_tokens: ClassVar[int] = 16  # the authors'
 
     def items(self, path: Path, images: Path | None) -> list[Item]:
         """The items; pictures are below `images` or the folder of the file."""
-        file = chosen_file(path, ("benchmark.jsonl", "*.jsonl"))
+        (file,) = self.files(path)
         folder = images or file.parent
         return [_item(file, place, row, folder) for place, row in read_objects(file)]
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from panollava.data.csv import wrong_text
+from panollava.evaluation.benchmarks.files import chosen_file
 from panollava.evaluation.statistics import Interval, finite, mean_interval
 from panollava.evaluation.words import Words
 
@@ -77,17 +79,23 @@ class FormScores:
 
 
 class Benchmark:
-    """A public benchmark. A subclass has a ``name``, and implements ``items``, ``as_released`` and ``corrected``.
+    """A public benchmark.
+
+    A subclass has a ``name`` and ``patterns``, and implements ``items``, ``as_released`` and ``corrected``.
 
     Args:
         words: how caption scores split texts.
+        key: the config key of the set's files, for messages.
     """
 
     name: ClassVar[str]
+    patterns: ClassVar[tuple[str, ...]]  # names of the set's file in a folder, the most likely one first
     shares_answers: ClassVar[bool] = False  # whether items with one picture and question may share one answer
+    new_tokens: ClassVar[int] = 64
+    """Longest answer in tokens: the authors' where they state it, else enough for the form of answer."""
 
-    def __init__(self, *, words: Words = "unicode") -> None:
-        self.words = words
+    def __init__(self, *, words: Words = "unicode", key: str = "benchmark_files") -> None:
+        self.words, self.key = words, key
 
     def read(self, path: Path, images: Path | None = None) -> list[Item]:
         """The items of the set, in the order of its files. Nothing is downloaded.
@@ -102,25 +110,31 @@ class Benchmark:
         """
         if not path.exists():
             raise FileNotFoundError(
-                f"benchmark_files={path}: there is no such file or folder. Name the set's file, or the folder that "
-                "holds it."
+                f"{self.key}={path}: there is no such file or folder. Name the set's file, or the folder that holds it."
             )
         found = self.items(path, images)
         if not found:
-            raise ValueError(f"benchmark_files={path}: there are no items of {self.name}. Check the file.")
+            raise ValueError(f"{self.key}={path}: there are no items of {self.name}. Check the file.")
         missing = list(dict.fromkeys(str(one.picture) for one in found if not one.picture.is_file()))
         if missing:
             named = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
             raise FileNotFoundError(
-                f"benchmark_files={path}: {len(missing)} pictures of {self.name} are not there ({named}). Put them "
+                f"{self.key}={path}: {len(missing)} pictures of {self.name} are not there ({named}). Put them "
                 "there, or name the folder that their names start from with images=<folder>."
             )
         seen: set[str] = set()
         for one in found:
+            texts = (one.id, one.image, one.kind, one.prompt, *one.references)
+            if reason := next(filter(None, map(wrong_text, texts)), ""):
+                raise ValueError(f"{self.key}={path}: the item {one.id!a}: {reason}. Mend the file.")
             if one.id in seen:
-                raise ValueError(f"benchmark_files={path}: the item {one.id} is there twice. Delete one of them.")
+                raise ValueError(f"{self.key}={path}: the item {one.id} is there twice. Delete one of them.")
             seen.add(one.id)
         return found
+
+    def files(self, path: Path) -> list[Path]:
+        """The files of the set that hold its items; raises FileNotFoundError and ValueError as ``chosen_file``."""
+        return [chosen_file(path, self.patterns, self.key)]
 
     def items(self, path: Path, images: Path | None) -> list[Item]:
         """As ``read``, without a check of the pictures and of ids."""
@@ -135,10 +149,10 @@ class Benchmark:
         raise NotImplementedError
 
 
-def find_benchmark(name: Name, *, words: Words = "unicode") -> Benchmark:
-    """The set of a name; for `words` see ``Benchmark``."""
+def find_benchmark(name: Name, *, words: Words = "unicode", key: str = "benchmark_files") -> Benchmark:
+    """The set of a name; for `words` and `key` see ``Benchmark``."""
     found: type[Benchmark] = pkgutil.resolve_name(BENCHMARKS[name])
-    return found(words=words)
+    return found(words=words, key=key)
 
 
 def averaged(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from panollava.data.csv import Column, Table, spelling
-from panollava.evaluation.benchmarks.files import chosen_file, picture_file
+from panollava.evaluation.benchmarks.files import picture_file
 from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, FormScores, Item
 from panollava.evaluation.metrics import AnswerSet, compute_scores, find_metrics
 from panollava.evaluation.predictions import Scored
@@ -22,6 +22,8 @@ class Quic360(Benchmark):
     """Reads the CSV with ``url``, ``query`` and ``annotation``, and scores the answers; see the module."""
 
     name: ClassVar[str] = "quic360"
+    patterns: ClassVar[tuple[str, ...]] = ("test.csv", "*.csv")
+    new_tokens: ClassVar[int] = 128  # a few sentences
     shares_answers: ClassVar[bool] = True
 
     def items(self, path: Path, images: Path | None) -> list[Item]:
@@ -30,7 +32,7 @@ class Quic360(Benchmark):
         The picture of an address is the file of its last part, below `images` or the folder of the file. Rows with the
         same address and query are one question.
         """
-        file = chosen_file(path, ("test.csv", "*.csv"))
+        (file,) = self.files(path)
         table = Table(
             file, {"image": Column(("url",)), "query": Column(("query",)), "annotation": Column(("annotation",))}
         )

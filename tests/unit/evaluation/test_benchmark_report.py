@@ -15,6 +15,7 @@ from support.benchmark_files import Fixture
 
 from panollava.evaluation.benchmarks.protocol import BENCHMARKS, Name, find_benchmark
 from panollava.evaluation.benchmarks.report import read_answers, score_benchmark
+from panollava.run.options import EvalOptions
 from panollava.score import ScoreOptions
 
 NONE: dict[str, str | None] = {}
@@ -32,8 +33,9 @@ def by_id(fixture: Fixture, path: Path) -> Path:
 
 def test_the_sets_are_those_of_the_command() -> None:
     assert get_args(Name) == tuple(BENCHMARKS)
-    (literal, _) = get_args(get_type_hints(ScoreOptions)["benchmark"])
-    assert get_args(literal) == tuple(BENCHMARKS)
+    for options in (ScoreOptions, EvalOptions):
+        (literal, _) = get_args(get_type_hints(options)["benchmark"])
+        assert get_args(literal) == tuple(BENCHMARKS)
     assert [find_benchmark(name).name for name in BENCHMARKS] == list(BENCHMARKS)
 
 

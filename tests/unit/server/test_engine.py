@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -16,6 +17,7 @@ from panollava.batch import Batch
 from panollava.generation import GenerationOptions
 from panollava.model.api import PanoLlava
 from panollava.server.engine import Ask, BusyError, Engine
+from panollava.server.weights import MappedWeights
 
 Backbone = Callable[[str], Path]
 GREEDY = GenerationOptions(max_new_tokens=6)
@@ -179,3 +181,33 @@ def test_a_panorama_is_encoded_once(engine: Engine, watched: Watched, monkeypatc
         engine.submit(question(watched, text)).result(60)
     engine.submit(question(watched, "what?", 1)).result(60)
     assert len(encoded) == 2
+
+
+def test_weights_that_are_overwritten_while_they_are_mapped_are_noticed(pano: PanoLlava, tmp_path: Path) -> None:
+    pano.save_pretrained(tmp_path / "export")
+    file = tmp_path / "export" / "model.safetensors"
+    content = file.read_bytes()
+    weights = MappedWeights(file.parent)
+    opened = PanoLlava.from_pretrained(file.parent)
+    engine = Engine(opened, CPU, batch_size=4, queue_limit=16, check=weights.check)
+    before = [parameter.clone() for parameter in opened.model.parameters()]
+    asks = [question(opened, "what is there?") for _ in range(3)]
+    engine.submit(asks[0])
+    said = answered(asks[:1])
+    replaced = tmp_path / "other"  # another file under its name leaves the mapped one as it is
+    os.link(file, tmp_path / "kept")
+    replaced.write_bytes(bytes(100))
+    replaced.replace(file)
+    engine.submit(asks[1])
+    assert answered(asks[1:2]) == said
+    (tmp_path / "kept").replace(file)
+    with file.open("r+b") as stream:
+        stream.seek(len(content) // 2)
+        stream.write(bytes(len(content) // 2))
+    assert any(not torch.equal(one, other) for one, other in zip(before, opened.model.parameters(), strict=True))
+    for refused in (engine.submit(asks[2]), engine.call(lambda: 1)):
+        with pytest.raises(RuntimeError, match=r"model\.safetensors was overwritten .* Restart the server"):
+            refused.result(60)
+    engine.close()
+    MappedWeights(None).check()
+    MappedWeights(tmp_path / "user" / "repo").check()  # a name of the hub

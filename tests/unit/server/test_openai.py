@@ -199,6 +199,9 @@ def test_hosts_origins_and_headers(address: str) -> None:
     assert status(origin="http://evil.example") == status(origin="null") == status(origin="http://[") == 403
     assert status(**{"sec-fetch-site": "cross-site"}) == status(**{"sec-fetch-site": "same-site"}) == 403
     assert status(**{"sec-fetch-site": "same-origin"}) == status(**{"sec-fetch-site": "none"}) == 200
+    for header in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        refused = requests.get(f"{address}/v1/models", headers=header, timeout=60).json()["error"]["message"]
+        assert "Open this server's own page, or ask it by a program" in refused
     followed = requests.get(f"{address}/", headers={"sec-fetch-site": "cross-site"}, timeout=60)
     assert followed.status_code == 200  # a link on another page leads here
     answer = requests.get(f"{address}/", timeout=60)
