@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import requests
 from support.browser import Tab
+from support.runs import command
 from support.served import complete, listening, panorama, png, said, served, talkative
 
-from panollava import PanoLlava
+from panollava import PanoLlava, serve
 from panollava.crop.boxes import PictureBoxes
 from panollava.evaluation.drawing import palette
 from panollava.model.api import VisionPart
@@ -130,9 +131,9 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_serves_and_ends(export: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "panollava.serve", f"checkpoint={export}", f"beside={export}", "port=0"]
+    typed = [sys.executable, "-m", "panollava.serve", f"checkpoint={export}", f"beside={export}", "port=0"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "PANOLLAVA_API_KEY": "geheim"}
+        typed, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "PANOLLAVA_API_KEY": "geheim"}
     )
     try:
         assert process.stderr is not None
@@ -153,13 +154,16 @@ def test_the_command_serves_and_ends(export: Path, tmp_path: Path) -> None:
         assert process.wait(20) in (130, 0)  # 0 where the tests run in the background, whose processes ignore SIGINT
 
 
-def test_wrong_settings_end_the_command_at_once(export: Path, tmp_path: Path) -> None:
+def test_wrong_settings_end_the_command_at_once(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def message(*arguments: str) -> str:
-        command = [sys.executable, "-m", "panollava.serve", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        return done.stderr
+        assert command(monkeypatch, serve, *arguments) == 1
+        said = capfd.readouterr().err
+        assert "Traceback" not in said
+        return said
 
     assert "checkpoint is missing" in message()
     assert "port=70000" in message(f"checkpoint={export}", "port=70000")
