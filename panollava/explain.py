@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> None:
         asked = _answered(part.pano, seen, options.question or question, options.answer)
         picture, notes = explain_picture(
             panorama,
-            part.crop.views(seen),
+            part.crop.cut(seen),
             **vars(part),
             asked=asked,
             layers=options.layers,

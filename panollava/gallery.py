@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> None:
     else:
         (panorama, seen), what = read_twice(image, crop), str(options.image)
     title = f"{spec['type']}: {crop.summary}"
-    write_out(out, encode_png(gallery_picture(panorama, crop.views(seen), crop.cameras, title=title)))
+    write_out(out, encode_png(gallery_picture(panorama, crop.views(seen), crop.cameras_of(seen), title=title)))
     LOG.info("%s of %s", title, what)
     LOG.info("Picture: %s", out)
 

@@ -22,6 +22,7 @@ from panollava.logs import LOG, configure_console, say
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from panollava.crop.crop import Cut
     from panollava.data.question_file import FileQuestion
     from panollava.model.api import PanoLlava
     from panollava.prompt import Encoded
@@ -201,15 +202,15 @@ def _answers_by_picture(
         except ValueError as error:
             LOG.warning("Left out: question %d: %s", number + 1, error)
     group: list[tuple[int, Encoded, str]] = []
-    features: dict[str, Tensor] = {}
+    features: dict[str, tuple[Tensor, Tensor]] = {}  # with the cameras
     for name, path in pictures.items():
         try:
-            views = pano.views(path) if asked[name] else None
+            cut = pano.cut(path) if asked[name] else None
         except (ValueError, OSError) as error:
             LOG.warning("Left out, with %d questions: %s", len(asked[name]), error)
             continue
-        if views is not None:
-            features[name] = pano.features(views)
+        if cut is not None:
+            features[name] = pano.features(cut.views), cut.cameras
         group += [(number, text, name) for number, text in asked[name]]
         while len(group) >= batch_size:
             yield from _answered(pano, group[:batch_size], features)
@@ -219,13 +220,14 @@ def _answers_by_picture(
 
 
 def _answered(
-    pano: PanoLlava, group: Sequence[tuple[int, Encoded, str]], features: Mapping[str, Tensor]
+    pano: PanoLlava, group: Sequence[tuple[int, Encoded, str]], features: Mapping[str, tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[int, str]]:
     if not group:
         return
     names = list(dict.fromkeys(name for _, _, name in group))
     rows = [names.index(name) for _, _, name in group]
-    batch = pano.feature_batch([features[name] for name in names], [text for _, text, _ in group], rows)
+    shown, cameras = zip(*(features[name] for name in names), strict=True)
+    batch = pano.feature_batch(shown, [text for _, text, _ in group], rows, cameras)
     yield from zip((number for number, _, _ in group), pano.answer(batch), strict=True)
 
 
@@ -292,16 +294,16 @@ def _find(options: PredictOptions, paths: Sequence[Path], compute: Compute) -> N
 def _answers(pano: PanoLlava, paths: Sequence[Path], options: PredictOptions, *, skips: bool) -> Iterator[Answered]:
     """Answers in the order of the paths; where ``skips``, a picture that cannot be read is logged and left out."""
     question = pano.encode(options.question or "")
-    group: list[tuple[Path, Tensor]] = []
+    group: list[tuple[Path, Cut]] = []
     for count, path in enumerate(paths, start=1):
         try:
-            group.append((path, pano.views(path)))
+            group.append((path, pano.cut(path)))
         except (ValueError, OSError) as error:
             if not skips:
                 raise
             LOG.warning("Left out: %s", error)
         if group and (len(group) == options.batch_size or count == len(paths)):
-            answers = pano.answer(pano.batch([views for _, views in group], [question] * len(group)))
+            answers = pano.answer(pano.batch([cut for _, cut in group], [question] * len(group)))
             yield from zip([path for path, _ in group], answers, strict=True)
             group = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,9 +26,20 @@ from panollava.crop.partial import (
     with_extent,
 )
 from panollava.crop.render import Renderer, available_device, render_views
-from panollava.crop.strategies import CropStrategy
+from panollava.crop.strategies import ChoosingStrategy, CropStrategy
 
 COMMON_KEYS = ("renderer", "device", "panorama_fov_deg")  # of every crop section, besides type and view_size
+
+
+class Cut(NamedTuple):
+    """The views of a panorama with their cameras."""
+
+    views: Tensor  # (V, 3, h, w) uint8
+    cameras: Tensor  # (V, C) float32
+
+    @property
+    def nbytes(self) -> int:
+        return self.views.nbytes + self.cameras.nbytes
 
 
 class Crop:
@@ -36,7 +47,9 @@ class Crop:
 
     It holds no panorama and no maps, so it is cheap to send to loader workers. ``panorama_fov_deg`` are the degrees
     that the pictures cover in place of their GPano tags; None for the tags, and for the whole sphere without any.
-    ``cameras`` has the V cameras, a global one first, and ``camera_rows`` the same as ``(V, C)`` float32.
+    ``cameras`` has the V cameras, a global one first, and ``camera_rows`` the same as ``(V, C)`` float32. They are
+    those of every panorama, unless the crop ``is_adaptive``: then they are those of a panorama without detail, for
+    counts and checks, and ``cameras_of`` and ``cut`` give a panorama's own.
     """
 
     def __init__(
@@ -57,6 +70,9 @@ class Crop:
         self.panorama_fov_deg: Covered | None = None if fov_deg is None else (float(fov_deg[0]), float(fov_deg[1]))
         self.cameras = tuple(strategy.cameras(self.view_size))
         self.camera_rows = camera_tensor(self.cameras)
+        # Pictures are decoded as finely as any view of theirs may need.
+        finest = (cast(ChoosingStrategy, strategy).finest(self.view_size),) if self.is_adaptive else ()
+        self._decoded_for = (*self.cameras, *finest)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], *, view_size: Size) -> Crop:
@@ -77,11 +93,19 @@ class Crop:
         """Number, size and overlap of the views, in words."""
         count, (height, width) = len(self.cameras), self.view_size
         views = f"{count} view{'s' if count > 1 else ''} of {height}x{width} pixels"
+        if self.is_adaptive:
+            return f"{views}, chosen for each panorama"
         return f"{views}, effective overlap {self.strategy.effective_overlap:.3f}"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether cameras differ from panorama to panorama: the strategy is a ``ChoosingStrategy``."""
+        return hasattr(self.strategy, "choose")
 
     @property
     def signature(self) -> dict[str, Any]:
         """All that the views of a picture file depend on besides the file and the code, as plain values."""
+        options = {key: str(value) for key, value in vars(self.strategy).items()}
         return {
             "cameras": [list(camera.row()) for camera in self.cameras],
             "view_size": list(self.view_size),
@@ -89,16 +113,40 @@ class Crop:
             "device": self.device,
             "panorama_fov_deg": None if self.panorama_fov_deg is None else list(self.panorama_fov_deg),
             "libraries": {**DECODERS, "numpy": np.__version__},
+            **({"choice": {"rule": type(self.strategy).__qualname__, **options}} if self.is_adaptive else {}),
         }
+
+    def cameras_of(self, panorama: np.ndarray) -> tuple[Camera, ...]:
+        """The cameras of a panorama ``(H, W, 3)`` uint8 of the whole sphere."""
+        if self.is_adaptive:
+            return tuple(cast(ChoosingStrategy, self.strategy).choose(panorama, self.view_size))
+        return self.cameras
+
+    def cut(self, panorama: np.ndarray) -> Cut:
+        """Views and cameras of a panorama ``(H, W, 3)`` uint8 of the whole sphere."""
+        cameras = self.cameras_of(panorama)
+        views = render_views(panorama, cameras, self.view_size, self.renderer, self.device)
+        rows = self.camera_rows if cameras is self.cameras else camera_tensor(cameras)
+        return Cut(torch.from_numpy(views).permute(0, 3, 1, 2).contiguous(), rows)
 
     def views(self, panorama: np.ndarray) -> Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama ``(H, W, 3)`` uint8 of the whole sphere."""
-        views = render_views(panorama, self.cameras, self.view_size, self.renderer, self.device)
-        return torch.from_numpy(views).permute(0, 3, 1, 2).contiguous()
+        return self.cut(panorama).views
+
+    def with_cameras(self, views: Tensor | Cut) -> Cut:
+        """Views with their cameras; ValueError for views alone of a crop that chooses cameras for each panorama."""
+        if isinstance(views, Cut):
+            return views
+        if self.is_adaptive:
+            raise ValueError(
+                "crop=adaptive chooses the cameras of each panorama, and these are views without them. Give what cut() "
+                "returns, of a Crop or of a PanoLlava, in place of views()."
+            )
+        return Cut(views, self.camera_rows)
 
     def read(self, source: str | Path | BinaryIO) -> np.ndarray:
         """A picture file as panorama ``(H, W, 3)`` uint8 RGB of the whole sphere, no finer than these views need."""
-        return read_panorama(source, self.cameras, self.view_size, self.panorama_fov_deg)
+        return read_panorama(source, self._decoded_for, self.view_size, self.panorama_fov_deg)
 
     def whole(self, picture: np.ndarray, xmp: tuple[bytes, ...] = ()) -> np.ndarray:
         """A picture ``(H, W, 3)`` in memory, with its XMP packets, as ``read`` gives it; that result as it is."""
@@ -107,7 +155,7 @@ class Crop:
         covered = self.panorama_fov_deg
         part = part_of("The picture", xmp) if covered is None else Part(*covered)
         check_shape("The picture", (picture.shape[0], picture.shape[1]), part)
-        return pad_to_sphere(picture, part, needed_size(self.cameras, self.view_size))
+        return pad_to_sphere(picture, part, needed_size(self._decoded_for, self.view_size))
 
     def check(self, source: str | Path | BinaryIO) -> PanoramaFile:
         """Check a picture file without decoding it (see ``check_panorama``)."""

@@ -140,21 +140,31 @@ def _unit_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As ``float_maps``, in fractions of the panorama, which are the same for panoramas of every size."""
     top, left, bottom, right = content
-    y, x = _positions(top, bottom, view_size[0], samples), _positions(left, right, view_size[1], samples)
-    across, down = (np.empty((len(cameras), len(y), len(x)), dtype=np.float32) for _ in range(2))
+    size = (len(cameras), (bottom - top) * samples, (right - left) * samples)
+    across, down = (np.empty(size, dtype=np.float32) for _ in range(2))
     views_of: dict[Camera, list[int]] = {}
     for view, camera in enumerate(cameras):
         views_of.setdefault(replace(camera, yaw_rad=0.0), []).append(view)
     for ahead, views in views_of.items():
         # Views that differ only in yaw are one view rotated about the vertical axis: a shift of the columns.
-        directions = point_directions(camera_tensor([ahead], dtype=torch.float64)[0], x, y)
-        longitude_rad, latitude_rad = (angle.numpy() for angle in direction_to_angles(directions))
-        down[views] = 0.5 - latitude_rad / math.pi
-        turns = longitude_rad / (2 * math.pi) + 0.5
+        turns, rows = _ahead_maps(ahead, view_size, content, samples)
+        down[views] = rows
         for view in views:
             rotated = turns + cameras[view].yaw_rad / (2 * math.pi)
             across[view] = rotated - np.floor(rotated)
     return across, down
+
+
+@lru_cache(maxsize=32)  # crop=adaptive has few angles besides the yaw, in another combination for each panorama
+def _ahead_maps(
+    camera: Camera, view_size: Size, content: tuple[int, int, int, int], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The maps of a view at yaw 0, ``(h, w)`` each: fractions of a turn in float64, and of the height in float32."""
+    top, left, bottom, right = content
+    y, x = _positions(top, bottom, view_size[0], samples), _positions(left, right, view_size[1], samples)
+    directions = point_directions(camera_tensor([camera], dtype=torch.float64)[0], x, y)
+    longitude_rad, latitude_rad = (angle.numpy() for angle in direction_to_angles(directions))
+    return longitude_rad / (2 * math.pi) + 0.5, (0.5 - latitude_rad / math.pi).astype(np.float32)
 
 
 def _positions(first: int, beyond: int, pixels: int, samples: int) -> torch.Tensor:

@@ -13,7 +13,9 @@ from panollava.crop.cameras import Column, locate, point_directions, token_direc
 from panollava.crop.rings import neighbour_pairs, overlap_columns, pair_overlap
 
 MIN_MATCHES = 2  # a pair of views with fewer matches is dropped: one token has no variance
+LEAST_COMMON = 0.125  # share of the smaller of two views that both show, for a pair of views that a crop chose
 
+_AREA_POINTS = 8  # points along each side of a view that tell how much of it another one shows
 _EDGE_TOLERANCE = 1e-4  # share of a view's side by which a point may lie beyond its edge: cameras are float32
 _POINT_TOLERANCE = 5e-3  # distance from a patch's centre, in patches, allowed where no other patch is left
 
@@ -65,7 +67,19 @@ def angles_between(matches: Matches, cameras: Tensor, grid: tuple[int, int]) -> 
     return 2 * torch.asin((chord / 2).clamp(max=1.0))
 
 
-def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
+def overlapping_pairs(cameras: Tensor, view_mask: Tensor, least_common: float) -> Tensor:
+    """``(P, 3)`` pairs of tiles, each once, of which the smaller one is shown by the other to this share at least."""
+    centres = (torch.arange(_AREA_POINTS, device=cameras.device, dtype=cameras.dtype) + 0.5) / _AREA_POINTS
+    points = point_directions(cameras, centres, centres).flatten(2, 3)  # (B, V, N, 3)
+    x, y, is_ahead = locate(cameras[:, None], points[:, :, None])  # (B, V, V, N), points of the first in the second
+    x0, y0, x1, y1 = cameras[:, None, :, Column.BOX_X0 : Column.BOX_Y1 + 1, None].unbind(-2)
+    share = (is_ahead & (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)).to(cameras.dtype).mean(dim=-1)
+    is_tile = view_mask & (cameras[..., Column.IS_GLOBAL] == 0)
+    is_pair = is_tile[:, :, None] & is_tile[:, None, :] & (torch.maximum(share, share.mT) >= least_common)
+    return torch.nonzero(is_pair.triu(1))
+
+
+def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int], *, least_common: float = 0.0) -> Matches:
     """Patches of one view with the exact points of the same direction in another.
 
     Pairs are the neighbours of a ring and all other tiles with ``MIN_MATCHES`` matches, ordered by sample and view.
@@ -73,19 +87,25 @@ def ray_matches(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Ma
     centres there. Within half a patch of the edge, beyond the last centres, it is extrapolated, so that the weighted
     point is always exact. Neighbours that share no patch centres, as at overlap 0, are matched along their common
     edge, to which both are extrapolated. Arguments are those of ``column_matches``.
+
+    With ``least_common`` pairs are those of ``overlapping_pairs``, whether a ring connects them or not.
     """
     # Most batches have the same cameras in every sample: each distinct set is matched once.
     rows = torch.cat((cameras, view_mask[..., None].to(cameras.dtype)), dim=2)
     sets, sample_set = torch.unique(rows, dim=0, return_inverse=True)
-    matches = _of_sets(sets[..., :-1], sets[..., -1] > 0, grid)
+    matches = _of_sets(sets[..., :-1], sets[..., -1] > 0, grid, least_common)
     sample, row = torch.nonzero(sample_set[:, None] == matches.pairs[None, :, 0], as_tuple=True)
     pairs = torch.cat((sample[:, None], matches.pairs[row, 1:]), dim=1)
     sides = (matches.index_a[row], matches.weight_a[row], matches.index_b[row], matches.weight_b[row])
     return Matches(pairs, *sides, matches.mask[row])
 
 
-def _of_sets(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int]) -> Matches:
-    pairs, is_ring = _candidates(cameras, view_mask)
+def _of_sets(cameras: Tensor, view_mask: Tensor, grid: tuple[int, int], least_common: float) -> Matches:
+    if least_common:
+        pairs = overlapping_pairs(cameras, view_mask, least_common)
+        is_ring = torch.zeros(len(pairs), dtype=torch.bool, device=cameras.device)
+    else:
+        pairs, is_ring = _candidates(cameras, view_mask)
     sample, view, other = pairs.unbind(1)
     first, second = cameras[sample, view], cameras[sample, other]
     # Points of the first view (P, N): its H' W' patch centres, then 2 (H' + W') points of its edges.

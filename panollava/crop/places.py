@@ -32,7 +32,7 @@ class PlaceEncoder:
     """Makes the targets of pictures; loader workers get a pickled copy.
 
     Args:
-        cameras: ``(V, C)`` of the views.
+        cameras: ``(V, C)`` of the views of every picture.
         grid: (H', W') of a view's tokens.
         cells: ``k``, cells along each side of a token.
     """
@@ -40,12 +40,19 @@ class PlaceEncoder:
     def __init__(self, cameras: Tensor, grid: tuple[int, int], cells: int) -> None:
         self.cameras, self.grid, self.cells = cameras, grid, cells
 
-    def __call__(self, places: Places) -> PlaceTargets:
-        """The targets of a picture; without masks no cell counts."""
+    def __call__(self, places: Places, cameras: Tensor | None = None) -> PlaceTargets:
+        """The targets of a picture, with its own ``cameras`` where they are not those of every picture.
+
+        Without masks no cell counts.
+        """
         shape = (len(self.cameras), self.grid[0] * self.cells, self.grid[1] * self.cells)
         shown = np.full(shape, IGNORED, dtype=np.int16)
         if places.pixels is not None:
-            rows, columns, is_shown = _cell_pixels(self, places.pixels.shape)
+            if cameras is None:
+                rows, columns, is_shown = _cell_pixels(self, places.pixels.shape)
+            else:
+                own = PlaceEncoder(cameras, self.grid, self.cells)
+                rows, columns, is_shown = _cell_pixels.__wrapped__(own, places.pixels.shape)
             shown = np.where(is_shown, places.pixels[rows, columns], IGNORED).astype(np.int16)
         return PlaceTargets(
             torch.from_numpy(np.asarray(places.boxes.boxes, dtype=np.float32).reshape(-1, 5)),

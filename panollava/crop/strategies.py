@@ -6,11 +6,14 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Literal, Protocol
 
+import numpy as np
 from annotated_types import Interval
 
+from panollava.crop.adaptive import FOVS_DEG, PITCHES_DEG, choose_tiles, detail_map, v_extent_rad, yaw_rad
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 
 MAX_TILES = 1000  # Tiles of one crop. No language model has a context for the tokens of more
+MAX_CHOSEN = 40  # tiles of ``adaptive``: its ring then overlaps as far as any may
 MAX_OVERLAP = 0.9  # at this overlap a ring has ten times as many tiles as are needed to see everything once
 MAX_STRETCH = 2  # of the pixels in ``largest_grid``: as far as a square view of the whole panorama stretches them
 SQUARE = (1, 1)  # view size of a square view where only the shape matters
@@ -34,6 +37,16 @@ class CropStrategy(Protocol):
 
     def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
         """The views in order, a global view first. Only the shape of ``view_size`` (h, w) matters."""
+
+
+class ChoosingStrategy(CropStrategy, Protocol):
+    """A strategy that chooses the cameras of each panorama. ``cameras`` then has as many, for counts and checks."""
+
+    def choose(self, panorama: np.ndarray, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
+        """The views of a panorama ``(H, W, 3)`` uint8 of the whole sphere, in order, a global view first."""
+
+    def finest(self, view_size: tuple[int, int] = SQUARE) -> Camera:
+        """The camera, of all that may be chosen, that needs the finest panorama."""
 
 
 class E2pCrop:
@@ -199,6 +212,51 @@ class ResizeCrop:
         return [global_camera("resize", view_size)]
 
 
+class AdaptiveCrop:
+    """One global view, then ``views`` tiles where the panorama has most detail; see ``panollava.crop.adaptive``.
+
+    Tiles have 45 to 90 degrees and stand at any yaw and pitch, from yaw 0 to the right. ``cameras`` are those of a
+    panorama without detail: a ring of tiles of 90 degrees, which is that of ``anyres_e2p`` for 8 views. Every panorama
+    has as many views.
+    """
+
+    effective_overlap = 0.0  # none is sure
+
+    def __init__(
+        self, *, views: Annotated[int, Interval(ge=1, le=40)] = 8, global_view: GlobalView = "letterbox"
+    ) -> None:
+        if not 1 <= views <= MAX_CHOSEN:
+            raise ValueError(
+                f"crop.views={views} is out of range: 1 <= views <= {MAX_CHOSEN}. It counts the tiles that are chosen "
+                "for each panorama; the global view comes on top."
+            )
+        self.views = int(views)
+        self.global_view = _checked_global_view(global_view)
+
+    def cameras(self, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
+        return [global_camera(self.global_view, view_size), *self._ring(0.0, self.views, view_size)]
+
+    def choose(self, panorama: np.ndarray, view_size: tuple[int, int] = SQUARE) -> list[Camera]:
+        """The views of a panorama ``(H, W, 3)`` uint8 of the whole sphere, as many as ``cameras`` has."""
+        detail = detail_map(panorama)
+        if not detail.any():
+            return self.cameras(view_size)
+        tiles = choose_tiles(detail, self.views, view_size[0] / view_size[1])
+        chosen = [_tile(yaw_rad(column), PITCHES_DEG[pitch], FOVS_DEG[fov], view_size) for fov, pitch, column in tiles]
+        # Where all is shown as sharply as it can be, tiles of a ring from the first one's yaw fill the number.
+        fill = self._ring(chosen[0].yaw_rad, self.views - len(chosen), view_size)
+        return [global_camera(self.global_view, view_size), *chosen, *fill]
+
+    def finest(self, view_size: tuple[int, int] = SQUARE) -> Camera:
+        """The candidate that needs the finest panorama."""
+        return _tile(0.0, 0.0, FOVS_DEG[-1], view_size)
+
+    @staticmethod
+    def _ring(start_rad: float, count: int, view_size: tuple[int, int]) -> list[Camera]:
+        yaws = [(start_rad + 2 * math.pi * index / count) % (2 * math.pi) for index in range(count)]
+        return [_tile(yaw, 0.0, FOVS_DEG[0], view_size) for yaw in yaws]
+
+
 def global_camera(global_view: GlobalView, view_size: tuple[int, int]) -> Camera:
     """The camera of the whole panorama in a view of (h, w) pixels."""
     height, width = view_size
@@ -208,6 +266,12 @@ def global_camera(global_view: GlobalView, view_size: tuple[int, int]) -> Camera
         share_x = share_y = 1.0
     box = (1 - share_x) / 2, (1 - share_y) / 2, (1 + share_x) / 2, (1 + share_y) / 2
     return Camera(EQUIRECTANGULAR, 0.0, 0.0, 0.0, 2 * math.pi, math.pi, box=box, is_global=True)
+
+
+def _tile(yaw: float, pitch_deg: float, fov_deg: float, view_size: tuple[int, int]) -> Camera:
+    """A perspective view with square pixels, at a yaw in radians."""
+    v_extent = v_extent_rad(fov_deg, view_size[0] / view_size[1])
+    return Camera(PERSPECTIVE, yaw, math.radians(pitch_deg), 0.0, math.radians(fov_deg), v_extent)
 
 
 def tile_count(fov_deg: float, overlap: float) -> int:

@@ -1,5 +1,6 @@
 """The data sets: records and questions with the views of their panoramas, one sample at a time."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from panollava.crop.crop import Crop
+from panollava.crop.cameras import camera_tensor
+from panollava.crop.crop import Crop, Cut
 from panollava.crop.partial import extent_of, rotate_yaw
 from panollava.crop.places import PlaceEncoder, PlaceTargets, turned
 from panollava.data.augment import Augment, recoloured
@@ -100,7 +102,8 @@ class PanoDataset(Dataset[Sample]):
     def __getitem__(self, key: Place) -> Sample:
         epoch, index, shown = key if len(key) == 3 else (*key, key[1])
         source, crop = self.source, self.crop
-        views, features, digest, targets = None, None, None, None
+        views: Tensor | None
+        features, digest, targets = None, None, None
         if self.augment is not None:
             change = self.augment.change(epoch, index, source.directions(index))
             record = source.rotated_record(index, epoch, 360.0 * change.turn)
@@ -108,33 +111,38 @@ class PanoDataset(Dataset[Sample]):
             # A whole number of columns: at most half a column from the angle by which the texts are rotated.
             width = extent_of(panorama)[1]
             columns = round(change.turn * width)
-            panorama = rotate_yaw(panorama, columns)
+            # A crop that chooses its views does so for the rotated panorama.
+            cut, cameras = crop.cut(rotate_yaw(panorama, columns))
             if self.places is not None and isinstance(source, PlacesSource):
-                targets = self.places(turned(source.places(index), columns, width))
-            views = recoloured(crop.views(panorama), change)
+                targets = self.places(turned(source.places(index), columns, width), self._own(cameras))
+            views = recoloured(cut, change)
         else:
             record = source.record(index, epoch)
             if self.store is None:
-                views = crop.views(source.panorama(shown))
+                views, cameras = crop.cut(source.panorama(shown))
             else:
-                views, features, digest = look_up(
-                    self.store, source.picture(shown), lambda: crop.views(source.panorama(shown))
+                views, cameras, features, digest = look_up(
+                    self.store, source.picture(shown), lambda: crop.cut(source.panorama(shown)), crop.camera_rows
                 )
-            targets = self._targets(shown)
+            targets = self._targets(shown, cameras)
         text = None if self.encode is None else self.encode(record)
-        return Sample(record.sample_id, views, crop.camera_rows, text, features, digest, places=targets)
+        return Sample(record.sample_id, views, cameras, text, features, digest, places=targets)
 
-    def _targets(self, index: int) -> PlaceTargets | None:
+    def _targets(self, index: int, cameras: Tensor) -> PlaceTargets | None:
         """What is where in the panorama of a record; kept, as a mask takes long to read or to draw."""
         if self.places is None or not isinstance(self.source, PlacesSource):
             return None
         if index in self._kept:
             return self._kept[index]
-        targets = self.places(self.source.places(index))
+        targets = self.places(self.source.places(index), self._own(cameras))
         self._kept_bytes += targets.cells.nbytes
         if self._kept_bytes <= _KEPT_BYTES:
             self._kept[index] = targets
         return targets
+
+    def _own(self, cameras: Tensor) -> Tensor | None:
+        """The cameras of a panorama; None where all panoramas have the same."""
+        return cameras if self.crop.is_adaptive else None
 
     def shared(self, keys: Sequence[Place]) -> list[Sample]:
         """The samples of a batch, each panorama brought by the first of those about it; without `augment`."""
@@ -144,7 +152,7 @@ class PanoDataset(Dataset[Sample]):
     def _text(self, key: Place) -> Sample:
         assert self.encode is not None
         record = self.source.record(key[1], key[0])
-        return Sample(record.sample_id, None, self.crop.camera_rows, self.encode(record))
+        return Sample(record.sample_id, None, self.crop.camera_rows, self.encode(record))  # the first has its cameras
 
 
 class QuestionDataset(Dataset[Sample]):
@@ -156,7 +164,7 @@ class QuestionDataset(Dataset[Sample]):
         encode: tokenizes a question, such as ``TextEncoder.question``.
         skip: sample ids of questions that are left out.
         store: features of panoramas that were encoded before; None cuts views each time.
-        blank: value of every pixel of every view, in place of the panorama; None shows the panorama.
+        blank: value of every pixel of every view, whose cameras stay the panorama's; None shows the panorama.
 
     Attributes:
         questions: in the order of the samples.
@@ -181,41 +189,60 @@ class QuestionDataset(Dataset[Sample]):
             if question.sample_id not in skip:
                 by_image.setdefault(question.image_id, []).append(question)
         self.questions = [question for group in by_image.values() for question in group]
-        self._views: OrderedDict[str, Tensor] = OrderedDict()
+        self._cuts: OrderedDict[str, Cut] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, index: int) -> Sample:
         question = self.questions[index]
-        views, features, digest = None, None, None
+        views: Tensor | None
+        features, digest = None, None
         if self.store is None:
-            views = self._remembered(question)
+            views, cameras = self._remembered(question)
+        elif self.blank is None:
+            views, cameras, features, digest = self._looked_up(question, self.store)
         else:
-            picture = f"every pixel {self.blank}" if self.blank is not None else self.source.question_picture(question)
-            views, features, digest = look_up(self.store, picture, lambda: self._cut(question))
-        return Sample(question.sample_id, views, self.crop.camera_rows, self.encode(question), features, digest)
+            picture = f"every pixel {self.blank}"
+            same = self.crop.camera_rows
+            views, _, features, digest = look_up(self.store, picture, lambda: self._grey(same), same)
+            cameras = self._looked_up(question, self.store)[1] if self.crop.is_adaptive else same
+        return Sample(question.sample_id, views, cameras, self.encode(question), features, digest)
+
+    def _looked_up(self, question: Question, store: FeatureStore) -> tuple[Tensor | None, Tensor, Tensor | None, str]:
+        cut = functools.partial(self._cut, question)
+        return look_up(store, self.source.question_picture(question), cut, self.crop.camera_rows)
 
     def shared(self, indices: Sequence[int]) -> list[Sample]:
         """The samples of a batch, each panorama brought by the first of those about it."""
         asked = [self.questions[index] for index in indices]
-        names = [question.image_id if self.blank is None else "blank" for question in asked]
+        is_same = self.blank is not None and not self.crop.is_adaptive
+        names = ["blank" if is_same else question.image_id for question in asked]
         return _sharing(names, lambda at: self[indices[at]], lambda at: self._text(asked[at]))
 
     def _text(self, question: Question) -> Sample:
         return Sample(question.sample_id, None, self.crop.camera_rows, self.encode(question))
 
-    def _remembered(self, question: Question) -> Tensor:
-        views = self._views.pop(question.image_id, None)
-        self._views[question.image_id] = views = self._cut(question) if views is None else views
-        if len(self._views) > _REMEMBERED_PANORAMAS:
-            self._views.popitem(last=False)
-        return views
+    def _remembered(self, question: Question) -> Cut:
+        cut = self._cuts.pop(question.image_id, None)
+        if cut is None:
+            cut = self._cut(question) if self.blank is None else self._blanked(question)
+        self._cuts[question.image_id] = cut
+        if len(self._cuts) > _REMEMBERED_PANORAMAS:
+            self._cuts.popitem(last=False)
+        return cut
 
-    def _cut(self, question: Question) -> Tensor:
-        if self.blank is not None:
-            return torch.full((len(self.crop.camera_rows), 3, *self.crop.view_size), self.blank, dtype=torch.uint8)
-        return self.crop.views(self.source.question_panorama(question))
+    def _cut(self, question: Question) -> Cut:
+        return self.crop.cut(self.source.question_panorama(question))
+
+    def _blanked(self, question: Question) -> Cut:
+        if not self.crop.is_adaptive:
+            return self._grey(self.crop.camera_rows)
+        return self._grey(camera_tensor(self.crop.cameras_of(self.source.question_panorama(question))))
+
+    def _grey(self, cameras: Tensor) -> Cut:
+        assert self.blank is not None
+        return Cut(torch.full((len(cameras), 3, *self.crop.view_size), self.blank, dtype=torch.uint8), cameras)
 
 
 def _sharing(names: Sequence[str], whole: Callable[[int], Sample], text: Callable[[int], Sample]) -> list[Sample]:
@@ -225,25 +252,26 @@ def _sharing(names: Sequence[str], whole: Callable[[int], Sample], text: Callabl
 
 
 def look_up(
-    store: FeatureStore, picture: Path | str, cut: Callable[[], Tensor]
-) -> tuple[Tensor | None, Tensor | None, str]:
+    store: FeatureStore, picture: Path | str, cut: Callable[[], Cut], cameras: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor | None, str]:
     """Reads the features of a picture from a store, or cuts its views.
 
     Args:
         store: of features.
         picture: see ``DataSource.picture``.
-        cut: returns the views ``(V, 3, h, w)`` of the picture as it is now.
+        cut: returns the views of the picture as it is now, with their cameras.
+        cameras: ``(V, C)`` of features without own ones, which are those of every picture.
 
     Returns:
-        The views or the features, None for the other, and the digest by which the store knows the picture.
+        The views or None, the cameras, the features or None, and the digest by which the store knows the picture.
     """
     while True:
         digest = store.identify(picture)
-        if (features := store.get(digest)) is not None:
-            return None, features, digest
-        views = cut()
+        if (found := store.load(digest)) is not None:
+            return None, cameras if found.cameras is None else found.cameras, found.features, digest
+        views, own = cut()
         if store.identify(picture) == digest:  # else the file was replaced while it was read
-            return views, None, digest
+            return views, own, None, digest
 
 
 @dataclass(frozen=True)

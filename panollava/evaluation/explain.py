@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from panollava.crop.cameras import Column, locate, view_directions
-from panollava.crop.crop import Crop
+from panollava.crop.crop import Crop, Cut
 from panollava.crop.sphere import angles_to_direction, direction_to_angles, pixel_to_direction
 from panollava.evaluation.drawing import HEAT, LIKENESS, PANEL, Panel, colours, fitted, heat, marked, page
 from panollava.evaluation.gallery import with_boxes, with_masks
@@ -62,7 +62,7 @@ class Layer:
 
 def explain_picture(
     panorama: np.ndarray,
-    views: Tensor,
+    views: Tensor | Cut,
     *,
     name: str,
     vision: PanoVision,
@@ -77,7 +77,7 @@ def explain_picture(
     """All panels of a model and a panorama on one page (H, W, 3), and the notes below the panels.
 
     Args:
-        panorama: (H, W, 3) uint8 RGB, and its `views` ``(V, 3, h, w)``.
+        panorama: (H, W, 3) uint8 RGB, and its `views`, with their cameras if the crop chooses them.
         name: of the model, in the title.
         pano, asked: the whole model, and a question with its answer; None without a language model.
         yaw_deg, pitch_deg: direction that the others are compared with.
@@ -87,10 +87,11 @@ def explain_picture(
     Raises:
         ValueError: no view looks in the direction, or there is no such layer.
     """
-    cameras, patches, grid = crop.camera_rows, vision.tower.grid, vision.token_grid
+    cut, patches, grid = crop.with_cameras(views), vision.tower.grid, vision.token_grid
+    cameras = cut.cameras
     # A map is slow to make; features and tokens often share one.
     lie = {one: TokenMap(cameras, one, PANEL) for one in {patches, grid or WHOLE}}
-    features, tokens = see(vision, views, cameras)
+    features, tokens = see(vision, *cut)
     shown = [Layer("encoder features", features, lie[patches])]
     notes = [NEAREST]
     if grid is None:
@@ -106,7 +107,7 @@ def explain_picture(
     elif pano.model.config.join == "mean":
         notes.append(MEAN)
     else:
-        attention = answer_attention(pano, views, *asked, layers=layers)
+        attention = answer_attention(pano, cut, *asked, layers=layers)
         panels.append(attention_panel(panorama, attention, lie[grid or WHOLE]))
         notes.append(CAVEAT)
     if detector is not None:
@@ -250,7 +251,7 @@ class AnswerAttention:
 @torch.inference_mode()
 def answer_attention(
     pano: PanoLlava,
-    views: Tensor,
+    views: Tensor | Cut,
     question: str,
     answer: str,
     *,
@@ -264,7 +265,7 @@ def answer_attention(
     their memory grows with the answer's length, not with the square of the whole length.
 
     Args:
-        views: ``(V, 3, h, w)`` of the panorama.
+        views: of the panorama, with their cameras if the crop chooses them.
         history: earlier turns.
         layers: counted from 1; None takes the last third.
 
@@ -278,11 +279,11 @@ def answer_attention(
     ids, device = torch.tensor([encoded.ids]), pano.model.device
     targets = last_answer(encoded.is_target, encoded.ids, pano.prompt.stop_ids)
     start, stop = targets[0] - 1, targets[-1]  # a token is predicted at the position before it
-    cameras = pano.crop.camera_rows
+    pixels, cameras = pano.crop.with_cameras(views)
     before = pano.model(
         input_ids=ids[:, :start].to(device),
         attention_mask=torch.ones(1, start, dtype=torch.long, device=device),
-        pixel_values=views[None].to(device),
+        pixel_values=pixels[None].to(device),
         cameras=cameras[None].to(device),
         use_cache=True,
         logits_to_keep=1,

@@ -5,12 +5,11 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from panollava.crop.matches import Matches, column_matches, ray_matches
+from panollava.crop.matches import Matches, column_matches, overlapping_pairs, ray_matches
 from panollava.crop.rings import neighbour_pairs
 from panollava.losses.diagnostics import collapse_metrics, neighbour_cosine, retrieval_accuracy, view_retrieval
 
 Pairing = Literal["columns", "rays"]
-_MATCHES = {"columns": column_matches, "rays": ray_matches}
 
 
 class Cost(NamedTuple):
@@ -64,10 +63,11 @@ class GridCorrespondences:
     """Tokens of grids, position by position.
 
     ``columns`` pairs the last columns of a view with the first of its right neighbour; ``rays`` pairs positions with
-    exactly the same direction, in all views that overlap.
+    exactly the same direction, in all views that overlap, or that have ``least_common`` of the smaller one in common.
     """
 
     needs_grid = True
+    least_common = 0.0  # more for a crop that chooses its views: the share below which two views are no pair
 
     def __init__(self, pairing: Pairing) -> None:
         self.pairing = pairing
@@ -76,10 +76,13 @@ class GridCorrespondences:
         return tokens
 
     def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:
-        """See ``panollava.crop.matches``. Raises ValueError if no two views share enough."""
+        """See ``panollava.crop.matches``. Raises ValueError if no two views of a crop share enough."""
         assert grid is not None
-        matches = _MATCHES[self.pairing](cameras, view_mask, grid)
-        if len(matches.pairs) == 0:
+        if self.pairing == "rays":
+            matches = ray_matches(cameras, view_mask, grid, least_common=self.least_common)
+        else:
+            matches = column_matches(cameras, view_mask, grid)
+        if len(matches.pairs) == 0 and not self.least_common:
             raise ValueError(
                 f"stage.vision.loss.pairing={self.pairing}: no two views share 2 of their {grid[0]} x {grid[1]} "
                 "tokens. Use a larger crop.overlap, views with more tokens, or pairing=columns."
@@ -101,14 +104,18 @@ class ViewMeans:
     """Whole views: each is the mean of its tokens, whether they keep a grid or not."""
 
     needs_grid = False
+    least_common = 0.0  # as of ``GridCorrespondences``
 
     def tokens(self, tokens: Tensor) -> Tensor:
         """``(B, V, 1, D)``."""
         return tokens.mean(dim=2, keepdim=True)
 
     def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:
-        """Each tile with its right neighbour, one match per pair."""
-        pairs = neighbour_pairs(cameras, view_mask)
+        """Each tile with its right neighbour, or with those that share ``least_common``; one match per pair."""
+        if self.least_common:
+            pairs = overlapping_pairs(cameras, view_mask, self.least_common)
+        else:
+            pairs = neighbour_pairs(cameras, view_mask)
         index = pairs.new_zeros(len(pairs), 1, 1)
         weight = cameras.new_ones(index.shape)
         return Matches(pairs, index, weight, index, weight, weight[..., 0] > 0)

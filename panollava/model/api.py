@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from panollava.batch import Batch
 from panollava.component import allow as allow_packages
-from panollava.crop.crop import Crop
+from panollava.crop.crop import Crop, Cut
 from panollava.disk import read_document
 from panollava.generation import GenerationOptions, recorded_generation
 from panollava.model import lora
@@ -217,7 +217,7 @@ class PanoLlava:
         """
         options = self.decoding(generation, max_new_tokens)
         encoded = self.encode(question, history, max_new_tokens=options.max_new_tokens)
-        return self.answer(self.batch([self.views(image)], [encoded]), generation=options, on_text=on_text)[0]
+        return self.answer(self.batch([self.cut(image)], [encoded]), generation=options, on_text=on_text)[0]
 
     def generate_batch(
         self,
@@ -242,8 +242,8 @@ class PanoLlava:
                 "all of them."
             )
         encoded = [self.encode(question, max_new_tokens=options.max_new_tokens) for question in asked]
-        views = [self.views(picture) for picture in pictures]
-        return self.answer(self.batch(views, encoded), generation=options) if views else []
+        cuts = [self.cut(picture) for picture in pictures]
+        return self.answer(self.batch(cuts, encoded), generation=options) if cuts else []
 
     def detect(self, image: Picture, *, least_score: float = SURE) -> Detections:
         """Finds boxes and masks in a panorama, with the detection stage of the experiment that this model is of.
@@ -284,9 +284,13 @@ class PanoLlava:
 
     def views(self, image: Picture) -> Tensor:
         """Views ``(V, 3, h, w)`` uint8 of a panorama; arguments and errors as for ``generate``."""
+        return self.cut(image).views
+
+    def cut(self, image: Picture) -> Cut:
+        """As ``views``, with the cameras ``(V, C)`` that ``crop=adaptive`` chooses for each panorama."""
         if image is None or isinstance(image, list | tuple | dict | set):
             raise TypeError(f"Give one panorama, not a {type(image).__name__}. generate_batch takes several.")
-        return self.crop.views(read_picture(image, self.crop))
+        return self.crop.cut(read_picture(image, self.crop))
 
     def encode(self, question: str, history: Turns = (), *, max_new_tokens: int | None = None) -> Encoded:
         """Token ids of a question, ready for generation; the oldest turns are dropped where all would be too long.
@@ -313,12 +317,13 @@ class PanoLlava:
             raise ValueError(f"The question cannot be encoded: {problem}.")
         return encoded
 
-    def batch(self, views: Sequence[Tensor], texts: Sequence[Encoded]) -> Batch:
-        """A left-padded batch for ``answer``, of the results of ``views`` and ``encode``."""
-        cameras = self.crop.camera_rows.expand(len(views), -1, -1).contiguous()
+    def batch(self, views: Sequence[Tensor | Cut], texts: Sequence[Encoded]) -> Batch:
+        """A left-padded batch for ``answer``, of the results of ``cut`` or ``views``, and of ``encode``."""
+        cuts = [self.crop.with_cameras(one) for one in views]
+        cameras = torch.stack([cut.cameras for cut in cuts])
         return Batch(
             sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
-            pixel_values=torch.stack(list(views)),
+            pixel_values=torch.stack([cut.views for cut in cuts]),
             cameras=cameras,
             view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
             **pad_left([text.ids for text in texts], self.pad_id),
@@ -329,7 +334,11 @@ class PanoLlava:
         return Encoding(self.model.vision.tower)(views)
 
     def feature_batch(
-        self, features: Sequence[Tensor], texts: Sequence[Encoded], picture_index: Sequence[int]
+        self,
+        features: Sequence[Tensor],
+        texts: Sequence[Encoded],
+        picture_index: Sequence[int],
+        cameras: Sequence[Tensor] | None = None,
     ) -> Batch:
         """A batch for ``answer`` of several questions about each panorama, whose common part is computed once.
 
@@ -337,13 +346,16 @@ class PanoLlava:
             features: of each panorama, as of ``features``.
             texts: of ``encode``.
             picture_index: the panorama of each text.
+            cameras: of each panorama, as of ``cut``; None where the crop gives all panoramas the same.
         """
-        cameras = self.crop.camera_rows.expand(len(features), -1, -1).contiguous()
+        if cameras is None:
+            cameras = [self.crop.with_cameras(one).cameras for one in features]
+        rows = torch.stack(list(cameras))
         return Batch(
             sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
             pixel_values=None,
-            cameras=cameras,
-            view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
+            cameras=rows,
+            view_mask=torch.ones(rows.shape[:2], dtype=torch.bool),
             vision_features=torch.stack(list(features)),
             picture_index=torch.tensor(picture_index),
             **pad_left([text.ids for text in texts], self.pad_id),
@@ -486,7 +498,7 @@ class Conversation:
     """A conversation about one panorama, whose views are cut once; ``PanoLlava.chat`` opens it."""
 
     def __init__(self, pano: PanoLlava, image: Picture) -> None:
-        self._pano, self._views = pano, pano.views(image)
+        self._pano, self._cut = pano, pano.cut(image)
         self.turns: list[tuple[str, str]] = []  # (question, answer) so far; an emptied list starts anew
 
     def __repr__(self) -> str:
@@ -510,7 +522,7 @@ class Conversation:
 
         options = self._pano.decoding(generation, max_new_tokens)
         encoded = self._pano.encode(question, self.turns, max_new_tokens=options.max_new_tokens)
-        batch = self._pano.batch([self._views], [encoded])
+        batch = self._pano.batch([self._cut], [encoded])
         try:
             (answer,) = self._pano.answer(batch, generation=options, on_text=keep)
         except KeyboardInterrupt:

@@ -166,12 +166,12 @@ class PanoDetector:
         if not 0 <= least_score <= 1:
             raise ValueError(f"least_score={least_score} is not from 0 to 1. Scores are; {SURE} is the default.")
         panorama = read_picture(image, self.crop)
-        rows = self.crop.camera_rows[None]
+        views, cameras = self.crop.cut(panorama)
         batch = Batch(
             sample_ids=["picture"],
-            pixel_values=self.crop.views(panorama)[None],
-            cameras=rows,
-            view_mask=torch.ones(rows.shape[:2], dtype=torch.bool),
+            pixel_values=views[None],
+            cameras=cameras[None],
+            view_mask=torch.ones(1, len(cameras), dtype=torch.bool),
         )
         (found,) = self.find(batch.to(self.vision.tower.mean.device), [mask_size(extent_of(panorama))])
         assert found.boxes.scores is not None
@@ -203,6 +203,8 @@ class PanoDetector:
         return results
 
     def _painter(self, cameras: Tensor, size: tuple[int, int]) -> Painter:
+        if self.crop.is_adaptive:
+            return Painter(cameras, size)
         if size not in self._painters:  # all panoramas have the same cameras
             self._painters[size] = Painter(cameras, size)
         return self._painters[size]

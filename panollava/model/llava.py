@@ -53,7 +53,16 @@ _QUESTIONS = ("what is there?", "and behind me?")
 def misfits(pano: PanoLlava) -> list[str]:
     """What the layout cannot hold of a model, a text for each key with the way out; nothing is written."""
     adapter = ["merge=false: the layout has no adapter beside a model. Set merge=true."] if has_lora(pano.model) else []
-    return adapter + _vision_misfits(pano) + _token_misfits(pano) + _language_misfits(pano)
+    return adapter + _crop_misfits(pano) + _vision_misfits(pano) + _token_misfits(pano) + _language_misfits(pano)
+
+
+def _crop_misfits(pano: PanoLlava) -> list[str]:
+    if not pano.crop.is_adaptive:
+        return []
+    return [
+        "crop.type=adaptive: the layout has no place for the cameras of each panorama. Train with another crop, such "
+        "as crop=anyres_e2p."
+    ]
 
 
 def _vision_misfits(pano: PanoLlava) -> list[str]:

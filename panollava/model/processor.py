@@ -54,10 +54,10 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         crop, listed = self.build_crop(), _listed(images)
         if not listed:
             raise ValueError("There is no picture among images: give a panorama, or as many as there are texts.")
-        views = [crop.views(read_picture(image, crop)) for image in listed]
-        cameras = crop.camera_rows.expand(len(views), -1, -1).contiguous()
+        cuts = [crop.cut(read_picture(image, crop)) for image in listed]
+        views, cameras = (torch.stack(part) for part in zip(*cuts, strict=True))
         mask = torch.ones(cameras.shape[:2], dtype=torch.bool)
-        return BatchFeature({"pixel_values": torch.stack(views), "cameras": cameras, "view_mask": mask})
+        return BatchFeature({"pixel_values": views, "cameras": cameras, "view_mask": mask})
 
 
 class PanoLlavaProcessor(ProcessorMixin):

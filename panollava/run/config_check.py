@@ -23,6 +23,7 @@ from panollava.model.hub import WITHOUT_BOXES, load_language_model
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
+from panollava.run.crop_section import crop_misfits
 from panollava.run.sections import check_crop, check_generation, check_tracking
 from panollava.run.sources import check_data
 from panollava.stages import vision as vision_stage
@@ -130,6 +131,8 @@ def check_inputs(values: dict[str, Any]) -> list[str]:
 def _join(values: dict[str, Any]) -> list[str]:
     """Whether views of this crop can be joined as ``model.join`` says; their size does not matter."""
     join = values["model"].get("join")
+    if problems := crop_misfits(values["crop"], values["model"]):
+        return problems
     if join not in get_args(Join):
         return []  # reported with the model's other keys
     side = values["crop"].get("view_size") or 1

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint, replace_folder
@@ -149,8 +150,11 @@ def evaluate_places(
     truth: dict[str, PictureBoxes] = {}
     found: dict[str, Detections] = {}
     true_masks: dict[str, np.ndarray] = {}
-    for index, places, one in _detections(run, detector, source, options, compute, store, num_workers):
+    blanks: dict[str, PictureBoxes] = {}
+    for index, places, one, nothing in _detections(run, detector, source, options, compute, store, num_workers):
         name = source.image_id(index)
+        if nothing is not None:
+            blanks[name] = nothing.boxes
         truth[name] = PictureBoxes(places.boxes.boxes, number[places.boxes.classes])
         found[name] = one
         if places.pixels is not None:
@@ -160,10 +164,7 @@ def evaluate_places(
     masks = None
     if any((mask >= 0).any() for mask in true_masks.values()):
         masks = score_masks(true_masks, {name: found[name].mask for name in true_masks}, names)
-    blank = None
-    if options.blank:
-        (nothing,) = detector.find(_blank(detector).to(compute.device), [None])
-        blank = score_boxes(truth, dict.fromkeys(truth, nothing.boxes), names, least_score=SURE)
+    blank = score_boxes(truth, blanks, names, least_score=SURE) if options.blank else None
     settings = {
         **run.subject(known),
         "split": split,
@@ -203,8 +204,8 @@ def _detections(
     compute: Compute,
     store: StoreOptions,
     num_workers: int,
-) -> Iterator[tuple[int, Places, Detections]]:
-    """Number of each record of a split, with what is in its picture and what is found there."""
+) -> Iterator[tuple[int, Places, Detections, Detections | None]]:
+    """Number of each record of a split, with what is in its picture, what is found there, and in grey views of it."""
     backbones = Backbones(run.settings["model"], run.settings["crop"], dtype=detector.vision.tower.dtype)
     vars(backbones).update(crop=detector.crop, tower=detector.vision.tower, outline=detector.vision)
     section = {**part_of(run.settings["stage_settings"], StageOptions), "batch_size": options.batch_size}
@@ -212,22 +213,27 @@ def _detections(
     loaded = RunData(source, source, None, backbones)
     assert isinstance(source, PlacesSource)
     first, most = 0, options.max_samples or len(source)
+    nothing: list[Detections] | None = None  # in grey views, which are the same where cameras are
     for batch in loaded.batches(None, StageOptions(**section), num_workers=num_workers, features=features).validation():
         indices = range(first, first + len(batch))
         true = [source.places(index) for index in indices]  # once: a mask takes long to read or to draw
         sizes = [None if one.pixels is None else mask_size(one.pixels.shape) for one in true]
         with compute.autocast():
             found = detector.find(batch.to(compute.device), sizes)
-        yield from list(zip(indices, true, found, strict=True))[: most - first]
+        if options.blank and (nothing is None or detector.crop.is_adaptive):
+            rows = batch.cameras if detector.crop.is_adaptive else batch.cameras[:1]
+            nothing = detector.find(_blank(detector, rows.cpu()).to(compute.device), [None] * len(rows))
+        greys = (nothing if len(nothing) > 1 else nothing * len(true)) if nothing else [None] * len(true)
+        yield from list(zip(indices, true, found, greys, strict=True))[: most - first]
         first += len(batch)
         if first >= most:
             return
 
 
-def _blank(detector: PanoDetector) -> Batch:
-    rows = detector.crop.camera_rows[None]
-    pixels = torch.full((*rows.shape[:2], 3, *detector.crop.view_size), GREY, dtype=torch.uint8)
-    return Batch(["blank"], pixels, rows, torch.ones(rows.shape[:2], dtype=torch.bool))
+def _blank(detector: PanoDetector, cameras: Tensor) -> Batch:
+    """Grey views of pictures with cameras ``(B, V, C)``."""
+    pixels = torch.full((*cameras.shape[:2], 3, *detector.crop.view_size), GREY, dtype=torch.uint8)
+    return Batch(["blank"] * len(cameras), pixels, cameras, torch.ones(cameras.shape[:2], dtype=torch.bool))
 
 
 def resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

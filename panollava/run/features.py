@@ -49,6 +49,7 @@ def open_features(options: StoreOptions, tower: VisionTower, crop: Crop) -> Feat
             {"encoder": encoding.signature(), "crop": _signature(crop), "code": code_digest(*ENCODED_BY)},
             shape=(cameras, height * width, tower.width),
             dtype=tower.dtype,
+            camera_shape=tuple(crop.camera_rows.shape) if crop.is_adaptive else None,
         )
     except OSError as error:
         LOG.warning("Features are not kept: store.dir=%s cannot be used (%s).", options.dir, error)
@@ -86,9 +87,11 @@ def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Ite
 
 
 def _signature(crop: Crop) -> dict[str, Any]:
-    """What the views depend on; if a GPU renders them, its model as well."""
+    """What the views depend on; if a GPU renders them, its model as well, and the code that chooses them."""
     is_cpu = crop.device == "cpu"
-    return {**crop.signature, "device": "cpu" if is_cpu else device_kind(torch.device(crop.device))}
+    kind: Any = type(crop.strategy)
+    choice = {"choice_version": code_digest(kind.choose, kind.finest)} if crop.is_adaptive else {}
+    return {**crop.signature, "device": "cpu" if is_cpu else device_kind(torch.device(crop.device)), **choice}
 
 
 def _name(tower: VisionTower, crop: Crop) -> str:

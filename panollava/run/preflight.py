@@ -173,5 +173,6 @@ def show_views(run: Run) -> None:
     panorama, crop = run.data.train.panorama(0), run.backbones.crop
     title = f"{run.cfg.crop.type}: {crop.summary}"
     path = run.experiment.root / VIEWS
-    write_file(path, encode_png(gallery_picture(panorama, crop.views(panorama), crop.cameras, title=title)))
+    shown = gallery_picture(panorama, crop.views(panorama), crop.cameras_of(panorama), title=title)
+    write_file(path, encode_png(shown))
     run.tracker.image(path, VIEWS)

@@ -19,6 +19,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones, open_checkpoint
 from panollava.model.trainable import load_trained
 from panollava.run.conditions import fingerprint
+from panollava.run.crop_section import crop_misfits
 from panollava.run.data import RunData, check_records
 from panollava.run.features import open_features
 from panollava.run.memory import explained
@@ -151,7 +152,10 @@ def restore(
     settings = with_paths_found(settings, folder)
     decoding = recorded_generation(settings).changed(generation or {})
     settings = {**settings, "generation": asdict(decoding)}
-    return Restored(found, {**settings, "crop": _with_overrides(settings["crop"], dict(crop or {}))})
+    section = _with_overrides(settings["crop"], dict(crop or {}))
+    if problems := crop_misfits(section, settings["model"]):
+        raise ValueError("\n  ".join(["the model does not take this crop:", *problems]))
+    return Restored(found, {**settings, "crop": section})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

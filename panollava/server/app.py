@@ -261,8 +261,8 @@ def _add_openai(app: FastAPI, served: Mapping[str, Served], pictures: Pictures, 
 def _add_overlays(app: FastAPI, served: Mapping[str, Served], pictures: Pictures) -> None:
     @app.get("/api/pictures/{name}/views")
     async def views(name: str, model: str) -> dict[str, Any]:
-        await run_in_threadpool(pictures.get, name)
-        return views_document(_model(served, model).part.crop.cameras)
+        panorama, crop = await run_in_threadpool(pictures.get, name), _model(served, model).part.crop
+        return views_document(await run_in_threadpool(_as_refused(lambda: panorama.cameras(crop))))
 
     @app.get("/api/pictures/{name}/boxes")
     async def boxes(name: str, model: str, request: Request) -> dict[str, Any]:

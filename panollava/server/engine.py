@@ -17,6 +17,7 @@ from transformers.generation import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from panollava.batch import Batch
+from panollava.crop.crop import Cut
 from panollava.generation import GenerationOptions
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
@@ -51,7 +52,7 @@ class Ask:
 
     Attributes:
         picture: digest of the panorama's content.
-        views: ``(V, 3, h, w)`` uint8 of it.
+        views: of it, with their cameras, which may be left out where every panorama has the same.
         text: the question and what was said before it, encoded.
         options: how the answer is decoded.
         stop: texts at which it ends.
@@ -61,7 +62,7 @@ class Ask:
     """
 
     picture: str
-    views: Tensor
+    views: Tensor | Cut
     text: Encoded
     options: GenerationOptions
     stop: tuple[str, ...] = ()
@@ -230,13 +231,15 @@ class Engine:
         features = {ask.picture: self._features_of(ask) for ask in asks}
         row_of = {picture: row for row, picture in enumerate(features)}
         rows = [row_of[ask.picture] for ask in asks]
-        return self.pano.feature_batch(list(features.values()), [ask.text for ask in asks], rows)
+        own = {ask.picture: self.pano.crop.with_cameras(ask.views).cameras for ask in asks}
+        texts = [ask.text for ask in asks]
+        return self.pano.feature_batch(list(features.values()), texts, rows, list(own.values()))
 
     def _features_of(self, ask: Ask) -> Tensor:
         """Features ``(V, N, Dv)`` of a panorama, encoded as an evaluation does; those asked about last are kept."""
         assert self.pano is not None
         if ask.picture not in self._features:
-            self._features[ask.picture] = self.pano.features(ask.views)
+            self._features[ask.picture] = self.pano.features(self.pano.crop.with_cameras(ask.views).views)
         self._features.move_to_end(ask.picture)
         kept = sum(one.nbytes for one in self._features.values())
         while kept > FEATURE_BYTES and len(self._features) > 1:

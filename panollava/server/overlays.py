@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from panollava.crop.cameras import Camera
-from panollava.crop.crop import Crop
+from panollava.crop.crop import Crop, Cut
 from panollava.evaluation.drawing import HEAT, LIKENESS, PANEL, encode_png, overlay, palette
 from panollava.evaluation.explain import (
     WHOLE,
@@ -40,37 +40,41 @@ class Overlay:
 
 
 class Overlays:
-    """Makes the overlays of a model; the places of its tokens on the panorama are computed once.
-
-    Attributes:
-        crop: of the model; its cameras are those of every panorama.
-    """
+    """Makes the overlays of a model; the places of its tokens are computed once where all panoramas have the same."""
 
     def __init__(self, vision: PanoVision, crop: Crop) -> None:
-        self._vision, self.crop = vision, crop
+        self._vision, self._crop = vision, crop
         self._maps: dict[tuple[int, int], TokenMap] = {}
 
     def attention(
-        self, pano: PanoLlava, views: torch.Tensor, question: str, answer: str, history: Sequence[tuple[str, str]]
+        self,
+        pano: PanoLlava,
+        views: torch.Tensor | Cut,
+        question: str,
+        answer: str,
+        history: Sequence[tuple[str, str]],
     ) -> Overlay:
         """Attention of an answer, as a multiple of uniform attention; errors as of ``answer_attention``."""
         found = answer_attention(pano, views, question, answer, history=history)
-        values = attention_values(found, self._map(self._vision.token_grid or WHOLE))
+        cameras = self._crop.with_cameras(views).cameras
+        values = attention_values(found, self._map(self._vision.token_grid or WHOLE, cameras))
         high = max(float(values.nan_to_num().max()), 1.0)
         return Overlay(encode_png(overlay(values, HEAT, 0.0, high)), 0.0, high)
 
-    def similar(self, views: torch.Tensor, yaw_deg: float, pitch_deg: float) -> Overlay:
+    def similar(self, views: torch.Tensor | Cut, yaw_deg: float, pitch_deg: float) -> Overlay:
         """Cosine similarity of the encoder's features with the one in a direction; ValueError if no view shows it."""
-        grid = self._vision.tower.grid
-        index, _ = token_towards(self.crop.camera_rows, grid, yaw_deg, pitch_deg)
-        features, _ = see(self._vision, views, self.crop.camera_rows)
-        values = self._map(grid).paint(similarity(features.flatten(0, 1), index))
+        grid, cut = self._vision.tower.grid, self._crop.with_cameras(views)
+        index, _ = token_towards(cut.cameras, grid, yaw_deg, pitch_deg)
+        features, _ = see(self._vision, *cut)
+        values = self._map(grid, cut.cameras).paint(similarity(features.flatten(0, 1), index))
         low = float(values.nan_to_num(nan=1.0).min())
         return Overlay(encode_png(overlay(values, LIKENESS, low, 1.0)), low, 1.0)
 
-    def _map(self, grid: tuple[int, int]) -> TokenMap:
+    def _map(self, grid: tuple[int, int], cameras: torch.Tensor) -> TokenMap:
+        if self._crop.is_adaptive:
+            return TokenMap(cameras, grid, PANEL)
         if grid not in self._maps:
-            self._maps[grid] = TokenMap(self.crop.camera_rows, grid, PANEL)
+            self._maps[grid] = TokenMap(cameras, grid, PANEL)
         return self._maps[grid]
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch import Tensor
 
-from panollava.crop.crop import Crop, read_panorama
+from panollava.crop.cameras import Camera
+from panollava.crop.crop import Crop, Cut, read_panorama
 from panollava.crop.image_file import check_panorama
 from panollava.crop.partial import Covered
 from panollava.crop.strategies import global_camera
@@ -68,9 +68,15 @@ class Panorama:
             warnings.simplefilter("ignore")  # of a tilt that the file states: the client does not read the log
             return read_picture(self.content, crop)
 
-    def views(self, crop: Crop) -> Tensor:
-        """Views ``(V, 3, h, w)`` uint8."""
-        return self.once(("views", str(crop.signature)), lambda: crop.views(self.pixels(crop)))
+    def views(self, crop: Crop) -> Cut:
+        """Views with their cameras."""
+        return self.once(("views", str(crop.signature)), lambda: crop.cut(self.pixels(crop)))
+
+    def cameras(self, crop: Crop) -> tuple[Camera, ...]:
+        """The cameras of its views."""
+        if not crop.is_adaptive:
+            return crop.cameras
+        return self.once(("cameras", str(crop.signature)), lambda: crop.cameras_of(self.pixels(crop)))
 
     def jpeg(self, covered: Covered | None) -> bytes:
         """The whole sphere as JPEG, for a viewer."""

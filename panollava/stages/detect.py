@@ -97,7 +97,7 @@ class DetectStage(Stage):
             return "the data have no boxes. Use data=boxes, or the built-in world (data=world)."
         if not own["roll"] and any(one.boxes[:, 4].any() for one in pictures):
             return "the data have boxes with a roll, and stage.detect.roll=false predicts none. Set it to true."
-        if own["unseen"] == "ignore":
+        if own["unseen"] == "ignore" or backbones.crop.is_adaptive:  # which views it chooses is not known here
             return ""
         cameras = backbones.crop.camera_rows
         if not own["global_view"]:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from panollava.batch import Batch
 from panollava.component import component_names, find_component, lacking
-from panollava.crop.matches import Matches, angles_between, column_matches
+from panollava.crop.cameras import Column
+from panollava.crop.matches import LEAST_COMMON, Matches, angles_between, column_matches
 from panollava.crop.rings import columns_line_up, neighbour_pairs
+from panollava.losses.all_reduce import several_processes
 from panollava.losses.diagnostics import collapse_message
 from panollava.losses.protocol import Objective
 from panollava.stages.protocol import Stage, StageSetup, StepOutput
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 LOSS = "overlap"
 KEY = "stage.vision.loss"
 AUTO = "auto"
+MOST_UNPAIRED = 100
+"""Micro-batches from the start on that may all have no pair of views, before training ends with an error."""
 WITH_GRID, WITHOUT_GRID = "vicreg", "vicreg_pooled"
 """What ``auto`` is, by whether the resampler's tokens keep a grid."""
 OBJECTIVES = "losses.objective"
@@ -64,6 +68,7 @@ class OverlapStage(Stage):
         self.objective = objective
         self.grid = vision.token_grid
         self._settings, self._pairing = dict(settings or {}), pairing
+        self._unpaired: int | None = 0  # micro-batches without a pair of views so far; None once there was one
         width, hidden = vision.width, head_width or vision.width
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, width))
         self.vision.tower.train_only(setup.vision_blocks)
@@ -83,16 +88,20 @@ class OverlapStage(Stage):
     @classmethod
     def skip_reason(cls, backbones: Backbones, own: Mapping[str, Any]) -> str | None:
         """See ``Stage``; the objective is checked as well."""
-        reason = cls.obstacle(backbones.outline, backbones.crop.camera_rows)
+        crop = backbones.crop
+        reason = cls.obstacle(backbones.outline, crop.camera_rows, is_adaptive=crop.is_adaptive)
         if reason is None:
             _objective(backbones, own["loss"])
         return reason
 
     @staticmethod
-    def obstacle(vision: PanoVision, cameras: Tensor) -> str | None:
-        """Why this stage cannot train a model on views with `cameras` ``(V, C)``, or None."""
+    def obstacle(vision: PanoVision, cameras: Tensor, *, is_adaptive: bool = False) -> str | None:
+        """Why this stage cannot train a model on views with `cameras` ``(V, C)``, or as many chosen ones; or None."""
         if not any(True for _ in vision.resampler.parameters()):
             return "the resampler has no parameters, so nothing but the head would train"
+        if is_adaptive:
+            tiles = int((cameras[:, Column.IS_GLOBAL] == 0).sum())
+            return None if tiles > 1 else f"crop.views={tiles} of crop=adaptive is one tile, so nothing overlaps"
         mask = torch.ones(1, len(cameras), dtype=torch.bool)
         if len(neighbour_pairs(cameras[None], mask)) == 0:
             return "no view of this crop has a neighbour, so nothing overlaps"
@@ -158,11 +167,31 @@ class OverlapStage(Stage):
             batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask, vision_features=batch.vision_features
         )
         tokens = correspondences.tokens(tokens)
+        if self._is_unpaired(matches):
+            return StepOutput(losses={LOSS: self.head(tokens).sum() * 0.0}, metrics={})
         sides = matches.take(self.head(tokens).float())
         total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training)
         if not self.training:
             metrics |= correspondences.diagnostics(tokens, matches)
         return StepOutput(losses={LOSS: total}, metrics={f"{LOSS}/{name}": value for name, value in metrics.items()})
+
+    def _is_unpaired(self, matches: Matches) -> bool:
+        """Whether no two views of a micro-batch are a pair, which happens where a crop chooses its views.
+
+        Raises ValueError if none were in the first ``MOST_UNPAIRED`` micro-batches, or if other processes wait.
+        """
+        if len(matches.pairs) > 0:
+            self._unpaired = None
+            return False
+        if self._unpaired is not None:
+            self._unpaired += 1
+        if self._unpaired == MOST_UNPAIRED or (self.coupled and self.training and several_processes()):
+            raise ValueError(
+                f"stage.{self.name}: no two views of a micro-batch have {LEAST_COMMON:.1%} of the smaller one in common"
+                f"{'' if self._unpaired is None else f', {self._unpaired} times since the start'}. Raise crop.views or "
+                f"stage.{self.name}.batch_size, or take a crop whose views overlap, such as crop=anyres_e2p."
+            )
+        return True
 
     def _matches(self, batch: Batch) -> Matches:
         return self.objective.correspondences.match(batch.cameras, batch.view_mask, self.grid)
@@ -174,21 +203,24 @@ def _objective(backbones: Backbones, loss: Mapping[str, Any]) -> tuple[Objective
         has_grid=backbones.outline.token_grid is not None,
         resampler=backbones.model["resampler"]["type"],
         cameras=backbones.crop.camera_rows,
+        is_adaptive=backbones.crop.is_adaptive,
     )
 
 
 def build_objective(
-    section: Mapping[str, Any], *, has_grid: bool, resampler: str, cameras: Tensor
+    section: Mapping[str, Any], *, has_grid: bool, resampler: str, cameras: Tensor, is_adaptive: bool = False
 ) -> tuple[Objective, dict[str, Any]]:
     """The objective of a checked ``stage.vision.loss``.
 
-    With ``auto``, tokens are paired by viewing direction (``pairing=rays``) if columns of neighbours do not line up.
+    With ``auto``, tokens are paired by viewing direction (``pairing=rays``) if columns of neighbours do not line up, or
+    the crop chooses its views.
 
     Args:
         section: of the config.
         has_grid: whether the resampler's tokens keep a grid.
         cameras: ``(V, C)`` of a panorama's views.
         resampler: its name, for messages.
+        is_adaptive: whether the crop chooses the cameras of each panorama, as many as these.
 
     Returns:
         The objective, and its type and keys with their values.
@@ -199,7 +231,7 @@ def build_objective(
     kind = str(section["type"])
     name = (WITH_GRID if has_grid else WITHOUT_GRID) if kind == AUTO else kind
     given = {k: v for k, v in section.items() if k not in ("type", "head_width") and v is not None}
-    if kind == AUTO and has_grid and not columns_line_up(cameras[None], _neighbours(cameras)):
+    if kind == AUTO and has_grid and (is_adaptive or not columns_line_up(cameras[None], _neighbours(cameras))):
         given.setdefault("pairing", "rays")
     for key in given.keys() - objective_keys(name):
         raise ValueError(not_its_key(key, given[key], name, kind, f" resampler={resampler} keeps no grid of tokens."))
@@ -207,6 +239,13 @@ def build_objective(
     objective: Objective = component(**given)
     if missing := lacking(objective, Objective):
         raise ValueError(f"{KEY}.type={kind} is no Objective: it has no {', '.join(missing)}.")
+    if is_adaptive and getattr(objective.correspondences, "pairing", None) == "columns":
+        raise ValueError(
+            f"{KEY}.pairing=columns pairs neighbours of a ring, and crop=adaptive has none. Set {KEY}.pairing=rays, or "
+            f"leave objective={AUTO}, which takes it."
+        )
+    if is_adaptive:
+        setattr(objective.correspondences, "least_common", LEAST_COMMON)  # noqa: B010  one of another package has none
     if objective.correspondences.needs_grid and not has_grid:
         raise ValueError(
             f"{KEY}.type={kind} compares views position by position, and resampler={resampler} keeps no grid. "

@@ -61,14 +61,28 @@ class Kept:
 
 
 def open_store(
-    options: StoreOptions, name: str, features_of: Mapping[str, Any], *, shape: Sequence[int], dtype: torch.dtype
+    options: StoreOptions,
+    name: str,
+    features_of: Mapping[str, Any],
+    *,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    camera_shape: Sequence[int] | None = None,
 ) -> FeatureStore:
     """The store of one encoder and crop for features ``(V, N, Dv)``, made if missing; an OSError if it cannot be."""
     # ``features_of`` is all that features depend on beside the image: another value is another store.
     whole = {"format": FORMAT, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), **features_of}
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
     folder, files = options.root / f"{name}_{whole['dtype']}_{digest}", options.file_identity()
-    store = FeatureStore(folder, features_of=whole, files=files, quota=options.quota, shape=shape, dtype=dtype)
+    store = FeatureStore(
+        folder,
+        features_of=whole,
+        files=files,
+        quota=options.quota,
+        shape=shape,
+        dtype=dtype,
+        camera_shape=camera_shape,
+    )
     if not (store.folder / MARK).is_file():
         store.make()
     store.touch()

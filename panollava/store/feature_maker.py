@@ -53,7 +53,8 @@ class FeatureMaker:
             part.batch.vision_features = part.features
             return part.batch
         missing = [row for row, known in enumerate(part.known) if not known]
-        found = self._obtain({part.pictures[row]: one for row, one in zip(missing, part.views, strict=True)})
+        cut = zip(part.views, part.batch.cameras[missing], strict=True)
+        found = self._obtain({part.pictures[row]: one for row, one in zip(missing, cut, strict=True)})
         result = torch.empty((len(part.known), *self.store.shape), dtype=self.store.dtype, device=self.device)
         for row in missing:
             result[row] = found[part.pictures[row]]
@@ -63,20 +64,20 @@ class FeatureMaker:
         part.batch.vision_features = result
         return part.batch
 
-    def _obtain(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Features of each image, encoded or read as soon as another process has written them."""
+    def _obtain(self, cut: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Features of each image, of its views and cameras, encoded or read once another process has written them."""
         found: dict[str, Tensor] = {}
-        while waiting := [picture for picture in views if picture not in found]:
+        while waiting := [picture for picture in cut if picture not in found]:
             before = len(found)
             for picture in waiting:
-                features = self._obtain_one(picture, views[picture])
+                features = self._obtain_one(picture, *cut[picture])
                 if features is not None:
                     found[picture] = features
             if len(found) == before:
                 time.sleep(_WAIT_S)
         return found
 
-    def _obtain_one(self, picture: str, views: Tensor) -> Tensor | None:
+    def _obtain_one(self, picture: str, views: Tensor, cameras: Tensor) -> Tensor | None:
         """Features of one image; None while another process encodes them."""
         if self.store.is_full:
             features = self.store.get(picture)
@@ -88,7 +89,7 @@ class FeatureMaker:
             features = self.store.get(picture)  # another process may have written them since the worker looked
             if features is None:
                 features = self._encoded(views)
-                self.store.put(picture, features.cpu())
+                self.store.put(picture, features.cpu(), cameras)
             else:
                 self.read += 1
             return features

@@ -1,13 +1,12 @@
 """The store of one encoder's features: a file per panorama, read and written by several processes at a time."""
 
 import contextlib
-import math
 import os
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,7 +20,7 @@ from panollava.store.identity import FileIdentity
 from panollava.store.quota import MARK, Quota
 
 SUFFIX = ".safetensors"
-_NAME = "features"
+_NAME, _CAMERAS = "features", "cameras"
 LOCKS = 1024  # lock files that claim panoramas; two panoramas may share one, so that one of them waits
 _SHARD_OVERHEAD = 512  # bytes of a shard beside its features, at most
 _TOUCH_S = 60.0
@@ -31,8 +30,18 @@ class DamagedShardError(ValueError):
     """A file that is not the shard that was written there."""
 
 
+class Shard(NamedTuple):
+    """What is kept of a panorama, on the CPU and memory-mapped."""
+
+    features: Tensor  # (V, N, Dv)
+    cameras: Tensor | None  # (V, C) float32 of its views, where they differ from panorama to panorama
+
+
 class FeatureStore:
-    """Features ``(V, N, Dv)`` of panoramas, by the digest of the image. Loader workers get a copy, which only reads."""
+    """Features ``(V, N, Dv)`` of panoramas, by the digest of the image. Loader workers get a copy, which only reads.
+
+    With ``camera_shape``, the (V, C) of a crop that chooses the cameras of each panorama, they are kept with them.
+    """
 
     def __init__(
         self,
@@ -43,9 +52,11 @@ class FeatureStore:
         quota: Quota,
         shape: Sequence[int],
         dtype: torch.dtype,
+        camera_shape: Sequence[int] | None = None,
     ) -> None:
         self.folder, self.features_of, self.files, self.quota = folder, features_of, files, quota
         self.shape, self.dtype = tuple(shape), dtype
+        self.camera_shape = None if camera_shape is None else tuple(camera_shape)
         self.is_full = False  # nothing more is kept, since the limit was reached or the disk cannot be written
         self.damaged = 0  # shards that were found damaged
         self._checked: set[str] = set()
@@ -56,10 +67,16 @@ class FeatureStore:
         return self.files.identify(picture)
 
     def get(self, picture: str) -> Tensor | None:
-        """Features ``(V, N, Dv)`` on the CPU, memory-mapped; None where there are none or the file is damaged."""
+        """Features ``(V, N, Dv)`` as of ``load``."""
+        found = self.load(picture)
+        return None if found is None else found.features
+
+    def load(self, picture: str) -> Shard | None:
+        """What is kept of an image; None where there is nothing or the file is damaged."""
         try:
             is_new = picture not in self._checked
-            found = read_shard(self._shard(picture), picture, shape=self.shape, dtype=self.dtype, check=is_new)
+            path, shape, dtype = self._shard(picture), self.shape, self.dtype
+            found = read_shard(path, picture, shape=shape, dtype=dtype, camera_shape=self.camera_shape, check=is_new)
         except FileNotFoundError:
             return None
         except DamagedShardError as error:
@@ -84,11 +101,18 @@ class FeatureStore:
             return None
         return lock
 
-    def put(self, picture: str, features: Tensor) -> bool:
-        """Keeps features ``(V, N, Dv)`` on the CPU, with the claim, and returns whether there was room for them."""
+    def put(self, picture: str, features: Tensor, cameras: Tensor | None = None) -> bool:
+        """Keeps features ``(V, N, Dv)`` on the CPU, with the claim, and returns whether there was room for them.
+
+        ``cameras`` ``(V, C)`` are kept in a store that has a ``camera_shape``, and needed there.
+        """
         if self.is_full:
             return False
-        shard, size = self._shard(picture), math.prod(self.shape) * self.dtype.itemsize + _SHARD_OVERHEAD
+        tensors = {_NAME: features.contiguous()}
+        if self.camera_shape is not None:
+            assert cameras is not None
+            tensors[_CAMERAS] = cameras.float().contiguous()
+        shard, size = self._shard(picture), sum(map(_bytes, tensors.values())) + _SHARD_OVERHEAD
         reserved = 0
         try:
             with contextlib.suppress(FileNotFoundError):  # a damaged one
@@ -99,8 +123,7 @@ class FeatureStore:
                 return False
             reserved = size
             # Without waiting for the disk, which takes longer than encoding: the checksum finds what is damaged then.
-            metadata = {"picture": picture, "crc32": str(_checksum(features))}
-            tensors = {_NAME: features.contiguous()}
+            metadata = {"picture": picture, "crc32": str(_checksum(*tensors.values()))}
             replace_file(shard, lambda temporary: save_file(tensors, temporary, metadata=metadata), sync=False)
             self.quota.give_back(size - shard.stat().st_size)
         except OSError as error:
@@ -141,8 +164,16 @@ class FeatureStore:
         return self.folder / picture[:2] / f"{picture}{SUFFIX}"
 
 
-def read_shard(path: Path, picture: str, *, shape: Sequence[int], dtype: torch.dtype, check: bool = True) -> Tensor:
-    """Features of one image, memory-mapped; they stay valid when the file is removed.
+def read_shard(
+    path: Path,
+    picture: str,
+    *,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    camera_shape: Sequence[int] | None = None,
+    check: bool = True,
+) -> Shard:
+    """What is kept of one image, memory-mapped; it stays valid when the file is removed.
 
     Without ``check`` only the header is compared, which detects a truncated file, not the checksum. A file that is
     damaged, or of another image, shape or dtype, raises a DamagedShardError.
@@ -153,6 +184,7 @@ def read_shard(path: Path, picture: str, *, shape: Sequence[int], dtype: torch.d
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             features = file.get_tensor(_NAME)
+            cameras = None if camera_shape is None else file.get_tensor(_CAMERAS)
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -160,10 +192,19 @@ def read_shard(path: Path, picture: str, *, shape: Sequence[int], dtype: torch.d
     if metadata.get("picture") != picture or features.shape != torch.Size(shape) or features.dtype is not dtype:
         found = f"{metadata.get('picture')}, {tuple(features.shape)}, {features.dtype}"
         raise DamagedShardError(f"{path}: holds {found}; expected {picture}, {tuple(shape)}, {dtype}")
-    if check and metadata.get("crc32") != str(_checksum(features)):
+    if cameras is not None and (cameras.shape, cameras.dtype) != (torch.Size(camera_shape or ()), torch.float32):
+        raise DamagedShardError(f"{path}: holds cameras {tuple(cameras.shape)}; expected {camera_shape}")
+    if check and metadata.get("crc32") != str(_checksum(features, *([] if cameras is None else [cameras]))):
         raise DamagedShardError(f"{path}: its checksum is wrong")
-    return features
+    return Shard(features, cameras)
 
 
-def _checksum(features: Tensor) -> int:
-    return zlib.crc32(features.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+def _checksum(*tensors: Tensor) -> int:
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy(), value)  # type: ignore[arg-type]
+    return value
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.dtype.itemsize

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from panollava.crop.crop import Cut
 from panollava.data.source import Directions, Question, Record
 from panollava.prompt import Encoded
 
@@ -63,8 +64,13 @@ class PlainSource:
 class PlainCrop:
     """The whole panorama as `views` equal views."""
 
+    is_adaptive = False
+
     def __init__(self, views: int = 1) -> None:
         self.camera_rows = torch.arange(11.0).expand(views, 11)
+
+    def cut(self, panorama: np.ndarray) -> Cut:
+        return Cut(self.views(panorama), self.camera_rows)
 
     def views(self, panorama: np.ndarray) -> Tensor:
         return torch.from_numpy(panorama).permute(2, 0, 1).expand(len(self.camera_rows), 3, 8, 16).contiguous()

@@ -20,6 +20,7 @@ CROPS = [
     (("crop=anyres_max", "crop.max_tiles=4"), "anyres-max", ""),
     (("crop=cubemap", "crop.poles=true"), "cubemap", ""),
     (("crop=resize",), "resize", ""),
+    (("crop=adaptive",), "adaptive", ""),
 ]
 """Arguments, the crop's word in names, and the end of the experiment's name."""
 

@@ -102,7 +102,12 @@ def test_any_crop(photo: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple
 def test_help_and_config(tmp_path: Path) -> None:
     shown = started("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    for part in ("crop: anyres, anyres_e2p, anyres_max, cubemap, e2p", "image: null", "out: gallery.png", "Examples"):
+    for part in (
+        "crop: adaptive, anyres, anyres_e2p, anyres_max, cubemap, e2p",
+        "image: null",
+        "out: gallery.png",
+        "Examples",
+    ):
         assert part in shown.stdout
     shown = started("crop=cubemap", "--cfg", "job", cwd=tmp_path)
     assert shown.returncode == 0

@@ -48,7 +48,7 @@ def test_values_ranges_and_choices_stand_beside_their_keys() -> None:
     assert "overlap: 0.5 at least; the effective overlap closes the ring (0 to 0.9)" in found
     assert "parallel: ddp several processes (torchrun): ddp, each has the whole model; fsdp, each a shard" in found
     assert "rank: 16 1 or more" in found
-    assert "crop: anyres, anyres_e2p, anyres_max, cubemap, e2p, resize, sliding_window" in found
+    assert "crop: adaptive, anyres, anyres_e2p, anyres_max, cubemap, e2p, resize, sliding_window" in found
     assert "(grouped or single)" in shown("score")
 
 

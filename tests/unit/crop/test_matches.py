@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera, Column, camera_tensor, locate, point_directions
-from panollava.crop.matches import Matches, column_matches, ray_matches
+from panollava.crop.cameras import (
+    EQUIRECTANGULAR,
+    PERSPECTIVE,
+    Camera,
+    Column,
+    camera_tensor,
+    locate,
+    point_directions,
+    token_directions,
+)
+from panollava.crop.matches import Matches, column_matches, overlapping_pairs, ray_matches
 from panollava.crop.strategies import (
     AnyresCrop,
     AnyresE2pCrop,
@@ -20,6 +29,7 @@ from panollava.crop.strategies import (
     E2pCrop,
     ResizeCrop,
     SlidingWindowCrop,
+    global_camera,
 )
 
 ONE_RING, THREE_RINGS = (0.0,), (-45.0, 0.0, 45.0)
@@ -212,3 +222,26 @@ def test_what_lies_behind_a_tile_is_not_ahead_of_it():
     assert not ahead.any()
     assert torch.isfinite(x).all()
     assert torch.isfinite(y).all()
+
+
+def test_pairs_share_a_part_of_the_smaller_view() -> None:
+    """A small view inside a large one, two that share a quarter, and two that hardly touch."""
+
+    def tile(yaw_deg: float, fov_deg: float) -> Camera:
+        fov = math.radians(fov_deg)
+        return Camera(PERSPECTIVE, math.radians(yaw_deg), 0.0, 0.0, fov, fov)
+
+    cameras = camera_tensor([global_camera("resize", (1, 1)), tile(0, 90), tile(10, 45), tile(60, 45), tile(-89, 90)])
+    every = torch.ones(1, 5, dtype=torch.bool)
+    assert overlapping_pairs(cameras[None], every, 0.125)[:, 1:].tolist() == [[1, 2], [1, 3]]
+    hidden = every.clone()
+    hidden[0, 2] = False
+    assert overlapping_pairs(cameras[None], hidden, 0.125)[:, 1:].tolist() == [[1, 3]]
+    grid = (6, 6)
+    plain, chosen = (ray_matches(cameras[None], every, grid, least_common=least) for least in (0.0, 0.125))
+    assert chosen.pairs[:, 1:].tolist() == [[1, 2], [1, 3]]
+    assert set(map(tuple, chosen.pairs.tolist())) < set(map(tuple, plain.pairs.tolist()))
+    first, second = chosen.take(token_directions(cameras[None], grid).flatten(2, 3))
+    assert torch.nn.functional.cosine_similarity(first, second, dim=-1)[chosen.mask].min() > 0.99
+    alone = ray_matches(cameras[None, :2], every[:, :2], grid, least_common=0.125)
+    assert len(alone.pairs) == 0

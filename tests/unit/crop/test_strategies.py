@@ -194,7 +194,7 @@ def test_grids_that_leave_no_choice_are_refused(grids: tuple[tuple[int, int], ..
 
 
 def test_strategies_are_found_by_their_config_names() -> None:
-    names = ["anyres", "anyres_e2p", "anyres_max", "cubemap", "e2p", "resize", "sliding_window"]
+    names = ["adaptive", "anyres", "anyres_e2p", "anyres_max", "cubemap", "e2p", "resize", "sliding_window"]
     assert component_names("crop.strategies", "Crop") == names
     assert find_component("crop.strategies", "anyres_e2p", "Crop") is AnyresE2pCrop
     assert find_component("crop.strategies", "sliding_window", "Crop") is SlidingWindowCrop

@@ -134,7 +134,7 @@ def test_pictures_of_a_part_of_the_sphere(tmp_path: Path) -> None:
     expected = PanoLlavaImageProcessor({"type": "resize"}, (64, 64))(whole)["pixel_values"]
     for given in (panorama(), Image.fromarray(panorama()), tmp_path / "pano.png"):
         assert torch.equal(processor(given)["pixel_values"], expected)
-        assert torch.equal(PanoLlava.views(SimpleNamespace(crop=processor.build_crop()), given)[None], expected)
+        assert torch.equal(PanoLlava.cut(SimpleNamespace(crop=processor.build_crop()), given).views[None], expected)
     with pytest.raises(ValueError, match=r"128 x 60 pixels do not cover crop\.panorama_fov_deg=\[180, 90\]"):
         processor(panorama()[:60])
     with pytest.raises(ValueError, match="128 x 60 pixels is not a whole panorama"):

@@ -11,6 +11,7 @@ from support.runs import config
 from panollava.component import component_names, find_component
 from panollava.config.check import check_section
 from panollava.crop.cameras import camera_tensor
+from panollava.crop.matches import LEAST_COMMON
 from panollava.crop.strategies import AnyresE2pCrop, AnyresMaxCrop, CropStrategy, CubemapCrop, E2pCrop
 from panollava.losses.objective.densecl import DenseclObjective
 from panollava.run.config_check import check_objective, checked
@@ -190,3 +191,14 @@ def test_the_angle_between_paired_columns_is_told() -> None:
     rays, _ = build_objective(section(), has_grid=True, resampler="mlp", cameras=rows)
     assert pairing_note(rays, rows, (16, 16)) == ""
     assert pairing_note(columns, rows, None) == ""
+
+
+def test_chosen_views_are_paired_by_rays() -> None:
+    given = {"has_grid": True, "resampler": "mlp", "cameras": HORIZON, "is_adaptive": True}
+    objective, settings = build_objective(section(), **given)
+    assert settings["pairing"] == objective.correspondences.pairing == "rays"
+    assert objective.correspondences.least_common == LEAST_COMMON
+    with pytest.raises(ValueError, match=r"loss\.pairing=columns pairs neighbours of a ring.*pairing=rays"):
+        build_objective(section(pairing="columns"), **given)
+    pooled, _ = build_objective(section(), **{**given, "has_grid": False})
+    assert pooled.correspondences.least_common == LEAST_COMMON

@@ -128,7 +128,7 @@ def test_attention_is_that_of_explain_to_the_pixel(pano: PanoLlava, address: str
     overlays = served(pano).overlays
     grid = pano.model.vision.token_grid
     assert grid is not None
-    values = attention_values(found, overlays._map(grid))
+    values = attention_values(found, overlays._map(grid, pano.crop.camera_rows))
     assert low == 0
     assert high == pytest.approx(max(float(values.nan_to_num().max()), 1.0), rel=1e-2)
     picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -189,7 +189,7 @@ def test_pictures_are_forgotten_when_memory_is_used_up(pano: PanoLlava) -> None:
     assert pictures.get(names[-1]).content == png(panorama(3))
     with pytest.raises(RefusedError, match="Send it again"):
         pictures.get(names[0])
-    assert torch.equal(pictures.get("seed-0").views(pano.crop), pano.views(panorama()))
+    assert torch.equal(pictures.get("seed-0").views(pano.crop).views, pano.views(panorama()))
 
 
 def test_an_offered_file_that_changes_or_goes(pano: PanoLlava, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from panollava.batch import Batch
+from panollava.crop.cameras import PERSPECTIVE, Camera, camera_tensor
 from panollava.crop.crop import Crop
+from panollava.crop.matches import LEAST_COMMON
 from panollava.crop.strategies import (
     AnyresCrop,
     AnyresMaxCrop,
@@ -20,7 +22,7 @@ from panollava.crop.strategies import (
     ResizeCrop,
     SlidingWindowCrop,
 )
-from panollava.stages.vision import OverlapStage
+from panollava.stages.vision import MOST_UNPAIRED, OverlapStage
 
 Build = Callable[..., Any]
 WIDTH = 240
@@ -74,3 +76,42 @@ def test_a_crop_without_neighbours_is_an_obstacle(built: Build, strategy: CropSt
     cameras = batch_of(strategy, (32, 32)).cameras[0]
     reason = OverlapStage.obstacle(case.stage.vision, cameras)
     assert reason == "no view of this crop has a neighbour, so nothing overlaps"
+
+
+def apart(steps: tuple[float, ...]) -> torch.Tensor:
+    """Cameras ``(1, 2, C)`` of two tiles for each step of yaw, in degrees, between them."""
+    fov = np.radians(45)
+    rows = [
+        camera_tensor([Camera(PERSPECTIVE, np.radians(yaw), 0.2, 0.0, fov, fov) for yaw in (0, step)]) for step in steps
+    ]
+    return torch.stack(rows)
+
+
+def test_samples_without_a_pair_do_not_end_training_unless_all_are(built: Build) -> None:
+    stage = built("vision").stage.train()
+    stage.objective.correspondences.pairing = "rays"
+    stage.objective.correspondences.least_common = LEAST_COMMON
+    pixels = torch.randint(0, 256, (2, 2, 3, 32, 32), dtype=torch.uint8)
+    every = torch.ones(2, 2, dtype=torch.bool)
+
+    def batch(*steps: float) -> Batch:
+        return Batch(["a", "b"], pixels, apart(steps), every)
+
+    for _ in range(MOST_UNPAIRED - 1):
+        output = stage(batch(90.0, 180.0))
+    assert float(output.losses["overlap"]) == 0
+    output.losses["overlap"].backward()
+    assert all(bool((one.grad == 0).all()) for one in stage.head.parameters())
+    with pytest.raises(ValueError, match=rf"12\.5% of the smaller one in common, {MOST_UNPAIRED} times.*crop\.views"):
+        stage(batch(90.0, 180.0))
+    assert stage.counts(batch(10.0, 180.0)) == {"overlap": 1}
+    assert float(stage(batch(10.0, 180.0)).losses["overlap"].detach()) > 0
+    for _ in range(MOST_UNPAIRED):
+        assert float(stage(batch(90.0, 180.0)).losses["overlap"].detach()) == 0
+
+
+@pytest.mark.parametrize(("views", "reason"), [(0, "crop.views=0"), (1, "crop.views=1"), (2, None)])
+def test_chosen_views_need_no_ring(built: Build, views: int, reason: str | None) -> None:
+    cameras = apart((90.0,))[0][:views]
+    found = OverlapStage.obstacle(built("vision").stage.vision, cameras, is_adaptive=True)
+    assert found is None if reason is None else reason in str(found)
