@@ -20,7 +20,7 @@ from panollava.stages.registry import STAGES
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 FILES = ("README.md", "README.ko.md", "conf/README.md")
-OF_WHOLE_RUNS = ("experiment", "hydra/launcher")
+OF_WHOLE_RUNS = ("experiment", "experiment/decisive", "hydra/launcher")
 """Groups with tables of their own in conf/README.md, and none of the README's table of groups."""
 OTHER_SCORES = ("blank picture", "majority answer", "latency", "image tokens")
 """Rows of the table of scores that are no metrics."""

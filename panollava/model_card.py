@@ -19,6 +19,7 @@ from panollava.run_folder import METADATA, STAGES, read_metadata
 
 if TYPE_CHECKING:
     from panollava.model.api import PanoLlava
+    from panollava.model.vision import PanoVision
 
 CARD = "README.md"
 Layout = Literal["panollava", "llava"]
@@ -82,7 +83,7 @@ def _parts(pano: PanoLlava, licences: Mapping[str, str]) -> list[Sequence[str]]:
                           f"{tower.image_size[0]} x {tower.image_size[1]} pixels; licence: {licences['vision']}"),
         ("language model", f"{public_name(config.language_name)}; licence: {licences['language']}"),
         ("crop", f"{_spec(crop)}: {pano.crop.summary}"),
-        ("resampler", f"{_spec(config.resampler)}: {model.vision.tokens_per_view} tokens a view"),
+        ("resampler", f"{_spec(config.resampler)}: {_tokens(model.vision)} a view"),
         ("position", _spec(config.position)),
         ("projector", _spec(config.projector)),
         ("join", f"{config.join}: {pano.image_tokens} tokens a panorama"),
@@ -91,6 +92,12 @@ def _parts(pano: PanoLlava, licences: Mapping[str, str]) -> list[Sequence[str]]:
     commits = {part: (recorded.get(part) or {}).get("revision") for part in ("vision", "language")}
     shown = [f"{part} {commit}" for part, commit in commits.items() if commit]
     return [*rows, ("commits of the backbones", ", ".join(shown))] if shown else rows
+
+
+def _tokens(vision: PanoVision) -> str:
+    """Tokens of a view, and of how many they are averages."""
+    pooled = "" if vision.tokens_per_side is None else f", averaged from {vision.resampled_per_view},"
+    return f"{vision.tokens_per_view} tokens{pooled}"
 
 
 def _spec(spec: Mapping[str, Any] | None) -> str:

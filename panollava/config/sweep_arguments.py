@@ -90,7 +90,7 @@ def slug(text: str, limit: int = 96) -> str:
     items = [re.sub("^objective=", f"{_OBJECTIVE}=", item) for item in re.split(r",(?=[\w./+~]+=)", text)]
     if ",".join(items) != text:
         text = ",".join(sorted(items, key=lambda item: ("=" in item, item)))  # Hydra sorts them
-    whole = re.sub(r"(^|,)([+~]*)model[/.]", r"\1\2", text)
+    whole = re.sub(r"(^|,)([+~]*)(?:model[/.]|experiment/)", r"\1\2", text)
     short = whole.replace("=", "-").replace(",", "_")
     plain = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", short)).strip("-.") or "default"
     pairs = [item.split("=") for item in whole.split(",")]
@@ -217,7 +217,7 @@ def _folder(
     line: CommandLine, config: DictConfig, varied: Sequence[str], of_options: Collection[str], scratch: Path
 ) -> Path:
     """The sweep's folder, which has no sweep with other constant values."""
-    params = list(line.base.hydra.sweeper.get("params") or {})
+    params = [str(key).lstrip("+") for key in line.base.hydra.sweeper.get("params") or {}]
     overlays = [name for name in _overlays(line) if line.compose([f"+experiment={name}"]).hydra.sweeper.get("params")]
     own = [
         {"objective": _OBJECTIVE}.get(key, key.removeprefix("model/"))

@@ -129,6 +129,7 @@ class PanoLlava:
         lora: Mapping[str, Any] | None = None,
         join: str = "concat",
         latent_width: int = 768,
+        tokens_per_side: int | None = None,
         attn_implementation: str = "sdpa",
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -152,6 +153,7 @@ class PanoLlava:
             "size": "tiny" if {vision, language} <= SHIPPED.keys() else "full",
             "join": join,
             "latent_width": latent_width,
+            "tokens_per_side": tokens_per_side,
         }
         backbones = Backbones(section, dict(crop or {"type": "anyres_e2p"}), dtype=dtype, seed=seed)
         settings = {"model": section, "crop": backbones.crop_spec}

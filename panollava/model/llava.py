@@ -93,6 +93,11 @@ def _token_misfits(pano: PanoLlava) -> list[str]:
         found.append(f"model.position.type={kind}: allowed is none. Train with model.position=none.")
     if config.join != "concat":
         found.append(f"model.join={config.join}: allowed is concat. Train with model.join=concat.")
+    if config.tokens_per_side is not None:
+        found.append(
+            f"model.tokens_per_side={config.tokens_per_side}: stock LLaVA keeps every patch; allowed is null. Train "
+            "with model.tokens_per_side=null."
+        )
     projector: Any = model.projector
     if type(projector) is not MlpProjector:
         kind = (config.projector or {}).get("type")

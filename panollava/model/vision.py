@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from panollava.model import families, hub
 from panollava.model.components import Spec, build_component, component_class, float_dtype, keeps_width
 from panollava.model.families import family_of, patch_size  # by name, as store.identity.code_digest follows names
+from panollava.model.layers import area_pool
 from panollava.model.trainable import Blocks, emit_as, make_fp32
 
 if TYPE_CHECKING:
@@ -241,28 +242,63 @@ class VisionTower(nn.Module):
 
 
 class PanoVision(nn.Module):
-    """Encodes the views of panoramas into ``Q`` tokens a view, of width ``Dr``."""
+    """Encodes the views of panoramas into ``Q`` tokens a view, of width ``Dr``.
 
-    def __init__(self, tower: VisionTower, resampler: nn.Module, *, width: int) -> None:
+    Args:
+        tower: a loaded encoder.
+        resampler: built for its width.
+        width: ``Dr``.
+        tokens_per_side: the resampler's tokens are averaged over so many rows and columns of a view (``area_pool``),
+            which gives crops with other numbers of views the same number of image tokens. None: they stay as they are.
+
+    Raises:
+        ValueError: the resampler's tokens have no grid, or a coarser one.
+    """
+
+    def __init__(
+        self, tower: VisionTower, resampler: nn.Module, *, width: int, tokens_per_side: int | None = None
+    ) -> None:
         super().__init__()
-        self.tower, self.width = tower, width
+        self.tower, self.width, self.tokens_per_side = tower, width, tokens_per_side
         self.resampler: Any = resampler
+        if tokens_per_side is not None:
+            self._check_pooling(tokens_per_side)
 
     @classmethod
-    def build(cls, tower: VisionTower, *, resampler: Spec, latent_width: int = 768, seed: int = 0) -> PanoVision:
+    def build(
+        cls,
+        tower: VisionTower,
+        *,
+        resampler: Spec,
+        latent_width: int = 768,
+        tokens_per_side: int | None = None,
+        seed: int = 0,
+    ) -> PanoVision:
         """A tower with a new resampler; ``latent_width`` is ``Dr`` unless the resampler keeps the features' width."""
         width = tower.width if keeps_width(component_class("resampler", resampler["type"])) else latent_width
         widths = {"input_width": tower.width, "output_width": width}
-        return cls(tower, build_component("resampler", resampler, seed=seed, **widths), width=width)
+        built = build_component("resampler", resampler, seed=seed, **widths)
+        return cls(tower, built, width=width, tokens_per_side=tokens_per_side)
 
     @property
     def tokens_per_view(self) -> int:
         """``Q``."""
-        return self.resampler.token_count(self.tower.grid)
+        return self.resampled_per_view if self.tokens_per_side is None else self.tokens_per_side**2
 
     @property
     def token_grid(self) -> tuple[int, int] | None:
         """Grid ``(H', W')`` of the tokens of a view, None where the resampler keeps none."""
+        side = self.tokens_per_side
+        return self.resampled_grid if side is None else (side, side)
+
+    @property
+    def resampled_per_view(self) -> int:
+        """Tokens of a view before ``tokens_per_side``."""
+        return self.resampler.token_count(self.tower.grid)
+
+    @property
+    def resampled_grid(self) -> tuple[int, int] | None:
+        """``token_grid`` before ``tokens_per_side``."""
         return self.resampler.token_grid(self.tower.grid)
 
     def features(self, pixel_values: Tensor) -> Tensor:
@@ -277,7 +313,22 @@ class PanoVision(nn.Module):
         view_mask: Tensor | None = None,
         vision_features: Tensor | None = None,
     ) -> Tensor:
-        """Encodes panoramas into tokens ``(B, V, Q, Dr)``.
+        """Encodes panoramas into tokens ``(B, V, Q, Dr)``; arguments as for ``resampled``."""
+        tokens = self.resampled(
+            pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
+        )  # (B, V, tokens of the resampler, Dr)
+        grid, pooled = self.resampled_grid, self.token_grid
+        return tokens if grid is None or pooled is None or pooled == grid else area_pool(tokens, grid, pooled)
+
+    def resampled(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        cameras: Tensor,
+        view_mask: Tensor | None = None,
+        vision_features: Tensor | None = None,
+    ) -> Tensor:
+        """Encodes panoramas into the resampler's tokens, before ``tokens_per_side``.
 
         Args:
             pixel_values: ``(B, V, 3, h, w)`` uint8, or float in 0..1.
@@ -298,7 +349,21 @@ class PanoVision(nn.Module):
         if view_mask is None:
             view_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)  # (B, V)
         features = features.to(float_dtype(self.resampler, torch.float32))
-        return self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)  # (B, V, Q, Dr)
+        return self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)
+
+    def _check_pooling(self, side: int) -> None:
+        grid = self.resampled_grid
+        if grid is None:
+            raise ValueError(
+                f"model.tokens_per_side={side} averages neighbouring tokens, and the resampler's have no grid. Set "
+                "their number itself (model.resampler.queries of qformer, model.resampler.latents of perceiver) and "
+                "model.tokens_per_side=null, or model.resampler.shortcut=true where it has one."
+            )
+        if not 1 <= side <= min(grid):
+            raise ValueError(
+                f"model.tokens_per_side={side}: the resampler gives {grid[0]} x {grid[1]} tokens a view, so 1 to "
+                f"{min(grid)} are possible, and null for all of them."
+            )
 
 
 # Keys of a configuration that do not change what the encoder computes; the type of its weights is stated apart.

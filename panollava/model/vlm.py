@@ -53,6 +53,7 @@ class PanoLlavaConfig(PreTrainedConfig):
     crop: dict[str, Any] | None = None
     join: str = "concat"  # see panollava.model.fusion
     latent_width: int = 768  # Dr
+    tokens_per_side: int | None = None  # see PanoVision
     image_size: list[int] | None = None  # [h, w] of a view
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
@@ -234,7 +235,8 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         parts: list[Any] = [config.resampler, config.position, config.projector]
-        self.vision = PanoVision.build(vision_tower, resampler=parts[0], latent_width=config.latent_width, seed=seed)
+        sizes: dict[str, Any] = {"latent_width": config.latent_width, "tokens_per_side": config.tokens_per_side}
+        self.vision = PanoVision.build(vision_tower, resampler=parts[0], **sizes, seed=seed)
         width, text_width = self.vision.width, language_model.config.hidden_size
         config.latent_width = width  # the encoder's where the resampler has no weights
         self.position = build_component("position", parts[1], seed=seed, width=width)
@@ -255,6 +257,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         image_token_id: int,
         join: str = "concat",
         latent_width: int = 768,
+        tokens_per_side: int | None = None,
         seed: int = 0,
     ) -> PanoLlavaForConditionalGeneration:
         """The model to train, around loaded backbones; arguments as for ``PanoLlavaConfig`` and the class."""
@@ -271,6 +274,7 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
             join=join,
             form=FORM,
             latent_width=latent_width,
+            tokens_per_side=tokens_per_side,
             image_size=list(vision_tower.image_size),
             image_mean=list(mean),
             image_std=list(std),

@@ -209,6 +209,7 @@ def answer_conditions(
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
+        "tokens_per_side": settings["model"].get("tokens_per_side"),
     }
 
 
@@ -237,6 +238,7 @@ def place_conditions(
         "weights": fingerprint(checkpoint, known),
         "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
         "crop": dict(settings["crop"]),
+        "tokens_per_side": settings["model"].get("tokens_per_side"),
     }
 
 

@@ -59,6 +59,7 @@ class ModelOptions:
     size: str
     latent_width: Annotated[int, Interval(ge=1)]
     join: Join
+    tokens_per_side: Annotated[int, Interval(ge=1, le=64)] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from panollava.model.vision import VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.stages.language import PART
 from panollava.stages.protocol import Stage
+from panollava.stages.vision import OverlapStage
 from panollava.training.options import StageOptions
 
 if TYPE_CHECKING:  # a run needs Hydra, and what is here does not
@@ -236,11 +237,12 @@ def flops(stage: Stage, batch: MicroBatch, setting: Setting) -> Flops:
 def _between(stage: Stage) -> dict[nn.Module, int]:
     """The parts between encoder and language model, which all train, and how many tokens of a view each computes."""
     vision, model = stage.vision, stage.composite
-    parts: dict[nn.Module, int] = {vision.resampler: max(_patches(vision.tower), vision.tokens_per_view)}
+    parts: dict[nn.Module, int] = {vision.resampler: max(_patches(vision.tower), vision.resampled_per_view)}
     others = [part for part in stage.children() if part not in (vision, model)]
     if model is not None:
         others.append(model.projector)
-    return parts | dict.fromkeys(others, vision.tokens_per_view)
+    of_resampler = isinstance(stage, OverlapStage)  # whose head reads the resampler's tokens before they are pooled
+    return parts | dict.fromkeys(others, vision.resampled_per_view if of_resampler else vision.tokens_per_view)
 
 
 def measure(block: nn.Module, setting: Setting) -> Block:

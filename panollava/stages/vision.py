@@ -38,7 +38,8 @@ OBJECTIVES = "losses.objective"
 class OverlapStage(Stage):
     """An objective over the overlaps of neighbouring views; the global view is in no pair.
 
-    Resampler, head and the last blocks of the encoder that `setup` names train.
+    Resampler, head and the last blocks of the encoder that `setup` names train. The tokens are compared before
+    ``model.tokens_per_side``, which has no weights: a finer grid has more matches, and columns that line up.
 
     Args:
         vision: encoder and resampler.
@@ -63,10 +64,10 @@ class OverlapStage(Stage):
         pairing: str = "",
     ) -> None:
         super().__init__(setup)
-        assert vision.token_grid is not None or not objective.correspondences.needs_grid
+        assert vision.resampled_grid is not None or not objective.correspondences.needs_grid
         self.vision = vision
         self.objective = objective
-        self.grid = vision.token_grid
+        self.grid = vision.resampled_grid
         self._settings, self._pairing = dict(settings or {}), pairing
         self._unpaired: int | None = 0  # micro-batches without a pair of views so far; None once there was one
         width, hidden = vision.width, head_width or vision.width
@@ -82,7 +83,7 @@ class OverlapStage(Stage):
     ) -> Self:
         """The stage with the objective of the section ``loss`` (see ``build_objective``)."""
         objective, settings = _objective(backbones, loss)
-        note = pairing_note(objective, backbones.crop.camera_rows, model.token_grid)
+        note = pairing_note(objective, backbones.crop.camera_rows, model.resampled_grid)
         return cls(model, setup, objective=objective, head_width=loss["head_width"], settings=settings, pairing=note)
 
     @classmethod
@@ -163,7 +164,7 @@ class OverlapStage(Stage):
         Validation has no collective operations, as the numbers of batches of the processes differ.
         """
         matches, correspondences = self._matches(batch), self.objective.correspondences
-        tokens = self.vision(
+        tokens = self.vision.resampled(
             batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask, vision_features=batch.vision_features
         )
         tokens = correspondences.tokens(tokens)
@@ -200,7 +201,7 @@ class OverlapStage(Stage):
 def _objective(backbones: Backbones, loss: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
     return build_objective(
         loss,
-        has_grid=backbones.outline.token_grid is not None,
+        has_grid=backbones.outline.resampled_grid is not None,
         resampler=backbones.model["resampler"]["type"],
         cameras=backbones.crop.camera_rows,
         is_adaptive=backbones.crop.is_adaptive,

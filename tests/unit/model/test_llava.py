@@ -120,6 +120,7 @@ MISFITS = [
     pytest.param({"projector": {"type": "mlp", "width": 33}}, "model.projector.width=33", id="width"),
     pytest.param({"projector": {"type": "mlp", "input_norm": True}}, "model.projector.input_norm=true", id="norm"),
     pytest.param({"join": "mean"}, "model.join=mean", id="join"),
+    pytest.param({"tokens_per_side": 2}, "model.tokens_per_side=2", id="tokens_per_side"),
     pytest.param({"layer": -1}, "model.vision.feature_layer=-1", id="layer"),
     pytest.param({"vision": "dinov2"}, "model.vision.name: the encoder is dinov2", id="encoder"),
     pytest.param({"vision": "timm_vit"}, "model.vision.name: the encoder is timm_wrapper", id="timm"),

@@ -177,3 +177,15 @@ def test_obstacles_say_what_is_in_the_way(built: Build) -> None:
     no_parameters = OverlapStage.obstacle(stage.vision, cameras)
     assert no_parameters is not None
     assert "no parameters" in no_parameters
+
+
+@torch.no_grad()
+def test_tokens_are_compared_before_they_are_pooled(built: Build) -> None:
+    """Two of four columns line up with the neighbour's at overlap 0.5; of three, one and a half would."""
+    costs = []
+    for side, grid in ((4, (4, 4)), (3, (3, 3))):
+        torch.manual_seed(1)  # as a run does before it builds a stage
+        case = built("vision", "crop.overlap=0.5", f"model.tokens_per_side={side}")
+        assert (case.stage.vision.token_grid, case.stage.grid) == (grid, (4, 4))
+        costs.append(cost(case.stage, case.batch))
+    assert costs[0] == costs[1]
