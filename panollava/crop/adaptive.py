@@ -5,6 +5,7 @@ depend on threads, and a rotation by whole columns of the map rotates them exact
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
@@ -63,9 +64,11 @@ def choose_tiles(detail: np.ndarray, count: int, shape: float = 1.0) -> list[Til
     """The tiles that show a ``detail_map`` best, from yaw 0 to the right; fewer than ``count`` where all is shown.
 
     The value of a set of tiles is the sum over cells of detail times the sharpness of the sharpest tile that shows the
-    cell: the focal length relative to that of the widest candidate, 0 where none shows it. Tiles are added one by one,
-    each the candidate with the largest gain. Of equal candidates the widest is taken, then the one nearest to the
-    horizon, the upper one, and the first one from a column that rotates with the map.
+    cell: the square root of its focal length relative to that of the widest candidate, 0 where none shows it. Tiles are
+    added one by one, each the candidate with the largest gain. Then each tile, in that order, is exchanged for the
+    candidate with the largest gain beside the others, where that gains more and the value does not fall. Of equal
+    candidates the widest is taken, then the one nearest to the horizon, the upper one, and the first one from a column
+    that rotates with the map.
 
     Args:
         detail: of ``detail_map``.
@@ -77,35 +80,63 @@ def choose_tiles(detail: np.ndarray, count: int, shape: float = 1.0) -> list[Til
     ``_EDGE`` lower for what lies in a candidate's corners, which centres it, and makes that at least 1 - 1/e^(1 - 1/8),
     or 58 % (Goundan, Schulz, "Revisiting the greedy approach to submodular set function maximization", 2007).
     """
-    kernels, spectra, sharpness = _candidates(shape)
     origin = _origin(detail)
-    detail = np.roll(detail, -origin, axis=1)
-    best = np.zeros((ROWS, COLUMNS), dtype=np.int64)
+    choice = _Choice(np.roll(detail, -origin, axis=1), shape)
     tiles: list[Tile] = []
     while len(tiles) < count:
-        missing = detail * np.maximum(0, sharpness[:, None, None] - best)  # (fovs, ROWS, COLUMNS)
+        gain, tile = choice.best(tiles)
+        if gain <= 0:
+            break
+        tiles.append(tile)
+    for at, tile in enumerate(tiles):
+        others = [*tiles[:at], *tiles[at + 1 :]]
+        gain, other = choice.best(others)
+        is_more = gain > choice.gain(tile, others, is_centred=True)
+        if is_more and choice.gain(other, others) >= choice.gain(tile, others):
+            tiles[at] = other
+    turned = [(fov, pitch, (column + origin) % COLUMNS) for fov, pitch, column in tiles]
+    return sorted(turned, key=lambda tile: (yaw_rad(tile[2]), -PITCHES_DEG[tile[1]], tile[0]))
+
+
+class _Choice:
+    """What candidates gain beside given tiles, on one map of detail."""
+
+    def __init__(self, detail: np.ndarray, shape: float) -> None:
+        self.detail = detail
+        self.kernels, self.spectra, self.sharpness = _candidates(shape)
+
+    def best(self, tiles: Sequence[Tile]) -> tuple[int, Tile]:
+        """The largest gain, less what lies in corners, and its candidate."""
+        missing = self.detail * np.maximum(
+            0, self.sharpness[:, None, None] - self.shown(tiles)
+        )  # (fovs, ROWS, COLUMNS)
         waves = np.fft.rfft(missing, axis=2).transpose(2, 0, 1)[..., None]  # (waves, fovs, ROWS, 1)
-        sums = spectra @ waves.view(np.float64)  # kernels are symmetric, their spectra real
+        sums = self.spectra @ waves.view(np.float64)  # kernels are symmetric, their spectra real
         # The sums over cells are integers far below 2^53: rounding makes them exact.
         gains = np.rint(np.fft.irfft(sums.view(np.complex128)[..., 0].transpose(1, 2, 0), COLUMNS))
-        # The first of equal ones.
-        fov, pitch, column = (int(at) for at in np.unravel_index(gains.argmax(), gains.shape))
-        if gains[fov, pitch, column] <= 0:
-            break
-        tiles.append((fov, pitch, (column + origin) % COLUMNS))
-        is_shown = np.roll(kernels[fov, pitch] > 0, column, axis=1)
-        best[is_shown] = np.maximum(best[is_shown], sharpness[fov])
-    return sorted(tiles, key=lambda tile: (yaw_rad(tile[2]), -PITCHES_DEG[tile[1]], tile[0]))
+        fov, pitch, column = np.unravel_index(gains.argmax(), gains.shape)  # the first of equal ones
+        return int(gains[fov, pitch, column]), (int(fov), int(pitch), int(column))
+
+    def gain(self, tile: Tile, others: Sequence[Tile], *, is_centred: bool = False) -> int:
+        """What a tile adds to the value of others; with ``is_centred`` less what lies in its corners."""
+        fov, pitch, column = tile
+        missing = self.detail * np.maximum(0, self.sharpness[fov] - self.shown(others))
+        kernel = np.roll(self.kernels[fov, pitch], column, axis=1)
+        return int((missing * (kernel if is_centred else _STEPS * (kernel > 0))).sum())
+
+    def shown(self, tiles: Sequence[Tile]) -> np.ndarray:
+        """Sharpness ``(ROWS, COLUMNS)`` with which the cells are shown, 0 where no tile shows them."""
+        found = np.zeros((ROWS, COLUMNS), dtype=np.int64)
+        for fov, pitch, column in tiles:
+            is_shown = np.roll(self.kernels[fov, pitch] > 0, column, axis=1)
+            np.maximum(found, is_shown * self.sharpness[fov], out=found)
+        return found
 
 
-def shown_detail(detail: np.ndarray, tiles: list[Tile], shape: float = 1.0) -> tuple[float, float]:
+def shown_detail(detail: np.ndarray, tiles: Sequence[Tile], shape: float = 1.0) -> tuple[float, float]:
     """Share of a map's detail that some tile shows, and its mean sharpness, which ``choose_tiles`` maximises."""
-    kernels, _, sharpness = _candidates(shape)
-    best = np.zeros((ROWS, COLUMNS), dtype=np.int64)
-    for fov, pitch, column in tiles:
-        best = np.maximum(best, np.roll(kernels[fov, pitch] > 0, column, axis=1) * sharpness[fov])
-    total = max(1, int(detail.sum()))
-    return float((detail * (best > 0)).sum() / total), float((detail * best).sum() / total / _STEPS)
+    shown, total = _Choice(detail, shape).shown(tiles), max(1, int(detail.sum()))
+    return float((detail * (shown > 0)).sum() / total), float((detail * shown).sum() / total / _STEPS)
 
 
 def yaw_rad(column: int) -> float:
@@ -140,8 +171,8 @@ def _candidates(shape: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             is_shown = (depth > 1e-6) & (np.abs(x) <= 1 + 1e-9) & (np.abs(y) <= 1 + 1e-9)
             kernels[row, column] = np.rint(_STEPS * (1 - _EDGE * np.minimum(x**2 + y**2, 2) / 2)) * is_shown
     spectra = np.ascontiguousarray(np.fft.rfft(kernels, axis=3).real.transpose(3, 0, 1, 2))
-    sharpness = [math.tan(math.radians(FOVS_DEG[0]) / 2) / math.tan(math.radians(fov) / 2) for fov in FOVS_DEG]
-    return kernels, spectra, np.rint(_STEPS * np.array(sharpness)).astype(np.int64)
+    focal = 1 / np.tan(np.radians(FOVS_DEG) / 2)
+    return kernels, spectra, np.rint(_STEPS * np.sqrt(focal / focal[0])).astype(np.int64)
 
 
 def _origin(detail: np.ndarray) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from annotated_types import Interval
 
-from panollava.crop.adaptive import FOVS_DEG, PITCHES_DEG, choose_tiles, detail_map, v_extent_rad, yaw_rad
+from panollava.crop.adaptive import COLUMNS, FOVS_DEG, PITCHES_DEG, choose_tiles, detail_map, v_extent_rad, yaw_rad
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 
 MAX_TILES = 1000  # Tiles of one crop. No language model has a context for the tokens of more
@@ -243,8 +243,9 @@ class AdaptiveCrop:
             return self.cameras(view_size)
         tiles = choose_tiles(detail, self.views, view_size[0] / view_size[1])
         chosen = [_tile(yaw_rad(column), PITCHES_DEG[pitch], FOVS_DEG[fov], view_size) for fov, pitch, column in tiles]
-        # Where all is shown as sharply as it can be, tiles of a ring from the first one's yaw fill the number.
-        fill = self._ring(chosen[0].yaw_rad, self.views - len(chosen), view_size)
+        # Where all is shown as sharply as it can be, tiles of a ring fill the number. It begins half a column beside
+        # the first tile, where no candidate stands.
+        fill = self._ring(chosen[0].yaw_rad + math.pi / COLUMNS, self.views - len(chosen), view_size)
         return [global_camera(self.global_view, view_size), *chosen, *fill]
 
     def finest(self, view_size: tuple[int, int] = SQUARE) -> Camera:

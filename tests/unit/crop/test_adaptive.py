@@ -51,8 +51,8 @@ def with_object(yaw_deg: float, pitch_deg: float, radius_deg: float = 12.0) -> n
 
 @pytest.fixture(scope="module")
 def world() -> list[np.ndarray]:
-    source = WorldSource(split="test", scenes=4, height=HEIGHT)
-    return [np.asarray(source.panorama(index)) for index in range(4)]
+    source = WorldSource(split="test", scenes=12, height=HEIGHT)
+    return [np.asarray(source.panorama(index)) for index in range(12)]
 
 
 def angles(cameras: list[Camera]) -> set[tuple[int, int, int]]:
@@ -114,7 +114,7 @@ def test_a_single_object_is_seen_closely_in_the_middle_of_a_view(yaw: float, pit
 
 @pytest.mark.parametrize("columns", [1, 5, 64, 127])
 def test_a_rotation_by_whole_columns_rotates_the_tiles_exactly(columns: int, world: list[np.ndarray]) -> None:
-    for picture in (*world, with_object(180, 10), with_object(33, -40)):
+    for picture in (*world[:4], with_object(180, 10), with_object(33, -40)):
         before = angles(AdaptiveCrop().choose(picture))
         after = angles(AdaptiveCrop().choose(np.roll(picture, columns * COLUMN, axis=1)))
         assert after == {((yaw + 2 * columns) % (2 * COLUMNS), pitch, fov) for yaw, pitch, fov in before}
@@ -153,11 +153,11 @@ def changed(picture: np.ndarray, how: str) -> np.ndarray:
 def test_noise_and_compression_hardly_change_what_is_shown(how: str, world: list[np.ndarray]) -> None:
     for picture in world:
         detail = detail_map(picture)
-        (share, sharpness), (other_share, other_sharpness) = (
+        (share, value), (other_share, other_value) = (
             shown_detail(detail, choose_tiles(detail_map(one), 8)) for one in (picture, changed(picture, how))
         )
-        assert abs(other_share - share) <= 0.02
-        assert other_sharpness >= 0.98 * sharpness
+        assert other_value == pytest.approx(value, rel=0.02)
+        assert abs(other_share - share) <= 0.05  # tiles of about equal gain are exchanged
 
 
 def test_tiles_show_more_detail_than_the_ring(world: list[np.ndarray]) -> None:
@@ -166,6 +166,16 @@ def test_tiles_show_more_detail_than_the_ring(world: list[np.ndarray]) -> None:
         ring = [(0, 0, index * COLUMNS // 8) for index in range(8)]
         (_, sharpness), (_, of_ring) = shown_detail(detail, choose_tiles(detail, 8)), shown_detail(detail, ring)
         assert sharpness > 1.3 * of_ring
+
+
+def test_no_exchange_of_one_tile_would_have_a_clearly_higher_value(world: list[np.ndarray]) -> None:
+    for picture in world[:4]:
+        detail = detail_map(picture)
+        tiles, choice = choose_tiles(detail, 8), adaptive._Choice(detail, 1.0)
+        total = shown_detail(detail, tiles)[1] * adaptive._STEPS * detail.sum()
+        for at, tile in enumerate(tiles):
+            others = [*tiles[:at], *tiles[at + 1 :]]
+            assert choice.gain(choice.best(others)[1], others) - choice.gain(tile, others) < 0.05 * total
 
 
 def test_the_choice_is_within_the_bound_of_the_best_one() -> None:
