@@ -163,8 +163,23 @@ def compare_pairs(
         Introduction to the Bootstrap, section 15.2; Phipson and Smyth 2010, Permutation p-values should never be zero
         (the observed difference counts as one of the random swaps).
     """
-    tests, swaps = [], SWAPS * math.ceil(len(pairs) / 50)  # a quarter of the smallest level, or finer
-    for first, second in pairs:
+    return compare_each([(first, second, groups) for first, second in pairs], top=top, seed=seed)
+
+
+def compare_each(
+    pairs: Sequence[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray, Sequence[str] | np.ndarray]],
+    *,
+    top: float = 1.0,
+    seed: int = 0,
+    swaps: int | None = None,
+) -> list[Comparison]:
+    """As ``compare_pairs``, for pairs ``(first, second, groups)`` on questions of their own.
+
+    Args:
+        swaps: random swaps of each test; None for enough that a quarter of the smallest level can be reached.
+    """
+    tests, swaps = [], SWAPS * math.ceil(len(pairs) / 50) if swaps is None else swaps
+    for first, second, groups in pairs:
         if len(first) != len(second):
             raise ValueError(f"Two models are compared on the same questions, not on {len(first)} and {len(second)}.")
         differences = np.asarray(second, dtype=np.float64) - np.asarray(first)
@@ -194,7 +209,9 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 class _Test:
     """The permutation test of one pair of models, with its p-value and its interval at any level."""
 
-    def __init__(self, differences: np.ndarray, groups: Sequence[str], top: float, swaps: int, seed: int) -> None:
+    def __init__(
+        self, differences: np.ndarray, groups: Sequence[str] | np.ndarray, top: float, swaps: int, seed: int
+    ) -> None:
         sums = _by_group(differences[:, None], groups)[:, 0]
         self._top, self._size = top, len(sums)
         self._value = float(sums.sum() / len(differences))
@@ -256,6 +273,26 @@ class _Test:
 def least_groups(level: float) -> int:
     """Groups without which no difference is significant: 2 of the ``2 ** G`` swaps leave all groups on one side."""
     return math.floor(1 - math.log2(level)) + 1
+
+
+def sign_detectable(found: Comparison, questions: int) -> float:
+    """Smallest mean difference that is seen with a power of 80 % where few pictures differ, and all in one direction.
+
+    Then ``Comparison.detectable``, which rests on the spread, is too small, and 0 where no picture differs. Each
+    picture is taken to differ in one question, with a probability for which ``least_groups`` of them differ in 80 % of
+    all sets. 1 where there are fewer pictures than that.
+    """
+    low, high = 0.0, 1.0
+    if found.groups < found.least_groups:
+        return 1.0
+    for _ in range(30):
+        chance = (low + high) / 2
+        terms = (
+            math.comb(found.groups, number) * chance**number * (1 - chance) ** (found.groups - number)
+            for number in range(found.least_groups)
+        )
+        low, high = (low, chance) if sum(terms) <= 0.2 else (chance, high)
+    return high * found.groups / questions
 
 
 def normal(level: float) -> float:
@@ -322,7 +359,7 @@ def rounded(value: float, digits: int, limit: float = 0.0, sign: str = "") -> st
     return text if is_same_side or digits > 12 else rounded(value, digits + 1, limit, sign)
 
 
-def _by_group(counts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+def _by_group(counts: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
     """Sums ``(G, C)`` of the rows ``(Q, C)`` of each group."""
     if len(counts) == 0 or len(counts) != len(groups):
         raise ValueError(f"{len(counts)} scores of {len(groups)} questions: give one for each, and at least one.")

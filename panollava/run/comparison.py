@@ -29,6 +29,7 @@ from panollava.evaluation.predictions import as_scored, with_groups
 from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
+from panollava.run.certify import recorded_certificates
 from panollava.run.conditions import answer_conditions, recorded_config, unequal
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import data_name, data_overrides
@@ -95,6 +96,8 @@ def compare_runs(options: CompareOptions, sections: dict[str, Any]) -> None:
     if groups := group_tables({name: group_scores(one, chosen.metric) for name, one in sets.items()}, measure):
         text += f"\n{groups}"
     text += "".join(f"\n{line}.\n" for line in learning_notes(learning))
+    if certified := recorded_certificates(dict(zip(names, runs, strict=True)), Path(options.results_dir), known):
+        text += f"\n{certified}"
     LOG.info("\n%s", text)
     for line in unequal({name: one.conditions for name, one in answers.items()}):
         LOG.warning("%s.", line)

@@ -27,13 +27,16 @@ ENCODED_BY = (
 """The code that makes features of a picture file."""
 
 
-def open_features(options: StoreOptions, tower: VisionTower, crop: Crop) -> FeatureMaker | None:
+def open_features(
+    options: StoreOptions, tower: VisionTower, crop: Crop, *, announce: bool = True
+) -> FeatureMaker | None:
     """Makes and stores features of a tower with its present weights, on its present device.
 
     Args:
         options: ``store.*``.
         tower: the encoder.
         crop: cuts its views.
+        announce: log where they are kept.
 
     Returns:
         None if the store is disabled, or cannot be used, which is logged.
@@ -54,7 +57,8 @@ def open_features(options: StoreOptions, tower: VisionTower, crop: Crop) -> Feat
     except OSError as error:
         LOG.warning("Features are not kept: store.dir=%s cannot be used (%s).", options.dir, error)
         return None
-    _announce(store.folder, store.count())
+    if announce:
+        _announce(store.folder, store.count())
     return FeatureMaker(store, encoding, tower.mean.device)
 
 

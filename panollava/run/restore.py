@@ -224,9 +224,21 @@ def _reconciled(metadata: dict[str, Any], config: dict[str, Any], name: str) -> 
 
 
 def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The crop section with keys of the command line; the keys that another type has for itself are its defaults."""
+    """As ``changed_crop``, with a warning for each key that differs."""
+    result = changed_crop(crop, changes)
+    for key in result.keys() | crop.keys():
+        if (new := result.get(key)) != (old := crop.get(key)):
+            LOG.warning("crop.%s: %s in training, %s in this evaluation.", key, as_written(old), as_written(new))
+    return result
+
+
+def changed_crop(crop: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The crop section with other keys; the keys that another type has for itself are its defaults.
+
+    Raises ValueError where the result is no crop.
+    """
     if not changes:
-        return crop
+        return dict(crop)
     base = crop
     if changes.get("type", crop["type"]) != crop["type"]:
         path = Path(CONF) / "crop" / f"{changes['type']}.yaml"
@@ -236,9 +248,6 @@ def _with_overrides(crop: dict[str, Any], changes: dict[str, Any]) -> dict[str, 
     result = {**base, **changes}
     if problems := check_crop(result):
         raise ValueError("\n  ".join(["the crop is invalid:", *problems]))
-    for key in result.keys() | crop.keys():
-        if (new := result.get(key)) != (old := crop.get(key)):
-            LOG.warning("crop.%s: %s in training, %s in this evaluation.", key, as_written(old), as_written(new))
     return result
 
 

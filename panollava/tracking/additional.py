@@ -16,7 +16,7 @@ from panollava.tracking.tracker import Dataset, ModelLoss, Status, Tracker, clos
 logger = logging.getLogger(__name__)
 
 Name = Literal["wandb", "tensorboard"]
-Job = Literal["train", "eval", "compare", "explain"]
+Job = Literal["train", "eval", "compare", "explain", "certify"]
 
 PROJECT, DEFAULT_PROJECT = "WANDB_PROJECT", "panollava"
 _PROJECT = re.compile(r"([^/\\#?%:]{1,128}/)?[^/\\#?%:]{1,128}")
