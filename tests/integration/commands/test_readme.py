@@ -19,6 +19,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from mlflow.tracking import MlflowClient
 from support import ROOT
+from support.benchmark_files import Fixture
 from support.runs import backbones, command
 from torch.distributed.run import get_args_parser
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -41,7 +42,7 @@ SMALL = (
 """Appended to every training command, so that it takes seconds; a later argument wins over an earlier one."""
 KEPT = ("experiment_name=demo", "init_from=", "stage=vision")
 """Commands that run whole; others only try their path (``dry_run=true``)."""
-OTHER = re.compile(r"python -m panollava\.(predict|chat|compare|score|explain|export|check|features)\b")
+OTHER = re.compile(r"python -m panollava\.(predict|chat|certify|compare|score|explain|export|check|features)\b")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -69,6 +70,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _write_data(folder / "my_data", world.panorama(0), "val")
     _write_data(folder / "data" / "quic360", world.panorama(0), "valid")
     _write_talks(folder / "my_talks", world.panorama(0))
+    Fixture("panospace", folder / "data" / "panospace")
     cv2.imwrite(str(folder / "panorama.jpg"), world.panorama(0)[..., ::-1])
     (folder / "ask.csv").write_text("image,query\npanorama.jpg,what is behind?\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +143,8 @@ def test_evaluation_command(
     monkeypatch.chdir(workspace)
     shutil.rmtree("results")  # two evaluations within a second would share a folder
     small = ["max_samples=9", "max_new_tokens=4", "num_workers=0", "device=cpu"]
-    assert _run(monkeypatch, line, *small, *([] if "csv_input" in line else ["world_scenes=1"])) == 0
+    is_world = "csv_input" not in line and "benchmark" not in line
+    assert _run(monkeypatch, line, *small, *(["world_scenes=1"] if is_world else [])) == 0
     (folder,) = Path("results/eval_results/demo").glob("predictions_*")
     assert (folder / "metrics.json").is_file()
     assert (folder / "predictions.csv").is_file()
@@ -173,6 +176,7 @@ def test_command_on_a_finished_run(
     known |= {
         "compare": ["max_samples=4", "num_workers=0", "device=cpu"],
         "explain": ["max_new_tokens=4", "device=cpu"],
+        "certify": ["only=[yaw]", "max_pictures=1", "device=cpu"],
     }
     assert _run(monkeypatch, line, *known.get(line.split()[2].removeprefix("panollava."), [])) == 0
     said = capsys.readouterr()
