@@ -307,7 +307,8 @@ def _for_size(values: DictConfig, *, _root_: DictConfig) -> object:
     size = _root_.model.size
     if size not in values:
         raise ValueError(f"model.size={size!r} has no default here; known: {', '.join(map(str, values))}.")
-    return values[size]
+    found = values[size]
+    return OmegaConf.create(found) if isinstance(found, list) else found  # a bare list cannot be resolved
 
 
 def _options(group: str) -> str:

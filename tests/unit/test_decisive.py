@@ -208,7 +208,7 @@ def test_a_report_is_written_at_any_time(study: Study, count: int) -> None:
     keep(study, *some_results()[:count])
     text = write_report(study)
     assert f"{count} of {len(STUDY.jobs)} jobs have results" in text
-    assert text.count("\n| overlap 0.5 or 0 |") == 4
+    assert text.count("\n| overlap 0.5 or 0 |") == 3
     assert (study.folder / "table.md").read_text() == text
     assert (study.folder / "decisive.png").is_file() == (study.folder / "rows.csv").is_file() == (count > 0)
     if count:
@@ -222,12 +222,12 @@ def runner(study: Study, *, minutes: float | None = None) -> study_run.Runner:
 
 @pytest.fixture
 def started(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Jobs that a runner has started: they end at once, and fail for ``bimamba_stage1``."""
+    """Jobs that a runner has started: they end at once, and fail for ``mlp_stage1``."""
     jobs: list[tuple[str, int]] = []
 
     def command(arm: str, seed: int, overrides: Sequence[str]) -> list[str]:
         jobs.append((arm, seed))
-        return [sys.executable, "-S", "-c", f"import sys; sys.exit({int(arm == 'bimamba_stage1')})"]
+        return [sys.executable, "-S", "-c", f"import sys; sys.exit({int(arm == 'mlp_stage1')})"]
 
     def written(study: Study, arm: str, seed: int, run: Path, workplace: Path) -> Result:
         one = result(arm, seed, 0.8)
@@ -245,12 +245,12 @@ def test_jobs_run_seed_by_seed_and_never_again(study: Study, started: list[tuple
     keep(study, result("mlp_overlap50", 11, 0.8))
     first = runner(study)
     first.run(2)
-    assert first.failed == ["bimamba_stage1_seed-11", "bimamba_stage1_seed-12"]
+    assert first.failed == ["mlp_stage1_seed-11", "mlp_stage1_seed-12"]
     assert sorted(started) == sorted(job for job in study.jobs if job != ("mlp_overlap50", 11))
     assert {seed for _, seed in started[: len(STUDY.arms) - 2]} == {11}
     started.clear()
     runner(study).run(1)
-    assert started == [("bimamba_stage1", 11), ("bimamba_stage1", 12)]
+    assert started == [("mlp_stage1", 11), ("mlp_stage1", 12)]
 
 
 def test_no_job_starts_that_would_not_end_in_time(study: Study, started: list[tuple[str, int]]) -> None:
