@@ -70,10 +70,12 @@ def test_all_arms_have_equal_image_tokens(model: str, tmp_path: Path) -> None:
     """Of the real encoder from its sizes alone: 14 x 14 patches."""
     counts = {}
     for arm in STUDY.arms:
-        if arm.endswith("adaptive") and not (Path(CONF) / "crop" / "adaptive.yaml").is_file():
-            continue
-        cfg = checked(config("+experiment=decisive", f"+experiment/decisive={arm}", f"model={model}"))
-        assert (cfg.data.level, cfg.data.seed, cfg.stage.run[-1]) == (2, 11, "finetune")
+        typed = ["+experiment=decisive", f"+experiment/decisive={arm}", f"model={model}"]
+        cfg, swept = checked(config(*typed)), checked(config(*reversed(typed)))  # a sweep writes the arm first
+        assert cfg == swept
+        assert (cfg.data.level, cfg.data.seed) == (2, 11)
+        stages = ["vision"] * arm.endswith("stage1") + ["resampler"] * (model != "tiny") + ["finetune"]
+        assert list(cfg.stage.run) == stages
         section = OmegaConf.to_container(cfg.model, resolve=True)
         assert isinstance(section, dict)
         if model != "tiny":
