@@ -14,7 +14,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     Every process must call it, and run its backward pass, equally often and in the same order. The gradient of a
     process's tensor is the sum of the gradients that all processes have for the result.
     """
-    return _AllReduceSum.apply(tensor) if several_processes() else tensor
+    return _AllReduceSum.apply(tensor) if _is_distributed() else tensor
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
     This is the ``all_reduce_sum`` of rows padded with zeros, which every backend supports for any sizes.
     """
-    if not several_processes():
+    if not _is_distributed():
         return rows
     rank = dist.get_rank()
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=rows.device)
@@ -32,8 +32,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return all_reduce_sum(functional.pad(rows, (0, 0, before, after)))
 
 
-def several_processes() -> bool:
-    """Whether this process trains with others."""
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

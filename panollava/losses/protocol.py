@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from panollava.crop.matches import Matches, column_matches, overlapping_pairs, ray_matches
+from panollava.crop.matches import MIN_MATCHES, Matches, column_matches, overlapping_pairs, ray_matches
 from panollava.crop.rings import neighbour_pairs
 from panollava.losses.diagnostics import collapse_metrics, neighbour_cosine, retrieval_accuracy, view_retrieval
 
@@ -55,7 +55,8 @@ class Objective(Protocol):
         pairs. Summed over processes and divided by all pairs, value and gradient are then those of ``L``.
 
         ``a`` and ``b`` are matched tokens ``(P, M, D)`` of first and second views, ``mask`` ``(P, M)`` is False where a
-        pair has fewer. With ``across_ranks`` all processes make this call together and may communicate.
+        pair has fewer. With ``across_ranks`` all processes make this call together and may communicate; ``P`` may then
+        be 0 in some of them, but not in all.
         """
 
 
@@ -111,9 +112,13 @@ class ViewMeans:
         return tokens.mean(dim=2, keepdim=True)
 
     def match(self, cameras: Tensor, view_mask: Tensor, grid: tuple[int, int] | None) -> Matches:
-        """Each tile with its right neighbour, or with those that share ``least_common``; one match per pair."""
+        """Each tile with its right neighbour, or with those that share ``least_common``; one match per pair.
+
+        Fewer than ``MIN_MATCHES`` pairs of a crop that chooses its views count as none: one has no variance.
+        """
         if self.least_common:
             pairs = overlapping_pairs(cameras, view_mask, self.least_common)
+            pairs = pairs if len(pairs) >= MIN_MATCHES else pairs[:0]
         else:
             pairs = neighbour_pairs(cameras, view_mask)
         index = pairs.new_zeros(len(pairs), 1, 1)

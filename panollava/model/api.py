@@ -33,7 +33,7 @@ from panollava.model.decoding import (
     to_transformers,
 )
 from panollava.model.detector import SURE, Detections, PanoDetector
-from panollava.model.fusion import image_token_count
+from panollava.model.fusion import crop_misfits, image_token_count
 from panollava.model.hub import SHIPPED, fetch_export, is_hub_name, public_name, quiet_transformers
 from panollava.model.processor import PanoLlavaProcessor, Picture, pad_left, read_picture
 from panollava.model.shared_prefix import PICTURE_INPUTS, prefill, unshareable
@@ -155,7 +155,10 @@ class PanoLlava:
             "latent_width": latent_width,
             "tokens_per_side": tokens_per_side,
         }
-        backbones = Backbones(section, dict(crop or {"type": "anyres_e2p"}), dtype=dtype, seed=seed)
+        spec = dict(crop or {"type": "anyres_e2p"})
+        if problems := crop_misfits(spec, section):
+            raise ValueError("\n  ".join(["the model does not take this crop:", *problems]))
+        backbones = Backbones(section, spec, dtype=dtype, seed=seed)
         settings = {"model": section, "crop": backbones.crop_spec}
         return cls(backbones.composite().eval(), backbones.prompt, backbones.crop, settings)
 

@@ -1,7 +1,8 @@
 """Fusion: which view tokens join, how many there are, and how they replace the placeholders in the text."""
 
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -72,6 +73,24 @@ def check_join(cameras: Tensor, join: str) -> None:
     _check_exists(join)
     if join.startswith("stitch"):
         _check_ring(cameras[None], torch.ones(1, len(cameras), dtype=torch.bool))
+
+
+def crop_misfits(crop: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """What of a model cannot use the views that ``crop=adaptive`` chooses, one line for each key."""
+    if crop.get("type") != "adaptive":
+        return []
+    found, join, resampler = [], str(model.get("join")), model.get("resampler") or {}
+    if join.startswith("stitch"):
+        found.append(
+            f"model.join={join} drops the columns of tokens that the tiles of one ring see twice, and crop=adaptive "
+            "chooses tiles that are in no ring. Use model.join=concat, or a crop of one ring, such as crop=anyres_e2p."
+        )
+    if resampler.get("scan") == "ring":
+        found.append(
+            "model.resampler.scan=ring reads the tiles of a closed ring, and crop=adaptive chooses tiles that are in "
+            "none. Use model.resampler.scan=view, or a crop of rings, such as crop=anyres_e2p."
+        )
+    return found
 
 
 def _check_exists(join: str) -> None:

@@ -18,12 +18,11 @@ from panollava.data.scenes.questions import BOX
 from panollava.evaluation.measure import AUTO, check_measure
 from panollava.evaluation.metrics import check_metrics
 from panollava.model.components import component_class, keeps_width
-from panollava.model.fusion import Join, check_join
+from panollava.model.fusion import Join, check_join, crop_misfits
 from panollava.model.hub import WITHOUT_BOXES, load_language_model
 from panollava.model.lora import add_lora, lora_arguments
 from panollava.model.vision import VisionTower
 from panollava.prompt import ChatPrompt
-from panollava.run.crop_section import crop_misfits
 from panollava.run.sections import check_crop, check_generation, check_tracking
 from panollava.run.sources import check_data
 from panollava.stages import vision as vision_stage

@@ -26,24 +26,6 @@ def crop_problems(section: Mapping[str, Any]) -> list[str]:
     return [*problems, *_common(common), *_strategy(crop)]
 
 
-def crop_misfits(crop: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    """What of a model cannot use the views that ``crop=adaptive`` chooses, one line for each key."""
-    if crop.get("type") != "adaptive":
-        return []
-    found, join, resampler = [], str(model.get("join")), model.get("resampler") or {}
-    if join.startswith("stitch"):
-        found.append(
-            f"model.join={join} drops the columns of tokens that the tiles of one ring see twice, and crop=adaptive "
-            "chooses tiles that are in no ring. Use model.join=concat, or a crop of one ring, such as crop=anyres_e2p."
-        )
-    if resampler.get("scan") == "ring":
-        found.append(
-            "model.resampler.scan=ring reads the tiles of a closed ring, and crop=adaptive chooses tiles that are in "
-            "none. Use model.resampler.scan=view, or a crop of rings, such as crop=anyres_e2p."
-        )
-    return found
-
-
 def strategy_class(type: str) -> type[CropStrategy]:
     """The class of ``crop=<type>``."""
     return find_component("crop.strategies", type, "Crop", CropStrategy)

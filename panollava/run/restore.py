@@ -17,9 +17,9 @@ from panollava.generation import recorded_generation
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones, open_checkpoint
+from panollava.model.fusion import crop_misfits
 from panollava.model.trainable import load_trained
 from panollava.run.conditions import fingerprint
-from panollava.run.crop_section import crop_misfits
 from panollava.run.data import RunData, check_records
 from panollava.run.features import open_features
 from panollava.run.memory import explained

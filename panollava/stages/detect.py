@@ -97,8 +97,15 @@ class DetectStage(Stage):
             return "the data have no boxes. Use data=boxes, or the built-in world (data=world)."
         if not own["roll"] and any(one.boxes[:, 4].any() for one in pictures):
             return "the data have boxes with a roll, and stage.detect.roll=false predicts none. Set it to true."
-        if own["unseen"] == "ignore" or backbones.crop.is_adaptive:  # which views it chooses is not known here
+        if own["unseen"] == "ignore":
             return ""
+        if backbones.crop.is_adaptive:  # which tiles it chooses is not known here; the global view shows everything
+            return (
+                ""
+                if own["global_view"]
+                else "crop=adaptive chooses tiles by their detail, so that boxes may be in none of them. Set "
+                "stage.detect.global_view=true, or stage.detect.unseen=ignore, which counts them as not found."
+            )
         cameras = backbones.crop.camera_rows
         if not own["global_view"]:
             cameras = cameras[cameras[:, Column.IS_GLOBAL] == 0]

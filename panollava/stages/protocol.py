@@ -149,6 +149,11 @@ class Stage(nn.Module):
         return ""
 
     @property
+    def uncounted(self) -> str:
+        """Why no sample of a split may count for its loss, and the way out; may be empty."""
+        return ""
+
+    @property
     def coupled(self) -> str:
         """Statistics that its loss takes over a whole micro-batch, which make the objective depend on batch size."""
         return ""

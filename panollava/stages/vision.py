@@ -16,7 +16,7 @@ from panollava.component import component_names, find_component, lacking
 from panollava.crop.cameras import Column
 from panollava.crop.matches import LEAST_COMMON, Matches, angles_between, column_matches
 from panollava.crop.rings import columns_line_up, neighbour_pairs
-from panollava.losses.all_reduce import several_processes
+from panollava.losses.all_reduce import all_reduce_sum
 from panollava.losses.diagnostics import collapse_message
 from panollava.losses.protocol import Objective
 from panollava.stages.protocol import Stage, StageSetup, StepOutput
@@ -125,6 +125,14 @@ class OverlapStage(Stage):
         return f"{found}. Start again (overwrite=true) and {remedy}."
 
     @property
+    def uncounted(self) -> str:
+        """See ``Stage``."""
+        return (
+            f"No two views have {LEAST_COMMON:.1%} of the smaller one in common. Raise crop.views, or take a crop "
+            "whose views overlap, such as crop=anyres_e2p."
+        )
+
+    @property
     def coupled(self) -> str:
         """Statistics that the objective takes over a whole micro-batch."""
         return self.objective.coupled
@@ -168,34 +176,49 @@ class OverlapStage(Stage):
             batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask, vision_features=batch.vision_features
         )
         tokens = correspondences.tokens(tokens)
-        if self._is_unpaired(matches):
-            return StepOutput(losses={LOSS: self.head(tokens).sum() * 0.0}, metrics={})
+        is_paired = self._is_paired(matches)
+        if not is_paired:
+            matches = _stand_in(matches)
         sides = matches.take(self.head(tokens).float())
-        total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training)
+        total, metrics = self.objective(*sides, matches.mask, across_ranks=self.training and is_paired)
         if not self.training:
             metrics |= correspondences.diagnostics(tokens, matches)
+        if not is_paired:
+            total, metrics = total * 0.0, {name: value * 0.0 for name, value in metrics.items()}
         return StepOutput(losses={LOSS: total}, metrics={f"{LOSS}/{name}": value for name, value in metrics.items()})
 
-    def _is_unpaired(self, matches: Matches) -> bool:
-        """Whether no two views of a micro-batch are a pair, which happens where a crop chooses its views.
+    def _is_paired(self, matches: Matches) -> bool:
+        """Whether a micro-batch has a pair of views; one of a crop that chooses its views may have none.
 
-        Raises ValueError if none were in the first ``MOST_UNPAIRED`` micro-batches, or if other processes wait.
+        Of a coupled objective it is that of all processes, so that all of them compute it or none does. Raises
+        ValueError if none of the first ``MOST_UNPAIRED`` micro-batches of training had a pair.
         """
-        if len(matches.pairs) > 0:
+        pairs = float(len(matches.pairs))
+        if not self.training:
+            return pairs > 0
+        if self.coupled and getattr(self.objective.correspondences, "least_common", False):
+            pairs = float(all_reduce_sum(torch.tensor(pairs, device=matches.pairs.device)))
+        if pairs > 0:
             self._unpaired = None
-            return False
+            return True
         if self._unpaired is not None:
             self._unpaired += 1
-        if self._unpaired == MOST_UNPAIRED or (self.coupled and self.training and several_processes()):
+        if self._unpaired == MOST_UNPAIRED:
             raise ValueError(
-                f"stage.{self.name}: no two views of a micro-batch have {LEAST_COMMON:.1%} of the smaller one in common"
-                f"{'' if self._unpaired is None else f', {self._unpaired} times since the start'}. Raise crop.views or "
-                f"stage.{self.name}.batch_size, or take a crop whose views overlap, such as crop=anyres_e2p."
+                f"stage.{self.name}: {self._unpaired} micro-batches from the start on have nothing to compare. "
+                f"{self.uncounted} Or raise stage.{self.name}.batch_size."
             )
-        return True
+        return False
 
     def _matches(self, batch: Batch) -> Matches:
         return self.objective.correspondences.match(batch.cameras, batch.view_mask, self.grid)
+
+
+def _stand_in(matches: Matches) -> Matches:
+    """A view with itself, in place of no pair: what is computed of it has all names, and counts as nothing."""
+    pairs = matches.pairs.new_zeros(1, 3)
+    index, weight = pairs.new_zeros(1, 2, 1), matches.weight_a.new_ones(1, 2, 1)
+    return Matches(pairs, index, weight, index, weight, weight[..., 0] > 0)
 
 
 def _objective(backbones: Backbones, loss: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:

@@ -219,7 +219,7 @@ def validate(
         batches: this process's part of the split in another form, in place of ``data.validation()``.
 
     Raises:
-        ValueError: the validation split has no batch.
+        ValueError: the validation split has no batch, or nothing in it counts.
     """
     stage.eval()
     inner = module.module if isinstance(module, DistributedDataParallel) else module
@@ -238,9 +238,15 @@ def validate(
             counts[name] = counts.get(name, 0.0) + count
         for name, value in {**output.losses, **output.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
-    result = summarise(procs.sum(sums), procs.sum(counts))
+    totals = procs.sum(counts)
+    result = summarise(procs.sum(sums), totals)
     if not result:
         raise ValueError("The validation split gave no batch: it is empty, or smaller than the number of processes.")
+    if not any(totals.values()) and not result["loss"]:
+        raise ValueError(
+            f"stage.{stage.name}: nothing in the split counts for the loss, which would be 0 whatever the "
+            f"weights are. {stage.uncounted} Or give the split more samples."
+        )
     return result
 
 

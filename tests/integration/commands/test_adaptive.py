@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -70,14 +71,28 @@ def test_an_export_answers_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         pano.batch([pano.views(picture)], [pano.encode("what?")])
     assert command(monkeypatch, export, "checkpoint=runs/x", "out=exported") == 0
     assert PanoLlava.from_pretrained("exported").generate(picture, "what is there?", max_new_tokens=4) == answer
-    model, processor = (
-        AutoModelForImageTextToText.from_pretrained("exported"),
-        AutoProcessor.from_pretrained("exported"),
-    )
+    model: Any = AutoModelForImageTextToText.from_pretrained("exported")
+    processor = AutoProcessor.from_pretrained("exported")
     inputs = processor(images=picture, text="what is there?")
     assert torch.equal(inputs["cameras"][0], camera_tensor(pano.crop.cameras_of(picture)))
     ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({"join": "stitch"}, "model.join=stitch drops the columns"),
+        ({"resampler": {"type": "bimamba", "scan": "ring"}}, "model.resampler.scan=ring reads the tiles"),
+    ],
+)
+def test_a_model_that_needs_a_ring_is_refused_in_python_too(
+    backbone: Backbone, typed: dict[str, Any], said: str
+) -> None:
+    """There its tokens would not be read in the order that scan=ring promises, without a word."""
+    names = str(backbone("siglip")), str(backbone("qwen3"))
+    with pytest.raises(ValueError, match=said):
+        PanoLlava.from_backbones(*names, crop={"type": "adaptive"}, **typed)
 
 
 def test_layout_llava_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -125,6 +140,7 @@ def test_the_page_shows_the_views_of_each_panorama() -> None:
         ),
         (["objective=vicreg"], "stage.vision.loss.pairing=columns pairs neighbours of a ring"),
         (["stage=vision", "crop.views=1"], "crop.views=1 of crop=adaptive is one tile"),
+        (["stage=detect", "stage.detect.global_view=false"], "crop=adaptive chooses tiles by their detail"),
         (["crop.views=99"], "crop.views=99 is out of range"),
     ],
 )

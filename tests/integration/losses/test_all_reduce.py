@@ -16,17 +16,19 @@ PAIRS, CUT = 5, 2
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
-    """Pairs with unlike numbers of places; two go to one process and three to the other."""
+    """Pairs with unlike numbers of places."""
     generator = torch.Generator().manual_seed(1)
     a, b = (0.8 * torch.randn(PAIRS, 6, 7, generator=generator) for _ in range(2))
     mask = torch.arange(6) < torch.tensor([6, 3, 5, 2, 6])[:, None]
     return {"a": a, "b": b, "mask": mask.float()}
 
 
-@pytest.fixture(scope="module")
-def ranks(batch: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """What each of two processes found."""
-    return succeed(partial(costs_of_part, batch, CUT), tmp_path_factory.mktemp("ranks"))
+@pytest.fixture(scope="module", params=[CUT, PAIRS])
+def ranks(
+    request: pytest.FixtureRequest, batch: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Tensor]]:
+    """What each of two processes found, of two and three pairs, or of all and none."""
+    return succeed(partial(costs_of_part, batch, request.param), tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", objectives())
