@@ -24,7 +24,7 @@ from panollava.data.scenes.scene import COLOURS, SECTORS, Disc, Scene, Solid, wr
 from panollava.data.source import Question
 from panollava.data.world import WorldSource
 from panollava.evaluation.asked_things import angles_deg, asked_text, at_pitch, direction, height_of, sector_of
-from panollava.evaluation.certificates import Plan, Shown, focus, make_plan, turned
+from panollava.evaluation.certificates import Plan, Shown, focused, make_plan, turned
 from panollava.evaluation.changes import Change, changed_cameras, rotation
 
 CROP = {"type": "anyres_e2p", "fov_deg": 90.0, "overlap": 0.5, "pitch_rows_deg": [0.0], "global_view": "letterbox"}
@@ -41,20 +41,21 @@ class World:
     def __init__(self, scenes: int, seed: int = 0, level: int = 1) -> None:
         self.source = WorldSource(split="test", scenes=scenes, seed=seed, level=level)
         self.questions = self.source.questions()
-        self.focus = {
-            picture: focus(self.scene(picture), [one for one in self.questions if one.image_id == picture])[0]
-            for picture in dict.fromkeys(one.image_id for one in self.questions)
-        }
+        self.focus = {about[0].image_id: name for _, name, about in focused(self.shown()) if about}
 
     @cache  # noqa: B019  one world a process
     def scene(self, picture: str) -> Scene:
         """The scene of a picture."""
         return self.source.scene(int(picture.rsplit("-", 1)[1]))
 
+    def shown(self, tilt_deg: float = 5.0) -> Shown:
+        """What a plan with the default crop is made of."""
+        directions = {one.sample_id: self.source.directions(0) for one in self.questions}
+        return Shown(self.questions, directions, cameras_of(()), self.scene, [OTHER_CROP], tilt_deg)
+
     def plan(self) -> Plan:
         """All certificates with the default crop."""
-        directions = {one.sample_id: self.source.directions(0) for one in self.questions}
-        return make_plan(Shown(self.questions, directions, cameras_of(()), self.scene, [OTHER_CROP]))
+        return make_plan(self.shown())
 
 
 @lru_cache(maxsize=8)

@@ -2,8 +2,8 @@
 
 ``python -m experiments.certificates.study runs/a runs/b [key=value …] --into <folder>`` certifies each run that has no
 certificates of its weights in ``results/`` yet, with the keys of ``python -m panollava.certify``, and writes
-``rows.csv``. Runs of one setting with several seeds have lines of their own; ``seed``, ``resampler``, ``crop`` and
-``position`` say which they are of.
+``rows.csv``. Certificates that were not asked alike are refused. Runs of one setting with several seeds have lines of
+their own; ``seed``, ``resampler``, ``crop`` and ``position`` say which they are of.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from panollava.disk import csv_text, write_file
-from panollava.run.certify import newest_document
+from panollava.run.certify import differing_settings, newest_document
 from panollava.run.conditions import recorded_config
 from panollava.run.restore import Restored, restore
 from panollava.store.identity import FileIdentity
@@ -48,6 +48,11 @@ def documents(folders: Sequence[str], keys: Sequence[str], results: Path) -> dic
         document = newest_document(run, results, known)
         assert document is not None
         found[folder] = run, document
+    if differing := differing_settings(document for _, document in found.values()):
+        raise ValueError(
+            f"The newest certificates in {results} differ in {', '.join(differing)}. Certify the runs alike, with "
+            "--results=<another folder>."
+        )
     return found
 
 

@@ -125,7 +125,7 @@ def judge_scores(
             continue
         found, (before, after) = next(tests)
         count = len(one.asked)
-        detectable = max(found.detectable, sign_detectable(found, count))
+        detectable = min(1.0, max(found.detectable, sign_detectable(found, count)))
         fires = found.is_distinguishable and not (one.is_bound and found.difference.value > 0)
         means = float(before.mean()), float(after.mean())
         is_visible = detectable <= min(least_effect, means[0])  # right answers that there are not cannot be lost
@@ -204,7 +204,7 @@ def picture(certificates: Sequence[Certificate], title: str, least_effect: float
     axes.set_yticks(range(len(ordered)), [f"{one.name}: {one.verdict}" for one in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlabel("exact match, points after less before (interval over pictures at the level of its test)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     return drawn(figure, axes)
 
 

@@ -11,7 +11,7 @@ and in the centre, both by rotations of a multiple of 45 degrees.
 Legend: ``S`` slots, each a question in a change; ``P`` pairs, each a question before and after.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
@@ -19,9 +19,10 @@ import numpy as np
 
 from panollava.crop.cameras import Camera
 from panollava.data.scenes.questions import names_direction, turn_words
-from panollava.data.scenes.scene import SECTOR_DEG, Scene
+from panollava.data.scenes.scene import SECTOR_DEG, Scene, Solid, wrap_deg
 from panollava.data.source import Directions, Question
 from panollava.evaluation.asked_things import (
+    asked_text,
     asked_things,
     at_pitch,
     direction,
@@ -206,7 +207,7 @@ def _turns(shown: Shown) -> list[float]:
     step = tile_step_deg(shown.cameras) or SECTOR_DEG
     multiples = [step * at for at in range(1, round(360 / step))]
     named = [turn for turn in multiples if turn % SECTOR_DEG == 0]
-    return sorted({min(named or multiples, key=lambda turn: abs(turn - wanted)) for wanted in _TURNS if multiples})
+    return sorted({min(named or multiples, key=lambda turn: abs(turn - wanted)) for wanted in _TURNS})
 
 
 def _on_seam(scene: Scene, question: Question, turn_deg: float) -> bool:
@@ -214,14 +215,8 @@ def _on_seam(scene: Scene, question: Question, turn_deg: float) -> bool:
     return any((one.sector + steps) % 8 == BEHIND for one in asked_things(scene, question) if one in scene.solids)
 
 
-def _yaw(shown: Shown) -> Iterator[Pair] | str:
+def _yaw(shown: Shown) -> Iterator[Pair]:
     turns = _turns(shown)
-    if not turns:
-        return "the crop has two tiles or fewer, and no rotation by their step that differs"
-    return _yaw_pairs(shown, turns)
-
-
-def _yaw_pairs(shown: Shown, turns: Sequence[float]) -> Iterator[Pair]:
     for question in shown.questions:
         said, after = shown.directions[question.sample_id], []
         for turn in turns:
@@ -252,33 +247,46 @@ def _stays(shown: Shown, question: Question, change: Change) -> bool:
         return said == "none" or (said == "words" and not names_place(question))
     if question.question_type in ("count", "pole"):
         return True
-    scene = shown.scene(question.image_id)
-    things = [one for one in asked_things(scene, question) if one in scene.solids]
-    asks_box = names_place(question) and not any(map(names_direction, question.references)) and not things
-    matrix = rotation(change)
-    return not asks_box and all(keeps_words(one, matrix) for one in things or scene.solids if one in scene.solids)
+    scene, matrix = shown.scene(question.image_id), rotation(change)
+    solids = [one for one in asked_things(scene, question) if isinstance(one, Solid)]
+    if question.question_type == "relation" or names_direction(asked_text(question)):
+        if not solids:
+            return False  # nothing is there, and a tilt may move something in
+        solids = list(scene.solids)  # nor may another one move in
+    return all(keeps_words(one, matrix) for one in solids or scene.solids)
 
 
-def focus(scene: Scene, questions: Sequence[Question]) -> tuple[str, list[Question]]:
-    """The solid of a picture that most questions are about, and these questions; boxes are not among them."""
-    about: dict[str, list[Question]] = {solid.name: [] for solid in scene.solids}
+def _focus(scene: Scene, questions: Sequence[Question], among: Collection[Solid]) -> tuple[str, list[Question]]:
+    """The solid, of some of a picture, that most questions are about, and these questions; boxes are not among them."""
+    about: dict[str, list[Question]] = {solid.name: [] for solid in among}
     for question in questions:
         solid = single_solid(scene, question)
-        if solid is not None and question.question_type != "box":
+        if solid is not None and solid in among and question.question_type != "box":
             about[solid.name].append(question)
     name = max(about, key=lambda one: len(about[one]))
     return name, about[name]
 
 
-def focused(shown: Shown) -> Iterator[tuple[Scene, str, list[Question]]]:
-    """For each picture of the built-in world its scene, the solid in question, and the questions about it."""
+def focused(
+    shown: Shown, is_allowed: Callable[[Solid], bool] = lambda _: True
+) -> Iterator[tuple[Scene, str, list[Question]]]:
+    """For each picture of the built-in world its scene, the solid in question, and the questions about it.
+
+    Pictures without an allowed solid are left out.
+    """
     by_picture: dict[str, list[Question]] = {}
     for question in shown.questions:
         by_picture.setdefault(question.image_id, []).append(question)
     for picture, questions in by_picture.items():
         assert shown.scene is not None
         scene = shown.scene(picture)
-        yield scene, *focus(scene, questions)
+        if among := tuple(filter(is_allowed, scene.solids)):
+            yield scene, *_focus(scene, questions, among)
+
+
+def covers_middle(solid: Solid) -> bool:
+    """Whether a solid covers the middle of its sector, so that a rotation by sectors brings it onto the seam."""
+    return abs(wrap_deg(solid.yaw_deg - solid.sector * SECTOR_DEG)) < solid.radius_deg
 
 
 def _seam(shown: Shown) -> Iterator[Pair] | str:
@@ -286,7 +294,7 @@ def _seam(shown: Shown) -> Iterator[Pair] | str:
 
 
 def _seam_pairs(shown: Shown) -> Iterator[Pair]:
-    for scene, name, questions in focused(shown):
+    for scene, name, questions in focused(shown, covers_middle):
         sector = next(one.sector for one in scene.solids if one.name == name)
         for question in questions:
             centre, seam = (

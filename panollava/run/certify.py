@@ -1,7 +1,7 @@
 """Certifies a checkpoint: asks it about panoramas that are shown in other ways, and records what follows."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,8 +22,9 @@ from panollava.evaluation.results import result_folder
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
 from panollava.run.changed import ModelSubject, directions_of, scene_of
-from panollava.run.conditions import answer_conditions, fingerprint
+from panollava.run.conditions import FAIR, TEST_SET, answer_conditions, fingerprint
 from panollava.run.config_check import EvaluationOptions
+from panollava.run.crop_section import crop_misfits
 from panollava.run.data import data_name, data_overrides, describe_split
 from panollava.run.options import DataOptions
 from panollava.run.restore import Restored, changed_crop, restore
@@ -35,6 +36,8 @@ from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, recorded_compute
 
 DOCUMENT = "certificates.json"
+ASKED = ("split", "max_pictures", "tilt_deg", "least_effect", "other_crop")
+"""Settings of a document that certificates depend on, beside its conditions."""
 OF_TILES: tuple[Name, ...] = ("tile_phase", "view_order", "view_loss")
 ADAPTIVE = "adaptive"
 """Type of the crop whose cameras depend on the panorama, so that there are no tiles to change beforehand."""
@@ -79,6 +82,8 @@ def certify(options: CertifyOptions, sections: Mapping[str, Any]) -> list[Certif
         if data["type"] != "files":
             raise ValueError(f"names_directions says how the texts of data files do; the data are {data['type']}.")
         data["names_directions"] = options.names_directions
+    if sections["crop"] and "crop_swap" not in (options.only or NAMES):
+        raise ValueError("crop.* is the other crop of crop_swap, which only= leaves out. Leave it out too, or add it.")
     changed_crop(run.settings["crop"], sections["crop"])  # a wrong one is refused before the model is opened
     compute = recorded_compute(options.device, run.settings["precision"])
     pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
@@ -92,7 +97,8 @@ def certify(options: CertifyOptions, sections: Mapping[str, Any]) -> list[Certif
         subject, plan = _prepare(run, options, sections["crop"], data, source, pano, store, known, compute)
         said = ask(plan, subject)
         found = judge(plan, said, least_effect=options.least_effect)
-        title = f"{run.settings['experiment_name']} on {data_name(options, data)}"
+        experiment = run.settings["experiment_name"]
+        title = f"{experiment} on {data_name(options, data)}"
         settings = {
             **run.subject(known),
             "split": options.split,
@@ -100,9 +106,10 @@ def certify(options: CertifyOptions, sections: Mapping[str, Any]) -> list[Certif
             "max_pictures": options.max_pictures,
             "least_effect": options.least_effect,
             "tilt_deg": options.tilt_deg,
+            "other_crop": dict(sections["crop"]),
             "conditions": subject.conditions,
         }
-        folder = _write(subject.folder, title, found, plan, said, settings)
+        folder = _write(subject.folder, experiment, title, found, plan, said, settings)
         _track(tracker, folder, found)
         for change in plan.by_change():
             subject.log(change).discard()
@@ -150,9 +157,14 @@ def _prepare(
         result_folder(Path(options.results_dir), run.settings["experiment_name"]),
         options.num_workers,
     )
+    subject.check(pano, source)
     crops = []
     for crop in _other_crops(spec, other_crop) if "crop_swap" in only else []:
-        if reason := subject.refuses(Change(crop=crop)):
+        misfits = crop_misfits(changed_crop(spec, dict(crop)), run.settings["model"])
+        reason = "\n  ".join(misfits) or subject.refuses(Change(crop=crop))
+        if reason and other_crop:
+            raise ValueError(f"crop_swap: crop={dict(crop)} cannot be the other crop. {reason}")
+        if reason:
             LOG.info("crop_swap leaves out %s: %s", dict(crop), reason)
         else:
             crops.append(crop)
@@ -214,6 +226,7 @@ def _answering(options: CertifyOptions, recorded: Mapping[str, Any]) -> Evaluati
 
 def _write(
     parent: Path,
+    experiment: str,
     title: str,
     found: Sequence[Certificate],
     plan: Plan,
@@ -233,23 +246,32 @@ def _write(
         "certificates.md": report(found, title, least_effect),
     }
     files |= {f"certificates.{kind}": content for kind, content in picture(found, title, least_effect).items()}
-    now, number = datetime.now(), 1
+    now = datetime.now()
     with writing(parent):
-        folder = parent / f"certificates_{now:%Y%m%d_%H%M%S}"
-        while folder.exists():
-            number += 1
-            folder = folder.with_name(f"certificates_{now:%Y%m%d_%H%M%S}_{number}")
-        folder.mkdir(parents=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = _new_folder(parent / f"certificates_{now:%Y%m%d_%H%M%S}")
     for name, content in files.items():
         write_file(folder / name, content)
     document = {
-        "experiment_name": title.partition(" on ")[0],
+        "experiment_name": experiment,
         "created": now.isoformat(timespec="seconds"),
         "certificates": [one.record() for one in found],
         "settings": dict(settings),
     }
     write_json(folder / DOCUMENT, json.loads(json.dumps(document, default=str), parse_constant=str))
     return folder
+
+
+def _new_folder(path: Path) -> Path:
+    """Makes a folder of this name, or of the same with a number; another command may do so at the same time."""
+    number, folder = 1, path
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = path.with_name(f"{path.name}_{number}")
 
 
 def _track(tracker: Tracker, folder: Path, found: Sequence[Certificate]) -> None:
@@ -270,9 +292,22 @@ def recorded_certificates(runs: Mapping[str, Restored], results_dir: Path, known
     found = {name: one for name, one in newest.items() if one is not None}
     if not found:
         return ""
-    asked = {json.dumps(one["settings"]["conditions"].get("questions")) for one in found.values()}
-    note = "The certificates are of different questions.\n" if len(asked) > 1 else ""
+    differing = differing_settings(found.values())
+    note = f"The certificates differ in {', '.join(differing)}, so their numbers do not compare.\n" if differing else ""
     return certificates_table(found) + note
+
+
+def differing_settings(documents: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What several ``certificates.json`` were not asked alike, beside the model: keys of the command and conditions."""
+    asked: dict[str, set[str]] = {}
+    for one in documents:
+        settings, conditions = one["settings"], one["settings"]["conditions"]
+        values = {key: settings.get(key) or None for key in ASKED} | {
+            key: conditions.get(key) for key in (*TEST_SET, *FAIR)
+        }
+        for key, value in {**values, "only": [each["name"] for each in one["certificates"]]}.items():
+            asked.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
+    return [key for key, values in asked.items() if len(values) > 1]
 
 
 def newest_document(run: Restored, results_dir: Path, known: FileIdentity) -> dict[str, Any] | None:
@@ -284,7 +319,8 @@ def newest_document(run: Restored, results_dir: Path, known: FileIdentity) -> di
         try:
             document = read_document(path)
             if document["settings"]["fingerprint"] == weights and document["certificates"]:
-                ours.append(document)
-        except (ValueError, KeyError, TypeError) as error:
-            LOG.warning("%s cannot be read and is skipped (%s).", path, error)
-    return max(ours, key=lambda one: one.get("created", ""), default=None)
+                certificates_table({"": document}), differing_settings([document])  # it has what is read later
+                ours.append((str(document["created"]), document))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            LOG.warning("%s cannot be read and is skipped (%r).", path, error)
+    return max(reversed(ours), key=lambda one: one[0], default=("", None))[1]

@@ -161,9 +161,12 @@ class ModelSubject:
         source = ChangedSource(self.split(pano.crop, change), change, questions, self.known, self.focus)
         tower, is_own = pano.model.vision.tower, change == UNCHANGED
         features = open_features(self.store, tower, pano.crop, announce=is_own)
+        log, asked = self.log(change), {one.sample_id: (one.history, one.question) for one in questions}
+        # A command with other ``only`` or ``names_directions`` asks other questions, or words them in another way.
+        log.answers = {name: one for name, one in log.answers.items() if asked.get(name) == (one.history, one.question)}
         with self.compute.autocast():
             given = answer_questions(
-                pano, source, self.options, num_workers=self.num_workers, features=features, log=self.log(change)
+                pano, source, self.options, num_workers=self.num_workers, features=features, log=log
             )
         by_id = {one.sample_id: one.prediction for one in given}
         return [by_id[one.sample_id] for one in questions]
@@ -188,7 +191,7 @@ class ModelSubject:
         crop = own.crop
         if change.crop:
             crop = Crop.from_spec(changed_crop(self.spec, dict(change.crop)), view_size=own.crop.view_size)
-        if change.crop or change.phase or change.order or change.grey is not None:
+        if change.phase or change.order or change.grey is not None:
             crop = ChangedCrop(crop, change)
         return PanoLlava(own.model, own.prompt, crop, generation=own.generation)
 
@@ -196,8 +199,14 @@ class ModelSubject:
         """Why the model cannot answer in a change; empty where it can."""
         try:
             pano = self.changed(change)
-            new, tokens = pano.generation.max_new_tokens, pano.image_tokens
-            check_questions(self.source, pano.prompt, pano.limits, image_tokens=tokens, new_tokens=new)
+            if change.crop and pano.crop.signature == self.pano.crop.signature:
+                return "It cuts the same views as the run's own."
+            self.check(pano, self.split(pano.crop, change))
         except ValueError as error:
             return str(error)
         return ""
+
+    def check(self, pano: PanoLlava, source: DataSource) -> None:
+        """Refuses questions with too many or unknown tokens for the model with a crop, with a ValueError."""
+        new, tokens = pano.generation.max_new_tokens, pano.image_tokens
+        check_questions(source, pano.prompt, pano.limits, image_tokens=tokens, new_tokens=new)

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from panollava.data.csv import wrong_text
+from panollava.data.csv import is_address, wrong_text
 from panollava.evaluation.benchmarks.files import chosen_file
 from panollava.evaluation.statistics import Interval, finite, mean_interval
 from panollava.evaluation.words import Words
@@ -106,7 +107,7 @@ class Benchmark:
 
         Raises:
             FileNotFoundError: a file of the set, or a picture, is not there.
-            ValueError: a file is malformed, or there are no items.
+            ValueError: a file is malformed, there are no items, or two addresses end in one name of a file.
         """
         if not path.exists():
             raise FileNotFoundError(
@@ -122,6 +123,7 @@ class Benchmark:
                 f"{self.key}={path}: {len(missing)} pictures of {self.name} are not there ({named}). Put them "
                 "there, or name the folder that their names start from with images=<folder>."
             )
+        self._check_addresses(path, found)
         seen: set[str] = set()
         for one in found:
             texts = (one.id, one.image, one.kind, one.prompt, *one.references)
@@ -131,6 +133,18 @@ class Benchmark:
                 raise ValueError(f"{self.key}={path}: the item {one.id} is there twice. Delete one of them.")
             seen.add(one.id)
         return found
+
+    def _check_addresses(self, path: Path, items: Sequence[Item]) -> None:
+        """Refuses addresses of several pictures that one file stands for."""
+        first: dict[Path, str] = {}
+        for one in items:
+            if is_address(one.image):
+                address = urlsplit(one.image)._replace(scheme="", query="", fragment="").geturl()
+                if (other := first.setdefault(one.picture, address)) != address:
+                    raise ValueError(
+                        f"{self.key}={path}: the file {one.picture} would be the picture of {other} and of {address}. "
+                        "Keep each under a name of its own, and write these names into the set's file."
+                    )
 
     def files(self, path: Path) -> list[Path]:
         """The files of the set that hold its items; raises FileNotFoundError and ValueError as ``chosen_file``."""

@@ -17,6 +17,7 @@ from support.runs import command, stage_folder
 from experiments.certificates.study import documents, rows_of
 from panollava import certify, compare
 from panollava.evaluation.certificates import NAMES
+from panollava.model.api import PanoLlava
 from panollava.run import changed
 from panollava.tracking.tracker import NullTracker
 
@@ -36,6 +37,21 @@ def document(results: str = "results") -> dict[str, Any]:
     """The newest ``certificates.json``."""
     newest = max(Path(results, "eval_results", "recorded").glob("certificates_*/certificates.json"))
     return dict(json.loads(newest.read_text("utf-8")))
+
+
+def rooms(asked: str = "where is the door?") -> None:
+    """Writes ``rooms.json``: three pictures with a question that names a direction and one that names none."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for number in range(3):
+        cv2.imwrite(f"room{number}.png", rng.integers(0, 255, (64, 128, 3), dtype=np.uint8))
+        turns = [("how many doors are there?", "one"), (asked, "Left")]
+        said = [
+            {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
+        ]
+        said[0]["value"] = f"<image>\n{said[0]['value']}"
+        entries.append({"id": str(number), "image": f"room{number}.png", "conversations": said})
+    Path("rooms.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
 def test_the_whole_set_is_written_and_tracked_and_compared(
@@ -95,18 +111,33 @@ def test_a_stopped_command_goes_on_where_it_was(
     assert document()["certificates"] == document("whole")["certificates"]
 
 
+def test_answers_to_other_words_are_not_taken_for_those_of_a_stopped_command(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms("what is left of you?")
+    typed = ("runs/recorded", UNTRACKED, "device=cpu", "csv_input=rooms.json", "only=[yaw]")
+    answer, asked = changed.ModelSubject.answers, []
+
+    def stopped(subject: Any, change: Any, questions: Any) -> list[str]:
+        said = answer(subject, change, questions)
+        asked.append(change)
+        if len(asked) == 3:
+            raise ValueError("stopped")
+        return said
+
+    monkeypatch.setattr(changed.ModelSubject, "answers", stopped)
+    assert command(monkeypatch, certify, *typed, "names_directions=words") == 1
+    assert any(Path("results").rglob("*.jsonl"))
+    monkeypatch.setattr(PanoLlava, "answer", lambda _self, batch, **_: ["anew"] * len(batch.sample_ids))
+    monkeypatch.setattr(changed.ModelSubject, "answers", answer)
+    assert command(monkeypatch, certify, *typed, "names_directions=none") == 0
+    (path,) = Path("results").rglob("answers.csv")
+    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    assert [row["prediction"] for row in rows if row["change"] and "left" in row["question"]] == ["anew"] * 6
+
+
 def test_any_panoramas_with_questions(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    entries = []
-    for number in range(3):
-        cv2.imwrite(f"room{number}.png", rng.integers(0, 255, (64, 128, 3), dtype=np.uint8))
-        turns = [("how many doors are there?", "one"), ("where is the door?", "Left")]
-        said = [
-            {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
-        ]
-        said[0]["value"] = f"<image>\n{said[0]['value']}"
-        entries.append({"id": str(number), "image": f"room{number}.png", "conversations": said})
-    Path("rooms.json").write_text(json.dumps(entries), encoding="utf-8")
+    rooms()
     typed = ("runs/recorded", UNTRACKED, "device=cpu", "csv_input=rooms.json", "max_pictures=2")
     assert command(monkeypatch, certify, *typed, "names_directions=words") == 0
     found = {one["name"]: one for one in document()["certificates"]}
@@ -133,11 +164,30 @@ def test_any_panoramas_with_questions(copy: Path, monkeypatch: pytest.MonkeyPatc
         (["tilt_deg=0"], "tilt_deg"),
         (["least_effect=5"], "least_effect"),
         (["crop.overlap=1.5"], "crop.overlap"),
+        (["crop.overlap=0"], "It cuts the same views as the run's own"),
+        (["crop.view_size=32"], "It cuts the same views as the run's own"),
+        (["crop.panorama_fov_deg=[180,90]"], "is for pictures in files"),
+        (["crop.overlap=0.25", "only=[yaw]"], "crop.* is the other crop of crop_swap, which only= leaves out"),
         (["checkpoint=runs/nothing"], "runs/nothing"),
     ],
 )
 def test_wrong_keys_are_refused(typed: list[str], told: str, in_recorded: Path, refused: Callable[..., str]) -> None:
     assert told in refused(certify, "runs/recorded", UNTRACKED, *QUIET, "results_dir=elsewhere", *typed)
+
+
+def test_another_crop_that_the_model_does_not_take_is_refused_at_once(copy: Path, refused: Callable[..., str]) -> None:
+    for path in Path("runs/recorded").rglob("checkpoint_metadata.json"):
+        path.write_text(path.read_text("utf-8").replace('"join": "concat"', '"join": "stitch"'), encoding="utf-8")
+    said = refused(certify, "runs/recorded", UNTRACKED, *QUIET, "crop.type=adaptive")
+    assert "model.join=stitch drops the columns of tokens" in said
+    assert not any(Path("results").rglob("*.jsonl"))
+
+
+def test_questions_that_are_too_long_are_refused_at_once(copy: Path, refused: Callable[..., str]) -> None:
+    cv2.imwrite("room.png", np.zeros((64, 128, 3), dtype=np.uint8))
+    Path("rooms.csv").write_text(f"url,query,annotation\nroom.png,{'door ' * 5000},one\n", encoding="utf-8")
+    typed = ("runs/recorded", UNTRACKED, "device=cpu", "csv_input=rooms.csv", "names_directions=none", "only=[yaw]")
+    assert "the language model cannot be given all texts" in refused(certify, *typed)
 
 
 def test_a_stage_without_answers_is_refused(in_recorded: Path, refused: Callable[..., str]) -> None:

@@ -121,7 +121,7 @@ def test_the_model_sees_the_picture_and_the_prompt(
     assert {"panospace/as_released/IoU@0.5", "panospace/blank/corrected/unparsed"} <= {key for key, _ in tracker.kept}
     assert not any(key.startswith("test/") for key, _ in tracker.kept)
     # Again with the stored features, which are those of the pictures that were asked about.
-    monkeypatch.setattr("panollava.data.dataset.QuestionDataset._cut", None)
+    monkeypatch.setattr("panollava.data.dataset.QuestionDataset._cut", lambda *_: pytest.fail("a picture was cut"))
     asked(monkeypatch, panospace, *arguments)
     assert predictions("recorded") == rows
 

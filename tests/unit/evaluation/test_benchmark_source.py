@@ -126,3 +126,14 @@ def test_the_newest_evaluation_of_a_model_is_none_of_a_benchmark(tmp_path: Path)
         found = newest_evaluation([tmp_path], "demo", "ab" * 32)
         assert found is not None
         assert found["created"] == name
+
+
+def test_addresses_of_two_pictures_with_one_file_are_refused(tmp_path: Path) -> None:
+    fixture = Fixture("quic360", tmp_path / "set")
+    text = fixture.path.read_text("utf-8")
+    row = "{}/1.jpg,sky,blue\n"
+    fixture.path.write_text(text + row.format("http://example.org/panoramas"), encoding="utf-8")
+    assert len(fixture.benchmark.read(fixture.path)) == len(fixture.items) + 1
+    fixture.path.write_text(text + row.format("https://example.org/other"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"1\.jpg would be the picture of //example\.org/panoramas/1\.jpg and of"):
+        fixture.benchmark.read(fixture.path)

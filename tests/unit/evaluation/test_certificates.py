@@ -12,7 +12,7 @@ from experiments.certificates.planted import EXPECTED, Reader, World, cameras_of
 from experiments.certificates.proof import check_faults, null_range, null_rows, surprises
 from panollava.data.scenes.scene import SECTOR_DEG
 from panollava.data.source import Question
-from panollava.evaluation.asked_things import asked_things
+from panollava.evaluation.asked_things import asked_things, single_solid
 from panollava.evaluation.certificate_report import (
     Certificate,
     certificates_table,
@@ -72,6 +72,28 @@ def test_a_reader_without_a_fault_is_always_right_in_harder_scenes() -> None:
     found = judge(plan, ask(plan, Reader(world)), swaps=SWAPS)
     assert [(one.before, one.after) for one in found] == [(1.0, 1.0)] * len(NAMES)
     assert len(plan.certificates[NAMES.index("tilt")].asked) < len(world.questions)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_no_tilt_moves_another_solid_into_a_direction_that_is_asked_about(level: int) -> None:
+    world = World(40, seed=3, level=level)
+    for tilt_deg in (10.0, 20.0, 45.0):
+        plan = make_plan(world.shown(tilt_deg), ["tilt"])
+        (found,) = judge(plan, ask(plan, Reader(world)), swaps=SWAPS)
+        assert (found.before, found.after) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_thing_on_the_seam_covers_it(level: int) -> None:
+    world = World(20, level=level)
+    plan = make_plan(world.shown(), ["seam"])
+    (planned,) = plan.certificates
+    assert planned.asked
+    for slot in planned.after.slots:
+        change, question = plan.slots[slot]
+        solid = single_solid(world.scene(question.image_id).turned(change.turn_deg), question)
+        assert solid is not None
+        assert 180 - abs(solid.yaw_deg) < solid.radius_deg
 
 
 def test_as_many_random_models_are_flagged_as_the_level_says(plan: Plan) -> None:
@@ -210,6 +232,17 @@ def test_few_pictures_cannot_tell() -> None:
     plan = make_plan(_shown(small), ["yaw"])
     (one,) = judge_scores(plan, np.ones(len(plan.slots)))
     assert (one.verdict, one.detectable) == ("cannot tell", 1.0)
+
+
+def test_a_title_of_any_signs_is_drawn(readers: dict[str, list[Certificate]]) -> None:
+    assert b"^_$ on " in picture(readers["none"], "demo $^_$ on 세계")["svg"]
+
+
+def test_no_effect_of_more_than_all_answers_would_be_seen() -> None:
+    plan = make_plan(_shown(QUESTIONS[:4]), ["view_order"])
+    right = np.array([float(change != UNCHANGED and question.image_id == "room 0") for change, question in plan.slots])
+    (found,) = judge_scores(plan, right, swaps=SWAPS)
+    assert found.detectable == 1.0
 
 
 def test_a_model_that_is_always_wrong_passes_nothing(plan: Plan) -> None:

@@ -1,0 +1,82 @@
+"""Where certificates are written, and which of those on disk are a run's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from panollava.evaluation.certificates import Plan
+from panollava.run import certify
+from panollava.store.identity import FileIdentity
+
+
+def document(**settings: Any) -> dict[str, Any]:
+    """A ``certificates.json`` of one certificate."""
+    one = {"name": "yaw", "verdict": "passes", "difference": 0.0, "low": None, "high": None}
+    conditions = {"questions": settings.pop("questions", "q")}
+    values = {"fingerprint": "w", "conditions": conditions, "tilt_deg": 5.0, "least_effect": 0.05, **settings}
+    return {"experiment_name": "demo", "created": "2026-01-01T00:00:00", "certificates": [one], "settings": values}
+
+
+def written(parent: Path, experiment: str = "demo") -> Path:
+    return certify._write(parent, experiment, f"{experiment} on world-test", [], Plan(), [], {"least_effect": 0.05})
+
+
+def test_two_commands_that_end_at_once_write_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _self: False)  # the other makes its folder just after this one looked
+    folders = {written(tmp_path / "demo") for _ in range(3)}
+    assert len(folders) == 3
+
+
+def test_any_name_of_an_experiment_is_recorded(tmp_path: Path) -> None:
+    folder = written(tmp_path, "trained on rooms")
+    assert json.loads((folder / "certificates.json").read_text("utf-8"))["experiment_name"] == "trained on rooms"
+
+
+def newest(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(certify, "fingerprint", lambda *_: "w")
+    run: Any = SimpleNamespace(checkpoint=Path("x.ckpt"), settings={"experiment_name": "demo"})
+    return certify.newest_document(run, root, FileIdentity(None))
+
+
+def put(root: Path, name: str, content: Any) -> None:
+    folder = root / "eval_results" / "demo" / f"certificates_{name}"
+    folder.mkdir(parents=True)
+    (folder / "certificates.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_newest_of_a_second_is_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "20260101_000000", document(tilt_deg=5.0))
+    put(tmp_path, "20260101_000000_2", document(tilt_deg=10.0))
+    assert newest(tmp_path, monkeypatch)["settings"]["tilt_deg"] == 10.0
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        document() | {"certificates": [{"verdict": "passes"}]},
+        document() | {"certificates": ["yaw"]},
+        document() | {"certificates": [{"name": "yaw", "verdict": "passes", "difference": 0.1}]},
+        document() | {"settings": {"fingerprint": "w"}},
+        document() | {"settings": {"fingerprint": "w", "conditions": "all"}},
+        document() | {"created": None, "settings": []},
+        [],
+    ],
+)
+def test_a_damaged_document_is_skipped(damaged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "20260101_000000", document())
+    put(tmp_path, "20260102_000000", damaged)
+    assert newest(tmp_path, monkeypatch) == document()
+
+
+def test_documents_that_were_not_asked_alike_are_named() -> None:
+    assert certify.differing_settings([document(), document()]) == []
+    others = [document(questions="r"), document(max_pictures=3), document(tilt_deg=9.0), document(other_crop={"a": 1})]
+    for other, key in zip(others, ["questions", "max_pictures", "tilt_deg", "other_crop"], strict=True):
+        assert certify.differing_settings([document(), other]) == [key]
+    fewer = document() | {"certificates": []}
+    assert certify.differing_settings([document(), fewer]) == ["only"]
