@@ -35,6 +35,8 @@ FEWEST = 8
 """Points before the decay below which no slope is fitted."""
 DECAYED = 0.5
 """Share of the highest learning rate below which the decay has begun."""
+FITTED = 0.7
+"""Share of the validation loss below which the training loss is that of a stage that fits its training data alone."""
 DOUBLINGS = 2
 """Length of the fitted part, in doublings of the summed learning rate: one alone has too few steps for its noise."""
 _TINY = 1e-9
@@ -186,6 +188,9 @@ def judge(curve: LearningCurve | None, loss: float, swapped_loss: float | None) 
     low = None if fall is None else fall.low
     gain = None if swapped_loss is None else image_gain(loss, swapped_loss)
     verdict, why = decide(loss, low, gain)
+    overfits = "" if curve is None or gain is None or gain < IMAGE_GAIN else overfitted(curve, loss)
+    if verdict == "yes" and overfits:
+        verdict, why = "no", overfits
     if verdict == "unknown" and curve is None:
         why = "the learning curve lacks the first steps, which a version trained that recorded none"
     return Learning(verdict, why, None if fall is None else fall.value, low, gain, swapped_loss)
@@ -213,6 +218,26 @@ def decide(loss: float, low: float | None, gain: float | None) -> tuple[Verdict,
     )
     left = f"twice the training may take {max(low, 0) * loss:.4f} off {loss:.4f}"
     return "yes" if low >= SLOPE and low * loss >= FALL else "no", f"{slope}: {left}"
+
+
+def overfitted(curve: LearningCurve, loss: float) -> str:
+    """Why more training would not lower a validation loss though the training loss falls; empty where it may.
+
+    It would not where the training loss (its mean over the last sixteenth of the curve) is below ``FITTED`` of the
+    validation loss, and the second half of the steps, with its decay, took off less than ``FALL`` nats. A curve with
+    fewer than two validations in either half shows nothing.
+    """
+    first = [one.loss for one in curve.validations if 2 * one.steps <= curve.steps]
+    second = [one.loss for one in curve.validations if 2 * one.steps > curve.steps]
+    if min(len(first), len(second)) < 2:
+        return ""
+    fell, training = max(0.0, min(first) - min(second)), curve.smoothed()[-1].loss
+    if training >= FITTED * loss or fell >= FALL:
+        return ""
+    return (
+        f"the second half of the steps took {fell:.4f} off the validation loss, while the training loss is "
+        f"{training:.4f}: more training would fit the training data alone"
+    )
 
 
 def judge_run(stages: Mapping[str, tuple[float, Learning]]) -> Learning:

@@ -191,6 +191,57 @@ def test_the_verdict_stands_in_noise(seed: int, schedule: str) -> None:
     assert judge(stands, 0.5, 2.0).verdict == "no"
 
 
+def validated(curve: LearningCurve, losses: list[float]) -> LearningCurve:
+    """The curve with validations at even distances, the last one at its end."""
+    at = [round(curve.steps * place / len(losses)) for place in range(1, len(losses) + 1)]
+    curve.validations += [
+        next(point for point in curve.points if point.steps >= step)._replace(loss=loss)
+        for step, loss in zip(at, losses, strict=True)
+    ]
+    return curve
+
+
+STANDS = [
+    0.605,
+    0.171,
+    0.114,
+    0.108,
+    0.097,
+    0.101,
+    0.094,
+    0.087,
+    0.088,
+    0.086,
+    0.085,
+    0.086,
+    0.086,
+    0.086,
+    0.085,
+    0.085,
+]
+"""Validation losses of a job of sixteen epochs, whose training loss fell to 0.025."""
+
+
+def test_a_stage_that_fits_its_training_data_alone_has_converged() -> None:
+    def falling(scale: float) -> LearningCurve:
+        return scheduled(320, lambda done, _: scale / done)
+
+    assert judge(falling(0.025), 0.085, 0.6).verdict == "yes"  # the training loss alone
+    found = judge(validated(falling(0.025), STANDS), 0.085, 0.6)
+    assert found.verdict == "no"
+    assert "took 0.0020 off the validation loss, while the training loss is 0.02" in found.why
+    assert judge(validated(falling(0.075), STANDS), 0.085, 0.6).verdict == "yes"  # no worse than on training data
+    half = STANDS[::2]
+    still = [*half[:-2], half[-2] - FALL, half[-1] - 2 * FALL]
+    assert (
+        judge(validated(falling(0.025), still), still[-1], 0.6).verdict == "yes"
+    )  # the second half took something off
+    assert judge(validated(falling(0.025), [0.1, 0.09, 0.09]), 0.09, 0.6).verdict == "yes"  # too few validations
+    assert judge(validated(falling(0.025), STANDS), 0.085, 0.09).verdict == "yes"  # learnt by heart, without pictures
+    rising = [0.1, 0.09, 0.12, 0.15]
+    assert judge(validated(falling(0.025), rising), 0.09, 0.6).verdict == "no"
+
+
 def test_a_plateau_is_no_convergence() -> None:
     """The loss stands because the pictures are not used yet."""
     plateau = scheduled(200, lambda done, _: 0.6 + 1.4 * math.exp(-60 * done))
