@@ -21,10 +21,10 @@ from panollava.evaluation.exact_match import is_correct
 from panollava.evaluation.results import result_folder
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
+from panollava.model.fusion import crop_misfits
 from panollava.run.changed import ModelSubject, directions_of, scene_of
 from panollava.run.conditions import FAIR, TEST_SET, answer_conditions, fingerprint
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.crop_section import crop_misfits
 from panollava.run.data import data_name, data_overrides, describe_split
 from panollava.run.options import DataOptions
 from panollava.run.restore import Restored, changed_crop, restore
