@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -166,6 +167,7 @@ def main() -> None:
         runner = Runner(study, end=end, threads=options.threads, overrides=options.overrides)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the jobs would go on without their runner
     runner.run(options.jobs)
     if runner.failed:
         sys.exit(f"Failed: {', '.join(runner.failed)}. The same command tries them again.")
