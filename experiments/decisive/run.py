@@ -168,7 +168,10 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the jobs would go on without their runner
-    runner.run(options.jobs)
+    try:
+        runner.run(options.jobs)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the same command resumes.")
     if runner.failed:
         sys.exit(f"Failed: {', '.join(runner.failed)}. The same command tries them again.")
 
