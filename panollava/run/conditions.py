@@ -209,8 +209,14 @@ def answer_conditions(
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
-        "tokens_per_side": settings["model"].get("tokens_per_side"),
+        **_pooling(settings["model"]),
     }
+
+
+def _pooling(model: Mapping[str, Any]) -> dict[str, Any]:
+    """``tokens_per_side`` where there is one: answers of versions without the key are those of today without one."""
+    side = model.get("tokens_per_side")
+    return {} if side is None else {"tokens_per_side": side}
 
 
 def place_conditions(
@@ -238,7 +244,7 @@ def place_conditions(
         "weights": fingerprint(checkpoint, known),
         "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
         "crop": dict(settings["crop"]),
-        "tokens_per_side": settings["model"].get("tokens_per_side"),
+        **_pooling(settings["model"]),
     }
 
 
