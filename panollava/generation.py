@@ -103,7 +103,7 @@ def recorded_generation(settings: Mapping[str, Any]) -> GenerationOptions:
 
 def _check_range(key: str, value: Any, kind: type, interval: Interval) -> None:
     limits = [
-        (f"{sign} {limit}", holds, limit)
+        (f"{sign} {limit:g}", holds, limit)
         for name, (sign, holds) in _LIMITS.items()
         if (limit := getattr(interval, name)) is not None
     ]

@@ -58,7 +58,11 @@ def help_text(line: CommandLine) -> str:
     """The template ``hydra.help.template`` with ``$CONFIG`` and ``$APP_CONFIG_GROUPS``."""
     config = line.compose(line.overrides)
     template = string.Template(config.hydra.help.template)
-    groups = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(line.groups().items()))
+    listed = (f"{group}: {', '.join(options)}" for group, options in sorted(line.groups().items()))
+    groups = "".join(
+        textwrap.fill(one, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) + "\n"
+        for one in listed
+    )
     shown = _Config(line, config)
     return template.safe_substitute(CONFIG="\n".join(shown.lines()) + "\n", APP_CONFIG_GROUPS=groups)
 

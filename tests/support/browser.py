@@ -77,7 +77,7 @@ class Tab:
 
     def open(self, fragment: str = "") -> Page:
         """Loads the page and waits for its first picture."""
-        self.page.goto(self.url + "/" + fragment)
+        self.page.goto(self.url + "/" + fragment, timeout=30_000)  # beside other tests on few cores
         self.page.wait_for_selector("html[data-ready=true]", timeout=20_000)
         return self.page
 

@@ -96,7 +96,7 @@ def test_a_list_and_a_quoted_text_are_no_sweep() -> None:
         (["output_dir=o (1),o é2"], "a sweep has one output_dir"),
         (["tracking=mlflow,none"], "a sweep has one tracking"),
         (["+experiment=overlap_sweep,bimamba_overlap0"], "overlap_sweep is a sweep itself"),
-        (["+experiment=glob(*)"], "overlap_sweep is a sweep itself"),
+        (["+experiment=glob(*)"], "decisive is a sweep itself"),
         (["seed=0,1", "hydra.job.chdir=true"], "hydra.job.chdir"),
         (["seed=0,1", "hydra.run.dir=x"], "hydra.run.dir=x"),
         (["crop=cubemap,e2p", "crop.poles=true"], "crop=e2p has no such key"),
