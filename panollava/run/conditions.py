@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, follow, read_state
 from panollava.component import outside_packages
+from panollava.crop.strategies import AdaptiveCrop
 from panollava.data.source import DataSource, PlacesSource
 from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
@@ -32,12 +33,12 @@ from panollava.run_folder import (
     read_metadata,
 )
 from panollava.stages.registry import stages_of
-from panollava.store.identity import FileIdentity
+from panollava.store.identity import FileIdentity, code_digest
 
 Record = Mapping[str, Any]
 TEST_SET = ("questions", "references", "pictures")
 """Keys of the test set; the others are of the model and its decoding."""
-_DIGESTS = (*TEST_SET, "texts", "names", "places", "base", "vision", "language", "weights", "prompt.template")
+_DIGESTS = (*TEST_SET, "texts", "names", "places", "base", "vision", "language", "weights", "choice", "prompt.template")
 _DRAWN_TEXTS = 64
 FAIR = ("generation", "precision")
 """Conditions that make runs hard to compare where they differ."""
@@ -209,14 +210,20 @@ def answer_conditions(
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
-        **_pooling(settings["model"]),
+        **_newer_parts(settings),
     }
 
 
-def _pooling(model: Mapping[str, Any]) -> dict[str, Any]:
-    """``tokens_per_side`` where there is one: answers of versions without the key are those of today without one."""
-    side = model.get("tokens_per_side")
-    return {} if side is None else {"tokens_per_side": side}
+def _newer_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What answers depend on beside the keys of earlier versions, whose answers are those of today without it.
+
+    ``tokens_per_side`` where there is one, and with crop=adaptive the rule that chooses the views.
+    """
+    side = settings["model"].get("tokens_per_side")
+    found = {} if side is None else {"tokens_per_side": side}
+    if settings["crop"]["type"] == "adaptive":
+        found["choice"] = code_digest(AdaptiveCrop.choose, AdaptiveCrop.finest)
+    return found
 
 
 def place_conditions(
@@ -244,7 +251,7 @@ def place_conditions(
         "weights": fingerprint(checkpoint, known),
         "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
         "crop": dict(settings["crop"]),
-        **_pooling(settings["model"]),
+        **_newer_parts(settings),
     }
 
 

@@ -15,6 +15,7 @@ from panollava.checkpoint import FORMAT_VERSION
 from panollava.crop.boxes import PictureBoxes, Places
 from panollava.data.files import FilesSource
 from panollava.data.world import WorldSource
+from panollava.run import conditions as conditions_module
 from panollava.run.conditions import (
     describe,
     differences,
@@ -168,3 +169,15 @@ def test_detections_are_used_again_under_the_same_conditions_alone(tmp_path: Pat
     older = {key: value for key, value in recorded.items() if key not in ("vision", "names")}
     assert unusable_places({"conditions": older}, conditions(tmp_path), None) == "their record lacks names, vision"
     assert unusable_places({}, conditions(tmp_path), None).startswith("their record lacks")
+
+
+def test_answers_depend_on_the_rule_that_chooses_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"model": {}, "crop": {"type": "adaptive"}}
+    before = conditions_module._newer_parts(settings)
+    monkeypatch.setattr(conditions_module, "code_digest", lambda *_roots: "another rule")
+    found = differences(before, conditions_module._newer_parts(settings))
+    assert describe(found) == "other choice"
+    assert conditions_module._newer_parts({"model": {"tokens_per_side": None}, "crop": {"type": "e2p"}}) == {}
+    assert conditions_module._newer_parts({"model": {"tokens_per_side": 3}, "crop": {"type": "e2p"}}) == {
+        "tokens_per_side": 3
+    }
