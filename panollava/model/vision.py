@@ -312,29 +312,16 @@ class PanoVision(nn.Module):
         cameras: Tensor,
         view_mask: Tensor | None = None,
         vision_features: Tensor | None = None,
+        is_pooled: bool = True,
     ) -> Tensor:
-        """Encodes panoramas into tokens ``(B, V, Q, Dr)``; arguments as for ``resampled``."""
-        tokens = self.resampled(
-            pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
-        )  # (B, V, tokens of the resampler, Dr)
-        grid, pooled = self.resampled_grid, self.token_grid
-        return tokens if grid is None or pooled is None or pooled == grid else area_pool(tokens, grid, pooled)
-
-    def resampled(
-        self,
-        pixel_values: Tensor | None = None,
-        *,
-        cameras: Tensor,
-        view_mask: Tensor | None = None,
-        vision_features: Tensor | None = None,
-    ) -> Tensor:
-        """Encodes panoramas into the resampler's tokens, before ``tokens_per_side``.
+        """Encodes panoramas into tokens ``(B, V, Q, Dr)``.
 
         Args:
             pixel_values: ``(B, V, 3, h, w)`` uint8, or float in 0..1.
             cameras: ``(B, V, C)``.
             view_mask: ``(B, V)`` bool, False where a view only pads; None means all are real.
             vision_features: ``(B, V, N, Dv)`` ready features of the tower in place of ``pixel_values``.
+            is_pooled: False for the resampler's own tokens, ``resampled_per_view`` of each view.
         """
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("Give exactly one of pixel_values and vision_features.")
@@ -349,7 +336,11 @@ class PanoVision(nn.Module):
         if view_mask is None:
             view_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)  # (B, V)
         features = features.to(float_dtype(self.resampler, torch.float32))
-        return self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)
+        tokens = self.resampler(features, grid=self.tower.grid, view_mask=view_mask, cameras=cameras)
+        grid, pooled = self.resampled_grid, self.token_grid
+        if not is_pooled or grid is None or pooled is None or pooled == grid:
+            return tokens
+        return area_pool(tokens, grid, pooled)
 
     def _check_pooling(self, side: int) -> None:
         grid = self.resampled_grid

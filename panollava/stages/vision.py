@@ -172,8 +172,12 @@ class OverlapStage(Stage):
         Validation has no collective operations, as the numbers of batches of the processes differ.
         """
         matches, correspondences = self._matches(batch), self.objective.correspondences
-        tokens = self.vision.resampled(
-            batch.pixel_values, cameras=batch.cameras, view_mask=batch.view_mask, vision_features=batch.vision_features
+        tokens = self.vision(
+            batch.pixel_values,
+            cameras=batch.cameras,
+            view_mask=batch.view_mask,
+            vision_features=batch.vision_features,
+            is_pooled=False,
         )
         tokens = correspondences.tokens(tokens)
         is_paired = self._is_paired(matches)
