@@ -107,9 +107,8 @@ class _Choice:
 
     def best(self, tiles: Sequence[Tile]) -> tuple[int, Tile]:
         """The largest gain, less what lies in corners, and its candidate."""
-        missing = self.detail * np.maximum(
-            0, self.sharpness[:, None, None] - self.shown(tiles)
-        )  # (fovs, ROWS, COLUMNS)
+        lacking = self.sharpness[:, None, None] - self.shown(tiles)  # (fovs, ROWS, COLUMNS)
+        missing = self.detail * np.maximum(0, lacking)
         waves = np.fft.rfft(missing, axis=2).transpose(2, 0, 1)[..., None]  # (waves, fovs, ROWS, 1)
         sums = self.spectra @ waves.view(np.float64)  # kernels are symmetric, their spectra real
         # The sums over cells are integers far below 2^53: rounding makes them exact.
@@ -131,12 +130,6 @@ class _Choice:
             is_shown = np.roll(self.kernels[fov, pitch] > 0, column, axis=1)
             np.maximum(found, is_shown * self.sharpness[fov], out=found)
         return found
-
-
-def shown_detail(detail: np.ndarray, tiles: Sequence[Tile], shape: float = 1.0) -> tuple[float, float]:
-    """Share of a map's detail that some tile shows, and its mean sharpness, which ``choose_tiles`` maximises."""
-    shown, total = _Choice(detail, shape).shown(tiles), max(1, int(detail.sum()))
-    return float((detail * (shown > 0)).sum() / total), float((detail * shown).sum() / total / _STEPS)
 
 
 def yaw_rad(column: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panollava.crop import adaptive
-from panollava.crop.adaptive import COLUMNS, FOVS_DEG, PITCHES_DEG, ROWS, choose_tiles, detail_map, shown_detail
+from panollava.crop.adaptive import COLUMNS, FOVS_DEG, PITCHES_DEG, ROWS, Tile, choose_tiles, detail_map
 from panollava.crop.cameras import Camera, camera_tensor, locate, needed_panorama_size
 from panollava.crop.crop import Crop, Cut
 from panollava.crop.partial import Part, pad_to_sphere, rotate_yaw
@@ -53,6 +54,12 @@ def with_object(yaw_deg: float, pitch_deg: float, radius_deg: float = 12.0) -> n
 def world() -> list[np.ndarray]:
     source = WorldSource(split="test", scenes=12, height=HEIGHT)
     return [np.asarray(source.panorama(index)) for index in range(12)]
+
+
+def shown_detail(detail: np.ndarray, tiles: Sequence[Tile]) -> tuple[float, float]:
+    """Share of a map's detail that some tile shows, and its mean sharpness, which ``choose_tiles`` maximises."""
+    shown, total = adaptive._Choice(detail, 1.0).shown(tiles), max(1, int(detail.sum()))
+    return float((detail * (shown > 0)).sum() / total), float((detail * shown).sum() / total / adaptive._STEPS)
 
 
 def angles(cameras: list[Camera]) -> set[tuple[int, int, int]]:
