@@ -197,7 +197,8 @@ def picture(certificates: Sequence[Certificate], title: str, least_effect: float
         if one.found is None:
             continue
         difference = one.found.difference
-        value, low, high = (100 * (difference.value if end is None else end) for end in _numbers(one))
+        ends = (difference.value, difference.low, difference.high)
+        value, low, high = (100 * (difference.value if end is None else end) for end in ends)
         form = {"fires": "s", "passes": "o"}.get(one.verdict, "^")
         bars = [[value - low], [high - value]]
         axes.errorbar([value], [at], xerr=bars, fmt=form, color=INK, capsize=4, mfc=INK if form == "s" else PAPER)
@@ -208,22 +209,12 @@ def picture(certificates: Sequence[Certificate], title: str, least_effect: float
     return drawn(figure, axes)
 
 
-def _numbers(one: Certificate) -> tuple[float | None, float | None, float | None]:
-    assert one.found is not None
-    return one.found.difference.value, one.found.difference.low, one.found.difference.high
-
-
 def certificates_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a row a certificate and a column a run, of the records of ``certificates.json`` by run."""
-    names = [name for name in NAMES if any(name in each for each in _by_name(runs).values())]
-    rows = [["certificate", *runs]]
-    for name in names:
-        rows.append([name, *(_cell(each.get(name)) for each in _by_name(runs).values())])
+    by_name = [{one["name"]: one for one in document["certificates"]} for document in runs.values()]
+    names = [name for name in NAMES if any(name in each for each in by_name)]
+    rows = [["certificate", *runs], *([name, *(_cell(each.get(name)) for each in by_name)] for name in names)]
     return "\n".join(["Certificates (points of exact match after less before):", "", *markdown_lines(rows)]) + "\n"
-
-
-def _by_name(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    return {run: {one["name"]: one for one in document["certificates"]} for run, document in runs.items()}
 
 
 def _cell(one: Mapping[str, Any] | None) -> str:

@@ -39,8 +39,7 @@ DOCUMENT = "certificates.json"
 ASKED = ("split", "max_pictures", "tilt_deg", "least_effect", "other_crop")
 """Settings of a document that certificates depend on, beside its conditions."""
 OF_TILES: tuple[Name, ...] = ("tile_phase", "view_order", "view_loss")
-ADAPTIVE = "adaptive"
-"""Type of the crop whose cameras depend on the panorama, so that there are no tiles to change beforehand."""
+"""Certificates about tiles that are known before the panorama is."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ def _prepare(
         scene = lambda picture: scene_of(world, picture)  # noqa: E731
     of = directions_of(source)
     directions = {one.sample_id: of(one) for one in questions}
-    is_adaptive = spec["type"] == ADAPTIVE
-    cameras = () if is_adaptive else pano.crop.cameras
+    cameras = () if pano.crop.is_adaptive else pano.crop.cameras
     shown = Shown(questions, directions, cameras, scene, (), options.tilt_deg)
     conditions = answer_conditions(
         run.checkpoint, run.settings, source, known, prompt=pano.prompt.format.record(), precision=compute.name
@@ -168,8 +166,8 @@ def _prepare(
             LOG.info("crop_swap leaves out %s: %s", dict(crop), reason)
         else:
             crops.append(crop)
-    own = f"crop={ADAPTIVE} chooses the tiles of each panorama by itself"
-    plan = make_plan(replace(shown, crops=crops), only, dict.fromkeys(OF_TILES, own) if is_adaptive else None)
+    own = f"crop={spec['type']} chooses the tiles of each panorama by itself"
+    plan = make_plan(replace(shown, crops=crops), only, dict.fromkeys(OF_TILES, own) if pano.crop.is_adaptive else None)
     step = tile_step_deg(cameras)
     LOG.info(
         "%s about %s, each answered as it is and in %s; the tile step is %s.",
