@@ -85,8 +85,8 @@ def test_the_whole_set_is_written_and_tracked_and_compared(
     assert "Certificates (points of exact match after less before):" in table
     assert f"| yaw | {yaw['verdict']} " in table
     rows = rows_of(documents(["runs/recorded"], [], Path("results")))
-    assert [row[5] for row in rows[1:]] == list(NAMES)
-    assert rows[1][:5] == ["recorded", 0, "mlp", "anyres_e2p", "yaw_pitch"]
+    assert [row[8] for row in rows[1:]] == list(NAMES)
+    assert rows[1][:6] == ["recorded", 0, "mlp", "anyres_e2p", 0.5, "yaw_pitch"]
 
 
 def test_a_stopped_command_goes_on_where_it_was(
