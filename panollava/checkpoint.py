@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panollava.disk import TEMPORARY, check_own, flush, read_document, rename, replace_file, writing
+from panollava.disk import TEMPORARY, check_own, flush, read_document, rename, replace_file, temporary_folder, writing
 
 FORMAT_VERSION = 1
 TRAINED = "trained.safetensors"
@@ -47,13 +46,10 @@ def write_checkpoint(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Fills a temporary sibling of ``target`` and renames it into place; after a DiskError the old one is as it was."""
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{target.name}-", dir=target.parent))
+    with temporary_folder(target) as temporary:
         aside = None
         try:
             fill(temporary)
-            temporary.chmod(0o755)
             for path in (*temporary.rglob("*"), temporary):
                 flush(path)
             if target.exists():
@@ -63,7 +59,6 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
             rename(temporary, target)
             flush(target.parent)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
             if aside is not None and not target.exists():
                 rename(aside, target)
             raise

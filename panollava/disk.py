@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -106,6 +107,24 @@ def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) 
             raise
 
 
+@contextlib.contextmanager
+def temporary_folder(target: Path, prefix: str = "") -> Iterator[Path]:
+    """A new folder beside ``target``, removed if the block fails. Raises a DiskError.
+
+    The block fills it and renames it to ``target``, which is so complete or not there. ``prefix`` of its name is by
+    default the one by which ``tidy`` finds what a killed process left.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix or f"{TEMPORARY}{target.name}-", dir=target.parent))
+        try:
+            folder.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
 def rename(source: Path, target: Path) -> None:
     """Gives a file or folder another name, in place of a file that has it.
 
@@ -119,6 +138,23 @@ def rename(source: Path, target: Path) -> None:
             if not left:
                 raise
             time.sleep(WAIT_S)
+
+
+def rename_free(temporary: Path, target: Path) -> Path:
+    """Gives a finished folder a name, or the next free one, ``<name>_2`` and so on; returns it.
+
+    Another process may take a name at the same time.
+    """
+    free, number = target, 1
+    while True:
+        if not free.exists():
+            try:
+                return temporary.rename(free)
+            except OSError:
+                if not free.exists():
+                    raise
+        number += 1
+        free = target.with_name(f"{target.name}_{number}")
 
 
 def flush(path: Path) -> None:

@@ -31,8 +31,9 @@ from panollava.evaluation.seeds import SeedComparison, compare_seeds
 from panollava.evaluation.statistics import LEVEL, rounded
 from panollava.logs import counted
 from panollava.run.certify import differing_settings, newest_document
+from panollava.run.conditions import recorded_config
 from panollava.run.restore import Restored, restore
-from panollava.run.sweep_report import Job, read_job
+from panollava.run.sweep_report import read_job
 from panollava.store.identity import FileIdentity
 
 COLUMNS = (
@@ -74,10 +75,10 @@ def rows_of(found: Mapping[str, tuple[Restored, dict[str, Any]]], workplace: Pat
     """The table, its header first; ``workplace`` is the folder in which the runs were started."""
     rows: list[list[object]] = [["run", "seed", *DESIGN, "exact_match", "learning", "certificate", *COLUMNS]]
     for folder, (run, document) in found.items():
-        job = read_job(run.folder, workplace)
+        job = read_job(Path(folder), workplace)
         score = None if job is None or EXACT not in job.scores else round(job.scores[EXACT].value, 6)
         learning = "unknown" if job is None or job.learning is None else job.learning.verdict
-        own = [Path(folder).name, *_setting(run, job), score, learning]
+        own = [Path(folder).name, *_setting(run), score, learning]
         for one in document["certificates"]:
             values = [one.get(column) for column in COLUMNS]
             shown = [round(value, 6) if isinstance(value, float) else value for value in values]
@@ -85,10 +86,10 @@ def rows_of(found: Mapping[str, tuple[Restored, dict[str, Any]]], workplace: Pat
     return rows
 
 
-def _setting(run: Restored, job: Job | None) -> list[object]:
+def _setting(run: Restored) -> list[object]:
     """Seed and design of a run."""
     model, crop = run.settings["model"], run.settings["crop"]
-    seed = "" if job is None else job.config["seed"]
+    seed = (recorded_config(run.folder) or {}).get("seed", "")
     return [seed, model["resampler"]["type"], crop["type"], float(crop.get("overlap") or 0), model["position"]["type"]]
 
 

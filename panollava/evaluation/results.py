@@ -4,10 +4,8 @@ import csv
 import json
 import logging
 import math
-import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from panollava.batch import Batch
 from panollava.checkpoint import tidy
 from panollava.data.source import Question
-from panollava.disk import flush, read_document, write_json, writing
+from panollava.disk import flush, read_document, rename_free, temporary_folder, write_json, writing
 from panollava.evaluation.box_words import BoxAnswers
 from panollava.evaluation.exact_match import AnswerReport, is_correct
 from panollava.evaluation.measure import Groups, groups_record
@@ -169,43 +167,38 @@ def write_results(
     """
     parent = result_folder(root, experiment)
     now = now or datetime.now()
-    with writing(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        if resumed:
+    if resumed:
+        with writing(parent):
             for leftover in parent.glob(f"{_BEGUN}{key}_*"):
                 shutil.rmtree(leftover)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{_BEGUN}{key}_", dir=parent))
-        try:
-            os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can read
-            _write_predictions(temporary / PREDICTIONS, predictions)
-            # A path or a NaN among the settings is written as text: it must not cost the evaluation.
-            record = {"captions": dict(captions or {}), "settings": dict(settings or {})}
-            content = {
-                "experiment_name": experiment,
-                "created": now.isoformat(timespec="seconds"),
-                "measure": measure,
-                **asdict(report),
-                "groups": groups_record(groups or {}),
-                **({} if boxes is None else {"boxes": boxes.record()}),
-                "answers": answers_digest(predictions),
-                "latency": latency_summary(predictions),
-                **json.loads(json.dumps(record, default=str), parse_constant=str),
-            }
-            documents: dict[str, Mapping[str, Any]] = {METRICS: content, **(further or {})}
-            for name, document in documents.items():
-                text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-                (temporary / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-            for name in (PREDICTIONS, *documents):
-                flush(temporary / name)
-            if resumed and (before := _written_before(temporary, parent)):
-                shutil.rmtree(temporary)
-                tidy(before)
-                folder = before
-            else:
-                folder = _move(temporary, parent / f"predictions_{now:%Y%m%d_%H%M%S}")
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    target = parent / f"predictions_{now:%Y%m%d_%H%M%S}"
+    with temporary_folder(target, f"{_BEGUN}{key}_") as temporary:
+        _write_predictions(temporary / PREDICTIONS, predictions)
+        # A path or a NaN among the settings is written as text: it must not cost the evaluation.
+        record = {"captions": dict(captions or {}), "settings": dict(settings or {})}
+        content = {
+            "experiment_name": experiment,
+            "created": now.isoformat(timespec="seconds"),
+            "measure": measure,
+            **asdict(report),
+            "groups": groups_record(groups or {}),
+            **({} if boxes is None else {"boxes": boxes.record()}),
+            "answers": answers_digest(predictions),
+            "latency": latency_summary(predictions),
+            **json.loads(json.dumps(record, default=str), parse_constant=str),
+        }
+        documents: dict[str, Mapping[str, Any]] = {METRICS: content, **(further or {})}
+        for name, document in documents.items():
+            text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+            (temporary / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        for name in (PREDICTIONS, *documents):
+            flush(temporary / name)
+        if resumed and (before := _written_before(temporary, parent)):
+            shutil.rmtree(temporary)
+            tidy(before)
+            folder = before
+        else:
+            folder = rename_free(temporary, target)
     return ResultFiles(folder, folder / PREDICTIONS, folder / METRICS)
 
 
@@ -295,17 +288,3 @@ def _written_before(temporary: Path, parent: Path) -> Path | None:
             if len({json.dumps({**one, "created": None}, sort_keys=True) for one in metrics}) == 1:
                 return folder
     return None
-
-
-def _move(temporary: Path, target: Path) -> Path:
-    """Gives the finished folder its name, or the next free one where two end in the same second."""
-    free, number = target, 1
-    while True:
-        if not free.exists():
-            try:
-                return temporary.rename(free)
-            except OSError:
-                if not free.exists():
-                    raise
-        number += 1
-        free = target.with_name(f"{target.name}_{number}")

@@ -12,7 +12,14 @@ from annotated_types import Interval, MinLen
 from panollava.component import allow
 from panollava.data.source import FREE_TEXT, DataSource, Question
 from panollava.data.world import WorldSource
-from panollava.disk import csv_text, read_document, write_file, write_json, writing
+from panollava.disk import (
+    csv_text,
+    read_document,
+    rename_free,
+    temporary_folder,
+    write_file,
+    write_json,
+)
 from panollava.evaluation.box_words import asks_box
 from panollava.evaluation.certificate_report import Certificate, certificates_table, fired, judge, picture, report
 from panollava.evaluation.certificates import NAMES, Name, Plan, Shown, ask, focused, make_plan
@@ -231,7 +238,7 @@ def _write(
     said: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Path:
-    """Writes a new ``certificates_<time>`` folder; the document, by which it is found, last."""
+    """Writes a new ``certificates_<time>`` folder, which is complete or does not exist."""
     least_effect = settings["least_effect"]
     head = ["change", "sample_id", "image_id", "kind", "question", "prediction", "references", "correct"]
     rows: list[Sequence[object]] = [head]
@@ -245,31 +252,18 @@ def _write(
     }
     files |= {f"certificates.{kind}": content for kind, content in picture(found, title, least_effect).items()}
     now = datetime.now()
-    with writing(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = _new_folder(parent / f"certificates_{now:%Y%m%d_%H%M%S}")
-    for name, content in files.items():
-        write_file(folder / name, content)
     document = {
         "experiment_name": experiment,
         "created": now.isoformat(timespec="seconds"),
         "certificates": [one.record() for one in found],
         "settings": dict(settings),
     }
-    write_json(folder / DOCUMENT, json.loads(json.dumps(document, default=str), parse_constant=str))
-    return folder
-
-
-def _new_folder(path: Path) -> Path:
-    """Makes a folder of this name, or of the same with a number; another command may do so at the same time."""
-    number, folder = 1, path
-    while True:
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = path.with_name(f"{path.name}_{number}")
+    target = parent / f"certificates_{now:%Y%m%d_%H%M%S}"
+    with temporary_folder(target) as temporary:
+        for name, content in files.items():
+            write_file(temporary / name, content)
+        write_json(temporary / DOCUMENT, json.loads(json.dumps(document, default=str), parse_constant=str))
+        return rename_free(temporary, target)
 
 
 def _track(tracker: Tracker, folder: Path, found: Sequence[Certificate]) -> None:

@@ -86,7 +86,7 @@ def test_the_whole_set_is_written_and_tracked_and_compared(
     assert f"| yaw | {yaw['verdict']} " in table
     rows = rows_of(documents(["runs/recorded"], [], Path("results")))
     assert [row[8] for row in rows[1:]] == list(NAMES)
-    assert rows[1][:6] == ["recorded", 0, "mlp", "anyres_e2p", 0.5, "yaw_pitch"]
+    assert rows[1][:6] == ["recorded", 0, "mlp", "anyres_e2p", 0.0, "yaw_pitch"]
 
 
 def test_a_stopped_command_goes_on_where_it_was(

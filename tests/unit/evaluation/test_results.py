@@ -92,7 +92,7 @@ def test_a_failure_leaves_no_folder_behind(tmp_path, answer, monkeypatch) -> Non
     def full(*_) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("panollava.evaluation.results.os.fsync", full)
+    monkeypatch.setattr("panollava.disk.os.fsync", full)
     predictions = [answer("red", "red")]
     with pytest.raises(OSError, match="No space"):
         write_results(tmp_path, "demo", predictions, score_answers(predictions))
