@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from panollava.data.csv import Column, Table, is_address, spelling
 from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, FormScores, Item
@@ -12,6 +12,8 @@ from panollava.evaluation.predictions import ALIASES
 
 ID = ("item_id", "id", "no.", "item")
 """Accepted names of the column of ids."""
+By = Literal["id", "prompt", "question"]
+"""What the rows of a file name their items by, beside the picture."""
 _COUNTS = {
     "scored": "scored",
     "skipped": "skipped, they count for nothing",
@@ -60,9 +62,9 @@ def read_answers(
 ) -> list[Answered]:
     """The items with the answers of a CSV file, in the order of the items.
 
-    A row names its item by an id, or by its picture and question. The question may be the whole prompt, and the picture
-    of an address may be named by its file. Where several items have one picture and question, their rows are in the
-    order of the items, as many as there are items.
+    A row names its item by an id, or by its picture and question. The picture of an address may be named by its file,
+    and the question may be the whole prompt; where each row has one, it tells orders of options apart. Where several
+    items have the same, their rows are in the order of the items, as many as there are items.
 
     Args:
         path: UTF-8 CSV file.
@@ -89,21 +91,26 @@ def read_answers(
         )
     given: dict[tuple[str, ...], list[str]] = {}
     places: dict[tuple[str, ...], int] = {}
-    known = {spelt: _key(one, has_ids) for one in items for spelt in _spellings(one, has_ids)}
+    rows = []
     for row in table.rows():
         for column, reason in row.problems:
             raise ValueError(f"{path}, line {row.line}, column {column}: {reason}.")
         cells = {role: row.cells.get(role, "").strip() for role in ("id", "image", "query")}
-        spelt = (cells["id"],) if has_ids else (spelling(cells["image"]), cells["query"])
+        rows.append((row, (cells["id"],) if has_ids else (spelling(cells["image"]), cells["query"])))
+    # Orders of options share the question, and each has a prompt of its own.
+    prompts = {(image, one.prompt.strip()) for one in items for image in _images(one)}
+    by: By = "id" if has_ids else "prompt" if all(spelt in prompts for _, spelt in rows) else "question"
+    known = {spelt: _key(one, by) for one in items for spelt in _spellings(one, by)}
+    for row, spelt in rows:
         if spelt not in known:
             raise ValueError(
                 f"{path}, line {row.line}: {' and '.join(map(repr, spelt))} names no item of the set, such as "
-                f"{' and '.join(map(repr, _key(items[0], has_ids)))}. Mend the row, or choose the right set."
+                f"{' and '.join(map(repr, _key(items[0], by)))}. Mend the row, or choose the right set."
             )
         key = known[spelt]
         given.setdefault(key, []).append(row.cells["prediction"])
         places[key] = row.line
-    return _matched(path, items, given, places, has_ids, shares_answers)
+    return _matched(path, items, given, places, by, shares_answers)
 
 
 def _matched(
@@ -111,11 +118,11 @@ def _matched(
     items: Sequence[Item],
     given: Mapping[tuple[str, ...], list[str]],
     places: Mapping[tuple[str, ...], int],
-    has_ids: bool,
+    by: By,
     shares_answers: bool,
 ) -> list[Answered]:
     """The items with their answers; ValueError where the numbers of rows and of items do not fit."""
-    wanted = Counter(_key(one, has_ids) for one in items)
+    wanted = Counter(_key(one, by) for one in items)
     for key, texts in given.items():
         if len(texts) != wanted[key] and not (shares_answers and len(texts) == 1):
             raise ValueError(
@@ -125,23 +132,27 @@ def _matched(
     left = {key: list(texts) for key, texts in given.items()}
     found = []
     for one in items:
-        texts = left.get(_key(one, has_ids), [])
-        is_shared = shares_answers and len(given.get(_key(one, has_ids), [])) == 1
+        texts = left.get(_key(one, by), [])
+        is_shared = shares_answers and len(given.get(_key(one, by), [])) == 1
         found.append(Answered(one, (texts[0] if is_shared else texts.pop(0)) if texts else None))
     return found
 
 
-def _key(item: Item, has_ids: bool) -> tuple[str, ...]:
-    return (item.id,) if has_ids else (spelling(item.image), item.question.strip())
+def _key(item: Item, by: By) -> tuple[str, ...]:
+    return (item.id,) if by == "id" else (spelling(item.image), getattr(item, by).strip())
 
 
-def _spellings(item: Item, has_ids: bool) -> list[tuple[str, ...]]:
+def _images(item: Item) -> list[str]:
+    """How a row may name the picture of an item."""
+    return [spelling(item.image), *([spelling(item.picture.name)] if is_address(item.image) else [])]
+
+
+def _spellings(item: Item, by: By) -> list[tuple[str, ...]]:
     """How a row may name an item."""
-    if has_ids:
+    if by == "id":
         return [(item.id,)]
-    images = [spelling(item.image), *([spelling(item.picture.name)] if is_address(item.image) else [])]
-    # Options of another order are another prompt, but the items share the question, which is the key.
-    return [(image, text.strip()) for image in images for text in (item.question, item.prompt)]
+    texts = (item.prompt,) if by == "prompt" else (item.question, item.prompt)
+    return [(image, text.strip()) for image in _images(item) for text in texts]
 
 
 def _shown(form: FormScores, name: str) -> str:

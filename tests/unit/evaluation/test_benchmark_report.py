@@ -57,6 +57,17 @@ def test_orders_of_a_question_take_the_rows_in_their_order(tmp_path: Path) -> No
         read_answers(path, fixture.items, shares_answers=False, named=NONE)
 
 
+def test_prompts_tell_the_orders_of_a_question_apart(tmp_path: Path) -> None:
+    """In another order of rows: by the question alone an answer would go to another order of the options."""
+    fixture = Fixture("bench360", tmp_path / "set")
+    rows = [[one.item.image, one.item.prompt, one.answer or ""] for one in reversed(fixture.answered())]
+    path = written(tmp_path / "predictions.csv", [["image", "question", "prediction"], *rows])
+    assert read_answers(path, fixture.items, shares_answers=False, named=NONE) == fixture.answered()
+    written(path, [["image", "question", "prediction"], *rows[:3]])
+    found = read_answers(path, fixture.items, shares_answers=False, named=NONE)
+    assert [one.answer for one in found if one.answer is not None] == [row[-1] for row in reversed(rows[:3])]
+
+
 def test_one_answer_serves_all_references_of_a_question(tmp_path: Path) -> None:
     fixture = Fixture("quic360", tmp_path / "set")
     rows = [["url", "query", "prediction"], *([one["image"], one["question"], one["answer"]] for one in fixture.cases)]
