@@ -44,10 +44,14 @@ class SeedComparison:
 
     @property
     def seeds_needed(self) -> int | None:
-        """Seeds of each setting that would show this difference with a power of 80 %; None where that is unknown."""
+        """Seeds of each setting that show this difference with a power of 80 %, more than there are if none is shown.
+
+        None where that is unknown.
+        """
         if self.spread is None or self.difference.value == 0:
             return None
-        return seeds_needed(self.spread, self.difference.value, self.level)
+        needed = seeds_needed(self.spread, self.difference.value, self.level)
+        return needed if self.is_distinguishable else max(needed, min(self.seeds) + 1)
 
 
 def compare_seeds(

@@ -67,6 +67,15 @@ def test_the_comparison_is_that_of_another_program() -> None:
     assert found.detectable == visible(3, found.spread) > found.difference.value
 
 
+def test_more_seeds_are_needed_than_there_are_where_nothing_is_shown() -> None:
+    """Welch's test sees less than one with a common spread where one setting alone spreads."""
+    steady, loose = [0.0, 0.001, -0.001, 0.0005, -0.0005], [0.04, 0.08, 0.085, 0.035, 0.06]
+    found = compare_seeds([(steady, loose), *[([0.0], [0.0])] * 14])[0]
+    assert not found.is_distinguishable
+    assert seeds_needed(found.spread, found.difference.value, found.level) == 5
+    assert found.seeds_needed == 6
+
+
 def test_pairs_share_the_risk_of_error() -> None:
     pair = ([0.5, 0.52, 0.51], [0.58, 0.55, 0.57])
     (alone,) = compare_seeds([pair])
