@@ -19,6 +19,7 @@ Verdict = Literal["passes", "fires", "cannot tell", "not applicable"]
 LEAST_EFFECT = 0.05
 """Share of right answers: a certificate passes where an effect of this size would have been seen."""
 _OF_A_BOUND = "greying a tile, beyond the part of the circle that it shows,"
+_OF_ODD_TILES = "a thing on the seam and half a step further in the tiles, against the same thing in the centre,"
 TESTS = (
     "Differences of exact match, question by question: after the change less before it. Two-sided permutation tests "
     "that swap before and after for all questions about a picture, and Holm's correction for the number of "
@@ -43,10 +44,11 @@ class Certificate:
     changes: tuple[tuple[str, float], ...] = ()  # each change with the difference of its own questions
     reason: str = ""
     is_bound: bool = False  # ``before`` is the least that ``after`` may be, see ``certificates.Planned``
+    shifts_tiles: bool = False  # see there too
 
     def sentence(self) -> str:
         """What was found, in words."""
-        meant = _OF_A_BOUND if self.is_bound else MEANT[self.name]
+        meant = _OF_A_BOUND if self.is_bound else _OF_ODD_TILES if self.shifts_tiles else MEANT[self.name]
         if self.found is None:
             return f"{self.name} is not applicable: {self.reason}."
         value = 100 * self.found.difference.value
@@ -131,9 +133,8 @@ def judge_scores(
         is_visible = detectable <= min(least_effect, means[0])  # right answers that there are not cannot be lost
         verdict: Verdict = "fires" if fires else "passes" if is_visible else "cannot tell"
         each = tuple(_by_change(plan, one, right, before))
-        result.append(
-            Certificate(one.name, verdict, count, *means, found, detectable, changes=each, is_bound=one.is_bound)
-        )
+        made = Certificate(one.name, verdict, count, *means, found, detectable, changes=each)
+        result.append(replace(made, is_bound=one.is_bound, shifts_tiles=one.shifts_tiles))
     return result
 
 

@@ -6,7 +6,8 @@ Whatever answers them, a model, a program that reads the scene or a random numbe
 The certificates are separated by construction. ``yaw`` rotates by multiples of the tile step, which leaves the tiles'
 place on the things as it is, and of the built-in world asks about things that are on the seam neither before nor after.
 ``tile_phase`` rotates the tiles by parts of a step under a panorama that stays. ``seam`` compares one thing on the seam
-and in the centre, both by rotations of a multiple of 45 degrees.
+and in the centre, both by rotations of a multiple of 45 degrees. Between them is half a circle, a multiple of the tile
+step unless a row has an odd number of tiles: then ``seam`` is not separated from ``tile_phase``, and says so.
 
 Legend: ``S`` slots, each a question in a change; ``P`` pairs, each a question before and after.
 """
@@ -121,6 +122,7 @@ class Planned:
     after: Mixture = field(default_factory=Mixture)
     reason: str = ""
     is_bound: bool = False  # the first score is the least that the second may be, so that only a loss counts
+    shifts_tiles: bool = False  # a rotation that is no multiple of the tile step lies between before and after
 
 
 @dataclass
@@ -154,9 +156,11 @@ Pair = tuple[Question, list[Part], list[Part]]
 
 def make_plan(shown: Shown, only: Sequence[str] = NAMES, refused: Mapping[Name, str] | None = None) -> Plan:
     """The plan of some certificates, in the order of ``NAMES``; ``refused`` has reasons why some are not applicable."""
-    plan = Plan()
+    plan, step = Plan(), tile_step_deg(shown.cameras)
+    is_odd = step is not None and round(360 / step) % 2 == 1
     for name in (one for one in NAMES if one in only):
         planned = Planned(name, is_bound=name == "view_loss" and shown.scene is None)
+        planned.shifts_tiles = name == "seam" and is_odd
         found = refused[name] if refused and name in refused else _MAKERS[name](shown)
         if isinstance(found, str):
             planned.reason = found

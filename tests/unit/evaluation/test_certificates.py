@@ -195,6 +195,26 @@ def test_a_step_that_words_do_not_follow_leaves_out_what_names_directions() -> N
     assert {one.question for one in yaw.asked} == {"how many chairs?"}
 
 
+def test_the_seam_says_that_odd_rings_are_shifted_with_it(world: World) -> None:
+    """With five tiles a thing in the centre is in the middle of a tile, and on the seam between two tiles."""
+    shown = world.shown()
+    for overlap, is_odd in ((0.0, False), (0.1, True), (0.5, False)):
+        cameras = cameras_of((("overlap", overlap),))
+        plan = make_plan(replace(shown, cameras=cameras), ["seam"])
+        (found,) = judge_scores(plan, np.ones(len(plan.slots)), swaps=SWAPS)
+        assert ("half a step" in found.sentence()) == is_odd
+        (planned,) = plan.certificates
+        for slots, place in ((planned.before.slots, 0.0), (planned.after.slots, 180.0)):
+            for change, question in (plan.slots[slot] for slot in slots):
+                solid = single_solid(world.scene(question.image_id).turned(change.turn_deg), question)
+                assert solid is not None
+                assert abs((solid.yaw_deg - place + 180) % 360 - 180) <= 7
+        off = [
+            min(abs((np.degrees(one.yaw_rad) - place + 180) % 360 - 180) for one in cameras[1:]) for place in (0, 180)
+        ]
+        assert (off[0] == pytest.approx(off[1], abs=1e-6)) != is_odd
+
+
 @pytest.mark.parametrize(
     "crop", [{"type": "resize"}, {"type": "cubemap", "poles": True}, {"type": "anyres"}, {"type": "sliding_window"}]
 )
