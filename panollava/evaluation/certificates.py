@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from panollava.crop.cameras import Camera
-from panollava.data.scenes.questions import names_direction, turn_words
+from panollava.data.scenes.questions import NOTHING, names_direction, turn_words
 from panollava.data.scenes.scene import SECTOR_DEG, Scene, Solid, wrap_deg
 from panollava.data.source import Directions, Question
 from panollava.evaluation.asked_things import (
@@ -366,7 +366,9 @@ def _loss_pairs(shown: Shown) -> Iterator[Pair]:
             kept -= circle_share(shown.cameras[grey])
         else:
             things = asked_things(shown.scene(question.image_id), question)
-            if not things or any(shows(shown.cameras[grey], direction(one), one.radius_deg) for one in things):
+            if not things or NOTHING in question.references:
+                continue  # that nothing is there depends on where it would be
+            if any(shows(shown.cameras[grey], direction(one), one.radius_deg) for one in things):
                 continue
         yield question, [(UNCHANGED, question, kept)], [(Change(grey=grey), question, 1.0)]
 
