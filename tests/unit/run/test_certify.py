@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +28,21 @@ def written(parent: Path, experiment: str = "demo") -> Path:
 
 
 def test_two_commands_that_end_at_once_write_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "exists", lambda _self: False)  # the other makes its folder just after this one looked
-    folders = {written(tmp_path / "demo") for _ in range(3)}
-    assert len(folders) == 3
+    now, real, looked = datetime(2026, 1, 1), Path.exists, set[Path]()
+    monkeypatch.setattr(certify, "datetime", SimpleNamespace(now=lambda: now))
+
+    def exists(path: Path) -> bool:
+        """The other makes its folder just after this one looked."""
+        is_late = path.name.startswith("certificates_") and path not in looked
+        looked.add(path)
+        return not is_late and real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    folders = []
+    for _ in range(3):
+        looked.clear()
+        folders.append(written(tmp_path / "demo").name)
+    assert folders == ["certificates_20260101_000000" + end for end in ("", "_2", "_3")]
 
 
 def test_any_name_of_an_experiment_is_recorded(tmp_path: Path) -> None:
