@@ -286,6 +286,8 @@ def recorded_certificates(runs: Mapping[str, Restored], results_dir: Path, known
         return ""
     differing = differing_settings(found.values())
     note = f"The certificates differ in {', '.join(differing)}, so their numbers do not compare.\n" if differing else ""
+    if others := differing_changes(found.values()):
+        note += f"Asked in other changes by other crops, so that its numbers do not compare: {', '.join(others)}.\n"
     return certificates_table(found) + note
 
 
@@ -302,6 +304,17 @@ def differing_settings(documents: Iterable[Mapping[str, Any]]) -> list[str]:
     return [key for key, values in asked.items() if len(values) > 1]
 
 
+def differing_changes(documents: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Certificates that several ``certificates.json`` ask in other changes, as other crops have other tiles.
+
+    Which tile is grey in ``view_loss`` is a matter of their number, and not compared.
+    """
+    asked: dict[str, set[tuple[str, ...]]] = {}
+    for one in (each for document in documents for each in document["certificates"] if each.get("changes")):
+        asked.setdefault(one["name"], set()).add(tuple(sorted(one["changes"])))
+    return [name for name in NAMES if name != "view_loss" and len(asked.get(name, ())) > 1]
+
+
 def newest_document(run: Restored, results_dir: Path, known: FileIdentity) -> dict[str, Any] | None:
     """The newest ``certificates.json`` on disk that is of the weights of a run."""
     weights = fingerprint(run.checkpoint, known)
@@ -311,7 +324,8 @@ def newest_document(run: Restored, results_dir: Path, known: FileIdentity) -> di
         try:
             document = read_document(path)
             if document["settings"]["fingerprint"] == weights and document["certificates"]:
-                certificates_table({"": document}), differing_settings([document])  # it has what is read later
+                # It has what is read later.
+                certificates_table({"": document}), differing_settings([document]), differing_changes([document])
                 ours.append((str(document["created"]), document))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             LOG.warning("%s cannot be read and is skipped (%r).", path, error)

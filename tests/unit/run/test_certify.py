@@ -93,3 +93,27 @@ def test_documents_that_were_not_asked_alike_are_named() -> None:
         assert certify.differing_settings([document(), other]) == [key]
     fewer = document() | {"certificates": []}
     assert certify.differing_settings([document(), fewer]) == ["only"]
+
+
+def test_certificates_that_other_crops_ask_in_other_changes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crop without an overlap is swapped for another renderer alone, and tiles of 90 degrees turn by other angles."""
+    swapped = {
+        "eight": {"crop_swap": ["crop.renderer=torch", "crop.overlap=0.25"], "view_loss": ["grey=8"]},
+        "four": {"crop_swap": ["crop.renderer=torch"], "view_loss": ["grey=4"]},
+    }
+    for name, asked in swapped.items():
+        found = [
+            {**document()["certificates"][0], "name": one, "changes": dict.fromkeys(changes, 0.0)}
+            for one, changes in {"tilt": ["tilt_deg=5"], **asked}.items()
+        ]
+        put(tmp_path / name, "20260101_000000", document() | {"certificates": found})
+    monkeypatch.setattr(certify, "fingerprint", lambda *_: "w")
+    run: Any = SimpleNamespace(checkpoint=Path("x.ckpt"), settings={"experiment_name": "demo"})
+    documents = [certify.newest_document(run, tmp_path / name, FileIdentity(None)) for name in swapped]
+    assert certify.differing_changes([documents[0], documents[0]]) == []
+    monkeypatch.setattr(certify, "newest_document", lambda run, *_: run)
+    text = certify.recorded_certificates(dict(zip(swapped, documents, strict=True)), tmp_path, FileIdentity(None))  # type: ignore[arg-type]
+    assert text.endswith("so that its numbers do not compare: crop_swap.\n")
+    assert certify.recorded_certificates({"eight": documents[0]}, tmp_path, FileIdentity(None)).endswith("|\n")  # type: ignore[dict-item]
