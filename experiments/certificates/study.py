@@ -47,6 +47,7 @@ COLUMNS = (
     "high",
     "adjusted_p",
     "detectable",
+    "changes",
 )
 DESIGN = ("resampler", "crop", "overlap", "position")
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def rows_of(found: Mapping[str, tuple[Restored, dict[str, Any]]], workplace: Pat
         for one in document["certificates"]:
             values = [one.get(column) for column in COLUMNS]
             shown = [round(value, 6) if isinstance(value, float) else value for value in values]
+            shown[-1] = "; ".join(sorted(one.get("changes") or ()))
             rows.append([*own, one["name"], *shown])
     return rows
 
@@ -138,6 +140,7 @@ class Results:
     fired: Mapping[tuple[str, str], int]  # runs in which it fires
     scores: Mapping[str, list[float]]  # exact match of a design's runs
     learning: Mapping[str, int]  # runs of a design that were still learning, or of which that is not known
+    unlike: Sequence[str]  # certificates that designs were asked in other changes, as their crops have other tiles
 
     def own(self, name: str, certificate: str) -> list[float]:
         """Changes of a design's runs."""
@@ -150,6 +153,7 @@ def read_results(study: Study, path: Path) -> Results:
     fired: dict[tuple[str, str], int] = {}
     scores: dict[str, dict[int, float]] = {}
     learning: dict[str, set[int]] = {}
+    shown: dict[str, set[str]] = {}
     seen = set()
     with path.open(encoding="utf-8", newline="") as stream:
         rows = sorted(csv.DictReader(stream), key=lambda row: int(row["seed"]))
@@ -167,9 +171,12 @@ def read_results(study: Study, path: Path) -> Results:
             learning.setdefault(name, set()).add(seed)
         if row["difference"]:
             changes.setdefault((name, certificate), []).append(float(row["difference"]))
+            shown.setdefault(certificate, set()).add(row["changes"])
             fired[name, certificate] = fired.get((name, certificate), 0) + (row["verdict"] == "fires")
     by_design = {name: [own[seed] for seed in sorted(own)] for name, own in scores.items()}
-    return Results(study, changes, fired, by_design, {name: len(own) for name, own in learning.items()})
+    # Which tile is grey is a matter of their number.
+    unlike = [name for name in NAMES if name != "view_loss" and len(shown.get(name, ())) > 1]
+    return Results(study, changes, fired, by_design, {name: len(own) for name, own in learning.items()}, unlike)
 
 
 def against_none(results: Results) -> dict[tuple[str, str], SeedComparison]:
@@ -226,6 +233,8 @@ def markdown(results: Results) -> str:
         f"runs the certificate fires. Bold: Student's test over seeds, with Holm's correction for all {len(tested)} "
         "cells that were measured.",
         "\n".join(markdown_lines(rows)),
+        "Asked in other changes by other crops, so that designs do not compare in it: "
+        f"{', '.join(results.unlike) or 'no certificate'}.",
         "## The written contrasts",
         "The second design's change less that of the first, in points: above 0, the second loses less. p is of Welch's "
         f"test over seeds after Holm's correction for all {counted(len(study.contrasts), 'contrast')}; the interval is "

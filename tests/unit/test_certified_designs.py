@@ -107,6 +107,22 @@ def test_the_report_says_what_is_missing_and_still_learning(tmp_path: Path) -> N
     assert text.count("**not tested yet**") == len(STUDY.contrasts)
 
 
+def test_the_report_names_what_other_crops_were_asked_in_other_changes(tmp_path: Path) -> None:
+    keep(tmp_path)
+    assert "do not compare in it: no certificate." in write_report(tmp_path)
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        is_cube = row["crop"] == "cubemap"
+        swapped = "crop.renderer=torch" if is_cube else "crop.overlap=0.25; crop.renderer=torch"
+        row["changes"] = {"crop_swap": swapped, "view_loss": f"grey={int(is_cube)}"}.get(row["certificate"], "order=1")
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    assert "do not compare in it: crop_swap." in write_report(tmp_path)
+
+
 def test_runs_that_do_not_belong_to_it_are_refused(tmp_path: Path) -> None:
     path = keep(tmp_path) / "rows.csv"
     lines = path.read_text().splitlines(keepends=True)
