@@ -92,9 +92,10 @@ def released_hit(yaw: float, pitch: float, item: Item) -> bool:
     in_pitch = abs(pitch - centre_pitch) <= height / 2
     if width >= 360:
         return in_pitch
-    low, high, turn = (centre_yaw - width / 2) % 360, (centre_yaw + width / 2) % 360, yaw % 360
-    if low > high:  # the range goes over the seam
-        return turn >= low or turn <= high
+    low, turn = (centre_yaw - width / 2) % 360, yaw % 360
+    high = low + width
+    if high > 360 + _EDGE:  # the range goes over the seam; one that ends on it does not
+        return turn >= low or turn <= high - 360
     return low <= turn <= high and in_pitch
 
 

@@ -184,6 +184,14 @@ def test_the_circle_of_a_direction_is_larger_than_its_box(tmp_path: Path) -> Non
     assert not corrected_hit(107, 0, item)
 
 
+@pytest.mark.parametrize(("low", "high", "is_over"), [(340, 360, False), (349.7, 360, False), (340, 361, True)])
+def test_yaws_that_end_on_the_seam_do_not_go_over_it(low: float, high: float, is_over: bool, tmp_path: Path) -> None:
+    """The released rule ignores the pitch of yaws that go over it."""
+    item = replace(of("hstar", tmp_path).items[0], box=((low + high) / 2, 0.0, high - low, 20.0))
+    assert released_hit(355, 5, item)
+    assert released_hit(355, 50, item) == is_over
+
+
 @pytest.mark.parametrize(
     ("answer", "letter"),
     [
