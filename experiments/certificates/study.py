@@ -30,7 +30,7 @@ from panollava.evaluation.metrics import EXACT
 from panollava.evaluation.seeds import SeedComparison, compare_seeds
 from panollava.evaluation.statistics import LEVEL, rounded
 from panollava.logs import counted
-from panollava.run.certify import differing_settings, newest_document
+from panollava.run.certify import ASKED, differing_settings, newest_document
 from panollava.run.conditions import recorded_config
 from panollava.run.restore import Restored, restore
 from panollava.run.sweep_report import read_job
@@ -58,9 +58,12 @@ def documents(folders: Sequence[str], keys: Sequence[str], results: Path) -> dic
     known, found = FileIdentity(None), {}
     for folder in folders:
         run = restore(folder)
-        if newest_document(run, results, known) is None:
+        if (there := newest_document(run, results, known)) is None:
             command = [sys.executable, "-m", "panollava.certify", folder, f"results_dir={results}", *keys]
             subprocess.run(command, check=True)
+        else:
+            asked = ", ".join(f"{key}={there['settings'].get(key)}" for key in ASKED)
+            logger.info("%s has certificates of %s: %s.", folder, there["created"], asked)
         document = newest_document(run, results, known)
         assert document is not None
         found[folder] = run, document

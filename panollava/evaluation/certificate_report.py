@@ -17,15 +17,15 @@ from panollava.evaluation.words import normalise
 
 Verdict = Literal["passes", "fires", "cannot tell", "not applicable"]
 LEAST_EFFECT = 0.05
-"""Share of right answers: a certificate passes where an effect of this size would have been seen."""
+"""Share of right answers: a certificate passes where an effect of this size would have been seen and is excluded."""
 _OF_A_BOUND = "greying a tile, beyond the part of the circle that it shows,"
 _OF_ODD_TILES = "a thing on the seam and half a step further in the tiles, against the same thing in the centre,"
 TESTS = (
     "Differences of exact match, question by question: after the change less before it. Two-sided permutation tests "
     "that swap before and after for all questions about a picture, and Holm's correction for the number of "
-    "certificates, at 5 %. A certificate fires where the difference is significant. It passes where none was found and "
-    "the smallest effect that would have been seen with a power of 80 % is no larger than {least:g} points and than "
-    "the share of right answers before; else there is too little to tell."
+    "certificates, at 5 %. A certificate fires where the difference is significant. It passes where none was found, "
+    "the interval lies within {least:g} points of 0, and the smallest effect that would have been seen with a power of "
+    "80 % is no larger than that and than the share of right answers before; else there is too little to tell."
 )
 
 
@@ -98,6 +98,12 @@ def _ends(found: Comparison, sign: int) -> str:
     return f" ({ends[0]:.1f} to {ends[1]:.1f})"
 
 
+def _largest(found: Comparison, is_bound: bool) -> float:
+    """The largest effect in the interval, of a bound the largest loss; 0 where the interval has no ends."""
+    low, high = found.difference.low, found.difference.high
+    return 0.0 if low is None or high is None else max(-low, 0.0 if is_bound else high)
+
+
 def judge(
     plan: Plan, said: Sequence[str], *, least_effect: float = LEAST_EFFECT, swaps: int | None = None
 ) -> list[Certificate]:
@@ -131,7 +137,8 @@ def judge_scores(
         fires = found.is_distinguishable and not (one.is_bound and found.difference.value > 0)
         means = float(before.mean()), float(after.mean())
         is_visible = detectable <= min(least_effect, means[0])  # right answers that there are not cannot be lost
-        verdict: Verdict = "fires" if fires else "passes" if is_visible else "cannot tell"
+        is_small = _largest(found, one.is_bound) <= least_effect
+        verdict: Verdict = "fires" if fires else "passes" if is_visible and is_small else "cannot tell"
         each = tuple(_by_change(plan, one, right, before))
         made = Certificate(one.name, verdict, count, *means, found, detectable, changes=each)
         result.append(replace(made, is_bound=one.is_bound, shifts_tiles=one.shifts_tiles))

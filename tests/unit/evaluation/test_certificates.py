@@ -266,6 +266,22 @@ def test_no_effect_of_more_than_all_answers_would_be_seen() -> None:
     assert found.detectable == 1.0
 
 
+def test_what_passes_excludes_the_least_effect() -> None:
+    """A loss of 3 points may be chance here, and 5 would have been seen; but one of 6 is not excluded."""
+    questions = [replace(QUESTIONS[0], sample_id=str(at), image_id=f"room {at}") for at in range(300)]
+    plan = make_plan(_shown(questions), ["view_order"])
+    after, before = {f"room {at}" for at in range(16)}, {f"room {at}" for at in range(16, 23)}
+    right = np.array([one.image_id not in (before if change == UNCHANGED else after) for change, one in plan.slots])
+    (found,) = judge_scores(plan, right.astype(float), swaps=SWAPS)
+    assert found.found is not None
+    assert found.detectable < 0.05
+    assert found.found.difference.low is not None
+    assert -0.07 < found.found.difference.low < -0.055
+    assert found.verdict == "cannot tell"
+    (found,) = judge_scores(plan, right.astype(float), swaps=SWAPS, least_effect=0.07)
+    assert found.verdict == "passes"
+
+
 def test_a_model_that_is_always_wrong_passes_nothing(plan: Plan) -> None:
     found = judge_scores(plan, np.zeros(len(plan.slots)), swaps=SWAPS)
     assert {one.verdict for one in found} == {"cannot tell"}
