@@ -116,18 +116,13 @@ class _Config:
         sized = _SIZED.fullmatch(raw) if isinstance(raw, str) else None
         sizes = ""
         if sized or self._resolve:
-            with contextlib.suppress(OmegaConfBaseException):  # a value that is missing, or not to be had
-                raw = _plain(OmegaConf.select(self._config, key, throw_on_missing=False), raw)
+            with contextlib.suppress(OmegaConfBaseException):  # a value that is not to be had
+                found = OmegaConf.select(self._config, key, default=raw)  # which a missing value stays
+                raw = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
         if sized:
             others = {size: value for size, value in yaml.safe_load(sized[1]).items() if size != self._size}
             sizes = ", ".join(f"model.size={size}: {_written(value)}" for size, value in others.items())
         return _written(raw), sizes
-
-
-def _plain(value: Any, missing: Any) -> Any:
-    if value is None or OmegaConf.is_config(value):
-        return OmegaConf.to_container(value, resolve=True) if value is not None else None
-    return missing if value == "???" else value
 
 
 def _written(value: Any) -> str:

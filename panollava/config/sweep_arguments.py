@@ -50,7 +50,6 @@ def as_sweep(line: CommandLine, of_options: Collection[str], scratch: Path) -> l
     jobs have varied keys only.
 
     Args:
-        line: the command line.
         of_options: keys that only the options of a swept group have.
         scratch: temporary folder for that of a dry run.
 

@@ -23,10 +23,9 @@ from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import DIGEST_LENGTH, check_questions
 from panollava.run.evaluate import PICTURE, answer_logs, answer_twice, draw_answers, track_samples
 from panollava.run.restore import Restored
-from panollava.store.catalogue import StoreOptions
+from panollava.run.tools import Tools
 from panollava.store.identity import FileIdentity
 from panollava.tracking.tracker import Dataset, Tracker
-from panollava.training.precision import Compute
 
 SCORES = "benchmark.json"
 """File of both forms of the scores, beside the predictions."""
@@ -96,41 +95,26 @@ class BenchmarkResult:
 
 
 def answer_benchmark(
-    run: Restored,
-    asked: BenchmarkFiles,
-    options: EvaluationOptions,
-    compute: Compute,
-    tracker: Tracker,
-    *,
-    pano: PanoLlava,
-    store: StoreOptions,
-    known: FileIdentity,
-    num_workers: int = 0,
+    run: Restored, asked: BenchmarkFiles, options: EvaluationOptions, tools: Tools, *, pano: PanoLlava
 ) -> BenchmarkResult:
     """Evaluates a checkpoint on a public benchmark, and records the result on disk and in the tracker.
 
     One generation gives both forms of the scores.
 
-    Args:
-        run: the checkpoint.
-        asked: the set.
-        pano: the checkpoint's model.
-        known: identifies files.
-
     Raises:
         ValueError: prompts with too many or unknown tokens for the model.
     """
     benchmark, source = asked.benchmark, BenchmarkSource(asked.benchmark, asked.items, pano.crop.read)
-    identity = {"name": benchmark.name, "files": asked.digest(known)}
-    tracker.inputs([_described(asked, identity["files"])])
-    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": compute.name}
+    identity, known = {"name": benchmark.name, "files": asked.digest(tools.known)}, tools.known
+    tools.tracker.inputs([_described(asked, identity["files"])])
+    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": tools.compute.name}
     conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model) | of_model
     conditions[BENCHMARK] = identity
     new_tokens = pano.generation.max_new_tokens
     check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
     experiment = run.settings["experiment_name"]
     logs = answer_logs(options, experiment, conditions)
-    answers, blind = answer_twice(pano, source, options, compute, logs, store=store, num_workers=num_workers)
+    answers, blind = answer_twice(pano, source, options, tools, logs)
     report, blank = (
         None if each is None else score_benchmark(benchmark, source.answered(each)) for each in (answers, blind)
     )
@@ -158,7 +142,7 @@ def answer_benchmark(
     )
     draw_answers(source, answers, files.folder / PICTURE)
     result = BenchmarkResult(report, blank, len(asked.items), files)
-    _track(result, answers, tracker)
+    _track(result, answers, tools.tracker)
     for log in logs:
         log.discard()
     return result

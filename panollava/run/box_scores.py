@@ -91,7 +91,6 @@ def box_table(found: BoxScores, *, has_scores: bool = True, least_score: float |
     """Markdown: AP and AR under both conventions of scores, then what needs no scores.
 
     Args:
-        found: the scores.
         has_scores: whether detections have scores of their own.
         least_score: of the detections that count where no scores are needed; None for all.
     """

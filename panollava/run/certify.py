@@ -31,16 +31,16 @@ from panollava.model.api import PanoLlava
 from panollava.model.fusion import crop_misfits
 from panollava.run.changed import ModelSubject, directions_of, scene_of
 from panollava.run.conditions import FAIR, TEST_SET, answer_conditions, fingerprint
-from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import data_name, data_overrides, describe_split
-from panollava.run.options import DataOptions
+from panollava.run.data import data_name, data_overrides, describe_split, evaluation_options
+from panollava.run.options import AskOptions
 from panollava.run.restore import Restored, changed_crop, restore
 from panollava.run.sources import open_source
+from panollava.run.tools import Tools
 from panollava.run.tracker import open_tracker
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.tracker import Tracker
-from panollava.training.precision import Compute, recorded_compute
+from panollava.training.precision import recorded_compute
 
 DOCUMENT = "certificates.json"
 ASKED = ("split", "max_pictures", "tilt_deg", "least_effect", "other_crop")
@@ -50,7 +50,7 @@ OF_TILES: tuple[Name, ...] = ("tile_phase", "view_order", "view_loss")
 
 
 @dataclass(frozen=True)
-class CertifyOptions(DataOptions):
+class CertifyOptions(AskOptions):
     """Plain keys of ``conf/certify.yaml``; see there."""
 
     checkpoint: str | None
@@ -60,11 +60,6 @@ class CertifyOptions(DataOptions):
     max_pictures: Annotated[int, Interval(ge=1)] | None
     tilt_deg: Annotated[float, Interval(gt=0.0, le=45.0)]
     least_effect: Annotated[float, Interval(gt=0.0, le=1.0)]
-    batch_size: Annotated[int, Interval(ge=1)] | None
-    results_dir: str
-    device: str
-    num_workers: Annotated[int, Interval(ge=0)]
-    allow: str | list[str]
 
 
 def certify(options: CertifyOptions, sections: Mapping[str, Any]) -> list[Certificate]:
@@ -94,13 +89,13 @@ def certify(options: CertifyOptions, sections: Mapping[str, Any]) -> list[Certif
     compute = recorded_compute(options.device, run.settings["precision"])
     pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
     source, store = open_source(data, options.split, pano.crop), StoreOptions(**sections["store"])
-    known, out = store.file_identity(), Path(options.results_dir)
-    name = f"certify {run.settings['experiment_name']}"
-    placed: dict[str, Any] = {"outbox": out, "job": "certify", "about": [run.checkpoint]}
+    known, name = store.file_identity(), f"certify {run.settings['experiment_name']}"
+    placed: dict[str, Any] = {"outbox": Path(options.results_dir), "job": "certify", "about": [run.checkpoint]}
     tags = {"panollava.folder": str(run.folder)}
     with open_tracker(sections["tracking"], run_name=name, tags=tags, **placed) as tracker:
         tracker.inputs([describe_split(data, options.split, source)])
-        subject, plan = _prepare(run, options, sections["crop"], data, source, pano, store, known, compute)
+        tools = Tools(compute, store, known, tracker, options.num_workers)
+        subject, plan = _prepare(run, options, sections["crop"], data, source, pano, tools)
         said = ask(plan, subject)
         found = judge(plan, said, least_effect=options.least_effect)
         experiment = run.settings["experiment_name"]
@@ -131,9 +126,7 @@ def _prepare(
     data: dict[str, Any],
     source: DataSource,
     pano: PanoLlava,
-    store: StoreOptions,
-    known: FileIdentity,
-    compute: Compute,
+    tools: Tools,
 ) -> tuple[ModelSubject, Plan]:
     """The model as a subject, and the plan of the certificates that it is asked for."""
     spec, only = run.settings["crop"], tuple(options.only or NAMES)
@@ -145,22 +138,18 @@ def _prepare(
     directions = {one.sample_id: of(one) for one in questions}
     cameras = () if pano.crop.is_adaptive else pano.crop.cameras
     shown = Shown(questions, directions, cameras, scene, (), options.tilt_deg)
-    conditions = answer_conditions(
-        run.checkpoint, run.settings, source, known, prompt=pano.prompt.format.record(), precision=compute.name
-    )
+    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": tools.compute.name}
+    conditions = answer_conditions(run.checkpoint, run.settings, source, tools.known, **of_model)
     subject = ModelSubject(
         pano,
         spec,
         source,
         lambda crop: open_source(data, options.split, crop),
-        _answering(options, run.settings["evaluation"]),
-        store,
-        known,
-        compute,
+        evaluation_options(options, run.settings["evaluation"], max_samples=None, log_interval=100),
+        tools,
         {} if scene is None else {one[0].image_id: name for _, name, one in focused(shown) if one},
         conditions,
         result_folder(Path(options.results_dir), run.settings["experiment_name"]),
-        options.num_workers,
     )
     subject.check(pano, source)
     crops = []
@@ -212,21 +201,6 @@ def _other_crops(spec: Mapping[str, Any], given: Mapping[str, Any]) -> list[tupl
 def _frozen(value: Any) -> Any:
     """Lists as tuples, as a change is the key of a mapping."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def _answering(options: CertifyOptions, recorded: Mapping[str, Any]) -> EvaluationOptions:
-    return EvaluationOptions(
-        enabled=True,
-        batch_size=options.batch_size or recorded["batch_size"],
-        max_samples=None,
-        blank=False,
-        words="auto",
-        meteor=False,
-        results_dir=options.results_dir,
-        log_samples=False,
-        log_interval=100,
-        log_max_samples=0,
-    )
 
 
 def _write(

@@ -22,9 +22,8 @@ from panollava.run.data import GREY, check_questions
 from panollava.run.evaluate import answer_questions
 from panollava.run.features import open_features
 from panollava.run.restore import changed_crop
-from panollava.store.catalogue import StoreOptions
+from panollava.run.tools import Tools
 from panollava.store.identity import FileIdentity, code_digest
-from panollava.training.precision import Compute
 
 
 class ChangedCrop(Crop):
@@ -147,26 +146,23 @@ class ModelSubject:
     source: DataSource
     open: Callable[[Crop], DataSource]
     options: EvaluationOptions
-    store: StoreOptions
-    known: FileIdentity
-    compute: Compute
+    tools: Tools
     focus: Mapping[str, str]
     conditions: Mapping[str, Any]
     folder: Path
-    num_workers: int = 0
 
     def answers(self, change: Change, questions: Sequence[Question]) -> list[str]:
         """Answers to questions about panoramas in a change; each panorama is encoded once, or read from the store."""
-        pano = self.changed(change)
-        source = ChangedSource(self.split(pano.crop, change), change, questions, self.known, self.focus)
+        pano, tools = self.changed(change), self.tools
+        source = ChangedSource(self.split(pano.crop, change), change, questions, tools.known, self.focus)
         tower, is_own = pano.model.vision.tower, change == UNCHANGED
-        features = open_features(self.store, tower, pano.crop, announce=is_own)
+        features = open_features(tools.store, tower, pano.crop, announce=is_own)
         log, asked = self.log(change), {one.sample_id: (one.history, one.question) for one in questions}
         # A command with other ``only`` or ``names_directions`` asks other questions, or words them in another way.
         log.answers = {name: one for name, one in log.answers.items() if asked.get(name) == (one.history, one.question)}
-        with self.compute.autocast():
+        with tools.compute.autocast():
             given = answer_questions(
-                pano, source, self.options, num_workers=self.num_workers, features=features, log=log
+                pano, source, self.options, num_workers=tools.num_workers, features=features, log=log
             )
         by_id = {one.sample_id: one.prediction for one in given}
         return [by_id[one.sample_id] for one in questions]

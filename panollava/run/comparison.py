@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from panollava.component import allow
-from panollava.crop.crop import Crop
 from panollava.disk import write_file
 from panollava.evaluation.comparison import (
     Contender,
@@ -31,8 +30,7 @@ from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
 from panollava.run.certify import recorded_certificates
 from panollava.run.conditions import answer_conditions, recorded_config, unequal
-from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import data_name, data_overrides
+from panollava.run.data import data_name, data_overrides, evaluation_options
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
 from panollava.run.learning_report import is_learning, learning_notes, run_learning
 from panollava.run.options import CompareOptions
@@ -40,12 +38,12 @@ from panollava.run.place_comparison import compare_detections
 from panollava.run.restore import Restored, restore
 from panollava.run.settings import settings_of
 from panollava.run.sources import open_source
+from panollava.run.tools import Tools
 from panollava.run.tracker import open_tracker
 from panollava.run_folder import Experiment
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.tracking.store import folders_of
-from panollava.tracking.tracker import NullTracker
 from panollava.training.learning import Learning
 from panollava.training.precision import recorded_compute
 
@@ -163,21 +161,9 @@ def _answers(
     name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions, known: FileIdentity
 ) -> Answers:
     """A run's answers to the questions, read where they are on disk."""
-    recorded = run.settings["evaluation"]
-    evaluation = EvaluationOptions(
-        enabled=True,
-        batch_size=options.batch_size or recorded["batch_size"],
-        max_samples=options.max_samples,
-        blank=False,
-        words=options.words,
-        meteor=False,
-        results_dir=options.results_dir,
-        log_samples=False,
-        log_interval=25,
-        log_max_samples=0,
-    )
-    # The encoder, which determines the size of the views, need not be opened to read the questions.
-    source = open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
+    asked = {"max_samples": options.max_samples, "words": options.words, "log_interval": 25}
+    evaluation = evaluation_options(options, run.settings["evaluation"], **asked)
+    source = open_source(data, options.split, run.reader)
     conditions = answer_conditions(run.checkpoint, run.settings, source, known)
     found = find_answers(run, source, Path(options.results_dir), options.max_samples, conditions)
     if found is not None:
@@ -185,19 +171,8 @@ def _answers(
     LOG.info("%s has no answers to these questions yet: they are generated now.", name)
     compute = recorded_compute(options.device, run.settings["precision"])
     pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
-    return answer_split(
-        run,
-        data,
-        options.split,
-        evaluation,
-        compute,
-        NullTracker(),
-        pano=pano,
-        store=store,
-        known=known,
-        num_workers=options.num_workers,
-        conditions=conditions,
-    )
+    tools = Tools(compute, store, known, num_workers=options.num_workers)
+    return answer_split(run, data, options.split, evaluation, tools, pano=pano, conditions=conditions)
 
 
 def _learning(runs: Mapping[str, Restored]) -> dict[str, Learning]:

@@ -191,7 +191,6 @@ def answer_conditions(
     Args:
         settings: ``model``, ``crop``, ``generation``, ``inputs`` and ``prompt`` of the run's metadata.
         source: the split with the questions.
-        known: identifies files.
         prompt: ``ChatFormat.record()`` of the model; None opens the tokenizer for it.
         precision: number format of the backbones; None leaves it to the machine.
     """
@@ -239,7 +238,6 @@ def place_conditions(
     Args:
         settings: ``model``, ``crop`` and ``inputs`` of the run's metadata.
         source: the split; the names of its pictures count, as detections are kept under them.
-        known: identifies files.
         precision: number format of the encoder; None leaves it to the machine.
     """
     return {

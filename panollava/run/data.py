@@ -26,7 +26,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
 from panollava.prompt import IMAGE_TOKEN, ChatPrompt, Encoded, Limits
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.options import DataOptions
+from panollava.run.options import AskOptions
 from panollava.run.sources import BatchOptions, open_splits, part_of, source_arguments
 from panollava.stages.registry import Targets
 from panollava.store.feature_maker import FeatureMaker
@@ -179,7 +179,7 @@ def question_batches(
     return eval_loader(dataset, collate, batch_size=batch_size, num_workers=num_workers, complete=complete)
 
 
-def data_name(options: DataOptions, data: Mapping[str, Any]) -> str:
+def data_name(options: AskOptions, data: Mapping[str, Any]) -> str:
     """The name of the data in reports: that of the file that was given, else of the data set and its split."""
     if options.csv_input is not None:
         return Path(options.csv_input).name
@@ -188,7 +188,7 @@ def data_name(options: DataOptions, data: Mapping[str, Any]) -> str:
 
 
 def data_overrides(
-    options: DataOptions, recorded: Mapping[str, Any], *, turn_deg: float | None = None, learnt: Sequence[str] = ()
+    options: AskOptions, recorded: Mapping[str, Any], *, turn_deg: float | None = None, learnt: Sequence[str] = ()
 ) -> dict[str, Any]:
     """A run's recorded ``data`` section with the changes of the command line.
 
@@ -222,6 +222,13 @@ def data_overrides(
             raise ValueError(f"score_by names columns of data files; the data are {data['type']}.")
         data["score_by"] = options.score_by
     return {**data, **changes}
+
+
+def evaluation_options(options: AskOptions, recorded: Mapping[str, Any], **own: Any) -> EvaluationOptions:
+    """How a command asks a run: by default for its answers alone, in batches as recorded of it; ``own`` are others."""
+    quiet = {"blank": False, "words": "auto", "meteor": False, "log_samples": False, "log_max_samples": 0}
+    size, folder = options.batch_size or recorded["batch_size"], options.results_dir
+    return EvaluationOptions(**{**quiet, **own, "enabled": True, "batch_size": size, "results_dir": folder})
 
 
 def pictures_of(source: DataSource) -> Callable[[str], np.ndarray]:

@@ -53,14 +53,12 @@ from panollava.run.preflight import VIEWS
 from panollava.run.restore import Restored
 from panollava.run.run import Run, answering_stage, awaits_model, wanted_model
 from panollava.run.sources import open_source
+from panollava.run.tools import Tools
 from panollava.run_folder import CONFIG, METADATA
 from panollava.stages.protocol import Stage
-from panollava.store.catalogue import StoreOptions
 from panollava.store.feature_maker import FeatureMaker
-from panollava.store.identity import FileIdentity
 from panollava.tracking.location import absolute_uri, how_to_view
 from panollava.tracking.tracker import ModelLoss, Tracker
-from panollava.training.precision import Compute
 
 SHOWN_ANSWERS = 12
 PICTURE = "answers.png"
@@ -138,12 +136,8 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
         run.plain["data"],
         "test",
         options,
-        run.compute,
-        run.tracker,
+        run.tools,
         pano=pano,
-        store=run.store,
-        known=run.known,
-        num_workers=run.trainer.num_workers,
         conditions=conditions,
         source=test,
         measure=run.measure,
@@ -158,13 +152,9 @@ def answer_split(
     data: Mapping[str, Any],
     split: str,
     options: EvaluationOptions,
-    compute: Compute,
-    tracker: Tracker,
+    tools: Tools,
     *,
     pano: PanoLlava,
-    store: StoreOptions,
-    known: FileIdentity,
-    num_workers: int = 0,
     conditions: Mapping[str, Any] | None = None,
     source: DataSource | None = None,
     measure: Measure | None = None,
@@ -173,10 +163,6 @@ def answer_split(
     """Evaluates a checkpoint on a split, and records the result on disk and in the tracker.
 
     Args:
-        run: the checkpoint.
-        data: the ``data`` section.
-        pano: the checkpoint's model.
-        known: identifies files; one for a command, so that each file is read once.
         conditions: of ``answer_conditions``, where they were computed before.
         source: the split, where it is open and known to the tracker.
         measure: of the split, where it was chosen before.
@@ -185,11 +171,11 @@ def answer_split(
     Raises:
         ValueError: questions with too many or unknown tokens for the model.
     """
-    experiment = run.settings["experiment_name"]
-    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": compute.name}
+    experiment, known = run.settings["experiment_name"], tools.known
+    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": tools.compute.name}
     if source is None:
         source = open_source(dict(data), split, pano.crop)
-        tracker.inputs([describe_split(data, split, source)])
+        tools.tracker.inputs([describe_split(data, split, source)])
     conditions = conditions or answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
     conditions = {**conditions, **of_model}
     new_tokens = pano.generation.max_new_tokens
@@ -200,7 +186,7 @@ def answer_split(
         metrics.append(ranking)
     clip = Clip(options.clip, device=pano.model.device, key="evaluation.clip") if options.clip else None
     logs = answer_logs(options, experiment, conditions)
-    answers, blind = answer_twice(pano, source, options, compute, logs, store=store, num_workers=num_workers)
+    answers, blind = answer_twice(pano, source, options, tools, logs)
     predictions = with_groups(answers, source.questions())
     report = score_answers(predictions, blind)
     words = choose_words(options.words)
@@ -232,8 +218,8 @@ def answer_split(
     draw_answers(source, predictions, files.folder / PICTURE)
     found = (report, captions, ranking.name, groups, words, boxes, files)
     result = Evaluation(predictions, pano.image_tokens, conditions, *found)
-    _track(result, tracker)
-    tracker.flush()  # an evaluation on record is not made again
+    _track(result, tools.tracker)
+    tools.tracker.flush()  # an evaluation on record is not made again
     if written is not None:
         written(files)
     for log in logs:  # last, so that an evaluation that is stopped before continues from them
@@ -248,24 +234,17 @@ def answer_logs(options: EvaluationOptions, experiment: str, conditions: Mapping
 
 
 def answer_twice(
-    pano: PanoLlava,
-    source: DataSource,
-    options: EvaluationOptions,
-    compute: Compute,
-    logs: Sequence[AnswerLog],
-    *,
-    store: StoreOptions,
-    num_workers: int = 0,
+    pano: PanoLlava, source: DataSource, options: EvaluationOptions, tools: Tools, logs: Sequence[AnswerLog]
 ) -> tuple[list[Prediction], list[Prediction] | None]:
     """A model's answers to a split, and those with blank pictures where the options ask for them.
 
     Args:
         logs: of ``answer_logs``.
     """
-    features = open_features(store, pano.model.vision.tower, pano.crop)
-    ask = partial(answer_questions, pano, source, options, num_workers=num_workers, features=features)
+    features = open_features(tools.store, pano.model.vision.tower, pano.crop)
+    ask = partial(answer_questions, pano, source, options, num_workers=tools.num_workers, features=features)
     LOG.info("Decoding of %s: %s.", source.name, pano.generation.summary)
-    with compute.autocast():
+    with tools.compute.autocast():
         answers = ask(log=logs[0], log_samples=options.log_samples)
         return answers, ask(log=logs[1], blank=True) if options.blank else None
 
@@ -448,15 +427,13 @@ def keep_model(run: Run) -> None:
 def _copy_checkpoint(folder: Path, target: Path) -> None:
     """Copies what opens a stage's best checkpoint, and nothing else."""
     checkpoint = find_checkpoint(folder)
-    (target / BEST).mkdir(parents=True)
-    for name in (TRAINED, STATE):
-        shutil.copyfile(checkpoint / name, target / BEST / name)
+    for source, place in ((checkpoint, BEST), (base_of(checkpoint), BASE)):
+        if source is not None:
+            (target / place).mkdir(parents=True)
+            for name in (TRAINED, STATE):
+                shutil.copyfile(source / name, target / place / name)
     for name in (METADATA, CONFIG):
         shutil.copyfile(folder / name, target / name)
-    if (base := base_of(checkpoint)) is not None:
-        (target / BASE).mkdir()
-        for name in (TRAINED, STATE):
-            shutil.copyfile(base / name, target / BASE / name)
     if (folder / LORA).is_dir():
         shutil.copytree(folder / LORA, target / LORA)
 

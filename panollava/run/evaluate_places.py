@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from panollava.batch import Batch
-from panollava.checkpoint import find_checkpoint, replace_folder
+from panollava.checkpoint import find_checkpoint
 from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places
 from panollava.data.box_files import read_coco, write_coco
 from panollava.data.boxes import BoxAnnotations, Conventions
 from panollava.data.source import DataSource, PlacesSource
-from panollava.disk import read_document
+from panollava.disk import flush, read_document, rename_free, temporary_folder
 from panollava.evaluation.detection import BoxScores, MaskScores, score_boxes, score_masks
 from panollava.evaluation.drawing import encode_png
 from panollava.evaluation.gallery import places_page
@@ -39,11 +39,8 @@ from panollava.run.features import open_features
 from panollava.run.restore import Restored
 from panollava.run.run import Run, finding_stage
 from panollava.run.sources import part_of, without_boxes
-from panollava.store.catalogue import StoreOptions
-from panollava.store.identity import FileIdentity
-from panollava.tracking.tracker import Tracker
+from panollava.run.tools import Tools
 from panollava.training.options import StageOptions
-from panollava.training.precision import Compute
 
 DETECTIONS, MASKS, PICTURE = "detections.json", "masks", "detections.png"
 SHOWN = 2
@@ -113,11 +110,7 @@ def evaluate_run_places(run: Run) -> None:
         test,
         "test",
         EvaluationOptions(**run.plain["evaluation"]),
-        run.compute,
-        run.tracker,
-        store=run.store,
-        known=run.known,
-        num_workers=run.trainer.num_workers,
+        run.tools,
     )
     run.experiment.record(name, evaluated=str(result.folder))
     LOG.info("%s", result.summary("Test split"))
@@ -130,12 +123,7 @@ def evaluate_places(
     source: DataSource,
     split: str,
     options: EvaluationOptions,
-    compute: Compute,
-    tracker: Tracker,
-    *,
-    store: StoreOptions,
-    known: FileIdentity,
-    num_workers: int = 0,
+    tools: Tools,
 ) -> PlaceEvaluation:
     """Finds what is where in a split, scores it, and records the result on disk and in the tracker.
 
@@ -151,7 +139,7 @@ def evaluate_places(
     found: dict[str, Detections] = {}
     true_masks: dict[str, np.ndarray] = {}
     blanks: dict[str, PictureBoxes] = {}
-    for index, places, one, nothing in _detections(run, detector, source, options, compute, store, num_workers):
+    for index, places, one, nothing in _detections(run, detector, source, options, tools):
         name = source.image_id(index)
         if nothing is not None:
             blanks[name] = nothing.boxes
@@ -166,17 +154,19 @@ def evaluate_places(
         masks = score_masks(true_masks, {name: found[name].mask for name in true_masks}, names)
     blank = score_boxes(truth, blanks, names, least_score=SURE) if options.blank else None
     settings = {
-        **run.subject(known),
+        **run.subject(tools.known),
         "split": split,
         "max_samples": options.max_samples,
-        "conditions": place_conditions(run.checkpoint, run.settings, source, known, precision=compute.name),
+        "conditions": place_conditions(run.checkpoint, run.settings, source, tools.known, precision=tools.compute.name),
     }
-    folder = _free(result_folder(Path(options.results_dir), run.settings["experiment_name"]))
+    parts = {"boxes": scores, "masks": masks, "blank": blank}
+    document = {key: None if one is None else asdict(one) for key, one in parts.items()} | {"settings": settings}
+    experiment, picture = run.settings["experiment_name"], _picture(source, found, run)
+    folder = _write(result_folder(Path(options.results_dir), experiment), experiment, found, names, document, picture)
     result = PlaceEvaluation(names, scores, masks, blank, folder)
-    _write(result, found, run.settings["experiment_name"], settings, _picture(source, found, run))
-    tracker.metrics({f"test/{name}": value for name, value in result.metrics().items()}, step=0)
-    tracker.folder(folder, "detection")
-    tracker.flush()
+    tools.tracker.metrics({f"test/{name}": value for name, value in result.metrics().items()}, step=0)
+    tools.tracker.folder(folder, "detection")
+    tools.tracker.flush()
     return result
 
 
@@ -197,32 +187,28 @@ def as_learnt(names: Sequence[str], learnt: Sequence[str]) -> np.ndarray:
 
 
 def _detections(
-    run: Restored,
-    detector: PanoDetector,
-    source: DataSource,
-    options: EvaluationOptions,
-    compute: Compute,
-    store: StoreOptions,
-    num_workers: int,
+    run: Restored, detector: PanoDetector, source: DataSource, options: EvaluationOptions, tools: Tools
 ) -> Iterator[tuple[int, Places, Detections, Detections | None]]:
     """Number of each record of a split, with what is in its picture, what is found there, and in grey views of it."""
     backbones = Backbones(run.settings["model"], run.settings["crop"], dtype=detector.vision.tower.dtype)
     vars(backbones).update(crop=detector.crop, tower=detector.vision.tower, outline=detector.vision)
     section = {**part_of(run.settings["stage_settings"], StageOptions), "batch_size": options.batch_size}
-    features = open_features(store, detector.vision.tower, detector.crop)
-    loaded = RunData(source, source, None, backbones)
+    features = open_features(tools.store, detector.vision.tower, detector.crop)
+    loaded = RunData(source, source, None, backbones).batches(
+        None, StageOptions(**section), num_workers=tools.num_workers, features=features
+    )
     assert isinstance(source, PlacesSource)
     first, most = 0, options.max_samples or len(source)
     nothing: list[Detections] | None = None  # in grey views, which are the same where cameras are
-    for batch in loaded.batches(None, StageOptions(**section), num_workers=num_workers, features=features).validation():
+    for batch in loaded.validation():
         indices = range(first, first + len(batch))
         true = [source.places(index) for index in indices]  # once: a mask takes long to read or to draw
         sizes = [None if one.pixels is None else mask_size(one.pixels.shape) for one in true]
-        with compute.autocast():
-            found = detector.find(batch.to(compute.device), sizes)
-        if options.blank and (nothing is None or detector.crop.is_adaptive):
-            rows = batch.cameras if detector.crop.is_adaptive else batch.cameras[:1]
-            nothing = detector.find(_blank(detector, rows.cpu()).to(compute.device), [None] * len(rows))
+        with tools.compute.autocast():
+            found = detector.find(batch.to(tools.compute.device), sizes)
+            if options.blank and (nothing is None or detector.crop.is_adaptive):
+                rows = batch.cameras if detector.crop.is_adaptive else batch.cameras[:1]
+                nothing = detector.find(_blank(detector, rows.cpu()).to(tools.compute.device), [None] * len(rows))
         greys = (nothing if len(nothing) > 1 else nothing * len(true)) if nothing else [None] * len(true)
         yield from list(zip(indices, true, found, greys, strict=True))[: most - first]
         first += len(batch)
@@ -239,16 +225,6 @@ def _blank(detector: PanoDetector, cameras: Tensor) -> Batch:
 def resized(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Classes (H, W) at another size, those of the nearest pixels."""
     return cv2.resize(pixels.astype(np.int16), (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def _free(parent: Path) -> Path:
-    """A folder that does not exist, named after the time."""
-    name, number = f"detections_{datetime.now():%Y%m%d_%H%M%S}", 1
-    folder = parent / name
-    while folder.exists():
-        number += 1
-        folder = parent / f"{name}_{number}"
-    return folder
 
 
 def _picture(source: DataSource, found: Mapping[str, Detections], run: Restored) -> bytes:
@@ -272,30 +248,30 @@ def _picture(source: DataSource, found: Mapping[str, Detections], run: Restored)
 
 
 def _write(
-    result: PlaceEvaluation,
-    found: Mapping[str, Detections],
+    parent: Path,
     experiment: str,
-    settings: Mapping[str, Any],
+    found: Mapping[str, Detections],
+    names: Sequence[str],
+    document: Mapping[str, Any],
     picture: bytes,
-) -> None:
-    """Writes detections (COCO), masks (PNG, a class is its position plus one), a picture and scores, all or nothing."""
-    record = {
-        "experiment_name": experiment,
-        "created": datetime.now().isoformat(timespec="seconds"),
-        "measure": "AP",
-        "classes": result.names,
-        **{key: None if one is None else asdict(one) for key, one in _parts(result).items()},
-        "settings": dict(settings),
-    }
-    text = json.dumps(finite(json.loads(json.dumps(record, default=str))), indent=2, ensure_ascii=False)
+) -> Path:
+    """Writes detections (COCO), masks (PNG, a class is its position plus one), a picture and scores, all or nothing.
 
-    def fill(folder: Path) -> None:
-        (folder / METRICS).write_text(text, encoding="utf-8")
-        (folder / PICTURE).write_bytes(picture)
-        write_detections(folder, found, result.names)
-
-    result.folder.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(result.folder, fill)
+    Returns:
+        A new folder, ``detections_<time>``.
+    """
+    now = datetime.now()
+    head = {"experiment_name": experiment, "created": now.isoformat(timespec="seconds"), "measure": "AP"}
+    record = json.loads(json.dumps({**head, "classes": names, **document}, default=str))
+    target = parent / f"detections_{now:%Y%m%d_%H%M%S}"
+    with temporary_folder(target) as temporary:
+        text = json.dumps(finite(record), indent=2, ensure_ascii=False)
+        (temporary / METRICS).write_text(text, encoding="utf-8")
+        (temporary / PICTURE).write_bytes(picture)
+        write_detections(temporary, found, names)
+        for path in temporary.rglob("*"):
+            flush(path)
+        return rename_free(temporary, target)
 
 
 def _mask_file(folder: Path, number: int) -> Path:
@@ -329,10 +305,6 @@ def read_detections(folder: Path) -> tuple[dict[str, PictureBoxes], dict[str, np
             raise FileNotFoundError(f"{path}: there is no such mask. Delete {folder}, so that it is made again.")
         masks[name] = values.astype(np.int16) - 1
     return found.pictures, masks
-
-
-def _parts(result: PlaceEvaluation) -> dict[str, Any]:
-    return {"boxes": result.boxes, "masks": result.masks, "blank": result.blank}
 
 
 def recorded_ap(folder: Path) -> float:

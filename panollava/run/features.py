@@ -33,9 +33,6 @@ def open_features(
     """Makes and stores features of a tower with its present weights, on its present device.
 
     Args:
-        options: ``store.*``.
-        tower: the encoder.
-        crop: cuts its views.
         announce: log where they are kept.
 
     Returns:

@@ -49,13 +49,6 @@ def is_learning(found: Learning | None) -> bool | None:
     return {"yes": True, "no": False}.get("unknown" if found is None else found.verdict)
 
 
-def learning_numbers(state: Mapping[str, Any]) -> dict[str, float]:
-    """The measures in a stage's state, by name."""
-    names = ("remaining", "remaining_low", "image_gain", "swapped_loss")
-    recorded = state.get("learning") or {}
-    return {name: float(recorded[name]) for name in names if recorded.get(name) is not None}
-
-
 def learning_notes(found: Mapping[str, Learning]) -> list[str]:
     """A sentence for each run, by name, that was still learning, or of which it is not known."""
     said = {
@@ -119,8 +112,6 @@ def draw_curves(axes: Axes, stage: str, curves: Sequence[tuple[str, LearningCurv
     """Draws training losses against samples, smoothed: a line a run, a colour a setting.
 
     Args:
-        axes: to draw on.
-        stage: for the label.
         curves: setting and curve of each run.
     """
     settings = list(dict.fromkeys(setting for setting, _ in curves))

@@ -14,8 +14,8 @@ OF_CAPTIONS = "quic360"
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Keys of commands that choose the data of an evaluation."""
+class AskOptions:
+    """Keys of the commands that ask runs about a split: its data, and where and how it is asked."""
 
     split: Literal["train", "val", "test"]
     csv_input: str | None
@@ -23,10 +23,15 @@ class DataOptions:
     world_seed: Annotated[int, Interval(ge=0, lt=2**32)] | None
     world_level: Annotated[int, Interval(ge=1, le=len(LEVELS))] | None
     world_scenes: Annotated[int, Interval(ge=1)] | None
+    batch_size: Annotated[int, Interval(ge=1)] | None
+    results_dir: str
+    device: str
+    num_workers: Annotated[int, Interval(ge=0)]
+    allow: str | list[str]
 
 
 @dataclass(frozen=True)
-class EvalOptions(DataOptions):
+class EvalOptions(AskOptions):
     """Keys of ``conf/eval.yaml``; see there."""
 
     checkpoint: str | None
@@ -42,14 +47,9 @@ class EvalOptions(DataOptions):
     meteor: bool | None
     clip: str | None
     metrics: list[str] | None
-    batch_size: Annotated[int, Interval(ge=1)] | None
-    results_dir: str
     log_samples: bool
     log_interval: Annotated[int, Interval(ge=1)]
     log_max_samples: Annotated[int, Interval(ge=0)]
-    device: str
-    num_workers: Annotated[int, Interval(ge=0)]
-    allow: str | list[str]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class BenchmarkFolder:
 
 
 @dataclass(frozen=True)
-class CompareOptions(DataOptions):
+class CompareOptions(AskOptions):
     """Keys of ``conf/compare.yaml``; see there."""
 
     runs: list[str]
@@ -68,9 +68,4 @@ class CompareOptions(DataOptions):
     max_samples: Annotated[int, Interval(ge=1)] | None
     table: Literal["latex", "markdown", "csv"] | None
     words: Literal["auto", "ptb", "unicode"]
-    batch_size: Annotated[int, Interval(ge=1)] | None
-    results_dir: str
     out: str
-    device: str
-    num_workers: Annotated[int, Interval(ge=0)]
-    allow: str | list[str]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from panollava.crop.boxes import PictureBoxes
-from panollava.crop.crop import Crop
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import csv_text, read_document, write_file
 from panollava.evaluation.detection import PlaceComparison, compare_boxes, compare_masks
@@ -21,16 +20,15 @@ from panollava.evaluation.statistics import LEVEL, Interval, holm
 from panollava.logs import LOG, counted
 from panollava.model.detector import PanoDetector
 from panollava.run.conditions import place_conditions, unequal, unusable_places
-from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import data_name
+from panollava.run.data import data_name, evaluation_options
 from panollava.run.evaluate_places import as_learnt, evaluate_places, read_detections, resized
 from panollava.run.options import CompareOptions
 from panollava.run.restore import Restored
 from panollava.run.sources import open_source
+from panollava.run.tools import Tools
 from panollava.run.tracker import open_tracker
 from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
-from panollava.tracking.tracker import NullTracker
 from panollava.training.precision import recorded_compute
 
 
@@ -51,7 +49,6 @@ def compare_detections(
 
     Args:
         runs: by name.
-        data: the ``data`` section.
         options: the plain keys of ``conf/compare.yaml``, checked.
         sections: its other keys.
 
@@ -69,7 +66,7 @@ def compare_detections(
                 "means over different things. Compare runs of the same classes."
             )
     found = {name: _found(name, run, data, options, store, known) for name, run in runs.items()}
-    source = _source(runs[first], data, options)
+    source = open_source(data, options.split, runs[first].reader)
     truth, masks = _truth(source, names, found[first])
     verdicts = _verdicts(truth, masks, found, len(names))
     title = f"{counted(len(runs), 'run')} on {data_name(options, data)}, {counted(len(truth), 'picture')}"
@@ -90,16 +87,11 @@ def compare_detections(
     LOG.info("Tables: %s", out)
 
 
-def _source(run: Restored, data: dict[str, Any], options: CompareOptions) -> DataSource:
-    # The encoder, which determines the size of the views, need not be opened to read the boxes.
-    return open_source(data, options.split, Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
-
-
 def _found(
     name: str, run: Restored, data: dict[str, Any], options: CompareOptions, store: StoreOptions, known: FileIdentity
 ) -> Found:
     """What a run found, read where it is on disk under the same conditions."""
-    now = place_conditions(run.checkpoint, run.settings, _source(run, data, options), known)
+    now = place_conditions(run.checkpoint, run.settings, open_source(data, options.split, run.reader), known)
     parent, newest = result_folder(Path(options.results_dir), run.settings["experiment_name"]), ""
     for folder in sorted(parent.glob("detections_*"), reverse=True):
         document = read_document(folder / METRICS)
@@ -114,26 +106,10 @@ def _found(
     compute = recorded_compute(options.device, run.settings["precision"])
     detector = PanoDetector.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
     recorded = run.settings["evaluation"]
-    evaluation = EvaluationOptions(
-        **{key: value for key, value in recorded.items() if key not in ("batch_size", "max_samples", "results_dir")},
-        batch_size=options.batch_size or recorded["batch_size"],
-        max_samples=options.max_samples,
-        results_dir=options.results_dir,
-    )
+    evaluation = evaluation_options(options, recorded, **{**recorded, "max_samples": options.max_samples})
     source = open_source(data, options.split, detector.crop)
-    result = evaluate_places(
-        run,
-        detector,
-        source,
-        options.split,
-        evaluation,
-        compute,
-        NullTracker(),
-        store=store,
-        known=known,
-        num_workers=options.num_workers,
-    )
-    return _read(result.folder)
+    tools = Tools(compute, store, known, num_workers=options.num_workers)
+    return _read(evaluate_places(run, detector, source, options.split, evaluation, tools).folder)
 
 
 def _read(folder: Path) -> Found:

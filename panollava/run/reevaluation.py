@@ -1,12 +1,13 @@
 """Evaluates a trained run again: on other data, with another crop, or as it was."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from panollava.component import allow
-from panollava.crop.crop import Crop
 from panollava.data.scenes.questions import names_direction, turn_words
 from panollava.evaluation.benchmarks.protocol import find_benchmark
 from panollava.evaluation.clip import clip_config
@@ -19,19 +20,18 @@ from panollava.model.api import PanoLlava
 from panollava.model.detector import PanoDetector
 from panollava.run.benchmark import BenchmarkFiles, answer_benchmark
 from panollava.run.config_check import EvaluationOptions
-from panollava.run.data import data_name, data_overrides
+from panollava.run.data import data_name, data_overrides, evaluation_options
 from panollava.run.evaluate import answer_questions, answer_split
 from panollava.run.evaluate_places import evaluate_places
 from panollava.run.features import open_features
 from panollava.run.options import EvalOptions
 from panollava.run.restore import Restored, measure, restore
 from panollava.run.sources import open_source
+from panollava.run.tools import Tools
 from panollava.run.tracker import open_tracker
 from panollava.run_folder import METADATA, find_run_folder
 from panollava.stages.registry import STAGES
 from panollava.store.catalogue import StoreOptions
-from panollava.store.identity import FileIdentity
-from panollava.tracking.tracker import Tracker
 from panollava.training.precision import Compute, recorded_compute
 
 
@@ -42,7 +42,6 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
         options: the plain keys of ``conf/eval.yaml``, checked.
         sections: its other keys: ``crop``, ``data``, ``evaluation``, ``generation``, ``store`` and ``tracking``.
     """
-    store = StoreOptions(**sections["store"])
     if options.clip is not None:
         clip_config(options.clip)
     allow(options.allow)
@@ -51,13 +50,13 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
         LOG.info("%s", line)
     compute = recorded_compute(options.device, run.settings["precision"])
     if options.benchmark is not None:
-        _evaluate_benchmark(run, options, sections, store, compute)
+        _evaluate_benchmark(run, options, sections, compute)
         return
     learnt = run.settings["classes"] if run.record.finds else ()
     data = data_overrides(options, run.settings["data"], turn_deg=options.turn_deg, learnt=learnt)
-    with _tracker(run, options, sections["tracking"]) as tracker:
+    with _tools(run, options, sections, compute) as tools:
         own = _evaluation_options(options, sections["evaluation"]["measure"], run.settings["evaluation"])
-        evaluation = _Evaluation(run, options, own, data, store, store.file_identity(), compute, tracker)
+        evaluation = _Evaluation(run, options, own, data, tools)
         if not run.record.answers:
             if run.record.finds:
                 evaluation.find(run)
@@ -76,15 +75,17 @@ def evaluate_again(options: EvalOptions, sections: dict[str, Any]) -> None:
             evaluation.find(restore(str(beside), crop=sections["crop"]))
 
 
-def _tracker(run: Restored, options: EvalOptions, tracking: dict[str, Any]) -> Tracker:
-    tags = {"panollava.folder": str(run.folder)}
-    name, out = f"eval {run.settings['experiment_name']}", Path(options.results_dir)
-    return open_tracker(tracking, run_name=name, tags=tags, outbox=out, job="eval", about=[run.checkpoint])
+@contextmanager
+def _tools(run: Restored, options: EvalOptions, sections: dict[str, Any], compute: Compute) -> Iterator[Tools]:
+    """The tools of an evaluation, whose tracker is open in the block."""
+    placed: dict[str, Any] = {"outbox": Path(options.results_dir), "job": "eval", "about": [run.checkpoint]}
+    name, tags = f"eval {run.settings['experiment_name']}", {"panollava.folder": str(run.folder)}
+    store = StoreOptions(**sections["store"])
+    with open_tracker(sections["tracking"], run_name=name, tags=tags, **placed) as tracker:
+        yield Tools(compute, store, store.file_identity(), tracker, options.num_workers)
 
 
-def _evaluate_benchmark(
-    run: Restored, options: EvalOptions, sections: dict[str, Any], store: StoreOptions, compute: Compute
-) -> None:
+def _evaluate_benchmark(run: Restored, options: EvalOptions, sections: dict[str, Any], compute: Compute) -> None:
     """Answers the items of a public benchmark; what is wrong with its files is found before the model is opened."""
     if not run.record.answers:
         raise ValueError(
@@ -94,23 +95,13 @@ def _evaluate_benchmark(
     options = replace(options, blank=bool(options.blank))  # on request alone, not as in the run's own evaluation
     evaluation = _evaluation_options(options, None, run.settings["evaluation"])
     asked = _benchmark_files(options, sections["data"]["dir"], choose_words(evaluation.words))
-    asked.check_pictures(Crop.from_spec(run.settings["crop"], view_size=(1, 1)))
+    asked.check_pictures(run.reader)
     if sections["generation"]["max_new_tokens"] is None:
         decoding = {**run.settings["generation"], "max_new_tokens": asked.benchmark.new_tokens}
         run = replace(run, settings={**run.settings, "generation": decoding})
-    with _tracker(run, options, sections["tracking"]) as tracker:
+    with _tools(run, options, sections, compute) as tools:
         pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
-        result = answer_benchmark(
-            run,
-            asked,
-            evaluation,
-            compute,
-            tracker,
-            pano=pano,
-            store=store,
-            known=store.file_identity(),
-            num_workers=options.num_workers,
-        )
+        result = answer_benchmark(run, asked, evaluation, tools, pano=pano)
     LOG.info("%s", result.summary(asked.path))
     LOG.info("Predictions and scores: %s", result.files.folder)
 
@@ -145,32 +136,17 @@ class _Evaluation:
     options: EvalOptions
     evaluation: EvaluationOptions
     data: dict[str, Any]
-    store: StoreOptions
-    known: FileIdentity
-    compute: Compute
-    tracker: Tracker
+    tools: Tools
 
     def answer(self, pano: PanoLlava) -> None:
         """Answers, scores and records a split's questions."""
-        run, options, data, compute = self.run, self.options, self.data, self.compute
-        evaluation, workers = self.evaluation, options.num_workers
-        result = answer_split(
-            run,
-            data,
-            options.split,
-            evaluation,
-            compute,
-            self.tracker,
-            pano=pano,
-            store=self.store,
-            known=self.known,
-            num_workers=workers,
-        )
+        options, data, evaluation, tools = self.options, self.data, self.evaluation, self.tools
+        result = answer_split(self.run, data, options.split, evaluation, tools, pano=pano)
         LOG.info("%s", result.summary(data_name(options, data)))
         if options.turn_deg:
             upright = open_source({**data, "turn_deg": 0.0}, options.split, pano.crop)
-            features = open_features(self.store, pano.model.vision.tower, pano.crop)
-            with compute.autocast():
+            features, workers = open_features(tools.store, pano.model.vision.tower, pano.crop), tools.num_workers
+            with tools.compute.autocast():
                 before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
             count, share = rotation_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
             LOG.info("Of %s with a direction, %.1f %% follow the rotation.", counted(count, "answer"), 100 * share)
@@ -178,34 +154,23 @@ class _Evaluation:
 
     def find(self, run: Restored) -> None:
         """Finds boxes and masks in a split, scores and records them."""
-        options, compute = self.options, self.compute
+        options, compute = self.options, self.tools.compute
         detector = PanoDetector.from_checkpoint(
             run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype
         )
         source = open_source(self.data, options.split, detector.crop)
-        result = evaluate_places(
-            run,
-            detector,
-            source,
-            options.split,
-            self.evaluation,
-            compute,
-            self.tracker,
-            store=self.store,
-            known=self.known,
-            num_workers=options.num_workers,
-        )
+        result = evaluate_places(run, detector, source, options.split, self.evaluation, self.tools)
         LOG.info("%s", result.summary(data_name(options, self.data)))
         LOG.info("Detections, masks and scores: %s", result.folder)
 
     def measure(self, pano: PanoLlava | None, split: str) -> None:
         """Computes and records the loss and the stage's own metrics on a split."""
-        run, data, workers = self.run, self.data, self.options.num_workers
-        found = measure(run, pano, data, split, self.compute, store=self.store, num_workers=workers)
+        run, data, tools = self.run, self.data, self.tools
+        found = measure(run, pano, data, split, tools)
         shown = ", ".join(f"{name} {value:.6f}" for name, value in found.items())
         LOG.info("Stage %s on %s: %s", run.stage, split, shown)
-        self.tracker.metrics({f"{split}/{name}": value for name, value in found.items()}, step=0)
-        settings = {**run.subject(self.known), "split": split, "data": data}
+        tools.tracker.metrics({f"{split}/{name}": value for name, value in found.items()}, step=0)
+        settings = {**run.subject(tools.known), "split": split, "data": data}
         path = write_measures(Path(self.options.results_dir), run.settings["experiment_name"], found, settings)
         LOG.info("Measures: %s", path)
 
@@ -218,14 +183,8 @@ def turned(answer: str, turn_deg: float) -> str | None:
 def _evaluation_options(options: EvalOptions, measure: str | None, recorded: dict[str, Any]) -> EvaluationOptions:
     """The run's own evaluation settings with what the command line changes."""
     recorded = {"clip": None, "metrics": None, "measure": AUTO, **recorded}  # older runs do not have them
-    keys = ("batch_size", "blank", "words", "meteor", "clip", "metrics")
-    given = {**{key: getattr(options, key) for key in keys}, "measure": measure}
-    return EvaluationOptions(
-        **{key: recorded[key] if value is None else value for key, value in given.items()},
-        enabled=True,
-        max_samples=options.max_samples,
-        results_dir=options.results_dir,
-        log_samples=options.log_samples,
-        log_interval=options.log_interval,
-        log_max_samples=options.log_max_samples,
-    )
+    given = {key: getattr(options, key) for key in ("blank", "words", "meteor", "clip", "metrics")}
+    given["measure"] = measure
+    own = {key: recorded[key] if value is None else value for key, value in given.items()}
+    own |= {key: getattr(options, key) for key in ("max_samples", "log_samples", "log_interval", "log_max_samples")}
+    return evaluation_options(options, recorded, **own)

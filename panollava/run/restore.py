@@ -12,7 +12,7 @@ from torch import Tensor
 from panollava.checkpoint import read_state
 from panollava.config.command_line import CONF
 from panollava.config.sweep_arguments import register_resolvers
-from panollava.crop.crop import COMMON_KEYS
+from panollava.crop.crop import COMMON_KEYS, Crop
 from panollava.generation import recorded_generation
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
@@ -26,6 +26,7 @@ from panollava.run.memory import explained
 from panollava.run.run import default_name, setting
 from panollava.run.sections import check_crop
 from panollava.run.sources import open_source, part_of
+from panollava.run.tools import Tools
 from panollava.run_folder import (
     CONFIG,
     METADATA,
@@ -38,13 +39,11 @@ from panollava.run_folder import (
 )
 from panollava.stages.protocol import StageSetup
 from panollava.stages.registry import StageRecord, for_metadata, recorded_stage, stages_of
-from panollava.store.catalogue import StoreOptions
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import job_name
 from panollava.training.distributed import DistributedContext
 from panollava.training.loop import validate
 from panollava.training.options import StageOptions
-from panollava.training.precision import Compute
 
 IDENTITY = ("model.vision.name", "model.resampler.type", "model.language.name")
 """Keys that say which model it is: a config that names another one belongs to another run."""
@@ -81,12 +80,13 @@ class Restored:
         """The stage's run folder."""
         return self.checkpoint.parent
 
-    def subject(self, known: FileIdentity) -> dict[str, Any]:
-        """What an evaluation records of the model.
+    @property
+    def reader(self) -> Crop:
+        """Its crop for questions and pictures alone: the encoder, which determines the views' size, is not opened."""
+        return Crop.from_spec(self.settings["crop"], view_size=(1, 1))
 
-        Args:
-            known: recognises files.
-        """
+    def subject(self, known: FileIdentity) -> dict[str, Any]:
+        """What an evaluation records of the model."""
         return {
             "stage": self.stage,
             "folder": str(self.folder.resolve()),
@@ -251,31 +251,16 @@ def changed_crop(crop: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     return result
 
 
-def measure(
-    run: Restored,
-    pano: PanoLlava | None,
-    data: dict[str, Any],
-    split: str,
-    compute: Compute,
-    *,
-    store: StoreOptions,
-    num_workers: int = 0,
-) -> dict[str, float]:
+def measure(run: Restored, pano: PanoLlava | None, data: dict[str, Any], split: str, tools: Tools) -> dict[str, float]:
     """Loss and metrics of a checkpoint on a split, each divided by its own total.
 
     Args:
-        run: the checkpoint.
         pano: its model where it is open; None for a stage-1 run, which has no language part.
-        data: the ``data`` section.
-        split: ``train``, ``val`` or ``test``.
-        compute: device and precision.
-        store: of the encoder's features.
-        num_workers: processes that cut panoramas.
 
     Raises:
         ValueError: texts that the model cannot be given.
     """
-    section, record = run.settings["stage_settings"], run.record
+    section, record, compute = run.settings["stage_settings"], run.record, tools.compute
     own: dict[str, Tensor] = {}
     options = StageOptions(**part_of(section, StageOptions))
     if pano is None:
@@ -292,8 +277,10 @@ def measure(
     loaded = RunData(source, source, None, backbones)
     if pano is not None and record.targets is not None:
         check_records(source, loaded.text(record.targets, options), pano.limits)
-    features = open_features(store, stage.vision.tower, backbones.crop)
-    loader = loaded.batches(record.targets, options, num_workers=num_workers, features=features, places=stage.places)
+    features = open_features(tools.store, stage.vision.tower, backbones.crop)
+    loader = loaded.batches(
+        record.targets, options, num_workers=tools.num_workers, features=features, places=stage.places
+    )
     with explained(
         lambda: (
             f"Out of memory while measuring {options.batch_size} samples at once, as the validation did: "

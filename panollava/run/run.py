@@ -32,6 +32,7 @@ from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import RunData, describe_split, open_data, split_measure
 from panollava.run.features import open_features
 from panollava.run.sources import FILE_KINDS, part_of
+from panollava.run.tools import Tools
 from panollava.run.tracker import open_tracker
 from panollava.run_folder import (
     CONFIG,
@@ -140,6 +141,11 @@ class Run:
         """``store.*``; a dry run keeps nothing."""
         options = StoreOptions(**plain(self.cfg.store))
         return replace(options, enabled=False) if self.cfg.dry_run else options
+
+    @property
+    def tools(self) -> Tools:
+        """What its evaluations use; opens the tracker."""
+        return Tools(self.compute, self.store, self.known, self.tracker, self.trainer.num_workers)
 
     @property
     def is_sharded(self) -> bool:
@@ -267,8 +273,6 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
     """Opens a run of a checked config; raises the errors of its folder, its data and its backbones' names.
 
     Args:
-        cfg: a checked config.
-        procs: of this process.
         data: open splits and backbones, in place of those that the config names.
     """
     configure_console(logging.INFO if procs.is_main else logging.ERROR)

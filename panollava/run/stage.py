@@ -105,7 +105,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         scaler=scaler,
         procs=run.procs,
         notes={
-            "has_lora": _has_lora(stage),
+            "has_lora": stage.composite is not None and has_lora(stage.composite),
             "share": asdict(BatchSplit(run.procs.world_size, options.batch_size, options.accumulate)),
         },
         keep_best=run.trainer.keep_best,
@@ -247,9 +247,7 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, learning: Learn
 
 def _track_learning(run: Run, name: str, learning: Learning, step: int) -> None:
     run.tracker.tags({f"panollava.learning.{name}": learning.verdict})
-    measures = ("remaining", "remaining_low", "image_gain", "swapped_loss")
-    values = {f"{name}/{key}": value for key in measures if (value := getattr(learning, key)) is not None}
-    run.tracker.metrics(values, step=step)
+    run.tracker.metrics({f"{name}/{key}": value for key, value in learning.measures.items()}, step=step)
 
 
 def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) -> dict[str, Any]:
@@ -319,10 +317,6 @@ def _checkpoint_prefix(run: Run) -> str:
     cfg = run.cfg
     crop = label(cfg.crop.type).replace("_", "-")
     return f"{short_name(cfg.model.vision.name)}_{label(cfg.model.resampler.type)}_{crop}_{cfg.data.name}"
-
-
-def _has_lora(stage: Stage) -> bool:
-    return stage.composite is not None and has_lora(stage.composite)
 
 
 def _record_start(run: Run, name: str, folder: Path, stage: Stage, progress: Progress, resumed: Path | None) -> None:

@@ -163,7 +163,6 @@ def known_spread(folder: Path, data: Mapping[str, Any], measure: str = EXACT) ->
 
     Args:
         folder: ``output_dir``; of its sweeps, those on other data are left out.
-        data: the ``data`` section.
     """
     groups: list[list[float]] = []
     names = []

@@ -27,7 +27,6 @@ from panollava.run.evaluate import first_difference
 from panollava.run.learning_report import (
     draw_curves,
     is_learning,
-    learning_numbers,
     learning_summary,
     run_learning,
     way_to_common_loss,
@@ -92,7 +91,8 @@ class Job:
             if state.get(number) is not None
         }
         for stage, state in self.stages.items():
-            found |= {f"{stage}_{name}": value for name, value in learning_numbers(state).items()}
+            learning = Learning.of_record(state.get("learning"))
+            found |= {f"{stage}_{name}": value for name, value in learning.measures.items()}
         if self.metrics:
             found |= {"questions": self.metrics["count"]}
             for name, score in self.scores.items():
@@ -246,9 +246,9 @@ def _resampler_parameters(stage_folder: Path) -> int:
 
 
 def _row(record: JobRecord, job: Job | None, measure: str) -> Row:
-    if job is None:
-        return Row(record.name, record.swept, record.status, record.error)
     status = record.name, record.swept, record.status, record.error
+    if job is None:
+        return Row(*status)
     return Row(*status, job.numbers(), job.scores, measure, job.learning, job.curves)
 
 

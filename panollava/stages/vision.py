@@ -103,8 +103,7 @@ class OverlapStage(Stage):
         if is_adaptive:
             tiles = int((cameras[:, Column.IS_GLOBAL] == 0).sum())
             return None if tiles > 1 else f"crop.views={tiles} of crop=adaptive is one tile, so nothing overlaps"
-        mask = torch.ones(1, len(cameras), dtype=torch.bool)
-        if len(neighbour_pairs(cameras[None], mask)) == 0:
+        if len(_neighbours(cameras)) == 0:
             return "no view of this crop has a neighbour, so nothing overlaps"
         return None
 
@@ -244,7 +243,6 @@ def build_objective(
     the crop chooses its views.
 
     Args:
-        section: of the config.
         has_grid: whether the resampler's tokens keep a grid.
         cameras: ``(V, C)`` of a panorama's views.
         resampler: its name, for messages.
@@ -288,7 +286,6 @@ def pairing_note(objective: Objective, cameras: Tensor, grid: tuple[int, int] | 
     """The angle between paired columns, for the log; empty for objectives without such pairs.
 
     Args:
-        objective: of stage 1.
         cameras: ``(V, C)`` of a panorama's views.
         grid: (H', W') of the tokens.
     """

@@ -74,9 +74,7 @@ class FeatureStore:
     def load(self, picture: str) -> Shard | None:
         """What is kept of an image; None where there is nothing or the file is damaged."""
         try:
-            is_new = picture not in self._checked
-            path, shape, dtype = self._shard(picture), self.shape, self.dtype
-            found = read_shard(path, picture, shape=shape, dtype=dtype, camera_shape=self.camera_shape, check=is_new)
+            found = self._read(picture)
         except FileNotFoundError:
             return None
         except DamagedShardError as error:
@@ -112,7 +110,7 @@ class FeatureStore:
         if self.camera_shape is not None:
             assert cameras is not None
             tensors[_CAMERAS] = cameras.float().contiguous()
-        shard, size = self._shard(picture), sum(map(_bytes, tensors.values())) + _SHARD_OVERHEAD
+        shard, size = self._shard(picture), sum(one.nbytes for one in tensors.values()) + _SHARD_OVERHEAD
         reserved = 0
         try:
             with contextlib.suppress(FileNotFoundError):  # a damaged one
@@ -163,40 +161,33 @@ class FeatureStore:
     def _shard(self, picture: str) -> Path:
         return self.folder / picture[:2] / f"{picture}{SUFFIX}"
 
+    def _read(self, picture: str) -> Shard:
+        """What is kept of one image, memory-mapped; it stays valid when the file is removed.
 
-def read_shard(
-    path: Path,
-    picture: str,
-    *,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    camera_shape: Sequence[int] | None = None,
-    check: bool = True,
-) -> Shard:
-    """What is kept of one image, memory-mapped; it stays valid when the file is removed.
-
-    Without ``check`` only the header is compared, which detects a truncated file, not the checksum. A file that is
-    damaged, or of another image, shape or dtype, raises a DamagedShardError.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            features = file.get_tensor(_NAME)
-            cameras = None if camera_shape is None else file.get_tensor(_CAMERAS)
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DamagedShardError(f"{path}: {error}") from error
-    if metadata.get("picture") != picture or features.shape != torch.Size(shape) or features.dtype is not dtype:
-        found = f"{metadata.get('picture')}, {tuple(features.shape)}, {features.dtype}"
-        raise DamagedShardError(f"{path}: holds {found}; expected {picture}, {tuple(shape)}, {dtype}")
-    if cameras is not None and (cameras.shape, cameras.dtype) != (torch.Size(camera_shape or ()), torch.float32):
-        raise DamagedShardError(f"{path}: holds cameras {tuple(cameras.shape)}; expected {camera_shape}")
-    if check and metadata.get("crc32") != str(_checksum(features, *([] if cameras is None else [cameras]))):
-        raise DamagedShardError(f"{path}: its checksum is wrong")
-    return Shard(features, cameras)
+        Of an image that was read before only the header is compared, which detects a truncated file, not the checksum.
+        A file that is damaged, or of another image, shape or dtype, raises a DamagedShardError.
+        """
+        path, shape, dtype, camera_shape = self._shard(picture), self.shape, self.dtype, self.camera_shape
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                features = file.get_tensor(_NAME)
+                cameras = None if camera_shape is None else file.get_tensor(_CAMERAS)
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise DamagedShardError(f"{path}: {error}") from error
+        if metadata.get("picture") != picture or features.shape != torch.Size(shape) or features.dtype is not dtype:
+            found = f"{metadata.get('picture')}, {tuple(features.shape)}, {features.dtype}"
+            raise DamagedShardError(f"{path}: holds {found}; expected {picture}, {shape}, {dtype}")
+        if cameras is not None and (cameras.shape, cameras.dtype) != (torch.Size(camera_shape or ()), torch.float32):
+            raise DamagedShardError(f"{path}: holds cameras {tuple(cameras.shape)}; expected {camera_shape}")
+        kept = (features,) if cameras is None else (features, cameras)
+        if picture not in self._checked and metadata.get("crc32") != str(_checksum(*kept)):
+            raise DamagedShardError(f"{path}: its checksum is wrong")
+        return Shard(features, cameras)
 
 
 def _checksum(*tensors: Tensor) -> int:
@@ -204,7 +195,3 @@ def _checksum(*tensors: Tensor) -> int:
     for tensor in tensors:
         value = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy(), value)  # type: ignore[arg-type]
     return value
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.dtype.itemsize

@@ -84,8 +84,6 @@ def additional_trackers(
     """The trackers that ``also`` names; modules are imported here, since each of them needs a package of its own.
 
     Args:
-        options: which they are.
-        run: what they record.
         wait_seconds: how long to wait at the end for a server.
         system_metrics: whether to record the load of the machine, where a tracker does so by itself.
     """

@@ -163,6 +163,12 @@ class Learning:
     image_gain: float | None = None
     swapped_loss: float | None = None
 
+    @property
+    def measures(self) -> dict[str, float]:
+        """The measures that are known, by name."""
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: float(value) for key, value in known.items() if key not in ("verdict", "why")}
+
     def record(self) -> dict[str, Any]:
         """For ``stage_state.json``."""
         return asdict(self)

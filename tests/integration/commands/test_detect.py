@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from support.runs import UNTRACKED, command
 
 from panollava import PanoDetector, check, compare, eval, predict, score, train
+from panollava.batch import Batch
 from panollava.checkpoint import BEST, STANDS_ON, find_checkpoint, read_state, read_weights
 from panollava.crop.boxes import PictureBoxes, iou_matrix
 from panollava.data.box_files import read_coco, write_coco
@@ -20,6 +23,7 @@ from panollava.data.boxes import BoxAnnotations, Conventions
 from panollava.data.world import WorldSource
 from panollava.model.detector import Detections
 from panollava.run.evaluate_places import read_detections, write_detections
+from panollava.training.precision import Compute
 
 SMALL = [
     "crop=cubemap",
@@ -119,6 +123,20 @@ def test_eval_gives_the_scores_of_training(here: Path, monkeypatch: pytest.Monke
     assert second["created"] >= first["created"]
     assert first["boxes"] == second["boxes"]
     assert first["masks"] == second["masks"]
+
+
+def test_blank_pictures_are_looked_at_in_the_same_number_format(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, seen = PanoDetector.find, list[tuple[str, bool]]()
+
+    def watched(self: PanoDetector, batch: Batch, sizes: Sequence[tuple[int, int] | None]) -> list[Detections]:
+        seen.append((batch.sample_ids[0], torch.is_autocast_enabled("cpu")))
+        return find(self, batch, sizes)
+
+    half = Compute(torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr("panollava.run.reevaluation.recorded_compute", lambda *_: half)
+    monkeypatch.setattr(PanoDetector, "find", watched)
+    assert command(monkeypatch, eval, f"checkpoint={detect_folder(RUN)}", "max_samples=1", UNTRACKED) == 0
+    assert [(name == "blank", is_half) for name, is_half in seen] == [(False, True), (True, True)]
 
 
 def test_the_api_finds_what_the_evaluation_finds(here: Path) -> None:

@@ -24,6 +24,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.vision import VisionTower
 from panollava.run.build_stage import trained_backbones
 from panollava.run.restore import measure, restore
+from panollava.run.tools import Tools
 from panollava.run_folder import read_metadata
 from panollava.store.catalogue import StoreOptions
 from panollava.training.loop import OptimiserStep
@@ -79,10 +80,9 @@ def test_a_trained_encoder_goes_through_all_stages(quick: list[str], backbone: B
         )
     for stage in ("vision", "finetune"):
         run = restore(str(stage_folder("x", stage)))
-        compute = choose_compute("cpu", "fp32")
-        found = measure(
-            run, pano if stage == "finetune" else None, run.settings["data"], "val", compute, store=StoreOptions()
-        )
+        store = StoreOptions()
+        tools = Tools(choose_compute("cpu", "fp32"), store, store.file_identity())
+        found = measure(run, pano if stage == "finetune" else None, run.settings["data"], "val", tools)
         assert found["loss"] == pytest.approx(read_metadata(run.folder)["validation_loss"], rel=1e-5)
 
 

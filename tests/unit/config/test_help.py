@@ -61,6 +61,12 @@ def test_options_and_values_of_the_command_line_are_those_shown() -> None:
     assert "batch_size: 8 1 or more; model.size=tiny: 32" in shown("train", "model=siglip_qwen")
 
 
+def test_resolve_keeps_what_is_missing() -> None:
+    found = shown("chat", "--resolve")
+    assert "checkpoint: ??? " in found
+    assert "image: null " in found
+
+
 def test_resolve_shows_values_in_place_of_references() -> None:
     assert "${" in shown("train", "output_dir=${experiment_name}")
     assert "output_dir: demo" in shown("train", "experiment_name=demo", "output_dir=${experiment_name}", "--resolve")
