@@ -68,11 +68,7 @@ class PictureOptions:
 
 @entrypoint("check")
 def main(cfg: DictConfig) -> None:
-    """Checks one data set.
-
-    Args:
-        cfg: composed from ``conf/check.yaml`` and the command line.
-    """
+    """Checks one data set."""
     configure_console()
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     options, covered = _checked(values)

@@ -39,11 +39,7 @@ class FeaturesOptions:
 
 @entrypoint("features", positional=("action",))
 def main(cfg: DictConfig) -> None:
-    """Lists, fills or clears.
-
-    Args:
-        cfg: composed from ``conf/features.yaml`` and the command line.
-    """
+    """Lists, fills or clears."""
     from panollava.store.catalogue import clear_stores  # here, so that --help needs no PyTorch
 
     configure_console()

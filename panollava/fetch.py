@@ -60,11 +60,7 @@ class DataFile:
 
 @entrypoint("fetch")
 def main(cfg: DictConfig) -> None:
-    """Fetches the pictures of one data set.
-
-    Args:
-        cfg: composed from ``conf/fetch.yaml`` and the command line.
-    """
+    """Fetches the pictures of one data set."""
     configure_console()
     if cfg.data.type != "files":
         raise ValueError(f"data={cfg.data.name} has no data files. Choose csv, json or quic360.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from panollava.checkpoint import weights_digest
 from panollava.disk import read_document
+from panollava.evaluation.exact_match import percent
 from panollava.evaluation.results import newest_evaluation
 from panollava.model.hub import NEWEST, SHIPPED, public_name, resolve_source
 from panollava.run_folder import METADATA, STAGES, read_metadata
@@ -104,12 +105,9 @@ def _spec(spec: Mapping[str, Any] | None) -> str:
     """A component's type and keys, without paths."""
     stated = dict(spec or {})
     kind = str(stated.pop("type", "unknown"))
-    keys = ", ".join(f"{key} {_short(value)}" for key, value in stated.items() if value is not None)
+    short = {key: public_name(value) if isinstance(value, str) else value for key, value in stated.items()}
+    keys = ", ".join(f"{key} {value}" for key, value in short.items() if value is not None)
     return f"{kind} ({keys})" if keys else kind
-
-
-def _short(value: Any) -> str:
-    return public_name(value) if isinstance(value, str) else str(value)
 
 
 def _training(pano: PanoLlava) -> str:
@@ -175,12 +173,12 @@ def _scores(pano: PanoLlava) -> str:
         return "Not evaluated: no evaluation of this checkpoint is on record."
     settings = found["settings"]
     data = (settings.get("data") or {}).get("name", "unknown")
-    rows: list[Sequence[str]] = [("exact match", _percent(found["exact_match"], found.get("interval")))]
+    rows: list[Sequence[str]] = [("exact match", percent(found["exact_match"], found.get("interval")))]
     if found.get("blank_exact_match") is not None:
         rows.append(
-            ("exact match with blank pictures", _percent(found["blank_exact_match"], found.get("blank_interval")))
+            ("exact match with blank pictures", percent(found["blank_exact_match"], found.get("blank_interval")))
         )
-    rows.append(("the most common answer of each type", _percent(found["majority_share"], None)))
+    rows.append(("the most common answer of each type", percent(found["majority_share"])))
     for name, score in ((found.get("captions") or {}).get("scores") or {}).items():
         if isinstance(score, Mapping):
             ends = None if score.get("low") is None else (score["low"], score["high"])
@@ -190,10 +188,6 @@ def _scores(pano: PanoLlava) -> str:
     decoding = "" if asked in (None, vars(pano.generation)) else " It decoded with other options than this export."
     crop = "" if settings.get("crop") == pano.metadata.get("crop") else " It cut other views than this export."
     return f"{said}{decoding}{crop} {_INTERVALS}\n\n" + _table(("score", ""), rows)
-
-
-def _percent(share: float, ends: Sequence[float] | None) -> str:
-    return f"{100 * share:.1f} %" + (f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else "")
 
 
 def _number(value: Any) -> str:
@@ -254,6 +248,8 @@ def _keys(spec: Mapping[str, Any] | None) -> dict[str, Any]:
 def _licence(pano: PanoLlava, part: Literal["vision", "language"]) -> str:
     """The licence that a backbone's own files state: its card, else the first line of its licence file."""
     name = getattr(pano.model.config, f"{part}_name") or ""
+    if not name:  # whose folder would be the working directory
+        return _UNKNOWN
     recorded = (pano.metadata.get("model") or {}).get(part) or {}
     if public_name(name) in SHIPPED:
         return "mit"

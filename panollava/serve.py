@@ -151,12 +151,8 @@ def _run(app: Any, listener: socket.socket, models: Sequence[Served]) -> None:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
-            LOG.info(
-                "Serving %s at %s (the page) and %s/v1 (OpenAI form). Ctrl-C ends it.",
-                _listed(models),
-                address,
-                address,
-            )
+            names = " and ".join(model.name for model in models)
+            LOG.info("Serving %s at %s (the page) and %s/v1 (OpenAI form). Ctrl-C ends it.", names, address, address)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             for model in models:  # first, so that no client waits for an answer
@@ -172,10 +168,6 @@ def _run(app: Any, listener: socket.socket, models: Sequence[Served]) -> None:
         LOG.info("Interrupted.")
         logging.shutdown()
         os._exit(INTERRUPTED)  # at once: threads that read a large picture would be waited for
-
-
-def _listed(models: Sequence[Served]) -> str:
-    return " and ".join(model.name for model in models)
 
 
 if __name__ == "__main__":

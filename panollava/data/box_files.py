@@ -1,4 +1,4 @@
-"""Files of annotated boxes: COCO's JSON, VOC's XML and YOLO's text, read and written.
+"""Files of annotated boxes: COCO's JSON, read and written, and VOC's XML and YOLO's text, read.
 
 A bad box is a problem of the result, with its file, place, value and what is allowed; ``BoxAnnotations.checked`` raises
 them. A file that cannot be read at all is a ValueError.
@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
-from panollava.data.csv import Problem, found_file, not_utf8, spelling
-from panollava.disk import MAX_DOCUMENT_BYTES, write_file, write_json
+from panollava.data.csv import Problem, found_file, spelling, utf8_text
+from panollava.disk import MAX_DOCUMENT_BYTES, write_json
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Pictures that a YOLO file of the same name is searched among."""
@@ -149,10 +149,9 @@ def is_coco_results(path: Path) -> bool:
 
 
 def _json(path: Path) -> Any:
+    text = utf8_text(found_file(path))
     try:
-        return json.loads(found_file(path).read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON: {str(error)[:200]}. Fetch or write the file again.") from None
 
@@ -290,25 +289,6 @@ def read_voc(
     return out.finished(allowed)
 
 
-def write_voc(folder: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:
-    """Writes a file for each picture, which ``read_voc`` reads with the same conventions. Scores are left out."""
-    for name, one in annotations.pictures.items():
-        root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = name
-        if name in annotations.sizes:
-            size = ElementTree.SubElement(root, "size")
-            for key, value in zip(("height", "width"), annotations.sizes[name], strict=True):
-                ElementTree.SubElement(size, key).text = str(value)
-        for box, kind in zip(one.boxes, one.classes.tolist(), strict=True):
-            thing = ElementTree.SubElement(root, "object")
-            ElementTree.SubElement(thing, "name").text = annotations.names[kind]
-            place = ElementTree.SubElement(thing, "BFOV")
-            for key, number in zip(_VOC_ANGLES, written_box(box, conventions), strict=True):
-                ElementTree.SubElement(place, key).text = repr(number)
-        ElementTree.indent(root)
-        write_file(folder / f"{_stem(name)}.xml", ElementTree.tostring(root, encoding="unicode") + "\n")
-
-
 def read_yolo(
     source: Path,
     conventions: Conventions,
@@ -352,11 +332,7 @@ def read_yolo(
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """The lines of a YOLO file that are not empty, with their numbers, in words."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
-    return [(at, cells) for at, line in enumerate(lines, start=1) if (cells := line.split())]
+    return [(at, cells) for at, line in enumerate(utf8_text(path).splitlines(), start=1) if (cells := line.split())]
 
 
 def _ends_in_scores(rows: Sequence[Sequence[str]], conventions: Conventions, scores: str) -> bool:
@@ -367,16 +343,6 @@ def _ends_in_scores(rows: Sequence[Sequence[str]], conventions: Conventions, sco
     last = [_number(row[-1]) for row in rows]
     are_shares = all(value is not None and 0 <= value <= 1 for value in last) and any(last)
     return counts == {6} or (scores == "auto" and counts == {5} and are_shares)
-
-
-def write_yolo(folder: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:
-    """Writes a file for each picture, which ``read_yolo`` reads with the same conventions. Scores are left out."""
-    for name, one in annotations.pictures.items():
-        lines = [
-            " ".join([str(kind), *(repr(value) for value in written_box(box, conventions))])
-            for box, kind in zip(one.boxes, one.classes.tolist(), strict=True)
-        ]
-        write_file(folder / f"{_stem(name)}.txt", "".join(f"{line}\n" for line in lines))
 
 
 def picture_name(folder: Path, stem: str) -> str:
@@ -435,13 +401,6 @@ def _files(source: Path, suffix: str) -> list[Path]:
     if not found:
         raise ValueError(f"{source}: there is no {suffix} file in this folder. Check the path of the annotations.")
     return found
-
-
-def _stem(name: str) -> str:
-    """File of a picture's annotations, without a suffix; raises a ValueError for a name with folders."""
-    if Path(name).name != name:
-        raise ValueError(f"{name}: the picture is in a folder, and its annotations are files of one folder. Rename it.")
-    return Path(name).stem
 
 
 def _text(node: ElementTree.Element, path: str) -> str:

@@ -160,9 +160,7 @@ def same_names(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotati
     """
     if missing := [name for name in annotations.names if name not in names]:
         raise ValueError(f"{annotations.source}: the class {missing[0]} is none of {', '.join(names)}.")
-    place = np.array([names.index(name) for name in annotations.names], dtype=int)
-    pictures = {key: replace(one, classes=place[one.classes]) for key, one in annotations.pictures.items()}
-    return replace(annotations, names=tuple(names), pictures=pictures)
+    return with_classes(annotations, names)
 
 
 def with_classes(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotations:

@@ -31,6 +31,7 @@ from panollava.data.csv import (
     said_directions,
     spelling,
     too_many_pictures,
+    utf8_text,
     wrong_text,
 )
 from panollava.data.source import FREE_TEXT, Directions
@@ -88,11 +89,7 @@ def read_json(path: Path, score_by: Sequence[str] = ()) -> Listing:
         ValueError: it is not UTF-8 text, no JSON, no list, or an empty one, or no entry has a key of `score_by`.
     """
     listing = _Collector("entry", score_by)
-    try:
-        text = found_file(path).read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
-    for number, (line, value) in enumerate(_items(path, text), start=1):
+    for number, (line, value) in enumerate(_items(path, utf8_text(found_file(path))), start=1):
         listing.add(number, f"entry {number} (line {line})", value)
     return listing.finished(path)
 

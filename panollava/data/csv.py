@@ -120,6 +120,14 @@ def shown(problems: Sequence[Problem]) -> list[str]:
     return lines
 
 
+def utf8_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without byte order mark; ValueError for another encoding."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+
+
 def not_utf8(path: Path) -> ValueError:
     """The error for a file in another encoding, with the line that shows it."""
     with path.open("rb") as file:
@@ -472,14 +480,11 @@ def read_csv(path: Path, named: Mapping[str, str | None], query_template: str, s
             question = template.replace("{query}", query)
             question = known.setdefault(question, question)
             turns = ((question, annotation),)
-            groups = tuple((name, known.setdefault(cell, cell)) for name, cell in _cells(row, further))
+            cells = ((name, row.cells[role].strip()) for name, role in further.items())
+            groups = tuple((name, known.setdefault(cell, cell)) for name, cell in cells)
             at = f"column {names['image']}"
             entries.append(Entry(row.number, place, image, at, turns, directions=directions, groups=groups))
     return Listing("row", count, entries, problems, table.unused)
-
-
-def _cells(row: Row, roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    return ((name, row.cells[role].strip()) for name, role in roles.items())
 
 
 def with_pictures(path: Path, named: Mapping[str, str | None], file_of: Callable[[str], str | None]) -> str:

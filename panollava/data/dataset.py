@@ -3,7 +3,7 @@
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -64,37 +64,21 @@ class TextEncoder:
         return self.prompt.encode((*question.history, (question.question, None)), image_tokens=self.image_tokens)
 
 
+@dataclass(eq=False, repr=False)
 class PanoDataset(Dataset[Sample]):
     """Training records, indexed by (epoch, index), as loader workers persist over epochs.
 
     A third number in the index is that of the record whose picture is shown in place of the own one; without `augment`.
-
-    Args:
-        source: one split of a data set.
-        crop: cuts the views.
-        encode: tokenizes a record, such as ``TextEncoder.record``; None for stages without text.
-        store: features of panoramas that were encoded before; None cuts views each time.
-        augment: draws the changes of training pictures, whose features are not stored; None changes none.
-        places: makes the targets of a picture of what is where, which the source then has; None for other stages.
     """
 
-    def __init__(
-        self,
-        source: DataSource,
-        crop: Crop,
-        encode: Callable[[Record], Encoded] | None = None,
-        store: FeatureStore | None = None,
-        augment: Augment | None = None,
-        places: PlaceEncoder | None = None,
-    ) -> None:
-        self.source = source
-        self.crop = crop
-        self.encode = encode
-        self.store = store
-        self.augment = augment
-        self.places = places
-        self._kept: dict[int, PlaceTargets] = {}
-        self._kept_bytes = 0
+    source: DataSource  # one split of a data set
+    crop: Crop  # cuts the views
+    encode: Callable[[Record], Encoded] | None = None  # see ``TextEncoder.record``; None for stages without text
+    store: FeatureStore | None = None  # features of panoramas that were encoded before; None cuts views each time
+    augment: Augment | None = None  # draws changes of training pictures, whose features are not stored; None for none
+    places: PlaceEncoder | None = None  # targets of a stage that learns what is where, which the source then has
+    _kept: dict[int, PlaceTargets] = field(default_factory=dict, init=False)
+    _kept_bytes: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -241,7 +241,6 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-    pin_memory: bool = False,
     complete: Callable[[PartBatch], Batch] | None = None,
 ) -> Iterator[tuple[list[Question], Batch]]:
     """Questions with their batches, in the order of the data set; ranks take batches in turn.
@@ -251,12 +250,12 @@ def eval_loader(
     Args:
         dataset: the questions.
         collate: must pad on the left, for generation.
-        batch_size, rank, world_size, num_workers, pin_memory, complete: see `StageLoader`.
+        batch_size, rank, world_size, num_workers, complete: see `StageLoader`.
     """
     if collate.padding_side != "left":
         raise ValueError("Generation needs padding_side='left': a model continues the right end of each row.")
     plan = _chunks(list(range(len(dataset))), batch_size)[rank::world_size]
-    batches = _Batches(dataset, collate, num_workers, pin_memory, complete, share=True).run(plan)
+    batches = _Batches(dataset, collate, num_workers, False, complete, share=True).run(plan)
     for places, batch in zip(plan, batches, strict=True):
         yield [dataset.questions[place] for place in places], batch
 
@@ -313,6 +312,7 @@ class _Batches:
             yield batch
 
 
+@dataclass(eq=False, repr=False)
 class _Guarded(Dataset[Any]):
     """Makes batches, or returns the error instead.
 
@@ -320,15 +320,9 @@ class _Guarded(Dataset[Any]):
     instead, and raised unchanged in the main process.
     """
 
-    def __init__(
-        self,
-        dataset: PanoDataset | QuestionDataset,
-        collate: Callable[[Sequence[Sample]], Batch | PartBatch],
-        share: bool,
-    ) -> None:
-        self.dataset = dataset
-        self.collate = collate
-        self.share = share
+    dataset: PanoDataset | QuestionDataset
+    collate: Callable[[Sequence[Sample]], Batch | PartBatch]
+    share: bool
 
     def __getitems__(self, keys: Sequence[Any]) -> Batch | PartBatch | Exception:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from panollava.crop.image_file import existing_file
-from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, is_address, not_utf8, wrong_text
+from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, is_address, utf8_text, wrong_text
 from panollava.logs import LOG
 
 KEY, ANSWER = "questions", "prediction"
@@ -94,10 +94,7 @@ def _cell(value: Any) -> str:
 
 def _objects(path: Path) -> Iterator[tuple[str, Any]]:
     """The objects of a JSON list, or of the lines of a JSON Lines file, with their places in words."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
+    text = utf8_text(path)
     if path.suffix.lower() == ".json":
         values = _parsed(text, f"{path}")
         if not isinstance(values, list):
@@ -112,7 +109,7 @@ def _objects(path: Path) -> Iterator[tuple[str, Any]]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError alone for numbers of thousands of digits
         raise ValueError(f"{where}: no JSON ({error}).") from error
 
 

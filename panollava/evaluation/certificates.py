@@ -61,7 +61,6 @@ BANDS = {45.0: 0.366, 67.0: 0.134}
 up and down: sin 60° - sin 30° and 1 - sin 60°. The rest, sin 30°, lies around the horizon."""
 _TURNS = (90.0, 225.0)  # rotations are the allowed ones nearest to these
 _PHASES = (0.5, 0.25)
-_NO_PLACES = "the data do not say where in the panorama the thing is that a question is about"
 
 
 @dataclass(frozen=True)
@@ -161,19 +160,29 @@ def make_plan(shown: Shown, only: Sequence[str] = NAMES, refused: Mapping[Name, 
     for name in (one for one in NAMES if one in only):
         planned = Planned(name, is_bound=name == "view_loss" and shown.scene is None)
         planned.shifts_tiles = name == "seam" and is_odd
-        found = refused[name] if refused and name in refused else _MAKERS[name](shown)
-        if isinstance(found, str):
-            planned.reason = found
-        else:
-            for question, before, after in found:
-                pair = len(planned.asked)
-                planned.asked.append(question)
-                for mixture, parts in ((planned.before, before), (planned.after, after)):
-                    mixture.add(pair, [(plan.slot(change, one), weight) for change, one, weight in parts])
-            if not planned.asked:
-                planned.reason = "no question is one whose right answer after the change is known" + _unsaid(shown)
+        planned.reason = refused[name] if refused and name in refused else _obstacle(name, shown)
+        for question, before, after in () if planned.reason else _MAKERS[name](shown):
+            pair = len(planned.asked)
+            planned.asked.append(question)
+            for mixture, parts in ((planned.before, before), (planned.after, after)):
+                mixture.add(pair, [(plan.slot(change, one), weight) for change, one, weight in parts])
+        if not planned.asked and not planned.reason:
+            planned.reason = "no question is one whose right answer after the change is known" + _unsaid(shown)
         plan.certificates.append(planned)
     return plan
+
+
+def _obstacle(name: Name, shown: Shown) -> str:
+    """Why a certificate is not applicable to what is shown; empty if it is."""
+    if name in ("seam", "latitude") and shown.scene is None:
+        return "the data do not say where in the panorama the thing is that a question is about"
+    if name == "tile_phase" and tile_step_deg(shown.cameras) is None:
+        return "the crop has no ring of tiles"
+    if name == "crop_swap" and not shown.crops:
+        return "the model takes no other crop"
+    if name in ("view_order", "view_loss") and len(tiles_of(shown.cameras)) < 2:
+        return "the crop has no two tiles"
+    return ""
 
 
 def _unsaid(shown: Shown) -> str:
@@ -293,11 +302,7 @@ def covers_middle(solid: Solid) -> bool:
     return abs(wrap_deg(solid.yaw_deg - solid.sector * SECTOR_DEG)) < solid.radius_deg
 
 
-def _seam(shown: Shown) -> Iterator[Pair] | str:
-    return _NO_PLACES if shown.scene is None else _seam_pairs(shown)
-
-
-def _seam_pairs(shown: Shown) -> Iterator[Pair]:
+def _seam(shown: Shown) -> Iterator[Pair]:
     for scene, name, questions in focused(shown, covers_middle):
         sector = next(one.sector for one in scene.solids if one.name == name)
         for question in questions:
@@ -308,11 +313,7 @@ def _seam_pairs(shown: Shown) -> Iterator[Pair]:
             yield question, _even([centre]), _even([seam])
 
 
-def _latitude(shown: Shown) -> Iterator[Pair] | str:
-    return _NO_PLACES if shown.scene is None else _latitude_pairs(shown)
-
-
-def _latitude_pairs(shown: Shown) -> Iterator[Pair]:
+def _latitude(shown: Shown) -> Iterator[Pair]:
     for number, (scene, name, questions) in enumerate(focused(shown)):
         pitches = [0.0, *((1 if number % 2 else -1) * band for band in BANDS)]
         if not all(stands_alone(at_pitch(scene, name, pitch), name) for pitch in pitches):
@@ -332,31 +333,7 @@ def _latitude_pairs(shown: Shown) -> Iterator[Pair]:
             yield question, parts[:1], parts[1:]
 
 
-def _tile_phase(shown: Shown) -> Iterator[Pair] | str:
-    if tile_step_deg(shown.cameras) is None:
-        return "the crop has no ring of tiles"
-    return _same(shown, [Change(phase=phase) for phase in _PHASES])
-
-
-def _crop_swap(shown: Shown) -> Iterator[Pair] | str:
-    if not shown.crops:
-        return "the model takes no other crop"
-    return _same(shown, [Change(crop=one) for one in shown.crops])
-
-
-def _view_order(shown: Shown) -> Iterator[Pair] | str:
-    if len(tiles_of(shown.cameras)) < 2:
-        return "the crop has no two tiles"
-    return _same(shown, [Change(order=1)])
-
-
-def _view_loss(shown: Shown) -> Iterator[Pair] | str:
-    if len(tiles_of(shown.cameras)) < 2:
-        return "the crop has no two tiles"
-    return _loss_pairs(shown)
-
-
-def _loss_pairs(shown: Shown) -> Iterator[Pair]:
+def _view_loss(shown: Shown) -> Iterator[Pair]:
     tiles = tiles_of(shown.cameras)
     numbers = {one: at for at, one in enumerate(dict.fromkeys(question.image_id for question in shown.questions))}
     for question in shown.questions:
@@ -373,14 +350,14 @@ def _loss_pairs(shown: Shown) -> Iterator[Pair]:
         yield question, [(UNCHANGED, question, kept)], [(Change(grey=grey), question, 1.0)]
 
 
-_MAKERS: dict[Name, Callable[[Shown], Iterator[Pair] | str]] = {
+_MAKERS: dict[Name, Callable[[Shown], Iterator[Pair]]] = {
     "yaw": _yaw,
     "tilt": _tilt,
     "seam": _seam,
     "latitude": _latitude,
-    "tile_phase": _tile_phase,
-    "crop_swap": _crop_swap,
-    "view_order": _view_order,
+    "tile_phase": lambda shown: _same(shown, [Change(phase=phase) for phase in _PHASES]),
+    "crop_swap": lambda shown: _same(shown, [Change(crop=one) for one in shown.crops]),
+    "view_order": lambda shown: _same(shown, [Change(order=1)]),
     "view_loss": _view_loss,
 }
 

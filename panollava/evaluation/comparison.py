@@ -180,27 +180,24 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
     if len(contenders) < 2:
         raise ValueError("A comparison needs two runs: name another one.")
     metric, settings = find_measure(measure), by_setting(contenders)
+    is_of_settings = len(settings) > 1
+    members = settings if is_of_settings else {one.name: [one] for one in contenders}
     images = [one.image_id for one in contenders[0].predictions]
     scores = _all_scores(contenders, words, metric)
-    if len(settings) < 2:
-        pairs = list(itertools.combinations(scores, 2))
-        learning = {one.name for one in contenders if one.still_learning}
-        found = compare_pairs([(scores[first], scores[second]) for first, second in pairs], images, top=metric.top)
-        return [
-            Verdict(*pair, each, len(pairs), None, bool(settings), tuple(one for one in pair if one in learning))
-            for pair, each in zip(pairs, found, strict=True)
-        ]
-    pairs = list(itertools.combinations(settings, 2))
-    learning = {label for label, own in settings.items() if any(one.still_learning for one in own)}
-    of_all = {label: np.stack([scores[one.name] for one in own]) for label, own in settings.items()}  # (seeds, Q)
+    of_all = {label: np.stack([scores[one.name] for one in own]) for label, own in members.items()}  # (seeds, Q)
+    pairs = list(itertools.combinations(members, 2))
     by_question = {label: own.mean(axis=0) for label, own in of_all.items()}
-    by_seed = {label: own.mean(axis=1).tolist() for label, own in of_all.items()}
     found = compare_pairs(
         [(by_question[first], by_question[second]) for first, second in pairs], images, top=metric.top
     )
-    over_seeds = compare_seeds([(by_seed[first], by_seed[second]) for first, second in pairs], top=metric.top)
+    over_seeds: Sequence[SeedComparison | None] = [None] * len(pairs)
+    if is_of_settings:
+        by_seed = {label: own.mean(axis=1).tolist() for label, own in of_all.items()}
+        over_seeds = compare_seeds([(by_seed[first], by_seed[second]) for first, second in pairs], top=metric.top)
+    learning = {label for label, own in members.items() if any(one.still_learning for one in own)}
+    is_one_setting = bool(settings) and not is_of_settings
     return [
-        Verdict(*pair, each, len(pairs), of_seeds, False, tuple(one for one in pair if one in learning))
+        Verdict(*pair, each, len(pairs), of_seeds, is_one_setting, tuple(one for one in pair if one in learning))
         for pair, each, of_seeds in zip(pairs, found, over_seeds, strict=True)
     ]
 

@@ -62,12 +62,10 @@ def draw_text(
     canvas[y0:y1, x0:x1] = np.asarray(patch)
 
 
-def draw_tag(
-    canvas: np.ndarray, text: str, middle: tuple[float, float], *, size: int, colour: Colour, ink: Colour = INK
-) -> None:
+def draw_tag(canvas: np.ndarray, text: str, middle: tuple[float, float], *, size: int, colour: Colour) -> None:
     """Writes a few characters on a rounded patch of colour onto a picture (H, W, 3) uint8 RGB, in place.
 
-    The tag is moved to lie inside the picture; `middle` is (x, y), and `ink` the colour of the letters.
+    The tag is moved to lie inside the picture; `middle` is (x, y).
     """
     width, height = tag_width(text, size), line_height(size)
     x, y = (
@@ -79,7 +77,7 @@ def draw_tag(
     ImageDraw.Draw(shape).rounded_rectangle(outline, shape.height / 2, fill=255)
     letters = _letters(text, size, (width, height), (width / 2, height / 2), "mm")
     patch = Image.fromarray(canvas[y : y + height, x : x + width])
-    for fill, mask in ((colour, shape.reduce(_FINER)), (ink, letters)):
+    for fill, mask in ((colour, shape.reduce(_FINER)), (INK, letters)):
         patch.paste(fill, mask=mask.crop((0, 0, *patch.size)))
     canvas[y : y + height, x : x + width] = np.asarray(patch)
 

@@ -160,13 +160,14 @@ def _rows(report: AnswerReport) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     scores: list[tuple[str, KindScore | AnswerReport]] = [*report.kinds.items(), ("all", report)]
     for name, score in scores:
-        shares = [_percent(score.exact_match, score.interval), _percent(score.blank_exact_match, score.blank_interval)]
+        shares = [percent(score.exact_match, score.interval), percent(score.blank_exact_match, score.blank_interval)]
         answer = _one_line(score.majority_answer) if isinstance(score, KindScore) else ""
-        rows.append((_one_line(name), str(score.count), *shares, answer, _percent(score.majority_share)))
+        rows.append((_one_line(name), str(score.count), *shares, answer, percent(score.majority_share)))
     return rows
 
 
-def _percent(share: float | None, interval: Ends = None) -> str:
+def percent(share: float | None, interval: Sequence[float] | None = None) -> str:
+    """A share with its interval, in percent; a dash where there is none."""
     ends = f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else ""
     return "–" if share is None else f"{100 * share:.1f} %{ends}"
 

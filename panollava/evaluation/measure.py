@@ -44,7 +44,7 @@ def as_asked(questions: Sequence[Question]) -> list[Scored]:
     return [Scored(one.image_id, one.question, one.question_type, "", tuple(one.references)) for one in questions]
 
 
-def choose_measure(asked: str, answers: AnswerSet, key: str = KEY) -> Measure:
+def choose_measure(asked: str, answers: AnswerSet) -> Measure:
     """The measure of a set of questions.
 
     ``auto`` depends on the references alone, so that all jobs of a sweep have the same measure. It is exact match where
@@ -55,18 +55,17 @@ def choose_measure(asked: str, answers: AnswerSet, key: str = KEY) -> Measure:
     Args:
         asked: ``auto``, or a metric of single answers (see ``find_measure``).
         answers: the questions with their references; what was answered does not matter.
-        key: names the config key in messages.
 
     Raises ValueError for an unknown metric, and for one that is unavailable on these questions.
     """
     if asked != AUTO:
-        metric = find_measure(asked, key)
+        metric = find_measure(asked, KEY)
         if why := metric.unavailable(answers).get(metric.name):
-            raise ValueError(f"{key}={asked!r} is unavailable on these questions: {why}. Choose another measure.")
-        return Measure(asked, metric, f"as {key} says")
+            raise ValueError(f"{KEY}={asked!r} is unavailable on these questions: {why}. Choose another measure.")
+        return Measure(asked, metric, f"as {KEY} says")
     references = [text for one in answers.scored for text in one.references]
     if not references:
-        return Measure(EXACT, find_metric(EXACT, key), "since there are no questions")
+        return Measure(EXACT, find_metric(EXACT, KEY), "since there are no questions")
     of_words = answers if answers.words == "unicode" else replace(answers, words="unicode")
     words = statistics.median(len(text.split()) for one in of_words.split for text in one.references)
     distinct, questions = len({answers.normalised[text] for text in references}), len(answers.scored)
@@ -74,8 +73,8 @@ def choose_measure(asked: str, answers: AnswerSet, key: str = KEY) -> Measure:
     is_short, is_closed = words <= SHORT_WORDS, questions >= QUESTIONS_PER_ANSWER * distinct
     if is_short or is_closed:
         kind = "short and closed" if is_short and is_closed else "short" if is_short else "closed"
-        return Measure(EXACT, find_metric(EXACT, key), f"since answers are {kind}: {data}")
-    candidates = [find_metric(name, key) for name in (*CAPTION_MEASURES, EXACT)]
+        return Measure(EXACT, find_metric(EXACT, KEY), f"since answers are {kind}: {data}")
+    candidates = [find_metric(name, KEY) for name in (*CAPTION_MEASURES, EXACT)]
     reasons = {one.name: one.undefined(answers).get(one.name) for one in candidates}
     metric = next(one for one in candidates if not reasons[one.name])
     undefined = "".join(f"; {name} is undefined, as it {why}" for name, why in reasons.items() if why)
@@ -91,11 +90,11 @@ def find_measure(measure: str, key: str = "measure") -> Metric:
     return metric
 
 
-def check_measure(measure: Any, key: str = KEY) -> list[str]:
+def check_measure(measure: Any) -> list[str]:
     """Problems of a measure's name; its type is checked with the other keys of its section."""
     try:
         if isinstance(measure, str) and measure != AUTO:
-            find_measure(measure, key)
+            find_measure(measure, KEY)
     except ValueError as error:
         return [str(error)]
     return []

@@ -324,13 +324,17 @@ class PanoLlava:
 
     def batch(self, views: Sequence[Tensor | Cut], texts: Sequence[Encoded]) -> Batch:
         """A left-padded batch for ``answer``, of the results of ``cut`` or ``views``, and of ``encode``."""
-        cuts = [self.crop.with_cameras(one) for one in views]
-        cameras = torch.stack([cut.cameras for cut in cuts])
+        pixels, cameras = zip(*(self.crop.with_cameras(one) for one in views), strict=True)
+        return self._batch(texts, cameras, pixel_values=torch.stack(pixels))
+
+    def _batch(self, texts: Sequence[Encoded], cameras: Sequence[Tensor], **pictures: Any) -> Batch:
+        """A batch of texts, and of panoramas with their cameras ``(V, C)``."""
+        rows = torch.stack(list(cameras))
         return Batch(
             sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
-            pixel_values=torch.stack([cut.views for cut in cuts]),
-            cameras=cameras,
-            view_mask=torch.ones(cameras.shape[:2], dtype=torch.bool),
+            cameras=rows,
+            view_mask=torch.ones(rows.shape[:2], dtype=torch.bool),
+            **pictures,
             **pad_left([text.ids for text in texts], self.pad_id),
         )
 
@@ -355,16 +359,8 @@ class PanoLlava:
         """
         if cameras is None:
             cameras = [self.crop.with_cameras(one).cameras for one in features]
-        rows = torch.stack(list(cameras))
-        return Batch(
-            sample_ids=[f"question {number}" for number in range(1, len(texts) + 1)],
-            pixel_values=None,
-            cameras=rows,
-            view_mask=torch.ones(rows.shape[:2], dtype=torch.bool),
-            vision_features=torch.stack(list(features)),
-            picture_index=torch.tensor(picture_index),
-            **pad_left([text.ids for text in texts], self.pad_id),
-        )
+        pictures = {"vision_features": torch.stack(list(features)), "picture_index": torch.tensor(picture_index)}
+        return self._batch(texts, cameras, pixel_values=None, **pictures)
 
     @torch.inference_mode()
     def answer(

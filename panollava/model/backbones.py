@@ -146,10 +146,12 @@ class Backbones:
         """Encoder and a new resampler."""
         if self._whole is not None:
             return self._whole.vision
-        settings = {key: self.model[key] for key in ("resampler", "latent_width")} | self._pooling
+        settings = {key: self.model[key] for key in ("resampler", "latent_width")}
         tower = self.tower  # opened outside of the block, as its preprocessing is read with tensors of its own
         with self.new_weights:
-            return PanoVision.build(tower, **settings, seed=self.seed)
+            return PanoVision.build(
+                tower, **settings, tokens_per_side=self.model.get("tokens_per_side"), seed=self.seed
+            )
 
     def composite(self) -> PanoLlavaForConditionalGeneration:
         """The whole model, with new components drawn from the seed."""
@@ -161,16 +163,11 @@ class Backbones:
                 tower,
                 language,
                 **{key: self.model[key] for key in ("resampler", "position", "projector", "join", "latent_width")},
-                **self._pooling,
+                tokens_per_side=self.model.get("tokens_per_side"),  # which runs of earlier versions do not record
                 crop=self.crop_spec,
                 image_token_id=image_id,
                 seed=self.seed,
             )
-
-    @property
-    def _pooling(self) -> dict[str, Any]:
-        """``model.tokens_per_side``, which runs of earlier versions do not record."""
-        return {"tokens_per_side": self.model.get("tokens_per_side")}
 
     @property
     def new_weights(self) -> AbstractContextManager[object]:

@@ -27,6 +27,8 @@ from panollava.stages.registry import recorded_stage
 
 MASK_HEIGHT = 512
 """Rows of a mask, unless the panorama has fewer."""
+PAINTERS = 8
+"""Sizes of masks for which the places of all pixels are kept, up to 25 MB each: clients of a server send any size."""
 SURE = 0.5
 """Score from which ``detect`` gives a box: the score estimates the IoU with a thing."""
 
@@ -60,6 +62,11 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.boxes.boxes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take, about: that of the mask and the boxes."""
+        return self.mask.nbytes + self.boxes.boxes.nbytes
 
 
 def find_detector(path: Path) -> tuple[Path, Path]:
@@ -206,6 +213,8 @@ class PanoDetector:
         if self.crop.is_adaptive:
             return Painter(cameras, size)
         if size not in self._painters:  # all panoramas have the same cameras
+            if len(self._painters) == PAINTERS:
+                del self._painters[next(iter(self._painters))]
             self._painters[size] = Painter(cameras, size)
         return self._painters[size]
 

@@ -204,7 +204,8 @@ def stock_model(pano: PanoLlava) -> LlavaForConditionalGeneration:
             holder, _, name = path.rpartition(".")
             target.get_submodule(holder)._buffers[name] = buffer
     if tower.image_size[0] != tower.config.image_size:
-        stock.model.vision_tower.embeddings.position_ids = torch.arange(_positions(stock))[None]
+        placed = stock.model.vision_tower.embeddings
+        placed.position_ids = torch.arange(len(placed.position_embedding.weight))[None]
     chosen: Any = to_transformers(pano.generation, pano.stop_ids, pano.pad_id)
     del chosen.seed  # known to PanoLlava alone
     chosen.suppress_tokens = [pano.prompt.image_id]
@@ -245,10 +246,6 @@ def _encoder_state(tower: Any) -> dict[str, Tensor]:
         with torch.no_grad():
             state[key] = embeddings.interpolate_pos_encoding(seen, side, side).reshape(-1, tower.width).contiguous()
     return state
-
-
-def _positions(stock: LlavaForConditionalGeneration) -> int:
-    return stock.model.vision_tower.embeddings.position_embedding.weight.shape[0]
 
 
 def _with_placeholder(weight: Tensor, image_id: int) -> Tensor:

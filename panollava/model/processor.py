@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date as day
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -161,13 +163,9 @@ class PanoLlavaProcessor(ProcessorMixin):
 
 def pad_left(rows: list[list[int]], pad_id: int | None) -> dict[str, Tensor]:
     """``(B, T)`` ids and mask; the value of a pad never matters, as the mask hides it."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad_id or 0)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, length - len(row) :] = torch.tensor(row)
-        mask[index, length - len(row) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    ids = pad([torch.tensor(row) for row in rows], padding_value=pad_id or 0)
+    return {"input_ids": ids, "attention_mask": pad([torch.ones(len(row), dtype=torch.long) for row in rows])}
 
 
 def read_picture(image: Picture, crop: Crop) -> np.ndarray:

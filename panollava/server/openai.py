@@ -161,7 +161,8 @@ def _options(request: ChatRequest, recorded: GenerationOptions) -> GenerationOpt
         recorded = recorded.without_sampling
     is_sampled = (recorded.temperature if request.temperature is None else request.temperature) > 0
     # Of a greedy answer the three have no effect, and clients send them always.
-    sampling = {"top_p": request.top_p, "top_k": _top_k(request.top_k), "seed": request.seed} if is_sampled else {}
+    top_k = 0 if request.top_k == -1 else request.top_k  # some clients write all tokens as -1
+    sampling = {"top_p": request.top_p, "top_k": top_k, "seed": request.seed} if is_sampled else {}
     try:
         return recorded.changed(
             {
@@ -173,10 +174,6 @@ def _options(request: ChatRequest, recorded: GenerationOptions) -> GenerationOpt
         )
     except ValueError as error:
         raise RefusedError(400, str(error).replace("generation.", "")) from error
-
-
-def _top_k(value: int | None) -> int | None:
-    return 0 if value == -1 else value  # some clients write all tokens as -1
 
 
 def _conversation(messages: list[Message], system: str | None) -> tuple[bytes, list[tuple[str, str | None]]]:

@@ -158,13 +158,10 @@ class Pictures:
     def _checked(self, content: bytes) -> tuple[int, int]:
         """(H, W) of a file's picture; its data are not decoded."""
         try:
-            (height, width) = next(
-                check_panorama(io.BytesIO(content), crop.panorama_fov_deg).size for crop in self.crops
-            )
-            for crop in self.crops[1:]:
-                check_panorama(io.BytesIO(content), crop.panorama_fov_deg)
+            sizes = [check_panorama(io.BytesIO(content), crop.panorama_fov_deg).size for crop in self.crops]
         except ValueError as error:
             raise RefusedError(400, str(error)) from error
+        height, width = sizes[0]
         if max(height, width) > MAX_SIDE:
             raise RefusedError(
                 400, f"The picture has {width} x {height} pixels; a side has {MAX_SIDE} at most. Scale it down first."

@@ -58,6 +58,16 @@ def test_hub_names_are_base_models_with_the_licences_of_their_cards(
     assert "Not evaluated" in card
 
 
+def test_a_backbone_without_a_name_has_no_licence_of_the_working_directory(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "LICENSE").write_text("The Licence of Something Else")
+    pano = opened(backbone)
+    pano.model.config.vision_name = pano.model.config.language_name = ""
+    monkeypatch.chdir(tmp_path)
+    assert yaml.safe_load(model_card(pano, **FORM).split("---")[1])["license_name"] == "unknown"
+
+
 def test_a_name_without_places_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "google/own").mkdir(parents=True)

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from panollava.evaluation.benchmarks.files import picture_file, read_text
+from panollava.data.csv import utf8_text
+from panollava.evaluation.benchmarks.files import picture_file
 from panollava.evaluation.benchmarks.parsing import find_letter
 from panollava.evaluation.benchmarks.protocol import (
     Answered,
@@ -59,21 +60,19 @@ class Bench360(Benchmark):
         is_unique = max(numbers.values(), default=1) == 1
         return [_item(file, line, row, images or file.parent, is_unique) for line, row in rows]
 
-    def as_released(self, answered: Sequence[Answered]) -> FormScores:
+    def released_mark(self, item: Item, answer: str) -> Mark:
         """Accuracy over rows; rows without an answer are skipped."""
-        marks = []
-        for one in answered:
-            if one.answer is not None:
-                said = released_letter(one.answer)
-                marks.append((one.item, Mark({"accuracy": float(said == one.item.references[0])}, said != "")))
-        return averaged(marks, skipped=len(answered) - len(marks), by_kind=("accuracy",))
+        said = released_letter(answer)
+        return Mark({"accuracy": float(said == item.references[0])}, said != "")
+
+    def corrected_mark(self, item: Item, answer: str) -> Mark:
+        """Accuracy over rows, of which ``corrected`` makes that over questions."""
+        said = find_letter(answer, item.options)
+        return Mark({"accuracy": float(said == item.references[0])}, said is not None)
 
     def corrected(self, answered: Sequence[Answered]) -> FormScores:
         """Accuracy over questions: the mean over their orders, and the share that is right in all of them."""
-        marks = []
-        for one in answered:
-            said = find_letter(one.answer or "", one.item.options)
-            marks.append((one.item, Mark({"accuracy": float(said == one.item.references[0])}, said is not None)))
+        marks = [(one.item, self.corrected_mark(one.item, one.answer or "")) for one in answered]
         unanswered = sum(one.answer is None for one in answered)
         unparsed = sum(not mark.is_parsed for _, mark in marks) - unanswered
         found = averaged(grouped_orders(marks), by_kind=("accuracy", "right in all orders"))
@@ -94,7 +93,7 @@ def released_letter(answer: str) -> str:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of the table with their lines; raises ValueError for a missing column or cell."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t")
+    reader = csv.reader(io.StringIO(utf8_text(path), newline=""), delimiter="\t")
     try:
         records = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:

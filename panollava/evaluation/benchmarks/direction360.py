@@ -10,7 +10,7 @@ answer (here the first two numbers are yaw and pitch).
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from panollava.crop.boxes import box_problem, contains
 from panollava.evaluation.benchmarks.angles import Convention, angle_between, unit
 from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_direction
-from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, Box, FormScores, Item, Mark, averaged
+from panollava.evaluation.benchmarks.protocol import Benchmark, Box, Item, Mark
 
 EAGLE, HSTAR = "eagle360", "hstar"
 """``method`` of the items."""
@@ -34,6 +34,8 @@ class Direction360(Benchmark):
 
     name: ClassVar[str] = "direction360"
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.json")
+    by_kind: ClassVar[tuple[str, ...]] = ("hits",)
+    tops: ClassVar[Mapping[str, float]] = {"angle in degrees": 180.0}
 
     def files(self, path: Path) -> list[Path]:
         """Every ``annotation.json`` of a folder, itself or below; without one as other sets."""
@@ -60,28 +62,20 @@ class Direction360(Benchmark):
             found.append(_eagle_item(file, place, row, id, images or file.parent))
         return found
 
-    def as_released(self, answered: Sequence[Answered]) -> FormScores:
+    def released_mark(self, item: Item, answer: str) -> Mark:
         """Share of hits; items without an answer are skipped."""
-        marks = []
-        for one in answered:
-            if one.answer is not None:
-                numbers = [float(each) for each in _SOME_NUMBER.findall(one.answer)]
-                is_parsed = len(numbers) >= 2
-                hit = is_parsed and released_hit(numbers[0], numbers[1], one.item)
-                marks.append((one.item, Mark({"hits": float(hit)}, is_parsed)))
-        return averaged(marks, skipped=len(answered) - len(marks), by_kind=("hits",))
+        numbers = [float(each) for each in _SOME_NUMBER.findall(answer)]
+        is_parsed = len(numbers) >= 2
+        hit = is_parsed and released_hit(numbers[0], numbers[1], item)
+        return Mark({"hits": float(hit)}, is_parsed)
 
-    def corrected(self, answered: Sequence[Answered]) -> FormScores:
+    def corrected_mark(self, item: Item, answer: str) -> Mark:
         """Share of hits within the box or the range, and the mean angle from its centre over what was parsed."""
-        marks = []
-        for one in answered:
-            said = find_direction(one.answer or "")
-            values = {"hits": float(said is not None and corrected_hit(*said, one.item))}
-            if said is not None:
-                values["angle in degrees"] = angle_between(unit(*said), unit(*_box(one.item)[:2]))
-            marks.append((one.item, Mark(values, said is not None)))
-        unanswered = sum(one.answer is None for one in answered)
-        return averaged(marks, unanswered=unanswered, by_kind=("hits",), tops={"angle in degrees": 180.0})
+        said = find_direction(answer)
+        values = {"hits": float(said is not None and corrected_hit(*said, item))}
+        if said is not None:
+            values["angle in degrees"] = angle_between(unit(*said), unit(*_box(item)[:2]))
+        return Mark(values, said is not None)
 
 
 def released_hit(yaw: float, pitch: float, item: Item) -> bool:

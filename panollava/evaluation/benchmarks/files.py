@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from panollava.data.csv import is_address, not_utf8
+from panollava.data.csv import is_address, utf8_text
 
 
 def chosen_file(path: Path, patterns: Sequence[str], key: str) -> Path:
@@ -30,20 +30,13 @@ def chosen_file(path: Path, patterns: Sequence[str], key: str) -> Path:
     )
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without byte order mark; ValueError for another encoding."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
-
-
 def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a JSON or JSON Lines file, each with its place in words. Raises ValueError where it has others."""
-    text = read_text(path)
+    text = utf8_text(path)
     if path.suffix.lower() == ".json":
         document = _parsed(path, "", text)
-        rows = [(f"entry {number}", one) for number, one in enumerate(_as_list(document), start=1)]
+        entries = document if isinstance(document, list) else [document]
+        rows = [(f"entry {number}", one) for number, one in enumerate(entries, start=1)]
     else:
         lines = enumerate(text.split("\n"), start=1)  # JSON may have other line breaks within texts
         rows = [(f"line {number}", _parsed(path, f", line {number}", line)) for number, line in lines if line.strip()]
@@ -51,10 +44,6 @@ def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(one, dict):
             raise ValueError(f"{path}, {place}: {str(one)[:60]!r} is no JSON object. Give an object for each item.")
     return rows
-
-
-def _as_list(document: Any) -> list[Any]:
-    return document if isinstance(document, list) else [document]
 
 
 def _parsed(path: Path, place: str, text: str) -> Any:

@@ -6,14 +6,13 @@ are not stated; ``reward`` has the nearest rule.
 
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from panollava.data.csv import drop_placeholders
 from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_letter, find_numbers, find_text
-from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, FormScores, Item, Mark, averaged
+from panollava.evaluation.benchmarks.protocol import Benchmark, Item, Mark
 from panollava.evaluation.words import normalise
 
 LEAST_REWARD = 0.99
@@ -36,24 +35,17 @@ class PanoEnv(Benchmark):
         (file,) = self.files(path)
         return [_item(file, place, row, images or file.parent) for place, row in read_objects(file)]
 
-    def as_released(self, answered: Sequence[Answered]) -> FormScores:
+    def released_mark(self, item: Item, answer: str) -> Mark:
         """Share of answers with a reward of ``LEAST_REWARD`` or more; items without an answer are skipped."""
-        marks = []
-        for one in answered:
-            if one.answer is not None:
-                text = released_text(one.answer)
-                value = reward(text, one.item.references[0], one.item.method)
-                marks.append((one.item, Mark({"accuracy": float(value >= LEAST_REWARD)}, text != "")))
-        return averaged(marks, skipped=len(answered) - len(marks), by_kind=("accuracy",))
+        text = released_text(answer)
+        value = reward(text, item.references[0], item.method)
+        return Mark({"accuracy": float(value >= LEAST_REWARD)}, text != "")
 
-    def corrected(self, answered: Sequence[Answered]) -> FormScores:
+    def corrected_mark(self, item: Item, answer: str) -> Mark:
         """Share of right answers, with yes, no, numbers and letters found in whole sentences."""
-        marks = []
-        for one in answered:
-            said = corrected_answer(one.answer or "", one.item)
-            right = said is not None and _is_same(said, one.item.references[0])
-            marks.append((one.item, Mark({"accuracy": float(right)}, said is not None)))
-        return averaged(marks, unanswered=sum(one.answer is None for one in answered), by_kind=("accuracy",))
+        said = corrected_answer(answer, item)
+        right = said is not None and _is_same(said, item.references[0])
+        return Mark({"accuracy": float(right)}, said is not None)
 
 
 def released_text(answer: str) -> str:

@@ -18,7 +18,7 @@ from panollava.crop.boxes import box_problem, iou
 from panollava.evaluation.benchmarks.angles import Convention
 from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_letter, find_numbers
-from panollava.evaluation.benchmarks.protocol import Answered, Benchmark, Box, FormScores, Item, Mark, averaged
+from panollava.evaluation.benchmarks.protocol import Benchmark, Box, Item, Mark
 
 CHOICE, BOX = "4_way_multiple_choice", "bfov_regression"
 CONVENTION = Convention(centre_deg=0.0, least_deg=-180.0)
@@ -40,28 +40,33 @@ class PanoSpace(Benchmark):
         folder = images or file.parent
         return [_item(file, place, row, folder) for place, row in read_objects(file)]
 
-    def as_released(self, answered: Sequence[Answered]) -> FormScores:
+    def released_mark(self, item: Item, answer: str) -> Mark | None:
         """Accuracy of choices, share of invalid answers, and planar IoU of boxes.
 
         Items without a picture or without an answer are skipped.
         """
-        marks = [
-            (one.item, _released_mark(one.item, one.answer))
-            for one in answered
-            if one.answer is not None and one.item.picture.is_file()
-        ]
-        return averaged(marks, skipped=len(answered) - len(marks), by_kind=("accuracy",))
+        if not item.picture.is_file():
+            return None
+        if item.box is None:
+            return _choice_mark(released_choice(answer, item.options), item)
+        numbers = [float(one) for one in _SOME_NUMBER.findall(answer)]
+        if len(numbers) < 4:
+            return _box_mark(None)
+        return _box_mark(planar_iou((numbers[0], numbers[1], numbers[2], numbers[3]), item.box))
 
-    def corrected(self, answered: Sequence[Answered]) -> FormScores:
+    def corrected_mark(self, item: Item, answer: str) -> Mark:
         """The same figures with letters found wherever they stand, and the exact IoU on the sphere.
 
         Raises FileNotFoundError for an item without a picture.
         """
-        for one in answered:
-            if not one.item.picture.is_file():
-                raise FileNotFoundError(f"{one.item.picture}: the picture of item {one.item.id} is not there.")
-        marks = [(one.item, _corrected_mark(one.item, one.answer or "")) for one in answered]
-        return averaged(marks, unanswered=sum(one.answer is None for one in answered), by_kind=("accuracy",))
+        if not item.picture.is_file():
+            raise FileNotFoundError(f"{item.picture}: the picture of item {item.id} is not there.")
+        if item.box is None:
+            return _choice_mark(find_letter(answer, item.options), item)
+        numbers = find_numbers(answer)
+        if len(numbers) != 4 or box_problem(np.array([*numbers, 0.0])):
+            return _box_mark(None)
+        return _box_mark(spherical_iou((numbers[0], numbers[1], numbers[2], numbers[3]), item.box))
 
 
 def released_choice(answer: str, options: Sequence[tuple[str, str]]) -> str | None:
@@ -93,24 +98,8 @@ def spherical_iou(first: Box, second: Box) -> float:
     return float(iou(CONVENTION.ours(first)[None], CONVENTION.ours(second)[None])[0])
 
 
-def _released_mark(item: Item, answer: str) -> Mark:
-    if item.box is None:
-        said = released_choice(answer, item.options)
-        return Mark({"accuracy": float(said == item.references[0]), "invalid": float(said is None)}, said is not None)
-    numbers = [float(one) for one in _SOME_NUMBER.findall(answer)]
-    if len(numbers) < 4:
-        return _box_mark(None)
-    return _box_mark(planar_iou((numbers[0], numbers[1], numbers[2], numbers[3]), item.box))
-
-
-def _corrected_mark(item: Item, answer: str) -> Mark:
-    if item.box is None:
-        said = find_letter(answer, item.options)
-        return Mark({"accuracy": float(said == item.references[0]), "invalid": float(said is None)}, said is not None)
-    numbers = find_numbers(answer)
-    if len(numbers) != 4 or box_problem(np.array([*numbers, 0.0])):
-        return _box_mark(None)
-    return _box_mark(spherical_iou((numbers[0], numbers[1], numbers[2], numbers[3]), item.box))
+def _choice_mark(said: str | None, item: Item) -> Mark:
+    return Mark({"accuracy": float(said == item.references[0]), "invalid": float(said is None)}, said is not None)
 
 
 def _box_mark(overlap: float | None) -> Mark:

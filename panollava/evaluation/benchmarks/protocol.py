@@ -82,7 +82,8 @@ class FormScores:
 class Benchmark:
     """A public benchmark.
 
-    A subclass has a ``name`` and ``patterns``, and implements ``items``, ``as_released`` and ``corrected``.
+    A subclass has a ``name`` and ``patterns``, and implements ``items`` and both marks or, where scores are no means of
+    marks, ``as_released`` and ``corrected``.
 
     Args:
         words: how caption scores split texts.
@@ -92,6 +93,8 @@ class Benchmark:
     name: ClassVar[str]
     patterns: ClassVar[tuple[str, ...]]  # names of the set's file in a folder, the most likely one first
     shares_answers: ClassVar[bool] = False  # whether items with one picture and question may share one answer
+    by_kind: ClassVar[tuple[str, ...]] = ("accuracy",)  # scores that are given for each kind too
+    tops: ClassVar[Mapping[str, float]] = {}  # highest value of scores whose highest is not 1
     new_tokens: ClassVar[int] = 64
     """Longest answer in tokens: the authors' where they state it, else enough for the form of answer."""
 
@@ -156,10 +159,22 @@ class Benchmark:
 
     def as_released(self, answered: Sequence[Answered]) -> FormScores:
         """Scores as the authors' function computes them, ``(Q,)`` answers; what it does not see is skipped."""
-        raise NotImplementedError
+        there = [(one.item, self.released_mark(one.item, one.answer)) for one in answered if one.answer is not None]
+        marks = [(item, mark) for item, mark in there if mark is not None]
+        return averaged(marks, skipped=len(answered) - len(marks), by_kind=self.by_kind)
 
     def corrected(self, answered: Sequence[Answered]) -> FormScores:
         """Scores without the faults of that function; an item without an answer is wrong."""
+        marks = [(one.item, self.corrected_mark(one.item, one.answer or "")) for one in answered]
+        unanswered = sum(one.answer is None for one in answered)
+        return averaged(marks, unanswered=unanswered, by_kind=self.by_kind, tops=self.tops)
+
+    def released_mark(self, item: Item, answer: str) -> Mark | None:
+        """What the authors' function gives an answer; None where it does not see the item."""
+        raise NotImplementedError
+
+    def corrected_mark(self, item: Item, answer: str) -> Mark:
+        """What an answer gets without the faults of that function; an empty one says nothing."""
         raise NotImplementedError
 
 
@@ -204,8 +219,8 @@ def averaged(
     return FormScores(scores, len(marks), skipped, unanswered, unparsed)
 
 
-def grouped_orders(marks: Sequence[tuple[Item, Mark]], *, score: str = "accuracy") -> list[tuple[Item, Mark]]:
-    """One mark a question ``(G,)``: the mean over its orders of options, and whether all orders are right.
+def grouped_orders(marks: Sequence[tuple[Item, Mark]]) -> list[tuple[Item, Mark]]:
+    """One mark a question ``(G,)``: the mean accuracy over its orders of options, and whether all orders are right.
 
     The mark is parsed; those of its orders are counted before.
     """
@@ -214,8 +229,7 @@ def grouped_orders(marks: Sequence[tuple[Item, Mark]], *, score: str = "accuracy
         groups.setdefault(item.group, []).append((item, mark))
     found = []
     for own in groups.values():
-        right = [mark.values[score] for _, mark in own if score in mark.values]
-        if right:
-            values = {score: sum(right) / len(right), "right in all orders": float(min(right) == 1)}
-            found.append((own[0][0], Mark(values)))
+        right = [mark.values["accuracy"] for _, mark in own]
+        values = {"accuracy": sum(right) / len(right), "right in all orders": float(min(right) == 1)}
+        found.append((own[0][0], Mark(values)))
     return found

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support.box_folders import write_voc, write_yolo
 
 from panollava.component import find_component
 from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, as_boxes
 from panollava.crop.crop import Crop
 from panollava.crop.strategies import ResizeCrop
 from panollava.data.annotated import AnnotatedSource
-from panollava.data.box_files import write_coco, write_voc, write_yolo
+from panollava.data.box_files import write_coco
 from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions, box_text, parse_box
 from panollava.data.csv import BadEntries
 from panollava.data.source import DataSource, PlacesSource, Question

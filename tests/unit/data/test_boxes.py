@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.box_folders import write_voc, write_yolo
 
 from panollava.crop.boxes import PictureBoxes, as_boxes, box_frames, iou
 from panollava.data.box_doubts import repeated_boxes
-from panollava.data.box_files import read_coco, read_voc, read_yolo, write_coco, write_voc, write_yolo
+from panollava.data.box_files import read_coco, read_voc, read_yolo, write_coco
 from panollava.data.boxes import (
     PRESETS,
     BoxAnnotations,

@@ -60,6 +60,7 @@ def test_earlier_answers_are_left_out_and_texts_may_have_any_separator(tmp_path:
         ("ask.json", "[]", "no question"),
         ("ask.json", "[{", "no JSON"),
         ("ask.jsonl", '{"image": "a.jpg", "query": "b"}\n{', "line 2: no JSON"),
+        ("ask.jsonl", f'{{"image": "a.jpg", "query": "b", "n": {"9" * 5000}}}', r"ask\.jsonl, line 1: no JSON"),
         ("ask.csv", "url,query\nhttp://h/a.jpg,what?\n", "an address is not fetched"),
         ("ask.jsonl", '{"image": "a.jpg", "query": 3}', "line 1, query: it is missing or empty"),
         ("ask.jsonl", '{"image": "a.jpg", "query": "\\ud800"}', "half a character"),

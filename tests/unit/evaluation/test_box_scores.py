@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.box_folders import write_voc, write_yolo
 
 from panollava.crop.boxes import PictureBoxes, as_boxes
-from panollava.data.box_files import write_coco, write_voc, write_yolo
+from panollava.data.box_files import write_coco
 from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions
 from panollava.run.box_scores import BoxReport, chosen_conventions, score_box_files
 from panollava.score import main as score

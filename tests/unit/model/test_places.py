@@ -16,6 +16,7 @@ from panollava.crop.sphere import rotation_matrix
 from panollava.data.scenes.boxes import CLASSES
 from panollava.data.world import WorldSource
 from panollava.evaluation.detection import score_boxes, score_masks
+from panollava.model.detector import PAINTERS, PanoDetector
 from panollava.model.places import (
     Painter,
     PlaceHead,
@@ -196,3 +197,13 @@ def test_predictions_that_overflow_still_are_boxes() -> None:
     assert torch.isfinite(boxes).all()
     assert (boxes[..., 2:4] < 180).all()
     assert (from_tokens(-values, frames)[..., 2:4] > 0).all()
+
+
+def test_places_of_pixels_are_kept_for_few_sizes() -> None:
+    crop = Crop.from_spec({"type": "cubemap"}, view_size=(16, 16))
+    detector = PanoDetector(None, None, crop, ["a"])  # type: ignore[arg-type]
+    painters = [detector._painter(crop.camera_rows, (height, 2 * height)) for height in range(4, 6 + PAINTERS)]
+    assert len(detector._painters) == PAINTERS
+    last = (5 + PAINTERS, 10 + 2 * PAINTERS)
+    assert detector._painter(crop.camera_rows, last) is painters[-1]
+    assert detector._painter(crop.camera_rows, (4, 8)) is not painters[0]

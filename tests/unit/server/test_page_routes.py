@@ -192,6 +192,18 @@ def test_pictures_are_forgotten_when_memory_is_used_up(pano: PanoLlava) -> None:
     assert torch.equal(pictures.get("seed-0").views(pano.crop).views, pano.views(panorama()))
 
 
+def test_what_was_found_in_a_picture_counts_as_memory(pano: PanoLlava) -> None:
+    """A small file may be of many pixels, and so is its mask."""
+    boxes = PictureBoxes(np.zeros((0, 5)), np.zeros(0, int), np.zeros(0))
+    found = Detections(boxes, np.zeros((512, 1024), np.int16), ("a",))
+    pictures = Pictures([pano.crop], [], limit=found.mask.nbytes)
+    first = pictures.add(png(panorama(0)))
+    assert first.once("detections", lambda: found) is found
+    pictures.add(png(panorama(1)))
+    with pytest.raises(RefusedError, match="Send it again"):
+        pictures.get(first.id)
+
+
 def test_an_offered_file_that_changes_or_goes(pano: PanoLlava, tmp_path: Path) -> None:
     """The link holds; answers are about the content that is there."""
     path, gone = tmp_path / "a.png", tmp_path / "b.png"
