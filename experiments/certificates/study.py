@@ -205,8 +205,10 @@ def between(results: Results) -> list[SeedComparison | None]:
 
 def word(found: SeedComparison | None) -> str:
     """The verdict on a contrast."""
-    if found is None or found.adjusted_p is None:
+    if found is None:
         return "not tested yet"
+    if found.adjusted_p is None:
+        return "not tested, as the runs of a design do not differ"
     if found.is_distinguishable:
         return "loses less" if found.difference.value > 0 else "loses more"
     needed = found.seeds_needed
