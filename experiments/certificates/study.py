@@ -230,6 +230,7 @@ def markdown(results: Results) -> str:
         if found is not None:
             difference = difference_text(found.difference)
             p = "–" if found.adjusted_p is None else rounded(found.adjusted_p, 4, LEVEL)
+            p = "< 0.0001" if p == "0.0000" else p
         contrasts.append([one.certificate, one.second, one.first, difference, p, f"**{word(found)}**"])
     parts = [
         f"{there} of {wanted} runs have certificates. Still learning when training ended: {marked or 'none'}.",
