@@ -260,8 +260,8 @@ def _cell(results: Results, tested: Mapping[tuple[str, str], SeedComparison], na
     return f"{shown} ({results.fired[name, certificate]})"
 
 
-def picture(results: Results) -> dict[str, bytes]:
-    """As ``drawn`` gives it: of each certificate the change of every run, and the mean of each design."""
+def picture(results: Results) -> bytes:
+    """A PNG: of each certificate the change of every run, and the mean of each design."""
     names, tested = list(results.scores), against_none(results)
     figure = Figure(figsize=(13, 1.6 + 0.5 * len(names)), dpi=120, facecolor=PAPER, layout="constrained")
     panels = figure.subplots(2, 4, sharey=True).ravel()
@@ -277,7 +277,7 @@ def picture(results: Results) -> dict[str, bytes]:
         panel.set_title(certificate)
         panel.set_yticks(range(len(names)), list(reversed(names)))
     figure.supxlabel("points of exact match after the change less before it: runs and mean (dark: differs from 0)")
-    return drawn(figure, *panels)
+    return drawn(figure, *panels)["png"]
 
 
 def write_report(folder: Path) -> str:
@@ -285,8 +285,7 @@ def write_report(folder: Path) -> str:
     results = read_results(read_study(folder / "contrasts.yaml"), folder / "rows.csv")
     text = markdown(results)
     write_file(folder / "designs.md", text)
-    for kind, content in picture(results).items():
-        write_file(folder / f"designs.{kind}", content)
+    write_file(folder / "designs.png", picture(results))
     return text
 
 
