@@ -64,7 +64,7 @@ class Tab:
     def __init__(self, browser: Browser, url: str, **settings: Any) -> None:
         chosen: dict[str, Any] = {"locale": "en-US", "reduced_motion": "reduce", **settings}
         self.context: BrowserContext = browser.new_context(**{"viewport": {"width": 1000, "height": 640}, **chosen})
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(30_000)  # beside other tests on few cores
         self.context.add_init_script(COUNT_VIOLATIONS)
         self.page: Page = self.context.new_page()
         self.url, self.errors, self.requests = url, [], []
@@ -77,8 +77,8 @@ class Tab:
 
     def open(self, fragment: str = "") -> Page:
         """Loads the page and waits for its first picture."""
-        self.page.goto(self.url + "/" + fragment, timeout=30_000)  # beside other tests on few cores
-        self.page.wait_for_selector("html[data-ready=true]", timeout=20_000)
+        self.page.goto(self.url + "/" + fragment)
+        self.page.wait_for_selector("html[data-ready=true]")
         return self.page
 
     def ask(self, question: str) -> None:
