@@ -94,11 +94,16 @@ def _found(
     now = place_conditions(run.checkpoint, run.settings, open_source(data, options.split, run.reader), known)
     parent, newest = result_folder(Path(options.results_dir), run.settings["experiment_name"]), ""
     for folder in sorted(parent.glob("detections_*"), reverse=True):
-        document = read_document(folder / METRICS)
-        unusable = unusable_places(document.get("settings", {}), now, options.max_samples)
-        if not unusable:
+        try:
+            document = read_document(folder / METRICS)
+            unusable = unusable_places(document.get("settings", {}), now, options.max_samples)
+            found = None if unusable else _read(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            LOG.warning("%s cannot be read and is skipped (%r).", folder, error)
+            continue
+        if found is not None:
             LOG.info("Reusing the detections in %s.", folder)
-            return _read(folder)
+            return found
         newest = newest or f"The detections in {folder} are not used: {unusable}."
     if newest:
         LOG.info("%s", newest)

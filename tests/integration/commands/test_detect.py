@@ -156,14 +156,21 @@ def test_the_api_finds_what_the_evaluation_finds(here: Path) -> None:
         detector.detect(source.panorama(0), least_score=2)
 
 
-def test_runs_are_compared_in_pairs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_compared_in_pairs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone = ["stage=detect", "experiment_name=fresh", *SMALL]
     assert command(monkeypatch, train, *alone) == 0
     fresh = find_checkpoint(detect_folder(Path("runs", "fresh")))
     assert any(name.startswith("vision.resampler.") for name in read_weights(fresh))
     assert STANDS_ON not in read_state(fresh)
     runs = [str(detect_folder(Path("runs", name))) for name in ("both", "fresh")]
+    damaged = Path("results", "eval_results", "fresh", "detections_99990101_000000")
+    damaged.mkdir()
+    (damaged / "metrics.json").write_text("{", encoding="utf-8")
+    capsys.readouterr()
     assert command(monkeypatch, compare, *runs, "out=compared", UNTRACKED) == 0
+    assert capsys.readouterr().err.count(f"{damaged} cannot be read and is skipped") == 1
     text = Path("compared", "comparison.md").read_text("utf-8")
     assert text.count("| AP | fresh less both |") == 1
     assert "| mIoU | fresh less both |" in text
