@@ -30,7 +30,7 @@ from panollava.evaluation.metrics import EXACT
 from panollava.evaluation.seeds import SeedComparison, compare_seeds
 from panollava.evaluation.statistics import LEVEL, rounded
 from panollava.logs import counted
-from panollava.run.certify import ASKED, differing_settings, newest_document
+from panollava.run.certify import ASKED, differing_changes, differing_settings, newest_document
 from panollava.run.conditions import recorded_config
 from panollava.run.restore import Restored, restore
 from panollava.run.sweep_report import read_job
@@ -58,14 +58,14 @@ def documents(folders: Sequence[str], keys: Sequence[str], results: Path) -> dic
     known, found = FileIdentity(None), {}
     for folder in folders:
         run = restore(folder)
-        if (there := newest_document(run, results, known)) is None:
+        if (document := newest_document(run, results, known)) is None:
             command = [sys.executable, "-m", "panollava.certify", folder, f"results_dir={results}", *keys]
             subprocess.run(command, check=True)
+            document = newest_document(run, results, known)
+            assert document is not None
         else:
-            asked = ", ".join(f"{key}={there['settings'].get(key)}" for key in ASKED)
-            logger.info("%s has certificates of %s: %s.", folder, there["created"], asked)
-        document = newest_document(run, results, known)
-        assert document is not None
+            asked = ", ".join(f"{key}={document['settings'].get(key)}" for key in ASKED)
+            logger.info("%s has certificates of %s: %s.", folder, document["created"], asked)
         found[folder] = run, document
     if differing := differing_settings(document for _, document in found.values()):
         raise ValueError(
@@ -84,9 +84,9 @@ def rows_of(found: Mapping[str, tuple[Restored, dict[str, Any]]], workplace: Pat
         learning = "unknown" if job is None or job.learning is None else job.learning.verdict
         own = [Path(folder).name, *_setting(run), score, learning]
         for one in document["certificates"]:
-            values = [one.get(column) for column in COLUMNS]
+            told = {**one, "changes": "; ".join(sorted(one.get("changes") or ()))}
+            values = [told.get(column) for column in COLUMNS]
             shown = [round(value, 6) if isinstance(value, float) else value for value in values]
-            shown[-1] = "; ".join(sorted(one.get("changes") or ()))
             rows.append([*own, one["name"], *shown])
     return rows
 
@@ -156,7 +156,6 @@ def read_results(study: Study, path: Path) -> Results:
     fired: dict[tuple[str, str], int] = {}
     scores: dict[str, dict[int, float]] = {}
     learning: dict[str, set[int]] = {}
-    shown: dict[str, set[str]] = {}
     seen = set()
     with path.open(encoding="utf-8", newline="") as stream:
         rows = sorted(csv.DictReader(stream), key=lambda row: int(row["seed"]))
@@ -174,11 +173,10 @@ def read_results(study: Study, path: Path) -> Results:
             learning.setdefault(name, set()).add(seed)
         if row["difference"]:
             changes.setdefault((name, certificate), []).append(float(row["difference"]))
-            shown.setdefault(certificate, set()).add(row["changes"])
             fired[name, certificate] = fired.get((name, certificate), 0) + (row["verdict"] == "fires")
     by_design = {name: [own[seed] for seed in sorted(own)] for name, own in scores.items()}
-    # Which tile is grey is a matter of their number.
-    unlike = [name for name in NAMES if name != "view_loss" and len(shown.get(name, ())) > 1]
+    asked = [{"name": row["certificate"], "changes": row["changes"].split("; ")} for row in rows if row["changes"]]
+    unlike = differing_changes([{"certificates": asked}])
     return Results(study, changes, fired, by_design, {name: len(own) for name, own in learning.items()}, unlike)
 
 
@@ -215,9 +213,9 @@ def word(found: SeedComparison | None) -> str:
     return "cannot tell" if needed is None else f"cannot tell (would need {needed:,} seeds each)"
 
 
-def markdown(results: Results) -> str:
-    """What each design loses, and the contrasts."""
-    study, tested = results.study, against_none(results)
+def markdown(results: Results, tested: Mapping[tuple[str, str], SeedComparison]) -> str:
+    """What each design loses, and the contrasts; ``tested`` is of ``against_none``."""
+    study = results.study
     wanted, there = len(study.designs) * len(study.seeds), sum(map(len, results.scores.values()))
     marked = ", ".join(f"{count} of {name}" for name, count in results.learning.items())
     rows = [["design", "exact match, %", *NAMES]]
@@ -260,9 +258,9 @@ def _cell(results: Results, tested: Mapping[tuple[str, str], SeedComparison], na
     return f"{shown} ({results.fired[name, certificate]})"
 
 
-def picture(results: Results) -> bytes:
+def picture(results: Results, tested: Mapping[tuple[str, str], SeedComparison]) -> bytes:
     """A PNG: of each certificate the change of every run, and the mean of each design."""
-    names, tested = list(results.scores), against_none(results)
+    names = list(results.scores)
     figure = Figure(figsize=(13, 1.6 + 0.5 * len(names)), dpi=120, facecolor=PAPER, layout="constrained")
     panels = figure.subplots(2, 4, sharey=True).ravel()
     for panel, certificate in zip(panels, NAMES, strict=True):
@@ -283,9 +281,10 @@ def picture(results: Results) -> bytes:
 def write_report(folder: Path) -> str:
     """Writes ``designs.md`` and the picture out of ``contrasts.yaml`` and ``rows.csv``; returns the text."""
     results = read_results(read_study(folder / "contrasts.yaml"), folder / "rows.csv")
-    text = markdown(results)
+    tested = against_none(results)
+    text = markdown(results, tested)
     write_file(folder / "designs.md", text)
-    write_file(folder / "designs.png", picture(results))
+    write_file(folder / "designs.png", picture(results, tested))
     return text
 
 

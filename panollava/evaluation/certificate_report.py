@@ -140,8 +140,19 @@ def judge_scores(
         is_small = _largest(found, one.is_bound) <= least_effect
         verdict: Verdict = "fires" if fires else "passes" if is_visible and is_small else "cannot tell"
         each = tuple(_by_change(plan, one, right, before))
-        made = Certificate(one.name, verdict, count, *means, found, detectable, changes=each)
-        result.append(replace(made, is_bound=one.is_bound, shifts_tiles=one.shifts_tiles))
+        result.append(
+            Certificate(
+                one.name,
+                verdict,
+                count,
+                *means,
+                found,
+                detectable,
+                changes=each,
+                is_bound=one.is_bound,
+                shifts_tiles=one.shifts_tiles,
+            )
+        )
     return result
 
 

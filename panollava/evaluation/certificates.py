@@ -158,8 +158,8 @@ def make_plan(shown: Shown, only: Sequence[str] = NAMES, refused: Mapping[Name, 
     plan, step = Plan(), tile_step_deg(shown.cameras)
     is_odd = step is not None and round(360 / step) % 2 == 1
     for name in (one for one in NAMES if one in only):
-        planned = Planned(name, is_bound=name == "view_loss" and shown.scene is None)
-        planned.shifts_tiles = name == "seam" and is_odd
+        is_bound = name == "view_loss" and shown.scene is None
+        planned = Planned(name, is_bound=is_bound, shifts_tiles=name == "seam" and is_odd)
         planned.reason = refused[name] if refused and name in refused else _obstacle(name, shown)
         for question, before, after in () if planned.reason else _MAKERS[name](shown):
             pair = len(planned.asked)

@@ -61,12 +61,12 @@ class Bench360(Benchmark):
         return [_item(file, line, row, images or file.parent, is_unique) for line, row in rows]
 
     def released_mark(self, item: Item, answer: str) -> Mark:
-        """Accuracy over rows; rows without an answer are skipped."""
+        """Whether the letter of a row is right."""
         said = released_letter(answer)
         return Mark({"accuracy": float(said == item.references[0])}, said != "")
 
     def corrected_mark(self, item: Item, answer: str) -> Mark:
-        """Accuracy over rows, of which ``corrected`` makes that over questions."""
+        """The same; ``corrected`` makes of the rows a mean over questions."""
         said = find_letter(answer, item.options)
         return Mark({"accuracy": float(said == item.references[0])}, said is not None)
 

@@ -63,14 +63,14 @@ class Direction360(Benchmark):
         return found
 
     def released_mark(self, item: Item, answer: str) -> Mark:
-        """Share of hits; items without an answer are skipped."""
+        """Whether the first two numbers hit the box or the range."""
         numbers = [float(each) for each in _SOME_NUMBER.findall(answer)]
         is_parsed = len(numbers) >= 2
         hit = is_parsed and released_hit(numbers[0], numbers[1], item)
         return Mark({"hits": float(hit)}, is_parsed)
 
     def corrected_mark(self, item: Item, answer: str) -> Mark:
-        """Share of hits within the box or the range, and the mean angle from its centre over what was parsed."""
+        """Whether the direction is within the box or the range, and its angle from the centre where one was parsed."""
         said = find_direction(answer)
         values = {"hits": float(said is not None and corrected_hit(*said, item))}
         if said is not None:

@@ -36,13 +36,13 @@ class PanoEnv(Benchmark):
         return [_item(file, place, row, images or file.parent) for place, row in read_objects(file)]
 
     def released_mark(self, item: Item, answer: str) -> Mark:
-        """Share of answers with a reward of ``LEAST_REWARD`` or more; items without an answer are skipped."""
+        """Whether an answer has a reward of ``LEAST_REWARD`` or more."""
         text = released_text(answer)
         value = reward(text, item.references[0], item.method)
         return Mark({"accuracy": float(value >= LEAST_REWARD)}, text != "")
 
     def corrected_mark(self, item: Item, answer: str) -> Mark:
-        """Share of right answers, with yes, no, numbers and letters found in whole sentences."""
+        """Whether an answer is right, with yes, no, numbers and letters found in whole sentences."""
         said = corrected_answer(answer, item)
         right = said is not None and _is_same(said, item.references[0])
         return Mark({"accuracy": float(right)}, said is not None)

@@ -41,10 +41,7 @@ class PanoSpace(Benchmark):
         return [_item(file, place, row, folder) for place, row in read_objects(file)]
 
     def released_mark(self, item: Item, answer: str) -> Mark | None:
-        """Accuracy of choices, share of invalid answers, and planar IoU of boxes.
-
-        Items without a picture or without an answer are skipped.
-        """
+        """Whether a choice is right or invalid, or the planar IoU of a box; None for an item without a picture."""
         if not item.picture.is_file():
             return None
         if item.box is None:
@@ -55,7 +52,7 @@ class PanoSpace(Benchmark):
         return _box_mark(planar_iou((numbers[0], numbers[1], numbers[2], numbers[3]), item.box))
 
     def corrected_mark(self, item: Item, answer: str) -> Mark:
-        """The same figures with letters found wherever they stand, and the exact IoU on the sphere.
+        """The same with letters found wherever they stand, and the exact IoU on the sphere.
 
         Raises FileNotFoundError for an item without a picture.
         """
