@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from annotated_types import Interval
 
+from panollava.component import find_component
 from panollava.crop.adaptive import COLUMNS, FOVS_DEG, PITCHES_DEG, choose_tiles, detail_map, v_extent_rad, yaw_rad
 from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 
@@ -47,6 +48,12 @@ class ChoosingStrategy(CropStrategy, Protocol):
 
     def finest(self, view_size: tuple[int, int] = SQUARE) -> Camera:
         """The camera, of all that may be chosen, that needs the finest panorama."""
+
+
+def choosing_class(type: str) -> type[ChoosingStrategy] | None:
+    """The class of a crop that chooses the views of each panorama, by its config name; None for any other crop."""
+    found = find_component("crop.strategies", type, "Crop")
+    return found if hasattr(found, "choose") else None
 
 
 class E2pCrop:

@@ -10,6 +10,7 @@ from torch import Tensor
 from panollava.crop.cameras import Column, point_directions, token_directions
 from panollava.crop.rings import neighbour_pairs
 from panollava.crop.sphere import direction_to_angles
+from panollava.crop.strategies import choosing_class
 
 Join = Literal["concat", "mean", "stitch", "stitch_nearest"]
 """``concat`` keeps all tokens. ``stitch`` drops the columns of a ring's tiles that lie wholly nearer to a neighbour's
@@ -76,19 +77,20 @@ def check_join(cameras: Tensor, join: str) -> None:
 
 
 def crop_misfits(crop: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    """What of a model cannot use the views that ``crop=adaptive`` chooses, one line for each key."""
-    if crop.get("type") != "adaptive":
+    """What of a model cannot use views that a crop chooses for each panorama, one line for each key."""
+    if "type" not in crop or choosing_class(crop["type"]) is None:
         return []
+    chosen = f"crop={crop['type']} chooses tiles that are in"
     found, join, resampler = [], str(model.get("join")), model.get("resampler") or {}
     if join.startswith("stitch"):
         found.append(
-            f"model.join={join} drops the columns of tokens that the tiles of one ring see twice, and crop=adaptive "
-            "chooses tiles that are in no ring. Use model.join=concat, or a crop of one ring, such as crop=anyres_e2p."
+            f"model.join={join} drops the columns of tokens that the tiles of one ring see twice, and {chosen} "
+            "no ring. Use model.join=concat, or a crop of one ring, such as crop=anyres_e2p."
         )
     if resampler.get("scan") == "ring":
         found.append(
-            "model.resampler.scan=ring reads the tiles of a closed ring, and crop=adaptive chooses tiles that are in "
-            "none. Use model.resampler.scan=view, or a crop of rings, such as crop=anyres_e2p."
+            f"model.resampler.scan=ring reads the tiles of a closed ring, and {chosen} none. "
+            "Use model.resampler.scan=view, or a crop of rings, such as crop=anyres_e2p."
         )
     return found
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, follow, read_state
 from panollava.component import outside_packages
-from panollava.crop.strategies import AdaptiveCrop
+from panollava.crop.strategies import choosing_class
 from panollava.data.source import DataSource, PlacesSource
 from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
@@ -216,12 +216,12 @@ def answer_conditions(
 def _newer_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What answers depend on beside the keys of earlier versions, whose answers are those of today without it.
 
-    ``tokens_per_side`` where there is one, and with crop=adaptive the rule that chooses the views.
+    ``tokens_per_side`` where there is one, and the rule of a crop that chooses the views of each panorama.
     """
     side = settings["model"].get("tokens_per_side")
     found = {} if side is None else {"tokens_per_side": side}
-    if settings["crop"]["type"] == "adaptive":
-        found["choice"] = code_digest(AdaptiveCrop.choose, AdaptiveCrop.finest)
+    if (kind := choosing_class(settings["crop"]["type"])) is not None:
+        found["choice"] = code_digest(kind.choose, kind.finest)
     return found
 
 

@@ -23,7 +23,7 @@ from panollava.crop.strategies import (
     SlidingWindowCrop,
     tile_count,
 )
-from panollava.model.fusion import check_join, fuse, image_token_count, kept_columns
+from panollava.model.fusion import check_join, crop_misfits, fuse, image_token_count, kept_columns
 
 Grid = tuple[int, int]
 
@@ -285,3 +285,17 @@ def test_mean_is_that_of_the_real_views_alone() -> None:
     found.sum().backward()
     assert tokens.grad is not None
     torch.testing.assert_close(tokens.grad[1, 1], torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "panollava.crop.strategies:AdaptiveCrop"])
+def test_chosen_views_are_in_no_ring(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of a crop of another package, which is named by its class."""
+    monkeypatch.setenv("PANOLLAVA_ALLOW", "panollava")
+    model = {"join": "stitch", "resampler": {"type": "bimamba", "scan": "ring"}}
+    joined, scanned = crop_misfits({"type": kind}, model)
+    assert joined.startswith("model.join=stitch")
+    assert scanned.startswith("model.resampler.scan=ring")
+    assert f"crop={kind} chooses tiles" in joined
+    assert f"crop={kind} chooses tiles" in scanned
+    assert crop_misfits({"type": kind}, {"join": "concat", "resampler": {"type": "mlp"}}) == []
+    assert crop_misfits({"type": "anyres_e2p"}, model) == crop_misfits({}, model) == []

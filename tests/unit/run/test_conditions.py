@@ -171,8 +171,11 @@ def test_detections_are_used_again_under_the_same_conditions_alone(tmp_path: Pat
     assert unusable_places({}, conditions(tmp_path), None).startswith("their record lacks")
 
 
-def test_answers_depend_on_the_rule_that_chooses_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"model": {}, "crop": {"type": "adaptive"}}
+@pytest.mark.parametrize("kind", ["adaptive", "panollava.crop.strategies:AdaptiveCrop"])
+def test_answers_depend_on_the_rule_that_chooses_views(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the crop is of another package, which is named by its class."""
+    monkeypatch.setenv("PANOLLAVA_ALLOW", "panollava")
+    settings = {"model": {}, "crop": {"type": kind}}
     before = conditions_module._newer_parts(settings)
     monkeypatch.setattr(conditions_module, "code_digest", lambda *_roots: "another rule")
     found = differences(before, conditions_module._newer_parts(settings))
