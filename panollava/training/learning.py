@@ -70,8 +70,13 @@ class LearningCurve:
         """Optimiser steps that the curve has."""
         return self.points[-1].steps if self.points else 0
 
-    def step(self, samples: float, lr: float, loss: float) -> None:
-        """Adds an optimiser step; ``samples`` counts all that were seen up to its end."""
+    def step(self, samples: float, lr: float, loss: float | None) -> None:
+        """Adds an optimiser step; ``samples`` counts all that were seen up to its end.
+
+        A step without a loss, of samples of which nothing counts, takes that of the interval before.
+        """
+        if loss is None:
+            loss = self.points[-1].loss if self.points else 0.0
         width = self.points[0].steps if len(self.points) > 1 else 1
         begun = self.steps % width
         if not begun and len(self.points) == LIMIT:

@@ -173,7 +173,8 @@ def fit(
             for window in data.windows(epoch, progress.step_in_epoch):
                 lr = optim.learning_rate(options.lr, progress.global_step, total)
                 report = step([batch.to(compute.device, non_blocking=True) for batch in window], lr)
-                monitor.step(report["loss"], report["grad_norm"], lr)
+                if "loss" in report:
+                    monitor.step(report["loss"], report["grad_norm"], lr)
                 progress.global_step += 1
                 progress.step_in_epoch += 1
                 bar.update()
@@ -290,7 +291,8 @@ class OptimiserStep:
         """Takes one step with the micro-batches of this process.
 
         Returns:
-            ``loss`` (the sum of all losses), each loss, the metrics and ``grad_norm``.
+            ``loss`` (the sum of all losses), each loss, the metrics and ``grad_norm``; ``grad_norm`` alone where
+            nothing in the window counts for a loss.
 
         Raises:
             ValueError: a loss or gradient that is not finite; the message names the samples.
@@ -320,7 +322,7 @@ class OptimiserStep:
         bad = [not fine for fine in torch.isfinite(torch.stack(per_batch)).tolist()]
         values = self.procs.sum({**values, _NOT_FINITE: float(sum(bad))})
         norm = self._update(window, bad, bad_anywhere=values.pop(_NOT_FINITE) > 0)
-        return {**summarise(values, totals), "grad_norm": norm}
+        return {**(summarise(values, totals) if any(totals.values()) else {}), "grad_norm": norm}
 
     def _update(self, window: list[Batch], bad: list[bool], *, bad_anywhere: bool) -> float:
         """Clips and steps. All processes decide alike, since each has the norm of the reduced gradients."""
@@ -387,20 +389,22 @@ class _Recorder:
         name, progress, now = self.stage.name, self.progress, time.perf_counter()
         spent, self.tick = now - self.tick, now
         progress.samples, progress.step_seconds = progress.samples + samples, progress.step_seconds + spent
-        progress.curve.step(progress.samples, lr, report["loss"])
+        loss = report.get("loss", math.nan)
+        progress.curve.step(progress.samples, lr, report.get("loss"))
         self.measure()
         if not self.procs.is_main or progress.global_step % self.trainer.log_every_steps:
             return
         memory, rate = progress.peak_memory_gb, samples / max(spent, 1e-9)
         left = tqdm.format_interval((bar.total - progress.global_step) * spent)
-        bar.set_postfix_str(f"loss {report['loss']:.4f} lr {lr:.1e} {rate:.0f} samples/s {memory:.1f} GB")
+        bar.set_postfix_str(f"loss {loss:.4f} lr {lr:.1e} {rate:.0f} samples/s {memory:.1f} GB")
         LOG.debug(
             "%s epoch %d step %d: loss %.6f lr %.3e %.1f samples/s %.2f GB, %s left",
-            name, progress.epoch, progress.global_step, report["loss"], lr, rate, memory, left,
+            name, progress.epoch, progress.global_step, loss, lr, rate, memory, left,
         )  # fmt: skip
         values = {**report, "lr": lr, "samples_per_second": rate, "memory_gb": memory}
         self.tracker.metrics({f"{name}/{key}": value for key, value in values.items()}, step=progress.global_step)
-        self.tracker.metrics({f"{name}/loss_by_samples": report["loss"]}, step=round(progress.samples))
+        if "loss" in report:
+            self.tracker.metrics({f"{name}/loss_by_samples": loss}, step=round(progress.samples))
 
     def validation(self, metrics: dict[str, float]) -> None:
         self.measure()

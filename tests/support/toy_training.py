@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from panollava.batch import Batch
 from panollava.stages.protocol import StepOutput
-from panollava.tracking.tracker import NullTracker
+from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.checkpointer import Checkpointer, Progress
 from panollava.training.distributed import DistributedContext
 from panollava.training.loop import FitResult, OptimiserStep, fit
@@ -143,7 +143,14 @@ class Toy:
         )
 
     def fit(
-        self, data: ToyData, progress: Progress | None = None, *, epochs: int = 1, lr: float = 0.1, **trainer: Any
+        self,
+        data: ToyData,
+        progress: Progress | None = None,
+        *,
+        epochs: int = 1,
+        lr: float = 0.1,
+        tracker: Tracker | None = None,
+        **trainer: Any,
     ) -> FitResult:
         """Trains to the end."""
         return fit(
@@ -157,7 +164,7 @@ class Toy:
             compute=CPU,
             procs=self.procs,
             checkpointer=self.checkpointer,
-            tracker=NullTracker(),
+            tracker=tracker or NullTracker(),
             progress=progress or Progress(),
         )
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 from support.toy_training import ALONE, CPU, ScriptedStage, Toy, ToyData, ToyStage, batch, before_step, power_cut, steps
 
+from panollava.batch import Batch
 from panollava.checkpoint import BEST, LAST, follow, read_state
 from panollava.logs import LOG
+from panollava.stages.protocol import StepOutput
+from panollava.tracking.tracker import NullTracker
 from panollava.training.checkpointer import Progress
 from panollava.training.loop import OptimiserStep, validate
 from panollava.training.precision import Compute, choose_compute, recorded_compute
@@ -46,6 +49,38 @@ def test_epochs_steps_and_checkpoints(tmp_path: Path) -> None:
     assert last is not None
     assert read_state(last)["progress"]["epoch"] == 4
     assert not result.interrupted
+
+
+class UncountedStage(ToyStage):
+    """Negative samples count for nothing, as micro-batches without a pair of views."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {"pull": float((batch.pixel_values[:, 0, 0, 0, 0] >= 0).sum())}
+
+    def forward(self, batch: Batch) -> StepOutput:
+        output = super().forward(batch)
+        scale = float(self.counts(batch)["pull"] > 0)
+        return StepOutput({"pull": output.losses["pull"] * scale}, {"pull/seen": output.metrics["pull/seen"] * scale})
+
+
+def test_a_step_in_which_nothing_counts_has_no_loss(tmp_path: Path) -> None:
+    """A loss of 0 would be the best of all in a plot."""
+    toy = Toy(tmp_path, UncountedStage())
+    step = OptimiserStep(toy.stage, toy.stage, toy.optimizer, toy.scaler, CPU, ALONE, 1.0)
+    assert step([batch(-1.0, -1.0)], lr=0.1).keys() == {"grad_norm"}
+    assert step([batch(-1.0), batch(1.0)], lr=0.1).keys() == {"loss", "pull", "pull/seen", "grad_norm"}
+    logged: list[str] = []
+    tracker = NullTracker()
+    tracker.metrics = lambda values, step: logged.extend(f"{key} {step}" for key in values)
+    toy = Toy(tmp_path, UncountedStage())
+    data = ToyData([[batch(1.0, 2.0)], [batch(-1.0, -1.0)], [batch(1.0, 2.0)]], [batch(1.0)])
+    progress = toy.fit(data, tracker=tracker, log_every_steps=1).progress
+    first, second, third = (point.loss for point in progress.curve.points)
+    assert second == first != third
+    assert progress.curve.steps == progress.global_step == 3
+    assert [name for name in logged if name.startswith("toy/loss ")] == ["toy/loss 1", "toy/loss 3"]
+    assert "toy/grad_norm 2" in logged
+    assert [name for name in logged if "loss_by" in name][:2] == ["toy/loss_by_samples 2", "toy/loss_by_samples 6"]
 
 
 def test_best_is_the_lowest_validation_loss(tmp_path: Path) -> None:
