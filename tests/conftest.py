@@ -6,11 +6,12 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from io import TextIOBase
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from sqlalchemy import Engine, event
+from support.composing import composed_once
 from support.hub_folders import write
 
 from panollava.tracking import store
@@ -94,6 +96,15 @@ def _no_wait_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_hub() -> Iterator[None]:
+    """Without a network, the hub's client asks five times, with up to eight seconds between two requests."""
+    clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.utils._http.time", clock)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _copied_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A missing MLflow store is a copy of one empty store: MLflow takes seconds to make its tables."""
     base = tmp_path_factory.getbasetemp()
@@ -135,4 +146,11 @@ def _parsed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", staticmethod(loaded))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
+    """See ``tests/support/composing.py``."""
+    with composed_once():
         yield
