@@ -127,7 +127,7 @@ def encode_png(picture: np.ndarray) -> bytes:
     warn_of_missing_glyphs(_boxed)
     _boxed.clear()
     order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 4])
     return data.tobytes()
 
 

@@ -190,8 +190,11 @@ def _with_curves(panorama: np.ndarray, curves: Sequence[tuple[Sequence[np.ndarra
     for border, colour in curves:
         _draw_curves(cover, border, width, LINE, 255)
         _draw_curves(ink, border, width, LINE, colour)
-    share = resize(cover, width, height)[..., None] / 255
-    return np.rint(panorama * (1 - share) + resize(ink, width, height)).clip(0, 255).astype(np.uint8)
+    drawn, cover = panorama.copy(), resize(cover, width, height)
+    lines = cover > 0  # the few pixels to mix
+    share = cover[lines][:, None] / 255
+    drawn[lines] = np.rint(panorama[lines] * (1 - share) + resize(ink, width, height)[lines]).clip(0, 255)
+    return drawn
 
 
 def _draw_curves(
