@@ -126,18 +126,8 @@ def temporary_folder(target: Path, prefix: str = "") -> Iterator[Path]:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Gives a file or folder another name, in place of a file that has it.
-
-    Windows refuses that while another process, such as a scanner of viruses, has one of them open: it is tried again.
-    """
-    for left in reversed(range(TRIES if os.name == "nt" else 1)):
-        try:
-            os.replace(source, target)
-            return
-        except PermissionError:
-            if not left:
-                raise
-            time.sleep(WAIT_S)
+    """Gives a file or folder another name, in place of a file that has it."""
+    _renamed(os.replace, source, target)
 
 
 def rename_free(temporary: Path, target: Path) -> Path:
@@ -149,12 +139,24 @@ def rename_free(temporary: Path, target: Path) -> Path:
     while True:
         if not free.exists():
             try:
-                return temporary.rename(free)
+                _renamed(os.rename, temporary, free)
+                return free
             except OSError:
                 if not free.exists():
                     raise
         number += 1
         free = target.with_name(f"{target.name}_{number}")
+
+
+def _renamed(rename: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+    """Windows refuses that while another process, such as a scanner of viruses, has a file open: it is tried again."""
+    for left in reversed(range(TRIES if os.name == "nt" else 1)):
+        try:
+            return rename(source, target)
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(WAIT_S)
 
 
 def flush(path: Path) -> None:

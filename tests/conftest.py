@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import sqlite3
@@ -24,6 +25,7 @@ from sqlalchemy import Engine, event
 from support.composing import composed_once
 from support.hub_folders import write
 
+from panollava.config.entrypoint import GARBAGE
 from panollava.tracking import store
 from panollava.tracking.location import artifact_root, database_file
 
@@ -33,7 +35,8 @@ STARTERS = {"command", "in_child", "run_ranks", "run_train", "start_child", "sub
 
 
 def pytest_configure() -> None:
-    """Workers of ``pytest -n`` share the cores, and so do the processes that they start."""
+    """Workers of ``pytest -n`` share the cores, and so do the processes that they start; garbage as in a command."""
+    gc.set_threshold(*GARBAGE)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

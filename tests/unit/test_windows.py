@@ -79,6 +79,23 @@ def test_a_file_that_is_in_use_is_replaced_a_moment_later(tmp_path: Path, window
     assert checkpoint.follow(tmp_path / "run" / checkpoint.BEST) is not None
 
 
+def test_a_folder_that_is_in_use_is_renamed_a_moment_later(tmp_path: Path, windows: Windows) -> None:
+    tries = []
+
+    def busy(source: object, target: object) -> None:
+        tries.append(target)
+        if len(tries) < 4:
+            raise PermissionError(13, "in use")
+        os.rename(source, target)  # type: ignore[arg-type]
+
+    windows.rename = busy
+    (tmp_path / "new").mkdir()
+    (tmp_path / "a").mkdir()
+    assert disk.rename_free(tmp_path / "new", tmp_path / "a") == tmp_path / "a_2"
+    assert len(tries) == 4
+    assert (tmp_path / "a_2").is_dir()
+
+
 def test_a_file_that_stays_in_use_is_named(tmp_path: Path, windows: Windows) -> None:
     def busy(source: object, target: object) -> None:
         raise PermissionError(13, "in use")
