@@ -60,10 +60,13 @@ def events(folder: Path) -> Seen:
     return seen
 
 
-def offline_runs(folder: Path) -> list[Seen]:
-    """The runs that W&B recorded offline below a folder, in the order of their starts."""
-    files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    for file in files:
+def offline_runs(folder: Path, *, killed: int = 0) -> list[Seen]:
+    """The runs that W&B recorded offline below a folder, in the order of their starts; it is waited for their ends.
+
+    Those that were killed, the first ones, have none.
+    """
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    for file in files[killed:]:
         deadline = time.monotonic() + WAIT_S
         while not any(record.HasField("exit") for record in _records(file)) and time.monotonic() < deadline:
             time.sleep(0.1)

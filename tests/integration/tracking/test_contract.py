@@ -270,7 +270,7 @@ def test_a_killed_run_continues_without_a_gap_or_a_repetition(name: str, tmp_pat
         for step in range(4, 8):
             tracker.metrics({"loss": float(step)}, step=step)
     if name == "wandb":
-        runs = offline_runs(tmp_path)
+        runs = offline_runs(tmp_path, killed=1)
         assert len({one.id for one in runs}) == 1
         points = [point for one in runs for point in one.metrics.get("loss", [])]
     else:
