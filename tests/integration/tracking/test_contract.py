@@ -297,6 +297,7 @@ def online(tmp_path, monkeypatch) -> Iterator[None]:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_SILENT", "true")  # else W&B asks that server for five seconds whom it should greet
     yield
     wandb.teardown()
 
