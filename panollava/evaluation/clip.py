@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from panollava.crop.image_file import decode, existing_file, parse_header
 from panollava.crop.partial import MAX_PIXELS
-from panollava.model.hub import load_pretrained, quiet_transformers, read_config, resolve_source
+from panollava.model.hub import hub_place, load_pretrained, quiet_transformers, read_config, resolve_source
 
 PROMPT = "A photo depicts "
 """Precedes each text, as in Hessel et al. 2021, CLIPScore, section 3."""
@@ -40,8 +40,9 @@ class Clip:
         self._model = model.to(device)
         try:
             with quiet_transformers():
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-                self._processor: Any = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+                place = hub_place(source, None)
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(source, **place, trust_remote_code=False)
+                self._processor: Any = AutoImageProcessor.from_pretrained(source, **place, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"{key}={name!r} lacks its tokenizer or image processor: {error}") from error
         known, needed = len(self._tokenizer), config.text_config.vocab_size

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from panollava.model.hub import hub_place
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -155,9 +157,8 @@ def preprocessing(
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(
-            source, revision=revision or "main", backend="pil", trust_remote_code=False
-        )
+        place = hub_place(source, revision)
+        processor = AutoImageProcessor.from_pretrained(source, **place, backend="pil", trust_remote_code=False)
     except OSError:
         logger.warning(
             "%s has no preprocessor_config.json: normalising with the published values of %s, mean %s and std %s.",

@@ -5,7 +5,9 @@ transformers is imported where it is used: a check of a config reads the signatu
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,6 +22,8 @@ from panollava.disk import read_document
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 LANGUAGE_KEY = "model.language.name"
 _TINY = Path(__file__).parents[1] / "tiny"
@@ -32,7 +36,9 @@ SHIPPED = {
 WITHOUT_BOXES = "panollava/tiny-qwen3"  # the shipped language model that has read no numbers but those of counts
 NEWEST = "main"  # branch of the hub that is opened where no revision is named
 PROBE_S = 5.0  # longest wait for the hub to answer at all
+PROBED_FOR_S = 60.0  # how long that answer holds
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_probed: dict[str, tuple[float, bool]] = {}  # address of a hub -> when it was asked, and whether it answered
 _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of model, tokenizer and preprocessing
 
 
@@ -44,6 +50,19 @@ def resolve_source(name: str | Path, key: str = LANGUAGE_KEY) -> str:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a safetensors file. {_convert_recipe(str(path.parent), key)}")
     return str(path.parent)
+
+
+def hub_place(name: str, revision: str | None) -> dict[str, Any]:
+    """Options of transformers that say where a model is: its revision, and whether its files are on this machine.
+
+    They are if it is a folder. Else the hub is asked at most once a minute whether it answers; transformers would ask
+    for each of a dozen files six times, and wait 23 seconds in between.
+
+    Args:
+        name: what ``resolve_source`` gave.
+        revision: commit, branch or tag; None for the newest.
+    """
+    return {"revision": revision or NEWEST, "local_files_only": Path(name).is_dir() or not _hub_answers()}
 
 
 def public_name(name: str | Path | None) -> str:
@@ -93,11 +112,12 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, revision=revision or NEWEST, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, **hub_place(name, revision), trust_remote_code=False)
     except (OSError, ValueError) as error:
+        hub = "Hugging Face hub" if _hub_answers() else "cache of the Hugging Face hub, which does not answer here"
         raise FileNotFoundError(
-            f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the Hugging "
-            f"Face hub ({_first_line(error)}). Check the spelling, the network and, for a gated model, `hf auth "
+            f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the "
+            f"{hub} ({_first_line(error)}). Check the spelling, the network and, for a gated model, `hf auth "
             f"login`; or download it elsewhere and give the folder: {key}=/path/to/folder."
         ) from error
 
@@ -116,7 +136,7 @@ def load_pretrained(
         FileNotFoundError: there are no safetensors weights.
         ValueError: some weights would have stayed random, or transformers would have opened pickles.
     """
-    place = {"revision": revision or NEWEST}
+    place = hub_place(name, revision)
     refuse_pickles(name, f"{key}={name!r}", _convert_recipe(name, key), **place)
     try:
         with quiet_transformers():
@@ -124,6 +144,8 @@ def load_pretrained(
                 name,
                 attn_implementation=attn_implementation,
                 **place,
+                # transformers looks for an adapter in the hub all the same, which refuse_pickles has ruled out.
+                adapter_kwargs={"local_files_only": place["local_files_only"]},
                 **options,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -266,7 +288,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision or NEWEST, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, **hub_place(source, revision), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's tokenizer "
@@ -290,7 +312,7 @@ def fetch_export(name: str, revision: str | None, model_type: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    place: dict[str, Any] = {"revision": revision or NEWEST, "local_files_only": not _hub_answers()}
+    place = hub_place(name, revision)
     try:
         config = hf_hub_download(name, "config.json", **place)
         found = read_document(Path(config).resolve()).get("model_type")
@@ -311,19 +333,30 @@ def fetch_export(name: str, revision: str | None, model_type: str) -> Path:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached; where it cannot, huggingface_hub tries for most of a minute."""
+    """Whether the hub can be reached; asked again after ``PROBED_FOR_S``, as a notebook may get a network."""
     import requests
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
+    address, now = constants.ENDPOINT, time.monotonic()
+    asked, is_there = _probed.get(address, (-PROBED_FOR_S, True))
+    if now - asked < PROBED_FOR_S:
+        return is_there
+    was_there, is_there = is_there, True
     try:
-        requests.head(constants.ENDPOINT, timeout=PROBE_S).close()
+        requests.head(address, timeout=PROBE_S).close()
     except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
-        return True  # the library has settings of its own for these
+        pass  # the library has settings of its own for these
     except (requests.ConnectionError, requests.Timeout):
-        return False
-    return True
+        is_there = False
+    _probed[address] = time.monotonic(), is_there
+    if was_there and not is_there:
+        logger.warning(
+            "%s does not answer: models of the hub are opened from its cache. HF_HUB_OFFLINE=1 skips this check.",
+            address,
+        )
+    return is_there
 
 
 @contextmanager

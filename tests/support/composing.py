@@ -19,9 +19,9 @@ from hydra._internal.defaults_list import Overrides
 from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from omegaconf import DictConfig
-from support.hostile import TRACING
 
 from panollava.config.command_line import CONF
+from support.hostile import TRACING
 
 SOURCES = {("pkg", "hydra.conf"), ("file", CONF), ("structured", "")}
 """Where configs come from that no test changes. With any other one, as of ``--config-dir``, nothing is kept."""
