@@ -265,12 +265,13 @@ def test_without_a_network_the_cache_is_read_and_the_hub_is_tried_once(
         raise requests.ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("panollava.model.hub._probed", {})
     monkeypatch.setattr("requests.head", refused)
     monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
     assert PanoLlava.from_pretrained(on_hub).generate("panorama.jpg", QUESTION)
-    assert len(asked) == 1
     with pytest.raises(FileNotFoundError, match="have no 'else/where' either"):
         PanoLlava.from_pretrained("else/where")
+    assert len(asked) == 1
 
 
 def test_push_uploads_the_folder_and_a_failure_keeps_it(write: Export, monkeypatch: pytest.MonkeyPatch) -> None:
