@@ -7,12 +7,11 @@ import gc
 import os
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from io import TextIOBase
 from pathlib import Path
-from types import CodeType, FunctionType, SimpleNamespace
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -96,15 +95,6 @@ def _no_wait_for_the_disk() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
         yield
     event.remove(Engine, "connect", connected)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_wait_for_the_hub() -> Iterator[None]:
-    """Without a network, the hub's client asks five times, with up to eight seconds between two requests."""
-    clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.utils._http.time", clock)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

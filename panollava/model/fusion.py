@@ -78,9 +78,7 @@ def check_join(cameras: Tensor, join: str) -> None:
 
 def crop_misfits(crop: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     """What of a model cannot use views that a crop chooses for each panorama, one line for each key."""
-    if "type" not in crop or choosing_class(crop["type"]) is None:
-        return []
-    chosen = f"crop={crop['type']} chooses tiles that are in"
+    chosen = f"crop={crop.get('type')} chooses tiles that are in"
     found, join, resampler = [], str(model.get("join")), model.get("resampler") or {}
     if join.startswith("stitch"):
         found.append(
@@ -92,7 +90,8 @@ def crop_misfits(crop: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]
             f"model.resampler.scan=ring reads the tiles of a closed ring, and {chosen} none. "
             "Use model.resampler.scan=view, or a crop of rings, such as crop=anyres_e2p."
         )
-    return found
+    # Last, as it imports the package of a crop from outside.
+    return found if found and "type" in crop and choosing_class(crop["type"]) is not None else []
 
 
 def _check_exists(join: str) -> None:

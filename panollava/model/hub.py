@@ -114,7 +114,8 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
     try:
         return AutoConfig.from_pretrained(name, **hub_place(name, revision), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        hub = "Hugging Face hub" if _hub_answers() else "cache of the Hugging Face hub, which does not answer here"
+        unasked = "cache of the Hugging Face hub, which does not answer or is not to be asked (HF_HUB_OFFLINE)"
+        hub = "Hugging Face hub" if _hub_answers() else unasked
         raise FileNotFoundError(
             f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the "
             f"{hub} ({_first_line(error)}). Check the spelling, the network and, for a gated model, `hf auth "
@@ -334,29 +335,34 @@ def fetch_export(name: str, revision: str | None, model_type: str) -> Path:
 
 def _hub_answers() -> bool:
     """Whether the hub can be reached; asked again after ``PROBED_FOR_S``, as a notebook may get a network."""
-    import requests
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
-    address, now = constants.ENDPOINT, time.monotonic()
-    asked, is_there = _probed.get(address, (-PROBED_FOR_S, True))
-    if now - asked < PROBED_FOR_S:
-        return is_there
-    was_there, is_there = is_there, True
-    try:
-        requests.head(address, timeout=PROBE_S).close()
-    except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
-        pass  # the library has settings of its own for these
-    except (requests.ConnectionError, requests.Timeout):
-        is_there = False
-    _probed[address] = time.monotonic(), is_there
-    if was_there and not is_there:
+    address = constants.ENDPOINT
+    asked, did_answer = _probed.get(address, (-PROBED_FOR_S, True))
+    if time.monotonic() - asked < PROBED_FOR_S:
+        return did_answer
+    answers = _answers(address)
+    _probed[address] = time.monotonic(), answers
+    if did_answer and not answers:
         logger.warning(
             "%s does not answer: models of the hub are opened from its cache. HF_HUB_OFFLINE=1 skips this check.",
             address,
         )
-    return is_there
+    return answers
+
+
+def _answers(address: str) -> bool:
+    import requests
+
+    try:
+        requests.head(address, timeout=PROBE_S).close()
+    except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
+        return True  # the library has settings of its own for these
+    except (requests.ConnectionError, requests.Timeout):
+        return False
+    return True
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
@@ -61,16 +62,21 @@ def test_names_of_checkpoints_are_possible_there(tmp_path: Path, windows: Window
     assert len({name.lower() for name in names}) == len(set(names))
 
 
-def test_a_file_that_is_in_use_is_replaced_a_moment_later(tmp_path: Path, windows: Windows) -> None:
-    tries = []
+def in_use(rename: Callable[[Any, Any], None], tries: list[object]) -> Callable[[Any, Any], None]:
+    """A function of ``os`` that fails three times; ``tries`` gets its targets."""
 
-    def busy(source: object, target: object) -> None:
+    def busy(source: Any, target: Any) -> None:
         tries.append(target)
         if len(tries) < 4:
             raise PermissionError(13, "The process cannot access the file because it is being used by another process")
-        os.replace(source, target)  # type: ignore[arg-type]
+        rename(source, target)
 
-    windows.replace = busy
+    return busy
+
+
+def test_a_file_that_is_in_use_is_replaced_a_moment_later(tmp_path: Path, windows: Windows) -> None:
+    tries: list[object] = []
+    windows.replace = in_use(os.replace, tries)
     disk.write_json(tmp_path / "state.json", {"a": 1})
     assert disk.read_document(tmp_path / "state.json") == {"a": 1}
     assert len(tries) == 4
@@ -80,15 +86,8 @@ def test_a_file_that_is_in_use_is_replaced_a_moment_later(tmp_path: Path, window
 
 
 def test_a_folder_that_is_in_use_is_renamed_a_moment_later(tmp_path: Path, windows: Windows) -> None:
-    tries = []
-
-    def busy(source: object, target: object) -> None:
-        tries.append(target)
-        if len(tries) < 4:
-            raise PermissionError(13, "in use")
-        os.rename(source, target)  # type: ignore[arg-type]
-
-    windows.rename = busy
+    tries: list[object] = []
+    windows.rename = in_use(os.rename, tries)
     (tmp_path / "new").mkdir()
     (tmp_path / "a").mkdir()
     assert disk.rename_free(tmp_path / "new", tmp_path / "a") == tmp_path / "a_2"
