@@ -124,7 +124,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 STANDS_ON = "stands_on"
 """Entry of a checkpoint's state: the checkpoint that has the weights it lacks."""
 BASE = "base.ckpt"
-"""Name of a copy of that checkpoint beside a checkpoint that was taken out of its experiment."""
+"""Name of a copy of that checkpoint beside those that stand on it: the other stage removes its own in time."""
 
 
 def stands_on(base: Path, root: Path) -> dict[str, str]:
@@ -132,6 +132,20 @@ def stands_on(base: Path, root: Path) -> dict[str, str]:
     place = base.resolve()
     named = place.relative_to(root.resolve()) if place.is_relative_to(root.resolve()) else place
     return {"checkpoint": named.as_posix(), "digest": weights_digest(base)}
+
+
+def keep_base(base: Path, folder: Path) -> None:
+    """Keeps the weights of a checkpoint as ``base.ckpt`` of a folder: as hard links where the disk has them."""
+
+    def fill(target: Path) -> None:
+        for name in (TRAINED, STATE):
+            try:
+                os.link(base / name, target / name)
+            except OSError:  # another disk, or one without hard links
+                shutil.copyfile(base / name, target / name)
+
+    if base.resolve() != (folder / BASE).resolve():
+        replace_folder(folder / BASE, fill)
 
 
 def weights_digest(checkpoint: Path) -> str:
@@ -153,18 +167,19 @@ def base_of(checkpoint: Path) -> Path | None:
     named = Path(entry["checkpoint"])
     root = checkpoint.resolve().parent.parent.parent
     places = [checkpoint.resolve().parent / BASE, named if named.is_absolute() else root / named]
-    found = next((place for place in places if (place / TRAINED).is_file()), None)
-    if found is None:
+    held = [place for place in places if (place / TRAINED).is_file()]
+    if not held:
         raise FileNotFoundError(
             f"{checkpoint} stands on the weights of {places[-1]}, which is not there. Restore it, copy it to "
             f"{places[0]}, or train the stage again."
         )
-    if weights_digest(found) != entry["digest"]:
-        raise ValueError(
-            f"{checkpoint} stands on the weights of {found}, which have changed since. Restore them, or train the "
-            "stage again (overwrite=true)."
-        )
-    return found
+    for place in held:
+        if weights_digest(place) == entry["digest"]:
+            return place
+    raise ValueError(
+        f"{checkpoint} stands on the weights of {held[-1]}, which have changed since. Restore them, or train the stage "
+        "again (overwrite=true)."
+    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -219,6 +234,12 @@ def follow(link: Path) -> Path | None:
     return next(link.parent.glob(f"{_ASIDE}{glob.escape(name)}-*"), None)
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of a stage's folder, without the one that they stand on."""
+    found = (path for path in folder.glob("*.ckpt") if not path.is_symlink() and path.name != BASE)
+    return [path for path in found if (path / STATE).is_file()]
+
+
 def find_checkpoint(folder: Path) -> Path:
     """The checkpoint to use of a stage's folder: best, else last, else the newest; a checkpoint itself as it is.
 
@@ -231,7 +252,7 @@ def find_checkpoint(folder: Path) -> Path:
     for name in (BEST, LAST):
         if (target := follow(folder / name)) is not None:
             return target
-    if others := [path for path in folder.glob("*.ckpt") if not path.is_symlink() and (path / STATE).is_file()]:
+    if others := checkpoints(folder):
         return max(others, key=lambda path: path.stat().st_mtime)
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "it does not exist"
     raise FileNotFoundError(

@@ -118,7 +118,12 @@ class Experiment:
         setting: ``<crop-with-hyphens>_<resampler>``, the name of each stage's folder.
         name: of its results; by default the folder's own, for a job of a sweep ``<sweep>/<job>``.
         owner: whether this process writes; other ranks of a distributed run only read.
+
+    Attributes:
+        replaced: stages that this start trains anew, in place of what the folder has of them.
     """
+
+    replaced: Collection[str] = ()
 
     def __init__(self, root: Path, setting: str, *, name: str | None = None, owner: bool = True) -> None:
         self.root, self.setting, self.name = root, setting, name or root.name
@@ -215,9 +220,11 @@ class Experiment:
         """Raises a ValueError with the keys in which a start's config differs from the folder's ``config.yaml``."""
         if different := {} if recorded is None else differing_keys(stage, config, recorded):
             shown = "; ".join(described(key, *values) for key, values in different.items())
+            # With several stages overwrite=true alone would train those again that are finished.
+            which = "" if list(config["stage"]["run"]) == [stage] else f"stage={stage} "
             raise ValueError(
                 f"{self.stage_folder(stage)} holds a run with another config ({shown}). Give this one a name of its "
-                "own (experiment_name=<name>), or replace it (overwrite=true)."
+                f"own (experiment_name=<name>), or replace it ({which}overwrite=true)."
             )
 
 

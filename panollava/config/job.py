@@ -119,6 +119,21 @@ def name_cluster_job(name: str) -> None:
         subprocess.run(["scontrol", "update", f"JobId={job}", f"Name={name}"], capture_output=True, timeout=10)
 
 
+def cluster_job() -> tuple[str, bool]:
+    """Id of the SLURM job that this process is part of, empty outside of one, and whether SLURM has requeued it.
+
+    Source: sbatch(1), ``SLURM_RESTART_COUNT``.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return job, bool(job) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def this_start() -> tuple[str, bool]:
+    """Id of this start of a run, and whether an earlier process may have begun it: a job can be started again."""
+    start = read_start(Path(HydraConfig.get().sweep.dir)) if in_sweep() else None
+    return cluster_job() if start is None else (start.id, True)
+
+
 def in_sweep() -> bool:
     """Whether this process runs a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

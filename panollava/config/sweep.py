@@ -23,6 +23,7 @@ from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from panollava.config.job import cluster_job
 from panollava.config.sweep_arguments import OPTUNA, RECORD, register_resolvers
 from panollava.disk import check_writable, missing_folders, take_away
 from panollava.logs import counted
@@ -78,11 +79,14 @@ def _open(config: DictConfig) -> Sweep:
             f"{folder} is in use by another start of this sweep. Wait for it, stop it, or give this one a name of its "
             "own with experiment_name=<name>."
         ) from None
-    before, start, wait_seconds = read_start(folder), Start(uuid.uuid4().hex), 0.0
+    before, (job, is_requeued), wait_seconds = read_start(folder), cluster_job(), 0.0
+    goes_on = before is not None and is_requeued and before.id.startswith(f"{job}-")
+    start = Start(before.id if before is not None and goes_on else f"{job}-{uuid.uuid4().hex}")
+    command = "the same command without overwrite=true" if config.overwrite else "the same command"
     if before is not None and (arrays := queued(before.arrays)):
         lock.release()
         raise ValueError(
-            f"{folder}: of an earlier start, {_still_queued(arrays)} When it ended, run the same command to finish "
+            f"{folder}: of an earlier start, {_still_queued(arrays)} When it ended, run {command} to finish "
             "the sweep and make the table."
         )
     if uri is not None:
@@ -99,7 +103,7 @@ def _open(config: DictConfig) -> Sweep:
         start = Start(start.id, uri, start_parent(uri, experiment, name, folder, known))
     write_start(folder, start)
     OmegaConf.save(config, folder / RECORD)  # of Hydra's sweepers the basic one alone does so
-    return Sweep(folder, start, lock, made if folder in made else (), not config.dry_run, wait_seconds)
+    return Sweep(folder, start, lock, made if folder in made else (), not config.dry_run, wait_seconds, command)
 
 
 @dataclass
@@ -112,6 +116,7 @@ class Sweep:
         made: folders that this start made for it, the innermost first; empty if it was started before.
         is_kept: False for a dry run.
         wait_seconds: how long to wait at the end for a tracking server that does not answer.
+        command: the command that resumes it, in words.
     """
 
     folder: Path
@@ -120,6 +125,7 @@ class Sweep:
     made: Sequence[Path]
     is_kept: bool
     wait_seconds: float = 0.0
+    command: str = "the same command"
 
     def end(self, report: Report | None, *, is_whole: bool) -> bool:
         """Writes the report, ends the parent run and prints how the jobs ended.
@@ -149,7 +155,7 @@ class Sweep:
                 self._end_parent("FINISHED" if is_done else "KILLED" if is_stopped else "FAILED", files)
             self.lock.release()
             os.environ.pop(NO_BARS, None)
-            sys.stderr.write("\n" + _summary(self.folder, jobs, files, arrays, is_whole=is_whole))
+            sys.stderr.write("\n" + self._summary(jobs, files, arrays, is_whole=is_whole))
         return is_done
 
     def _is_empty(self) -> bool:
@@ -173,22 +179,21 @@ class Sweep:
                 f"python -m panollava.deliver {self.folder}\n"
             )
 
-
-def _summary(
-    folder: Path, jobs: Sequence[JobRecord], files: Sequence[Path], arrays: Sequence[str], *, is_whole: bool
-) -> str:
-    counts = Counter[str](job.status for job in jobs)
-    killed = {"running": "killed or still running"}
-    numbers = ", ".join(f"{number} {killed.get(status, status)}" for status, number in sorted(counts.items()))
-    lines = [f"Sweep {folder}: {counted(len(jobs), 'job')} started, {numbers or 'none finished'}."]
-    lines += [f"  {job.name} failed: {job.error}" for job in jobs if job.status == "failed"]
-    if arrays:
-        lines.append(f"Without this process, {_still_queued(arrays)} When it has ended, run the same command again.")
-    elif not is_whole or counts["finished"] < len(jobs):
-        lines.append("Run the same command to resume what is not finished.")
-    if files:
-        lines.append(f"Table and pictures: {', '.join(map(str, files))}")
-    return "\n".join(lines) + "\n"
+    def _summary(
+        self, jobs: Sequence[JobRecord], files: Sequence[Path], arrays: Sequence[str], *, is_whole: bool
+    ) -> str:
+        counts = Counter[str](job.status for job in jobs)
+        killed = {"running": "killed or still running"}
+        numbers = ", ".join(f"{number} {killed.get(status, status)}" for status, number in sorted(counts.items()))
+        lines = [f"Sweep {self.folder}: {counted(len(jobs), 'job')} started, {numbers or 'none finished'}."]
+        lines += [f"  {job.name} failed: {job.error}" for job in jobs if job.status == "failed"]
+        if arrays:
+            lines.append(f"Without this process, {_still_queued(arrays)} When it has ended, run {self.command} again.")
+        elif not is_whole or counts["finished"] < len(jobs):
+            lines.append(f"Run {self.command} to resume what is not finished.")
+        if files:
+            lines.append(f"Table and pictures: {', '.join(map(str, files))}")
+        return "\n".join(lines) + "\n"
 
 
 def _still_queued(arrays: Sequence[str]) -> str:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from panollava.checkpoint import (
     BEST,
     LAST,
+    STANDS_ON,
     base_of,
     find_checkpoint,
     follow,
+    keep_base,
     read_state,
     read_weights,
     stands_on,
@@ -137,12 +139,12 @@ def check_start(run: Run, name: str) -> None:
         FileNotFoundError: ``init_from`` or ``resume`` names no checkpoint.
         ValueError: it is not one of ours.
     """
-    if name == run.pending[0] and run.cfg.resume not in ("auto", "none") and not run.cfg.overwrite:
+    if name == run.pending[0] and run.cfg.resume not in ("auto", "none") and name not in run.experiment.replaced:
         _check_resume(run)
     if (resume := run.resume_point(name)) is not None:
         read_state(resume)
         return
-    if _is_first(run, name) and (source := _source(run, name)) is not None:
+    if not set(run.stages[name].starts_from) & set(run.pending) and (source := _source(run, name)) is not None:
         read_state(source)
 
 
@@ -168,8 +170,11 @@ def _check_resume(run: Run) -> None:
         raise ValueError(problem)
 
 
-def borrow(run: Run, name: str, stage: Stage) -> dict[str, str]:
-    """Loads the weights that a stage does not train from the checkpoint that it stands on.
+def borrow(run: Run, name: str, stage: Stage, resume: Path | None) -> dict[str, str]:
+    """Loads the weights that a stage does not train from the checkpoint that it stands on, and keeps a copy of that.
+
+    Args:
+        resume: the stage's own checkpoint that it resumes.
 
     Returns:
         The entry of its checkpoints that names the other one.
@@ -196,7 +201,10 @@ def borrow(run: Run, name: str, stage: Stage) -> dict[str, str]:
     for key, tensor in tensors.items():
         copy_into(own[key], tensor)
     LOG.info("Stage %s stands on the weights of %s.", name, base)
-    return stands_on(base, run.experiment.root)
+    entry: dict[str, str] = stands_on(base, run.experiment.root) if resume is None else read_state(resume)[STANDS_ON]
+    if run.procs.is_main:
+        keep_base(base, run.experiment.stage_folder(name))
+    return entry
 
 
 def start_from(
@@ -268,8 +276,15 @@ def _source(run: Run, name: str) -> Path | None:
         return find_trained(path, order)[1]
     for previous in earlier:
         folder = run.experiment.stage_folder(previous)
-        if run.experiment.state(previous).get("status") == FINISHED and follow(folder / BEST):
-            return find_checkpoint(folder)
+        if run.experiment.state(previous).get("status") != FINISHED:
+            continue
+        if follow(folder / BEST) is None:
+            raise ValueError(
+                f"Stage {previous} is finished, and its checkpoints in {folder} are gone, so stage {name} cannot start "
+                f"from them. Restore them, train it anew (stage={previous} overwrite=true), or start from another run "
+                f"or new weights (stage={name} init_from=<folder> or init_from=none)."
+            )
+        return find_checkpoint(folder)
     return None
 
 

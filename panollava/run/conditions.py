@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, follow, read_state
+from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, checkpoints, follow, read_state, weights_digest
 from panollava.component import outside_packages
 from panollava.crop.strategies import choosing_class
 from panollava.data.source import DataSource, PlacesSource
@@ -45,6 +45,8 @@ FAIR = ("generation", "precision")
 
 FINISHED, SKIPPED = "finished", "skipped"
 """States of a stage."""
+STARTED_WEIGHTS = "started_weights"
+"""Entry of a stage's state: digest of the weights that it started from, None for new ones; older records lack it."""
 
 
 def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[str]:
@@ -52,27 +54,50 @@ def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[st
 
     Raises:
         ValueError: a stage's folder holds a run of another config, an unfinished one with ``resume=none``, or one
-            that started from an earlier stage which has changed since.
+            that started from an earlier stage which has changed since, or which is to be trained further.
     """
-    listed, stages = list(config["stage"]["run"]), stages_of(config["stage"])
-    if config["overwrite"]:
-        return listed
-    pending = [name for name in listed if not _is_done(config, experiment, name)]
+    listed, replaced = list(config["stage"]["run"]), experiment.replaced
+    pending = [name for name in listed if name in replaced or not _is_done(config, experiment, name)]
     for name in listed:
-        stale = [one for one in stages[name].starts_from if _is_newer(experiment, one, name, pending)]
-        if name not in pending and stale:
+        changed = None if name in replaced else _changed_start(config, experiment, name, pending)
+        if changed is not None:
+            first = f"train it (stage={changed}), then this stage" if changed in pending else "train this stage"
             raise ValueError(
-                f"{experiment.stage_folder(name)} was trained from an earlier {stale[0]} stage than the present one. "
-                f"Train it anew with stage={name} overwrite=true, or give this run a name of its own "
-                "(experiment_name=<name>)."
+                f"{experiment.stage_folder(name)} was trained from an earlier {changed} stage than the "
+                f"{'one that this start would train' if changed in pending else 'present one'}. Either {first} anew "
+                f"(stage={name} overwrite=true), or give this run a name of its own (experiment_name=<name>)."
             )
     return pending
+
+
+def _changed_start(config: Mapping[str, Any], experiment: Experiment, name: str, pending: list[str]) -> str | None:
+    """The earlier stage that a begun or finished stage would have other weights of if it started today."""
+    earlier, state = stages_of(config["stage"])[name].starts_from, experiment.state(name)
+    goes_on = config["resume"] == "auto" and STARTED_WEIGHTS in state and begun(experiment.stage_folder(name))
+    if name in pending and not goes_on:
+        return None
+    digest, names_run = state.get(STARTED_WEIGHTS), config["init_from"] != "auto"
+    if digest is None or (names_run and not set(earlier) & set(config["stage"]["run"])):
+        return next((one for one in earlier if _is_newer(experiment, one, name, pending)), None)
+    changed = None
+    for one in earlier:
+        if one in pending:
+            return one
+        if (best := follow(experiment.stage_folder(one) / BEST)) is not None:
+            if weights_digest(best) == digest:
+                return None
+            changed = changed or one
+        if experiment.state(one).get("status") == FINISHED:  # the others would not be started from
+            break
+    return changed
 
 
 def _is_done(config: Mapping[str, Any], experiment: Experiment, name: str) -> bool:
     state, folder = experiment.state(name), experiment.stage_folder(name)
     if state.get("status") == SKIPPED:
         return len(config["stage"]["run"]) > 1  # alone it is an error, which names the reason
+    if state.get("status") != FINISHED and not checkpoints(folder):
+        return False  # whatever its config: nothing of it can be lost
     recorded = recorded_config(folder)
     if recorded is None:
         return False

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from panollava.checkpoint import LAST, find_checkpoint, follow, read_state
 from panollava.component import label
-from panollava.config.job import gpu_beside_others, in_sweep, swept_values
+from panollava.config.job import gpu_beside_others, in_sweep, swept_values, this_start
 from panollava.crop.places import PlaceEncoder
 from panollava.data.loader import StageLoader
 from panollava.disk import read_document
@@ -180,7 +180,8 @@ class Run:
         if cfg.dry_run or not self.procs.is_main or not self.has_work:
             return NullTracker()
         # A run that was stopped, in a stage, between two or before its evaluation, continues in the same record.
-        states = [] if cfg.overwrite else [self.experiment.state(name) for name in cfg.stage.run]
+        kept = [name for name in cfg.stage.run if name not in self.experiment.replaced]
+        states = [self.experiment.state(name) for name in kept]
         known = [state["tracking_run"] for state in states if state.get("tracking_run")]
         sweep = read_start(Path(HydraConfig.get().sweep.dir)) if in_sweep() else None
         tracker = open_tracker(
@@ -257,7 +258,7 @@ class Run:
 
     def resume_point(self, name: str) -> Path | None:
         """Checkpoint to resume a stage from: ``resume=<path>``, else where an unfinished run stopped."""
-        if self.cfg.overwrite:
+        if name in self.experiment.replaced:
             return None
         if self.cfg.resume not in ("auto", "none"):
             path = Path(self.cfg.resume).expanduser()
@@ -287,6 +288,7 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         if procs.is_main:
             resources.enter_context(log_file(root / "logs", "full_pipeline"))
         LOG.info("Experiment %s in %s", root.name, root)
+        _go_on(cfg, experiment)
         _keep_recorded_defaults(cfg, experiment)
         # Before anything is opened: this refuses a folder of another config.
         pending = conditions.pending_stages(plain(cfg), experiment)
@@ -309,6 +311,8 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
             yield run
         except Exception:
             LOG.debug("The run stopped.", exc_info=True)  # for the log file; the terminal gets the message alone
+            if cfg.overwrite and experiment.is_begun and not cfg.dry_run:
+                LOG.warning("To resume, leave overwrite=true out: with it the same command trains everything anew.")
             raise
 
 
@@ -347,6 +351,28 @@ def setting(cfg: DictConfig) -> str:
     return f"{label(cfg.crop.type).replace('_', '-')}_{label(cfg.model.resampler.type)}"
 
 
+def _go_on(cfg: DictConfig, experiment: Experiment) -> None:
+    """Decides which stages this start replaces, and lets it resume what it has begun.
+
+    ``overwrite`` and ``resume`` are for the beginning of a start. A job that SLURM or submitit has started again has
+    the same arguments, and so has the command that resumes a run which was begun from ``resume=<checkpoint>``.
+    """
+    (start, again), listed, given = this_start(), list(cfg.stage.run), named_checkpoint(cfg)
+    states = {} if cfg.overwrite and not again else {name: experiment.state(name) for name in listed}
+    begun = [name for name, state in states.items() if again and state.get("start") == start]
+    experiment.replaced = [name for name in listed if cfg.overwrite and name not in begun]
+    kept = [state for name, state in states.items() if name not in experiment.replaced]
+    if begun or (given is not None and any(state.get("resumed") == given for state in kept)):
+        LOG.info("What this %s has begun is resumed.", "start" if begun else "command")
+        with read_write(cfg):
+            cfg.resume = "auto"
+
+
+def named_checkpoint(cfg: DictConfig) -> str | None:
+    """The whole path that ``resume`` names; None where it names none."""
+    return None if cfg.resume in ("auto", "none") else str(Path(cfg.resume).expanduser().absolute())
+
+
 def _keep_recorded_defaults(cfg: DictConfig, experiment: Experiment) -> None:
     """Sets keys whose default has changed since the run was begun to the default that it was begun with.
 
@@ -375,7 +401,9 @@ def _keep_recorded_defaults(cfg: DictConfig, experiment: Experiment) -> None:
 def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
     """The model section, with the commits of the hub that stages which were trained here have opened."""
     model = plain(cfg.model)
-    for name in [] if cfg.overwrite else cfg.stage.run:
+    for name in cfg.stage.run:
+        if name in experiment.replaced:
+            continue
         inputs = conditions.recorded_inputs(experiment.stage_folder(name))
         for part in BACKBONES:
             if model[part].get("revision") is None:
@@ -385,7 +413,7 @@ def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str,
 
 def _prompt_date(cfg: DictConfig, experiment: Experiment) -> date | None:
     """The date in the prompts of the stages that this run continues from; None where there are none."""
-    names = [name for name in stages_of(plain(cfg.stage)) if not (cfg.overwrite and name in cfg.stage.run)]
+    names = [name for name in stages_of(plain(cfg.stage)) if name not in experiment.replaced]
     begun = [experiment.stage_folder(name) for name in names]
     if cfg.resume not in ("auto", "none") and not cfg.overwrite:
         path = Path(cfg.resume).expanduser()
@@ -429,12 +457,11 @@ def changed_inputs(run: Run, name: str, folder: Path, way_out: str) -> str:
 
 def _changed_stage(run: Run) -> str:
     """The message of the first stage that has begun or ended here on other data or backbones; empty for none."""
-    if run.cfg.overwrite or run.cfg.dry_run:
+    if run.cfg.dry_run:
         return ""
     way_out = "give this run a name of its own (experiment_name=<name>), or train anew (overwrite=true)"
-    begun = [
-        (name, folder) for name in run.cfg.stage.run if conditions.begun(folder := run.experiment.stage_folder(name))
-    ]
+    kept = [name for name in run.cfg.stage.run if name not in run.experiment.replaced]
+    begun = [(name, folder) for name in kept if conditions.begun(folder := run.experiment.stage_folder(name))]
     return next((found for name, folder in begun if (found := changed_inputs(run, name, folder, way_out))), "")
 
 

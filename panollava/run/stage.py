@@ -23,17 +23,26 @@ from panollava.checkpoint import (
     read_state,
     read_weights,
     replace_folder,
+    weights_digest,
 )
 from panollava.component import label, outside_packages
+from panollava.config.job import this_start
 from panollava.data.loader import StageLoader
 from panollava.disk import write_file
 from panollava.logs import LOG, log_file
 from panollava.model.lora import LORA, has_lora, save_lora
-from panollava.run.build_stage import borrow, build_stage, is_left_out, start_from, trained_backbones
-from panollava.run.conditions import FINISHED, SKIPPED, recorded_config
+from panollava.run.build_stage import (
+    base_checkpoint,
+    borrow,
+    build_stage,
+    is_left_out,
+    start_from,
+    trained_backbones,
+)
+from panollava.run.conditions import FINISHED, SKIPPED, STARTED_WEIGHTS, recorded_config
 from panollava.run.memory import auto_batch_size, explained, forecast, model_too_large, step_too_large
 from panollava.run.preflight import show_views
-from panollava.run.run import Run, plain
+from panollava.run.run import Run, named_checkpoint, plain
 from panollava.run.sources import file_key
 from panollava.run_folder import CURVE, short_name, write_metadata
 from panollava.stages.protocol import Stage
@@ -57,10 +66,10 @@ def run_stage(run: Run, name: str) -> Stage | None:
     """
     if is_left_out(run, name):
         if run.procs.is_main:
-            run.experiment.record(name, status=SKIPPED)
+            run.experiment.record(name, status=SKIPPED, start=this_start()[0])
         return None
     folder = run.experiment.stage_folder(name)
-    if run.cfg.overwrite and run.procs.is_main:
+    if name in run.experiment.replaced and run.procs.is_main:
         run.experiment.clear(name)  # only now: everything that could be wrong with the new run was looked at
     run.procs.barrier()
     log = log_file(folder / "logs", name) if run.procs.is_main else nullcontext()
@@ -90,7 +99,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         options = elastic_resume(options, shared, run.procs.world_size, coupled=bool(stage.coupled))
     elif not stage.borrows:
         inherited = start_from(run, name, trained, frozen)
-    base = borrow(run, name, stage) if stage.borrows else None
+    source = base_checkpoint(run, name) if resume is None else None
+    base = borrow(run, name, stage, resume) if stage.borrows else None
     # Optimizer, and the state of the run that is resumed.
     if run.trainer.auto_batch:
         options = auto_batch_size(run, name, stage, options)
@@ -130,7 +140,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
     if run.procs.is_main:
         if resume is not None and resume == follow(folder / LAST):
             checkpointer.remove_unlinked()
-        _record_start(run, name, folder, stage, progress, resume)
+        _record_start(run, name, folder, stage, progress, resume, source)
     # Data, and the loop.
     data = run.batches(name, options, places=stage.places)
     if before is not None:
@@ -162,7 +172,8 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         if run.procs.is_main:
             run.experiment.record(name, status="interrupted")
         step = result.progress.global_step
-        LOG.warning("Stage %s is saved at step %d; run the same command to resume.", name, step)
+        without = " without overwrite=true" if run.cfg.overwrite else ""
+        LOG.warning("Stage %s is saved at step %d; run the same command%s to resume.", name, step, without)
         raise KeyboardInterrupt
     finish(run, name, folder, result, learning)
     return stage
@@ -319,8 +330,15 @@ def _checkpoint_prefix(run: Run) -> str:
     return f"{short_name(cfg.model.vision.name)}_{label(cfg.model.resampler.type)}_{crop}_{cfg.data.name}"
 
 
-def _record_start(run: Run, name: str, folder: Path, stage: Stage, progress: Progress, resumed: Path | None) -> None:
-    """Records that a stage runs, with the metadata of the best checkpoint so far; ``resumed`` has the progress."""
+def _record_start(
+    run: Run, name: str, folder: Path, stage: Stage, progress: Progress, resumed: Path | None, source: Path | None
+) -> None:
+    """Records that a stage runs, with the metadata of the best checkpoint so far.
+
+    Args:
+        resumed: the checkpoint that has the progress; None for a stage that begins.
+        source: the checkpoint that a stage begins from; None for new weights.
+    """
     reached, loss, best = progress, None, follow(folder / BEST)
     if best is not None:
         state = read_state(best)
@@ -330,7 +348,15 @@ def _record_start(run: Run, name: str, folder: Path, stage: Stage, progress: Pro
         record_best(run, name, folder, stage, reached, loss)
     else:
         write_metadata(folder, stage_metadata(run, name, reached, loss), OmegaConf.to_yaml(run.cfg))
-    run.experiment.record(name, status="running", tracking_run=run.tracker.run_id, started=_now())
+    values: dict[str, Any] = {"status": "running", "tracking_run": run.tracker.run_id, "start": this_start()[0]}
+    if resumed is None or resumed.resolve().parent != folder.resolve():  # what resumes here has begun before
+        weights = None if source is None else weights_digest(source)
+        values |= {"started": _now(), STARTED_WEIGHTS: weights, "resumed": None}
+    elif STARTED_WEIGHTS not in run.experiment.state(name):  # of an older version, which compared times alone
+        values["started"] = _now()
+    if resumed is not None and (given := named_checkpoint(run.cfg)) is not None:
+        values["resumed"] = given
+    run.experiment.record(name, **values)
 
 
 def record_best(run: Run, name: str, folder: Path, stage: Stage, progress: Progress, loss: float | None) -> None:

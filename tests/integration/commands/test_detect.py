@@ -16,7 +16,7 @@ from support.runs import UNTRACKED, command
 
 from panollava import PanoDetector, check, compare, eval, predict, score, train
 from panollava.batch import Batch
-from panollava.checkpoint import BEST, STANDS_ON, find_checkpoint, read_state, read_weights
+from panollava.checkpoint import BASE, BEST, STANDS_ON, STATE, TRAINED, find_checkpoint, read_state, read_weights
 from panollava.crop.boxes import PictureBoxes, iou_matrix
 from panollava.data.box_files import read_coco, write_coco
 from panollava.data.boxes import BoxAnnotations, Conventions
@@ -83,18 +83,23 @@ def test_the_checkpoint_holds_the_head_and_names_what_it_stands_on(here: Path) -
 
 
 def test_a_moved_experiment_opens_and_a_changed_base_is_refused(here: Path) -> None:
+    """The base is kept beside the head, since the other stage removes its own; older runs have it there alone."""
     shutil.move(RUN, "elsewhere")
     moved = Path("elsewhere")
+    kept = detect_folder(moved) / BASE
+    assert {path.name for path in kept.iterdir()} == {TRAINED, STATE}
+    shutil.move(kept, "aside")
     PanoDetector.from_pretrained(moved)
-    base = find_checkpoint(next(moved.glob("vision/*/"))).resolve()
-    weights = base / "trained.safetensors"
+    shutil.rmtree(find_checkpoint(next(moved.glob("vision/*/"))).resolve())
+    with pytest.raises(FileNotFoundError, match="stands on the weights of"):
+        PanoDetector.from_pretrained(moved)
+    shutil.move("aside", kept)
+    PanoDetector.from_pretrained(moved)
+    weights = kept / TRAINED
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="have changed since"):
-        PanoDetector.from_pretrained(moved)
-    shutil.rmtree(base)
-    with pytest.raises(FileNotFoundError, match="stands on the weights of"):
         PanoDetector.from_pretrained(moved)
 
 
@@ -311,7 +316,8 @@ def test_prediction_keeps_the_panoramas_and_says_what_is_wrong(
     assert Path("found.json").is_file()
     status, errors = said("image=grey.png", folder="runs/none")
     assert (status, "question= is missing, and runs/none is no run" in errors) == (1, True)
-    shutil.rmtree(find_checkpoint(next(RUN.glob("vision/*/"))).resolve())
+    for base in (find_checkpoint(next(RUN.glob("vision/*/"))).resolve(), detect_folder(RUN) / BASE):
+        shutil.rmtree(base)
     status, errors = said("image=grey.png")
     assert (status, "stands on the weights of" in errors, "question=" in errors) == (1, True, False)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.runs import QUICK, UNTRACKED, backbones, opened, run_train
 
-from panollava.checkpoint import follow
+from panollava.checkpoint import follow, weights_digest
 from panollava.run.build_stage import check_start
+from panollava.run.conditions import STARTED_WEIGHTS
 
 SMALL_BIMAMBA = ["resampler.width=16", "resampler.state=4", "resampler.head_width=8"]
 
@@ -43,3 +45,11 @@ def test_of_a_whole_experiment_the_stage_before_is_taken(backbone: Callable[[str
     run_train(*asked, "stage=resampler", "experiment_name=again", "init_from=runs/both")
     (state,) = json.loads(Path("runs/again/stage_state.json").read_text("utf-8"))["stages"].values()
     assert state["started_from"].startswith("runs/both/vision/")
+    assert state[STARTED_WEIGHTS] == weights_digest(Path(state["started_from"]))
+    for checkpoint in Path("runs/both/resampler").glob("*/*.ckpt"):
+        checkpoint.unlink() if checkpoint.is_symlink() else shutil.rmtree(checkpoint)
+    for listed in ("stage=finetune", "stage.run=[resampler,finetune]"):
+        with opened(*asked, listed, "experiment_name=both") as run, pytest.raises(ValueError, match="are gone, so"):
+            check_start(run, "finetune")
+    with opened(*asked, "stage=finetune", "experiment_name=both", "init_from=none") as run:
+        check_start(run, "finetune")

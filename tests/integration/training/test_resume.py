@@ -96,13 +96,16 @@ def test_ctrl_c_is_resumed_to_the_bit(
     # Changed pictures are others in each epoch, and the same when an epoch is gone on with.
     asked = [*arguments, "stage=vision", "stage.vision.epochs=2", "data.augment=true"]
     run_train(*asked, "experiment_name=whole")
+    stopped = [*asked, "experiment_name=stopped", "overwrite=true"]
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
     with monkeypatch.context() as patch:
         patch.setattr(OptimiserStep, "__call__", before_step(4, ctrl_c))
-        assert command(patch, train, *asked, "experiment_name=stopped") == 130
+        assert command(patch, train, *stopped) == 130
     error = capsys.readouterr().err
-    assert "Stage vision is saved at step 4; run the same command to resume." in error
+    assert "Stage vision is saved at step 4; run the same command without overwrite=true to resume." in error
     assert "Traceback" not in error
-    run_train(*asked, "experiment_name=stopped")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # the same start, with the same command
+    run_train(*stopped)
     assert "resumes from" in capsys.readouterr().err
     assert_same_bits(final("stopped", "vision"), final("whole", "vision"))
 
@@ -115,6 +118,8 @@ def test_resuming_by_path_and_from_another_stage(arguments: list[str]) -> None:
     # A longer training goes on from a path as from the folder itself.
     longer = [*arguments, "stage=vision", "stage.vision.epochs=2"]
     run_train(*longer, "experiment_name=z", f"resume={checkpoint}")
+    with opened(*longer, "stage.vision.epochs=3", "experiment_name=z", f"resume={checkpoint}") as run:
+        assert run.resume_point("vision") == follow(run.experiment.stage_folder("vision") / LAST)  # and not there again
     run_train(*longer, "experiment_name=x")
     assert_same_bits(final("z", "vision"), final("x", "vision"))
 
