@@ -45,13 +45,16 @@ class DataFile:
         return [entry.image for entry in self.entries if is_address(entry.image)]
 
     def rewritten(self, fetched: Fetched, out: Path) -> str:
-        """Its text with the files of all pictures, relative to `out`; failed addresses are left out."""
+        """Its text with the files of all pictures, relative to `out` where they can be; failed ones are left out."""
 
         def file_of(image: str) -> str | None:
             path = fetched.paths.get(image) or self.local.get(image)
             if path is None:  # a failed address, or the picture of a bad entry
                 return None if image in fetched.failed else image
-            return Path(os.path.relpath(path, out)).as_posix()
+            name = os.path.abspath(path)
+            with suppress(ValueError):  # of a picture on another drive
+                name = os.path.relpath(path, out)
+            return Path(name).as_posix()
 
         if self.path.suffix.lower() == ".csv":
             return csv.with_pictures(self.path, self.columns, file_of)
@@ -123,7 +126,9 @@ def _written(files: Mapping[str, DataFile], fetched: Fetched, out: Path, data: M
         write_file(target, file.rewritten(fetched, out))
         keys[file_key(dict(data), split)] = str(target)
     if local := [os.path.abspath(path.parent) for file in files.values() for path in file.local.values()]:
-        keys["dir"] = os.path.commonpath([*local, os.path.abspath(out)])
+        for folders in ([*local, os.path.abspath(out)], local):  # the second where `out` is on another drive
+            with suppress(ValueError):
+                keys.setdefault("dir", os.path.commonpath(folders))
     if data.get("image_dir") is not None:
         keys["image_dir"] = "null"
     return " ".join(f"data.{key}={shlex.quote(value)}" for key, value in keys.items())

@@ -13,7 +13,7 @@ from panollava.checkpoint import find_checkpoint, read_state
 from panollava.component import allow, lacking, snake
 from panollava.config.command_line import CONF
 from panollava.config.sweep_arguments import register_resolvers
-from panollava.data.source import DataSource
+from panollava.data.source import DataSource, PlacesSource
 from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones, load_checkpoint
 from panollava.model.lora import has_lora
@@ -41,8 +41,10 @@ class Trainer:
 
     Args:
         pano: the model, of ``PanoLlava.from_pretrained`` or ``from_backbones``. It has the trained weights afterwards.
-        train, val: the splits, of classes with the methods of ``panollava.data.source.DataSource``.
-        stage: ``vision``, ``resampler``, ``finetune``, or a class that is derived from ``Stage`` and states its record.
+        train, val: the splits, of classes with the methods of ``panollava.data.source.DataSource``; for ``detect`` also
+            with those of ``PlacesSource``.
+        stage: ``vision``, ``resampler``, ``finetune`` or ``detect``, after which ``pano.detect`` finds boxes; or a
+            class that is derived from ``Stage`` and states its record.
         folder: of the run, made if missing.
         epochs, batch_size, lr: see ``StageOptions``; None is the default of ``conf/stage``.
         seed: of the order of the samples, of dropout and of a new adapter.
@@ -75,7 +77,10 @@ class Trainer:
         if "model" not in pano.metadata:
             raise ValueError("pano is an export, which names no backbones. Open the run that it was exported from.")
         self.pano, self.train, self.val, self.folder = pano, train, val, Path(folder).expanduser().absolute()
-        self.stage, section = _section(stage)
+        self.stage, section, record = _section(stage)
+        for name, source in (("train", train), ("val", val)):
+            if record.finds and (missing := lacking(source, PlacesSource)):
+                raise TypeError(f"{name}={source!r} has no {', '.join(missing)}, which stage={self.stage} learns from.")
         options = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         given = {f"stage.{self.stage}.{key}": value for key, value in options.items() if value is not None}
         self._config = self._composed(section, {**given, "seed": seed, **(settings or {})})
@@ -146,14 +151,14 @@ class Trainer:
         return str(source.resolve())
 
 
-def _section(stage: str | type[Stage]) -> tuple[str, dict[str, Any]]:
-    """The name of a stage, and its section in the config where it is not one of ours."""
+def _section(stage: str | type[Stage]) -> tuple[str, dict[str, Any], StageRecord]:
+    """The name of a stage, its section in the config where it is not one of ours, and its record."""
     if isinstance(stage, str):
         if stage not in STAGES:
             raise ValueError(f"stage={stage!r}: allowed are {', '.join(STAGES)}, and classes derived from Stage.")
-        return stage, {}
+        return stage, {}, STAGES[stage]
     if not isinstance(getattr(stage, "record", None), StageRecord):
         raise ValueError(f"stage={stage!r} states no record. See panollava.stages.protocol.Stage.")
     allow(stage.__module__.partition(".")[0])
     name = stage.record.name or snake(stage.__name__.removesuffix("Stage"))
-    return name, {"type": f"{stage.__module__}:{stage.__qualname__}"}
+    return name, {"type": f"{stage.__module__}:{stage.__qualname__}"}, stage.record

@@ -319,6 +319,12 @@ class CommandLine:
                 found[group] = options
         return found
 
+    def overlays(self) -> list[str]:
+        """The groups whose options change keys of all sections; they are added with a plus sign."""
+        repository = self._loader.repository
+        files = {group: repository.load_config(f"{group}/{options[0]}") for group, options in self.groups().items()}
+        return [group for group, file in files.items() if file and file.header.get("package") == "_global_"]
+
     def files(self) -> list[tuple[Path, str]]:
         """The YAML files of which the config of the overrides is composed, in that order, and the package of each."""
         name = self.flags.config_name or self.config_name
@@ -437,6 +443,8 @@ def without_group(error: str, overrides: Sequence[str], command: str) -> str:
         return ""
     group, keys = found[1], names_of(command).keys
     typed = next((one for one in overrides if one.partition("=")[0] == group), group)
+    if command == "train" and group in CommandLine(command, get_args_parser().parse_args([]), []).overlays():
+        return f"{group} is added with a plus sign: +{typed}"
     own = ", ".join(sorted(key for key in keys if key.startswith(f"{group}.")))
     said = f"{typed}: panollava.{command} has no group {group}."
     if group == "data" and "csv_input" in keys:

@@ -55,16 +55,19 @@ def show_help(line: CommandLine) -> None:
 
 
 def help_text(line: CommandLine) -> str:
-    """The template ``hydra.help.template`` with ``$CONFIG`` and ``$APP_CONFIG_GROUPS``."""
+    """The template ``hydra.help.template`` with ``$CONFIG`` and, for groups that it takes, ``$APP_CONFIG_GROUPS``."""
     config = line.compose(line.overrides)
     template = string.Template(config.hydra.help.template)
-    listed = (f"{group}: {', '.join(options)}" for group, options in sorted(line.groups().items()))
-    groups = "".join(
+    overlays = dict.fromkeys(line.overlays(), "+") if line.config_name == "train" else {}
+    marks = dict.fromkeys(config.hydra.runtime.choices, "") | overlays
+    groups = sorted((group, options) for group, options in line.groups().items() if group in marks)
+    listed = (f"{marks[group]}{group}: {', '.join(options)}" for group, options in groups)
+    filled = "".join(
         textwrap.fill(one, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) + "\n"
         for one in listed
     )
     shown = _Config(line, config)
-    return template.safe_substitute(CONFIG="\n".join(shown.lines()) + "\n", APP_CONFIG_GROUPS=groups)
+    return template.safe_substitute(CONFIG="\n".join(shown.lines()) + "\n", APP_CONFIG_GROUPS=filled)
 
 
 class _Config:

@@ -310,6 +310,16 @@ def _for_size(values: DictConfig, *, _root_: DictConfig) -> object:
     return OmegaConf.create(found) if isinstance(found, list) else found  # a bare list cannot be resolved
 
 
-def _options(group: str) -> str:
-    """The options of a config group, for help texts of commands that know few of the groups."""
-    return ", ".join(sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")))
+def _options(group: str, kind: str = "") -> str:
+    """The options of a config group, or those of a type, for help texts of commands that know few of the groups."""
+    files = sorted((Path(CONF) / group).glob("*.yaml"))
+    return ", ".join(path.stem for path in files if kind in ("", _type(path)))
+
+
+def _type(path: Path) -> str | None:
+    """The ``type`` that the file of an option states, or the option from which it starts."""
+    config: Any = OmegaConf.load(path)
+    bases = [base for base in config.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    below = (_type(path.with_name(f"{base}.yaml")) for base in bases if "/" not in base)
+    found: str | None = config.get("type") or next(below, None)
+    return found

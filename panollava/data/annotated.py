@@ -13,7 +13,7 @@ from annotated_types import MinLen
 from panollava.crop.boxes import NOTHING, PictureBoxes, Places
 from panollava.crop.image_file import check_panorama
 from panollava.data.box_doubts import convention_doubts, repeated_boxes
-from panollava.data.box_files import box_file_kind, picture_name, read_coco, read_segments, read_voc, read_yolo
+from panollava.data.box_files import box_file_kind, read_coco, read_segments, read_voc, read_yolo
 from panollava.data.boxes import (
     PRESETS,
     Angles,
@@ -28,7 +28,7 @@ from panollava.data.boxes import (
 )
 from panollava.data.csv import Entry, Listing, Problem, log_once, wrong_text
 from panollava.data.files import ListedSource, Pictures
-from panollava.data.masks import read_index_mask, segments_mask
+from panollava.data.masks import read_index_mask, segment_shapes, segments_mask
 from panollava.data.source import Question, Record
 from panollava.logs import LOG
 
@@ -163,7 +163,10 @@ class AnnotatedSource(ListedSource):
             what = "masks" if has_masks else "rectangles in pixels"
             return f"the picture shows a part of the sphere, and {what} need a whole panorama"
         try:
-            self._pixels(image)
+            if self._segments is None:
+                self._pixels(image)
+            else:
+                segment_shapes(self._segments[image], self.panoramas[self._paths[image]].size)  # drawn when used
         except (OSError, ValueError) as error:  # collected, so that all bad masks are named at once
             return str(error)
         return ""
@@ -211,9 +214,7 @@ def _read(
                 f"{path}: YOLO files do not name their classes. Name them in the order of their numbers, from 0 on: "
                 'data.classes="[chair,lamp,…]".'
             )
-        found = read_yolo(path, conventions, classes)
-        names = {picture_name(folder, stem): boxes for stem, boxes in found.pictures.items()}
-        found = replace(found, pictures=names, bad=tuple(picture_name(folder, stem) for stem in found.bad))
+        found = read_yolo(path, conventions, classes, folder)
     else:
         found = read_coco(path, conventions) if kind == "coco" else read_voc(path, conventions)
     if classes is None and kind == "voc":

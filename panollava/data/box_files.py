@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
-from panollava.data.csv import Problem, found_file, spelling, utf8_text
+from panollava.data.csv import Problem, found_file, log_once, spelling, utf8_text
 from panollava.disk import MAX_DOCUMENT_BYTES, write_json
+from panollava.logs import counted
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Pictures that a YOLO file of the same name is searched among."""
@@ -27,8 +28,8 @@ _Rows = dict[str, list[tuple[Any, int, float | None]]]
 class _Collector:
     """Gathers boxes and problems of a file or folder."""
 
-    def __init__(self, source: Path, conventions: Conventions, folder: Path | None) -> None:
-        self.source, self.conventions, self.folder = source, conventions, folder
+    def __init__(self, source: Path, conventions: Conventions) -> None:
+        self.source, self.conventions = source, conventions
         self.rows: _Rows = {}
         self.sizes: dict[str, tuple[int, int]] = {}
         self.problems: list[Problem] = []
@@ -71,8 +72,6 @@ class _Collector:
                 reasons.append(f"the score {score!r} is not a finite number")
         if not reasons and picture not in self.rows:
             reasons.append(f"{picture!r} is a picture that the file does not list")
-        if not reasons and self.folder is not None and not (self.folder / picture).is_file():
-            reasons.append(f"the picture {picture} is not in {self.folder}")
         if reasons:
             self.problems += [Problem(self.count, place, reason) for reason in reasons]
             self.bad += [picture if picture in self.rows else ""] * len(reasons)
@@ -99,13 +98,12 @@ class _Collector:
         )
 
 
-def read_coco(path: Path, conventions: Conventions, folder: Path | None = None) -> BoxAnnotations:
+def read_coco(path: Path, conventions: Conventions) -> BoxAnnotations:
     """Boxes of a COCO file: ``images``, ``annotations`` with ``bbox`` and perhaps ``score``, and ``categories``.
 
     Args:
         path: JSON file.
         conventions: of ``bbox``.
-        folder: where each picture must be; None does not check.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -113,7 +111,7 @@ def read_coco(path: Path, conventions: Conventions, folder: Path | None = None) 
     """
     document = _json(path)
     images, annotations, categories = (_objects(path, document, key) for key in ("images", "annotations", "categories"))
-    out = _Collector(path, conventions, folder)
+    out = _Collector(path, conventions)
     names_by_id, file_by_id = _listed(out, images, categories)
     places = [f"annotation {at} (id {one.get('id', 'missing')})" for at, one in enumerate(annotations, start=1)]
     _add_annotations(out, annotations, places, names_by_id, file_by_id)
@@ -135,7 +133,7 @@ def read_coco_results(path: Path, truth: Path, conventions: Conventions) -> BoxA
     document, rows = _json(truth), _json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: no list of objects. COCO results are a list of image_id, category_id, bbox, score.")
-    out = _Collector(path, conventions, None)
+    out = _Collector(path, conventions)
     images, categories = _objects(truth, document, "images"), _objects(truth, document, "categories")
     names_by_id, file_by_id = _listed(out, images, categories)
     places = [f"row {at}" for at in range(1, len(rows) + 1)]
@@ -244,16 +242,13 @@ def write_coco(path: Path, annotations: BoxAnnotations, conventions: Conventions
     write_json(path, {"images": images, "annotations": rows, "categories": categories})
 
 
-def read_voc(
-    source: Path, conventions: Conventions, names: Sequence[str] | None = None, folder: Path | None = None
-) -> BoxAnnotations:
+def read_voc(source: Path, conventions: Conventions, names: Sequence[str] | None = None) -> BoxAnnotations:
     """Boxes of VOC files, one for each picture: ``object`` with ``name`` and ``BFOV``, or ``bndbox`` for corners.
 
     Args:
         source: folder of XML files.
         conventions: of the numbers; of rectangles only ``corners``.
         names: the allowed classes; None takes all that occur, sorted.
-        folder: where each picture must be; None does not check.
 
     Raises:
         ValueError: a file is no such XML or declares a document type, whose entities could name other files; there are
@@ -261,7 +256,7 @@ def read_voc(
     """
     if conventions.boxes not in ("angles", "corners"):
         raise ValueError(f"boxes={conventions.boxes}: VOC files have angles or corners.")
-    out = _Collector(source, conventions, folder)
+    out = _Collector(source, conventions)
     trees = [(path, _xml(path)) for path in _files(source, ".xml")]
     said = {_text(one, "name") for _, tree in trees for one in tree.iter("object")}
     allowed = list(names) if names is not None else sorted(name for name in said if name)
@@ -303,7 +298,8 @@ def read_yolo(
         source: folder of text files.
         conventions: of the numbers; of rectangles only ``shares``, as no size is stated.
         names: of the classes, by number from 0.
-        folder: where a picture of each file's name must be, and its suffix is taken from; None names pictures without.
+        folder: of the pictures, from which the name of the picture of each file is taken; None names pictures without a
+            suffix. Two pictures for one file are a problem; those without a file are counted in the log.
         scores: whether detections end in one, as ``save_conf`` of YOLO writes them. ``auto`` takes the last number of
             all lines if it comes after the roll, or if all are from 0 to 1 and not all 0; ``after roll`` only the
             former, as boxes are known to have a roll.
@@ -313,20 +309,29 @@ def read_yolo(
     """
     if conventions.boxes not in ("angles", "shares"):
         raise ValueError(f"boxes={conventions.boxes}: YOLO files have angles or shares, as they state no size.")
-    out = _Collector(source, conventions, folder)
+    out = _Collector(source, conventions)
     lines = {path: _lines(path) for path in _files(source, ".txt")}
     is_scored = scores != "none" and _ends_in_scores(
         [cells for its in lines.values() for _, cells in its], conventions, scores
     )
+    there = {} if folder is None else _pictures_in(folder)
     for path, its in lines.items():
-        picture = path.stem if folder is None else picture_name(folder, path.stem)
+        found = there.get(spelling(path.stem), [path.stem])
+        picture = found[0]
         out.list_picture(path.name, picture)
+        if found[1:]:
+            out.refuse(path.name, f"could be of {' and '.join(found)}; keep one of them in {folder}", picture)
         for at, cells in its:
             number: int | str = int(cells[0]) if cells[0].isdecimal() and int(cells[0]) < len(names) else ""
             if number == "":
                 number = f"class {cells[0]} is none of 0 to {len(names) - 1}"
             values, score = (cells[1:-1], cells[-1]) if is_scored else (cells[1:], None)
             out.add(f"{path.name}, line {at}", picture, number, values, score)
+    if others := there.keys() - {spelling(path.stem) for path in lines}:
+        log_once(
+            f"{source}: left out {counted(len(others), 'picture')} of {folder} without a .txt file of the same name, "
+            f"such as {there[min(others)][0]}. An empty file states that there is no box in a picture."
+        )
     return out.finished(names)
 
 
@@ -345,10 +350,13 @@ def _ends_in_scores(rows: Sequence[Sequence[str]], conventions: Conventions, sco
     return counts == {6} or (scores == "auto" and counts == {5} and are_shares)
 
 
-def picture_name(folder: Path, stem: str) -> str:
-    """Name of the picture in a folder that a YOLO file's name without suffix stands for; the stem if there is none."""
-    found = (f"{stem}{suffix}" for suffix in _SUFFIXES if (folder / f"{stem}{suffix}").is_file())
-    return next(found, stem)
+def _pictures_in(folder: Path) -> dict[str, list[str]]:
+    """Names of the pictures of a folder, sorted, by their names without suffix in normal spelling."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in _SUFFIXES and path.is_file():
+            found.setdefault(spelling(path.stem), []).append(path.name)
+    return found
 
 
 def box_file_kind(path: Path) -> str:
@@ -361,6 +369,11 @@ def box_file_kind(path: Path) -> str:
     raise ValueError(f"{path}: the folder has neither .xml (VOC) nor .txt (YOLO) files. Check the path.")
 
 
+def box_files(folder: Path) -> list[Path]:
+    """The files of a VOC or YOLO folder that hold its boxes."""
+    return _files(folder, ".xml" if box_file_kind(folder) == "voc" else ".txt")
+
+
 def read_segments(path: Path) -> dict[str, list[tuple[str, int, Any]]]:
     """The ``segmentation`` of each annotation of a COCO file: its place, class and value, by picture.
 
@@ -368,7 +381,7 @@ def read_segments(path: Path) -> dict[str, list[tuple[str, int, Any]]]:
     """
     document = _json(path)
     images, annotations, categories = (_objects(path, document, key) for key in ("images", "annotations", "categories"))
-    names_by_id, file_by_id = _listed(_Collector(path, Conventions(), None), images, categories)
+    names_by_id, file_by_id = _listed(_Collector(path, Conventions()), images, categories)
     place_of = {key: place for place, key in enumerate(names_by_id)}
     found: dict[str, list[tuple[str, int, Any]]] = {name: [] for name in file_by_id.values()}
     for at, one in enumerate(annotations, start=1):

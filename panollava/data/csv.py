@@ -364,7 +364,7 @@ class Table:
         free = [at for at in range(len(self.header)) if at not in taken]
         places: dict[str, int] = {}
         for role, column in columns.items():
-            found = named.get(role, [at for at in free if _plain(self.header[at]) in column.names])
+            found = named.get(role, [at for at in free if plain_name(self.header[at]) in column.names])
             if found:
                 places[role] = self._only(role, column, found)
             elif column.is_needed or role in named:
@@ -394,7 +394,9 @@ class Table:
         """What may be wrong with a header that lacks a column."""
         if len(self.header) == 1 and any(separator in self.header[0] for separator in ";\t|"):
             return " The columns seem to be separated by another sign: save the file with commas."
-        if not {_plain(name) for name in self.header} & {name for column in columns.values() for name in column.names}:
+        if not {plain_name(name) for name in self.header} & {
+            name for column in columns.values() for name in column.names
+        }:
             return f" The first line must name the columns, such as {_example(columns)}."
         return ""
 
@@ -572,7 +574,8 @@ def _shape(name: str) -> str:
     return suffix.lower() if dot and suffix.isalnum() else re.sub(r"\d+", "0", name.strip())
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name of a column as ``Column.names`` has it: in lower case, with ``_`` for blanks and hyphens."""
     return re.sub(r"[\s_-]+", "_", name.lower())
 
 

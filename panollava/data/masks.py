@@ -17,6 +17,8 @@ UNKNOWN = 255
 
 Segment = tuple[str, int, Any]
 """Place of an annotation in its file, its class, and its ``segmentation``."""
+Shape = list[np.ndarray] | np.ndarray
+"""Polygons, (P, 2) x and y each; or run lengths (R,)."""
 
 
 def read_index_mask(path: Path, of_class: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -57,28 +59,34 @@ def segments_mask(segments: Sequence[Segment], of_class: np.ndarray, size: tuple
     """Classes ``(H, W)`` int16 of the pixels that segmentations cover; the smaller one lies over the larger one.
 
     Args:
-        segments: of one picture; polygons or run lengths, see ``segment_pixels``.
+        segments: of one picture; polygons or run lengths, see ``segment_shape``.
         of_class: (K,) see ``read_index_mask``.
         size: (H, W) of the picture.
 
-    Raises ValueError, naming the annotation, for what ``segment_pixels`` refuses.
+    Raises ValueError as ``segment_shapes`` does.
     """
-    parts = []
-    for place, kind, value in segments:
-        try:
-            pixels = segment_pixels(value, size)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        if of_class[kind] != NOTHING:
-            parts.append((int(pixels.sum()), of_class[kind], pixels))
+    kinds = [of_class[kind] for _, kind, _ in segments]
+    shapes = zip(kinds, segment_shapes(segments, size), strict=True)
+    parts = [(kind, *shape_pixels(shape, size)) for kind, shape in shapes if kind != NOTHING]
     found = np.full(size, NOTHING, np.int16)
-    for _, kind, pixels in sorted(parts, key=lambda part: -part[0]):
-        found[pixels] = kind
+    for kind, top, left, pixels in sorted(parts, key=lambda part: -np.count_nonzero(part[-1])):
+        found[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels] = kind
     return found
 
 
-def segment_pixels(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """Pixels ``(H, W)`` bool of COCO's ``segmentation``.
+def segment_shapes(segments: Sequence[Segment], size: tuple[int, int]) -> list[Shape]:
+    """Shapes of one picture's segmentations; ValueError, naming the annotation, for what ``segment_shape`` refuses."""
+    found = []
+    for place, _, value in segments:
+        try:
+            found.append(segment_shape(value, size))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return found
+
+
+def segment_shape(value: Any, size: tuple[int, int]) -> Shape:
+    """The polygons or run lengths of COCO's ``segmentation``.
 
     A list of polygons [x1, y1, x2, y2, …] in pixels, each with the pixels whose centres it surrounds; or run lengths,
     column by column and first of pixels outside, as ``{"size": [H, W], "counts": …}`` with a list of numbers or COCO's
@@ -87,10 +95,10 @@ def segment_pixels(value: Any, size: tuple[int, int]) -> np.ndarray:
     Raises ValueError for anything else, and for another size than (H, W).
     """
     if isinstance(value, dict):
-        return _from_runs(value, size)
+        return _runs(value, size)
     if value is not None and not isinstance(value, list):
         raise ValueError("segmentation is neither a list of polygons nor an object with size and counts")
-    pixels = np.zeros(size, bool)
+    polygons = []
     for polygon in value or []:
         is_numbers = isinstance(polygon, list) and all(type(one) in (int, float) for one in polygon)
         if not is_numbers or len(polygon) < 6 or len(polygon) % 2:
@@ -98,24 +106,52 @@ def segment_pixels(value: Any, size: tuple[int, int]) -> np.ndarray:
         points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
         if not (np.isfinite(points).all() and np.abs(points).max() <= 4 * max(size)):
             raise ValueError(f"segmentation has a point far outside of its picture of {size[1]}x{size[0]} pixels")
-        pixels |= _inside(points, size)
-    return pixels
+        polygons.append(points)
+    return polygons
 
 
-def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels ``(H, W)`` bool whose centres lie within a polygon ``(P, 2)``, by the even-odd rule along each row."""
-    height, width = size
-    crossings = np.zeros((height, width + 1), np.uint8)
-    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
-        first, last = np.ceil(np.clip(sorted((y0, y1)), 0, height) - 0.5).astype(int)
-        rows = np.arange(first, last)
-        if len(rows):  # an edge between the centres of two rows crosses none
-            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-            crossings[rows, np.ceil(np.clip(x, 0, width + 0.5) - 0.5).astype(int)] ^= 1
-    return np.bitwise_xor.accumulate(crossings[:, :width], axis=1).astype(bool)
+def shape_pixels(shape: Shape, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
+    """First row and column of a rectangle of a picture of (H, W), and its pixels ``(h, w)`` bool, that hold a shape.
+
+    Nothing has the size of the picture: it may have hundreds of shapes, most of them small.
+    """
+    if isinstance(shape, np.ndarray):
+        return _within_runs(shape, size[0])
+    parts = [_inside(points, size) for points in shape]
+    parts = [part for part in parts if part[2].size] or [(0, 0, np.zeros((0, 0), bool))]
+    top, left = min(row for row, _, _ in parts), min(column for _, column, _ in parts)
+    bottom = max(row + pixels.shape[0] for row, _, pixels in parts)
+    right = max(column + pixels.shape[1] for _, column, pixels in parts)
+    found = np.zeros((bottom - top, right - left), bool)
+    for row, column, pixels in parts:
+        found[row - top :, column - left :][: pixels.shape[0], : pixels.shape[1]] |= pixels
+    return top, left, found
 
 
-def _from_runs(value: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def _inside(points: np.ndarray, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
+    """Pixels whose centres lie within a polygon ``(P, 2)``, by the even-odd rule in each row; see ``shape_pixels``."""
+    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
+    ends = (np.clip(y, 0, size[0]) for y in (np.minimum(y0, y1), np.maximum(y0, y1)))
+    first, last = (np.ceil(end - 0.5).astype(int) for end in ends)
+    count = last - first  # of rows whose centres an edge crosses
+    edge = np.repeat(np.arange(len(points)), count)
+    rows = np.arange(len(edge)) + (first - np.cumsum(count) + count)[edge]
+    x = x0[edge] + (rows + 0.5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
+    columns = np.ceil(np.clip(x, 0, size[1] + 0.5) - 0.5).astype(int)
+    if not len(edge):
+        return 0, 0, np.zeros((0, 0), bool)
+    top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max()
+    turns = np.sort((rows - top) * (right - left) + columns - left)  # each row has an even number of them
+    return int(top), int(left), _between(turns, (bottom - top, right - left))
+
+
+def _between(turns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Elements ``shape`` bool between the first and second, third and fourth, … of sorted places in row-major order."""
+    bounds = np.concatenate([[0], turns, [shape[0] * shape[1]]])
+    return np.repeat(np.arange(len(bounds) - 1) % 2 == 1, np.diff(bounds)).reshape(shape)
+
+
+def _runs(value: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     counts, stated = value.get("counts"), value.get("size")
     if stated != list(size):
         raise ValueError(f"segmentation has the size {stated}, and its picture has [{size[0]}, {size[1]}] (H, W)")
@@ -127,8 +163,18 @@ def _from_runs(value: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         raise ValueError(
             f"segmentation has counts of {sum(counts):,} pixels, and its picture has {size[0] * size[1]:,}"
         )
-    is_inside = np.arange(len(counts)) % 2 == 1
-    return np.repeat(is_inside, counts).reshape(size[1], size[0]).T
+    return np.array(counts, dtype=np.int64)
+
+
+def _within_runs(counts: np.ndarray, height: int) -> tuple[int, int, np.ndarray]:
+    """The columns that run lengths cover; see ``shape_pixels``."""
+    turns = np.cumsum(counts)
+    inside = np.flatnonzero(counts[1::2]) * 2  # the turns that begin runs of some pixels
+    if not len(inside):
+        return 0, 0, np.zeros((0, 0), bool)
+    left, right = turns[inside[0]] // height, -(-turns[inside[-1] + 1] // height)
+    turns = np.clip(turns, left * height, right * height) - left * height
+    return 0, int(left), _between(turns, (right - left, height)).T
 
 
 def _decoded(text: str) -> list[int] | None:

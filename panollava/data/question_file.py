@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from panollava.crop.image_file import existing_file
-from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, is_address, utf8_text, wrong_text
+from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, is_address, plain_name, utf8_text, wrong_text
 from panollava.logs import LOG
 
 KEY, ANSWER = "questions", "prediction"
@@ -78,14 +78,24 @@ def _from_objects(path: Path, objects: Sequence[tuple[str, Any]]) -> QuestionFil
     header = [name for name in dict.fromkeys(key for value in dicts for key in value) if not _is_answer(path, name)]
     questions, problems = [], []
     for (place, _), value in zip(objects, dicts, strict=True):
-        found = {role: next((value[name] for name in ALIASES[role] if name in value), "") for role in _ROLES}
+        named = {role: [key for key in value if value[key] is not None and _is(role, key)] for role in _ROLES}
+        found = {role: value[keys[0]] if keys else "" for role, keys in named.items()}
         texts = {role: text.strip() if isinstance(text, str) else "" for role, text in found.items()}
-        problems += [f"{place}, {role}: {reason}" for role, reason in _wrong(texts)]
+        several = [
+            (role, f"the keys {' and '.join(keys)} could each be it; rename or delete the others")
+            for role, keys in named.items()
+            if keys[1:]
+        ]
+        problems += [f"{place}, {role}: {reason}" for role, reason in several or _wrong(texts)]
         cells = tuple(_cell(value.get(name, "")) for name in header)
         questions.append(FileQuestion(texts["image"], texts["query"], cells))
     if not objects:
         raise ValueError(f"{path}: there is no question in the file.")
     return _checked(path, QuestionFile(tuple(header), tuple(questions)), problems)
+
+
+def _is(role: str, key: str) -> bool:
+    return plain_name(key) in ALIASES[role]
 
 
 def _cell(value: Any) -> str:

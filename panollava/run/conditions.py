@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -192,7 +193,7 @@ def places_digest(source: DataSource) -> str:
         places = source.places(index)
         found.update(places.boxes.boxes.tobytes() + places.boxes.classes.tobytes())
         if places.pixels is not None:
-            found.update(places.pixels.tobytes())
+            found.update(np.ascontiguousarray(places.pixels).data)  # not copied: it is as large as the picture
     return found.hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ from panollava.batch import Batch
 from panollava.crop.places import PlaceEncoder
 from panollava.crop.render import check_workers
 from panollava.data.augment import Augment, AugmentOptions, check_turnable
+from panollava.data.box_files import box_files
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.dataset import PanoDataset, QuestionDataset, TextEncoder
 from panollava.data.loader import Collate, StageLoader, eval_loader
@@ -329,17 +330,23 @@ def describe_split(data: Mapping[str, Any], split: str, source: DataSource) -> D
 
 
 def digest_of(data: Mapping[str, Any], split: str) -> str:
-    """Digest of a split's content: of its file's bytes, or of the numbers from which it is drawn.
+    """Digest of a split's content: of its file's bytes, of the names and bytes of a folder's files of boxes, or of the
+    numbers from which it is drawn.
 
     It does not depend on the folder, on column names or on the machine.
     """
     options = _content(data, split)
     path = _file(options)
-    if path is None:
-        content = json.dumps(options, sort_keys=True, default=str).encode()
-        return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+    if path is not None and not path.is_dir():
+        return _bytes_digest(path)[:DIGEST_LENGTH]
+    files = [] if path is None else sorted((file.name, _bytes_digest(file)) for file in box_files(path))
+    content = json.dumps(files or options, sort_keys=True, default=str).encode()
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+
+
+def _bytes_digest(path: Path) -> str:
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST_LENGTH]
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _content(data: Mapping[str, Any], split: str) -> dict[str, Any]:

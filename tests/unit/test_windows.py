@@ -9,13 +9,18 @@ from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock, Timeout
 from support.toy_training import Toy, steps
 
-from panollava import checkpoint, disk
+from panollava import checkpoint, disk, fetch
+from panollava.crop.crop import Crop
 from panollava.data.csv import spelling
+from panollava.data.fetch import Fetched
+from panollava.run.sources import open_source
 
 RESERVED = re.compile(r'[<>:"|?*\x00-\x1f]|[ .]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 """What a name of a file may not have there."""
@@ -124,6 +129,41 @@ def test_elsewhere_nothing_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_pictures_are_named_with_backslashes_too(written: str, name: str) -> None:
     assert spelling(written) == name == PureWindowsPath(name).as_posix()
+
+
+def test_pictures_on_another_drive_than_the_fetched_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``relpath`` and ``commonpath`` raise there; the data file has their whole paths, and training can read it."""
+    drives = tmp_path / "c", tmp_path / "d"
+    for drive, name in zip(drives, ("far.png", "near.png"), strict=True):
+        drive.mkdir()
+        cv2.imwrite(str(drive / name), np.zeros((64, 128, 3), np.uint8))
+    table = drives[1] / "train.csv"
+    table.write_text("url,query,annotation\nhttps://h/far.png,a,b\nnear.png,a,b\n")
+
+    def refuse(*paths: Any) -> None:
+        if len({drive for drive in drives for path in paths if os.path.abspath(path).startswith(str(drive))}) > 1:
+            raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    def relpath(path: Any, start: Any) -> str:
+        refuse(path, start)
+        return os.path.relpath(path, start)
+
+    def commonpath(paths: list[str]) -> str:
+        refuse(*paths)
+        return os.path.commonpath(paths)
+
+    path = SimpleNamespace(abspath=os.path.abspath, relpath=relpath, commonpath=commonpath)
+    monkeypatch.setattr(fetch, "os", Windows(path=path))
+    monkeypatch.chdir(tmp_path)
+    data: dict[str, Any] = {"type": "files", "name": "csv", "train_csv": "d/train.csv"}
+    opened = fetch._opened(data, "train")
+    assert opened is not None
+    fetched = Fetched({"https://h/far.png": drives[0] / "far.png"})
+    keys = fetch._written({"train": opened}, fetched, drives[0], data)
+    assert keys == f"data.train_csv={drives[0] / 'train.csv'} data.dir={drives[1]}"
+    written = {**data, "train_csv": str(drives[0] / "train.csv"), "dir": str(drives[1])}
+    source = open_source(written, "train", Crop.from_spec({"type": "resize"}, view_size=(8, 8)))
+    assert [source.picture(at) for at in range(2)] == [drives[0] / "far.png", drives[1] / "near.png"]
 
 
 def test_a_lock_is_held_by_one_process_and_outlives_none(tmp_path: Path) -> None:

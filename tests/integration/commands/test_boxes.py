@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support.box_folders import write_voc
 from support.runs import QUICK, Backbone, backbones, command, run_train
 
 from panollava import check, gallery
@@ -40,11 +42,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(conventions: Conventions) -> None:
+def write(conventions: Conventions, written: Callable[..., None] = write_coco, suffix: str = ".json") -> None:
     for split in SPLITS:
         world = WorldSource(split=split, scenes=2)
         pictures = {f"{split}{index}.png": world.places(index).boxes for index in range(2)}
-        write_coco(Path("data", f"{split}.json"), BoxAnnotations(world.class_names, pictures), conventions)
+        written(Path("data", f"{split}{suffix}"), BoxAnnotations(world.class_names, pictures), conventions)
 
 
 def ran(
@@ -161,11 +163,17 @@ def test_splits_with_other_classes_are_refused(folder: Path, monkeypatch: pytest
 
 
 def test_a_training_learns_the_boxes(folder: Path, backbone: Backbone) -> None:
-    """Three stages and the questions of the test split, with panoramas rotated together with their answers."""
+    """Three stages and the questions of the test split, with panoramas rotated together with their answers.
+
+    The boxes are files of a folder, of which the default tracker records a digest.
+    """
     quick = [argument for argument in QUICK if not argument.startswith("data.")]
-    write(PRESETS["pandora"])
-    chosen = ["data=boxes", "data.preset=pandora", "data.augment=true", "trainer.max_steps=1", "tracking=none"]
-    run_train(*backbones(backbone), *quick, *chosen, "experiment_name=boxes", "data.masks=data/masks")
+    write(PRESETS["pandora"], write_voc, "")
+    folders = [f"data.{split}_boxes=data/{split}" for split in SPLITS]
+    classes = ",".join(WorldSource(split="val", scenes=2).class_names)
+    chosen = ["data=boxes", "data.preset=pandora", "data.augment=true", "trainer.max_steps=1", "data.image_dir=data"]
+    masks = ["data.masks=data/masks", f"data.classes=[{classes}]"]
+    run_train(*backbones(backbone), *quick, *chosen, *folders, *masks, "experiment_name=boxes")
     (path,) = folder.rglob("predictions.csv")
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))

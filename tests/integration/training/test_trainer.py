@@ -15,6 +15,7 @@ import panollava
 from panollava import PanoLlava, Trainer
 from panollava.checkpoint import find_checkpoint, read_weights
 from panollava.data.source import DataSource, Record
+from panollava.data.world import WorldSource
 from panollava.model.api import VisionPart
 from panollava.model.lora import lora_arguments
 from panollava.run.config_check import checked
@@ -179,7 +180,7 @@ def test_stages_follow_each_other_in_one_model(backbone: Backbone) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"stage": "finetun"}, "stage='finetun': allowed are vision, resampler, finetune"),
+        ({"stage": "finetun"}, "stage='finetun': allowed are vision, resampler, finetune, detect, and classes"),
         ({"stage": InstructStage}, "states no record"),
         ({"epochs": 0}, "stage.finetune.epochs=0"),
         ({"lr": -1.0}, "stage.finetune.lr=-1.0"),
@@ -197,6 +198,10 @@ def test_what_is_no_data_set_or_names_no_backbones_is_refused(backbone: Backbone
     pano = model(backbone)
     with pytest.raises(TypeError, match=r"val=\[\] has no .*panorama"):
         Trainer(pano, Shades("train", 2), [])  # type: ignore[arg-type]
+    places = WorldSource(split="train", scenes=2)
+    with pytest.raises(TypeError, match=r"val=.* has no boxes, class_names, places, which stage=detect learns from"):
+        Trainer(pano, places, Shades("val", 2), stage="detect")
+    assert Trainer(pano, places, places, stage="detect").stage == "detect"
     with pytest.raises(TypeError, match="pano='runs/demo' is no PanoLlava"):
         Trainer("runs/demo", Shades("train", 2), Shades("val", 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="The val split of none has no records"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +16,7 @@ from panollava.config.command_line import CONF, CommandLine, canonical, known_ke
 from panollava.config.help import ALLOWED, WIDTH, help_text, notes_of, read_comments
 from panollava.config.sweep_arguments import register_resolvers
 from panollava.score import main as score
+from panollava.train import main as train
 
 COMMANDS = sorted(path.stem for path in Path(CONF).glob("*.yaml"))
 
@@ -50,6 +53,40 @@ def test_values_ranges_and_choices_stand_beside_their_keys() -> None:
     assert "rank: 16 1 or more" in found
     assert "crop: adaptive, anyres, anyres_e2p, anyres_max, cubemap, e2p, resize, sliding_window" in found
     assert "(grouped or single)" in shown("score")
+
+
+def listed_groups(command: str) -> dict[str, list[str]]:
+    """Group, as it is written -> its options, of the help of a command."""
+    _, _, rest = help_text(line_of(command)).partition("choose with group=option ==\n")
+    lines = rest.partition("\n\n")[0].replace("\n  ", " ").splitlines()
+    return {group: options.split(", ") for group, _, options in (line.partition(": ") for line in lines)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_that_help_lists_composes_as_it_is_written(command: str) -> None:
+    groups = listed_groups(command)
+    chosen = {group: options for group, options in groups.items() if not group.startswith("+")}
+    rows = zip_longest(*([f"{group}={option}" for option in options] for group, options in chosen.items()))
+    added = [[f"{group}={groups[group][0]}"] for group in groups.keys() - chosen.keys()]  # all: test_conf
+    line = CommandLine(command, *split(canonical([], command=command)))
+    for row in [*rows, *added]:  # options of different groups are composed together
+        _, overrides = split(canonical([one for one in row if one], command=command))
+        line.compose(overrides)
+
+
+def test_groups_that_a_command_lacks_are_not_listed() -> None:
+    train, overlays = listed_groups("train"), {"+debug", "+experiment", "+experiment/decisive"}
+    assert train.keys() & {"crop", "model/resampler", *overlays} == {"crop", "model/resampler", *overlays}
+    assert not train.keys() & {"fetch", "experiment", "data/augment", "stage/settings", "generation/recorded"}
+    assert not [group for group in listed_groups("features") if group.startswith(("+", "stage", "tracking"))]
+    assert listed_groups("fetch") == {"data": ["csv", "json", "quic360"]}
+
+
+@pytest.mark.parametrize("typed", ["experiment=overlap_sweep", "experiment/decisive=mlp_overlap0", "debug=default"])
+def test_an_overlay_is_added_with_a_plus_sign(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", typed])
+    with pytest.raises(SystemExit, match=re.escape(f"is added with a plus sign: +{typed}")):
+        train()
 
 
 def test_options_and_values_of_the_command_line_are_those_shown() -> None:

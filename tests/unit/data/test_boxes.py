@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -139,8 +140,8 @@ def test_files_round_trip(tmp_path: Path, preset: str) -> None:
     write_yolo(tmp_path / "yolo", SAMPLE, conventions)
     pictures = tmp_path / "pictures"
     for back in (
-        read_coco(tmp_path / "boxes.json", conventions, pictures),
-        read_voc(tmp_path / "voc", conventions, NAMES, pictures),
+        read_coco(tmp_path / "boxes.json", conventions),
+        read_voc(tmp_path / "voc", conventions, NAMES),
         read_yolo(tmp_path / "yolo", conventions, NAMES, pictures),
     ):
         assert back.checked() is back
@@ -187,15 +188,13 @@ BAD = [
     ({"bbox": None}, "bbox is None, and should be a list of numbers"),
     ({"category_id": 9}, "category_id 9 is none of the categories 1"),
     ({"image_id": 9}, "image_id 9 is none of the ids of images"),
-    ({"image_id": 2}, "the picture gone.jpg is not in "),
     ({"score": "high"}, "'high' is not a number"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_boxes_are_named_and_good_ones_kept(tmp_path: Path, change: dict, message: str) -> None:
-    (tmp_path / "a.jpg").touch()
-    found = read_coco(coco(tmp_path, change, {}), Conventions(), tmp_path)
+    found = read_coco(coco(tmp_path, change, {}), Conventions())
     assert len(found.pictures["a.jpg"].boxes) == 1
     with pytest.raises(ValueError, match=rf"boxes\.json: 1 of 2 boxes are bad\. Mend or delete them:\n  .*{message}"):
         found.checked()
@@ -284,6 +283,27 @@ def test_yolo_problems_and_shares(tmp_path: Path) -> None:
 )
 def test_bad_rectangles(rectangle: list[float], size: tuple[int, int] | None, message: str) -> None:
     assert message in read_box(rectangle, Conventions(boxes="corners"), size)[1]
+
+
+def test_the_picture_of_a_yolo_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Suffixes of any case and names in either form of Unicode are found; two for one file are named."""
+    labels, pictures = tmp_path / "labels", tmp_path / "pictures"
+    labels.mkdir()
+    pictures.mkdir()
+    there = ["R0010001.JPG", unicodedata.normalize("NFD", "café.Jpeg"), "twice.JPG", "twice.png", "other.jpg", "x.gif"]
+    for name in there:
+        (pictures / name).touch()
+    for stem in ("R0010001", "café", "twice", "gone"):
+        (labels / f"{stem}.txt").write_text("0 0 0 10 10\n")
+    with caplog.at_level("INFO", "panollava"):
+        found = read_yolo(labels, Conventions(), NAMES, pictures)
+    assert set(found.pictures) == {*there[:3], "gone"}
+    assert [str(one) for one in found.problems] == [
+        f"twice.txt: could be of twice.JPG and twice.png; keep one of them in {pictures}"
+    ]
+    assert found.bad == ("twice.JPG",)
+    assert f"left out 1 picture of {pictures} without a .txt file of the same name, such as other.jpg" in caplog.text
+    assert next(iter(read_yolo(labels, Conventions(), NAMES, tmp_path / "none").pictures)) == "R0010001"
 
 
 def test_unknown_conventions_and_classes() -> None:

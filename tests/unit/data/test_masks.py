@@ -13,10 +13,37 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from panollava.crop.boxes import IGNORED, NOTHING
-from panollava.data.masks import read_index_mask, segment_pixels, segments_mask
+from panollava.data.masks import read_index_mask, segment_shape, segments_mask, shape_pixels
 
 SIZE = (4, 8)
 KINDS = np.array([1, NOTHING, 0], np.int16)  # the second class of the file is left out
+
+
+def segment_pixels(value: Any, size: tuple[int, int]) -> np.ndarray:
+    """Pixels ``(H, W)`` of a segmentation, in a picture of their size."""
+    found = np.zeros(size, bool)
+    top, left, pixels = shape_pixels(segment_shape(value, size), size)
+    window = found[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+    assert window.shape == pixels.shape
+    window[:] = pixels
+    return found
+
+
+def slow_pixels(polygons: list[list[float]], size: tuple[int, int]) -> np.ndarray:
+    """The same, each polygon in a mask of the whole picture and edge after edge."""
+    height, width = size
+    found = np.zeros(size, bool)
+    for polygon in polygons:
+        points = np.array(polygon, float).reshape(-1, 2)
+        crossings = np.zeros((height, width + 1), np.uint8)
+        for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+            first, last = np.ceil(np.clip(sorted((y0, y1)), 0, height) - 0.5).astype(int)
+            rows = np.arange(first, last)
+            if len(rows):
+                x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+                crossings[rows, np.ceil(np.clip(x, 0, width + 0.5) - 0.5).astype(int)] ^= 1
+        found |= np.bitwise_xor.accumulate(crossings[:, :width], axis=1).astype(bool)
+    return found
 
 
 def runs(pixels: np.ndarray) -> list[int]:
@@ -113,6 +140,35 @@ def test_a_polygon_has_the_pixels_whose_centres_it_surrounds(points: list[tuple[
             if (y0 <= y) != (y1 <= y):
                 crossed += x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x
         assert found[row, column] == crossed % 2
+
+
+COORDINATES = st.floats(-15, 35) | st.integers(-4, 30) | st.integers(-4, 30).map(lambda value: value + 0.5)
+POLYGONS = st.lists(
+    st.lists(COORDINATES, min_size=6, max_size=24).map(lambda values: values[: len(values) // 2 * 2]), max_size=4
+)
+
+
+@given(st.lists(POLYGONS, max_size=5), st.data())
+def test_masks_are_those_of_the_whole_picture(segments: list[list[list[float]]], data: st.DataObject) -> None:
+    """Also of polygons beyond the picture, along its edges and over each other, and of their run lengths."""
+    size = data.draw(st.tuples(st.integers(10, 16), st.integers(10, 24)))
+    expected, slow = np.full(size, NOTHING), [slow_pixels(polygons, size) for polygons in segments]
+    for at in sorted(range(len(slow)), key=lambda at: -slow[at].sum()):
+        expected[slow[at]] = at
+    are_runs = [data.draw(st.booleans()) for _ in slow]
+    values = [
+        {"size": list(size), "counts": runs(pixels)} if is_run else polygons
+        for is_run, pixels, polygons in zip(are_runs, slow, segments, strict=True)
+    ]
+    named = [(f"annotation {at}", at, value) for at, value in enumerate(values)]
+    assert (segments_mask(named, np.arange(len(values), dtype=np.int16), size) == expected).all()
+
+
+def test_a_small_polygon_takes_little_memory() -> None:
+    _, _, pixels = shape_pixels([np.array([[5000.0, 2000], [5010, 2000], [5010, 2020]])], (3000, 6000))
+    assert pixels.shape == (20, 10)
+    counts = np.array([3000 * 7, 5, 2995, 10, 3000 * 6000 - 3000 * 8 - 10])
+    assert shape_pixels(counts, (3000, 6000))[2].shape == (3000, 2)
 
 
 def test_the_smaller_one_lies_over_the_larger_one() -> None:

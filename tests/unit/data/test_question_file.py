@@ -37,6 +37,13 @@ def test_objects_have_an_image_and_a_question(name: str, tmp_path: Path) -> None
     assert [(one.image, one.text) for one in file.questions] == [("a.jpg", "what?"), ("b.jpg", "where?")]
 
 
+def test_keys_are_matched_as_columns_are(tmp_path: Path) -> None:
+    """In any case and with blanks; null is no value."""
+    objects = [{"Image": "a.jpg", "QUESTION": "what?", "url": None}, {"Image Path": "b.jpg", "query": "where?"}]
+    file = read_questions(written(tmp_path, "ask.json", json.dumps(objects)))
+    assert [(one.image, one.text) for one in file.questions] == [("a.jpg", "what?"), ("b.jpg", "where?")]
+
+
 def test_earlier_answers_are_left_out_and_texts_may_have_any_separator(tmp_path: Path) -> None:
     text = "image,question,Prediction,reference\na.jpg,what?,OLD,ring\n"
     file = read_questions(written(tmp_path, "ask.csv", text))
@@ -64,6 +71,16 @@ def test_earlier_answers_are_left_out_and_texts_may_have_any_separator(tmp_path:
         ("ask.csv", "url,query\nhttp://h/a.jpg,what?\n", "an address is not fetched"),
         ("ask.jsonl", '{"image": "a.jpg", "query": 3}', "line 1, query: it is missing or empty"),
         ("ask.jsonl", '{"image": "a.jpg", "query": "\\ud800"}', "half a character"),
+        (
+            "ask.json",
+            '[{"image": "a.jpg", "question": "a", "Prompt": "b", "instruction": "c"}]',
+            "entry 1, query: the keys question and Prompt and instruction could each be it; rename or delete",
+        ),
+        (
+            "ask.jsonl",
+            '{"image_path": "a.jpg", "url": "https://h/a.jpg", "query": "b"}',
+            "line 1, image: the keys image_path and url could each be it",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:

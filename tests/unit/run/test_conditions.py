@@ -132,7 +132,7 @@ class _Annotated(PlainSource):
 def test_boxes_and_masks_are_part_of_the_conditions() -> None:
     """A changed mask is another truth, though its boxes stay: an evaluation on record is then made again."""
     known = places_digest(_Annotated())
-    assert places_digest(_Annotated()) == known
+    assert known == "a59c7fb718fced77"  # as recorded by earlier versions, whose records stand
     assert places_digest(_Annotated(box=21.0)) != known
     assert places_digest(_Annotated(label=-1)) != known
 

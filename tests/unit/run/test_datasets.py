@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from support.box_folders import write_voc, write_yolo
 
+from panollava.crop.boxes import PictureBoxes
 from panollava.crop.crop import Crop
+from panollava.data.boxes import BoxAnnotations, Conventions
 from panollava.data.world import WorldSource
 from panollava.run.data import describe_split, digest_of
 from panollava.run.sources import open_source
@@ -48,3 +53,25 @@ def test_a_file_is_its_bytes_wherever_it_lies(data, tmp_path) -> None:
     described = describe_split(data, "train", source)
     assert json.loads(described.source) == {"uri": str(tmp_path / "train.csv")}
     assert (described.source_type, json.loads(described.profile)) == ("local", {"num_rows": 1})
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(write_voc, ".xml"), (write_yolo, ".txt")])
+def test_a_folder_of_boxes_is_its_names_and_bytes(write: Any, suffix: str, tmp_path: Path) -> None:
+    """Files that are no boxes, such as pictures beside them, do not count."""
+    one = PictureBoxes(np.array([[10.0, 20.0, 30.0, 40.0, 0.0]]), np.zeros(1, int))
+    for name, box in (("a", one), ("copy", one), ("changed", replace(one, boxes=one.boxes + 1))):
+        write(tmp_path / name, BoxAnnotations(("chair",), {"p.png": box, "q.png": one}), Conventions())
+    cv2.imwrite(str(tmp_path / "a" / "p.png"), np.zeros((64, 128, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "a" / "q.png"), np.zeros((64, 128, 3), np.uint8))
+    data = {"name": "mine", "type": "annotated", "classes": ["chair"]}
+    digests = {
+        name: digest_of({**data, "train_boxes": str(tmp_path / name)}, "train") for name in ("a", "copy", "changed")
+    }
+    assert digests["a"] == digests["copy"] != digests["changed"]
+    (tmp_path / "copy" / f"p{suffix}").rename(tmp_path / "copy" / f"r{suffix}")
+    assert digest_of({**data, "train_boxes": str(tmp_path / "copy")}, "train") != digests["a"]
+    data["train_boxes"] = str(tmp_path / "a")
+    source = open_source(data, "train", Crop.from_spec({"type": "resize"}, view_size=(8, 8)))
+    described = describe_split(data, "train", source)
+    assert json.loads(described.source) == {"uri": str(tmp_path / "a")}
+    assert (described.digest, json.loads(described.profile)) == (digests["a"], {"num_rows": 2})
