@@ -53,9 +53,9 @@ def main(cfg: DictConfig) -> float | None:
         trained = None
         for name in run.pending:
             trained = run_stage(run, name) or trained
-        keep_model(run)
         evaluate_run(run, trained)
         evaluate_run_places(run)
+        keep_model(run)  # last: nothing waits while a server takes it
         if cfg.dry_run:
             log_plan(run)
         summarize(run)

@@ -13,6 +13,7 @@ from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -55,7 +56,7 @@ def run_job(function: Function, cfg: DictConfig, load: Load | None = None) -> fl
         label_console(name)  # several jobs at once
     _record(sweep, name, "running")
     work = partial(_recorded, function, cfg, sweep, name)
-    if not CAN_FORK or _pool_worker() is None:
+    if not CAN_FORK or not _in_pool():
         work()
         return _score(sweep / name)
     # All workers of a pool end when one is killed: a job's subprocess can be killed alone. A process in which a library
@@ -86,8 +87,10 @@ def _recorded(function: Function, cfg: DictConfig, sweep: Path, name: str) -> No
         _record(sweep, name, "failed", message)
         is_clear = isinstance(error, MENDABLE) and os.environ.get("HYDRA_FULL_ERROR") != "1"
         sys.stderr.write(f"\nJob {name}" + (f" failed. {message}\n" if is_clear else f":\n{traceback.format_exc()}\n"))
-    except KeyboardInterrupt:
-        _record(sweep, name, "interrupted")
+    except (KeyboardInterrupt, SystemExit) as error:
+        # SystemExit is submitit's once the job is back in the queue, or ours for an error that another process reports.
+        reported = error.__cause__ if isinstance(error, SystemExit) else None
+        _record(sweep, name, "failed" if reported else "interrupted", f"{reported}" if reported else "")
         raise
     else:
         _record(sweep, name, "finished", score=score)
@@ -149,21 +152,39 @@ def swept_values() -> dict[str, str]:
     return {key.removeprefix("model/"): value for key, _, value in pairs if key not in constant}
 
 
-def gpu_beside_others() -> int:
-    """Index of this process's GPU: a launcher's workers take this machine's GPUs in turn."""
+def gpu_beside_others(claims: contextlib.ExitStack) -> int:
+    """Index of this process's GPU: the jobs that a launcher runs at once take this machine's GPUs in turn.
+
+    A job claims the first free place, until ``claims`` is closed or its process ends; place i has GPU i modulo their
+    number. The numbers of a launcher's workers are no places: a worker that ends leaves its successor a higher one.
+    """
     import torch
 
-    worker = _pool_worker()
-    return (worker - 1) % max(1, torch.cuda.device_count()) if worker and in_sweep() else 0
+    gpus = torch.cuda.device_count()
+    if gpus < 2 or not _in_pool() or not in_sweep():
+        return 0
+    return _claim_place(Path(HydraConfig.get().sweep.dir) / ".places", claims) % gpus
 
 
-def _pool_worker() -> int | None:
-    """Number of this worker in a launcher's pool, or None outside of one.
+def _claim_place(folder: Path, claims: contextlib.ExitStack) -> int:
+    """The first number below which all are claimed: a lock that the system releases when its process ends."""
+    place = 0
+    while True:
+        (folder / str(place)).mkdir(parents=True, exist_ok=True)
+        try:
+            claims.enter_context(FileLock(folder / str(place) / ".lock").acquire(timeout=0))
+        except Timeout:
+            place += 1
+        else:
+            return place
 
-    Source: joblib's loky names its workers ``LokyProcess-<number>``, from 1.
+
+def _in_pool() -> bool:
+    """Whether this process is a worker of a launcher's pool.
+
+    Source: joblib's loky names its workers ``LokyProcess-<number>``.
     """
-    match = re.fullmatch(r"LokyProcess-(\d+)(?::\d+)?", current_process().name)
-    return int(match[1]) if match else None
+    return re.fullmatch(r"LokyProcess-(\d+)(?::\d+)?", current_process().name) is not None
 
 
 def run_in_subprocess(work: Callable[[], None]) -> int:

@@ -277,12 +277,12 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         data: open splits and backbones, in place of those that the config names.
     """
     configure_console(logging.INFO if procs.is_main else logging.ERROR)
-    place = procs.local_rank if procs.world_size > 1 else gpu_beside_others()
-    if plans_only(cfg) and cfg.gpu:  # nothing is computed on this machine, which may have no GPU
-        compute = planned_compute(cfg.trainer.precision)
-    else:
-        compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, place)
     with ExitStack() as resources:
+        place = procs.local_rank if procs.world_size > 1 else gpu_beside_others(resources)
+        if plans_only(cfg) and cfg.gpu:  # nothing is computed on this machine, which may have no GPU
+            compute = planned_compute(cfg.trainer.precision)
+        else:
+            compute = choose_compute(cfg.trainer.device, cfg.trainer.precision, place)
         root = Path(procs.texts(str(_root(cfg, resources) if procs.is_main else ""))[0])
         experiment = resources.enter_context(Experiment(root, setting(cfg), name=job_name(root), owner=procs.is_main))
         if procs.is_main:

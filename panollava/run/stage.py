@@ -369,7 +369,7 @@ def record_best(run: Run, name: str, folder: Path, stage: Stage, progress: Progr
 
 
 def _record_failure(run: Run, name: str, error: BaseException) -> None:
-    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
     try:
         run.experiment.record(name, status=status, error=f"{type(error).__name__}: {error}"[:500])
     except OSError:  # a disk that ends a run does not take this either, and the first message is the one to read

@@ -136,6 +136,8 @@ class MlflowTracker(Tracker):
         self._put({"do": "inputs", "datasets": [asdict(one) for one in datasets]})
 
     def model(self, folder: Path, loss: ModelLoss) -> None:
+        self.flush()
+        self._put({"do": "status", "status": "FINISHED", "time": _now_ms()})  # a large model may never arrive
         self.folder(folder, MODEL)
         if self.register:
             names = {"name": self.register, "alias": self.alias, "artifact": MODEL}

@@ -7,7 +7,8 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ Row = Sequence[Any]  # a metric in JSON: name, value, time in milliseconds, step
 
 TABLES_TAG = "mlflow.loggedArtifacts"
 RUNNING = "RUNNING"
+SLOWEST_RATE = 5e6  # bytes a second at which a server is expected to store a file before it answers
 MAX_NAME = 250  # characters that MLflow keeps of a name
 LOSS_TAG, MEASURED_TAG = "panollava.loss", "panollava.measured_on"  # of a model version: its loss, and of which data
 
@@ -107,7 +109,28 @@ def _copy(client: MlflowClient, uri: str, run_id: str, path: Path, into: str | N
         local = LocalArtifactRepository((file.parent / address).as_uri())
         (local.log_artifacts if path.is_dir() else local.log_artifact)(str(path), into)
     else:
-        (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), into)
+        with _time_to_store(path):
+            (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), into)
+
+
+@contextmanager
+def _time_to_store(path: Path) -> Iterator[None]:
+    """Lengthens the time that MLflow waits for an answer by what the largest file takes at ``SLOWEST_RATE``.
+
+    A server that stores artifacts for its clients answers only after it has copied the whole file to its own store.
+    """
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT as LIMIT
+
+    files = path.rglob("*") if path.is_dir() else [path]
+    seconds = int(max((file.stat().st_size for file in files), default=0) / SLOWEST_RATE)
+    before = LIMIT.get_raw()
+    LIMIT.set(LIMIT.get() + seconds)
+    if seconds:
+        logger.info("%s is sent to MLflow, which may take minutes.", path.name)
+    try:
+        yield
+    finally:
+        LIMIT.unset() if before is None else LIMIT.set(before)
 
 
 def check_names(name: str | None, alias: str) -> None:

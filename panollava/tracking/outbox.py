@@ -310,7 +310,7 @@ class Delivery:
                     box.arrived(operation, end)
                     box.in_doubt = False
                 if self._is_away:
-                    logger.info("MLflow at %s is reachable again.", self._uri)
+                    logger.info("MLflow at %s takes records again.", self._uri)
                 self._is_away, self._failures = False, 0
 
     def _send(self, client: MlflowClient, box: Outbox, operation: Operation) -> None:
@@ -338,8 +338,9 @@ class Delivery:
         if not self._is_away:
             logger.log(
                 logging.INFO if self._has_warned else logging.WARNING,
-                "MLflow at %s is unreachable (%s). The run continues; its record is kept in %s until it can be sent.",
-                self._uri, reason, self._boxes[-1].folder,
+                "MLflow at %s %s (%s). The run continues; its record is kept in %s until it can be sent.",
+                self._uri, "does not take a record" if self._failures else "is unreachable", reason,
+                self._boxes[-1].folder,
             )  # fmt: skip
             self._pause_s = FIRST_PAUSE_S
         self._is_away = self._has_warned = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 STAGES_TAG = "panollava.stages"  # tag of training runs: the stages that were trained
 HOST_TAG, PID_TAG, SINCE_TAG = "panollava.host", "panollava.pid", "panollava.since"
+PID_SPACE_TAG = "panollava.pid_space"  # containers may share the name of their host, and number processes by themselves
 PARENT_TAG = "mlflow.parentRunId"
 LOCAL_TAG = "panollava.local_id"  # tag of a run that began while its server was away: the id that it had until then
 LOCAL = "local-"  # prefix of the id of a run that its server has not made yet
@@ -115,6 +117,8 @@ def no_answer(uri: str, error: Exception) -> ConnectionError:
 def reason_of(error: Exception) -> str:
     """Why something failed, in a few words where they are known."""
     text = " ".join(str(error).split()) or repr(error)
+    if limit := re.search(r"read timeout=(\d+)", text):
+        return f"the answer takes longer than {limit[1]} s"
     return next((words for sign, words in _REASONS.items() if sign in text), text[:200])
 
 
@@ -233,7 +237,16 @@ def last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
 
 def process_tags() -> dict[str, str]:
     """Tags that name this process as the owner of a run."""
-    return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), SINCE_TAG: f"{time.time():.3f}"}
+    host, since = socket.gethostname(), f"{time.time():.3f}"
+    return {HOST_TAG: host, PID_SPACE_TAG: _pid_space(), PID_TAG: str(os.getpid()), SINCE_TAG: since}
+
+
+def _pid_space() -> str:
+    """The namespace that this system's process numbers belong to; empty where there is no such thing."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
@@ -245,7 +258,7 @@ def mark_dead_runs(client: MlflowClient, experiment: str) -> list[str]:
     if not is_server(client.tracking_uri):
         ids = [one.experiment_id for one in client.search_experiments()]
     query = f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{socket.gethostname()}'"
-    dead = [run.info.run_id for run in client.search_runs(ids, query) if not _is_alive(run.data.tags)]
+    dead = [run.info.run_id for run in client.search_runs(ids, query) if _is_dead(run.data.tags)]
     for run_id in dead:
         client.set_terminated(run_id, "KILLED")
         logger.info("MLflow run %s belongs to a process that has ended; marked KILLED.", run_id)
@@ -259,16 +272,19 @@ def end_killed(client: MlflowClient, run_ids: Sequence[str]) -> None:
         mark_dead_runs(client, experiment)
 
 
-def _is_alive(tags: dict[str, str]) -> bool:
-    """Whether the process that opened the run still runs, and its number was not given to a later one."""
+def _is_dead(tags: dict[str, str]) -> bool:
+    """Whether the process that opened the run has gone; its number may belong to a later one."""
+    here = _pid_space()
+    if tags.get(PID_SPACE_TAG, here) != here:  # nothing is known about the processes of another container
+        return False
     try:
         process = psutil.Process(int(tags[PID_TAG]))
-        is_dead = process.status() == psutil.STATUS_ZOMBIE  # its parent has not waited for it
-        return not is_dead and process.create_time() <= float(tags[SINCE_TAG]) + CLOCK_SLACK_S
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE  # its parent has not waited for it
+        return is_zombie or process.create_time() > float(tags[SINCE_TAG]) + CLOCK_SLACK_S
     except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:  # another user's process: it exists
         return True
+    except psutil.AccessDenied:  # another user's process: it exists
+        return False
 
 
 @contextlib.contextmanager

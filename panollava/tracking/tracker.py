@@ -74,7 +74,7 @@ class Tracker:
         """Records the data sets that the run reads."""
 
     def model(self, folder: Path, loss: ModelLoss) -> None:
-        """Keeps the trained model in a folder, and registers it where the options say so."""
+        """Keeps the trained model in a folder, and registers it where the options say so; a run's last record."""
 
     def close(self, status: Status = "FINISHED") -> None:
         """Writes buffered metrics and ends the run; a closed run stays closed."""
@@ -95,4 +95,4 @@ def closing_status(error_type: type[BaseException] | None) -> Status:
     """Status of a run that ends with this exception: interrupted runs are KILLED, other errors FAILED."""
     if error_type is None:
         return "FINISHED"
-    return "KILLED" if issubclass(error_type, KeyboardInterrupt) else "FAILED"
+    return "KILLED" if issubclass(error_type, KeyboardInterrupt | SystemExit) else "FAILED"

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -162,34 +162,55 @@ def catch_signals(world_size: int = 1) -> Iterator[list[int]]:
     torchrun forwards both to all processes, and sends SIGTERM to the rest when one has failed. After an error in one
     of several processes SIGTERM is therefore ignored, so that saving and logging can finish.
 
+    submitit's signal before a job's time limit is collected as well. Its handler puts the job back in the queue and
+    raises SystemExit; it is called at the end of the block, when all is saved, unless an error ends the block.
+
     Yields:
         The signals so far.
     """
     received: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
-        if received and world_size == 1:
-            raise KeyboardInterrupt
+        if received and number not in queues and (world_size == 1 or queues.keys() & set(received)):
+            raise KeyboardInterrupt  # in a job of SLURM, SIGTERM is sent at its limit, and SIGKILL soon after
         if not received:
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             again = " Press again to stop at once." if world_size == 1 and number == signal.SIGINT else ""
             LOG.warning("%s: finishing this step, or this validation, then saving.%s", name, again)
         received.append(number)
 
+    queues = _submitit_signal()
     try:
-        previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM, *queues)}
     except ValueError:  # not the main thread: the caller handles signals
         yield received
         return
     try:
         yield received
-    except BaseException:
+    except BaseException as error:
         if world_size > 1:
             previous[signal.SIGTERM] = signal.SIG_IGN
+        if not isinstance(error, KeyboardInterrupt):
+            queues = {}
         raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        for number in queues.keys() & set(received):
+            queues[number](number, None)
+
+
+def _submitit_signal() -> dict[int, Callable[[int, FrameType | None], object]]:
+    """The number and the handler of submitit's signal, where it started this process.
+
+    Source: ``submitit/core/job_environment.py``.
+    """
+    name = f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
+    if "SUBMITIT_EXECUTOR" not in os.environ or not hasattr(signal, name):
+        return {}
+    number = getattr(signal, name)
+    handler = signal.getsignal(number)
+    return {number: handler} if callable(handler) else {}
 
 
 def ignore_sigterm() -> None:

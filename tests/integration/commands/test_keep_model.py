@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def test_a_finished_run_is_kept_and_registered_by_the_same_command(
 ) -> None:
     shutil.copytree(recorded / "runs", tmp_path / "runs", symlinks=True)
     monkeypatch.chdir(tmp_path)
+    state = Path("runs/recorded/stage_state.json")
+    content = json.loads(state.read_text())
+    del content["stages"]["finetune/anyres-e2p_mlp"]["evaluated"]
+    state.write_text(json.dumps(content))
     client = open_client(absolute_uri(folder=tmp_path))
     expected = answer("runs/recorded")
     for form in ("checkpoint", "export"):
@@ -40,6 +45,8 @@ def test_a_finished_run_is_kept_and_registered_by_the_same_command(
         assert (Path(found) / "config.json").exists() == (form == "export")
         assert not list(Path(found).rglob("optimizer*"))
     assert version.tags["panollava.measured_on"].startswith("finetune, validation data ")
+    done = list(json.loads(state.read_text())["stages"]["finetune/anyres-e2p_mlp"])
+    assert done.index("evaluated") < done.index("kept_model")  # scores do not wait until a server has taken the model
 
     runs = len(client.search_runs(["1"]))
     assert command(monkeypatch, train, *recorded_arguments, *tracking) == 0  # it is there as asked

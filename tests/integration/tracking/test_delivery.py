@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,11 +19,12 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-from panollava.tracking import outbox, store
+from panollava.tracking import operations, outbox, store
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.outbox import OUTBOX, Delivery, Outbox, deliver
 from panollava.tracking.runs import end_parent, start_parent
 from panollava.tracking.store import PID_TAG, experiment_id
+from panollava.tracking.tracker import ModelLoss
 
 URI = "http://127.0.0.1:1"
 HEADER = {"uri": URI, "experiment": "e", "run_id": "r", "local_id": None, "reached": {}}
@@ -300,3 +305,87 @@ def test_a_request_that_breaks_a_server_that_is_there_is_put_aside_in_the_end(
     (box,) = Outbox.left_behind(tmp_path)
     assert box.refused == 1
     box.release()
+
+
+COPY_S = 1.3  # that the slow server takes to store a file after it has received it
+
+
+class SlowStore(BaseHTTPRequestHandler):
+    """As much of an MLflow server as a delivery needs, whose artifacts are slow to store."""
+
+    took: list[str]
+
+    def do_GET(self) -> None:
+        info = {"run_id": "r", "experiment_id": "1", "artifact_uri": "mlflow-artifacts:/1/r", "status": "RUNNING"}
+        self._answer({"run": {"info": info, "data": {}}} if "runs/get" in self.path else {})
+
+    def do_POST(self) -> None:
+        self._content()
+        self.took.append(self.path.rpartition("/")[2])
+        self._answer({})
+
+    def do_PUT(self) -> None:
+        self.took.append(f"{self.path.rpartition('/')[2]}: {self._content()}")
+        time.sleep(COPY_S)
+        with contextlib.suppress(BrokenPipeError):  # the client does not wait any more
+            self._answer({})
+
+    def _content(self) -> int:
+        return len(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def _answer(self, answer: dict) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def slow_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers within MLflow's time only where that grows with a file; what it took."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(outbox, "LAST_PAUSE_S", 0.001)
+    took: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (SlowStore,), {"took": took})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", took
+        server.shutdown()
+
+
+@pytest.mark.parametrize("size", [2_000, 10], ids=["large", "small"])
+def test_a_server_has_more_time_for_a_larger_file(slow_store, tmp_path, monkeypatch, caplog, size) -> None:
+    uri, took = slow_store
+    monkeypatch.setattr(operations, "SLOWEST_RATE", 100.0)
+    monkeypatch.setattr(outbox, "ATTEMPTS", 2)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(bytes(size))
+    box = Outbox.create(tmp_path / "run", {**HEADER, "uri": uri, "run_id": f"r{size}"})  # MLflow keeps addresses by run
+    sender = Delivery(uri, [box], wait_seconds=20).start()
+    sender.put({"do": "folder", "into": "model"}, tmp_path / "model")
+    sender.put({"do": "metrics", "rows": [["loss", 1.0, 1, 1]]})
+    is_large = size > 100
+    assert sender.finish() == (0 if is_large else 1)
+    assert took == [f"weights: {size}"] * (1 if is_large else 2) + ["log-batch"]
+    if not is_large:
+        assert "does not take a record (the answer takes longer than 1 s)" in caplog.text
+        assert "unreachable" not in caplog.text
+
+
+def test_scores_and_status_do_not_wait_for_a_model(server, experiment, tmp_path) -> None:
+    (tmp_path / "model").mkdir()
+    tracker = MlflowTracker(uri=URI, experiment=experiment, outbox=tmp_path, wait_seconds=0.0, register="m")
+    tracker.start()
+    server.is_on = False
+    tracker.metrics({"test/score": 0.5}, step=0)
+    tracker.model(tmp_path / "model", ModelLoss(0.5, "data"))
+    tracker.close()
+    (box,) = Outbox.left_behind(tmp_path)
+    lines = (box.folder / outbox.OPERATIONS).read_text().splitlines()
+    box.release()
+    assert [json.loads(line)["do"] for line in lines] == ["metrics", "status", "folder", "register", "status"]

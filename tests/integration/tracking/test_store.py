@@ -14,6 +14,7 @@ from panollava.tracking.location import absolute_uri, database_file
 from panollava.tracking.mlflow_tracker import MlflowTracker
 from panollava.tracking.store import (
     HOST_TAG,
+    PID_SPACE_TAG,
     PID_TAG,
     SINCE_TAG,
     experiment_id,
@@ -75,16 +76,20 @@ def test_only_runs_of_processes_that_are_gone_on_this_host_are_ended(client, sto
         "gone": {**mine, PID_TAG: str(_gone_pid())},
         "reused number": {**mine, SINCE_TAG: "1000.0"},
         "another host": {**mine, PID_TAG: str(_gone_pid()), HOST_TAG: "elsewhere"},
+        "another container": {**mine, PID_TAG: str(_gone_pid()), PID_SPACE_TAG: "pid:[1]"},
+        "an earlier version's": {HOST_TAG: mine[HOST_TAG], SINCE_TAG: mine[SINCE_TAG], PID_TAG: str(_gone_pid())},
         "not ours": {},
     }
     ids = {name: client.create_run(key, tags=each).info.run_id for name, each in tags.items()}
-    assert set(mark_dead_runs(client, key)) == {ids["gone"], ids["reused number"]}
+    assert set(mark_dead_runs(client, key)) == {ids["gone"], ids["reused number"], ids["an earlier version's"]}
     status = {name: client.get_run(run_id).info.status for name, run_id in ids.items()}
     assert status == {
         "mine": "RUNNING",
         "gone": "KILLED",
         "reused number": "KILLED",
         "another host": "RUNNING",
+        "another container": "RUNNING",
+        "an earlier version's": "KILLED",
         "not ours": "RUNNING",
     }
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +67,36 @@ def test_a_missing_path_and_a_broken_link_are_found(tmp_path: Path) -> None:
     assert missing_paths(text) == ["panollava/gone.py", "gone.py", "model/gone/"]
     (tmp_path / "page.md").write_text(f"# What is `there`\n{text} [c](#what-is-there)", encoding="utf-8")
     assert list(broken_links(tmp_path / "page.md")) == ["#gone", "other.md"]
+
+
+TRAINS = """#!/bin/bash
+trap 'sleep 0.2; echo "ended with $STATUS" >> log; exit $STATUS' TERM
+echo begun >> log
+for _ in {1..400}; do sleep 0.05; done
+"""
+"""Stands for a training that is told to end; it takes a while to save."""
+SCONTROL = """#!/bin/bash
+echo "scontrol $*" >> log
+"""
+
+
+@pytest.mark.parametrize("status", [130, 0], ids=["interrupted", "finished"])
+@pytest.mark.parametrize("number", [0, 1], ids=["one node", "several nodes"])
+def test_a_slurm_script_queues_a_run_again_that_its_limit_interrupted(tmp_path: Path, number: int, status: int) -> None:
+    text = (ROOT / "conf" / "README.md").read_text(encoding="utf-8")
+    script = re.findall(r"^```text\n(#!/bin/bash\n#SBATCH.*?)^```", text, re.DOTALL | re.MULTILINE)[number]
+    for name, content in (("python", TRAINS), ("srun", TRAINS), ("scontrol", SCONTROL), ("job.sh", script)):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a", "SLURM_NNODES": "2"}
+    variables = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}", "STATUS": str(status)}
+    job, log = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=variables), tmp_path / "log"
+    deadline = time.monotonic() + 20
+    while not (log.is_file() and "begun" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B: does
+    job.wait(20)
+    lines = [line for line in log.read_text().splitlines() if "hostnames" not in line]
+    assert lines == ["begun", f"ended with {status}", *(["scontrol requeue 7"] if status else [])]
+    assert "--requeue" in script
+    assert "--signal=B:TERM@" in script

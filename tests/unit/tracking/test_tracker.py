@@ -44,6 +44,9 @@ def test_the_null_tracker_lets_errors_through_and_keeps_nothing(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (OSError, "FAILED")])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED"), (OSError, "FAILED")],
+)
 def test_the_status_follows_from_the_exception(error, status) -> None:
     assert closing_status(error) == status

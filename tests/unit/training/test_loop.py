@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from panollava.logs import LOG
 from panollava.stages.protocol import StepOutput
 from panollava.tracking.tracker import NullTracker
 from panollava.training.checkpointer import Progress
+from panollava.training.distributed import catch_signals
 from panollava.training.loop import OptimiserStep, validate
 from panollava.training.precision import Compute, choose_compute, recorded_compute
 
@@ -216,6 +219,62 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.
     assert last is not None
     assert again.checkpointer.restore(last) == result.progress
     assert torch.equal(again.weight(), toy.weight())
+
+
+def queue_again(number: int, _frame: object) -> None:
+    """As submitit does before a job's time limit."""
+    sys.exit(-1)
+
+
+def test_before_the_limit_of_a_slurm_job_the_step_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(OptimiserStep, "__call__", before_step(2, lambda: os.kill(os.getpid(), signal.SIGUSR2)))
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        toy = Toy(tmp_path)
+        with pytest.raises(SystemExit, match="-1"):
+            toy.fit(steps(3), epochs=2)
+        assert signal.getsignal(signal.SIGUSR2) is queue_again
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    again, last = Toy(tmp_path), follow(tmp_path / LAST)
+    assert last is not None
+    assert again.checkpointer.restore(last).global_step == 2
+    assert torch.equal(again.weight(), toy.weight())
+
+
+def test_a_slurm_job_is_queued_again_once_unless_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    calls: list[int] = []
+    ours, at_limit = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, lambda number, _: calls.append(number))
+    try:
+        with catch_signals() as received:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert received == [signal.SIGUSR2] * 2
+            assert calls == []
+        assert calls == [signal.SIGUSR2]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(pytest.raises(KeyboardInterrupt))
+            stack.enter_context(catch_signals(world_size=2))
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGTERM)  # the limit, in a step that took longer than the time left
+        assert calls == [signal.SIGUSR2] * 2
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(pytest.raises(ValueError, match="not finite"))
+            stack.enter_context(catch_signals())
+            os.kill(os.getpid(), signal.SIGUSR2)
+            raise ValueError("not finite")
+        assert calls == [signal.SIGUSR2] * 2
+        monkeypatch.delenv("SUBMITIT_EXECUTOR")
+        with catch_signals() as received:
+            os.kill(os.getpid(), signal.SIGUSR2)  # not submitit's
+        assert received == []
+        assert calls == [signal.SIGUSR2] * 3
+    finally:
+        signal.signal(signal.SIGTERM, ours)  # several processes ignore it after an error
+        signal.signal(signal.SIGUSR2, at_limit)
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
