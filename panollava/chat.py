@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from omegaconf import DictConfig
 
@@ -33,6 +33,7 @@ class ChatOptions:
     checkpoint: str
     image: str | None
     device: str
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None
     allow: str | list[str]
 
 
@@ -41,12 +42,12 @@ def main(cfg: DictConfig) -> None:
     """Opens a model and answers the lines of standard input."""
     from panollava.data.fetch import FetchOptions  # here, so that --help needs no PyTorch
     from panollava.model.api import PanoLlava
+    from panollava.run.image_commands import command_compute
     from panollava.run.sections import RUN_EXAMPLE, read_config
-    from panollava.training.precision import choose_compute
 
     configure_console()
     options, sections = read_config(cfg, ChatOptions, required=["checkpoint"], example=RUN_EXAMPLE)
-    compute = choose_compute(options.device, "auto", section="")
+    compute = command_compute(options.checkpoint, options.device, options.precision)
     pano = PanoLlava.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )

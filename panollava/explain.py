@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
 from omegaconf import DictConfig
@@ -30,6 +30,7 @@ class ExplainOptions:
     pitch: Annotated[float, Interval(ge=-90.0, le=90.0)]
     layers: list[Annotated[int, Interval(ge=1)]] | None
     device: str
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None
     out: str
     allow: str | list[str]
 
@@ -47,14 +48,20 @@ def main(cfg: DictConfig) -> None:
     from panollava.evaluation.drawing import encode_png
     from panollava.evaluation.explain import explain_picture
     from panollava.model.api import VisionPart
-    from panollava.run.image_commands import checked_out, named_panorama, read_twice, world_scene, write_out
+    from panollava.run.image_commands import (
+        checked_out,
+        command_compute,
+        named_panorama,
+        read_twice,
+        world_scene,
+        write_out,
+    )
     from panollava.run.tracker import open_tracker
     from panollava.run_folder import find_trained, is_run
-    from panollava.training.precision import choose_compute
 
     image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))
     out = checked_out(Path(options.out).expanduser(), [] if image is None else [image], "explain.png")
-    compute = choose_compute(options.device, "auto", section="")
+    compute = command_compute(options.checkpoint, options.device, options.precision)
     part = VisionPart.from_pretrained(
         options.checkpoint, device=compute.device, dtype=compute.dtype, allow=options.allow
     )

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 from omegaconf import DictConfig
@@ -44,6 +44,7 @@ class PredictOptions:
     out: str | None
     batch_size: Annotated[int, Interval(ge=1)]
     device: str
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None
     allow: str | list[str]
 
 
@@ -65,11 +66,12 @@ def main(cfg: DictConfig) -> None:
     from panollava.data.csv import is_address
     from panollava.data.fetch import FetchOptions
     from panollava.model.api import PanoLlava
-    from panollava.run.image_commands import checked_out, find_panoramas
+    from panollava.run.image_commands import checked_out, command_compute, find_panoramas
     from panollava.run.memory import answers_too_large, explained
-    from panollava.training.precision import choose_compute
 
-    compute = choose_compute(options.device, "auto", section="")
+    finds = options.question is None and options.questions is None
+    order = ("detect",) if finds else ()
+    compute = command_compute(options.checkpoint, options.device, options.precision, order)
     if options.questions is not None:
         _answer_file(options, Path(options.questions).expanduser(), compute, sections["generation"])
         return

@@ -94,6 +94,8 @@ NULL_OBJECTIVE = {
 }
 """What null stood for in configs of up to version 0.2, which had the keys of all objectives; not with type auto."""
 
+_OF_SPLIT = ("csv", "json", "boxes")
+"""Ends of the keys of ``data`` that name the file of a split."""
 _PATHS = {
     "model.vision": ("name",),
     "model.language": ("name",),
@@ -101,7 +103,7 @@ _PATHS = {
         "dir",
         "image_dir",
         "masks",
-        *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("csv", "json", "boxes")),
+        *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in _OF_SPLIT),
     ),
     "evaluation": ("clip",),
 }
@@ -193,6 +195,12 @@ class Experiment:
         """State of one stage; empty if it was never started."""
         return self.states().get(f"{stage}/{self.setting}", {})
 
+    def evaluated(self, stage: str) -> Path | None:
+        """Folder of the evaluation on record, which may be gone; None without one. The command may start anywhere."""
+        value = self.state(stage).get("evaluated")
+        workplace = recorded_metadata(self.stage_folder(stage)).get("workplace") if value else None
+        return found_path(value, self.root, workplace) if value else None
+
     def record(self, stage: str, **values: Any) -> None:
         """``begin`` and update one stage's state on disk."""
         self.begin()
@@ -218,7 +226,8 @@ class Experiment:
 
     def check_same_config(self, stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
         """Raises a ValueError with the keys in which a start's config differs from the folder's ``config.yaml``."""
-        if different := {} if recorded is None else differing_keys(stage, config, recorded):
+        metadata = recorded_metadata(self.stage_folder(stage))
+        if different := {} if recorded is None else differing_keys(stage, config, recorded, metadata):
             shown = "; ".join(described(key, *values) for key, values in different.items())
             # With several stages overwrite=true alone would train those again that are finished.
             which = "" if list(config["stage"]["run"]) == [stage] else f"stage={stage} "
@@ -228,14 +237,50 @@ class Experiment:
             )
 
 
-def differing_keys(stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values make ``config`` another run of ``stage`` than ``recorded``: key -> (old, new)."""
+def differing_keys(
+    stage: str, config: Mapping[str, Any], recorded: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values make ``config`` another run of ``stage`` than ``recorded``: key -> (old, new).
+
+    ``metadata`` of the recorded one leave out the paths of what they identify by its content.
+    """
     old, new = flatten(upgraded(recorded)), flatten(config)
+    by_content = _compared_by_content(stage, old, new, metadata or {})
+    precision, number_format = "trainer.precision", (metadata or {}).get("number_format")
+    if number_format is not None and "auto" in (old.get(precision), new.get(precision)):  # auto goes on as it was begun
+        old[precision] = number_format
+        new[precision] = number_format if new.get(precision) == "auto" else new.get(precision)
     if old.get("stage.vision.loss.type") != "auto":  # a key that another objective has stays null on both sides
         old |= {key: value for key, value in NULL_OBJECTIVE.items() if key in new and old.get(key) is None}
-    different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not is_free(key)]
+    # These two are not in ``is_free``, by which earlier versions have named sweeps.
+    free = {key for key in {*old, *new} if is_free(key) or key == "trainer.device" or key.startswith("data.test_")}
+    different = [key for key in sorted({*old, *new} - free - by_content) if old.get(key) != new.get(key)]
     ours = [key for key in different if not key.startswith("stage.") or key.startswith(f"stage.{stage}.")]
     return {key: (old.get(key), new.get(key)) for key in ours}
+
+
+def _compared_by_content(
+    stage: str, old: Mapping[str, Any], new: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> set[str]:
+    """Keys that name files and folders whose content the metadata of a stage record, or that it does not read.
+
+    The run compares the content as soon as the files are open.
+    """
+    if not isinstance(inputs := metadata.get("inputs"), Mapping) or not inputs:
+        return set()
+    finds = stage not in STAGE_NAMES or STAGE_NAMES[stage].finds  # a stage of another package may
+    splits = [part for part in ("train", "val") if "pictures" in (inputs.get(part) or {})]
+    splits = [part for part in splits if not finds or "places" in inputs[part]]
+    keys = {f"data.{part}_{kind}" for part in splits for kind in _OF_SPLIT}
+    keys = {key for key in keys if old.get(key) and new.get(key)}
+    if len(splits) == 2:
+        keys |= {"data.dir", "data.image_dir", "data.masks"}
+    for part in ("vision", "language"):
+        name = new.get(key := f"model.{part}.name")
+        is_known = part not in inputs or "files" in (inputs[part] or {})
+        if is_known and isinstance(name, str) and Path(name).expanduser().is_dir():
+            keys.add(key)
+    return keys
 
 
 def described(key: str, recorded: Any, now: Any) -> str:
@@ -365,14 +410,20 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return upgraded(document)
 
 
+def recorded_metadata(folder: Path) -> dict[str, Any]:
+    """As ``read_metadata``; empty where there are none, or wrong ones: training writes them anew."""
+    try:
+        return read_metadata(folder) if (folder / METADATA).is_file() else {}
+    except ValueError:
+        return {}
+
+
 def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A copy of a run's settings in which relative paths are resolved, for a command started in any folder.
 
-    A path is tried as it is, then from each parent of the stage's ``folder``, the nearest first, then from the folder
-    that the run was started in. A value that is found nowhere, such as a hub name, stays as it is.
+    See ``found_path``; the last place is the folder that the run was started in.
     """
     result = copy.deepcopy(settings)
-    roots = [*folder.resolve().parents, *(Path(root) for root in [settings.get("workplace")] if root)]
     for section, keys in _PATHS.items():
         values = result
         for part in section.split("."):
@@ -380,8 +431,19 @@ def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         for key in keys:
             value = values.get(key)
             if isinstance(value, str) and not Path(value).expanduser().exists():
-                values[key] = str(next((root / value for root in roots if (root / value).exists()), value))
+                found = found_path(value, folder, settings.get("workplace"))
+                values[key] = str(found) if found.exists() else value  # a hub name is no path
     return result
+
+
+def found_path(value: str, folder: Path, workplace: str | Path | None = None) -> Path:
+    """A path that a run in ``folder`` has recorded, as it leads there from any working directory.
+
+    It is tried as it is, then from each parent of ``folder``, the nearest first, then from ``workplace``. A value that
+    is found nowhere, such as a hub name, stays as it is.
+    """
+    roots = [Path(), *folder.resolve().parents, *([Path(workplace)] if workplace else [])]
+    return next((path for root in roots if (path := root / value).exists()), Path(value))
 
 
 def prompt_date(metadata: Mapping[str, Any]) -> date | None:

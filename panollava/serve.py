@@ -117,19 +117,14 @@ def _experiment(path: Path) -> str:
 def _open(path: str, name: str, options: ServeOptions, generation: Mapping[str, Any]) -> Served:
     """Opens a model as its evaluation does: on the device, in the precision of its training."""
     from panollava.model.api import VisionPart
-    from panollava.run_folder import find_trained, is_run, read_metadata
+    from panollava.run.image_commands import command_compute
+    from panollava.run_folder import is_run
     from panollava.server.app import Served
     from panollava.server.engine import Engine
     from panollava.server.overlays import Overlays
     from panollava.server.weights import MappedWeights
-    from panollava.training.precision import choose_compute, recorded_compute
 
-    folder = Path(path).expanduser()
-    if options.precision is not None:
-        compute = choose_compute(options.device, options.precision, section="")
-    else:
-        recorded: Any = read_metadata(find_trained(folder)[0])["precision"] if is_run(folder) else "auto"
-        compute = recorded_compute(options.device, recorded)
+    folder, compute = Path(path).expanduser(), command_compute(path, options.device, options.precision)
     weights = MappedWeights(None if is_run(folder) or compute.device.type != "cpu" else folder)
     part = VisionPart.from_pretrained(path, device=compute.device, dtype=compute.dtype, allow=options.allow)
     summary = part.crop.summary

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from panollava.checkpoint import (
     BEST,
-    LAST,
     STANDS_ON,
     base_of,
     find_checkpoint,
@@ -24,8 +23,16 @@ from panollava.model.backbones import VISION
 from panollava.model.lora import add_lora, has_lora, lora_arguments
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
 from panollava.run.conditions import FINISHED, differences, recorded_config, recorded_inputs
-from panollava.run.run import Run, changed_inputs, plain
-from panollava.run_folder import METADATA, described, differing_keys, find_trained, known_checkpoints, read_metadata
+from panollava.run.run import Run, changed_inputs, named_checkpoint, plain
+from panollava.run_folder import (
+    METADATA,
+    described,
+    differing_keys,
+    find_trained,
+    known_checkpoints,
+    read_metadata,
+    recorded_metadata,
+)
 from panollava.stages.protocol import Stage, StageSetup
 from panollava.stages.registry import FIRST, last_first
 from panollava.training.checkpointer import MISFIT, transfer
@@ -150,8 +157,7 @@ def check_start(run: Run, name: str) -> None:
 
 def _check_resume(run: Run) -> None:
     """Refuses a ``resume=<path>`` that is no checkpoint of a pending stage of this run."""
-    path = Path(run.cfg.resume).expanduser()
-    checkpoint = follow(path / LAST) or find_checkpoint(path)
+    checkpoint = named_checkpoint(run.cfg)
     stage = read_state(checkpoint)["stage"]
     if stage not in run.pending:
         raise ValueError(
@@ -159,7 +165,8 @@ def _check_resume(run: Run) -> None:
             f"is to be trained. To start from its weights use init_from={checkpoint}."
         )
     recorded = recorded_config(checkpoint.parent)
-    if different := differing_keys(stage, run.plain, recorded) if recorded else {}:
+    metadata = recorded_metadata(checkpoint.parent)
+    if different := differing_keys(stage, run.plain, recorded, metadata) if recorded else {}:
         shown = "; ".join(described(key, *values) for key, values in different.items())
         raise ValueError(
             f"resume={checkpoint} is of a run with another config ({shown}), and resuming continues the very same "

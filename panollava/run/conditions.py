@@ -25,13 +25,12 @@ from panollava.model.backbones import Backbones
 from panollava.run.config_check import EvaluationOptions
 from panollava.run_folder import (
     CONFIG,
-    METADATA,
     Experiment,
     as_written,
     described,
     flatten,
     prompt_date,
-    read_metadata,
+    recorded_metadata,
 )
 from panollava.stages.registry import stages_of
 from panollava.store.identity import FileIdentity, code_digest
@@ -39,7 +38,7 @@ from panollava.store.identity import FileIdentity, code_digest
 Record = Mapping[str, Any]
 TEST_SET = ("questions", "references", "pictures")
 """Keys of the test set; the others are of the model and its decoding."""
-_DIGESTS = (*TEST_SET, "texts", "names", "places", "base", "vision", "language", "weights", "choice", "prompt.template")
+_DIGESTS = (*TEST_SET, "names", "places", "base", "vision", "language", "weights", "choice", "prompt.template")
 _DRAWN_TEXTS = 64
 FAIR = ("generation", "precision")
 """Conditions that make runs hard to compare where they differ."""
@@ -158,10 +157,7 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
 
 def recorded_inputs(folder: Path) -> dict[str, Any]:
     """The content of what a stage's folder was trained on, empty where its metadata do not record it."""
-    try:
-        found = read_metadata(folder).get("inputs") if (folder / METADATA).is_file() else None
-    except ValueError:  # config.yaml identifies the stage, and training rewrites the metadata
-        found = None
+    found = recorded_metadata(folder).get("inputs")
     return dict(found) if isinstance(found, dict) else {}
 
 
@@ -181,8 +177,18 @@ def training_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
     """Digests of a split's records, as the first epoch reads them, and of their pictures."""
     return {
         "texts": _digest((source.record(place, 0).turns, source.directions(place)) for place in _told(source)),
-        "pictures": _pictures(source, [source.picture(place) for place in range(len(source))], known),
+        "pictures": pictures_digest(source, known),
     }
+
+
+def pictures_digest(source: DataSource, known: FileIdentity) -> str:
+    """Digest of the pictures of a split's records, in their order."""
+    return _pictures(source, [source.picture(place) for place in range(len(source))], known)
+
+
+def directions_digest(source: DataSource) -> str:
+    """Digest of what allows the pictures of a split to be rotated, for stages that read no texts."""
+    return _digest(source.directions(place) for place in _told(source))
 
 
 def places_digest(source: DataSource) -> str:
@@ -267,7 +273,7 @@ def place_conditions(
         precision: number format of the encoder; None leaves it to the machine.
     """
     return {
-        **training_record(source, known),
+        "pictures": pictures_digest(source, known),
         "names": _digest(source.image_id(index) for index in range(len(source))),
         "places": places_digest(source),
         "precision": precision,

@@ -54,7 +54,7 @@ from panollava.run.restore import Restored
 from panollava.run.run import Run, answering_stage, awaits_model, wanted_model
 from panollava.run.sources import open_source
 from panollava.run.tools import Tools
-from panollava.run_folder import CONFIG, METADATA
+from panollava.run_folder import CONFIG, METADATA, read_metadata
 from panollava.stages.protocol import Stage
 from panollava.store.feature_maker import FeatureMaker
 from panollava.tracking.location import absolute_uri, how_to_view
@@ -129,7 +129,7 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
     if model is not None:
         pano = PanoLlava(model.eval(), run.backbones.prompt, run.backbones.crop)
     else:  # finished earlier, but stopped before its evaluation was; or this process has only a shard of it
-        pano = PanoLlava.from_pretrained(folder, device=run.compute.device, dtype=run.compute.dtype)
+        pano = _opened(run, last, device=run.compute.device, dtype=run.compute.dtype)
     pano.generation = GenerationOptions(**run.plain["generation"])
     result = answer_split(
         subject,
@@ -145,6 +145,13 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
     )
     LOG.info("%s", result.summary("Test split"))
     LOG.info("Predictions and metrics: %s", result.files.folder)
+
+
+def _opened(run: Run, stage: str, **device: Any) -> PanoLlava:
+    """The model of a finished stage, of the backbones of this start: their folders may have moved since."""
+    folder = run.experiment.stage_folder(stage)
+    settings = {**read_metadata(folder), "model": run.backbones.model}
+    return PanoLlava.from_checkpoint(find_checkpoint(folder), settings, **device)
 
 
 def answer_split(
@@ -401,7 +408,7 @@ def keep_model(run: Run) -> None:
     if not (run.procs.is_main and awaits_model(run) and run.tracker.run_id):
         return
     folder = run.experiment.stage_folder(last)
-    pano = PanoLlava.from_pretrained(folder) if run.tracker.model_form == "export" else None
+    pano = _opened(run, last) if run.tracker.model_form == "export" else None
     if pano is not None:
         pano.merge_lora_weights()
     with ExitStack() as stack:
@@ -441,19 +448,19 @@ def _copy_checkpoint(folder: Path, target: Path) -> None:
 def final_score(run: Run) -> float | None:
     """The measure of a run's evaluation on record, as a sweeper that searches for the best setting needs it.
 
-    0 for a dry run, which has no score; None in processes beside the first, and where nothing was evaluated.
+    0 for a dry run, which has no score; None in processes beside the first, and where no evaluation is on disk.
     """
     if run.cfg.dry_run:
         return 0.0
     if not run.procs.is_main:
         return None
     last = run.cfg.stage.run[-1]
-    evaluated = run.experiment.state(last).get("evaluated")
-    if not evaluated:
+    folder = run.experiment.evaluated(last)
+    if folder is None or not (folder / METRICS).is_file():
         return None
     if run.stages[last].finds:
-        return recorded_ap(Path(evaluated))
-    measure, scores = recorded_scores(read_document(Path(evaluated) / METRICS))
+        return recorded_ap(folder)
+    measure, scores = recorded_scores(read_document(folder / METRICS))
     return scores[measure].value
 
 
@@ -470,8 +477,8 @@ def summarize(run: Run) -> None:
         best = run.experiment.stage_folder(name) / BEST
         if best.exists():
             LOG.info("Stage %s: %s", name, best)
-    evaluated = run.experiment.state(run.cfg.stage.run[-1]).get("evaluated")
-    pictures = [run.experiment.root / VIEWS, *([Path(evaluated) / PICTURE] if evaluated else [])]
+    evaluated = run.experiment.evaluated(run.cfg.stage.run[-1])
+    pictures = [run.experiment.root / VIEWS, *([evaluated / PICTURE] if evaluated else [])]
     LOG.info("Pictures: %s", ", ".join(str(path) for path in pictures if path.is_file()))
     if run.tracker.run_id:
         LOG.info("Compare runs: %s", how_to_view(absolute_uri(run.cfg.tracking.uri)))

@@ -1,4 +1,4 @@
-"""The panoramas that a command line names (a file, an address, or a folder's), and the files that it writes."""
+"""What commands about pictures share: the panoramas that are named, the files that are written, the number format."""
 
 import math
 from collections.abc import Sequence
@@ -21,9 +21,27 @@ from panollava.data.fetch import FetchOptions, fetch_panorama
 from panollava.data.world import WorldSource
 from panollava.disk import write_file
 from panollava.logs import LOG
+from panollava.run_folder import find_trained, is_run, recorded_metadata
+from panollava.training.precision import Compute, Precision, choose_compute, recorded_compute
 
 PANORAMA_SIZE = (1024, 2048)
 """Rows and columns of the panorama in a picture."""
+
+
+def command_compute(checkpoint: str, device: str, precision: Precision | None, order: Sequence[str] = ()) -> Compute:
+    """The device of a command, with the number format that it names or, where it names none, of a run's training.
+
+    Args:
+        checkpoint: a run, or an export, which records no number format; a wrong one is the error of its opening.
+        order: stages, the preferred one first, of which one is opened; see ``find_run_folder``.
+    """
+    recorded: Precision = "auto"
+    if precision is not None:
+        return choose_compute(device, precision, section="")
+    if is_run(folder := Path(checkpoint).expanduser()):
+        with suppress(OSError, ValueError):
+            recorded = recorded_metadata(find_trained(folder, order)[0]).get("precision", recorded)
+    return recorded_compute(device, recorded)
 
 
 def checked_out(out: Path, images: Sequence[Path], example: str, what: str = "picture is a PNG") -> Path:

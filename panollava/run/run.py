@@ -56,7 +56,7 @@ from panollava.tracking.store import STAGES_TAG
 from panollava.tracking.tracker import NullTracker, Tracker
 from panollava.training.distributed import DistributedContext
 from panollava.training.options import OptimOptions, StageOptions, TrainerOptions
-from panollava.training.precision import Compute, choose_compute, planned_compute
+from panollava.training.precision import FORMATS, Compute, choose_compute, continued, planned_compute
 
 BACKBONES = ("vision", "language")
 PLAN = "plan"
@@ -89,6 +89,7 @@ class Run:
         cfg: the checked config.
         experiment: its folder on disk.
         procs, compute: processes, device and number format.
+        number_format: the ``trainer.precision`` that the run was begun with, ``auto`` resolved.
         backbones: encoder and language model, opened once.
         data: the splits.
         pending: stages to train, in order; the others were finished when the run was opened.
@@ -102,6 +103,7 @@ class Run:
     experiment: Experiment
     procs: DistributedContext
     compute: Compute
+    number_format: str
     backbones: Backbones
     data: RunData
     pending: list[str]
@@ -184,13 +186,14 @@ class Run:
         states = [self.experiment.state(name) for name in kept]
         known = [state["tracking_run"] for state in states if state.get("tracking_run")]
         sweep = read_start(Path(HydraConfig.get().sweep.dir)) if in_sweep() else None
+        precision = {"panollava.precision": self.compute.precision}  # a tag, as it may change when a run is resumed
         tracker = open_tracker(
             plain(cfg.tracking),
             run_name=root.name,
             outbox=root,
             run_id=known[-1] if known else None,
             parent_run_id=sweep.run_id if sweep is not None and cfg.tracking.type == "mlflow" else None,
-            tags={FOLDER_TAG: str(root.resolve()), STAGES_TAG: ",".join(cfg.stage.run), **swept},
+            tags={FOLDER_TAG: str(root.resolve()), STAGES_TAG: ",".join(cfg.stage.run), **swept, **precision},
             continues=any(states),
         )
         return self.resources.enter_context(tracker)
@@ -242,13 +245,17 @@ class Run:
         """The content of what a stage learns from: its backbones and the data; empty in a dry run, which ends soon."""
         if self.cfg.dry_run:
             return {}
-        found = {part: self._inputs[part] for part in (*self.stages[name].backbones, "train", "val")}
-        return found | self._places if self.stages[name].finds else found
+        stage, found = self.stages[name], {part: self._inputs[part] for part in self.stages[name].backbones}
+        for split in ("train", "val"):
+            read = self._inputs[split] if stage.answers else {"pictures": self._inputs[split]["pictures"]}
+            found[split] = read | ({"places": self._places[split]} if stage.finds else {})
+        if not stage.answers and self.data.augment.turns:
+            found["train"] = found["train"] | {"directions": conditions.directions_digest(self.data.train)}
+        return found
 
     @cached_property
-    def _places(self) -> dict[str, Any]:
-        splits = {"train": self.data.train, "val": self.data.val}
-        return {key: {**self._inputs[key], "places": conditions.places_digest(one)} for key, one in splits.items()}
+    def _places(self) -> dict[str, str]:
+        return {key: conditions.places_digest(one) for key, one in (("train", self.data.train), ("val", self.data.val))}
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
@@ -261,8 +268,7 @@ class Run:
         if name in self.experiment.replaced:
             return None
         if self.cfg.resume not in ("auto", "none"):
-            path = Path(self.cfg.resume).expanduser()
-            checkpoint = follow(path / LAST) or find_checkpoint(path)
+            checkpoint = named_checkpoint(self.cfg)
             # Of several stages only the one the checkpoint belongs to resumes; alone, a misfit is the loop's error.
             alone = len(self.cfg.stage.run) == 1
             return checkpoint if alone or read_state(checkpoint).get("stage") == name else None
@@ -293,13 +299,19 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         # Before anything is opened: this refuses a folder of another config.
         pending = conditions.pending_stages(plain(cfg), experiment)
         pending = json.loads(procs.texts(json.dumps(pending))[0])
+        # All processes compute in the format of the first: their devices may differ.
+        number_format = procs.texts(_begun_format(cfg, experiment, pending) or compute.precision)[0]
+        here = procs.texts(continued(compute, number_format).precision)[0]
+        compute = replace(compute, dtype=FORMATS[here])
+        if not plans_only(cfg):
+            LOG.info("Computing on %s with precision %s.", compute.device, here)
         today = date.fromisoformat(procs.texts((_prompt_date(cfg, experiment) or date.today()).isoformat())[0])
         if data is None:
             model = _with_recorded_commits(cfg, experiment)
             options: dict[str, Any] = {"dtype": compute.dtype, "seed": cfg.seed, "today": today}
             backbones = Backbones(model, plain(cfg.crop), **options, weights=not plans_only(cfg))
             data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
-        run = Run(cfg, experiment, procs, compute, data.backbones, data, pending, resources)
+        run = Run(cfg, experiment, procs, compute, number_format, data.backbones, data, pending, resources)
         if problem := procs.texts(_changed_stage(run) if procs.is_main else "")[0]:
             raise ValueError(problem)
         run.evaluation_due = procs.is_main and evaluation_due(run)
@@ -357,7 +369,7 @@ def _go_on(cfg: DictConfig, experiment: Experiment) -> None:
     ``overwrite`` and ``resume`` are for the beginning of a start. A job that SLURM or submitit has started again has
     the same arguments, and so has the command that resumes a run which was begun from ``resume=<checkpoint>``.
     """
-    (start, again), listed, given = this_start(), list(cfg.stage.run), named_checkpoint(cfg)
+    (start, again), listed, given = this_start(), list(cfg.stage.run), resume_path(cfg)
     states = {} if cfg.overwrite and not again else {name: experiment.state(name) for name in listed}
     begun = [name for name, state in states.items() if again and state.get("start") == start]
     experiment.replaced = [name for name in listed if cfg.overwrite and name not in begun]
@@ -368,7 +380,7 @@ def _go_on(cfg: DictConfig, experiment: Experiment) -> None:
             cfg.resume = "auto"
 
 
-def named_checkpoint(cfg: DictConfig) -> str | None:
+def resume_path(cfg: DictConfig) -> str | None:
     """The whole path that ``resume`` names; None where it names none."""
     return None if cfg.resume in ("auto", "none") else str(Path(cfg.resume).expanduser().absolute())
 
@@ -411,6 +423,23 @@ def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str,
     return model
 
 
+def _begun_format(cfg: DictConfig, experiment: Experiment, pending: Sequence[str]) -> str | None:
+    """The precision of the checkpoint that the run continues from, for ``trainer.precision=auto``; None if unknown."""
+    kept = [name for name in reversed(cfg.stage.run) if name not in experiment.replaced]
+    if not kept or cfg.trainer.precision != "auto":
+        return None
+    begun = filter(None, (conditions.begun(experiment.stage_folder(name)) for name in kept))
+    checkpoint = named_checkpoint(cfg) if pending and cfg.resume not in ("auto", "none") else next(begun, None)
+    found = None if checkpoint is None else read_state(checkpoint).get("number_format")
+    return found if found in FORMATS else None
+
+
+def named_checkpoint(cfg: DictConfig) -> Path:
+    """The checkpoint of ``resume=<path>``."""
+    path = Path(cfg.resume).expanduser()
+    return follow(path / LAST) or find_checkpoint(path)
+
+
 def _prompt_date(cfg: DictConfig, experiment: Experiment) -> date | None:
     """The date in the prompts of the stages that this run continues from; None where there are none."""
     names = [name for name in stages_of(plain(cfg.stage)) if name not in experiment.replaced]
@@ -446,13 +475,20 @@ def changed_inputs(run: Run, name: str, folder: Path, way_out: str) -> str:
     recorded = conditions.recorded_inputs(folder)
     if not recorded:
         LOG.info("%s: the content of its data and backbones is not recorded, so changes go unnoticed.", folder)
-    changed = dict.fromkeys(_named(run, key) for key in conditions.differences(recorded, run.inputs(name)))
+    old, now = (_by_digest(inputs) for inputs in (recorded, run.inputs(name)))
+    changed = dict.fromkeys(_named(run, key) for key in conditions.differences(old, now))
     if not changed:
         return ""
     return (
         f"{folder} was trained on other content than there is now: {'; '.join(changed)}. Restore the earlier content, "
         f"{way_out}."
     )
+
+
+def _by_digest(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a stage with each digest of a split by itself: other versions record more or fewer of them."""
+    backbones = {part: record for part, record in inputs.items() if part in BACKBONES}
+    return backbones | flatten({key: record for key, record in inputs.items() if key not in BACKBONES})
 
 
 def _changed_stage(run: Run) -> str:
@@ -481,10 +517,10 @@ def evaluation_due(run: Run) -> bool:
     last, test = answering_stage(run.cfg.stage.run, run.stages), run.data.test
     if last is None or test is None or run.cfg.dry_run:
         return False
-    evaluated = run.experiment.state(last).get("evaluated")
+    evaluated = run.experiment.evaluated(last)
     if any(not run.stages[name].finds for name in run.pending) or not evaluated:
         return True
-    path = Path(evaluated) / METRICS
+    path = evaluated / METRICS
     if not path.is_file():
         LOG.info("The evaluation on record, %s, is not there: the test split is evaluated again.", path.parent)
         return True
@@ -530,12 +566,15 @@ def place_evaluation_due(run: Run) -> bool:
     name, test = finding_stage(run.cfg.stage.run, run.stages), run.data.test
     if name is None or test is None or run.cfg.dry_run:
         return False
-    evaluated = run.experiment.state(name).get("evaluated")
-    if name in run.pending or not evaluated or not (Path(evaluated) / METRICS).is_file():
+    evaluated = run.experiment.evaluated(name)
+    if name in run.pending or not evaluated or not (evaluated / METRICS).is_file():
         return True
-    settings, folder = read_document(Path(evaluated) / METRICS).get("settings", {}), run.experiment.stage_folder(name)
+    document, folder = read_document(evaluated / METRICS), run.experiment.stage_folder(name)
     sections = {"model": run.backbones.model, "crop": run.plain["crop"], "inputs": conditions.recorded_inputs(folder)}
     now = conditions.place_conditions(find_checkpoint(folder), sections, test, run.known)
-    if found := conditions.unusable_places(settings, now, run.cfg.evaluation.max_samples):
+    found = conditions.unusable_places(document.get("settings", {}), now, run.cfg.evaluation.max_samples)
+    if not found and run.cfg.evaluation.blank and document.get("blank") is None:
+        found = "they have no scores on blank pictures"
+    if found:
         LOG.info("The detections in %s are not used (%s): new ones are made.", evaluated, found)
     return bool(found)

@@ -42,7 +42,7 @@ from panollava.run.build_stage import (
 from panollava.run.conditions import FINISHED, SKIPPED, STARTED_WEIGHTS, recorded_config
 from panollava.run.memory import auto_batch_size, explained, forecast, model_too_large, step_too_large
 from panollava.run.preflight import show_views
-from panollava.run.run import Run, named_checkpoint, plain
+from panollava.run.run import Run, plain, resume_path
 from panollava.run.sources import file_key
 from panollava.run_folder import CURVE, short_name, write_metadata
 from panollava.stages.protocol import Stage
@@ -116,6 +116,7 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         procs=run.procs,
         notes={
             "has_lora": stage.composite is not None and has_lora(stage.composite),
+            "number_format": run.number_format,
             "share": asdict(BatchSplit(run.procs.world_size, options.batch_size, options.accumulate)),
         },
         keep_best=run.trainer.keep_best,
@@ -301,6 +302,7 @@ def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) 
         "generation": plain(cfg.generation),
         "stage_settings": plain(cfg.stage[name]),
         "precision": cfg.trainer.precision,
+        "number_format": run.number_format,
         "inputs": inputs,
         "workplace": str(Path.cwd()),
         "packages": outside_packages({**plain(cfg), "stage": {name: plain(cfg.stage[name])}}),
@@ -354,7 +356,7 @@ def _record_start(
         values |= {"started": _now(), STARTED_WEIGHTS: weights, "resumed": None}
     elif STARTED_WEIGHTS not in run.experiment.state(name):  # of an older version, which compared times alone
         values["started"] = _now()
-    if resumed is not None and (given := named_checkpoint(run.cfg)) is not None:
+    if resumed is not None and (given := resume_path(run.cfg)) is not None:
         values["resumed"] = given
     run.experiment.record(name, **values)
 

@@ -32,7 +32,7 @@ from panollava.run.learning_report import (
     way_to_common_loss,
 )
 from panollava.run.sweep_design import NUMBERS, Design, Spread, known_spread
-from panollava.run_folder import CONFIG, CURVE, STAGES
+from panollava.run_folder import CONFIG, CURVE, STAGES, found_path
 from panollava.stages import registry
 from panollava.store.identity import FileIdentity
 from panollava.sweep_folder import JobRecord, read_jobs
@@ -179,7 +179,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     """Reads a job's folder; None where none of its stages is finished.
 
     Args:
-        workplace: folder in which the sweep was started, in which its results lie.
+        workplace: folder in which the sweep was started, if its results lie there and not above ``folder``.
     """
     path = folder / STAGES
     states = read_document(path)["stages"] if path.is_file() else {}
@@ -190,7 +190,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     last = next((key for key in reversed(done) if key not in finding), list(done)[-1])
     state: Mapping[str, Any] = {} if last in finding else done[last]
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / last / CONFIG))
-    results = workplace / state["evaluated"] if state.get("evaluated") else None
+    results = found_path(state["evaluated"], folder, workplace) if state.get("evaluated") else None
     metrics = read_document(results / METRICS) if results and (results / METRICS).is_file() else {}
     best = follow(folder / last / BEST)
     now = fingerprint(best, FileIdentity(None)) if metrics and best else None
@@ -213,7 +213,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
         metrics=metrics,
         predictions=predictions,
         parameters=_resampler_parameters(folder / last),
-        places=_place_numbers(workplace, done[finding[-1]]) if finding else {},
+        places=_place_numbers(folder, workplace, done[finding[-1]]) if finding else {},
         learning=run_learning(done, last) if metrics or state.get("learning") else None,
         curves={
             key.partition("/")[0]: read_curve(folder / key / CURVE)
@@ -223,9 +223,9 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
     )
 
 
-def _place_numbers(workplace: Path, state: Mapping[str, Any]) -> dict[str, float]:
+def _place_numbers(folder: Path, workplace: Path, state: Mapping[str, Any]) -> dict[str, float]:
     """AP, AP50 and mIoU of the evaluation of a stage that finds boxes; empty without one."""
-    path = workplace / state["evaluated"] / METRICS if state.get("evaluated") else None
+    path = found_path(state["evaluated"], folder, workplace) / METRICS if state.get("evaluated") else None
     if path is None or not path.is_file():
         return {}
     document = read_document(path)

@@ -1,6 +1,7 @@
 """The feature stores of a folder: opens the one of an encoder, lists them, removes them."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import time
@@ -12,8 +13,8 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Gt
 
-from panollava.disk import writing
-from panollava.logs import in_words
+from panollava.disk import read_document, writing
+from panollava.logs import LOG, in_words
 from panollava.store.features import SUFFIX, FeatureStore
 from panollava.store.identity import FileIdentity
 from panollava.store.quota import MARK, Quota, folder_bytes, last_used, remove, stores
@@ -22,6 +23,8 @@ FORMAT = 1
 FEATURES, PICTURES = "features", "pictures"  # folders in store.dir: of the stores, and of the records of FileIdentity
 GIB = 2**30
 _STALE_S = 3600.0
+_OF_MACHINE = (("encoder", "device"), ("encoder", "libraries"), ("crop", "device"))
+"""Parts and keys of what features depend on that say where they were made."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ def open_store(
         camera_shape=camera_shape,
     )
     if not (store.folder / MARK).is_file():
+        if (other := _of_another_machine(options.root, name, whole)) is not None:
+            LOG.info(
+                "Panoramas are encoded again for %s: the features in %s, of the same encoder and crop, were made with "
+                "another device or other libraries (%s), whose rounding differs.",
+                folder, other[0], other[1],
+            )  # fmt: skip
         store.make()
     store.touch()
     try:
@@ -95,6 +104,25 @@ def open_store(
     except OSError as error:  # another user's store, which this user may read
         store.stop(f"{error}")
     return store
+
+
+def _of_another_machine(root: Path, name: str, features_of: Mapping[str, Any]) -> tuple[Path, str] | None:
+    """The last used store that differs in the device and the libraries alone, and in what; None where there is none."""
+    rest, machine = _parted(features_of)
+    for folder in sorted(root.glob(f"{glob.escape(name)}_*"), key=last_used, reverse=True):
+        with contextlib.suppress(OSError, ValueError):  # a damaged one
+            there, other = _parted(read_document(folder / MARK))
+            if there == rest:
+                differ = [key for key in machine if other.get(key) != machine[key]]
+                return folder, "; ".join(f"{key}: {other.get(key)} there, {machine[key]} here" for key in differ)
+    return None
+
+
+def _parted(features_of: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What features depend on, as JSON keeps it, without what is of the machine; and that by itself."""
+    rest = json.loads(json.dumps(features_of))
+    parts = [(part, key) for part, key in _OF_MACHINE if isinstance(rest.get(part), dict)]
+    return rest, {f"{part}.{key}": rest[part].pop(key, None) for part, key in parts}
 
 
 def kept_stores(folder: str) -> list[Kept]:

@@ -73,7 +73,9 @@ class FileIdentity:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if file_state(path) == state:
                 break  # else it was replaced in the meantime
-        if time.time_ns() - max(state[1], state[2]) <= SETTLED_NS:
+        now = time.time_ns()
+        # A camera with a wrong clock gives times in the future, which no later version would have.
+        if abs(now - state[1]) <= SETTLED_NS or now - state[2] <= SETTLED_NS:
             return [-1], digest  # a later version might have the same state: read it again next time
         if (record := self._record(path)) is not None:
             with contextlib.suppress(OSError):  # on a full disk it is read again next time

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,11 @@ class Compute:
     def name(self) -> str:
         """The number format, such as ``bfloat16``."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def precision(self) -> str:
+        """The number format as a value of ``trainer.precision``, such as ``bf16``."""
+        return next(name for name, dtype in FORMATS.items() if dtype is self.dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
@@ -96,6 +101,26 @@ def choose_compute(device: str, precision: Precision, local_rank: int = 0, *, se
     if precision == "fp16" and place.type == "cpu":
         raise ValueError(f"{section}precision=fp16 needs a GPU; on the CPU use fp32 or bf16.")
     return Compute(place, FORMATS[precision])
+
+
+def continued(compute: Compute, begun: str) -> Compute:
+    """The device with the number format that a run was begun in; with its own where it lacks that one, and a warning.
+
+    Args:
+        compute: of ``trainer.precision``.
+        begun: a key of ``FORMATS``.
+    """
+    place = compute.device.type
+    has_bf16 = place == "cpu" or (place == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    if begun in ("fp32", compute.precision) or (has_bf16 if begun == "bf16" else place != "cpu"):
+        return replace(compute, dtype=FORMATS[begun])
+    way_out = " trainer.precision=bf16 keeps the format, which is emulated here and slow." if begun == "bf16" else ""
+    LOG.warning(
+        "The run was begun with precision %s, which this device (%s) does not have: it goes on with %s, and its result "
+        "is not that of one precision. Resume it on a device that has %s.%s",
+        begun, compute.device, compute.precision, begun, way_out,
+    )  # fmt: skip
+    return compute
 
 
 def planned_compute(precision: Precision) -> Compute:

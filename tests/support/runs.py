@@ -78,9 +78,9 @@ def opened(*arguments: str, procs: DistributedContext | None = None) -> Iterator
         yield run
 
 
-def run_train(*arguments: str) -> None:
+def run_train(*arguments: str) -> float | None:
     """``python -m panollava.train`` without Hydra's own part: errors arrive as exceptions."""
-    train.main.__wrapped__(config(*arguments))  # type: ignore[attr-defined]
+    return train.main.__wrapped__(config(*arguments))  # type: ignore[attr-defined]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: str) -> int:

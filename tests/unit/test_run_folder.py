@@ -16,7 +16,15 @@ from panollava.run_folder import Experiment, differing_keys, experiment_name, fi
 CONFIG = {
     "seed": 0,
     "crop": {"type": "anyres_e2p", "overlap": 0.5},
-    "trainer": {"num_workers": 2, "clip_norm": 1.0},
+    "trainer": {"num_workers": 2, "clip_norm": 1.0, "device": "auto"},
+    "data": {
+        "dir": "a",
+        "train_csv": "a/train.csv",
+        "val_csv": "a/val.csv",
+        "test_csv": "a/test.csv",
+        "augment": False,
+        "shared_prefix": False,
+    },
     "tracking": {"type": "mlflow"},
     "stage": {"run": ["vision"], "vision": {"epochs": 1, "lr": 0.1}, "finetune": {"lr": 0.1}},
 }
@@ -69,6 +77,9 @@ def test_experiment_name() -> None:
         ("stage.vision.epochs", 9),
         ("stage.finetune.lr", 9.0),
         ("stage.run", ["vision", "finetune"]),
+        ("trainer.device", "cuda"),
+        ("data.test_csv", "test_v2.csv"),
+        ("data.test_csv", None),
     ],
 )
 def test_what_may_differ(key: str, value: object) -> None:
@@ -80,6 +91,76 @@ def test_what_makes_another_run(tmp_path: Path, key: str, value: object) -> None
     assert list(differing_keys("vision", changed(key, value), CONFIG)) == [key]
     with pytest.raises(ValueError, match=f"{key}.*experiment_name=.*overwrite=true"):
         Experiment(tmp_path, "x").check_same_config("vision", changed(key, value), CONFIG)
+
+
+SPLIT = {"pictures": "p"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "inputs"),
+    [
+        ("vision", "data.dir", "b", {}),
+        ("vision", "data.dir", "b", {"train": SPLIT}),
+        ("vision", "data.train_csv", "b/train.csv", {"val": SPLIT}),
+        ("vision", "data.train_csv", None, {"train": SPLIT, "val": SPLIT}),
+        ("vision", "data.augment", True, {"train": SPLIT, "val": SPLIT}),
+        ("detect", "data.dir", "b", {"train": SPLIT, "val": SPLIT}),  # of a version that recorded no boxes
+    ],
+)
+def test_a_path_counts_where_its_content_is_not_recorded(stage: str, key: str, value: object, inputs: dict) -> None:
+    assert list(differing_keys(stage, changed(key, value), CONFIG, {"inputs": inputs})) == [key]
+
+
+@pytest.mark.parametrize(("key", "value"), [("dir", "b"), ("image_dir", "b"), ("masks", "m"), ("val_csv", "b/val.csv")])
+def test_a_path_is_free_where_its_content_is_recorded(key: str, value: str) -> None:
+    inputs = {split: {**SPLIT, "places": "x"} for split in ("train", "val")}
+    for stage in ("vision", "detect"):
+        assert differing_keys(stage, changed(f"data.{key}", value), CONFIG, {"inputs": inputs}) == {}
+
+
+def test_a_folder_of_a_backbone_may_be_moved(tmp_path: Path) -> None:
+    def named(name: object) -> dict:
+        return {"model": {"vision": {"name": str(name)}}}
+
+    files, commit = ({"inputs": {"vision": record}} for record in ({"files": {"a": "1"}}, {"commit": "c"}))
+    assert differing_keys("vision", named(tmp_path), named("/old"), files) == {}
+    assert differing_keys("vision", named("hub/name"), named("/old"), files) != {}
+    assert differing_keys("vision", named(tmp_path), named("hub/name"), commit) != {}
+    assert differing_keys("vision", named(tmp_path), named("/old"), {}) != {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "begun", "is_same"),
+    [
+        ("auto", "bf16", "bf16", True),
+        ("auto", "fp32", "bf16", False),
+        ("bf16", "auto", "bf16", True),
+        ("bf16", "fp32", "bf16", False),
+        ("auto", "bf16", None, False),
+    ],
+)
+def test_auto_is_the_precision_that_a_run_was_begun_with(old: str, new: str, begun: str | None, is_same: bool) -> None:
+    pair = ({"trainer": {"precision": value}} for value in (new, old))
+    assert (differing_keys("vision", *pair, {"number_format": begun}) == {}) is is_same
+
+
+def test_an_evaluation_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the experiment, or in the folder that the run was started in."""
+    (tmp_path / "results" / "x").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for root, workplace in ((tmp_path / "runs" / "e", None), (tmp_path.parent / "other" / "e", tmp_path)):
+        with Experiment(root, "crop_mlp") as experiment:
+            assert experiment.evaluated("vision") is None
+            experiment.record("vision", evaluated="results/x")
+            run_folder.write_metadata(
+                experiment.stage_folder("vision"),
+                {"stage": "vision", "experiment_name": "e", "model": {}, "crop": {}, "workplace": str(workplace or "")},
+                "",
+            )
+        assert experiment.evaluated("vision") == tmp_path / "results" / "x"
+    (tmp_path / "results" / "x").rmdir()
+    assert experiment.evaluated("vision") == Path("results/x")
 
 
 def test_states_survive_and_clear(tmp_path: Path) -> None:

@@ -6,17 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from support.picture_files import by_pillow, gradient, noise
-from support.runs import QUICK, UNTRACKED, run_train, stage_folder
+from support.runs import QUICK, UNTRACKED, command, opened, run_train, stage_folder
 
+from panollava import chat, explain, predict
+from panollava.checkpoint import LAST, STATE
 from panollava.logs import LOG
-from panollava.model.api import PanoLlava
+from panollava.model.api import PanoLlava, VisionPart
 from panollava.run.restore import restore
-from panollava.run_folder import CONFIG, FORM, read_metadata
+from panollava.run_folder import CONFIG, FORM, METADATA, read_metadata
+from panollava.training.distributed import DistributedContext
 
 Files = list[str]
 
@@ -129,6 +134,91 @@ def test_what_was_evaluated_is_evaluated_again_under_other_conditions() -> None:
     shutil.rmtree("results")
     assert evaluated_by("generation.max_new_tokens=5", "evaluation.max_samples=1") == 1
     assert evaluated_by("generation.max_new_tokens=5") == 1
+
+
+@pytest.mark.usefixtures("place")
+def test_what_was_moved_is_the_same_run_and_what_changed_is_refused() -> None:
+    """Where the command finds the files is free; their content is compared."""
+    for old, new in (("d", "e"), ("models/siglip", "models/encoder"), ("models/lm", "models/llm")):
+        Path(old).rename(new)
+    moved = "data.dir=e", "vision.name=models/encoder", "language.name=models/llm", "data.test_csv=e/more.csv"
+    Path("e/test.csv").rename("e/more.csv")
+    run_train(*ARGUMENTS, *moved)
+    assert evaluations() == 1
+    run_train(*ARGUMENTS, *moved, "generation.max_new_tokens=5")
+    assert evaluations() == 2
+    Path("e/b.png").write_bytes(by_pillow(gradient()[::-1], "PNG"))
+    with pytest.raises(ValueError, match=r"other content than there is now: data\.train_csv=e/train\.csv \(pictures\)"):
+        run_train(*ARGUMENTS, *moved)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_is_finished_though_its_results_were_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an evaluation in this start nothing needs them; from another folder they are found."""
+    run = Path("runs").resolve()
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        paths = "data.dir=copy/d", "vision.name=copy/models/siglip", "language.name=copy/models/lm"
+        elsewhere = *ARGUMENTS, *paths, f"output_dir={run}"
+        score = run_train(*elsewhere, "evaluation.enabled=false")
+        assert score is not None
+        assert score == run_train(*elsewhere)
+        assert not Path("results").exists()
+    shutil.rmtree("results")
+    file = stage_folder("run", "resampler") / METADATA
+    file.write_text(json.dumps({**read_metadata(file.parent), "workplace": None}))  # where the fixture still has them
+    assert run_train(*ARGUMENTS, "evaluation.enabled=false") is None
+
+
+@pytest.mark.usefixtures("place")
+def test_a_resumed_run_keeps_the_number_format_that_it_was_begun_in() -> None:
+    """With ``trainer.precision=auto``, which another machine would decide otherwise; all processes take the first's."""
+    more, plain = (*ARGUMENTS, "stage.resampler.epochs=2"), "trainer.precision=fp32"
+    folder = stage_folder("run", "resampler")
+    with opened(*more) as run:
+        assert run.compute.precision == run.number_format == read_metadata(folder)["number_format"] == "fp32"
+    state = json.loads((folder / LAST / STATE).read_text())
+    assert state["number_format"] == "fp32"
+    for begun in ("bf16", "fp16"):
+        (folder / LAST / STATE).write_text(json.dumps({**state, "number_format": begun}))
+        (folder / METADATA).write_text(json.dumps({**read_metadata(folder), "number_format": begun}))
+        with opened(*more) as run:
+            assert (run.compute.precision, run.number_format) == ("bf16" if begun == "bf16" else "fp32", begun)
+    with pytest.raises(ValueError, match=r"trainer\.precision: 'fp16' there, 'fp32' now"), opened(*more, plain):
+        pass
+    (folder / LAST / STATE).write_text(json.dumps({**state, "number_format": None}))  # of an earlier version
+
+    class Second(DistributedContext):
+        def texts(self, text: str) -> list[str]:
+            return ["bf16" if text == "fp32" else text, text]
+
+    with opened(*more, procs=Second()) as run:
+        assert run.compute.precision == "bf16"
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("module", "opens", "line"),
+    [
+        (predict, PanoLlava, ["image=d/a.png", "question=what?"]),
+        (chat, PanoLlava, []),
+        (explain, VisionPart, [UNTRACKED]),
+    ],
+)
+def test_commands_open_a_run_in_its_number_format(
+    module: Any, opens: type, line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = stage_folder("run", "resampler"), []
+    (folder / METADATA).write_text(json.dumps({**read_metadata(folder), "precision": "bf16"}))
+
+    def noted(_path: str, *, dtype: torch.dtype, **_others: object) -> None:
+        seen.append(dtype)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(opens, "from_pretrained", noted)
+    for more in ([], ["precision=fp32"]):
+        assert command(monkeypatch, module, "checkpoint=runs/run", "device=cpu", *line, *more) == 1
+    assert seen == [torch.bfloat16, torch.float32]
 
 
 @pytest.mark.usefixtures("place")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from support.toy_data import SHAPE, features
 
-from panollava.store.catalogue import StoreOptions, clear_stores, kept_stores
+from panollava.store.catalogue import StoreOptions, clear_stores, kept_stores, open_store
 from panollava.store.features import FeatureStore
 from panollava.store.quota import IDLE_S, MARK, folder_bytes
 
@@ -47,6 +47,31 @@ def test_another_encoder_has_another_store(opened: Opened) -> None:
     opened("one").put(ONE, features(1))
     assert opened("another").get(ONE) is None
     assert opened("one").get(ONE) is not None
+
+
+def test_a_store_of_the_same_encoder_on_another_machine_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, when the new one is made; another crop is another matter."""
+    options = StoreOptions(dir=str(tmp_path / "cache"))
+
+    def made(device: str, overlap: float = 0.5) -> str:
+        caplog.clear()
+        libraries = {"torch": "2"}
+        of = {
+            "encoder": {"weights": "w", "device": device, "libraries": libraries},
+            "crop": {"overlap": overlap, "device": "cpu"},
+        }
+        with caplog.at_level("INFO"):
+            made = open_store(options, "tiny", of, shape=SHAPE, dtype=torch.bfloat16)
+        return "" if "encoded again" not in caplog.text else f"{made.folder} {caplog.text}"
+
+    assert made("cuda A100") == ""
+    told = made("cuda H100")
+    assert "encoder.device: cuda A100 there, cuda H100 here" in told
+    assert all(str(kept.folder) in told for kept in kept_stores(options.dir))
+    assert made("cuda H100") == ""
+    assert made("cuda H100", overlap=0.0) == ""
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "other picture", "other shape", "other type", "pickle"])

@@ -73,6 +73,21 @@ def test_a_file_of_this_moment_is_read_until_it_has_settled(tmp_path: Path, read
     assert not list((tmp_path / "known").glob("**/*.json"))
 
 
+def test_a_camera_with_a_wrong_clock_costs_one_read(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time in the future is not that of a later version; one of this moment may be."""
+    file, now = tmp_path / "a.jpg", time.time_ns()
+    file.write_bytes(b"one")
+    monkeypatch.setattr(identity.time, "time_ns", lambda: now + 2 * SETTLED_NS)  # the entry has settled
+    for hours, count in ((1, 1), (24 * 365, 1), (0, 2)):
+        reads.clear()
+        os.utime(file, ns=(now, now + 2 * SETTLED_NS + hours * 3600 * 10**9))
+        known = FileIdentity(tmp_path / "known")
+        assert known.identify(file) == known.identify(file)
+        assert len(reads) == count
+
+
 @pytest.mark.usefixtures("settled")
 def test_the_same_content_is_the_same_picture_wherever_it_lies(tmp_path: Path) -> None:
     known = FileIdentity(tmp_path / "known")

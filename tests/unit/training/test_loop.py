@@ -20,7 +20,7 @@ from panollava.tracking.tracker import NullTracker
 from panollava.training.checkpointer import Progress
 from panollava.training.distributed import catch_signals
 from panollava.training.loop import OptimiserStep, validate
-from panollava.training.precision import Compute, choose_compute, recorded_compute
+from panollava.training.precision import Compute, choose_compute, continued, recorded_compute
 
 
 def test_validation_weighs_samples_alike_however_they_are_batched() -> None:
@@ -350,3 +350,30 @@ def test_a_run_is_opened_as_it_was_trained_where_the_device_can(monkeypatch: pyt
     two_gpus(monkeypatch)
     assert recorded_compute("auto", "fp16").dtype is torch.float16
     assert recorded_compute("cuda", "fp32").dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "begun", "goes_on"),
+    [
+        ("cuda", True, "bf16", "bf16"),
+        ("cuda", False, "bf16", "fp32"),  # such as a V100
+        ("cuda", False, "fp16", "fp16"),
+        ("cuda", True, "fp32", "fp32"),
+        ("cpu", False, "bf16", "bf16"),
+        ("cpu", False, "fp16", "fp32"),
+    ],
+)
+def test_a_run_goes_on_in_the_format_that_it_was_begun_in(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    has_bf16: bool,
+    begun: str,
+    goes_on: str,
+) -> None:
+    monkeypatch.setattr(LOG, "propagate", True)
+    two_gpus(monkeypatch, bf16=has_bf16)
+    found = continued(choose_compute(device, "auto"), begun)
+    assert (found.device.type, found.precision) == (device, goes_on)
+    assert ("begun with precision" in caplog.text) is (begun != goes_on)
+    assert ("trainer.precision=bf16 keeps the format" in caplog.text) is (begun == "bf16" != goes_on)
