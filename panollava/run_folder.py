@@ -452,6 +452,15 @@ def prompt_date(metadata: Mapping[str, Any]) -> date | None:
     return None if recorded is None else date.fromisoformat(recorded)
 
 
+def recorded_size(metadata: Mapping[str, Any]) -> tuple[int, int] | None:
+    """``(h, w)`` of a run's views, from its metadata; None if it is not recorded.
+
+    Up to version 0.2 it need not be a whole number of patches.
+    """
+    size = (metadata.get("model_config") or {}).get("image_size")
+    return None if size is None else (int(size[0]), int(size[1]))
+
+
 def is_run(path: Path) -> bool:
     """Whether what a user names is a run, not an export, which has ``config.json``, or a name of the hub, no folder."""
     return path.exists() and not (path / "config.json").is_file()

@@ -1,7 +1,7 @@
 """The sampling maps of views: how far a panorama is halved, where its samples lie, and how many make a pixel.
 
-A panorama is halved while it stays as fine as a view needs. Each view pixel is the mean of enough samples to include
-every pixel of the panorama, so that thin structures fade instead of flickering.
+A panorama is halved while it stays as fine as a view needs, for narrow strips each side by itself. Each view pixel is
+the mean of enough samples to include every pixel of the panorama, so that thin structures fade instead of flickering.
 """
 
 import math
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from panollava.crop.cameras import (
+    CENTRE_MARGIN,
     EQUIRECTANGULAR,
     PERSPECTIVE,
     Camera,
@@ -41,6 +42,7 @@ class ViewGroup:
     extent: Extent  # what the sphere takes of it
     samples: int  # per pixel, each way
     content: tuple[int, int, int, int]  # top, left, bottom, right of the unpadded pixels, the last two exclusive
+    is_strip: bool  # its source may be halved one way only, so no other is shrunk from it
 
     @property
     def content_size(self) -> Size:
@@ -53,29 +55,43 @@ class ViewGroup:
 def view_groups(
     panorama_size: Size, cameras: tuple[Camera, ...], view_size: Size, extent: Extent | None = None
 ) -> tuple[ViewGroup, ...]:
-    """Groups views by their sampling, those with the largest source first. ``extent`` is that of the sphere."""
+    """Groups views by their sampling: strips, then those with the largest source. ``extent`` is that of the sphere."""
     rows, columns = extent or panorama_size
-    views_of: dict[tuple[Size, Extent, int, tuple[int, int, int, int]], list[int]] = {}
+    views_of: dict[tuple[Size, Extent, int, tuple[int, int, int, int], bool], list[int]] = {}
     for view, camera in enumerate(cameras):
-        size, share = _source_size(panorama_size, camera, view_size)
-        key = (size, (rows * share, columns * share), _samples(size, camera, view_size), _content(camera, view_size))
+        size, (down, across) = _source_size(panorama_size, camera, view_size)
+        taken, samples = (rows * down, columns * across), _samples(size, camera, view_size)
+        key = (size, taken, samples, _content(camera, view_size), is_strip(camera, view_size))
         views_of.setdefault(key, []).append(view)
     plan = [ViewGroup(tuple(views), *key) for key, views in views_of.items()]
-    return tuple(sorted(plan, key=lambda group: math.prod(group.source_size), reverse=True))
+    return tuple(sorted(plan, key=lambda group: (group.is_strip, math.prod(group.source_size)), reverse=True))
 
 
-def half(size: Size) -> Size:
-    """Half of (H, W), rounded up."""
-    return (size[0] + 1) // 2, (size[1] + 1) // 2
+def half(size: Size, by: tuple[int, int] = (2, 2)) -> Size:
+    """(H, W) with each side divided by 2, or as ``by`` says, and rounded up."""
+    return -(-size[0] // by[0]), -(-size[1] // by[1])
 
 
-def _source_size(panorama_size: Size, camera: Camera, view_size: Size) -> tuple[Size, float]:
-    """(H, W) to which the panorama is shrunk for a view, and the factor."""
+def is_strip(camera: Camera, view_size: Size) -> bool:
+    """Whether a view needs so much more of one side of a panorama that samples would skip pixels of the other."""
+    down, across = needed_panorama_size(camera, view_size)
+    most = 2 * MAX_SAMPLES / CENTRE_MARGIN  # a bilinear sample covers two pixels
+    return camera.projection == EQUIRECTANGULAR and not down <= across <= most * down
+
+
+def _source_size(panorama_size: Size, camera: Camera, view_size: Size) -> tuple[Size, tuple[float, float]]:
+    """(H, W) to which the panorama is shrunk for a view, and the factor of each."""
     needed = needed_panorama_size(camera, view_size)
-    size, share = panorama_size, 1.0
+    size, down, across = panorama_size, 1.0, 1.0
     while all(have >= 2 * want for have, want in zip(size, needed, strict=True)) or max(size) > MAX_SIDE:
-        size, share = half(size), share / 2
-    return size, share
+        size, down, across = half(size), down / 2, across / 2
+    if is_strip(camera, view_size):
+        most = MAX_SAMPLES * MAX_STEP[EQUIRECTANGULAR] / CENTRE_MARGIN
+        while size[0] > most * needed[0]:
+            size, down = half(size, (2, 1)), down / 2
+        while size[1] > most * needed[1]:
+            size, across = half(size, (1, 2)), across / 2
+    return size, (down, across)
 
 
 def _samples(source_size: Size, camera: Camera, view_size: Size) -> int:

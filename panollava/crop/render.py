@@ -32,10 +32,11 @@ def render_views(
         return result.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     cameras = tuple(cameras)
     views = np.zeros((len(cameras), *view_size, 3), dtype=panorama.dtype)
-    source, extent = np.asarray(panorama), extent_of(panorama)
-    for group in view_groups(panorama.shape[:2], cameras, view_size, extent):
-        # The largest source comes first, so that each is shrunk from the one before it.
-        source, extent = _shrink(source, extent, group.source_size)
+    larger = np.asarray(panorama), extent_of(panorama)
+    for group in view_groups(panorama.shape[:2], cameras, view_size, larger[1]):
+        source, _ = shrunk = _shrink(*larger, group.source_size)
+        if not group.is_strip:  # the largest source comes first, so that each is shrunk from the one before it
+            larger = shrunk
         pictures = _sample_cv2(source, group, cameras, view_size)
         if renderer == "equilib":
             pictures = _sample_equilib(source, group, cameras, pictures)
@@ -63,12 +64,12 @@ def _check(panorama: np.ndarray, view_size: Size, renderer: str, device: str) ->
 def _shrink(panorama: np.ndarray, extent: Extent, size: Size) -> tuple[np.ndarray, Extent]:
     """The panorama and its extent, halved until it has a size that repeated ``half`` gives."""
     while (have := panorama.shape[:2]) != size:
-        even = panorama
-        if have[0] % 2 or have[1] % 2:
+        even, by = panorama, (1 + (have[0] > size[0]), 1 + (have[1] > size[1]))
+        if have[0] % by[0] or have[1] % by[1]:
             # An odd side gets one pixel of the border at its end.
-            even = bordered(panorama, extent)[1:, 1:][: have[0] + have[0] % 2, : have[1] + have[1] % 2]
-        panorama = cv2.resize(even, half(have)[::-1], interpolation=cv2.INTER_LINEAR)  # mean of 2 x 2 pixels
-        extent = extent[0] / 2, extent[1] / 2
+            even = bordered(panorama, extent)[1:, 1:][: have[0] + have[0] % by[0], : have[1] + have[1] % by[1]]
+        panorama = cv2.resize(even, half(have, by)[::-1], interpolation=cv2.INTER_LINEAR)  # mean of 2 x 2 or 2 pixels
+        extent = extent[0] / by[0], extent[1] / by[1]
     return panorama, extent
 
 

@@ -39,23 +39,24 @@ def render_batch(panoramas: Tensor, cameras: Sequence[Camera], view_size: Size, 
     extent = extent or (float(size[0]), float(size[1]))
     views = source.new_zeros(len(panoramas), len(cameras), 3, *view_size)
     for group in view_groups(size, cameras, view_size, extent):
-        # The largest source comes first, so that each is shrunk from the one before it.
-        source, extent = _shrink(source, extent, group.source_size, is_bytes)
+        shrunk = _shrink(source, extent, group.source_size, is_bytes)
         top, left, bottom, right = group.content
-        views[:, list(group.views), :, top:bottom, left:right] = _sample(source, group, cameras, view_size, is_bytes)
+        views[:, list(group.views), :, top:bottom, left:right] = _sample(shrunk[0], group, cameras, view_size, is_bytes)
+        if not group.is_strip:  # the largest source comes first, so that each is shrunk from the one before it
+            source, extent = shrunk
     return views.to(panoramas.dtype)
 
 
 def _shrink(source: Tensor, extent: Extent, size: Size, is_bytes: bool) -> tuple[Tensor, Extent]:
     """Panoramas ``(B, 3, H, W)`` and their extent, halved until they have a size that repeated ``half`` gives."""
     while (have := (source.shape[2], source.shape[3])) != size:
-        even = source
-        if have[0] % 2 or have[1] % 2:
+        even, by = source, (1 + (have[0] > size[0]), 1 + (have[1] > size[1]))
+        if have[0] % by[0] or have[1] % by[1]:
             even = _bordered(source, extent, is_bytes)[..., 1:, 1:]
-            even = even[..., : have[0] + have[0] % 2, : have[1] + have[1] % 2]
-        source = avg_pool2d(even, 2)
+            even = even[..., : have[0] + have[0] % by[0], : have[1] + have[1] % by[1]]
+        source = avg_pool2d(even, by)
         source = _half_up(source) if is_bytes else source
-        extent = extent[0] / 2, extent[1] / 2
+        extent = extent[0] / by[0], extent[1] / by[1]
     return source, extent
 
 

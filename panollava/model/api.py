@@ -480,7 +480,8 @@ class PanoLlava:
         """Writes a plain Hugging Face folder; the Auto classes open it after ``import panollava``.
 
         With ``keep_lora`` the active adapter is beside the model, as ``lora_weights``; opening the folder attaches it.
-        Raises ValueError if an adapter is attached and not to be kept, or the folder holds one of an earlier save.
+        Raises ValueError if an adapter is attached and not to be kept, the folder holds one of an earlier save, or the
+        language model is in four bits.
         """
         if keep_lora and lora.lora_in_use(self.model) is not None:
             with lora.without_lora(self.model):

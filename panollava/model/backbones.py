@@ -23,7 +23,7 @@ from panollava.model.trainable import load_trained
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
 from panollava.prompt import ChatPrompt
-from panollava.run_folder import prompt_date
+from panollava.run_folder import prompt_date, recorded_size
 from panollava.stages.registry import recorded_stage
 from panollava.store.identity import FileIdentity
 
@@ -39,6 +39,7 @@ class Backbones:
         today: the date in prompts where the chat template writes one; None is the current date.
         weights: False builds models without weights, on the meta device, from the configurations alone; they have
             shapes, and compute nothing.
+        recorded_size: see ``panollava.run_folder.recorded_size``; views of this size are not rounded to whole patches.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class Backbones:
         seed: int = 0,
         today: date | None = None,
         weights: bool = True,
+        recorded_size: tuple[int, int] | None = None,
     ) -> None:
-        self.weights = weights
+        self.weights, self.recorded_size = weights, recorded_size
         self.model, self.crop_spec, self.dtype, self.seed, self.today = model, crop, dtype, seed, today
         self._whole: PanoLlavaForConditionalGeneration | None = None
 
@@ -83,6 +85,7 @@ class Backbones:
             dtype=self.dtype,
             revision=vision.get("revision"),
             weights=self.weights,
+            kept_size=self.recorded_size,
         )
 
     @cached_property
@@ -191,7 +194,8 @@ def open_checkpoint(
     tensors that only the stage has, such as the head of stage 1.
     """
     is_whole, today = recorded_stage(settings).answers, prompt_date(settings)
-    backbones = Backbones(settings["model"], settings["crop"], dtype=dtype, today=today)
+    options: dict[str, Any] = {"dtype": dtype, "today": today, "recorded_size": recorded_size(settings)}
+    backbones = Backbones(settings["model"], settings["crop"], **options)
     backbones.warn_of_changes(settings.get("inputs"))
     if is_whole and today is None and (named := backbones.prompt.format.date) is not None:
         logger.warning(

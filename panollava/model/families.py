@@ -118,27 +118,37 @@ def check_architecture(config: PreTrainedConfig, source: str) -> None:
             f"model.vision: timm's {config.architecture} is not a ViT: it gives no sequence of patches. Choose a "
             "vit_*, deit*, eva* or beit* model."
         )
-
-
-def use_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
-    """Prepares a configuration for views of ``size``. Raises ValueError for a timm architecture that cannot take them.
-
-    The families of transformers interpolate by themselves.
-    """
-    if config.model_type != TIMM or size == (native := _native_size(config)):
-        return
-    config.model_args = {**config.model_args, "dynamic_img_size": True}
-    try:
-        patch = _meta_timm(config).patch_embed.patch_size
-    except TypeError as error:
+    if hasattr(model.patch_embed, "backbone"):
         raise ValueError(
-            f"model.vision.image_size={size}: timm's {config.architecture} takes views of {native} only (it has no "
-            "dynamic_img_size). Leave image_size out, or choose another encoder."
-        ) from error
-    if size[0] % patch[0] or size[1] % patch[1]:
-        raise ValueError(
-            f"model.vision.image_size={size}: timm's {config.architecture} needs multiples of its patch {patch}."
+            f"model.vision: timm's {config.architecture} has a convolutional network before its blocks, so its tokens "
+            "are no patches of the view. Choose a model without one, such as vit_base_patch16_224."
         )
+
+
+def use_image_size(
+    config: PreTrainedConfig, size: tuple[int, int], kept: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Prepares a configuration for views of ``size``, and gives it, rounded to whole patches unless ``kept``.
+
+    An encoder leaves the rest of a view out, and its patches would be taken for those of the whole view. The families
+    of transformers interpolate by themselves. Raises ValueError for a timm architecture that cannot take the size.
+    """
+    is_timm = config.model_type == TIMM
+    if size != kept:
+        patch = pair(_meta_timm(config).patch_embed.patch_size if is_timm else config.patch_size)
+        wanted, size = size, (size[0] // patch[0] * patch[0] or size[0], size[1] // patch[1] * patch[1] or size[1])
+        if size != wanted:
+            logger.info("Views have %s pixels: %s is no whole number of patches of %s.", size, wanted, patch)
+    if is_timm and size != (native := _native_size(config)):
+        config.model_args = {**config.model_args, "dynamic_img_size": True}
+        try:
+            _meta_timm(config)
+        except TypeError as error:
+            raise ValueError(
+                f"crop.view_size={size}: timm's {config.architecture} takes views of {native} only (it has no "
+                "dynamic_img_size). Leave view_size at null, or choose another encoder."
+            ) from error
+    return size
 
 
 def preprocessing(

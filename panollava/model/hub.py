@@ -289,7 +289,9 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, **hub_place(source, revision), trust_remote_code=False)
+        # The tokenizer of mistral-common, which transformers prefers where it is installed, has no chat template.
+        options = {"mistral_format": False, "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(source, **hub_place(source, revision), **options)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{LANGUAGE_KEY}={source!r} has no tokenizer that opens ({_first_line(error)}). Copy the model's tokenizer "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from panollava.model import families, hub
@@ -89,15 +90,18 @@ class VisionTower(nn.Module):
         attn_implementation: hub.Attention = "sdpa",
         revision: str | None = None,
         weights: bool = True,
+        kept_size: tuple[int, int] | None = None,
     ) -> VisionTower:
         """Opens an encoder.
 
         Args:
             name_or_path: hub name (``google/siglip-base-patch16-224``, ``timm/...``), folder, or a safetensors file.
             image_size: side, or ``(h, w)``, of the views, for which positions are interpolated; None is the encoder's.
+                It is rounded down to whole patches, as the encoder does not see the rest.
             dtype: type of the weights; normalisation is always fp32.
             revision: commit, branch or tag of a hub model; None for the newest.
             weights: False opens the configuration alone; the tower is on the meta device and computes nothing.
+            kept_size: a size that is not rounded: that of a run of an earlier version.
 
         Raises:
             FileNotFoundError: no such model, or no safetensors weights.
@@ -109,7 +113,7 @@ class VisionTower(nn.Module):
         config = families.vision_config(hub.read_config(source, KEY, revision), source)
         mean, std, own_size = families.preprocessing(source, config, revision)
         size = own_size if image_size is None else families.pair(image_size)
-        families.use_image_size(config, size)
+        size = families.use_image_size(config, size, kept_size)
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         if weights:
             model = hub.load_pretrained(AutoModel, source, KEY, config=config, revision=revision, **options)
@@ -176,6 +180,9 @@ class VisionTower(nn.Module):
         super().train(False)
         for block in self._trained_blocks:
             block.train(mode)
+            for part in block.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()  # checkpoints hold parameters, and its running statistics are buffers
         return self
 
     def train_only(self, blocks: Blocks) -> None:

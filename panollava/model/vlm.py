@@ -138,8 +138,14 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
         """As in transformers: a folder that the Auto classes open, which names no folder of this machine.
 
         Raises:
-            ValueError: LoRA is attached or in the folder.
+            ValueError: LoRA is attached or in the folder, or weights are in four bits: a file keeps them without their
+                scales.
         """
+        if any(weight.dtype is torch.uint8 for weight in self.parameters()):
+            raise ValueError(
+                "The language model is in four bits, which a plain Hugging Face folder cannot hold. Open the run with "
+                "PanoLlava.from_pretrained(run, in_4bit=False), and save that."
+            )
         if hasattr(self.language_model, "peft_config"):
             raise ValueError(
                 "The language model has LoRA, which a plain Hugging Face folder cannot hold. Call "

@@ -172,11 +172,12 @@ def _boxes(values: dict[str, Any]) -> list[str]:
 def _model(values: dict[str, Any]) -> list[str]:
     model = dict(values["model"])
     problems = _position_width(model)
+    given: tuple[str, ...]
     for part in ("resampler", "projector", "position"):
         given = ("input_width", "output_width") if part != "position" else ("width",)
         problems += check_component(model.pop(part), f"model.{part}", partial(component_class, part), given=given)
     vision = {"name_or_path" if key == "name" else key: value for key, value in model.pop("vision").items()}
-    given = ("image_size", "dtype")
+    given = ("image_size", "kept_size", "dtype")
     problems += check_section(vision, VisionTower.from_pretrained, "model.vision", given=given)
     language = dict(model.pop("language"))
     system = {"system": language.pop("system")} if "system" in language else {}

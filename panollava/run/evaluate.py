@@ -147,10 +147,15 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
     LOG.info("Predictions and metrics: %s", result.files.folder)
 
 
-def _opened(run: Run, stage: str, **device: Any) -> PanoLlava:
-    """The model of a finished stage, of the backbones of this start: their folders may have moved since."""
-    folder = run.experiment.stage_folder(stage)
-    settings = {**read_metadata(folder), "model": run.backbones.model}
+def _opened(run: Run, stage: str, *, in_4bit: bool = True, **device: Any) -> PanoLlava:
+    """The model of a finished stage, of the backbones of this start: their folders may have moved since.
+
+    ``in_4bit`` keeps the language model in four bits where training did; it cannot be saved in them.
+    """
+    folder, model = run.experiment.stage_folder(stage), dict(run.backbones.model)
+    if not in_4bit:
+        model["language"] = {**model["language"], "load_in_4bit": False}
+    settings = {**read_metadata(folder), "model": model}
     return PanoLlava.from_checkpoint(find_checkpoint(folder), settings, **device)
 
 
@@ -408,7 +413,7 @@ def keep_model(run: Run) -> None:
     if not (run.procs.is_main and awaits_model(run) and run.tracker.run_id):
         return
     folder = run.experiment.stage_folder(last)
-    pano = _opened(run, last) if run.tracker.model_form == "export" else None
+    pano = _opened(run, last, in_4bit=False) if run.tracker.model_form == "export" else None
     if pano is not None:
         pano.merge_lora_weights()
     with ExitStack() as stack:

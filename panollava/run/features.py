@@ -10,6 +10,7 @@ import torch
 
 from panollava.component import snake
 from panollava.crop.crop import Crop
+from panollava.crop.maps import is_strip
 from panollava.data.source import DataSource
 from panollava.logs import LOG, in_words
 from panollava.model.hub import SHIPPED
@@ -92,7 +93,9 @@ def _signature(crop: Crop) -> dict[str, Any]:
     is_cpu = crop.device == "cpu"
     kind: Any = type(crop.strategy)
     choice = {"choice_version": code_digest(kind.choose, kind.finest)} if crop.is_adaptive else {}
-    return {**crop.signature, "device": "cpu" if is_cpu else device_kind(torch.device(crop.device)), **choice}
+    # Other pixels than in version 0.2, whose features of all other views are still valid.
+    strips = {"strips": "sides halved apart"} if any(is_strip(one, crop.view_size) for one in crop.cameras) else {}
+    return {**crop.signature, "device": "cpu" if is_cpu else device_kind(torch.device(crop.device)), **choice, **strips}
 
 
 def _name(tower: VisionTower, crop: Crop) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import psutil
 import torch
@@ -209,7 +210,8 @@ def _planned(run: Run) -> Run:
     known, compute = run.backbones, planned_compute(run.cfg.trainer.precision) if run.cfg.gpu else run.compute
     backbones = known
     if known.weights:
-        backbones = Backbones(known.model, known.crop_spec, dtype=compute.dtype, today=known.today, weights=False)
+        options: dict[str, Any] = {"today": known.today, "recorded_size": known.recorded_size}
+        backbones = Backbones(known.model, known.crop_spec, dtype=compute.dtype, weights=False, **options)
     cfg = OmegaConf.create({**run.plain, "dry_run": False})
     data = replace(run.data, backbones=backbones)
     return replace(run, cfg=cfg, compute=compute, backbones=backbones, data=data, parameters={})

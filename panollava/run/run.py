@@ -44,6 +44,7 @@ from panollava.run_folder import (
     flatten,
     prompt_date,
     read_metadata,
+    recorded_size,
 )
 from panollava.stages.registry import StageRecord, stages_of
 from panollava.store.catalogue import StoreOptions
@@ -305,10 +306,13 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         compute = replace(compute, dtype=FORMATS[here])
         if not plans_only(cfg):
             LOG.info("Computing on %s with precision %s.", compute.device, here)
-        today = date.fromisoformat(procs.texts((_prompt_date(cfg, experiment) or date.today()).isoformat())[0])
+        records = _begun_metadata(cfg, experiment)
+        today = next(filter(None, map(prompt_date, records)), None) or date.today()
+        today = date.fromisoformat(procs.texts(today.isoformat())[0])
         if data is None:
             model = _with_recorded_commits(cfg, experiment)
             options: dict[str, Any] = {"dtype": compute.dtype, "seed": cfg.seed, "today": today}
+            options["recorded_size"] = next(filter(None, map(recorded_size, records)), None)
             backbones = Backbones(model, plain(cfg.crop), **options, weights=not plans_only(cfg))
             data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
         run = Run(cfg, experiment, procs, compute, number_format, data.backbones, data, pending, resources)
@@ -440,15 +444,14 @@ def named_checkpoint(cfg: DictConfig) -> Path:
     return follow(path / LAST) or find_checkpoint(path)
 
 
-def _prompt_date(cfg: DictConfig, experiment: Experiment) -> date | None:
-    """The date in the prompts of the stages that this run continues from; None where there are none."""
+def _begun_metadata(cfg: DictConfig, experiment: Experiment) -> list[dict[str, Any]]:
+    """Metadata of the stages that this run continues from."""
     names = [name for name in stages_of(plain(cfg.stage)) if name not in experiment.replaced]
     begun = [experiment.stage_folder(name) for name in names]
     if cfg.resume not in ("auto", "none") and not cfg.overwrite:
         path = Path(cfg.resume).expanduser()
         begun.insert(0, path.parent if path.suffix == ".ckpt" else path)
-    dates = (prompt_date(read_metadata(folder)) for folder in begun if (folder / METADATA).is_file())
-    return next((day for day in dates if day is not None), None)
+    return [read_metadata(folder) for folder in begun if (folder / METADATA).is_file()]
 
 
 def wanted_model(run: Run) -> dict[str, Any] | None:

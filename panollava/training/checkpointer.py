@@ -295,21 +295,24 @@ def random_states(procs: DistributedContext) -> dict[str, Tensor]:
     """States of torch's generators in all processes; training draws from no others.
 
     Returns:
-        ``cpu`` and, with a GPU, ``cuda`` of rank 0; ``rank1/cpu`` and so on of the others.
+        ``cpu`` and, with a GPU, ``cuda`` or ``mps`` of rank 0; ``rank1/cpu`` and so on of the others.
     """
-    own = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    gathered = {name: procs.gather(state) for name, state in own.items()}
+    gathered = {name: procs.gather(module.get_rng_state()) for name, module in _generators().items()}
     return {_of_rank(rank) + name: state for name, states in gathered.items() for rank, state in enumerate(states)}
 
 
 def load_random(states: Mapping[str, Tensor], rank: int = 0) -> None:
     """Inverse of ``random_states``; a rank that the saved run did not have keeps its own state."""
-    if (state := states.get(f"{_of_rank(rank)}cpu")) is not None:
-        torch.set_rng_state(state)
-    if (state := states.get(f"{_of_rank(rank)}cuda")) is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state)
+    for name, module in _generators().items():
+        if (state := states.get(_of_rank(rank) + name)) is not None:
+            module.set_rng_state(state)
+
+
+def _generators() -> dict[str, Any]:
+    """Kind of device -> the module of torch with the functions of its generator."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    modules = {"cpu": torch.random, "cuda": torch.cuda, "mps": torch.mps}
+    return {name: module for name, module in modules.items() if has[name]}
 
 
 def _of_rank(rank: int) -> str:

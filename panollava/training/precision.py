@@ -93,6 +93,8 @@ def choose_compute(device: str, precision: Precision, local_rank: int = 0, *, se
         problem = f"PyTorch sees {gpus} GPUs, from cuda:0 on"
     if problem:
         raise ValueError(f"{section}device={device}: {problem}. Use {section}device=auto.")
+    if place.type == "cuda":  # what names no GPU, such as random states and a load in four bits, then means this one
+        torch.cuda.set_device(place)
     has_bf16 = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp32"

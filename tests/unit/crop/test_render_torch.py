@@ -14,7 +14,7 @@ from panollava.crop.cameras import EQUIRECTANGULAR, PERSPECTIVE, Camera
 from panollava.crop.maps import view_groups
 from panollava.crop.render import render_views
 from panollava.crop.render_torch import render_batch
-from panollava.crop.strategies import AnyresE2pCrop, E2pCrop
+from panollava.crop.strategies import AnyresE2pCrop, E2pCrop, SlidingWindowCrop
 
 STRATEGIES = component_names("crop.strategies", "Crop")
 SIZES = [(8, 16), (128, 256), (333, 667), (501, 1001), (1024, 2048)]
@@ -125,3 +125,29 @@ def test_views_cut_on_a_gpu_are_those_of_the_cpu(dtype: torch.dtype) -> None:
 def test_wrong_input_is_named(shape, dtype: torch.dtype, view_size: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render_batch(torch.zeros(shape, dtype=dtype), [TILE], view_size)
+
+
+@pytest.mark.parametrize("fov_deg", [30.0, 45.0, 60.0, 90.0])
+def test_lines_finer_than_a_narrow_strip_fade(fov_deg: float) -> None:
+    """Level lines of two pixels: a strip needs far fewer rows of the panorama than columns."""
+    lines = np.where(np.arange(1000) % 4 < 2, 20, 235).astype(np.uint8)
+    panorama = np.ascontiguousarray(np.broadcast_to(lines[:, None, None], (1000, 2000, 3)))
+    cameras = [LETTERBOX, *SlidingWindowCrop(fov_deg=fov_deg).cameras((56, 56))[:2]]
+    for renderer in ("cv2", "torch"):
+        assert render_views(panorama, cameras, (56, 56), renderer)[1:].std() < 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_strips_among_other_views_are_those_of_cv2(size: tuple[int, int]) -> None:
+    panorama, view_size = noise(*size), (24, 24)
+    upright = Camera(EQUIRECTANGULAR, 0.4, 0.0, 0.0, 0.3, math.pi)
+    level = Camera(EQUIRECTANGULAR, 1.0, 0.3, 0.0, 2 * math.pi, 0.3)
+    cameras = (upright, LETTERBOX, level, TILE)
+    by_cv2, by_torch = (render_views(panorama, cameras, view_size, renderer) for renderer in ("cv2", "torch"))
+    assert np.abs(by_cv2.astype(int) - by_torch).max() <= 1
+    for view in (1, 3):  # of whose panorama no strip is a source
+        assert np.array_equal(by_cv2[view], render_views(panorama, [cameras[view]], view_size)[0])
+    if size == SIZES[-1]:
+        plan = view_groups(size, cameras, view_size)
+        shapes = {view: group.source_size[0] / group.source_size[1] for group in plan for view in group.views}
+        assert shapes[0] < shapes[1] == 0.5 < shapes[2]

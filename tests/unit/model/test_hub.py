@@ -11,7 +11,7 @@ import pytest
 import requests
 import torch
 from support.hub_folders import small_clip
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from panollava.evaluation.clip import Clip
 from panollava.model import hub
@@ -96,6 +96,17 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     with pytest.raises(FileNotFoundError, match=r"'no/body'.*cache of the Hugging Face hub, which does not answer"):
         load_language_model("no/body")
     assert len(asked) == 1
+
+
+def test_a_tokenizer_of_mistral_common_is_never_asked_for(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers prefers it where that package is installed and a model has tekken.json; it has no chat template."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name, **options: asked.update(options))
+    load_tokenizer(backbone("mistral"))
+    assert asked["mistral_format"] is False
+    monkeypatch.undo()
+    tokenizer = load_tokenizer(backbone("mistral"))
+    assert "mistral_format" not in tokenizer.init_kwargs  # it would be written into exports
 
 
 def test_a_folder_asks_nothing_and_a_network_that_comes_back_is_found(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from support.hub_folders import ENCODERS, SIZE
+from support.hub_folders import ENCODERS, PATCH, SIZE, VISION_SHAPE, WIDTH
 from timm.models import save_for_hf
 from torch import Tensor
 from transformers import (
@@ -19,9 +19,15 @@ from transformers import (
     Dinov2WithRegistersModel,
     Siglip2VisionConfig,
     Siglip2VisionModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
     SiglipVisionModel,
+    TimmWrapperConfig,
 )
 
+from panollava.crop.cameras import point_directions, token_directions
+from panollava.crop.crop import Crop
+from panollava.model import families
 from panollava.model.vision import VisionTower
 
 Backbone = Callable[[str], Path]
@@ -189,9 +195,109 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
 def test_impossible_settings_name_what_is_possible(backbone: Backbone) -> None:
     with pytest.raises(ValueError, match=r"feature_layer=-4: the encoder has 3 blocks"):
         VisionTower.from_pretrained(backbone("siglip"), feature_layer=-4)
-    with pytest.raises(ValueError, match=r"image_size=\(36, 36\).*multiples of its patch"):
-        VisionTower.from_pretrained(backbone("timm_vit"), image_size=36)
     with pytest.raises(ValueError, match="smaller than one patch"):
         VisionTower.from_pretrained(backbone("siglip"), image_size=4)
     with pytest.raises(ValueError, match=r"takes \(3, 32, 32\)"):
         VisionTower.from_pretrained(backbone("siglip"))(views(40, 40))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_sees_each_row_and_column_of_its_views_and_tokens_look_where_patches_do(
+    name: str, backbone: Backbone
+) -> None:
+    tower = VisionTower.from_pretrained(backbone(name), image_size=(36, 43))
+    pixels = views(*tower.image_size).float().div(255).requires_grad_()
+    tower(pixels).square().sum().backward()
+    assert pixels.grad is not None
+    seen = pixels.grad.abs().sum(dim=(0, 1))
+    assert seen.sum(dim=0).all()
+    assert seen.sum(dim=1).all()
+    cameras = Crop.from_spec({"type": "anyres_e2p", "overlap": 0.0}, view_size=tower.image_size).camera_rows
+    rows, columns = (PATCH * torch.arange(count) + PATCH / 2 for count in tower.grid)
+    height, width = tower.image_size
+    centres = point_directions(cameras[1:], columns / width, rows / height)  # a global view has a border
+    torch.testing.assert_close(token_directions(cameras[1:], tower.grid), centres)
+
+
+@torch.no_grad()
+def test_a_size_of_broken_patches_keeps_its_grid_and_positions_and_earlier_runs_keep_the_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As google/siglip-so400m-patch14-384: 27.4 patches a side, of which the encoder has always seen 27."""
+    caplog.set_level("INFO", logger="panollava.model.families")
+    side, pixels = SIZE + 4, views(SIZE + 4, SIZE + 4)
+    siglip = SiglipVisionModel(SiglipVisionConfig(**{**VISION_SHAPE, "image_size": side}, intermediate_size=48)).eval()
+    siglip.save_pretrained(tmp_path / "siglip")
+    SiglipImageProcessor(size={"height": side, "width": side}).save_pretrained(tmp_path / "siglip")
+    arguments = {"img_size": side, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **arguments).eval()
+    vit.pretrained_cfg["input_size"] = (3, side, side)
+    save_for_hf(vit, tmp_path / "timm", model_args=arguments, safe_serialization=True)
+    for name, own in (
+        ("siglip", lambda normal: siglip(pixel_values=normal).last_hidden_state),
+        ("timm", lambda normal: vit.forward_features(normal)[:, 1:]),
+    ):
+        caplog.clear()
+        tower = VisionTower.from_pretrained(tmp_path / name)
+        assert (tower.image_size, tower.grid) == ((SIZE, SIZE), (4, 4))
+        assert caplog.messages == ["Views have (32, 32) pixels: (36, 36) is no whole number of patches of (8, 8)."]
+        expected = own(tower.normalise(pixels))
+        torch.testing.assert_close(tower(pixels[..., :SIZE, :SIZE]), expected, atol=1e-5, rtol=0)
+        earlier = VisionTower.from_pretrained(tmp_path / name, image_size=side, kept_size=(side, side))
+        assert earlier.image_size == (side, side)
+        torch.testing.assert_close(earlier(pixels), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224"),
+        *("xcit_nano_12_p16_224", "vit_small_patch14_reg4_dinov2", "vit_so400m_patch14_siglip_384"),
+        *("vit_relpos_small_patch16_224", "vit_base_patch16_dinov3"),
+    ],
+)
+def test_the_grid_of_a_timm_model_has_its_tokens(name: str) -> None:
+    config = timm_config(name)
+    families.check_architecture(config, name)
+    size = families.use_image_size(config, families._native_size(config))
+    model = families._meta_timm(config)
+    height, width = families.pair(model.patch_embed.patch_size)
+    tokens = model.forward_features(torch.empty(1, 3, *size, device="meta")).shape[1] - model.num_prefix_tokens
+    assert tokens == (size[0] // height) * (size[1] // width)
+
+
+@pytest.mark.parametrize("name", ["vit_base_r50_s16_224", "vit_small_r26_s32_224", "vitamin_small_224"])
+def test_a_timm_model_that_starts_with_a_convolutional_network_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} has a convolutional network before its blocks"):
+        families.check_architecture(timm_config(name), name)
+
+
+def timm_config(name: str) -> TimmWrapperConfig:
+    config = TimmWrapperConfig(architecture=name, model_args={})
+    config.pretrained_cfg = None
+    return config
+
+
+def test_running_statistics_of_blocks_that_train_stay_as_no_checkpoint_has_them(backbone: Backbone) -> None:
+    tower = VisionTower.from_pretrained(backbone("siglip"))
+    tower.blocks[-1].layer_norm2 = Swapped()  # as in the blocks of timm's xcit_*
+    tower.train_only(1)
+    tower.train()
+    before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
+    tower(views()).square().mean().backward()
+    assert tower.blocks[-1].training
+    assert tower.blocks[-1].layer_norm2.norm.weight.grad is not None
+    assert any("running_mean" in name for name in before)
+    for name, buffer in tower.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+class Swapped(torch.nn.Module):
+    """BatchNorm of tokens ``(n, N, D)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens.transpose(1, 2)).transpose(1, 2)

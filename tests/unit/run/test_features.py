@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from support.runs import QUICK, UNTRACKED, backbones, opened
 
+from panollava.crop.crop import Crop
 from panollava.features import warm
 from panollava.logs import in_words
-from panollava.run.features import forecast, open_features
+from panollava.run.features import _signature, forecast, open_features
 from panollava.store.catalogue import kept_stores
 
 
@@ -36,3 +37,17 @@ def test_the_forecast_is_what_is_written(
         assert "features of about 5 of them are kept" in forecast(small, tower, crop, sources)
         monkeypatch.setattr("panollava.store.quota.SPARE_BYTES", 2**60)
         assert "whose disk has 0 bytes to spare; store.max_gib=50." in forecast(run.store, tower, crop, sources)
+
+
+@pytest.mark.parametrize(
+    ("crop", "are_strips"),
+    [
+        ({"type": "sliding_window", "fov_deg": 90.0}, False),
+        ({"type": "sliding_window", "fov_deg": 45.0}, True),
+        ({"type": "anyres_max", "max_tiles": 6}, False),
+        *(({"type": name}, False) for name in ("resize", "anyres", "anyres_e2p", "e2p", "cubemap", "adaptive")),
+    ],
+)
+def test_features_of_narrow_strips_alone_have_a_new_name(crop: dict[str, object], are_strips: bool) -> None:
+    """Version 0.2 left rows of a fine panorama out of them; its features of all other views are still right."""
+    assert ("strips" in _signature(Crop.from_spec(crop, view_size=(224, 224)))) == are_strips

@@ -11,6 +11,7 @@ import pytest
 from support.chat_templates import LLAMA32
 from support.runs import QUICK, UNTRACKED, backbones, opened
 
+from panollava.model.backbones import open_checkpoint
 from panollava.run import run as assembled
 from panollava.run.restore import _with_overrides
 from panollava.run.stage import stage_metadata
@@ -59,3 +60,32 @@ def test_a_run_keeps_the_date_of_its_first_start(
     assert start(later, "stage=finetune") == first.isoformat()
     assert start(later, "stage=finetune", "overwrite=true") == first.isoformat()
     assert start(later, "stage=resampler", "overwrite=true") == later.isoformat()
+
+
+def test_a_run_of_an_earlier_version_keeps_views_of_broken_patches(
+    backbone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*backbones(backbone), *QUICK, UNTRACKED, "experiment_name=x", "crop.view_size=36", "stage=vision"]
+
+    def sizes(*more: str) -> tuple[object, object]:
+        """(h, w) of the views of the run, as it is opened, and of its checkpoint."""
+        with opened(*arguments, *more) as run:
+            folder = run.experiment.stage_folder("vision")
+            settings = stage_metadata(run, "vision", Progress(), None)
+            if not (folder / METADATA).is_file():  # as version 0.2 recorded it
+                settings["model_config"]["image_size"] = [36, 36]
+                write_metadata(folder, settings, "")
+                (folder / "config.yaml").unlink()
+        monkeypatch.setattr("panollava.model.backbones.load_checkpoint", lambda *_: {})
+        found, vision, _ = open_checkpoint(folder / "last.ckpt", settings)
+        assert found.crop.view_size == vision.tower.image_size
+        return run.backbones.tower.image_size, vision.tower.image_size
+
+    assert sizes() == ((32, 32), (36, 36))
+    assert sizes() == ((36, 36), (36, 36))
+    assert sizes("overwrite=true") == ((32, 32), (32, 32))
+    (folder,) = Path("runs/x/vision").iterdir()
+    recorded = read_metadata(folder)
+    recorded["crop"]["view_size"] = 44  # as an evaluation asks for another size
+    assert open_checkpoint(folder, recorded)[1].tower.image_size == (40, 40)

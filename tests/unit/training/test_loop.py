@@ -327,6 +327,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, *, bf16: bool = True) -> None:
     """A machine with two GPUs, of a kind that has bf16 or imitates it."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
 
@@ -377,3 +378,15 @@ def test_a_run_goes_on_in_the_format_that_it_was_begun_in(
     assert (found.device.type, found.precision) == (device, goes_on)
     assert ("begun with precision" in caplog.text) is (begun != goes_on)
     assert ("trainer.precision=bf16 keeps the format" in caplog.text) is (begun == "bf16" != goes_on)
+
+
+def test_what_names_no_gpu_means_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random states, a load in four bits and the question for bf16 name none."""
+    two_gpus(monkeypatch)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: chosen[-1].index == 1)
+    assert choose_compute("cuda:1", "auto").dtype is torch.bfloat16
+    assert choose_compute("cuda", "auto").dtype is torch.float32
+    assert choose_compute("auto", "auto", local_rank=1).dtype is torch.bfloat16
+    assert chosen == [torch.device("cuda:1"), torch.device("cuda:0"), torch.device("cuda:1")]

@@ -63,6 +63,21 @@ def test_the_scaler_comes_back(tmp_path: Path) -> None:
     assert other.checkpointer.scaler.state_dict()["scale"] == 2.0**9
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_random_state_of_a_gpu_comes_back(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, after = torch.arange(4, dtype=torch.uint8), list[torch.Tensor]()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: kind == "cuda")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: kind == "mps")
+    monkeypatch.setattr(f"torch.{kind}.get_rng_state", lambda: state)
+    monkeypatch.setattr(f"torch.{kind}.set_rng_state", after.append)
+    saved = random_states(ALONE)
+    assert saved.keys() == {"cpu", kind}
+    load_random(saved)
+    assert [one.tolist() for one in after] == [state.tolist()]
+    load_random({"cpu": saved["cpu"]})  # a checkpoint of version 0.2 has none of mps
+    assert len(after) == 1
+
+
 @pytest.mark.parametrize("best", [math.inf, 0.25])
 def test_progress_survives_as_json(tmp_path: Path, best: float) -> None:
     toy = Toy(tmp_path, has_lora=False)
