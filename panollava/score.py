@@ -165,7 +165,7 @@ def _score_answers(path: Path, out: Path, options: ScoreOptions) -> None:
     """Scores a file of answers."""
     from panollava.evaluation.measure import AUTO, choose_measure, group_lines, group_scores, groups_record
     from panollava.evaluation.metrics import AnswerSet, find_metrics, metrics_record, score
-    from panollava.evaluation.predictions import KEYED, METRICS, read_predictions
+    from panollava.evaluation.predictions import KEYED, read_predictions
     from panollava.evaluation.words import choose_words
 
     words = choose_words(options.words)
@@ -182,13 +182,29 @@ def _score_answers(path: Path, out: Path, options: ScoreOptions) -> None:
     LOG.info("Form: %s. Words: %s. %s\n\n%s\n", report.form, report.words, measure, report.table())
     if groups:
         LOG.info("%s\n", "\n".join(group_lines(groups)))
-    beside = path.with_name(METRICS)
-    conditions = read_document(beside).get("settings", {}).get("conditions") if beside.is_file() else None
-    if conditions is None:
-        LOG.info("Nothing beside %s records which model gave its answers, how, or to which version of the data.", path)
-    record = {"predictions": str(path), "clip": options.clip, "conditions": conditions, **report.record()}
+    record = {"predictions": str(path), "clip": options.clip, "conditions": _conditions(path), **report.record()}
     record |= {"measure": measure.name, "groups": groups_record(groups)}
     write_json(out, record | metrics_record(options.metrics))
+
+
+def _conditions(path: Path) -> Any:
+    """Conditions of the answers, from the ``metrics.json`` beside them if it is of this file; else None."""
+    from panollava.evaluation.predictions import METRICS, PREDICTIONS, read_answers
+
+    beside, conditions = path.with_name(METRICS), None
+    if beside.is_file():
+        try:
+            document = read_document(beside)
+            if path.name != PREDICTIONS:
+                raise ValueError(f"it is of {PREDICTIONS}")
+            read_answers(path.parent, document)
+            conditions = document.get("settings", {}).get("conditions")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            LOG.info("The conditions in %s are left out, as they are not of %s: %s.", beside, path, error)
+            return None
+    if conditions is None:
+        LOG.info("Nothing beside %s records which model gave its answers, how, or to which version of the data.", path)
+    return conditions
 
 
 def _with_pictures(answers: AnswerSet, path: Path, options: ScoreOptions) -> AnswerSet:

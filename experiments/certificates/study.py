@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from experiments.decisive.report import NOT_LEARNT, learning_marks
 from panollava.disk import csv_text, write_file
 from panollava.evaluation.certificates import NAMES
 from panollava.evaluation.comparison import INK, PAPER, difference_text, drawn, markdown_lines
@@ -142,7 +143,7 @@ class Results:
     changes: Mapping[tuple[str, str], list[float]]  # empty where it is not applicable
     fired: Mapping[tuple[str, str], int]  # runs in which it fires
     scores: Mapping[str, list[float]]  # exact match of a design's runs
-    learning: Mapping[str, int]  # runs of a design that were still learning, or of which that is not known
+    learning: Mapping[str, list[str]]  # whether each of a design's runs was still learning: yes, no or unknown
     unlike: Sequence[str]  # certificates that designs were asked in other changes, as their crops have other tiles
 
     def own(self, name: str, certificate: str) -> list[float]:
@@ -155,7 +156,7 @@ def read_results(study: Study, path: Path) -> Results:
     changes: dict[tuple[str, str], list[float]] = {}
     fired: dict[tuple[str, str], int] = {}
     scores: dict[str, dict[int, float]] = {}
-    learning: dict[str, set[int]] = {}
+    learning: dict[str, dict[int, str]] = {}
     seen = set()
     with path.open(encoding="utf-8", newline="") as stream:
         rows = sorted(csv.DictReader(stream), key=lambda row: int(row["seed"]))
@@ -169,15 +170,15 @@ def read_results(study: Study, path: Path) -> Results:
             raise ValueError(f"{path}: {name} has two runs of seed {seed}; name one of them.")
         seen.add((name, seed, certificate))
         scores.setdefault(name, {})[seed] = float(row["exact_match"] or "nan")
-        if row["learning"] != "no":
-            learning.setdefault(name, set()).add(seed)
+        learning.setdefault(name, {})[seed] = row["learning"]
         if row["difference"]:
             changes.setdefault((name, certificate), []).append(float(row["difference"]))
             fired[name, certificate] = fired.get((name, certificate), 0) + (row["verdict"] == "fires")
     by_design = {name: [own[seed] for seed in sorted(own)] for name, own in scores.items()}
     asked = [{"name": row["certificate"], "changes": row["changes"].split("; ")} for row in rows if row["changes"]]
     unlike = differing_changes([{"certificates": asked}])
-    return Results(study, changes, fired, by_design, {name: len(own) for name, own in learning.items()}, unlike)
+    verdicts = {name: list(own.values()) for name, own in learning.items()}
+    return Results(study, changes, fired, by_design, verdicts, unlike)
 
 
 def against_none(results: Results) -> dict[tuple[str, str], SeedComparison]:
@@ -217,21 +218,27 @@ def markdown(results: Results, tested: Mapping[tuple[str, str], SeedComparison])
     """What each design loses, and the contrasts; ``tested`` is of ``against_none``."""
     study = results.study
     wanted, there = len(study.designs) * len(study.seeds), sum(map(len, results.scores.values()))
-    marked = ", ".join(f"{count} of {name}" for name, count in results.learning.items())
+    marked, unknown = (
+        ", ".join(f"{own.count(word)} of {name}" for name, own in results.learning.items() if word in own)
+        for word in NOT_LEARNT
+    )
     rows = [["design", "exact match, %", *NAMES]]
     for name, scores in results.scores.items():
         cells = [_cell(results, tested, name, one) for one in NAMES]
         rows.append([name, f"{100 * fmean(scores):.1f}", *cells])
-    contrasts = [["certificate", "second design", "first design", "difference", "p", "verdict"]]
+    contrasts = [["certificate", "second design", "first design", "difference", "p", "verdict", "notes"]]
     for one, found in zip(study.contrasts, between(results), strict=True):
         difference = p = "–"
         if found is not None:
             difference = difference_text(found.difference)
             p = "–" if found.adjusted_p is None else rounded(found.adjusted_p, 4, LEVEL)
             p = "< 0.0001" if p == "0.0000" else p
-        contrasts.append([one.certificate, one.second, one.first, difference, p, f"**{word(found)}**"])
+        marks = learning_marks({name: results.learning.get(name, []) for name in (one.first, one.second)})
+        row = [one.certificate, one.second, one.first, difference, p, f"**{word(found)}**", "; ".join(marks)]
+        contrasts.append(row)
     parts = [
-        f"{there} of {wanted} runs have certificates. Still learning when training ended: {marked or 'none'}.",
+        f"{there} of {wanted} runs have certificates. Still learning when training ended: {marked or 'none'}."
+        + (f" Not known: {unknown}." if unknown else ""),
         "## What each design loses",
         "Points of exact match after the change less before it, mean over seeds, and in brackets in how many of the "
         f"runs the certificate fires. Bold: Student's test over seeds, with Holm's correction for all {len(tested)} "

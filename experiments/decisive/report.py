@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -23,6 +23,7 @@ from panollava.evaluation.seeds import SeedComparison, compare_seeds, seed_inter
 from panollava.evaluation.statistics import LEVEL, Comparison, compare_pairs, rounded
 from panollava.logs import counted
 
+NOT_LEARNT = {"yes": "still learning", "unknown": "perhaps still learning"}
 logger = logging.getLogger(__name__)
 
 
@@ -48,22 +49,28 @@ class Judged:
         return "cannot tell" if needed is None else f"cannot tell (would need {needed:,} seeds each)"
 
     @property
-    def is_learning(self) -> bool:
-        """Whether a job of either arm was still learning when its training ended."""
-        return any(one.is_learning for one in (*self.first, *self.second))
-
-    @property
     def notes(self) -> str:
         """What bounds the verdict: jobs that are missing or were still learning."""
         found = []
         if lacking := sum(self.wanted - len(own) for own in (self.first, self.second)):
             found.append(f"{counted(lacking, 'job')} missing")
-        for name, own in ((self.contrast.first, self.first), (self.contrast.second, self.second)):
-            if marked := sum(one.is_learning for one in own):
-                found.append(f"{marked} of {len(own)} of {name} still learning")
-        if self.is_learning:
-            found.append(f"no verdict on quality: {FAST}")
+        arms = {self.contrast.first: self.first, self.contrast.second: self.second}
+        found += learning_marks({name: [one.learning for one in own] for name, own in arms.items()})
         return "; ".join(found)
+
+
+def learning_marks(verdicts: Mapping[str, Sequence[str]]) -> list[str]:
+    """What bounds a verdict on arms, by whether each of their jobs was still learning: yes, no or unknown."""
+    found = [
+        f"{own.count(word)} of {len(own)} of {name} {said}"
+        for name, own in verdicts.items()
+        for word, said in NOT_LEARNT.items()
+        if word in own
+    ]
+    words = {word for own in verdicts.values() for word in own}
+    if "yes" in words:
+        found.append(f"no verdict on quality: {FAST}")
+    return [*found, f"perhaps {FAST}"] if "unknown" in words and "yes" not in words else found
 
 
 def judge(study: Study, results: Sequence[Result]) -> list[Judged]:
@@ -95,7 +102,8 @@ def judge(study: Study, results: Sequence[Result]) -> list[Judged]:
 
 
 def _scores(results: Sequence[Result]) -> list[float]:
-    return [one.exact_match for one in results]
+    """From the counts: the recorded score has six digits."""
+    return [sum(one.right) / sum(one.asked) for one in results]
 
 
 def _by_question(results: Sequence[Result]) -> np.ndarray:
@@ -110,10 +118,12 @@ def _by_question(results: Sequence[Result]) -> np.ndarray:
 
 def markdown(study: Study, results: Sequence[Result], judged: Sequence[Judged]) -> str:
     """The verdicts, the arms, question types, and what was still learning."""
-    learning = [one.name for one in results if one.is_learning]
+    named = {word: [one.name for one in results if one.learning == word] for word in NOT_LEARNT}
+    learning, unknown = named.values()
+    of_unknown = f" Not known of {counted(len(unknown), 'job')}: {', '.join(unknown)}." if unknown else ""
     parts = [
         f"{len(results)} of {len(study.jobs)} jobs have results. {counted(len(learning), 'job')} still learning when "
-        f"training ended{': ' + ', '.join(learning) if learning else ''}.",
+        f"training ended{': ' + ', '.join(learning) if learning else ''}.{of_unknown}",
         "## The written contrasts",
         _tests(study, results),
         "\n".join(markdown_lines(_verdict_rows(judged))),
@@ -170,8 +180,9 @@ def _arm_rows(study: Study, results: Sequence[Result]) -> list[list[str]]:
             each = ", ".join(f"{100 * one.exact_match:.1f}" for one in own)
             minutes = fmean(sum(one.seconds.values()) for one in own) / 60
             facts = [str(own[0].image_tokens), f"{own[0].resampler_parameters:,}", f"{minutes:.1f}"]
-            marked = str(sum(one.is_learning for one in own))
-            rows.append([arm, str(len(own)), f"{100 * mean.value:.1f}{ends}", each, *facts, marked])
+            marked, unknown = (sum(one.learning == word for one in own) for word in NOT_LEARNT)
+            cell = f"{marked}, unknown {unknown}" if unknown else str(marked)
+            rows.append([arm, str(len(own)), f"{100 * mean.value:.1f}{ends}", each, *facts, cell])
     return rows
 
 
@@ -214,16 +225,16 @@ def picture(study: Study, results: Sequence[Result], judged: Sequence[Judged]) -
     for place, arm in enumerate(reversed(arms)):
         own = [one for one in results if one.arm == arm]
         for one in own:
-            face = "none" if one.is_learning else "0.6"
+            face = "0.6" if one.learning == "no" else "none"
             left.plot(100 * one.exact_match, place, "o", color="0.6", markerfacecolor=face, markersize=5)
         left.plot(100 * fmean(one.exact_match for one in own), place, "|", color=INK, markersize=14, markeredgewidth=2)
     left.set_yticks(range(len(arms)), list(reversed(arms)))
-    left.set_xlabel("exact match, %: seeds (hollow: still learning) and mean")
+    left.set_xlabel("exact match, %: seeds (hollow: still learning, or unknown) and mean")
     for place, contrast in enumerate(reversed(tested)):
         assert contrast.seeds is not None
         found = contrast.seeds.difference
         color = INK if contrast.seeds.is_distinguishable else "0.55"
-        face = "none" if contrast.is_learning else color
+        face = color if all(one.learning == "no" for one in (*contrast.first, *contrast.second)) else "none"
         right.plot(100 * found.value, place, "o", color=color, markerfacecolor=face)
         if found.low is not None and found.high is not None:
             right.plot([100 * found.low, 100 * found.high], [place, place], color=color, linewidth=1.5)

@@ -93,7 +93,7 @@ class Result:
     right: Sequence[int]  # right answers about each picture, in the order of the test set
     asked: Sequence[int]  # questions about each picture
     test_set: str  # digest of the questions and their references
-    setting: str  # digest of the config without the seed and keys that change no result
+    setting: str  # digest of the config without the seed and what may change on resuming, epochs excepted
     image_tokens: int
     resampler_parameters: int
     seconds: Mapping[str, float]  # of each stage
@@ -109,11 +109,6 @@ class Result:
     def name(self) -> str:
         """Of its file, without the suffix, and of its run."""
         return job_name(self.arm, self.seed)
-
-    @property
-    def is_learning(self) -> bool:
-        """Whether its score may say how fast it learns instead of how well; also where that is not known."""
-        return self.learning != "no"
 
 
 def job_name(arm: str, seed: int) -> str:

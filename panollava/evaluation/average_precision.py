@@ -58,10 +58,19 @@ class Ranking:
         positives = (weights @ self.positives)[:, None]
         precision, recall = np.zeros((2, len(weights), len(THRESHOLDS)))
         if len(self.pictures):
-            times = weights[:, self.pictures]
+            times, ends = weights[:, self.pictures], np.flatnonzero(self.is_last)
+            so_far = np.zeros_like(times)
             for at in range(len(THRESHOLDS)):
-                right = (times * self.is_hit[at]).cumsum(axis=1)[:, self.is_last]
-                counted = (times * self.counts[at]).cumsum(axis=1)[:, self.is_last]
+                if at == 0 or (self.counts[at] != self.counts[at - 1]).any():
+                    so_far = (times * self.counts[at]).cumsum(axis=1)
+                # A point where no hit was added has the recall of the one before it, and no higher precision.
+                hits = np.flatnonzero(self.is_hit[at])
+                if not len(hits):
+                    continue
+                group = np.searchsorted(ends, hits)
+                is_point = np.append(np.diff(group) != 0, True)
+                right = times[:, hits].cumsum(axis=1)[:, is_point]
+                counted = so_far[:, ends[group[is_point]]]
                 share = np.divide(right, counted, out=np.zeros_like(right), where=counted > 0)
                 best = np.maximum.accumulate(share[:, ::-1], axis=1)[:, ::-1]  # at this recall or a higher one
                 reached = np.divide(right, positives, out=np.zeros_like(right), where=positives > 0)

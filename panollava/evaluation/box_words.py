@@ -23,7 +23,10 @@ _CLASS = "box"
 
 @dataclass(frozen=True)
 class BoxAnswers:
-    """Scores of the answers to all questions for a box. Each question is a picture of its own with one true box."""
+    """Scores of the answers to all questions for a box. Each question is a picture of its own with one true box.
+
+    Intervals are over pictures all the same: the questions about one count together.
+    """
 
     questions: int
     boxes: int  # answers that are a box
@@ -66,10 +69,7 @@ def asks_box(question: Question | Prediction) -> bool:
 
 
 def score_box_answers(predictions: Sequence[Prediction]) -> BoxAnswers | None:
-    """Scores of the answers to questions for a box; None where there are none.
-
-    Intervals are over questions, so they are too narrow where many are about one picture.
-    """
+    """Scores of the answers to questions for a box; None where there are none."""
     asked = [one for one in predictions if asks_box(one)]
     if not asked:
         return None
@@ -85,7 +85,9 @@ def score_box_answers(predictions: Sequence[Prediction]) -> BoxAnswers | None:
             centres = box_frames(np.stack([true, got]))[:, 2]
             errors.append(math.degrees(math.acos(float(np.clip(centres[0] @ centres[1], -1, 1)))))
     median = float(np.median(errors)) if errors else None
-    return BoxAnswers(len(asked), len(found), has_scores, median, score_boxes(truth, found, [_CLASS]))
+    pictures = [one.image_id or key for one, key in zip(asked, truth, strict=True)]
+    scores = score_boxes(truth, found, [_CLASS], groups=pictures)
+    return BoxAnswers(len(asked), len(found), has_scores, median, scores)
 
 
 def _alone(box: np.ndarray, score: float | None) -> PictureBoxes:

@@ -233,7 +233,22 @@ def certificates_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     by_name = [{one["name"]: one for one in document["certificates"]} for document in runs.values()]
     names = [name for name in NAMES if any(name in each for each in by_name)]
     rows = [["certificate", *runs], *([name, *(_cell(each.get(name)) for each in by_name)] for name in names)]
-    return "\n".join(["Certificates (points of exact match after less before):", "", *markdown_lines(rows)]) + "\n"
+    names_of: dict[str, list[str]] = {}
+    for run, document in runs.items():
+        names_of.setdefault(_asked_on(document), []).append(run)
+    shown = "; ".join(f"{data} ({', '.join(own)})" if len(names_of) > 1 else data for data, own in names_of.items())
+    head = f"Certificates (points of exact match after less before), each run's newest, of {shown}:"
+    return "\n".join([head, "", *markdown_lines(rows)]) + "\n"
+
+
+def _asked_on(document: Mapping[str, Any]) -> str:
+    """The data and the split of the questions, which need not be those of a comparison that shows the table."""
+    settings = document.get("settings", {})
+    data, split = settings.get("data", {}), settings.get("split")
+    if not data:
+        return "data that are not recorded"
+    details = [f"{key}={data[key]}" for key in ("level", "seed", f"{split}_scenes", f"{split}_csv") if key in data]
+    return ", ".join([f"{data.get('name')}-{split}", *details])
 
 
 def _cell(one: Mapping[str, Any] | None) -> str:

@@ -25,7 +25,15 @@ from panollava.evaluation.measure import Groups, find_measure
 from panollava.evaluation.metrics import EXACT, METRICS, AnswerSet, Metric, Scores, compute_scores, find_metric
 from panollava.evaluation.predictions import Prediction, as_scored
 from panollava.evaluation.seeds import SeedComparison, compare_seeds, seed_interval
-from panollava.evaluation.statistics import LEVEL, Comparison, Interval, compare_pairs, mean_interval, rounded
+from panollava.evaluation.statistics import (
+    LEVEL,
+    Comparison,
+    Interval,
+    compare_pairs,
+    mean_interval,
+    rounded,
+    sign_detectable,
+)
 from panollava.evaluation.words import Words
 from panollava.logs import counted
 
@@ -85,8 +93,9 @@ class Verdict:
     found: Comparison  # the second less the first by picture, with the correction for the number of pairs
     pairs: int  # number of pairs
     seeds: SeedComparison | None = None  # the same over seeds; None of two models
-    is_one_setting: bool = False  # two models that differ by their seed alone
+    about: str = ""  # what two models show of settings, in words; empty of two settings
     still_learning: tuple[str, ...] = ()  # which of both were, or have a model that was, when training ended
+    detectable: float | None = None  # smallest difference seen by picture with a power of 80 %; None if none can be
 
     @property
     def is_distinguishable(self) -> bool:
@@ -103,15 +112,13 @@ class Verdict:
     def _of_models(self) -> str:
         """The verdict on two trained models, which says that it is none on their settings."""
         found, pictures = self.found, counted(self.found.groups, "picture")
-        same = "both are of one setting, with a seed each"
-        about = same if self.is_one_setting else "about the settings nothing is shown: one seed each"
         alike = f"The trained models {self.first} and {self.second} are not distinguishable"
         if found.adjusted_p is None:
             each = "the same score" if found.groups == 1 else "the same score on each"
-            return f"{alike}: {each} of {pictures}; {about}"
+            return f"{alike}: {each} of {pictures}; {self.about}"
         if found.is_distinguishable:
-            return f"Of these two trained models, {self._better}: {_with_p(found)}; {about}"
-        return f"{alike}: {_with_p(found)}; {self._why_not_by_picture()}; {about}"
+            return f"Of these two trained models, {self._better}: {_with_p(found)}; {self.about}"
+        return f"{alike}: {_with_p(found)}; {self._why_not_by_picture()}; {self.about}"
 
     def _of_settings(self, seeds: SeedComparison) -> str:
         """The verdict on two settings: by seed first, by picture second."""
@@ -195,11 +202,28 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
         by_seed = {label: own.mean(axis=1).tolist() for label, own in of_all.items()}
         over_seeds = compare_seeds([(by_seed[first], by_seed[second]) for first, second in pairs], top=metric.top)
     learning = {label for label, own in members.items() if any(one.still_learning for one in own)}
-    is_one_setting = bool(settings) and not is_of_settings
+    about = "" if is_of_settings else _about_settings(contenders)
     return [
-        Verdict(*pair, each, len(pairs), of_seeds, is_one_setting, tuple(one for one in pair if one in learning))
+        Verdict(
+            *pair,
+            found=each,
+            pairs=len(pairs),
+            seeds=of_seeds,
+            about=about,
+            still_learning=tuple(one for one in pair if one in learning),
+            detectable=_detectable(each, len(images)),
+        )
         for pair, each, of_seeds in zip(pairs, found, over_seeds, strict=True)
     ]
+
+
+def _detectable(found: Comparison, questions: int) -> float | None:
+    """The smallest difference that would be seen by picture; also where no picture, or each, differs."""
+    if found.groups < found.least_groups:
+        return None
+    if found.difference.top != 1:
+        return found.detectable or None
+    return min(1.0, max(found.detectable, sign_detectable(found, questions)))
 
 
 def by_setting(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
@@ -214,6 +238,22 @@ def by_setting(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
     is_repeated = any(len(own) > 1 for own in found.values())
     is_each_once = all(len({one.seed for one in own}) == len(own) for own in found.values())
     return found if is_known and is_repeated and is_each_once else {}
+
+
+def _about_settings(contenders: Sequence[Contender]) -> str:
+    """What a comparison of models shows of their settings."""
+    if by_setting(contenders):
+        return "they are of one setting, with a seed each"
+    why = "one seed each"
+    names: dict[tuple[str, str], list[str]] = {}
+    for one in contenders:
+        names.setdefault((one.label, one.seed), []).append(one.name)
+    if any(one.setting is None for one in contenders):
+        why = "the config of a run is missing"
+    elif twice := next((key for key, own in names.items() if len(own) > 1), None):
+        label, seed = twice[0] or "the setting", f"seed {twice[1]}" if twice[1] else "no recorded seed"
+        why = f"{label} has {len(names[twice])} models of {seed} ({', '.join(names[twice])}), name one of them"
+    return f"about the settings nothing is shown: {why}"
 
 
 def difference_text(difference: Interval) -> str:
@@ -315,7 +355,7 @@ def standings_csv(standings: Sequence[Standing]) -> str:
     """A line a model: each score with the ends of its interval."""
     names = list(dict.fromkeys(name for one in standings for name in one.scores))
     header = ["run", *(f"{name}{end}" for name in names for end in ("", " low", " high")), "image tokens", "latency s"]
-    ends = [[end for name in names for end in _ends(one.scores.get(name))] for one in standings]
+    ends = [[end for name in names for end in ends_of(one.scores.get(name))] for one in standings]
     rows = [[one.name, *own, one.image_tokens, one.latency_s] for one, own in zip(standings, ends, strict=True)]
     return csv_text([header, *rows])
 
@@ -328,16 +368,17 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
     rows: list[list[object]] = []
     for verdict in verdicts:
         one, seeds = verdict.found, verdict.seeds
-        numbers = [*_ends(one.difference), one.p_value, one.adjusted_p, one.detectable, verdict.is_distinguishable]
+        numbers = [*ends_of(one.difference), one.p_value, one.adjusted_p, verdict.detectable]
         of_seeds: list[object] = [None] * 8
         if seeds is not None:
-            ends = _ends(seeds.difference)[1:]
+            ends = ends_of(seeds.difference)[1:]
             of_seeds = [*seeds.seeds, *ends, seeds.p_value, seeds.adjusted_p, seeds.spread, seeds.detectable]
-        rows.append([verdict.first, verdict.second, *numbers, *of_seeds])
+        rows.append([verdict.first, verdict.second, *numbers, verdict.is_distinguishable, *of_seeds])
     return csv_text([header, *rows])
 
 
-def _ends(interval: Interval | None) -> list[float | None]:
+def ends_of(interval: Interval | None) -> list[float | None]:
+    """Value, low and high end, as a line of a CSV has them."""
     return [None, None, None] if interval is None else [interval.value, interval.low, interval.high]
 
 

@@ -19,6 +19,9 @@ MATCH = 0.5
 """Least IoU of a box that counts as found, for precision, recall, F1 and the error of the centre."""
 MOST_GROUPS = 200
 """Groups of pictures whose variance determines the interval of an AP, which is computed without each in turn."""
+SWAPS = 2000
+"""Random swaps of a test of up to 25 pairs, so that its p-value can reach a quarter of the smallest level."""
+_BLOCK = 500  # swaps at once
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def score_boxes(
     names: Sequence[str],
     *,
     least_score: float = -math.inf,
+    groups: Sequence[str] | None = None,
 ) -> BoxScores:
     """Scores of detections in pictures.
 
@@ -80,6 +84,7 @@ def score_boxes(
         found: detections of pictures, with scores; a picture that is missing has none.
         names: of the classes, ``(C,)``; boxes name a class by its position.
         least_score: detections below it count for AP and AR alone.
+        groups: of each picture in `truth`, for intervals over groups of pictures that are not independent.
 
     Raises:
         ValueError: there are no true boxes; detections are of a picture that `truth` lacks; a class has no name.
@@ -99,15 +104,16 @@ def score_boxes(
     overlaps = [class_overlap(*pair) for pair in zip(got, true, strict=True)]
     rows = np.array([_found_counts(*one, least_score, len(names)) for one in zip(true, got, overlaps, strict=True)])
     hits, overlap, angle, count_error, n_true, n_found = rows.T
+    own = list(groups or pictures)
     return BoxScores(
-        with_scores=_averages(rankings(true, got, overlaps, len(names)), pictures, names),
-        with_equal_scores=_averages(rankings(true, got, overlaps, len(names), equal_scores=True), pictures, names),
-        precision=_ratio_interval(hits, n_found, pictures),
-        recall=_ratio_interval(hits, n_true, pictures),
-        f1=_ratio_interval(2 * hits, n_true + n_found, pictures),
-        mean_iou=_ratio_interval(overlap, n_true, pictures),
-        count_error=mean_interval(count_error, pictures, top=math.inf),
-        centre_error_deg=_ratio_interval(angle, hits, pictures, top=180.0),
+        with_scores=_averages(rankings(true, got, overlaps, len(names)), own, names),
+        with_equal_scores=_averages(rankings(true, got, overlaps, len(names), equal_scores=True), own, names),
+        precision=_ratio_interval(hits, n_found, own),
+        recall=_ratio_interval(hits, n_true, own),
+        f1=_ratio_interval(2 * hits, n_true + n_found, own),
+        mean_iou=_ratio_interval(overlap, n_true, own),
+        count_error=mean_interval(count_error, own, top=math.inf),
+        centre_error_deg=_ratio_interval(angle, hits, own, top=180.0),
         pictures=len(pictures),
         true_boxes=int(n_true.sum()),
         found_boxes=int(n_found.sum()),
@@ -129,12 +135,12 @@ def compare_boxes(
     second: Mapping[str, PictureBoxes],
     classes: int,
     *,
-    swaps: int = 2000,
+    swaps: int = SWAPS,
 ) -> list[PlaceComparison]:
     """AP and AP50 of two detectors: a permutation test that swaps what both found in a picture.
 
-    An AP is no mean over pictures, so it is computed anew for each swap. The interval of the difference is that of the
-    jackknife over pictures, with Student's quantile.
+    An AP is no mean over pictures, so it is computed anew for each swap. The 95 % interval of the difference is that of
+    the jackknife over pictures, in ``MOST_GROUPS`` groups at most, with Student's quantile.
 
     Args:
         truth, first, second: boxes of the same pictures.
@@ -167,7 +173,7 @@ def compare_masks(
     second: Mapping[str, np.ndarray],
     classes: int,
     *,
-    swaps: int = 2000,
+    swaps: int = SWAPS,
 ) -> PlaceComparison:
     """Mean IoU by solid angle of two detectors; as ``compare_boxes``."""
     _check_same(truth, first, second)
@@ -196,15 +202,22 @@ def _compared(
     names: Sequence[str], pictures: int, scores: Callable[[np.ndarray], np.ndarray], swaps: int
 ) -> list[PlaceComparison]:
     """Compares by scores of the kept pictures (R, 2P) of both detectors."""
-    chosen = np.random.default_rng(0).random((swaps, pictures)) < 0.5
-    chosen[0] = False  # nothing is swapped
-    sides = [np.concatenate([chosen == side, chosen != side], axis=1).astype(float) for side in (False, True)]
-    change = scores(sides[1]) - scores(sides[0])  # (swaps, scores)
-    left_out = 1 - np.eye(pictures)
-    nothing = np.zeros_like(left_out)
-    without = scores(np.concatenate([nothing, left_out], axis=1)) - scores(np.concatenate([left_out, nothing], axis=1))
-    error = np.sqrt((pictures - 1) * without.var(axis=0))  # of the jackknife
-    quantile = student(LEVEL, pictures - 1) if pictures >= FEWEST else None
+
+    def change_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Of what is kept (R, P) of what the first and the second found: by how much the other way round is better."""
+        sides = [np.concatenate(pair, axis=1).astype(float) for pair in ((first, second), (second, first))]
+        return scores(sides[1]) - scores(sides[0])
+
+    rng, changes = np.random.default_rng(0), []
+    for start in range(0, swaps, _BLOCK):  # all of them would not fit into memory
+        chosen = rng.random((min(_BLOCK, swaps - start), pictures)) < 0.5
+        chosen[: start == 0] = False  # nothing is swapped
+        changes.append(change_of(~chosen, chosen))
+    change = np.concatenate(changes)  # (swaps, scores)
+    groups = min(pictures, MOST_GROUPS)
+    left_out = np.arange(pictures) % groups != np.arange(groups)[:, None]
+    error = np.sqrt((groups - 1) * change_of(left_out, np.zeros_like(left_out)).var(axis=0))  # of the jackknife
+    quantile = student(LEVEL, groups - 1) if pictures >= FEWEST else None
     results = []
     for at, name in enumerate(names):
         value, difference = float(change[0, at]), Interval(float(change[0, at]), None, None)
@@ -286,8 +299,8 @@ def _counted(true: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.where(true == IGNORED, NOTHING, true), np.where(true == IGNORED, NOTHING, got)
 
 
-def _averages(of_size: Mapping[str, Sequence[Ranking]], pictures: Sequence[str], names: Sequence[str]) -> Averages:
-    everything = np.ones((1, len(pictures)))
+def _averages(of_size: Mapping[str, Sequence[Ranking]], groups: Sequence[str], names: Sequence[str]) -> Averages:
+    everything, number = np.ones((1, len(groups))), {name: at for at, name in enumerate(dict.fromkeys(groups))}
     sizes = {size: [one.curve(everything)[0][0] for one in of_class] for size, of_class in of_size.items()}
     by_class = np.array(sizes["all"])  # (C, T)
     at_50, at_75 = (int(np.argmin(np.abs(THRESHOLDS - value))) for value in (0.5, 0.75))
@@ -303,9 +316,9 @@ def _averages(of_size: Mapping[str, Sequence[Ranking]], pictures: Sequence[str],
         return tables[key]
 
     def interval(read: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Interval:
-        return interval_of(np.eye(len(pictures)), groups, lambda kept: read(*table(kept)))
+        return interval_of(np.eye(len(groups)), own, lambda kept: read(*table(kept)))
 
-    groups = [str(at % MOST_GROUPS) for at in range(len(pictures))]
+    own = [str(number[name] % MOST_GROUPS) for name in groups]
     return Averages(
         ap=interval(lambda precision, _: precision.mean(axis=1)),
         ap50=interval(lambda precision, _: precision[:, at_50]),
@@ -343,7 +356,7 @@ def _found_counts(
     return hits, shared, angle, int(np.abs(numbers[0] - numbers[1]).sum()), len(true.boxes), int(kept.sum())
 
 
-def _ratio_interval(part: np.ndarray, whole: np.ndarray, pictures: Sequence[str], top: float = 1.0) -> Interval | None:
+def _ratio_interval(part: np.ndarray, whole: np.ndarray, groups: Sequence[str], top: float = 1.0) -> Interval | None:
     """Sum of a part over that of a whole, both ``(P,)``, with its interval; None where the whole is 0."""
     if not whole.sum():
         return None
@@ -352,7 +365,7 @@ def _ratio_interval(part: np.ndarray, whole: np.ndarray, pictures: Sequence[str]
         # Where all of the whole is in one picture, its share is unknown without it.
         return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), part.sum() / whole.sum()), where=sums[:, 1] > 0)
 
-    return interval_of(np.stack([part, whole], axis=1), pictures, ratio, top=top)
+    return interval_of(np.stack([part, whole], axis=1), groups, ratio, top=top)
 
 
 def _steradians(size: tuple[int, ...]) -> np.ndarray:

@@ -201,7 +201,7 @@ def _caption(asked: str, found: Sequence[Verdict], best: str, measure: str, *, i
         parts += [
             "Rows are single models, with 95 % intervals over pictures.",
             f"{differs} (paired permutation test over pictures, {corrected}).",
-            "With one seed each, the marks are about these trained models; about their settings nothing is shown.",
+            f"The marks are about these trained models; {found[0].about}.",
         ]
     return " ".join(parts)
 

@@ -14,6 +14,8 @@ import numpy as np
 from panollava.evaluation.statistics import LEVEL, Interval, holm, normal, student, student_p
 
 POWER = 0.8  # probability with which a difference is to be found
+MOST_SEEDS = 1_000_000  # up to which the number that a difference needs is told
+_ROUNDING = 1e-6  # share of a score's range up to which means differ by rounding: results keep six digits of a score
 _ANGLES, _ROOTS = 32, 96  # points of the integral over the two settings' estimated variances
 
 
@@ -46,11 +48,13 @@ class SeedComparison:
     def seeds_needed(self) -> int | None:
         """Seeds of each setting that show this difference with a power of 80 %, more than there are if none is shown.
 
-        None where that is unknown.
+        None where that is unknown, the difference is one of rounding, or it takes ``MOST_SEEDS`` or more.
         """
-        if self.spread is None or self.difference.value == 0:
+        if self.spread is None or abs(self.difference.value) <= _ROUNDING * self.difference.top:
             return None
         needed = seeds_needed(self.spread, self.difference.value, self.level)
+        if needed == MOST_SEEDS:
+            return None
         return needed if self.is_distinguishable else max(needed, min(self.seeds) + 1)
 
 
@@ -126,11 +130,16 @@ def visible(seeds: int, spread: float, level: float = LEVEL) -> float:
 
 
 def seeds_needed(spread: float, difference: float, level: float = LEVEL) -> int:
-    """Seeds of each setting for which ``visible`` is no larger than a difference, which is not 0."""
-    seeds = max(2, math.floor(2 * ((normal(level) + normal(2 - 2 * POWER)) * spread / difference) ** 2))
-    while visible(seeds, spread, level) > abs(difference):
-        seeds += 1
-    return seeds
+    """Seeds of each setting for which ``visible`` is no larger than a difference, at most ``MOST_SEEDS``."""
+    ratio = (normal(level) + normal(2 - 2 * POWER)) * spread / max(abs(difference), spread / MOST_SEEDS)
+    below, step = max(1, min(MOST_SEEDS, math.floor(2 * ratio**2)) - 1), 1
+    while below + step < MOST_SEEDS and visible(below + step, spread, level) > abs(difference):
+        below, step = below + step, 2 * step
+    above = min(below + step, MOST_SEEDS)
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if visible(middle, spread, level) > abs(difference) else (below, middle)
+    return above
 
 
 @lru_cache(maxsize=4096)

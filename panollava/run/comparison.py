@@ -29,7 +29,7 @@ from panollava.evaluation.words import choose_words
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
 from panollava.run.certify import recorded_certificates
-from panollava.run.conditions import answer_conditions, recorded_config, unequal
+from panollava.run.conditions import answer_conditions, recorded_config, unequal, unlike_times
 from panollava.run.data import data_name, data_overrides, evaluation_options
 from panollava.run.evaluate import Answers, answer_split, find_answers, first_difference
 from panollava.run.learning_report import is_learning, learning_notes, run_learning
@@ -97,7 +97,8 @@ def compare_runs(options: CompareOptions, sections: dict[str, Any]) -> None:
     if certified := recorded_certificates(dict(zip(names, runs, strict=True)), Path(options.results_dir), known):
         text += f"\n{certified}"
     LOG.info("\n%s", text)
-    for line in unequal({name: one.conditions for name, one in answers.items()}):
+    unlike = unequal({name: one.conditions for name, one in answers.items()})
+    for line in [*unlike, *unlike_times({name: one.timing for name, one in answers.items()})]:
         LOG.warning("%s.", line)
         text += f"\n{line}.\n"
     out = Path(options.out).expanduser()

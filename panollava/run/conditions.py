@@ -364,6 +364,22 @@ def unequal(records: Mapping[str, Record]) -> list[str]:
     return lines
 
 
+def unlike_times(records: Mapping[str, Record]) -> list[str]:
+    """Why the times of an answer of several evaluations may not compare; by name, empty records of older ones."""
+    known, parts = {name: record for name, record in records.items() if record}, []
+    for key in dict.fromkeys(key for record in known.values() for key in record):
+        names: dict[str, list[str]] = {}
+        for name, record in known.items():
+            names.setdefault(str(record.get(key)), []).append(name)
+        if len(names) > 1:
+            shown = ", ".join(f"{value} ({', '.join(own)})" for value, own in names.items())
+            parts.append(f"{key} is {shown}")
+    if len(known) < len(records):
+        lacking = [name for name in records if name not in known]
+        parts.append(f"how it was measured is not recorded for {', '.join(lacking) if known else 'any'}")
+    return [f"The times of an answer may not compare: {'; '.join(parts)}"] if parts else []
+
+
 def _pictures(source: DataSource, pictures: list[Path | str], known: FileIdentity) -> str:
     """Digest of pictures in order: of the content of files, or of the scenes that are drawn and of one drawing."""
     files = known.identify_all(one for one in pictures if isinstance(one, Path))

@@ -43,6 +43,7 @@ from panollava.generation import GenerationOptions
 from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA
+from panollava.model.vision import device_kind
 from panollava.run.conditions import answer_conditions, describe, differences, mismatch, scoring
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import GREY, check_questions, describe_split, pictures_of, question_batches, split_measure
@@ -73,6 +74,7 @@ class Answers:
     predictions: Sequence[Prediction]  # in the order of the questions
     image_tokens: int  # tokens that a panorama takes in the language model
     conditions: Mapping[str, Any]  # what the answers depend on
+    timing: Mapping[str, Any]  # how their times were measured; empty in older evaluations
 
 
 @dataclass(frozen=True)
@@ -205,9 +207,15 @@ def answer_split(
     scored = AnswerSet(as_scored(predictions), words, options.meteor, pictures_of(source), clip)
     captions = compute_scores(scored, metrics)
     groups, boxes = group_scores(scored, ranking), score_box_answers(predictions)
+    timing = {
+        "device": device_kind(pano.model.device),
+        "batch_size": options.batch_size,
+        "encoder": "not timed, its features are stored" if tools.store.enabled else "timed",
+    }
     settings = {
         **run.subject(known),
         "split": split,
+        "timing": timing,
         "data": dict(data),
         "max_samples": options.max_samples,
         "image_tokens": pano.image_tokens,
@@ -229,7 +237,7 @@ def answer_split(
     )
     draw_answers(source, predictions, files.folder / PICTURE)
     found = (report, captions, ranking.name, groups, words, boxes, files)
-    result = Evaluation(predictions, pano.image_tokens, conditions, *found)
+    result = Evaluation(predictions, pano.image_tokens, conditions, timing, *found)
     _track(result, tools.tracker)
     tools.tracker.flush()  # an evaluation on record is not made again
     if written is not None:
@@ -386,7 +394,7 @@ def find_answers(
             LOG.warning("%s was changed since it was written (%s) and is skipped.", path.parent, difference)
             continue
         LOG.info("Reusing the answers in %s, given on %s.", path.parent, metrics.get("created", "an unknown date"))
-        return Answers(answers, int(settings["image_tokens"]), settings["conditions"])
+        return Answers(answers, int(settings["image_tokens"]), settings["conditions"], settings.get("timing") or {})
     if nearest is not None:
         LOG.info("The answers in %s are not used: %s.", nearest[0], describe(nearest[1]))
     elif unrecorded is not None:

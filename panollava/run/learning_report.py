@@ -10,6 +10,7 @@ from panollava.evaluation.comparison import FAST
 from panollava.logs import counted
 from panollava.run.conditions import FINISHED
 from panollava.run.sweep_design import NUMBERS
+from panollava.stages import registry
 from panollava.training.learning import Learning, LearningCurve, judge_run
 
 MOST_LABELS = 12
@@ -25,22 +26,24 @@ def run_learning(states: Mapping[str, Mapping[str, Any]], last: str) -> Learning
 
     Args:
         states: of ``stage_state.json``, by ``<stage>/<setting>``.
-        last: key of the run's last stage; later ones are left out.
+        last: key of the run's last stage; later ones, and those of other settings in the same folder, are left out.
 
     Returns:
         ``unknown`` for a stage that has not finished, or of a version that recorded no curve; None where the last stage
         gives no answers.
     """
+    stage, _, setting = last.partition("/")
     if states.get(last, {}).get("status", FINISHED) != FINISHED:
-        return Learning("unknown", f"stage {last.partition('/')[0]} has not finished")
-    found = {}
-    for key, state in states.items():
+        return Learning("unknown", f"stage {stage} has not finished")
+    found, known = {}, list(registry.STAGES)  # the order of the states is that of the first starts of any setting
+    own = [name for name, _, of in (key.partition("/") for key in states) if of == setting]
+    of_packages = [name for name in own[: own.index(stage) if stage in own else 0] if name not in known]
+    for name in [*(known[: known.index(stage)] if stage in known else known), *of_packages, stage]:
+        state = states.get(f"{name}/{setting}", {})
         if state.get("learning") is not None and state.get("validation_loss") is not None:
-            found[key] = (float(state["validation_loss"]), Learning.of_record(state["learning"]))
-        if key == last:
-            break
-    if last in found:
-        return judge_run({key.partition("/")[0]: one for key, one in found.items()})
+            found[name] = (float(state["validation_loss"]), Learning.of_record(state["learning"]))
+    if stage in found:
+        return judge_run(found)
     return None if "learning" in states.get(last, {}) else Learning.of_record(None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 from panollava.crop.boxes import PictureBoxes
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import csv_text, read_document, write_file
-from panollava.evaluation.detection import PlaceComparison, compare_boxes, compare_masks
+from panollava.evaluation.comparison import difference_text, ends_of
+from panollava.evaluation.detection import SWAPS, PlaceComparison, compare_boxes, compare_masks
+from panollava.evaluation.measure import AUTO
 from panollava.evaluation.predictions import METRICS
 from panollava.evaluation.results import result_folder
-from panollava.evaluation.statistics import LEVEL, Interval, holm
+from panollava.evaluation.statistics import LEVEL, Interval, holm, rounded
 from panollava.logs import LOG, counted
 from panollava.model.detector import PanoDetector
 from panollava.run.conditions import place_conditions, unequal, unusable_places
@@ -53,8 +56,20 @@ def compare_detections(
         sections: its other keys.
 
     Raises:
-        ValueError: the data have no boxes, or the runs have learnt different classes.
+        ValueError: the data have no boxes, the runs have learnt different classes, or a key is of answers alone.
     """
+    of_answers = {
+        "table": options.table,
+        "words": options.words != "unicode",
+        "score_by": options.score_by,
+        "measure": sections["evaluation"]["measure"] != AUTO,
+        **{f"generation.{key}": value is not None for key, value in sections["generation"].items()},
+    }
+    if idle := [key for key, value in of_answers.items() if value]:
+        raise ValueError(
+            f"{', '.join(idle)}: no effect on runs of stage detect, which give no answers: they are compared by AP, "
+            "AP50 and mIoU, in comparison.md and scores.csv. Leave it out."
+        )
     store = StoreOptions(**sections["store"])
     known = store.file_identity()
     classes = {name: tuple(run.settings["classes"]) for name, run in runs.items()}
@@ -78,8 +93,9 @@ def compare_detections(
     out = Path(options.out).expanduser()
     write_file(out / "comparison.md", text)
     columns = list(next(iter(found.values())).scores)
-    rows = [[name, *(one.scores[key].value for key in columns)] for name, one in found.items()]
-    write_file(out / "scores.csv", csv_text([["run", *columns], *rows]))
+    rows = [[name, *(end for key in columns for end in ends_of(one.scores[key]))] for name, one in found.items()]
+    header = ["run", *(f"{key}{end}" for key in columns for end in ("", " low", " high"))]
+    write_file(out / "scores.csv", csv_text([header, *rows]))
     tags = {"panollava.compared": ", ".join(runs)}
     placed: dict[str, Any] = {"outbox": out, "job": "compare", "about": [run.checkpoint for run in runs.values()]}
     with open_tracker(sections["tracking"], run_name=f"compare {' '.join(runs)}"[:200], tags=tags, **placed) as tracker:
@@ -149,10 +165,13 @@ def _verdicts(
 ) -> list[tuple[str, str, PlaceComparison, float]]:
     """Each two runs by each score, with the p-value after Holm's correction for the number of pairs."""
     rows: list[tuple[str, str, PlaceComparison]] = []
-    for (one, first), (other, second) in itertools.combinations(found.items(), 2):
-        scores = compare_boxes(truth, first.boxes, second.boxes, classes)
+    pairs = list(itertools.combinations(found.items(), 2))
+    swaps = SWAPS * math.ceil(len(pairs) / 25)
+    for number, ((one, first), (other, second)) in enumerate(pairs, start=1):
+        LOG.info("Pair %d of %d: %s less %s, with %s swaps.", number, len(pairs), other, one, f"{swaps:,}")
+        scores = compare_boxes(truth, first.boxes, second.boxes, classes, swaps=swaps)
         if masks:
-            scores.append(compare_masks(masks, first.masks, second.masks, classes))
+            scores.append(compare_masks(masks, first.masks, second.masks, classes, swaps=swaps))
         rows += [(one, other, score) for score in scores]
     verdicts = []
     for name in dict.fromkeys(row[2].score for row in rows):
@@ -169,15 +188,15 @@ def _markdown(
     lines = [f"# {title}", "", f"| run | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     ranked = sorted(found.items(), key=lambda pair: -pair[1].scores["AP"].value)
     lines += [f"| {name} | {' | '.join(str(one.scores[key]) for key in columns)} |" for name, one in ranked]
-    lines += ["", "| score | runs | difference in points | adjusted p | differ |", "|---|---|---|---|---|"]
+    lines += ["", "| score | runs | difference | adjusted p | differ |", "|---|---|---|---|---|"]
     for one, other, score, p in verdicts:
-        gap = f"{100 * score.difference.value:+.1f} ({score.difference.ends})"
-        lines.append(f"| {score.score} | {other} less {one} | {gap} | {p:.4f} | {'yes' if p < LEVEL else 'no'} |")
+        gap, shown = difference_text(score.difference), rounded(p, 4, LEVEL)
+        lines.append(f"| {score.score} | {other} less {one} | {gap} | {shown} | {'yes' if p < LEVEL else 'no'} |")
     lines += [
         "",
         "p-values of a permutation test that swaps what two runs found in a picture, after Holm's correction for the "
-        "number of pairs; intervals of the jackknife over pictures, from five on. About the settings of the runs "
-        "nothing is shown where each has one seed.",
+        "number of pairs; intervals are 95 % ones of the jackknife over pictures, from five on, and are not corrected. "
+        "Differences over seeds are not tested, so this is about these trained models and not about their settings.",
         "",
     ]
     return "\n".join(lines)

@@ -70,9 +70,10 @@ class Design:
     def _by_picture(self, questions: int, pictures: int, level: float) -> str:
         if pictures < (least := least_groups(level)):
             return f"By picture nothing can be shown: there are {pictures}, and it takes {least} at least."
-        # Of models that are right half of the time, independently of each other and of other questions about a picture.
+        # Of models that are right half of the time, independently of each other and, which is the best case, of other
+        # questions about a picture.
         share = (normal(level) + normal(2 - 2 * POWER)) * math.sqrt(0.5 / questions)
-        return f"By picture, two trained models of 50 % are told apart from some {_size(share, 1)} on, others sooner."
+        return f"By picture, two trained models of 50 % are told apart at best from some {_size(share, 1)} on."
 
 
 def _seen(seeds: int, spread: Spread, pairs: int, top: float) -> str:

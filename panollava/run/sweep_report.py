@@ -22,7 +22,7 @@ from panollava.evaluation.seeds import spread_of
 from panollava.evaluation.statistics import Interval
 from panollava.evaluation.words import Words
 from panollava.logs import LOG
-from panollava.run.conditions import FINISHED, TEST_SET, differences, fingerprint, unequal
+from panollava.run.conditions import FINISHED, TEST_SET, differences, fingerprint, unequal, unlike_times
 from panollava.run.evaluate import first_difference
 from panollava.run.learning_report import (
     draw_curves,
@@ -31,6 +31,7 @@ from panollava.run.learning_report import (
     run_learning,
     way_to_common_loss,
 )
+from panollava.run.settings import settings_of
 from panollava.run.sweep_design import NUMBERS, Design, Spread, known_spread
 from panollava.run_folder import CONFIG, CURVE, STAGES, found_path
 from panollava.stages import registry
@@ -58,6 +59,7 @@ class Job:
     learning: Learning | None = None  # whether it was still learning; None where its last stage gives no answers
     curves: Mapping[str, LearningCurve] = field(default_factory=dict)  # of each stage that gives answers
     places: Mapping[str, float] = field(default_factory=dict)  # AP and mIoU of its stage that finds boxes
+    stage: str = ""  # its last stage
 
     @property
     def conditions(self) -> Mapping[str, Any]:
@@ -213,6 +215,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
         metrics=metrics,
         predictions=predictions,
         parameters=_resampler_parameters(folder / last),
+        stage=last.partition("/")[0],
         places=_place_numbers(folder, workplace, done[finding[-1]]) if finding else {},
         learning=run_learning(done, last) if metrics or state.get("learning") else None,
         curves={
@@ -265,21 +268,24 @@ def _with_ways(rows: Sequence[Row]) -> list[Row]:
 
 def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str, folder: Path) -> list[str]:
     """Markdown: tests of the differences between jobs or, over seeds, between settings, by a measure."""
+    # The answers of a job that failed or still runs are of an earlier start, which may have had fewer stages.
+    left_out = [record.name for record, _ in answered if record.status != "finished"]
+    notes = [f"Not compared, as their last start did not finish: {', '.join(left_out)}.\n"] if left_out else []
+    answered = [(record, job) for record, job in answered if record.status == "finished"]
     if len(answered) < 2:
-        return []
+        return notes
     (first, one), *others = answered
     for record, job in others:
         other_test = differences(one.conditions, {key: job.conditions.get(key) for key in TEST_SET})
         if difference := first_difference(one.predictions, job.predictions) or ", ".join(other_test):
             reason = f"{first.name} and {record.name} answered different questions ({difference})"
-            return [f"{reason}, so the jobs are not compared with each other.\n"]
-    notes = [
-        f"{line}.\n" for line in unequal({record.name: job.conditions for record, job in answered if job.conditions})
-    ]
-    contenders = [
-        job.contender({key.removeprefix("model."): value for key, value in record.swept.items() if key != "seed"})
-        for record, job in answered
-    ]
+            return [*notes, f"{reason}, so the jobs are not compared with each other.\n"]
+    conditions = {record.name: job.conditions for record, job in answered if job.conditions}
+    timing = {record.name: job.metrics["settings"].get("timing") or {} for record, job in answered}
+    notes += [f"{line}.\n" for line in [*unequal(conditions), *unlike_times(timing)]]
+    of_jobs, differing = _settings(answered)
+    notes += [f"The settings differ in {', '.join(differing)}.\n"] if differing else []
+    contenders = [job.contender(setting) for (_, job), setting in zip(answered, of_jobs, strict=True)]
     settings, words = comparison.by_setting(contenders), one.metrics["captions"].get("words", "unicode")
     try:
         table = comparison.settings_table(contenders, words, measure)
@@ -292,6 +298,22 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str, folder: P
     except ValueError as error:  # a measure that needs more than answers and references
         return [*notes, f"The differences are not tested: {error}\n"]
     return [*notes, *([table] if table else []), verdicts, design]
+
+
+def _settings(answered: Sequence[tuple[JobRecord, Job]]) -> tuple[list[dict[str, str]], list[str]]:
+    """Each job's setting, and all keys in which settings differ.
+
+    That is its swept values; where starts of the sweep had other keys, or jobs with the same values differ, as in their
+    epochs, it is what ``settings_of`` finds in the configs.
+    """
+    configs, differing = settings_of([job.config for _, job in answered], [job.stage for _, job in answered])
+    swept = [
+        {key.removeprefix("model."): value for key, value in record.swept.items() if key != "seed"}
+        for record, _ in answered
+    ]
+    pairs = list(zip(swept, configs, strict=True))
+    is_told = all(one == other for own, one in pairs for its, other in pairs if own == its)
+    return swept if is_told and len({tuple(one) for one in swept}) == 1 else configs, differing
 
 
 def _design(contenders: Sequence[Contender], job: Job, folder: Path, words: Words, measure: str) -> str:

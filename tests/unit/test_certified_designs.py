@@ -97,10 +97,14 @@ def test_the_direction_of_a_contrast_is_said(tmp_path: Path) -> None:
 def test_the_report_says_what_is_missing_and_still_learning(tmp_path: Path) -> None:
     text = write_report(keep(tmp_path, learning="yes"))
     assert "40 of 40 runs have certificates. Still learning when training ended: 5 of mlp, 5 of bimamba" in text
+    assert "Not known:" not in text
+    assert text.count("| 5 of 5 of ") == text.count("no verdict on quality") == len(STUDY.contrasts)
     row = next(line for line in text.splitlines() if line.startswith("| cubemap "))
     assert row.split("|")[7].strip() == "–"
     assert row.split("|")[6].strip().endswith(" (5)")
     assert {path.name for path in tmp_path.iterdir()} >= {"designs.md", "designs.png"}
+    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text().replace(",yes,", ",unknown,"))
+    assert "ended: none. Not known: 5 of mlp, 5 of bimamba" in write_report(tmp_path)
     lines = (tmp_path / "rows.csv").read_text().splitlines(keepends=True)
     (tmp_path / "rows.csv").write_text("".join(lines[:9]))  # one run
     text = write_report(tmp_path)

@@ -197,6 +197,32 @@ def test_verdicts_are_of_welch_and_holm_over_all_contrasts() -> None:
     assert "5 jobs missing" in found["mlp_overlap50", "mlp_stage1"].notes
 
 
+def test_jobs_of_which_it_is_unknown_are_counted_apart(study: Study) -> None:
+    learning = {"mlp_overlap0_seed-12": "unknown", "bimamba_overlap0_seed-11": "unknown"}
+    found = [replace(one, learning=learning.get(one.name, one.learning)) for one in some_results()]
+    notes = {(one.contrast.first, one.contrast.second): one.notes for one in judge(STUDY, found)}
+    assert notes["mlp_overlap0", "mlp_overlap50"] == (
+        "1 of 5 of mlp_overlap0 perhaps still learning; perhaps this ranks how fast, not how well"
+    )
+    both = "1 of 4 of bimamba_overlap0 perhaps still learning; 1 of 5 of bimamba_overlap50 still learning; no verdict"
+    assert both in notes["bimamba_overlap0", "bimamba_overlap50"]
+    keep(study, *found)
+    text = write_report(study)
+    assert "1 job still learning when training ended: bimamba_overlap50_seed-13. Not known of 2 jobs: " in text
+    assert "| 0, unknown 1 |" in text
+
+
+def test_scores_are_those_of_the_counts(study: Study) -> None:
+    """The recorded score is rounded, and equal sums of right answers would differ."""
+    right = {"mlp_overlap0": (60, 57, 63), "mlp_overlap50": (61, 58, 61)}
+    found = [result(arm, 11 + at, n / sum(PICTURES)) for arm, own in right.items() for at, n in enumerate(own)]
+    rounded = [replace(one, exact_match=round(one.exact_match, 6)) for one in found]
+    (one, *_) = judge(STUDY, rounded)
+    assert one.seeds is not None
+    assert abs(one.seeds.difference.value) < 1e-12
+    assert one.word == "cannot tell"
+
+
 def test_a_worse_arm_is_called_worse() -> None:
     swapped = [
         replace(one, arm={"mlp_overlap0": "mlp_overlap50", "mlp_overlap50": "mlp_overlap0"}.get(one.arm, one.arm))

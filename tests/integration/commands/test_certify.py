@@ -82,7 +82,10 @@ def test_the_whole_set_is_written_and_tracked_and_compared(
     shutil.copytree("runs/recorded", "runs/other", symlinks=True)
     assert command(monkeypatch, compare, "runs/recorded", "runs/other", UNTRACKED, *QUIET) == 0
     table = Path("results/comparison/comparison.md").read_text("utf-8")
-    assert "Certificates (points of exact match after less before):" in table
+    assert (
+        "Certificates (points of exact match after less before), each run's newest, of world-test, level=1, seed="
+        in table
+    )
     assert f"| yaw | {yaw['verdict']} " in table
     rows = rows_of(documents(["runs/recorded"], [], Path("results")))
     assert [row[8] for row in rows[1:]] == list(NAMES)

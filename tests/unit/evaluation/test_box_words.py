@@ -51,6 +51,22 @@ def test_whole_degrees_cost_a_few_percent(level: int, least: float) -> None:
     assert overlap.min() > 0.8
 
 
+def test_questions_about_one_picture_count_together() -> None:
+    """The same answers four times are no further evidence, and a picture that is unknown is one of its own."""
+    right = [one for one in answers(12) if asks_box(one)]
+    half = [replace(one, prediction="gone") if at % 2 else one for at, one in enumerate(right)]
+    four = [replace(one, sample_id=f"{one.sample_id} {at}") for one in half for at in range(4)]
+    apart = [replace(one, image_id="") for one in four]
+    once, together, alone = (scored(one).scores for one in (half, four, apart))
+    for name in ("recall", "mean_iou", "count_error"):
+        first, same, narrower = (getattr(one, name) for one in (once, together, alone))
+        assert (same.low, same.high) == pytest.approx((first.low, first.high))
+        assert narrower.high - narrower.low < 0.7 * (same.high - same.low)
+    widths = [one.with_equal_scores.ap50.high - one.with_equal_scores.ap50.low for one in (once, together, alone)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)
+    assert widths[2] < 0.7 * widths[1]
+
+
 def test_other_texts_are_missed_boxes() -> None:
     right = answers()
     asked = [number for number, one in enumerate(right) if asks_box(one)]

@@ -303,6 +303,15 @@ def test_sentences_and_files(readers: dict[str, list[Certificate]]) -> None:
         {"one": {"certificates": [seam.record()]}, "two": {"certificates": [one.record() for one in found]}}
     )
     assert len(table.splitlines()) == 4 + len(NAMES)
+    assert table.startswith(
+        "Certificates (points of exact match after less before), each run's newest, of data that are "
+    )
+    own = {"certificates": [seam.record()], "settings": {"split": "test", "data": {"name": "csv", "test_csv": "x.csv"}}}
+    assert "of csv-test, test_csv=x.csv:\n" in certificates_table({"one": own})
+    world = {**own, "settings": {"split": "val", "data": {"name": "world", "level": 2, "val_scenes": 8}}}
+    assert ", of csv-test, test_csv=x.csv (a, b); world-val, level=2, val_scenes=8 (c):\n" in certificates_table(
+        {"a": own, "b": own, "c": world}
+    )
     assert "| yaw | – | passes" in table
     assert set(MEANT) == set(NAMES)
 

@@ -71,7 +71,9 @@ def test_a_model_and_itself_are_not_distinguishable() -> None:
     (found,) = verdicts([contender("a", 0.5), contender("b", 0.5)], "unicode")
     assert not found.found.is_distinguishable
     same = "a and b are not distinguishable: the same score on each of 60 pictures"
-    assert str(found) == f"The trained models {same}; about the settings nothing is shown: one seed each"
+    assert (
+        str(found) == f"The trained models {same}; about the settings nothing is shown: the config of a run is missing"
+    )
 
 
 def test_the_verdict_is_that_of_a_calculation_by_hand() -> None:
@@ -141,6 +143,19 @@ def test_what_cannot_be_compared() -> None:
         verdicts([contender("a", 0.5), contender("b", 0.5, pictures=59)], "unicode")
     with pytest.raises(ValueError, match="BLEU"):
         verdicts([contender("a", 0.5), contender("b", 0.5)], "unicode", "BLEU-4")
+
+
+@pytest.mark.parametrize(("pictures", "shares"), [(60, (0.5, 0.5)), (60, (0.0, 1.0)), (5, (0, 1)), (60, (0.3, 0.8))])
+def test_what_would_be_seen_is_never_nothing(pictures: int, shares: tuple[float, float]) -> None:
+    """Also where no picture, or every one, differs; below the least number of pictures it is empty."""
+    models = [contender(name, share, seed=1, pictures=pictures) for name, share in zip("ab", shares, strict=True)]
+    (found,) = verdicts(models, "unicode")
+    (pair,) = csv.DictReader(io.StringIO(verdicts_csv([found])))
+    if pictures < found.found.least_groups:
+        assert pair["detectable"] == ""
+    else:
+        assert 0.03 < float(pair["detectable"]) <= 1
+        assert float(pair["detectable"]) >= found.found.detectable
 
 
 def test_tables_and_pictures() -> None:
@@ -244,6 +259,11 @@ def test_the_same_seed_twice_is_no_repetition() -> None:
     again = replace(models[0], name="again")
     assert by_setting([*models, again]) == {}
     assert by_setting([replace(one, setting=None) for one in models]) == {}
+    assert str(verdicts([*models, again], "unicode")[0]).endswith(
+        "; about the settings nothing is shown: resampler=a has 2 models of seed 0 (a0, again), name one of them"
+    )
+    unknown = verdicts([replace(one, setting=None) for one in models], "unicode")
+    assert str(unknown[0]).endswith("nothing is shown: the config of a run is missing")
     same = [replace(one, predictions=models[0].predictions) for one in models]
     (found,) = verdicts(same, "unicode")
     assert str(found).endswith(
@@ -256,7 +276,7 @@ def test_seeds_of_one_setting_are_compared_as_models() -> None:
     models = [replace(one, setting={}) for one in repeats({"a": 0.3}, 3)]
     found = verdicts(models, "unicode")
     assert [(one.first, one.second) for one in found] == [("a0", "a1"), ("a0", "a2"), ("a1", "a2")]
-    assert str(found[0]).endswith("; both are of one setting, with a seed each")
+    assert str(found[0]).endswith("; they are of one setting, with a seed each")
 
 
 def test_the_table_of_settings() -> None:

@@ -12,7 +12,15 @@ import pytest
 
 from panollava.crop.boxes import NOTHING, PictureBoxes, as_boxes, box_area, iou, iou_matrix, rotated
 from panollava.evaluation.average_precision import SIZES, THRESHOLDS, class_overlap, matches, rankings
-from panollava.evaluation.detection import best_matching, compare_boxes, compare_masks, score_boxes, score_masks
+from panollava.evaluation.detection import (
+    MOST_GROUPS,
+    _compared,
+    best_matching,
+    compare_boxes,
+    compare_masks,
+    score_boxes,
+    score_masks,
+)
 
 NAMES = ["chair", "lamp", "plant"]
 Pictures = dict[str, PictureBoxes]
@@ -366,6 +374,24 @@ def test_a_shifted_detector_is_worse_and_both_orders_agree() -> None:
     assert ap.difference.high is not None
     assert ap.difference.high < 0
     assert ap50.score == "AP50"
+
+
+@pytest.mark.parametrize(("pictures", "groups"), [(60, 60), (450, MOST_GROUPS)])
+def test_many_pictures_are_left_out_in_groups(pictures: int, groups: int) -> None:
+    """A score that is a mean over pictures has the standard error of the mean; swaps are computed in blocks."""
+    values, asked = np.random.default_rng(3).random((2, pictures)), []
+
+    def scores(kept: np.ndarray) -> np.ndarray:
+        asked.append(len(kept))
+        return (kept @ values.ravel() / kept.sum(axis=1).clip(1))[:, None]
+
+    (found,) = _compared(("mean",), pictures, scores, 1200)
+    assert asked == [500, 500, 500, 500, 200, 200, groups, groups]
+    own = values[1] - values[0]
+    assert found.difference.value == pytest.approx(own.mean())
+    assert found.difference.high is not None
+    half = 1.98 * own.std() / math.sqrt(pictures)
+    assert found.difference.high - found.difference.value == pytest.approx(half, rel=0.15)
 
 
 def test_masks_are_compared_by_solid_angle() -> None:

@@ -61,7 +61,7 @@ def test_single_models_are_ranked_marked_and_said_to_be_single() -> None:
         in caption
     )
     assert "correction for 3 pairs)" in caption
-    assert "about their settings nothing is shown" in caption
+    assert "The marks are about these trained models; about the settings nothing is shown: the config of a" in caption
 
 
 def test_settings_are_rows_with_seeds() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from panollava.evaluation.exact_match import score_answers
 from panollava.evaluation.predictions import Prediction
 from panollava.evaluation.results import latency_summary, write_results
+from panollava.score import _conditions
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -126,3 +127,22 @@ def test_settings_that_json_cannot_hold_are_written_as_text(tmp_path, answer) ->
 def test_latency_percentiles(answer) -> None:
     summary = latency_summary([answer("x", "x", latency_s=float(value)) for value in range(1, 21)])
     assert (summary["mean_s"], summary["median_s"], summary["p95_s"]) == (10.5, 10.5, 19.0)
+
+
+def test_a_scored_file_has_the_conditions_of_its_own_answers(tmp_path, answer, caplog) -> None:
+    """Not those of another file in the folder, nor of answers that were changed."""
+    predictions = [answer("red", "red"), answer("blue", "red")]
+    settings = {"conditions": {"weights": "abc"}}
+    files = write_results(tmp_path, "demo", predictions, score_answers(predictions), settings=settings)
+    assert _conditions(files.predictions) == {"weights": "abc"}
+    other = files.folder / "other.csv"
+    text = files.predictions.read_bytes()
+    other.write_bytes(text)
+    assert _conditions(other) is None
+    files.predictions.write_bytes(text.replace(b"blue", b"red"))
+    assert _conditions(files.predictions) is None
+    files.predictions.write_bytes(text)
+    files.metrics.write_text("[]")
+    assert _conditions(files.predictions) is None
+    files.metrics.unlink()
+    assert _conditions(files.predictions) is None

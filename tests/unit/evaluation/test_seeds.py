@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panollava.evaluation.seeds import compare_seeds, seed_interval, seeds_needed, spread_of, visible
+from panollava.evaluation import seeds as seeds_module
+from panollava.evaluation.seeds import MOST_SEEDS, compare_seeds, seed_interval, seeds_needed, spread_of, visible
 from panollava.evaluation.statistics import student, student_p
 
 RUNS = 3000
@@ -53,6 +54,25 @@ def test_the_seeds_that_are_needed_are_the_fewest(spread: float, difference: flo
     level = 0.05 / pairs
     needed = seeds_needed(spread, -difference, level)
     assert visible(needed, spread, level) <= difference < visible(needed - 1, spread, level)
+
+
+def test_a_difference_of_rounding_needs_no_number_of_seeds() -> None:
+    """Equal sums of right answers: as floats, and as results keep them with six digits."""
+    exact = [[count / 97 for count in own] for own in ([51, 48, 51], [49, 50, 51])]
+    kept = [[round(count / 891, 6) for count in own] for own in ([764, 770, 764], [763, 766, 769])]
+    for first, second in (exact, kept):
+        (found,) = compare_seeds([(first, second)])
+        assert found.difference.value != 0
+        assert found.seeds_needed is None
+
+
+@pytest.mark.parametrize(("difference", "needed"), [(0.01, 17), (0.001, 1571), (1e-4, 156_997), (1e-7, MOST_SEEDS)])
+def test_a_small_difference_is_answered_soon(difference: float, needed: int) -> None:
+    """The numbers are those of counting up one by one; visible() is asked for a few dozen of them."""
+    before = seeds_module._effect.cache_info().misses
+    assert seeds_needed(0.01, difference) == needed
+    assert seeds_module._effect.cache_info().misses - before < 50
+    assert compare_seeds([([0.5, 0.52], [0.50001, 0.52001])])[0].seeds_needed is None
 
 
 def test_the_comparison_is_that_of_another_program() -> None:

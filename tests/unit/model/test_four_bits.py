@@ -28,6 +28,55 @@ class Asked(Exception):
 
 
 def test_what_transformers_is_asked_for(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def from_pretrained(name: str, **options: Any) -> Any:
+        seen.update(options)
+        raise Asked
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("panollava.model.hub.find_spec", lambda name: name)
+    for four_bits in ("true", "false"):
+        cfg = checked(config(*backbones(backbone), f"language.load_in_4bit={four_bits}"))
+        with pytest.raises(Asked):
+            Backbones(cfg.model, cfg.crop, dtype=torch.bfloat16).language  # noqa: B018
+        asked = seen["quantization_config"]
+        assert (asked is not None) == (four_bits == "true")
+        if asked is not None:
+            assert (asked.load_in_4bit, asked.bnb_4bit_quant_type, asked.bnb_4bit_use_double_quant) == (
+                True,
+                "nf4",
+                True,
+            )
+            assert asked.bnb_4bit_compute_dtype is torch.bfloat16
+        assert seen["dtype"] is torch.bfloat16
+
+
+def test_without_bitsandbytes_the_message_names_the_extra(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("panollava.model.hub.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"load_in_4bit=true needs bitsandbytes.*pip install \"\.\[4bit\]\""):
+        run_train(*backbones(backbone), *QUICK, UNTRACKED, "stage=finetune", "language.load_in_4bit=true")
+
+
+def test_only_adapters_train_on_it() -> None:
+    asked = ["language.load_in_4bit=true", "stage.finetune.language_trainable_blocks=1"]
+    with pytest.raises(ValueError, match=r"load_in_4bit=true holds .* in four bits, which cannot train"):
+        checked(config(*asked))
+
+
+def test_four_bits_are_not_saved(backbone: Backbone, tmp_path: Path) -> None:
+    pano = opened(backbone)
+    layer = pano.model.language_blocks[0].mlp.up_proj
+    layer.weight = nn.Parameter(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)  # as of bitsandbytes
+    with pytest.raises(ValueError, match=r"in four bits.*in_4bit=False"):
+        pano.save_pretrained(tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_model_for_the_tracker_is_not_opened_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
     def from_checkpoint(_checkpoint: Path, settings: dict[str, Any], **_options: Any) -> Any:

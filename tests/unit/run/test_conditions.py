@@ -25,6 +25,7 @@ from panollava.run.conditions import (
     questions_record,
     training_record,
     unequal,
+    unlike_times,
     unusable_places,
 )
 from panollava.store.identity import FileIdentity
@@ -184,3 +185,14 @@ def test_answers_depend_on_the_rule_that_chooses_views(kind: str, monkeypatch: p
     assert conditions_module._newer_parts({"model": {"tokens_per_side": 3}, "crop": {"type": "e2p"}}) == {
         "tokens_per_side": 3
     }
+
+
+def test_times_of_an_answer_are_said_not_to_compare() -> None:
+    timing = {"device": "cpu", "batch_size": 8, "encoder": "timed"}
+    assert unlike_times({"a": timing, "b": dict(timing)}) == []
+    (line,) = unlike_times({"a": timing, "b": {**timing, "device": "cuda"}, "c": timing, "old": {}})
+    assert line == (
+        "The times of an answer may not compare: device is cpu (a, c), cuda (b); how it was measured is not recorded "
+        "for old"
+    )
+    assert unlike_times({"a": {}, "b": {}})[0].endswith("not recorded for any")

@@ -53,6 +53,26 @@ def test_a_run_is_judged_by_the_stages_up_to_its_last() -> None:
         assert found.verdict == "unknown"
 
 
+def test_other_settings_of_the_folder_do_not_count() -> None:
+    """Nor does the order in which the folder's stages were started."""
+    states = {"resampler/mlp": state("yes"), "finetune/mlp": state("no"), "finetune/bimamba": state("no")}
+    found = run_learning(states, "finetune/bimamba")
+    assert found is not None
+    assert found.verdict == "no"
+    states = {"finetune/x": state("no", 0.3), "resampler/x": state("yes"), "mine/x": state("no", 0.3)}
+    for last in ("finetune/x", "mine/x"):  # also a stage of another package
+        found = run_learning(states, last)
+        assert found is not None
+        assert (found.verdict, found.why) == ("yes", "stage resampler: because")
+    found = run_learning({"mine/x": state("yes"), "finetune/x": state("no", 0.3)}, "finetune/x")
+    assert found is not None
+    assert found.why == "stage mine: because"
+    states = {"finetune/mlp": state("no", 0.01), "resampler/x": state("yes"), "finetune/x": state("no", 0.01)}
+    found = run_learning(states, "finetune/x")
+    assert found is not None
+    assert found.verdict == "no"
+
+
 def test_notes_name_runs_and_the_summary_counts_them() -> None:
     found = {name: Learning(verdict, f"why {name}") for name, verdict in (("a", "yes"), ("b", "no"), ("c", "unknown"))}  # type: ignore[arg-type]
     first, second = learning_notes(found)

@@ -62,7 +62,7 @@ def test_one_seed_can_show_nothing_of_settings() -> None:
         f"difference of {100 * visible(3, 0.04, 0.05 / 6):.0f} points is found"
     )
     assert "over all 6 pairs" in first
-    assert second.startswith("By picture, two trained models of 50 % are told apart from some ")
+    assert second.startswith("By picture, two trained models of 50 % are told apart at best from some ")
 
 
 def test_several_seeds_see_what_the_power_says() -> None:
