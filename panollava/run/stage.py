@@ -83,14 +83,7 @@ def run_stage(run: Run, name: str) -> Stage | None:
 
 def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
     # Model and weights: of a checkpoint of this stage (resume), else of an earlier stage or run (init_from).
-    torch.manual_seed(run.seed(name))
-    stage = build_stage(run, name)
-    if run.is_sharded:
-        tower = run.backbones.tower
-        makes_features = not any(weight.requires_grad for weight in tower.parameters())
-        shard(stage, run.procs, run.compute.device, exclude=tower if makes_features else None)
-    stage.to(run.compute.device)
-    torch.manual_seed(run.seed(name) + run.procs.rank)  # another dropout in each process
+    stage = _built(run, name)
     trained = stage.trained()
     frozen, inherited = stage.frozen_backbone(), {}
     resume = run.agreed_path(run.resume_point(name))
@@ -177,6 +170,19 @@ def _train(run: Run, name: str, folder: Path, options: StageOptions) -> Stage:
         LOG.warning("Stage %s is saved at step %d; run the same command%s to resume.", name, step, without)
         raise KeyboardInterrupt
     finish(run, name, folder, result, learning)
+    return stage
+
+
+def _built(run: Run, name: str) -> Stage:
+    """The stage on its device, sharded where the run is; its new weights are drawn from the seed."""
+    torch.manual_seed(run.seed(name))
+    stage = build_stage(run, name)
+    if run.is_sharded:
+        tower = run.backbones.tower
+        makes_features = not any(weight.requires_grad for weight in tower.parameters())
+        shard(stage, run.procs, run.compute.device, exclude=tower if makes_features else None)
+    stage.to(run.compute.device)
+    torch.manual_seed(run.seed(name) + run.procs.rank)  # another dropout in each process
     return stage
 
 

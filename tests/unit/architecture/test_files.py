@@ -18,12 +18,23 @@ SHIPPED = sorted(
 ) + sorted(file for file in ROOT.iterdir() if file.suffix in {".md", ".toml", ".txt"} or file.name == "Makefile")
 FOREIGN = re.compile(r"/work\b(?!ing)|\bshared/|(?i:\bpredecessor)|\b(?:DESIGN|SPEC|FACTS|STYLE|CONTRACTS)(?:\.md| §)")
 """Places and papers that whoever clones the repository does not have."""
+LONGEST_FUNCTION = 90
+"""Lines, of the package."""
 
 
 @pytest.mark.parametrize("folder", ["panollava", "tests"])
 def test_every_file_says_what_it_is(folder: str) -> None:
     files = [file for file in SOURCES if file.is_relative_to(ROOT / folder)]
     assert [str(file) for file in files if not ast.get_docstring(ast.parse(file.read_text("utf-8")))] == []
+
+
+def test_functions_are_short() -> None:
+    def long(file: Path) -> list[str]:
+        nodes = ast.walk(ast.parse(file.read_text("utf-8")))
+        functions = (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        return [f"{file}: {one.name}" for one in functions if one.end_lineno - one.lineno >= LONGEST_FUNCTION]
+
+    assert [name for file in SOURCES if file.is_relative_to(ROOT / "panollava") for name in long(file)] == []
 
 
 def test_nothing_is_printed_in_the_package() -> None:
