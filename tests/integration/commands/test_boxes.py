@@ -174,7 +174,7 @@ def test_a_training_learns_the_boxes(folder: Path, backbone: Backbone) -> None:
     chosen = ["data=boxes", "data.preset=pandora", "data.augment=true", "trainer.max_steps=1", "data.image_dir=data"]
     masks = ["data.masks=data/masks", f"data.classes=[{classes}]"]
     run_train(*backbones(backbone), *quick, *chosen, *folders, *masks, "experiment_name=boxes")
-    (path,) = folder.rglob("predictions.csv")
+    (path,) = (folder / "results").rglob("predictions.csv")
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["kind"] for row in rows} <= {"box", "classes"}

@@ -268,7 +268,7 @@ def test_a_box_file_is_evaluated_and_compared_from_any_folder(
         assert command(monkeypatch, compare, str(folder), other, named, where, "out=compared", UNTRACKED) == 0
         assert capsys.readouterr().err.count("Reusing the detections") == 2
         text = Path("compared", "comparison.md").read_text("utf-8")
-        assert all("| +0.0 points (" in line for line in text.splitlines() if line.startswith("| AP"))
+        assert all("| +0.0 points |" in line for line in text.splitlines() if line.startswith("| AP"))
     capsys.readouterr()
     assert command(monkeypatch, compare, str(folder), other, named, where, "max_samples=1", "out=one", UNTRACKED) == 0
     assert "are not used: max_samples: null there, 1 now" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_values_and_names_that_mlflow_dislikes(client, new_tracker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED")]
+    ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )
 def test_a_run_that_breaks_says_so_and_keeps_its_metrics(client, new_tracker, error, status) -> None:
     tracker = new_tracker()
