@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -194,6 +194,10 @@ class Experiment:
     def state(self, stage: str) -> dict[str, Any]:
         """State of one stage; empty if it was never started."""
         return self.states().get(f"{stage}/{self.setting}", {})
+
+    def kept(self, stages: Iterable[str]) -> list[str]:
+        """Those of some stages that this start does not replace."""
+        return [name for name in stages if name not in self.replaced]
 
     def evaluated(self, stage: str) -> Path | None:
         """Folder of the evaluation on record, which may be gone; None without one. The command may start anywhere."""

@@ -320,7 +320,9 @@ class CommandLine:
         return found
 
     def overlays(self) -> list[str]:
-        """The groups whose options change keys of all sections; they are added with a plus sign."""
+        """The groups whose options change keys of all sections of ``train``; they are added with a plus sign."""
+        if self.config_name != "train":
+            return []
         repository = self._loader.repository
         files = {group: repository.load_config(f"{group}/{options[0]}") for group, options in self.groups().items()}
         return [group for group, file in files.items() if file and file.header.get("package") == "_global_"]
@@ -443,7 +445,7 @@ def without_group(error: str, overrides: Sequence[str], command: str) -> str:
         return ""
     group, keys = found[1], names_of(command).keys
     typed = next((one for one in overrides if one.partition("=")[0] == group), group)
-    if command == "train" and group in CommandLine(command, get_args_parser().parse_args([]), []).overlays():
+    if group in CommandLine(command, get_args_parser().parse_args([]), []).overlays():
         return f"{group} is added with a plus sign: +{typed}"
     own = ", ".join(sorted(key for key in keys if key.startswith(f"{group}.")))
     said = f"{typed}: panollava.{command} has no group {group}."

@@ -58,8 +58,7 @@ def help_text(line: CommandLine) -> str:
     """The template ``hydra.help.template`` with ``$CONFIG`` and, for groups that it takes, ``$APP_CONFIG_GROUPS``."""
     config = line.compose(line.overrides)
     template = string.Template(config.hydra.help.template)
-    overlays = dict.fromkeys(line.overlays(), "+") if line.config_name == "train" else {}
-    marks = dict.fromkeys(config.hydra.runtime.choices, "") | overlays
+    marks = dict.fromkeys(config.hydra.runtime.choices, "") | dict.fromkeys(line.overlays(), "+")
     groups = sorted((group, options) for group, options in line.groups().items() if group in marks)
     listed = (f"{marks[group]}{group}: {', '.join(options)}" for group, options in groups)
     filled = "".join(

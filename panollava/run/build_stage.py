@@ -23,7 +23,7 @@ from panollava.model.backbones import VISION
 from panollava.model.lora import add_lora, has_lora, lora_arguments
 from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
 from panollava.run.conditions import FINISHED, differences, recorded_config, recorded_inputs
-from panollava.run.run import Run, changed_inputs, named_checkpoint, plain
+from panollava.run.run import Run, changed_inputs, named_checkpoint, plain, resume_path
 from panollava.run_folder import (
     METADATA,
     described,
@@ -146,7 +146,7 @@ def check_start(run: Run, name: str) -> None:
         FileNotFoundError: ``init_from`` or ``resume`` names no checkpoint.
         ValueError: it is not one of ours.
     """
-    if name == run.pending[0] and run.cfg.resume not in ("auto", "none") and name not in run.experiment.replaced:
+    if name == run.pending[0] and resume_path(run.cfg) is not None and name not in run.experiment.replaced:
         _check_resume(run)
     if (resume := run.resume_point(name)) is not None:
         read_state(resume)

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, checkpoints, follow, read_state, weights_digest
+from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, checkpoints, follow, read_state
 from panollava.component import outside_packages
 from panollava.crop.strategies import choosing_class
 from panollava.data.source import DataSource, PlacesSource
@@ -49,8 +49,11 @@ STARTED_WEIGHTS = "started_weights"
 """Entry of a stage's state: digest of the weights that it started from, None for new ones; older records lack it."""
 
 
-def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[str]:
+def pending_stages(config: Mapping[str, Any], experiment: Experiment, known: FileIdentity) -> list[str]:
     """Stages of ``stage.run`` that are not finished in this experiment with this config, in order.
+
+    Args:
+        known: identifies weights, which may be large and are looked at in each start.
 
     Raises:
         ValueError: a stage's folder holds a run of another config, an unfinished one with ``resume=none``, or one
@@ -59,7 +62,7 @@ def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[st
     listed, replaced = list(config["stage"]["run"]), experiment.replaced
     pending = [name for name in listed if name in replaced or not _is_done(config, experiment, name)]
     for name in listed:
-        changed = None if name in replaced else _changed_start(config, experiment, name, pending)
+        changed = None if name in replaced else _changed_start(config, experiment, name, pending, known)
         if changed is not None:
             first = f"train it (stage={changed}), then this stage" if changed in pending else "train this stage"
             raise ValueError(
@@ -70,7 +73,9 @@ def pending_stages(config: Mapping[str, Any], experiment: Experiment) -> list[st
     return pending
 
 
-def _changed_start(config: Mapping[str, Any], experiment: Experiment, name: str, pending: list[str]) -> str | None:
+def _changed_start(
+    config: Mapping[str, Any], experiment: Experiment, name: str, pending: list[str], known: FileIdentity
+) -> str | None:
     """The earlier stage that a begun or finished stage would have other weights of if it started today."""
     earlier, state = stages_of(config["stage"])[name].starts_from, experiment.state(name)
     goes_on = config["resume"] == "auto" and STARTED_WEIGHTS in state and begun(experiment.stage_folder(name))
@@ -84,7 +89,7 @@ def _changed_start(config: Mapping[str, Any], experiment: Experiment, name: str,
         if one in pending:
             return one
         if (best := follow(experiment.stage_folder(one) / BEST)) is not None:
-            if weights_digest(best) == digest:
+            if known.identify(best / TRAINED) == digest:
                 return None
             changed = changed or one
         if experiment.state(one).get("status") == FINISHED:  # the others would not be started from

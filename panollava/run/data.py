@@ -31,6 +31,7 @@ from panollava.run.options import AskOptions
 from panollava.run.sources import BatchOptions, open_splits, part_of, source_arguments
 from panollava.stages.registry import Targets
 from panollava.store.feature_maker import FeatureMaker
+from panollava.store.identity import FileIdentity
 from panollava.tracking.tracker import Dataset
 from panollava.training.distributed import DistributedContext
 from panollava.training.options import StageOptions
@@ -335,18 +336,13 @@ def digest_of(data: Mapping[str, Any], split: str) -> str:
 
     It does not depend on the folder, on column names or on the machine.
     """
-    options = _content(data, split)
+    options, known = _content(data, split), FileIdentity(None)
     path = _file(options)
     if path is not None and not path.is_dir():
-        return _bytes_digest(path)[:DIGEST_LENGTH]
-    files = [] if path is None else sorted((file.name, _bytes_digest(file)) for file in box_files(path))
+        return known.identify(path)[:DIGEST_LENGTH]
+    files = [] if path is None else sorted((file.name, known.identify(file)) for file in box_files(path))
     content = json.dumps(files or options, sort_keys=True, default=str).encode()
     return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
-
-
-def _bytes_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _content(data: Mapping[str, Any], split: str) -> dict[str, Any]:

@@ -183,8 +183,7 @@ class Run:
         if cfg.dry_run or not self.procs.is_main or not self.has_work:
             return NullTracker()
         # A run that was stopped, in a stage, between two or before its evaluation, continues in the same record.
-        kept = [name for name in cfg.stage.run if name not in self.experiment.replaced]
-        states = [self.experiment.state(name) for name in kept]
+        states = [self.experiment.state(name) for name in self.experiment.kept(cfg.stage.run)]
         known = [state["tracking_run"] for state in states if state.get("tracking_run")]
         sweep = read_start(Path(HydraConfig.get().sweep.dir)) if in_sweep() else None
         precision = {"panollava.precision": self.compute.precision}  # a tag, as it may change when a run is resumed
@@ -268,7 +267,7 @@ class Run:
         """Checkpoint to resume a stage from: ``resume=<path>``, else where an unfinished run stopped."""
         if name in self.experiment.replaced:
             return None
-        if self.cfg.resume not in ("auto", "none"):
+        if resume_path(self.cfg) is not None:
             checkpoint = named_checkpoint(self.cfg)
             # Of several stages only the one the checkpoint belongs to resumes; alone, a misfit is the loop's error.
             alone = len(self.cfg.stage.run) == 1
@@ -298,7 +297,8 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
         _go_on(cfg, experiment)
         _keep_recorded_defaults(cfg, experiment)
         # Before anything is opened: this refuses a folder of another config.
-        pending = conditions.pending_stages(plain(cfg), experiment)
+        known = StoreOptions(**plain(cfg.store)).file_identity()
+        pending = conditions.pending_stages(plain(cfg), experiment, known)
         pending = json.loads(procs.texts(json.dumps(pending))[0])
         # All processes compute in the format of the first: their devices may differ.
         number_format = procs.texts(_begun_format(cfg, experiment, pending) or compute.precision)[0]
@@ -377,8 +377,8 @@ def _go_on(cfg: DictConfig, experiment: Experiment) -> None:
     states = {} if cfg.overwrite and not again else {name: experiment.state(name) for name in listed}
     begun = [name for name, state in states.items() if again and state.get("start") == start]
     experiment.replaced = [name for name in listed if cfg.overwrite and name not in begun]
-    kept = [state for name, state in states.items() if name not in experiment.replaced]
-    if begun or (given is not None and any(state.get("resumed") == given for state in kept)):
+    kept = experiment.kept(states)
+    if begun or (given is not None and any(states[name].get("resumed") == given for name in kept)):
         LOG.info("What this %s has begun is resumed.", "start" if begun else "command")
         with read_write(cfg):
             cfg.resume = "auto"
@@ -417,9 +417,7 @@ def _keep_recorded_defaults(cfg: DictConfig, experiment: Experiment) -> None:
 def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
     """The model section, with the commits of the hub that stages which were trained here have opened."""
     model = plain(cfg.model)
-    for name in cfg.stage.run:
-        if name in experiment.replaced:
-            continue
+    for name in experiment.kept(cfg.stage.run):
         inputs = conditions.recorded_inputs(experiment.stage_folder(name))
         for part in BACKBONES:
             if model[part].get("revision") is None:
@@ -429,11 +427,11 @@ def _with_recorded_commits(cfg: DictConfig, experiment: Experiment) -> dict[str,
 
 def _begun_format(cfg: DictConfig, experiment: Experiment, pending: Sequence[str]) -> str | None:
     """The precision of the checkpoint that the run continues from, for ``trainer.precision=auto``; None if unknown."""
-    kept = [name for name in reversed(cfg.stage.run) if name not in experiment.replaced]
+    kept = experiment.kept(reversed(cfg.stage.run))
     if not kept or cfg.trainer.precision != "auto":
         return None
     begun = filter(None, (conditions.begun(experiment.stage_folder(name)) for name in kept))
-    checkpoint = named_checkpoint(cfg) if pending and cfg.resume not in ("auto", "none") else next(begun, None)
+    checkpoint = named_checkpoint(cfg) if pending and resume_path(cfg) is not None else next(begun, None)
     found = None if checkpoint is None else read_state(checkpoint).get("number_format")
     return found if found in FORMATS else None
 
@@ -446,9 +444,8 @@ def named_checkpoint(cfg: DictConfig) -> Path:
 
 def _begun_metadata(cfg: DictConfig, experiment: Experiment) -> list[dict[str, Any]]:
     """Metadata of the stages that this run continues from."""
-    names = [name for name in stages_of(plain(cfg.stage)) if name not in experiment.replaced]
-    begun = [experiment.stage_folder(name) for name in names]
-    if cfg.resume not in ("auto", "none") and not cfg.overwrite:
+    begun = [experiment.stage_folder(name) for name in experiment.kept(stages_of(plain(cfg.stage)))]
+    if resume_path(cfg) is not None and not cfg.overwrite:
         path = Path(cfg.resume).expanduser()
         begun.insert(0, path.parent if path.suffix == ".ckpt" else path)
     return [read_metadata(folder) for folder in begun if (folder / METADATA).is_file()]
@@ -499,7 +496,7 @@ def _changed_stage(run: Run) -> str:
     if run.cfg.dry_run:
         return ""
     way_out = "give this run a name of its own (experiment_name=<name>), or train anew (overwrite=true)"
-    kept = [name for name in run.cfg.stage.run if name not in run.experiment.replaced]
+    kept = run.experiment.kept(run.cfg.stage.run)
     begun = [(name, folder) for name in kept if conditions.begun(folder := run.experiment.stage_folder(name))]
     return next((found for name, folder in begun if (found := changed_inputs(run, name, folder, way_out))), "")
 

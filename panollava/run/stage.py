@@ -18,12 +18,12 @@ from panollava.checkpoint import (
     BEST,
     LAST,
     STANDS_ON,
+    TRAINED,
     find_checkpoint,
     follow,
     read_state,
     read_weights,
     replace_folder,
-    weights_digest,
 )
 from panollava.component import label, outside_packages
 from panollava.config.job import this_start
@@ -358,7 +358,7 @@ def _record_start(
         write_metadata(folder, stage_metadata(run, name, reached, loss), OmegaConf.to_yaml(run.cfg))
     values: dict[str, Any] = {"status": "running", "tracking_run": run.tracker.run_id, "start": this_start()[0]}
     if resumed is None or resumed.resolve().parent != folder.resolve():  # what resumes here has begun before
-        weights = None if source is None else weights_digest(source)
+        weights = None if source is None else run.known.identify(source / TRAINED)
         values |= {"started": _now(), STARTED_WEIGHTS: weights, "resumed": None}
     elif STARTED_WEIGHTS not in run.experiment.state(name):  # of an older version, which compared times alone
         values["started"] = _now()

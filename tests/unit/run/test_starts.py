@@ -15,6 +15,7 @@ from panollava.checkpoint import BEST, LAST, TRAINED, point, weights_digest, wri
 from panollava.run.conditions import STARTED_WEIGHTS, pending_stages
 from panollava.run.run import _go_on, plain
 from panollava.run_folder import CONFIG, Experiment
+from panollava.store.identity import FileIdentity
 
 BOTH = "stage.run=[vision,resampler]"
 AGAIN = "stage=resampler overwrite=true"
@@ -44,7 +45,7 @@ def pending(experiment: Experiment, *arguments: str) -> list[str]:
     """The stages that a command would train."""
     cfg = config(*arguments)
     _go_on(cfg, experiment)
-    return pending_stages(plain(cfg), experiment)
+    return pending_stages(plain(cfg), experiment, FileIdentity(None))
 
 
 @pytest.mark.parametrize("status", ["interrupted", "finished"])
