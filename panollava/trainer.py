@@ -80,7 +80,10 @@ class Trainer:
         self.stage, section, record = _section(stage)
         for name, source in (("train", train), ("val", val)):
             if record.finds and (missing := lacking(source, PlacesSource)):
-                raise TypeError(f"{name}={source!r} has no {', '.join(missing)}, which stage={self.stage} learns from.")
+                raise TypeError(
+                    f"{name}={source!r} has no {', '.join(missing)}, which stage={self.stage} learns from. See "
+                    "panollava.data.source.PlacesSource."
+                )
         options = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         given = {f"stage.{self.stage}.{key}": value for key, value in options.items() if value is not None}
         self._config = self._composed(section, {**given, "seed": seed, **(settings or {})})

@@ -155,28 +155,29 @@ def swept_values() -> dict[str, str]:
 def gpu_beside_others(claims: contextlib.ExitStack) -> int:
     """Index of this process's GPU: the jobs that a launcher runs at once take this machine's GPUs in turn.
 
-    A job claims the first free place, until ``claims`` is closed or its process ends; place i has GPU i modulo their
-    number. The numbers of a launcher's workers are no places: a worker that ends leaves its successor a higher one.
+    A job claims the first free slot, until ``claims`` is closed or its process ends; slot i has GPU i modulo their
+    number. The numbers of a launcher's workers are no slots: a worker that ends leaves its successor a higher one.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     if gpus < 2 or not _in_pool() or not in_sweep():
         return 0
-    return _claim_place(Path(HydraConfig.get().sweep.dir) / ".places", claims) % gpus
+    return _claim_slot(Path(HydraConfig.get().sweep.dir) / ".slots", claims) % gpus
 
 
-def _claim_place(folder: Path, claims: contextlib.ExitStack) -> int:
+def _claim_slot(folder: Path, claims: contextlib.ExitStack) -> int:
     """The first number below which all are claimed: a lock that the system releases when its process ends."""
-    place = 0
+    slot = 0
     while True:
-        (folder / str(place)).mkdir(parents=True, exist_ok=True)
+        own = folder / str(slot)  # a folder each, as a sweep in which nothing began may hold files of this name alone
+        own.mkdir(parents=True, exist_ok=True)
         try:
-            claims.enter_context(FileLock(folder / str(place) / ".lock").acquire(timeout=0))
+            claims.enter_context(FileLock(own / ".lock").acquire(timeout=0))
         except Timeout:
-            place += 1
+            slot += 1
         else:
-            return place
+            return slot
 
 
 def _in_pool() -> bool:

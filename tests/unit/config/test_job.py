@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from panollava.config import job
-from panollava.config.job import _claim_place, gpu_beside_others, name_cluster_job
+from panollava.config.job import _claim_slot, gpu_beside_others, name_cluster_job
 
 
 def test_a_job_of_slurm_is_named_by_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,30 +48,30 @@ HOLD = """
 import sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from panollava.config.job import _claim_place
+from panollava.config.job import _claim_slot
 held = ExitStack()
-print(_claim_place(Path(sys.argv[1]), held), flush=True)
+print(_claim_slot(Path(sys.argv[1]), held), flush=True)
 time.sleep(100)
 """
 
 
-def test_jobs_that_run_at_once_have_places_of_their_own(tmp_path: Path) -> None:
+def test_jobs_that_run_at_once_have_slots_of_their_own(tmp_path: Path) -> None:
     first, second, third = ExitStack(), ExitStack(), ExitStack()
-    assert [_claim_place(tmp_path, one) for one in (first, second)] == [0, 1]
+    assert [_claim_slot(tmp_path, one) for one in (first, second)] == [0, 1]
     first.close()  # a job has ended while the other runs
-    assert _claim_place(tmp_path, third) == 0
+    assert _claim_slot(tmp_path, third) == 0
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "2\n"
-        assert _claim_place(tmp_path, first) == 3
+        assert _claim_slot(tmp_path, first) == 3
         other.send_signal(signal.SIGKILL)
-    assert _claim_place(tmp_path, first) == 2  # the place of a process that was killed
+    assert _claim_slot(tmp_path, first) == 2  # the slot of a process that was killed
     for one in (first, second, third):
         one.close()
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}  # a name that a sweep may leave
 
 
-def test_a_worker_takes_a_gpu_by_its_place_and_not_by_its_number(
+def test_a_worker_takes_a_gpu_by_its_slot_and_not_by_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hydra = SimpleNamespace(mode=RunMode.MULTIRUN, sweep=SimpleNamespace(dir=str(tmp_path)))
