@@ -178,7 +178,9 @@ def fov_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return _planar_iou(first, second, np.cos(np.radians(first[:, 1] + second[:, 1]) / 2))
 
 
-def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, most: float = 0.5) -> np.ndarray:
+def nms(
+    boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, most: float = 0.5, *, count: int | None = None
+) -> np.ndarray:
     """Positions of the boxes that remain, by descending score, after non-maximum suppression within each class.
 
     A box is dropped if its exact IoU with a remaining one of its class and a higher score is above `most`. Of equal
@@ -189,19 +191,25 @@ def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, most: float 
         scores: ``(N,)``.
         classes: ``(N,)``, compared for equality.
         most: IoU up to which both boxes remain.
+        count: keep at most so many, those of the highest scores.
     """
     order = np.argsort(-scores, kind="stable")
     is_kept = np.ones(len(boxes), bool)
     for name in np.unique(classes):
         own = order[classes[order] == name]
         touching = np.triu(_may_touch(boxes[own], boxes[own]), k=1)
+        kept = 0
         for place, at in enumerate(own):
+            if kept == count:  # what follows is not among the best of all classes either
+                is_kept[own[place:]] = False
+                break
+            kept += int(is_kept[at])
             others = own[np.flatnonzero(touching[place])]
             others = others[is_kept[others]]
             if is_kept[at] and len(others):
                 overlap = iou(np.broadcast_to(boxes[at], (len(others), len(FIELDS))), boxes[others])
                 is_kept[others[overlap > most]] = False
-    return order[is_kept[order]]
+    return order[is_kept[order]][:count]
 
 
 def _may_touch(first: np.ndarray, second: np.ndarray) -> np.ndarray:

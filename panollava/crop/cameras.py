@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from panollava.crop.sphere import angles_to_direction, direction_to_angles, rotation_matrix
+from panollava.crop.sphere import angles_to_direction, direction_to_angles, rotation_matrix, without_autocast
 
 PERSPECTIVE = 0  # projection code of a pinhole view: straight lines stay straight
 EQUIRECTANGULAR = 1  # projection code of a rectangle of the panorama itself: angles are linear in pixels
@@ -91,6 +91,7 @@ def token_directions(cameras: Tensor, grid: tuple[int, int]) -> Tensor:
     return point_directions(cameras, x, y)
 
 
+@without_autocast
 def point_directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Unit vectors ``(..., h, w, 3)`` of a lattice of points in each view of cameras ``(..., C)``.
 
@@ -119,6 +120,7 @@ def point_directions(cameras: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(is_perspective.unsqueeze(-1), rays, linear)
 
 
+@without_autocast
 def locate(cameras: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of unit vectors ``(..., N, 3)`` in the views of cameras ``(..., C)``; inverts ``point_directions``.
 

@@ -7,11 +7,33 @@ column ``c`` of ``W`` is longitude ``((c + 1/2) / W - 1/2) * 2 pi``, row ``r`` o
 """
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of a function whose first argument is a tensor: it computes in the types of its inputs.
+
+    Under autocast a product of directions in bfloat16 would be off by up to half a degree.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        first: Any = args[0]
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **options)
+
+    return call
+
+
+@without_autocast
 def rotation_matrix(yaw_rad: Tensor, pitch_rad: Tensor, roll_rad: Tensor) -> Tensor:
     """Camera-to-world rotations ``(..., 3, 3)`` for column vectors, of angles ``(...)``.
 

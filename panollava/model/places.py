@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panollava.batch import Batch
-from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, box_frames, iou, nms
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, box_frames, iou, iou_matrix, nms
 from panollava.crop.cameras import Column, locate, point_directions
-from panollava.crop.sphere import direction_to_angles, pixel_to_direction
+from panollava.crop.sphere import direction_to_angles, pixel_to_direction, without_autocast
 
 NEAR = 1.0
 """Largest distance, in tokens to the side and upwards, of a box's centre from a token that predicts the box."""
 LEAST_SCORE = 0.1
 """Detections below it are dropped. Average precision needs those of low scores too."""
-MOST_BOXES, MOST_TOKENS = 100, 500
-"""Detections of a picture that are kept, as in COCO's evaluation, and those of tokens that they are made of."""
+MOST_BOXES, MOST_TOKENS = 100, 2500
+"""Detections of a picture that are kept, as in COCO's evaluation, and those of tokens that they are made of.
+
+A box is predicted by some four tokens of each view that shows it, by 17 in three rows of tiles that overlap by half.
+"""
 SAME = 0.5
 """Exact IoU above which two detections of a class are of the same thing."""
 _PRIOR = 0.02  # initial probability of a class (Lin et al. 2017, Focal loss, section 4.1)
@@ -131,6 +134,7 @@ class PlaceHead(nn.Module):
         return PlaceOutputs(scores, boxes, cells)
 
 
+@without_autocast
 def to_tokens(boxes: Tensor, frames: TokenFrames) -> tuple[Tensor, Tensor]:
     """Boxes as tokens predict them, and how far their centres are from the tokens.
 
@@ -159,6 +163,7 @@ def to_tokens(boxes: Tensor, frames: TokenFrames) -> tuple[Tensor, Tensor]:
     return torch.cat((centre, extents, torch.cos(angle)[..., None], torch.sin(angle)[..., None]), dim=-1), far
 
 
+@without_autocast
 def from_tokens(values: Tensor, frames: TokenFrames) -> Tensor:
     """Boxes ``(..., Q, 5)`` in degrees of predictions ``(..., Q, 4)`` or ``(..., Q, 6)``; inverts ``to_tokens``."""
     x, y = (values[..., :2].clamp(-8, 8) * frames.steps.to(values.dtype)).unbind(-1)
@@ -187,7 +192,7 @@ def _transported(centres: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _frames(boxes: Tensor) -> Tensor:
-    flat = boxes.detach().reshape(-1, 5).double().cpu().numpy()
+    flat = boxes.detach().cpu().double().reshape(-1, 5).numpy()
     return torch.from_numpy(box_frames(flat)).to(boxes).reshape(*boxes.shape[:-1], 3, 3)
 
 
@@ -271,7 +276,7 @@ def found_boxes(outputs: PlaceOutputs, frames: TokenFrames, view_mask: Tensor) -
         best = np.argsort(-open_scores, axis=None, kind="stable")[:MOST_TOKENS]
         place, number = np.unravel_index(best[open_scores.flat[best] >= LEAST_SCORE], open_scores.shape)
         flat, value = own_boxes.reshape(-1, 5)[place], open_scores[place, number]
-        kept = nms(flat, value, number, SAME)[:MOST_BOXES]
+        kept = nms(flat, value, number, SAME, count=MOST_BOXES)
         voted = np.array([_voted(flat[at], flat, value * (number == number[at])) for at in kept]).reshape(-1, 5)
         found.append(PictureBoxes(voted, number[kept], value[kept]))
     return found
@@ -280,7 +285,7 @@ def found_boxes(outputs: PlaceOutputs, frames: TokenFrames, view_mask: Tensor) -
 def _voted(box: np.ndarray, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The mean of the boxes ``(N, 5)`` that overlap a box ``(5,)`` by more than ``SAME``; its roll stays."""
     rows = np.flatnonzero(weights)
-    overlap = iou(np.broadcast_to(box, (len(rows), 5)), boxes[rows])
+    overlap = iou_matrix(box[None], boxes[rows])[0]
     rows, overlap = rows[overlap > SAME], overlap[overlap > SAME]
     if len(rows) < 2:
         return box
@@ -307,7 +312,7 @@ class Painter:
         directions = pixel_to_direction(columns, rows, size).flatten(0, 1)
         self._is_global = cameras[:, Column.IS_GLOBAL].tolist()
         self._places = []  # of each view: the pixels that it shows, and their places in it from -1 to 1
-        for camera in cameras.double().cpu():
+        for camera in cameras.cpu().double():
             x, y, is_ahead = (part[0] for part in locate(camera[None], directions[None]))
             left, top, right, bottom = camera[Column.BOX_X0 : Column.BOX_Y1 + 1]
             shown = torch.nonzero(is_ahead & (x >= left) & (x <= right) & (y >= top) & (y <= bottom)).flatten()

@@ -36,6 +36,17 @@ Picture = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 Turns = Sequence[tuple[str, str | None]]
 
 
+class PanoLlavaInputs(BatchFeature):
+    """Inputs of the model. Their cameras keep their type, as in bfloat16 directions would be off by a degree."""
+
+    def to(self, *args: Any, **kwargs: Any) -> PanoLlavaInputs:
+        cameras = self.get("cameras")
+        super().to(*args, **kwargs)
+        if cameras is not None:
+            self["cameras"] = cameras.to(self["cameras"].device)
+        return self
+
+
 class PanoLlavaImageProcessor(BaseImageProcessor):
     """Cuts panoramas into views ``(h, w)``, with their cameras; ``crop`` as for ``Crop.from_spec``."""
 
@@ -59,7 +70,7 @@ class PanoLlavaImageProcessor(BaseImageProcessor):
         cuts = [crop.cut(read_picture(image, crop)) for image in listed]
         views, cameras = (torch.stack(part) for part in zip(*cuts, strict=True))
         mask = torch.ones(cameras.shape[:2], dtype=torch.bool)
-        return BatchFeature({"pixel_values": views, "cameras": cameras, "view_mask": mask})
+        return PanoLlavaInputs({"pixel_values": views, "cameras": cameras, "view_mask": mask})
 
 
 class PanoLlavaProcessor(ProcessorMixin):
@@ -122,7 +133,7 @@ class PanoLlavaProcessor(ProcessorMixin):
             raise ValueError("PanoLlavaProcessor gives left-padded torch tensors: return_tensors='pt', padding=True.")
         pictures = {} if images is None else dict(self.image_processor(images))
         if text is None:
-            return BatchFeature(pictures)
+            return PanoLlavaInputs(pictures)
         questions = [text] if isinstance(text, str) else list(text)
         if not questions:
             raise ValueError("There is no question among text: give one, or as many as there are images.")
@@ -133,7 +144,7 @@ class PanoLlavaProcessor(ProcessorMixin):
         conversations = [[(item, None)] if isinstance(item, str) else list(item) for item in questions]
         count = 0 if images is None else self.image_tokens(pictures["cameras"][0])
         ids = [self.prompt.encode(turns, image_tokens=count).ids for turns in conversations]
-        return BatchFeature({**pad_left(ids, self.tokenizer.pad_token_id), **pictures})
+        return PanoLlavaInputs({**pad_left(ids, self.tokenizer.pad_token_id), **pictures})
 
     def image_tokens(self, cameras: Tensor) -> int:
         """Placeholders of one panorama with cameras ``(V, C)``."""

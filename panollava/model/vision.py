@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,8 @@ class VisionTower(nn.Module):
         self.normalisation = tuple(mean), tuple(std)
         self._trained_blocks: Sequence[nn.Module] | None = None
         self._back_to_frozen_type: RemovableHandle | None = None
-        self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.empty(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.empty(1, 3, 1, 1, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.empty(1, 3, 1, 1, dtype=torch.float32), persistent=False)
         self.reset_buffers()
         patch_h, patch_w = patch_size(model)
         self.grid = (self.image_size[0] // patch_h, self.image_size[1] // patch_w)
@@ -155,7 +155,14 @@ class VisionTower(nn.Module):
         """Fills the buffers; again after construction on the meta device, which leaves them undefined."""
         with torch.no_grad():
             for buffer, values in zip((self.mean, self.std), self.normalisation, strict=True):
-                buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
+                buffer.copy_(torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Mean and standard deviation stay fp32 where the module is cast to another type."""
+        super()._apply(fn, recurse)
+        self.mean, self.std = self.mean.float(), self.std.float()
+        self.reset_buffers()
+        return self
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """``(n, 3, h, w)`` uint8 or float in 0..1 -> normalised, in fp32."""

@@ -225,6 +225,9 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         seed: new components draw from generators of (seed, name).
     """
 
+    # The loss is the mean of its own batch: transformers' Trainer then divides by the number of accumulated batches.
+    accepts_loss_kwargs = False
+
     def __init__(
         self,
         config: PanoLlavaConfig,
@@ -448,7 +451,15 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         view_mask: Tensor | None = None,
         vision_features: Tensor | None = None,
     ) -> Tensor:
-        """Views ``(B, V, 3, h, w)``, or ready features of them -> ``(B, V, Q, Dl)`` tokens for the language model."""
+        """Views ``(B, V, 3, h, w)``, or ready features of them -> ``(B, V, Q, Dl)`` tokens for the language model.
+
+        Raises ValueError for cameras in less than float32.
+        """
+        if cameras.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"The cameras are {cameras.dtype}, in which directions are off by up to a degree. Leave them float32 "
+                "when inputs are cast; those of PanoLlavaProcessor stay so in inputs.to(...)."
+            )
         tokens = self.vision(
             pixel_values, cameras=cameras, view_mask=view_mask, vision_features=vision_features
         )  # (B, V, Q, Dr)

@@ -29,7 +29,7 @@ SETTLED_NS = 2_000_000_000  # age from which a file's times distinguish it from 
 _READERS = 8  # threads that read new files
 
 EQUIVALENT = {
-    "c89822927346dfb8": "5e13fe5140fd64b2",  # features, of version 0.2
+    "3d62b809b5775dac": "5e13fe5140fd64b2",  # features, of version 0.2
     "315a02bf9b34dd8d": "b62edcc48720b1c7",  # panoramas of the built-in world, of version 0.2
 }
 """Present digest -> the earlier digest that is used in its place, because both compute the same bits."""

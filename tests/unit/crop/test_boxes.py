@@ -218,6 +218,7 @@ def test_suppression_is_that_of_a_loop() -> None:
             if classes[other] != classes[at] or iou(found[at, None], found[other, None])[0] <= 0.2
         ]
     assert nms(found, scores, classes, most=0.2).tolist() == expected
+    assert nms(found, scores, classes, most=0.2, count=20).tolist() == expected[:20]
     assert 50 < len(expected) < 140
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
-from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places, iou, rotated
-from panollava.crop.cameras import Column, token_directions
+from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places, iou, iou_matrix, rotated
+from panollava.crop.cameras import Column, locate, token_directions
 from panollava.crop.crop import Crop
+from panollava.crop.matches import ray_matches
 from panollava.crop.places import PlaceEncoder, collate_places, turned
 from panollava.crop.sphere import rotation_matrix
 from panollava.data.scenes.boxes import CLASSES
@@ -84,6 +86,51 @@ def test_a_rotation_of_cameras_and_boxes_together_changes_nothing() -> None:
     torch.testing.assert_close(first[near], second[near], atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("spec", [ROWS, {"type": "anyres_e2p"}])
+def test_autocast_leaves_directions_and_boxes_as_they_are(spec: dict) -> None:
+    rows = cameras(spec).float()
+    box = torch.tensor([[30.0, -20.0, 8.0, 5.0, 10.0]]).expand(len(rows), 1, 5)
+
+    def computed() -> list[torch.Tensor]:
+        frames = token_frames(rows, GRID)
+        values, far = to_tokens(box, frames)
+        x, y, _ = locate(rows, frames.axes[..., 2, :])
+        matches = ray_matches(rows[None], torch.ones(1, len(rows), dtype=torch.bool), GRID)
+        back = from_tokens(values[:, 0], frames)
+        return [frames.axes, frames.steps, values, far, back, x, y, matches.weight_b, token_directions(rows, GRID)]
+
+    plain = computed()
+    with torch.autocast("cpu", torch.bfloat16):
+        under = computed()
+    assert all(torch.equal(*each) for each in zip(plain, under, strict=True))
+
+
+def test_float64_is_made_on_the_cpu() -> None:
+    """Apple's GPU has none, so that a tensor is moved before it is cast."""
+
+    class NoFloat64BeforeCpu(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            moved = getattr(args[0], "moved", False) if args else False
+            if func is torch.Tensor.double:
+                assert moved, "float64 before cpu()"
+            found = func(*args, **(kwargs or {}))
+            if func is torch.Tensor.cpu:
+                found = found.clone() if found is args[0] else found
+                found.moved = True
+            return found
+
+    rows = Crop.from_spec(ROWS, view_size=(64, 64)).camera_rows[:2]
+    boxes = torch.tensor([[[0.0, 0.0, 20.0, 20.0, 0.0]]])
+    frames = token_frames(rows[None], GRID)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    outputs = PlaceOutputs(torch.zeros(1, 2, 16, 2), torch.zeros(1, 2, 16, 4), torch.zeros(1, 2, 8, 8, 3))
+    with NoFloat64BeforeCpu():
+        found = assign(boxes, torch.zeros(1, 1, dtype=torch.long), frames, mask)
+        place_losses(outputs, found, frames, mask, torch.zeros(1, 2, 8, 8))
+        found_boxes(outputs, frames, mask)
+        Painter(rows, (8, 16))
+
+
 def oracle(spec: dict, scenes: int = 4) -> tuple[PlaceOutputs, TokenFrames, torch.Tensor, WorldSource]:
     """Outputs of a head that knows the truth."""
     rows, source = cameras(spec), WorldSource(split="test", scenes=scenes)
@@ -118,6 +165,28 @@ def test_the_oracle_finds_every_box(spec: dict) -> None:
     assert scores.with_scores.ap.value == pytest.approx(1.0)
     assert scores.f1 is not None
     assert scores.f1.value == 1.0
+
+
+def test_sixty_things_are_found_in_many_views() -> None:
+    """Each is predicted by some 17 tokens, of unequal scores, which leave room for those of the lowest ones."""
+    rows, generator = cameras({**ROWS, "fov_deg": 90.0}), np.random.default_rng(0)
+    frames = token_frames(rows, (16, 16))
+    frames = TokenFrames(*(part[None] for part in (frames.axes, frames.steps, frames.is_shown)))
+    yaw, pitch = np.meshgrid(np.arange(-180, 180, 30.0), np.arange(-60, 61, 30.0))
+    boxes = np.stack([yaw.ravel(), pitch.ravel(), *np.full((2, yaw.size), 6.0), np.zeros(yaw.size)], axis=1)
+    assert len(boxes) == 60
+    mask = torch.ones(1, len(rows), dtype=torch.bool)
+    found = assign(torch.from_numpy(boxes)[None], torch.zeros(1, 60, dtype=torch.long), frames, mask)
+    assert len(found.boxes) > 700
+    scores = torch.full((1, len(rows), 256, 1), -20.0)
+    value = dict(zip(map(tuple, boxes), generator.uniform(-1, 3, 60), strict=True))
+    at = found.place.unbind(1)
+    scores[(*at, found.classes)] = torch.tensor([value[tuple(box)] for box in found.boxes.numpy()]).float()
+    predicted = torch.zeros(1, len(rows), 256, 4, dtype=torch.float64)
+    predicted[at] = found.values[:, :4]
+    (detected,) = found_boxes(PlaceOutputs(scores, predicted, torch.zeros(0)), frames, mask)
+    assert len(detected.boxes) == 60
+    assert iou_matrix(boxes, detected.boxes).max(axis=1).min() > 0.99
 
 
 def test_the_oracle_paints_masks_as_fine_as_its_cells() -> None:

@@ -26,6 +26,7 @@ from panollava.model.processor import PanoLlavaImageProcessor, PanoLlavaProcesso
 from panollava.prompt import ChatPrompt
 
 Backbone = Callable[[str], Path]
+RING = {"type": "bimamba", "width": 16, "layers": 2, "state": 4, "head_width": 8, "scan": "ring"}
 
 
 def panorama(seed: int = 0) -> np.ndarray:
@@ -234,6 +235,28 @@ def test_exports_open_in_a_fresh_process_with_equal_outputs(backbone: Backbone, 
         roots.append(str(root))
     run = subprocess.run([sys.executable, "-c", OPEN, *roots], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("settings", [{"join": "stitch"}, {"resampler": RING}])
+def test_the_pipeline_answers_in_bf16_with_exact_cameras(
+    settings: dict[str, Any], backbone: Backbone, tmp_path: Path
+) -> None:
+    """Rounded to bfloat16, the tiles would not close the ring."""
+    model, tokenizer = composite(backbone("dinov2"), backbone("qwen3"), dtype=torch.bfloat16, **settings)
+    processor = PanoLlavaProcessor.of(model, tokenizer)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    image = Image.fromarray(panorama())
+    inputs = processor(images=image, text="what is it?")
+    ask = pipeline("image-text-to-text", model=str(tmp_path), dtype=torch.bfloat16)
+    ids = ask.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    options: Any = {"generate_kwargs": {"max_new_tokens": 8, "do_sample": False}, "return_full_text": False}
+    said = ask(images=image, text="what is it?", **options)[0]["generated_text"]
+    assert said == processor.tokenizer.decode(ids, skip_special_tokens=True)
+    cast = processor(images=image, text="what is it?").to("cpu", torch.bfloat16)
+    assert torch.equal(cast["cameras"], inputs["cameras"])
+    with pytest.raises(ValueError, match=r"cameras are torch\.bfloat16"):
+        model.generate(**{**inputs, "cameras": inputs["cameras"].bfloat16()}, max_new_tokens=1)
 
 
 def test_the_pipeline_answers(backbone: Backbone, tmp_path: Path) -> None:

@@ -148,10 +148,20 @@ def test_a_file_or_a_relative_timm_name_stands_for_its_folder(
 
 @torch.no_grad()
 def test_lower_precision_normalises_in_fp32(backbone: Backbone) -> None:
-    tower = VisionTower.from_pretrained(backbone("siglip"), dtype=torch.bfloat16)
-    exact = VisionTower.from_pretrained(backbone("siglip"))
+    """Also where a whole module is cast, or built in a lower type, as transformers does with an export."""
+    tower = VisionTower.from_pretrained(backbone("clip"), dtype=torch.bfloat16)
+    exact = VisionTower.from_pretrained(backbone("clip"))
     assert tower(views()).dtype == torch.bfloat16
     assert torch.equal(tower.normalise(views()), exact.normalise(views()))
+    normalised = exact.normalise(views())
+    mean, std = exact.normalisation
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        built = VisionTower(exact.model, image_size=exact.image_size, mean=mean, std=std)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for lower in (built, exact.bfloat16()):
+        assert torch.equal(lower.normalise(views()), normalised)
 
 
 def test_a_name_that_does_not_exist_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,3 +324,29 @@ def test_activation_checkpointing_gives_the_same_gradients(backbone: Backbone) -
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_transformers_trainer_accumulates_means(backbone: Backbone, tmp_path: Path) -> None:
+    """Two batches of two are logged as one of four; labels are as many in each row."""
+    from transformers import Trainer, TrainingArguments
+
+    def first_loss(batch_size: int, accumulated: int) -> float:
+        model = small(backbone)
+        batch = inputs(model, (6, 6, 6, 6))
+        batch["labels"] = labels_of(batch)
+        rows = [{name: value[row] for name, value in batch.items()} for row in range(4)]
+        options = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulated,
+            max_steps=1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+        )
+        trainer = Trainer(model=model, args=options, train_dataset=rows)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"]
+
+    assert first_loss(2, 2) == pytest.approx(first_loss(4, 1), abs=1e-3)
