@@ -18,7 +18,7 @@ from panollava.crop.places import PlaceEncoder, PlaceTargets, turned
 from panollava.data.augment import Augment, recoloured
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.files import ListedSource
-from panollava.data.source import DataSource, PlacesSource, Question, Record
+from panollava.data.source import DataSource, PlacesSource, Question, Record, processing_of
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
 
@@ -79,6 +79,10 @@ class PanoDataset(Dataset[Sample]):
     places: PlaceEncoder | None = None  # targets of a stage that learns what is where, which the source then has
     _kept: dict[int, PlaceTargets] = field(default_factory=dict, init=False)
     _kept_bytes: int = field(default=0, init=False)
+    _processing: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self._processing = processing_of(self.source)  # here, as loader workers may start when the code has changed
 
     def __len__(self) -> int:
         return len(self.source)
@@ -106,7 +110,11 @@ class PanoDataset(Dataset[Sample]):
                 views, cameras = crop.cut(source.panorama(shown))
             else:
                 views, cameras, features, digest = look_up(
-                    self.store, source.picture(shown), lambda: crop.cut(source.panorama(shown)), crop.camera_rows
+                    self.store,
+                    source.picture(shown),
+                    lambda: crop.cut(source.panorama(shown)),
+                    crop.camera_rows,
+                    self._processing,
                 )
             targets = self._targets(shown, cameras)
         text = None if self.encode is None else self.encode(record)
@@ -168,6 +176,7 @@ class QuestionDataset(Dataset[Sample]):
         self.encode = encode
         self.store = store
         self.blank = blank
+        self._processing = processing_of(source)
         by_image: dict[str, list[Question]] = {}
         for question in source.questions():
             if question.sample_id not in skip:
@@ -194,8 +203,8 @@ class QuestionDataset(Dataset[Sample]):
         return Sample(question.sample_id, views, cameras, self.encode(question), features, digest)
 
     def _looked_up(self, question: Question, store: FeatureStore) -> tuple[Tensor | None, Tensor, Tensor | None, str]:
-        cut = functools.partial(self._cut, question)
-        return look_up(store, self.source.question_picture(question), cut, self.crop.camera_rows)
+        cut, picture = functools.partial(self._cut, question), self.source.question_picture(question)
+        return look_up(store, picture, cut, self.crop.camera_rows, self._processing)
 
     def shared(self, indices: Sequence[int]) -> list[Sample]:
         """The samples of a batch, each panorama brought by the first of those about it."""
@@ -236,7 +245,7 @@ def _sharing(names: Sequence[str], whole: Callable[[int], Sample], text: Callabl
 
 
 def look_up(
-    store: FeatureStore, picture: Path | str, cut: Callable[[], Cut], cameras: Tensor
+    store: FeatureStore, picture: Path | str, cut: Callable[[], Cut], cameras: Tensor, processing: str = ""
 ) -> tuple[Tensor | None, Tensor, Tensor | None, str]:
     """Reads the features of a picture from a store, or cuts its views.
 
@@ -245,16 +254,17 @@ def look_up(
         picture: see ``DataSource.picture``.
         cut: returns the views of the picture as it is now, with their cameras.
         cameras: ``(V, C)`` of features without own ones, which are those of every picture.
+        processing: see ``processing_of``.
 
     Returns:
         The views or None, the cameras, the features or None, and the digest by which the store knows the picture.
     """
     while True:
-        digest = store.identify(picture)
+        digest = store.identify(picture, processing)
         if (found := store.load(digest)) is not None:
             return None, cameras if found.cameras is None else found.cameras, found.features, digest
         views, own = cut()
-        if store.identify(picture) == digest:  # else the file was replaced while it was read
+        if store.identify(picture, processing) == digest:  # else the file was replaced while it was read
             return views, own, None, digest
 
 

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from panollava.crop.boxes import PictureBoxes, Places
+from panollava.store.identity import class_digest, is_ours
 
 FREE_TEXT = "text"
 """Question type whose answers are whole sentences, for which an exact match means little."""
@@ -76,7 +77,12 @@ class DataSource(Protocol):
 
     @abstractmethod
     def picture(self, index: int) -> Path | str:
-        """Source of the panorama of record `index`: a file, or a text that determines a drawn one."""
+        """Source of the panorama of record `index`: a file, or a text that determines a drawn one.
+
+        Stored features and recorded answers of the panorama are used again where the file's content, or the text, is
+        the same. Where a class of another package defines `panorama` or `question_panorama`, its code must be the same
+        as well; options of what it does to the pixels belong into an attribute ``processing`` of the source, a text.
+        """
 
     def directions(self, index: int) -> Directions:
         """How the texts of record `index` name directions."""
@@ -122,6 +128,18 @@ class PlacesSource(Protocol):
     def places(self, index: int) -> Places:
         """What is where in the panorama of record `index`: its boxes, and perhaps a mask."""
         ...
+
+
+def processing_of(source: DataSource) -> str:
+    """What the panoramas of a source depend on beside their pictures; empty for sources of ours.
+
+    Its attribute ``processing``, and a digest of the code where a class of another package makes panoramas.
+    """
+    kind, makes = type(source), ("panorama", "question_panorama")
+    is_own = any(name in vars(one) for one in kind.__mro__ if not is_ours(one) for name in makes)
+    options = getattr(source, "processing", "")
+    parts = [options if isinstance(options, str) else "", class_digest(kind, *makes) if is_own else ""]
+    return " ".join(filter(None, parts))
 
 
 def _index(source: DataSource, question: Question) -> int:

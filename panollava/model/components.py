@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from panollava.component import find_component
+from panollava.model.trainable import refuse_buffers
 
 Spec = Mapping[str, Any]  # a component as configs name it: {"type": "mlp", <its keywords>}
 
@@ -70,7 +71,9 @@ def keeps_width(resampler: type) -> bool:
 
 
 def build_component(name: str, spec: Spec, *, seed: int, **widths: int) -> nn.Module:
-    """Builds a resampler, position code or projector. Raises ValueError if the type or a keyword does not exist.
+    """Builds a resampler, position code or projector.
+
+    Raises a ValueError if the type or a keyword does not exist, or the module has buffers.
 
     ``name`` is its config key, such as ``resampler``, and seeds its generator; ``widths`` are known to the model alone.
     """
@@ -83,7 +86,9 @@ def build_component(name: str, spec: Spec, *, seed: int, **widths: int) -> nn.Mo
             f"It takes: {', '.join(allowed) or 'nothing'}."
         )
     with seeded(seed, name):
-        return component(**keywords, **widths)
+        built = component(**keywords, **widths)
+    refuse_buffers(built, f"model.{name}.type={spec['type']}")
+    return built
 
 
 @contextmanager

@@ -72,6 +72,29 @@ def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
 
 
+def refuse_buffers(module: nn.Module, key: str, *, constants: bool = False) -> None:
+    """Refuses a module outside the backbones whose buffers a checkpoint, which has parameters alone, would lose.
+
+    Args:
+        key: names the module in the message.
+        constants: allow buffers that are not persistent. An opened export leaves those undefined.
+
+    Raises:
+        ValueError: there is such a buffer; the message names it.
+    """
+    for path, part in module.named_modules():
+        for name, _ in part.named_buffers(recurse=False):
+            full = f"{path}.{name}".lstrip(".")
+            is_constant = constants and name in part._non_persistent_buffers_set
+            if not is_constant and not full.removeprefix("model.").startswith((ENCODER, LANGUAGE_MODEL)):
+                raise ValueError(
+                    f"{key}: checkpoints keep parameters alone, and would lose the buffer {full} of "
+                    f"{type(part).__name__}. Take LayerNorm or GroupNorm in place of a BatchNorm, compute constants "
+                    f"where they are used{' (or persistent=False)' if constants else ''}, and make what is learnt an "
+                    "nn.Parameter."
+                )
+
+
 NEW_PARTS = ("vision.resampler.", "resampler.", "position.", "projector.")
 """Parts of a composite and of a ``PanoVision`` that no pretrained model has: a checkpoint has all weights of one."""
 

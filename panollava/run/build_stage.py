@@ -21,7 +21,7 @@ from panollava.data.source import PlacesSource
 from panollava.logs import LOG
 from panollava.model.backbones import VISION
 from panollava.model.lora import add_lora, has_lora, lora_arguments
-from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone
+from panollava.model.trainable import ENCODER, LANGUAGE_MODEL, is_backbone, refuse_buffers
 from panollava.run.conditions import FINISHED, differences, recorded_config, recorded_inputs
 from panollava.run.run import Run, changed_inputs, named_checkpoint, plain, resume_path
 from panollava.run_folder import (
@@ -44,6 +44,9 @@ def build_stage(run: Run, name: str, *, announce: bool = True) -> Stage:
 
     Args:
         announce: whether to log its notes.
+
+    Raises:
+        ValueError: the stage has persistent buffers of its own.
     """
     record, options, backbones = run.stages[name], run.stage_options(name), run.backbones
     encoder: nn.Module = backbones.tower.model
@@ -65,6 +68,7 @@ def build_stage(run: Run, name: str, *, announce: bool = True) -> Stage:
     )
     own = record.stage_class.own_options(plain(run.cfg.stage[name]))
     stage: Stage = record.stage_class.build(backbones, model, setup, **own)
+    refuse_buffers(stage, f"stage.{name}", constants=True)
     if announce:
         for line in stage.notes(options.batch_size, options.accumulate, run.procs.world_size):
             LOG.info("%s", line)

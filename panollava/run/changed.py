@@ -11,7 +11,7 @@ from panollava.crop.cameras import camera_tensor
 from panollava.crop.crop import Crop, Cut
 from panollava.data.scenes.paint import paint
 from panollava.data.scenes.scene import Scene
-from panollava.data.source import DataSource, Directions, Question, Record
+from panollava.data.source import DataSource, Directions, Question, Record, processing_of
 from panollava.data.world import WorldSource
 from panollava.evaluation.asked_things import at_pitch
 from panollava.evaluation.changes import UNCHANGED, Change, changed_cameras, rotated
@@ -69,6 +69,7 @@ class ChangedSource(DataSource):
     ) -> None:
         self.name = f"{source.name}, {change}" if str(change) else source.name
         self.source, self.change, self.known, self.focus = source, change, known, focus
+        self.processing = processing_of(source)
         self.asked = list(questions)
 
     def __len__(self) -> int:

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, checkpoints, follow, read_state
-from panollava.component import outside_packages
+from panollava.component import outside_packages, outside_types
 from panollava.crop.strategies import choosing_class
-from panollava.data.source import DataSource, PlacesSource
+from panollava.data.source import DataSource, PlacesSource, processing_of
 from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
@@ -33,7 +33,7 @@ from panollava.run_folder import (
     recorded_metadata,
 )
 from panollava.stages.registry import stages_of
-from panollava.store.identity import FileIdentity, code_digest
+from panollava.store.identity import FileIdentity, class_digest, package_digest
 
 Record = Mapping[str, Any]
 TEST_SET = ("questions", "references", "pictures")
@@ -246,19 +246,34 @@ def answer_conditions(
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
-        **_newer_parts(settings),
+        **_newer_parts(settings, source),
     }
 
 
-def _newer_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _newer_parts(settings: Mapping[str, Any], source: DataSource) -> dict[str, Any]:
     """What answers depend on beside the keys of earlier versions, whose answers are those of today without it.
 
-    ``tokens_per_side`` where there is one, and the rule of a crop that chooses the views of each panorama.
+    ``tokens_per_side`` where there is one, the rule of a crop that chooses the views of each panorama, and the packages
+    of other parts of the model, and of a source that processes pictures.
     """
     side = settings["model"].get("tokens_per_side")
     found = {} if side is None else {"tokens_per_side": side}
     if (kind := choosing_class(settings["crop"]["type"])) is not None:
-        found["choice"] = code_digest(kind.choose, kind.finest)
+        found["choice"] = class_digest(kind, "choose", "finest")
+    parts = {"model": settings["model"], "crop": settings["crop"]}
+    if processing_of(source):
+        parts["data"] = {"type": f"{type(source).__module__}:{type(source).__name__}"}
+    return {**found, "packages": packages} if (packages := _packages(parts)) else found
+
+
+def _packages(config: Mapping[str, Any]) -> dict[str, str]:
+    """Version and code of each other package whose classes a config names; of those alone that are here."""
+    modules = sorted({value.partition(":")[0] for _, value in outside_types(config)})
+    found = {}
+    for name, installed in outside_packages(config).items():
+        code = package_digest(*(module for module in modules if module.partition(".")[0] == name))
+        if code:
+            found[name] = f"{installed}, code {code}"
     return found
 
 
@@ -286,7 +301,7 @@ def place_conditions(
         "weights": fingerprint(checkpoint, known),
         "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
         "crop": dict(settings["crop"]),
-        **_newer_parts(settings),
+        **_newer_parts(settings, source),
     }
 
 
@@ -349,7 +364,7 @@ def scoring(options: EvaluationOptions, data: Mapping[str, Any]) -> dict[str, An
     named = {key: value for key, value in named.items() if value is not None}
     if data.get("score_by"):
         found["score_by"] = list(data["score_by"])
-    return {**found, **named, "packages": outside_packages(named)} if named else found
+    return {**found, **named, "packages": _packages(named)} if named else found
 
 
 def describe(found: Mapping[str, tuple[Any, Any]]) -> str:
@@ -389,6 +404,7 @@ def _pictures(source: DataSource, pictures: list[Path | str], known: FileIdentit
     """Digest of pictures in order: of the content of files, or of the scenes that are drawn and of one drawing."""
     files = known.identify_all(one for one in pictures if isinstance(one, Path))
     names = [one.partition(": ")[2] or one if isinstance(one, str) else files[one] for one in pictures]
+    names += [processing] if (processing := processing_of(source)) else []
     if any(isinstance(one, str) for one in pictures):
         names.append(hashlib.sha256(source.panorama(0).tobytes()).hexdigest())
     return _digest(names)

@@ -18,7 +18,7 @@ from panollava.model.vision import Encoding, VisionTower, device_kind
 from panollava.run_folder import short_name
 from panollava.store.catalogue import GIB, StoreOptions, open_store
 from panollava.store.feature_maker import FeatureMaker
-from panollava.store.identity import code_digest
+from panollava.store.identity import class_digest, code_digest
 from panollava.store.quota import room
 
 ENCODED_BY = (
@@ -92,7 +92,7 @@ def _signature(crop: Crop) -> dict[str, Any]:
     """What the views depend on; if a GPU renders them, its model as well, and the code that chooses them."""
     is_cpu = crop.device == "cpu"
     kind: Any = type(crop.strategy)
-    choice = {"choice_version": code_digest(kind.choose, kind.finest)} if crop.is_adaptive else {}
+    choice = {"choice_version": class_digest(kind, "choose", "finest")} if crop.is_adaptive else {}
     # Other pixels than in version 0.2, whose features of all other views are still valid.
     strips = {"strips": "sides halved apart"} if any(is_strip(one, crop.view_size) for one in crop.cameras) else {}
     return {**crop.signature, "device": "cpu" if is_cpu else device_kind(torch.device(crop.device)), **choice, **strips}

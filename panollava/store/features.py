@@ -62,9 +62,10 @@ class FeatureStore:
         self._checked: set[str] = set()
         self._touched = 0.0
 
-    def identify(self, picture: Path | str) -> str:
-        """The digest of an image, which ``get``, ``claim`` and ``put`` take."""
-        return self.files.identify(picture)
+    def identify(self, picture: Path | str, processing: str = "") -> str:
+        """The digest of an image, which ``get``, ``claim`` and ``put`` take; see ``data.source.processing_of``."""
+        digest = self.files.identify(picture)
+        return self.files.identify(f"{digest}, {processing}") if processing else digest
 
     def get(self, picture: str) -> Tensor | None:
         """Features ``(V, N, Dv)`` as of ``load``."""

@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ EQUIVALENT = {
 
 Definition = Callable[..., Any] | type
 _Import = tuple[str, str]  # module and name
+_OURS = "panollava"
+_LIBRARIES = {_OURS, "numpy", "torch", "transformers", *sys.stdlib_module_names}  # their versions count elsewhere
 
 
 class FileIdentity:
@@ -138,6 +141,79 @@ def present_digest(*roots: Definition) -> str:
         elif node is not None:
             waiting.append(node)
     return hashlib.sha256("\n".join(sorted(written)).encode()).hexdigest()[:16]
+
+
+def class_digest(kind: type, *members: str) -> str:
+    """Digest of what members of a class compute: the ``code_digest`` of those of ours.
+
+    That of another package's class has its name and the modules of the classes that it derives from as well, as of
+    ``package_digest``: a member of ours may call whatever the class overrides.
+    """
+    if is_ours(kind):
+        return code_digest(*(getattr(kind, name) for name in members))
+    own = [vars(one)[name] for one in kind.__mro__ if is_ours(one) for name in members if name in vars(one)]
+    modules = (one.__module__ for one in kind.__mro__)
+    parts = [kind.__qualname__, package_digest(*modules), code_digest(*own) if own else ""]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def is_ours(kind: type) -> bool:
+    """Whether a class is of this package."""
+    return _top(kind.__module__) == _OURS
+
+
+@cache
+def package_digest(*modules: str) -> str:
+    """Digest of modules, and of all modules of their packages that these import; empty where no file of them is here.
+
+    None is imported. Whole files count, without comments and layout: how a name is reached makes no difference. Modules
+    of ours and of the libraries that we use are left out.
+    """
+    packages, waiting = {_top(module) for module in modules} - _LIBRARIES, [*modules]
+    seen, written = set[str](), set[str]()
+    while waiting:
+        module = waiting.pop()
+        if module in seen or _top(module) not in packages:
+            continue
+        seen.add(module)
+        if (file := _source_file(module)) is not None:
+            content = file.read_bytes()
+            try:
+                tree = ast.parse(content)
+            except (SyntaxError, ValueError):  # imported under some condition, such as another version of Python
+                written.add(f"{module} {content!r}")
+                continue
+            written.add(f"{module} {_plain(tree)!r}")
+            waiting += _imported(tree, module if file.stem == "__init__" else module.rpartition(".")[0])
+    return hashlib.sha256("\n".join(sorted(written)).encode()).hexdigest()[:16] if written else ""
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _source_file(module: str) -> Path | None:
+    """The Python file of a module, found without importing it; None where there is none."""
+    top, *rest = module.split(".")
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    files = [] if loaded is None else [Path(loaded)]
+    with contextlib.suppress(ImportError, ValueError):  # the second: a module that was made without a file
+        if not files and (spec := importlib.util.find_spec(top)) is not None:
+            places = [Path(place, *rest) for place in spec.submodule_search_locations or ()]
+            inside = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
+            files = inside if rest else [Path(spec.origin or "")]
+    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Names of what a module in a package imports: modules, and members, which may be modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):  # a relative import that leaves the package
+                name = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
 
 
 def _found(module: str, name: str) -> ast.AST | _Import | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from support.picture_files import by_pillow, gradient, noise
 from support.toy_data import PlainSource
 
 from panollava.checkpoint import FORMAT_VERSION
+from panollava.component import outside_types
 from panollava.crop.boxes import PictureBoxes, Places
 from panollava.data.files import FilesSource
 from panollava.data.world import WorldSource
@@ -23,13 +26,15 @@ from panollava.run.conditions import (
     place_conditions,
     places_digest,
     questions_record,
+    scoring,
     training_record,
     unequal,
     unlike_times,
     unusable_places,
 )
-from panollava.store.identity import FileIdentity
+from panollava.store.identity import FileIdentity, package_digest
 
+WORLD = WorldSource(split="test", scenes=1)
 ROWS = ["a.png,what?,red", "a.png,what?,crimson", "b.png,where?,left"]
 
 
@@ -177,14 +182,56 @@ def test_answers_depend_on_the_rule_that_chooses_views(kind: str, monkeypatch: p
     """Also where the crop is of another package, which is named by its class."""
     monkeypatch.setenv("PANOLLAVA_ALLOW", "panollava")
     settings = {"model": {}, "crop": {"type": kind}}
-    before = conditions_module._newer_parts(settings)
-    monkeypatch.setattr(conditions_module, "code_digest", lambda *_roots: "another rule")
-    found = differences(before, conditions_module._newer_parts(settings))
+    before = conditions_module._newer_parts(settings, WORLD)
+    monkeypatch.setattr(conditions_module, "class_digest", lambda *_: "another rule")
+    found = differences(before, conditions_module._newer_parts(settings, WORLD))
     assert describe(found) == "other choice"
-    assert conditions_module._newer_parts({"model": {"tokens_per_side": None}, "crop": {"type": "e2p"}}) == {}
-    assert conditions_module._newer_parts({"model": {"tokens_per_side": 3}, "crop": {"type": "e2p"}}) == {
-        "tokens_per_side": 3
-    }
+    others = {"model": {"tokens_per_side": None, "resampler": {"type": "mlp"}}, "crop": {"type": "e2p"}}
+    assert conditions_module._newer_parts(others, WORLD) == {}
+    others["model"]["tokens_per_side"] = 3
+    assert conditions_module._newer_parts(others, WORLD) == {"tokens_per_side": 3}
+
+
+def test_other_packages_of_which_the_answers_are_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their versions and their code, also of a metric; of packages that are here, and none is imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name, settings = f"lab_{tmp_path.name}", {"model": {}, "crop": {"type": "e2p"}}
+    (tmp_path / name).mkdir()
+    settings["model"]["resampler"] = {"type": f"{name}.parts:Own"}
+    settings["model"]["position"] = {"type": "no_such_package:Own"}
+    options = options_of(metrics=["BLEU", f"{name}.parts:Score"])
+
+    def now(code: str, version: str = "unknown") -> tuple[dict[str, object], dict[str, object]]:
+        (tmp_path / name / "parts.py").write_text(f"{code}\nraise SystemExit\n")
+        package_digest.cache_clear()
+        monkeypatch.setattr(conditions_module, "outside_packages", lambda found: dict.fromkeys(names(found), version))
+        return conditions_module._newer_parts(settings, WORLD), scoring(options, {})
+
+    def names(config: dict[str, object]) -> list[str]:
+        return sorted({value.split(":")[0].split(".")[0] for _, value in outside_types(config)})
+
+    answers, scores = now("x = 1")
+    assert list(answers["packages"]) == list(scores["packages"]) == [name]  # type: ignore[call-overload]
+    assert now("x = 1  # one") == (answers, scores)
+    for changed in (now("x = 2"), now("x = 1", "lab==2")):
+        reason = describe(differences(answers, changed[0]))
+        assert reason.startswith(f"packages.{name}: 'unknown, code ")
+        assert list(differences({"scores": scores}, {"scores": changed[1]})) == [f"scores.packages.{name}"]
+    assert differences({}, answers) == {}
+    assert unusable_places({"conditions": {"weights": "w"}}, answers, None) == "their record lacks packages"
+
+
+def test_a_source_that_processes_pictures_is_named() -> None:
+    (name,) = conditions_module._newer_parts({"model": {}, "crop": {"type": "e2p"}}, PlainSource(1))["packages"]
+    assert name == PlainSource.__module__.split(".")[0]
+    assert scoring(options_of(metrics=["BLEU"]), {})["packages"] == {}
+    assert "packages" not in scoring(options_of(), {})
+
+
+def options_of(**given: object) -> Any:
+    """Options of an evaluation, as far as scores depend on them."""
+    plain = {"blank": False, "words": "auto", "meteor": None, "clip": None, "metrics": None, "measure": "auto"}
+    return SimpleNamespace(**{**plain, **given})
 
 
 def test_times_of_an_answer_are_said_not_to_compare() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from panollava.crop.strategies import AdaptiveCrop
 from panollava.data.world import DRAWN_BY
 from panollava.run.features import ENCODED_BY
 from panollava.store import identity as code
-from panollava.store.identity import code_digest, present_digest
+from panollava.store.identity import class_digest, code_digest, package_digest, present_digest
 
 Digest = Callable[..., str]
 PLAIN = """
@@ -134,3 +136,79 @@ def test_an_equivalent_digest_is_that_of_the_present_code_alone(monkeypatch: pyt
     monkeypatch.setattr(code, "EQUIVALENT", {present: "an earlier one"})
     assert code_digest.__wrapped__(*DRAWN_BY) == "an earlier one"
     assert code_digest.__wrapped__(*ENCODED_BY) == present_digest(*ENCODED_BY)
+
+
+LAB = {
+    "__init__": "",
+    "saliency": "from .maths import K\ndef f(a):\n    return a * K  # scaled\n",
+    "maths": "K = 2\n",
+    "tools/__init__": "from ..saliency import f\n",
+    "unrelated": "X = 1\n",
+}
+SPELLINGS = [
+    "from .saliency import f\ndef choose(a):\n    return f(a)\n",
+    "from {package} import saliency\ndef choose(a):\n    return saliency.f(a)\n",
+    "import {package}.saliency as s\ndef choose(a):\n    return s.f(a)\n",
+    "from .tools import f\ndef choose(a):\n    return f(a)\n",
+    "def choose(a):\n    from . import saliency\n    return saliency.f(a)\n",
+]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """``lab(**modules)`` writes modules of a package, whose name it returns; nothing is remembered of it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = f"lab_{tmp_path.name}".replace("-", "_")
+
+    def write(**modules: str) -> str:
+        for name, text in modules.items():
+            path = tmp_path / package / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.replace("{package}", package))
+        importlib.invalidate_caches()
+        package_digest.cache_clear()
+        return package
+
+    return write
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_modules_count_however_they_are_imported(spelling: str, lab: Callable[..., str]) -> None:
+    package = lab(**LAB, crop=f"{spelling}raise SystemExit\n")  # found without importing it
+    plain = package_digest(f"{package}.crop")
+    assert len(plain) == 16
+    lab(unrelated="X = 2\n", saliency=LAB["saliency"].replace("scaled", "multiplied"))
+    assert package_digest(f"{package}.crop") == plain
+    lab(maths="K = 3\n")
+    other = package_digest(f"{package}.crop")
+    lab(saliency=LAB["saliency"].replace("a * K", "a + K"))
+    assert len({plain, other, package_digest(f"{package}.crop")}) == 3
+    plain = package_digest(f"{package}.crop")
+    lab(maths="print 3\n")  # of another Python
+    assert package_digest(f"{package}.crop") != plain
+    assert package not in sys.modules
+    assert package_digest("no_such_package.crop") == package_digest() == ""
+
+
+def test_a_module_of_one_file_and_a_folder_without_init(tmp_path: Path, lab: Callable[..., str]) -> None:
+    package = lab(**{"crops/one": "X = 1\n"})
+    (tmp_path / f"{package}_alone.py").write_text(f"import {package}.crops.one\n")
+    alone, inside = package_digest(f"{package}_alone"), package_digest(f"{package}.crops.one")
+    lab(**{"crops/one": "X = 2\n"})
+    assert package_digest(f"{package}.crops.one") != inside
+    assert package_digest(f"{package}_alone") == alone  # another package's version counts, not its code
+
+
+def test_a_class_of_another_package_has_the_code_of_its_package(lab: Callable[..., str]) -> None:
+    """Also where it overrides only what a member of ours calls."""
+    text = (
+        "from panollava.crop.strategies import AdaptiveCrop\nclass Lab(AdaptiveCrop):\n    def detail(self): return 0\n"
+    )
+    package = lab(__init__="", base=text, crop="from .base import Lab\nclass Mine(Lab):\n    pass\n")
+    kind = importlib.import_module(f"{package}.crop").Mine
+    members, own = ("choose", "finest"), (AdaptiveCrop.choose, AdaptiveCrop.finest)
+    assert class_digest(AdaptiveCrop, *members) == code_digest(*own)
+    plain = class_digest(kind, *members)
+    assert plain not in (code_digest(*own), class_digest(kind.__base__, *members))
+    lab(base=text.replace("return 0", "return 1"))
+    assert class_digest(kind, *members) != plain

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from panollava.component import component_names
 from panollava.crop.cameras import camera_tensor
 from panollava.crop.strategies import AnyresE2pCrop
-from panollava.model.components import component_class, keeps_width
+from panollava.model.components import build_component, component_class, keeps_width
+from panollava.model.resampler.mlp import MlpResampler
+from panollava.model.trainable import refuse_buffers
 
 SMALL: dict[str, dict[str, int]] = {
     "bimamba": {"width": 16, "layers": 2, "state": 4, "head_width": 8},
@@ -145,6 +147,34 @@ def test_without_memory_it_still_knows_its_tokens(name):
 def test_everything_it_knows_is_in_its_weights(name):
     """A buffer would come out of a construction on the meta device as noise."""
     assert list(build(name).buffers()) == []
+
+
+class NormedResampler(MlpResampler):
+    """One of another package, with running statistics."""
+
+    def __init__(self, *, input_width: int, output_width: int) -> None:
+        super().__init__(input_width=input_width, output_width=output_width)
+        self.out = nn.Sequential(nn.BatchNorm1d(output_width))
+
+
+def test_buffers_which_no_checkpoint_has_are_refused(monkeypatch):
+    monkeypatch.setattr("panollava.model.components.component_class", lambda *_: NormedResampler)
+    said = (
+        "^model.resampler.type=lab:Normed: checkpoints .* the buffer out.0.running_mean of BatchNorm1d. Take LayerNorm"
+    )
+    with pytest.raises(ValueError, match=said):
+        build_component("resampler", {"type": "lab:Normed"}, seed=0, input_width=6, output_width=10)
+
+
+def test_a_stage_may_have_constants_and_the_buffers_of_the_backbones():
+    stage, model = nn.Module(), nn.ModuleDict({"language_model": nn.BatchNorm1d(2), "vision": nn.Module()})
+    stage.model, model["vision"].tower = model, nn.BatchNorm1d(2)
+    stage.register_buffer("weights", torch.ones(2), persistent=False)
+    refuse_buffers(stage, "stage.own", constants=True)
+    refuse_buffers(nn.ModuleDict({"vision": model["vision"]}), "stage.own", constants=True)
+    stage.register_buffer("codebook", torch.ones(2))
+    with pytest.raises(ValueError, match=r"^stage.own: .* buffer codebook of Module.*persistent=False"):
+        refuse_buffers(stage, "stage.own", constants=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
