@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -123,7 +124,7 @@ def markdown(study: Study, results: Sequence[Result], judged: Sequence[Judged]) 
     of_unknown = f" Not known of {counted(len(unknown), 'job')}: {', '.join(unknown)}." if unknown else ""
     parts = [
         f"{len(results)} of {len(study.jobs)} jobs have results. {counted(len(learning), 'job')} still learning when "
-        f"training ended{': ' + ', '.join(learning) if learning else ''}.{of_unknown}",
+        f"training ended{': ' + ', '.join(learning) if learning else ''}.{of_unknown}{_unlike(results)}",
         "## The written contrasts",
         _tests(study, results),
         "\n".join(markdown_lines(_verdict_rows(judged))),
@@ -132,6 +133,17 @@ def markdown(study: Study, results: Sequence[Result], judged: Sequence[Judged]) 
         parts += ["## The arms", "\n".join(markdown_lines(_arm_rows(study, results)))]
         parts += ["## By question type", "\n".join(markdown_lines(_kind_rows(study, results)))]
     return "\n\n".join(parts) + "\n"
+
+
+def _unlike(results: Sequence[Result]) -> str:
+    """What jobs were made with that is not the same for all, in a sentence; empty where there is nothing."""
+    parts = []
+    for key in results[0].made_with if results else ():
+        counts = Counter(one.made_with[key] or "not recorded" for one in results)
+        if len(counts) > 1:
+            shown = ", ".join(f"{value} ({counted(number, 'job')})" for value, number in counts.items())
+            parts.append(f"{key} is {shown}")
+    return f" The jobs were not all made alike: {'; '.join(parts)}." if parts else ""
 
 
 def _tests(study: Study, results: Sequence[Result]) -> str:

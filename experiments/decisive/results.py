@@ -23,13 +23,14 @@ import yaml
 from panollava.disk import write_file
 from panollava.evaluation.metrics import EXACT, AnswerSet, find_metric
 from panollava.evaluation.predictions import as_scored
+from panollava.run.settings import settings_of
 from panollava.run.sweep_report import Job, read_job
 from panollava.run_folder import flatten, is_free
 
 HERE = Path(__file__).parent
 CONTRASTS, RAW, CONFIGS = "contrasts.yaml", "raw", "configs"
 MOST_CONTRASTS = 15
-LIBRARIES = ("panollava", "torch", "transformers", "numpy")
+LIBRARIES = ("torch", "transformers", "numpy")
 UNEQUAL = 0.03
 """Share of the middle of the smallest and the largest number of image tokens by which an arm's may differ from it."""
 
@@ -101,14 +102,20 @@ class Result:
     learning: str  # still learning when its training ended: yes, no or unknown
     learning_why: str
     latency_s: float
-    libraries: Mapping[str, str]
-    commit: str
+    libraries: Mapping[str, str]  # some also name a panollava, the installed one, which need not be the one that ran
+    commit: str  # of the code that ran
     processor: str
 
     @property
     def name(self) -> str:
         """Of its file, without the suffix, and of its run."""
         return job_name(self.arm, self.seed)
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """The commit, libraries and processor, which should be those of all jobs."""
+        libraries = {name: self.libraries.get(name, "") for name in LIBRARIES}
+        return {"commit": self.commit, **libraries, "processor": self.processor}
 
 
 def job_name(arm: str, seed: int) -> str:
@@ -173,13 +180,20 @@ def write_result(study: Study, arm: str, seed: int, run: Path, workplace: Path) 
         workplace: the folder in which it was started.
 
     Raises:
-        ValueError: it is not finished or not evaluated, or it is of another arm or seed.
+        ValueError: it is not finished or not evaluated, or it is of another arm or seed by its config.
     """
     job = read_job(run, workplace)
     if job is None or not job.predictions:
         raise ValueError(f"{run} is not finished, or not evaluated.")
     if job.config["seed"] != seed:
         raise ValueError(f"{run} has seed {job.config['seed']}, and not {seed}.")
+    for path in sorted((study.folder / CONFIGS).glob("*.yaml")):
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _, differing = settings_of([known, job.config], [job.stage] * 2)
+        if path.stem == arm and differing:
+            raise ValueError(f"{run} is not of arm {arm}: its config differs from {path} in {', '.join(differing)}.")
+        if path.stem != arm and not differing:
+            raise ValueError(f"{run} is of arm {path.stem}, and not of {arm}: its config is that of {path}.")
     one = _result(job, arm, seed, study.digest)
     write_file(study.folder / RAW / f"{one.name}.json", _json(one))
     path = study.folder / CONFIGS / f"{arm}.yaml"

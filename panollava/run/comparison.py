@@ -36,7 +36,7 @@ from panollava.run.learning_report import is_learning, learning_notes, run_learn
 from panollava.run.options import CompareOptions
 from panollava.run.place_comparison import compare_detections
 from panollava.run.restore import Restored, restore
-from panollava.run.settings import settings_of
+from panollava.run.settings import settings_of, trained_with, unlike_training
 from panollava.run.sources import open_source
 from panollava.run.tools import Tools
 from panollava.run.tracker import open_tracker
@@ -80,7 +80,7 @@ def compare_runs(options: CompareOptions, sections: dict[str, Any]) -> None:
                 "csv_input= or world_seed=."
             )
     learning = _learning(dict(zip(names, runs, strict=True)))
-    contenders, note = _contenders(runs, answers, learning)
+    contenders, note, unlike = _contenders(runs, answers, learning)
     words = choose_words(options.words)
     sets = {one.name: AnswerSet(as_scored(one.predictions), words) for one in contenders}
     chosen = choose_measure(sections["evaluation"]["measure"], sets[first])
@@ -97,7 +97,7 @@ def compare_runs(options: CompareOptions, sections: dict[str, Any]) -> None:
     if certified := recorded_certificates(dict(zip(names, runs, strict=True)), Path(options.results_dir), known):
         text += f"\n{certified}"
     LOG.info("\n%s", text)
-    unlike = unequal({name: one.conditions for name, one in answers.items()})
+    unlike += unequal({name: one.conditions for name, one in answers.items()})
     for line in [*unlike, *unlike_times({name: one.timing for name, one in answers.items()})]:
         LOG.warning("%s.", line)
         text += f"\n{line}.\n"
@@ -136,16 +136,19 @@ def _folders(options: CompareOptions, tracking: dict[str, Any]) -> list[str]:
 
 def _contenders(
     runs: list[Restored], answers: dict[str, Answers], learning: Mapping[str, Learning]
-) -> tuple[list[Contender], str]:
-    """The runs with their settings, where all have a config, and a line on how their configs differ."""
+) -> tuple[list[Contender], str, list[str]]:
+    """The runs with their settings, where all have a config; how these differ, and what else does but should not."""
     configs = [recorded_config(run.folder) for run in runs]
     settings: Sequence[dict[str, str] | None] = [None] * len(runs)
     differing: list[str] = []
+    unlike: list[str] = []
     if all(configs):
         known = [config or {} for config in configs]
         settings, differing = settings_of(known, [run.stage for run in runs])
+        training = [trained_with(run.folder, config) for run, config in zip(runs, known, strict=True)]
+        unlike = unlike_training(dict(zip(answers, training, strict=True)), known, settings)
     note = f"The settings differ in {', '.join(differing)}.\n" if differing else ""
-    return [
+    contenders = [
         Contender(
             name,
             tuple(one.predictions),
@@ -155,7 +158,8 @@ def _contenders(
             still_learning=is_learning(learning[name]),
         )
         for (name, one), setting, config in zip(answers.items(), settings, configs, strict=True)
-    ], note
+    ]
+    return contenders, note, unlike
 
 
 def _answers(

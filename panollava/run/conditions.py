@@ -386,18 +386,23 @@ def unequal(records: Mapping[str, Record]) -> list[str]:
 
 def unlike_times(records: Mapping[str, Record]) -> list[str]:
     """Why the times of an answer of several evaluations may not compare; by name, empty records of older ones."""
-    known, parts = {name: record for name, record in records.items() if record}, []
-    for key in dict.fromkeys(key for record in known.values() for key in record):
-        names: dict[str, list[str]] = {}
-        for name, record in known.items():
-            names.setdefault(str(record.get(key)), []).append(name)
-        if len(names) > 1:
-            shown = ", ".join(f"{value} ({', '.join(own)})" for value, own in names.items())
-            parts.append(f"{key} is {shown}")
+    known = {name: record for name, record in records.items() if record}
+    keys = dict.fromkeys(key for record in known.values() for key in record)
+    parts = [
+        f"{key} is {shown}" for key in keys if (shown := unlike({name: one.get(key) for name, one in known.items()}))
+    ]
     if len(known) < len(records):
         lacking = [name for name in records if name not in known]
         parts.append(f"how it was measured is not recorded for {', '.join(lacking) if known else 'any'}")
     return [f"The times of an answer may not compare: {'; '.join(parts)}"] if parts else []
+
+
+def unlike(values: Mapping[str, Any]) -> str:
+    """The values of several, given by name, with the names that have each; empty where all have the same."""
+    names: dict[str, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(str(value), []).append(name)
+    return ", ".join(f"{value} ({', '.join(own)})" for value, own in names.items()) if len(names) > 1 else ""
 
 
 def _pictures(source: DataSource, pictures: list[Path | str], known: FileIdentity) -> str:

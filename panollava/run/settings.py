@@ -1,10 +1,16 @@
 """Which of several runs are of one setting, so that they differ by the seed of their training alone."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
-from panollava.run_folder import MAY_DIFFER, flatten, upgraded
+from panollava.checkpoint import BEST, follow, read_state
+from panollava.run.conditions import unlike
+from panollava.run_folder import MAY_DIFFER, flatten, recorded_metadata, upgraded
 
 OF_NO_SETTING = {*MAY_DIFFER, "seed", "trainer.compile", "trainer.device"} - {
     "generation",
@@ -13,6 +19,7 @@ OF_NO_SETTING = {*MAY_DIFFER, "seed", "trainer.compile", "trainer.device"} - {
     "trainer.patience",
 }
 """Config keys that say where and how a run is made, and nothing of what it learns or answers; and the seed."""
+_SPLITS = ("train", "val")
 
 
 def settings_of(configs: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
@@ -43,6 +50,59 @@ def settings_of(configs: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> 
     names = {key: _short(key) for key in chosen}
     settings = [{names[key]: _written(one[key]) if key in one else "–" for key in chosen} for one in flat]
     return settings, [_short(key) for key in order]
+
+
+def trained_with(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run learnt from and how, beside its config, without entries that an older run's record lacks.
+
+    Args:
+        folder: of its last stage.
+        config: ``config.yaml`` there.
+
+    Returns:
+        Digests of the data, by split, and of the files of the backbones; what prompts depend on; and of each stage the
+        number format and the samples of an optimiser step.
+    """
+    metadata = recorded_metadata(folder)
+    digests = flatten(metadata.get("inputs") or {})
+    found = {key: value and str(value)[:16] for key, value in digests.items()}
+    found |= flatten({"prompt": metadata.get("prompt") or {}})
+    own = folder.parent.name
+    for stage in (*takewhile(lambda one: one != own, upgraded(config)["stage"]["run"]), own):
+        with suppress(FileNotFoundError, ValueError):  # a report does not need the checkpoints
+            state = read_state(follow(folder.parent.parent / stage / folder.name / BEST) or folder)
+            share = state.get("share")
+            found[f"the number format of stage {stage}"] = state.get("number_format")
+            found[f"the number of samples of a step of stage {stage}"] = share and math.prod(share.values())
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def unlike_training(
+    records: Mapping[str, Mapping[str, Any]], configs: Sequence[Mapping[str, Any]], settings: Sequence[object]
+) -> list[str]:
+    """A sentence on what runs were trained with that is not the same, though by their configs it should be.
+
+    That is all of ``trained_with`` for runs of one setting, and the training data for those with the same ``data``.
+
+    Args:
+        records: of ``trained_with``, by the name of the run.
+        configs: of each run.
+        settings: of each run.
+    """
+    of_data = [
+        _plain({key: own for key, own in _relevant(one).items() if key.startswith("data.") and "test" not in key})
+        for one in configs
+    ]
+    parts: list[str] = []
+    for key in dict.fromkeys(key for record in records.values() for key in record):
+        groups: dict[str, dict[str, Any]] = {}
+        alike = of_data if key.partition(".")[0] in _SPLITS else map(_plain, settings)
+        for group, (name, record) in zip(alike, records.items(), strict=True):
+            if key in record:
+                groups.setdefault(group, {})[name] = record[key]
+        parts += [f"{key} is {shown}" for values in groups.values() if (shown := unlike(values))]
+    named = "Runs whose configs differ by the seed alone, or not in their data, were not trained alike"
+    return [f"{named}: {'; '.join(parts)}"] if parts else []
 
 
 def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:

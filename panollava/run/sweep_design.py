@@ -11,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from panollava.config.sweep_arguments import RECORD
 from panollava.data.source import Question
@@ -27,6 +28,10 @@ WANTED = 0.02
 """The difference, of a share, for which the number of seeds is told."""
 SPREADS = {EXACT: (0.0057, "experiments/resamplers, a study on level 1 of the built-in world")}
 """Standard deviation between the seeds of a setting and its source, by measure, for a folder without earlier sweeps."""
+ALIKE = ("data.type", "data.dir", "data.level", "data.train_scenes", "model.vision.name", "model.language.name")
+"""Keys beside the epochs that an earlier sweep has as this one, if both have them."""
+ALIKE_OR_NULL = ("data.kinds", "trainer.max_steps")
+"""More of them, of which null is a value."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def announcement(config: DictConfig) -> list[str]:
     metric = _measure(measure, questions)
     asked = (None, None) if questions is None else (len(questions), len({one.image_id for one in questions}))
     design = Design(len(settings), min(map(len, settings.values())), *asked)
-    spread = known_spread(Path(config.output_dir).expanduser(), _plain(config.data), metric.name)
+    spread = known_spread(Path(config.output_dir).expanduser(), config, metric.name, asked[0])
     return design.lines(spread, metric.name, metric.top)
 
 
@@ -159,16 +164,22 @@ def _measure(asked: str, questions: Sequence[Question] | None) -> Metric:
     return find_metric(EXACT, KEY) if not questions else choose_measure(AUTO, AnswerSet(as_asked(questions))).metric
 
 
-def known_spread(folder: Path, data: Mapping[str, Any], measure: str = EXACT) -> Spread | None:
+def known_spread(
+    folder: Path, config: Mapping[str, Any], measure: str = EXACT, questions: int | None = None
+) -> Spread | None:
     """How much the seeds of a setting differ: in the sweeps of a folder, else in the table ``SPREADS``.
 
     Args:
-        folder: ``output_dir``; of its sweeps, those on other data are left out.
+        folder: ``output_dir``; of its sweeps, those on other data, with other backbones or of another length are left
+            out: a pilot says nothing of the spread of a whole training.
+        config: of the sweep, or of one of its jobs.
+        questions: of the test set, None where unknown; scores on other numbers of them are left out.
     """
     groups: list[list[float]] = []
     names = []
     for path in sorted(folder.glob(f"*/{NUMBERS}")):
-        if (own := _seed_scores(path, measure.replace(" ", "_"))) and _is_on(path.with_name(RECORD), data):
+        own = _seed_scores(path, measure.replace(" ", "_"), questions)
+        if own and _is_alike(path.with_name(RECORD), config):
             groups += own
             names.append(str(path.parent))
     if (value := spread_of(groups)) is not None:
@@ -179,8 +190,9 @@ def known_spread(folder: Path, data: Mapping[str, Any], measure: str = EXACT) ->
     return Spread(value, f"as in {source}")
 
 
-def _seed_scores(path: Path, column: str) -> list[list[float]]:
+def _seed_scores(path: Path, column: str, questions: int | None) -> list[list[float]]:
     """Scores of the seeds of each setting that has several, in the ``sweep.csv`` of a sweep."""
+    asked = None if questions is None else str(questions)
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     if not rows or not {"seed", "status", column} <= rows[0].keys():
@@ -189,19 +201,24 @@ def _seed_scores(path: Path, column: str) -> list[list[float]]:
     keys = [key for key in header[1 : header.index("status")] if key != "seed"]
     settings: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
-        if row["status"] == "finished" and row[column]:
+        if row["status"] == "finished" and row[column] and (asked is None or row.get("questions", asked) == asked):
             settings.setdefault(tuple(row[key] for key in keys), []).append(float(row[column]))
     return [scores for scores in settings.values() if len(scores) > 1]
 
 
-def _is_on(record: Path, data: Mapping[str, Any]) -> bool:
-    """Whether the sweep of a record has the same data set."""
+def _is_alike(record: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the sweep of a record has the same data set, backbones, epochs and steps."""
     if not record.is_file():
         return False
     recorded = OmegaConf.load(record)
-    pairs = [(OmegaConf.select(recorded, f"data.{key}"), data.get(key)) for key in ("type", "dir", "level")]
-    is_asked = OmegaConf.select(recorded, "data.kinds") == data.get("kinds")  # null is a value: the nine kinds
-    return is_asked and all(None in pair or pair[0] == pair[1] for pair in pairs)
+    now = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    stages = OmegaConf.select(now, "stage.run") or ()
+    keys = ("stage.run", *(f"stage.{stage}.epochs" for stage in stages), *ALIKE, *ALIKE_OR_NULL)
+    try:
+        pairs = {key: [OmegaConf.select(each, key) for each in (recorded, now)] for key in keys}
+    except OmegaConfBaseException:  # of a version that had other resolvers
+        return False
+    return all(old == new or (None in (old, new) and key not in ALIKE_OR_NULL) for key, (old, new) in pairs.items())
 
 
 def _plain(section: DictConfig) -> Any:

@@ -31,7 +31,7 @@ from panollava.run.learning_report import (
     run_learning,
     way_to_common_loss,
 )
-from panollava.run.settings import settings_of
+from panollava.run.settings import settings_of, trained_with, unlike_training
 from panollava.run.sweep_design import NUMBERS, Design, Spread, known_spread
 from panollava.run_folder import CONFIG, CURVE, STAGES, found_path
 from panollava.stages import registry
@@ -60,6 +60,7 @@ class Job:
     curves: Mapping[str, LearningCurve] = field(default_factory=dict)  # of each stage that gives answers
     places: Mapping[str, float] = field(default_factory=dict)  # AP and mIoU of its stage that finds boxes
     stage: str = ""  # its last stage
+    training: Mapping[str, Any] = field(default_factory=dict)  # as ``trained_with`` finds it
 
     @property
     def conditions(self) -> Mapping[str, Any]:
@@ -216,6 +217,7 @@ def read_job(folder: Path, workplace: Path = Path()) -> Job | None:
         predictions=predictions,
         parameters=_resampler_parameters(folder / last),
         stage=last.partition("/")[0],
+        training=trained_with(folder / last, config),
         places=_place_numbers(folder, workplace, done[finding[-1]]) if finding else {},
         learning=run_learning(done, last) if metrics or state.get("learning") else None,
         curves={
@@ -284,6 +286,10 @@ def _compared(answered: Sequence[tuple[JobRecord, Job]], measure: str, folder: P
     timing = {record.name: job.metrics["settings"].get("timing") or {} for record, job in answered}
     notes += [f"{line}.\n" for line in [*unequal(conditions), *unlike_times(timing)]]
     of_jobs, differing = _settings(answered)
+    training = {record.name: job.training for record, job in answered}
+    for line in unlike_training(training, [job.config for _, job in answered], of_jobs):
+        LOG.warning("%s.", line)
+        notes.append(f"{line}.\n")
     notes += [f"The settings differ in {', '.join(differing)}.\n"] if differing else []
     contenders = [job.contender(setting) for (_, job), setting in zip(answered, of_jobs, strict=True)]
     settings, words = comparison.by_setting(contenders), one.metrics["captions"].get("words", "unicode")
@@ -323,7 +329,7 @@ def _design(contenders: Sequence[Contender], job: Job, folder: Path, words: Word
     design = Design(len(settings) or len(contenders), min(map(len, settings.values()), default=1), *asked)
     measured = spread_of(comparison.setting_scores(contenders, words, measure))
     if measured is None:
-        spread = known_spread(folder.parent, job.config["data"], metric.name)
+        spread = known_spread(folder.parent, job.config, metric.name, asked[0])
     else:
         spread = Spread(measured, "measured here")
     return "\n".join(design.lines(spread, metric.name, metric.top)) + "\n"

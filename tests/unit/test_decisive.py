@@ -130,6 +130,20 @@ def test_results_that_do_not_belong_together_are_refused(study: Study, wrong: di
         read_results(study)
 
 
+def test_jobs_that_were_made_otherwise_are_named(study: Study) -> None:
+    """A version of panollava is of older files, and of the installed package."""
+    old = {"panollava": "0.2.0", "torch": "2.15.0", "transformers": "5.23.0", "numpy": "2.4.6"}
+    made = {"commit": "1a419fb6bba0", "libraries": old, "processor": "one, 2 cores"}
+    new = {key: value for key, value in old.items() if key != "panollava"}
+    ways = ({}, {"libraries": new}, {"commit": "ffff", "libraries": {**new, "torch": "2.16.0"}})
+    found = [replace(result("mlp_overlap50", 11 + at, 0.8), **{**made, **way}) for at, way in enumerate(ways)]
+    keep(study, *found[:2])
+    assert "not all made alike" not in write_report(study)
+    keep(study, found[2])
+    said = "commit is 1a419fb6bba0 (2 jobs), ffff (1 job); torch is 2.15.0 (2 jobs), 2.16.0 (1 job)."
+    assert f" The jobs were not all made alike: {said}\n" in write_report(study)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"arm": "x"}', "\x00"])
 def test_a_damaged_result_is_named(study: Study, content: str) -> None:
     keep(study)

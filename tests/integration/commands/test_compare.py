@@ -15,9 +15,11 @@ from support.runs import command
 
 from panollava import compare
 from panollava import eval as eval_command
+from panollava.disk import read_document, write_json
 from panollava.run import comparison
 from panollava.run import evaluate as run_evaluate
-from panollava.run.conditions import answer_conditions
+from panollava.run.conditions import answer_conditions, recorded_inputs
+from panollava.run_folder import METADATA
 
 Capture = pytest.CaptureFixture[str]
 QUIET = ("tracking=none", "num_workers=0", "device=cpu", "words=unicode")
@@ -65,6 +67,23 @@ def test_stages_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> No
 def test_a_run_and_itself(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     said = compared(monkeypatch, capsys, "runs/recorded", "runs/recorded")
     assert "recorded and recorded (2) are not distinguishable: the same score on each of" in said
+
+
+@pytest.mark.usefixtures("runs")
+def test_seeds_with_other_training_records_are_named(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A second seed whose ``train.csv`` had been corrected; that of a stage which is not compared does not matter."""
+    shutil.copytree("runs/recorded", "runs/second", symlinks=True)
+    for stage in ("finetune", "resampler"):
+        path = Path("runs/second", stage, "anyres-e2p_mlp", METADATA)
+        metadata = read_document(path)
+        metadata["inputs"]["train"]["texts"] = f"new for {stage}"
+        write_json(path, metadata)
+    said = compared(monkeypatch, capsys, "runs/recorded", "runs/second")
+    digest = recorded_inputs(Path("runs/recorded/finetune/anyres-e2p_mlp"))["train"]["texts"]
+    line = f"were not trained alike: train.texts is {digest} (recorded), new for finetune (second).\n"
+    assert line in Path("results/comparison/comparison.md").read_text()
+    assert said.count(line) == 1
+    assert "has no answers" not in said
 
 
 @pytest.mark.usefixtures("runs")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from support.runs import QUICK, UNTRACKED, backbones, command
 
@@ -54,6 +55,17 @@ def test_a_result_keeps_what_the_report_needs(study: Study) -> None:
     assert (study.folder / "configs" / f"{ARMS[0]}.yaml").is_file()
     with pytest.raises(ValueError, match="has seed 0, and not 1"):
         write_result(study, ARMS[0], 1, run, Path())
+    with pytest.raises(ValueError, match=f"is of arm {ARMS[0]}, and not of {ARMS[1]}"):
+        write_result(study, ARMS[1], 0, run, Path())
+    path = study.folder / "configs" / f"{ARMS[0]}.yaml"
+    config = yaml.safe_load(path.read_text())
+    for key, value in (("trainer", {"max_steps": 9}), ("stage", {"run": ["finetune"]}), ("generation", {"top_k": 9})):
+        path.write_text(yaml.safe_dump({**config, key: {**config[key], **value}}))
+        with pytest.raises(
+            ValueError, match=rf"is not of arm {ARMS[0]}: its config differs from .* in .*{key}\."
+        ) as told:
+            write_result(study, ARMS[0], 0, run, Path())
+        assert next(iter(value)) in str(told.value)
 
 
 def test_the_sweep_of_the_overlay_is_collected(

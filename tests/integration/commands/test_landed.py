@@ -215,6 +215,7 @@ def test_a_killed_sweep_is_finished(landed: Path, expected: Path, run: Run) -> N
     ]  # fmt: skip
     assert rows[0]["still_learning"] == "unknown"
     assert "version recorded no learning curve" in rows[0]["still_learning_why"]
+    assert "not trained alike" not in Path("runs/sweep/sweep.md").read_text("utf-8")
 
 
 def test_a_job_that_its_sweep_had_not_begun_has_the_defaults_of_the_others(

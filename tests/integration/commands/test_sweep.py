@@ -139,10 +139,12 @@ def test_seeds_make_settings_in_the_report_and_in_compare(
     assert "| resampler.width | seeds | exact match, % | interval by seed |" in text
     assert re.search("(resampler.width=16 and|About the settings resampler.width=16 and) resampler.width=24", text)
     assert "What this sweep can see by exact match: 2 settings, 2 seeds each" in text
+    assert "not trained alike" not in text
     jobs = sorted(map(str, Path("runs/seeds").glob("*/")))
     assert command(monkeypatch, compare, *jobs, UNTRACKED, "device=cpu", "num_workers=0", "table=latex") == 0
     text = Path("results/comparison/comparison.md").read_text("utf-8")
     assert "The settings differ in resampler.width." in text
+    assert "not trained alike" not in text
     assert re.search("(resampler.width=16 and|About the settings resampler.width=16 and) resampler.width=24", text)
     assert r"resampler.width=16\textsuperscript{\dag{}} & 2 & " in Path("results/comparison/table.tex").read_text(
         "utf-8"

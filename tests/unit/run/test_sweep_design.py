@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 from support import ROOT
 
 from panollava.config.command_line import CONF, CommandLine, canonical, split
@@ -15,16 +17,20 @@ from panollava.config.sweep_arguments import register_resolvers
 from panollava.evaluation.seeds import seeds_needed, visible
 from panollava.run.sweep_design import SPREADS, Design, Spread, announcement, known_spread
 
-WORLD = {"type": "world", "dir": None}
+WORLD = {"data": {"type": "world", "dir": None}}
 
 
-def sweep(folder: Path, scores: dict[tuple[str, int], float], data: str = "type: world") -> None:
-    """The files of an earlier sweep of resamplers."""
+def sweep(
+    folder: Path, scores: dict[tuple[str, int], float], record: str = "data: {type: world}", questions: str = ""
+) -> None:
+    """The files of an earlier sweep of resamplers; without questions that of a version that did not count them."""
     folder.mkdir(parents=True)
-    (folder / "multirun.yaml").write_text(f"data:\n  {data}\n")
-    lines = [f"{name}-{seed},{name},{seed},finished,{score}" for (name, seed), score in scores.items()]
-    lines.append("mlp-9,mlp,9,failed,")
-    (folder / "sweep.csv").write_text("\n".join(["job,resampler,seed,status,exact_match", *lines]) + "\n")
+    (folder / "multirun.yaml").write_text(record)
+    end = questions and f",{questions}"
+    lines = [f"{name}-{seed},{name},{seed},finished,{score}{end}" for (name, seed), score in scores.items()]
+    lines.append(f"mlp-9,mlp,9,failed,{questions and ','}")
+    head = f"job,resampler,seed,status,exact_match{questions and ',questions'}"
+    (folder / "sweep.csv").write_text("\n".join([head, *lines]) + "\n")
 
 
 def test_the_built_in_spread_is_that_of_its_source() -> None:
@@ -46,12 +52,46 @@ def test_the_spread_of_earlier_sweeps_on_the_same_data_comes_first(tmp_path: Pat
     assert found.value == pytest.approx((0.005 / 2) ** 0.5)
     assert found.source == f"as in {tmp_path / 'a'}"
     sweep(tmp_path / "of_one_seed", {("mlp", 0): 0.1, ("bimamba", 0): 0.9})
-    sweep(tmp_path / "of_files", {("mlp", 0): 0.1, ("mlp", 1): 0.9}, "{type: csv, dir: my_data}")
+    sweep(tmp_path / "of_files", {("mlp", 0): 0.1, ("mlp", 1): 0.9}, "data: {type: csv, dir: my_data}")
     assert known_spread(tmp_path, WORLD) == found
-    of_files = known_spread(tmp_path, {"type": "csv", "dir": "my_data"})
+    of_files = known_spread(tmp_path, {"data": {"type": "csv", "dir": "my_data"}})
     assert of_files is not None
     assert of_files.value == pytest.approx(0.32**0.5)
     assert known_spread(tmp_path, WORLD, "CIDEr") is None
+
+
+FULL = """
+data: {type: world, level: 2, train_scenes: 1600}
+model: {vision: {name: siglip}, size: tiny}
+stage: {run: [finetune], finetune: {epochs: '${for_size:{tiny: 16, full: 3}}'}, vision: {epochs: 1}}
+trainer: {max_steps: null}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "questions"),
+    [
+        (("max_steps: null", "max_steps: 2"), "892"),
+        (("tiny: 16", "tiny: 2"), "892"),
+        (("[finetune]", "[resampler, finetune]"), "892"),
+        (("name: siglip", "name: clip"), "892"),
+        (("train_scenes: 1600", "train_scenes: 16"), "892"),
+        (("for_size", "a_resolver_that_is_gone"), "892"),
+        (("", ""), "12"),
+    ],
+)
+def test_a_pilot_says_nothing_of_the_spread(before: tuple[str, str], questions: str, tmp_path: Path) -> None:
+    register_resolvers()
+    config: Any = OmegaConf.to_container(OmegaConf.create(FULL), resolve=True)
+    built_in = known_spread(tmp_path, config, questions=892)
+    sweep(tmp_path / "pilot", {("mlp", 0): 0.25, ("mlp", 1): 0.58}, FULL.replace(*before), questions)
+    assert known_spread(tmp_path, config, questions=892) == built_in
+    whole = FULL.replace("vision: {epochs: 1}", "vision: {epochs: 2}")  # a stage that is not run
+    sweep(tmp_path / "whole", {("mlp", 0): 0.9, ("mlp", 1): 0.91}, whole, "892")
+    found = known_spread(tmp_path, config, questions=892)
+    assert found is not None
+    assert found.source == f"as in {tmp_path / 'whole'}"
+    assert found.value == pytest.approx(0.01 / 2**0.5)
 
 
 def test_one_seed_can_show_nothing_of_settings() -> None:

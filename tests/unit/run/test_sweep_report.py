@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from panollava.evaluation.predictions import Prediction
 from panollava.run.sweep_report import Job, _compared
@@ -78,6 +79,18 @@ def test_other_epochs_are_another_setting(tmp_path: Path) -> None:
     of_starts = [replace(record, swept={"seed": record.swept["seed"]}) for record, _ in jobs[:2]]
     mixed = [*zip(of_starts, (own for _, own in jobs[:2]), strict=True), *jobs[2:]]
     assert report(mixed, tmp_path) == text
+
+
+def test_seeds_trained_on_other_records_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The records were corrected before the last seed: their files have the same names, and the configs are equal."""
+    jobs = [job("mlp", seed, 3, 0.8, swept={}) for seed in (1, 2, 3)]
+    texts = zip(jobs, ("before", "before", "corrected"), strict=True)
+    jobs = [(record, replace(own, training={"train.texts": text})) for (record, own), text in texts]
+    line = "were not trained alike: train.texts is before (mlp_3_1, mlp_3_2), corrected (mlp_3_3).\n"
+    with caplog.at_level("WARNING"):
+        assert line in report(jobs, tmp_path)
+    assert line.strip() in caplog.text
+    assert "not trained alike" not in report(jobs[:2], tmp_path)
 
 
 def test_a_job_whose_last_start_failed_is_not_compared(tmp_path: Path) -> None:
