@@ -24,7 +24,7 @@ from panollava.crop.partial import Covered
 from panollava.data.annotated import AnnotatedSource
 from panollava.data.csv import BadEntries, Problem, bad_numbers
 from panollava.data.files import ListedSource
-from panollava.data.source import DataSource, PlacesSource
+from panollava.data.source import DataSource, PlacesSource, spread_indices
 from panollava.logs import LOG, configure_console, counted, say
 from panollava.prompt import ChatPrompt
 from panollava.run.sources import (
@@ -299,7 +299,7 @@ def draw_places(sources: Mapping[str, DataSource], out: Path, covered: Covered |
     from panollava.run.image_commands import checked_out, write_out
 
     checked_out(out, [source.picture(at) for source in annotated.values() for at in range(len(source))], "boxes.png")
-    chosen = np.linspace(0, len(places) - 1, min(_DRAWN, len(places))).round().astype(int).tolist()
+    chosen = spread_indices(len(places), _DRAWN)
     whole, panels = [global_camera("resize", PANEL)], []
     for split, at in (places[number] for number in chosen):
         source = annotated[split]
@@ -343,11 +343,10 @@ def text_lines(
     encoder = TextEncoder(prompt, image_tokens=1)  # the limits do not count the panorama, which is one token here
     lines, learnt = [], []
     for name, source in splits.items():
-        count = len(source) if most is None else min(most, len(source))
-        places = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-        lengths = np.array([len(encoder.record(source.record(index, 0)).ids) - 1 for index in places])
+        chosen = spread_indices(len(source), most)
+        lengths = np.array([len(encoder.record(source.record(index, 0)).ids) - 1 for index in chosen])
         middle, high, last = np.percentile(lengths, [50, 95, 100])
-        part = "" if count == len(source) else f" of {count:,} spread evenly"
+        part = "" if len(chosen) == len(source) else f" of {len(chosen):,} spread evenly"
         lines.append(
             f"{name}: {middle:,.0f} in the median, at most {high:,.0f} in 95 % of the records and {last:,.0f} in all"
             f"{part}"

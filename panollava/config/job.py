@@ -1,13 +1,15 @@
 """One job of a sweep: it runs in a process of its own where needed, and its outcome is recorded."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
@@ -153,31 +155,37 @@ def swept_values() -> dict[str, str]:
 
 
 def gpu_beside_others(claims: contextlib.ExitStack) -> int:
-    """Index of this process's GPU: the jobs that a launcher runs at once take this machine's GPUs in turn.
+    """Index of this process's GPU: the jobs that launchers run at once take this machine's GPUs in turn.
 
-    A job claims the first free slot, until ``claims`` is closed or its process ends; slot i has GPU i modulo their
-    number. The numbers of a launcher's workers are no slots: a worker that ends leaves its successor a higher one.
+    A job claims a slot of the first GPU with the fewest jobs, also of other sweeps of this user, until ``claims`` is
+    closed or its process ends. The numbers of a launcher's workers do not tell: a worker that ends leaves its successor
+    a higher one.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     if gpus < 2 or not _in_pool() or not in_sweep():
         return 0
-    return _claim_slot(Path(HydraConfig.get().sweep.dir) / ".slots", claims) % gpus
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[:gpus]
+    names = [name.strip() for name in visible] if len(visible) == gpus else [str(at) for at in range(gpus)]
+    # Jobs of a cluster have GPUs of their own, which may have the same numbers.
+    user = f"panollava-{os.getuid() if hasattr(os, 'getuid') else 'slots'}"
+    folder = Path(tempfile.gettempdir()) / user / f"gpus-{cluster_job()[0]}"
+    return _claim_slot([folder / name for name in names], claims)
 
 
-def _claim_slot(folder: Path, claims: contextlib.ExitStack) -> int:
-    """The first number below which all are claimed: a lock that the system releases when its process ends."""
-    slot = 0
-    while True:
-        own = folder / str(slot)  # a folder each, as a sweep in which nothing began may hold files of this name alone
-        own.mkdir(parents=True, exist_ok=True)
-        try:
-            claims.enter_context(FileLock(own / ".lock").acquire(timeout=0))
-        except Timeout:
-            slot += 1
-        else:
-            return slot
+def _claim_slot(folders: Sequence[Path], claims: contextlib.ExitStack) -> int:
+    """Place of the first folder that has a free slot: a lock that the system releases when its process ends.
+
+    Each has one free slot before one has a second.
+    """
+    for number in itertools.count():
+        for place, folder in enumerate(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(Timeout):
+                claims.enter_context(FileLock(folder / f"{number}.lock").acquire(timeout=0))
+                return place
+    raise AssertionError
 
 
 def _in_pool() -> bool:

@@ -29,6 +29,22 @@ class PictureBoxes:
     boxes: np.ndarray  # (N, 5), as above
     classes: np.ndarray  # (N,) int, position of each box's class among the names
     scores: np.ndarray | None = None  # (N,), of detections
+    ignored: "IgnoredBoxes | None" = None  # beside true boxes
+
+    def annotated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes ``(N + M, 5)`` and their classes, those that are ignored last."""
+        if self.ignored is None:
+            return self.boxes, self.classes
+        return np.concatenate([self.boxes, self.ignored.boxes]), np.concatenate([self.classes, self.ignored.classes])
+
+
+@dataclass(frozen=True, eq=False)
+class IgnoredBoxes:
+    """Annotated boxes of one picture that are neither learnt nor to be found; a detection of one is not wrong."""
+
+    boxes: np.ndarray  # (M, 5)
+    classes: np.ndarray  # (M,) int
+    are_regions: bool  # of several things each: a detection is of one if it lies within it, else if the two overlap
 
 
 NOTHING, IGNORED = -1, -2

@@ -85,7 +85,7 @@ def turned(places: Places, columns: int, width: float) -> Places:
     pixels = places.pixels
     if pixels is not None:
         pixels = np.roll(pixels, round(columns * pixels.shape[1] / width), axis=1)
-    return Places(replace(places.boxes, boxes=boxes), pixels)
+    return Places(replace(places.boxes, boxes=boxes, ignored=None), pixels)  # ignored boxes are no targets
 
 
 def collate_places(samples: Sequence[PlaceTargets]) -> dict[str, Any]:

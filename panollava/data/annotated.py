@@ -43,7 +43,7 @@ class AnnotatedSource(ListedSource):
     """A file or folder of boxes as a split of a data set; a record is a picture, with a conversation about its boxes.
 
     Each class with exactly one box in the picture is asked for, and the answer is ``box_text``. Without such a class
-    the question is which classes are there.
+    the question is which classes are there. A box that is ignored is there, but no answer.
 
     Args:
         path: COCO JSON, a folder of VOC XML or a folder of YOLO text.
@@ -191,11 +191,11 @@ class AnnotatedSource(ListedSource):
 
 def box_turns(found: PictureBoxes, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """The questions and answers about one picture's boxes, in the order of the classes."""
-    counts = Counter(found.classes.tolist())
+    counts = Counter(found.annotated()[1].tolist())
     turns = [
         (WHERE.format(name), box_text(found.boxes[found.classes == kind][0]))
         for kind, name in enumerate(names)
-        if counts[kind] == 1
+        if counts[kind] == 1 and kind in found.classes
     ]
     there = ", ".join(name for kind, name in enumerate(names) if counts[kind])
     return tuple(turns) or ((WHICH, there or NONE),)

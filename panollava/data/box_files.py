@@ -22,15 +22,18 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Pictures that a YOLO file of the same name is searched among."""
 _VOC_ANGLES = ("center_lon", "center_lat", "bfov_w", "bfov_h", "bfov_roll")
 _VOC_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_CROWD, _DIFFICULT = "iscrowd", "difficult"
+"""Marks of COCO, for regions of several things, and of VOC, for single things. Both leave such boxes out of scores."""
 _Rows = dict[str, list[tuple[Any, int, float | None]]]
 
 
 class _Collector:
-    """Gathers boxes and problems of a file or folder."""
+    """Gathers boxes and problems of a file or folder; `mark` is the key by which a box is ignored."""
 
-    def __init__(self, source: Path, conventions: Conventions) -> None:
-        self.source, self.conventions = source, conventions
+    def __init__(self, source: Path, conventions: Conventions, mark: str = "") -> None:
+        self.source, self.conventions, self.mark = source, conventions, mark
         self.rows: _Rows = {}
+        self.ignored: dict[str, list[tuple[np.ndarray, int]]] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
         self.problems: list[Problem] = []
         self.bad: list[str] = []
@@ -53,10 +56,20 @@ class _Collector:
         self.problems.append(Problem(0, place, reason))
         self.bad.append(picture)
 
-    def add(self, place: str, picture: str, number: int | str, values: Sequence[Any], score: Any = None) -> None:
+    def add(
+        self,
+        place: str,
+        picture: str,
+        number: int | str,
+        values: Sequence[Any],
+        score: Any = None,
+        mark: Any = None,
+    ) -> None:
         """Adds a box; `number` is its class, or a text that says what is wrong with the class."""
         self.count += 1
         reasons = [number] if isinstance(number, str) else []
+        if (is_ignored := _is_marked(mark)) is None:
+            reasons.append(f"{self.mark} is {mark!r}: allowed are 0 and 1")
         numbers = [_number(value) for value in [*values, *([] if score is None else [score])]]
         centre = [value for value in numbers[:2] if value is not None and math.isfinite(value)]
         self.centres += [centre] if len(centre) == 2 else []
@@ -75,6 +88,9 @@ class _Collector:
         if reasons:
             self.problems += [Problem(self.count, place, reason) for reason in reasons]
             self.bad += [picture if picture in self.rows else ""] * len(reasons)
+        elif is_ignored:
+            assert not isinstance(number, str)
+            self.ignored.setdefault(picture, []).append((box, number))
         else:
             assert not isinstance(number, str)
             given = None if score is None else numbers[-1]
@@ -88,11 +104,16 @@ class _Collector:
         if not self.rows:
             raise ValueError(f"{self.source}: lists no pictures. Check the path and the format.")
         try:
-            pictures, problems = collected(self.rows), tuple(self.problems)
+            pictures = collected(self.rows, self.ignored, are_regions=self.mark == _CROWD)
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from None
         centres = np.array(self.centres, dtype=np.float64).reshape(-1, 2)
-        bad, repeated = tuple(self.bad), tuple(self.repeated)
+        if ignored := sum(map(len, self.ignored.values())):
+            log_once(
+                f"{self.source}: {self.mark} is 1 for {ignored:,} of {self.count:,} boxes: they are no targets, and a "
+                "detection of one is neither right nor wrong."
+            )
+        problems, bad, repeated = tuple(self.problems), tuple(self.bad), tuple(self.repeated)
         return BoxAnnotations(
             tuple(names), pictures, self.sizes, problems, str(self.source), self.count, bad, repeated, centres
         )
@@ -100,6 +121,8 @@ class _Collector:
 
 def read_coco(path: Path, conventions: Conventions) -> BoxAnnotations:
     """Boxes of a COCO file: ``images``, ``annotations`` with ``bbox`` and perhaps ``score``, and ``categories``.
+
+    Annotations with ``iscrowd`` 1 are ignored.
 
     Args:
         path: JSON file.
@@ -111,7 +134,7 @@ def read_coco(path: Path, conventions: Conventions) -> BoxAnnotations:
     """
     document = _json(path)
     images, annotations, categories = (_objects(path, document, key) for key in ("images", "annotations", "categories"))
-    out = _Collector(path, conventions)
+    out = _Collector(path, conventions, _CROWD)
     names_by_id, file_by_id = _listed(out, images, categories)
     places = [f"annotation {at} (id {one.get('id', 'missing')})" for at, one in enumerate(annotations, start=1)]
     _add_annotations(out, annotations, places, names_by_id, file_by_id)
@@ -220,11 +243,14 @@ def _add_annotations(
         elif is_scored and score is None:
             number = "has no score, while others have one; give all of them a score, or none"
         picture = file_by_id.get(image, "") if isinstance(image, int | str) else ""
-        out.add(place, picture, number, values or [], score)
+        out.add(place, picture, number, values or [], score, one.get(out.mark))
 
 
 def write_coco(path: Path, annotations: BoxAnnotations, conventions: Conventions) -> None:
-    """Writes a file that ``read_coco`` reads with the same conventions; see ``written_box`` for what it refuses."""
+    """Writes a file that ``read_coco`` reads with the same conventions; see ``written_box`` for what it refuses.
+
+    Detections are written: boxes that are ignored are left out.
+    """
     images: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for number, (name, one) in enumerate(annotations.pictures.items(), start=1):
@@ -245,6 +271,8 @@ def write_coco(path: Path, annotations: BoxAnnotations, conventions: Conventions
 def read_voc(source: Path, conventions: Conventions, names: Sequence[str] | None = None) -> BoxAnnotations:
     """Boxes of VOC files, one for each picture: ``object`` with ``name`` and ``BFOV``, or ``bndbox`` for corners.
 
+    Objects with ``difficult`` 1 are ignored.
+
     Args:
         source: folder of XML files.
         conventions: of the numbers; of rectangles only ``corners``.
@@ -256,7 +284,7 @@ def read_voc(source: Path, conventions: Conventions, names: Sequence[str] | None
     """
     if conventions.boxes not in ("angles", "corners"):
         raise ValueError(f"boxes={conventions.boxes}: VOC files have angles or corners.")
-    out = _Collector(source, conventions)
+    out = _Collector(source, conventions, _DIFFICULT)
     trees = [(path, _xml(path)) for path in _files(source, ".xml")]
     said = {_text(one, "name") for _, tree in trees for one in tree.iter("object")}
     allowed = list(names) if names is not None else sorted(name for name in said if name)
@@ -280,7 +308,7 @@ def read_voc(source: Path, conventions: Conventions, names: Sequence[str] | None
                 number = f"name {name!r} is none of the classes {_some(allowed)}"
             elif box is None:
                 number = f"has no {'BFOV' if keys == _VOC_ANGLES else 'bndbox'}"
-            out.add(place, picture, number, values)
+            out.add(place, picture, number, values, mark=_text(one, out.mark))
     return out.finished(allowed)
 
 
@@ -377,7 +405,8 @@ def box_files(folder: Path) -> list[Path]:
 def read_segments(path: Path) -> dict[str, list[tuple[str, int, Any]]]:
     """The ``segmentation`` of each annotation of a COCO file: its place, class and value, by picture.
 
-    Annotations of no class or picture, which ``read_coco`` reports, are left out. Raises as ``read_coco`` does.
+    The class of one that is ignored is counted on from the last class. Annotations of no class or picture, which
+    ``read_coco`` reports, are left out. Raises as ``read_coco`` does.
     """
     document = _json(path)
     images, annotations, categories = (_objects(path, document, key) for key in ("images", "annotations", "categories"))
@@ -389,7 +418,8 @@ def read_segments(path: Path) -> dict[str, list[tuple[str, int, Any]]]:
         is_known = isinstance(category, int | str) and isinstance(image, int | str)
         if is_known and category in place_of and image in file_by_id:
             place = f"annotation {at} (id {one.get('id', 'missing')})"
-            found[file_by_id[image]].append((place, place_of[category], one.get("segmentation")))
+            number = place_of[category] + (len(place_of) if _is_marked(one.get(_CROWD)) else 0)
+            found[file_by_id[image]].append((place, number, one.get("segmentation")))
     return found
 
 
@@ -428,6 +458,12 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (ValueError, OverflowError):
         return None
+
+
+def _is_marked(value: Any) -> bool | None:
+    """Whether a mark is 1 and not 0, as number or text, or missing; None for anything else."""
+    number = 0 if value in (None, "") else _number(int(value) if isinstance(value, bool) else value)
+    return bool(number) if number in (0, 1) else None
 
 
 def _is_size(*sides: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 
-from panollava.crop.boxes import NOTHING, PictureBoxes, box_problem
+from panollava.crop.boxes import NOTHING, IgnoredBoxes, PictureBoxes, box_problem
 from panollava.data.csv import LISTED_PROBLEMS, Problem
 
 Angles = Literal["deg", "rad", "mixed"]
@@ -166,17 +166,27 @@ def same_names(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotati
 def with_classes(annotations: BoxAnnotations, names: Sequence[str]) -> BoxAnnotations:
     """The annotations with the classes `names` in this order; boxes of others are left out, not their pictures."""
     place = np.array([names.index(name) if name in names else NOTHING for name in annotations.names], dtype=int)
-    pictures = {}
-    for key, one in annotations.pictures.items():
-        classes = place[one.classes]
-        is_kept = classes != NOTHING
-        scores = None if one.scores is None else one.scores[is_kept]
-        pictures[key] = PictureBoxes(one.boxes[is_kept], classes[is_kept], scores)
+    pictures = {key: renumbered(one, place) for key, one in annotations.pictures.items()}
     return replace(annotations, names=tuple(names), pictures=pictures)
 
 
-def collected(found: Mapping[str, Sequence[tuple[np.ndarray, int, float | None]]]) -> dict[str, PictureBoxes]:
-    """Boxes of each picture out of (box, class, score).
+def renumbered(found: PictureBoxes, number: np.ndarray) -> PictureBoxes:
+    """The boxes of a picture with the class ``number[k]`` for each class k, without those of ``NOTHING``."""
+    classes = number[found.classes]
+    kept, ignored = classes != NOTHING, found.ignored
+    if ignored is not None:
+        others = number[ignored.classes]
+        ignored = replace(ignored, boxes=ignored.boxes[others != NOTHING], classes=others[others != NOTHING])
+    return PictureBoxes(found.boxes[kept], classes[kept], None if found.scores is None else found.scores[kept], ignored)
+
+
+def collected(
+    found: Mapping[str, Sequence[tuple[np.ndarray, int, float | None]]],
+    ignored: Mapping[str, Sequence[tuple[np.ndarray, int]]],
+    *,
+    are_regions: bool,
+) -> dict[str, PictureBoxes]:
+    """Boxes of each picture out of (box, class, score), and those that are ignored out of (box, class).
 
     Raises:
         ValueError: some boxes of a picture have a score, and others have none.
@@ -188,7 +198,10 @@ def collected(found: Mapping[str, Sequence[tuple[np.ndarray, int, float | None]]
         scores = [score for _, _, score in rows if score is not None]
         if scores and len(scores) < len(rows):
             raise ValueError(f"{name}: {len(scores)} of its {len(rows)} boxes have a score. Give all one, or none.")
-        pictures[name] = PictureBoxes(boxes, classes, np.array(scores) if scores else None)
+        beside = None
+        if others := ignored.get(name):
+            beside = IgnoredBoxes(np.array([box for box, _ in others]), np.array([k for _, k in others]), are_regions)
+        pictures[name] = PictureBoxes(boxes, classes, np.array(scores) if scores else None, beside)
     return pictures
 
 

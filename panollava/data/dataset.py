@@ -18,7 +18,7 @@ from panollava.crop.places import PlaceEncoder, PlaceTargets, turned
 from panollava.data.augment import Augment, recoloured
 from panollava.data.csv import LISTED_PROBLEMS
 from panollava.data.files import ListedSource
-from panollava.data.source import DataSource, PlacesSource, Question, Record, processing_of
+from panollava.data.source import DataSource, PlacesSource, Question, Record, processing_of, spread_indices
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
 
@@ -279,8 +279,8 @@ class CutCount:
 
 
 def count_cut(source: DataSource, encode: Callable[[Record], Encoded], *, at_most: int = 2000) -> CutCount:
-    """What the text limit removes from the first `at_most` records, without opening a picture."""
-    texts = [encode(source.record(index, 0)) for index in range(min(len(source), at_most))]
+    """What the text limit removes from `at_most` records, spread evenly, without opening a picture."""
+    texts = [encode(source.record(index, 0)) for index in spread_indices(len(source), at_most)]
     return CutCount(
         samples=len(texts),
         cut_samples=sum(text.cut > 0 for text in texts),

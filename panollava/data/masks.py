@@ -16,7 +16,7 @@ UNKNOWN = 255
 """Index of a pixel that is not annotated."""
 
 Segment = tuple[str, int, Any]
-"""Place of an annotation in its file, its class, and its ``segmentation``."""
+"""Place of an annotation in its file, its class, or K more where its pixels do not count, and its ``segmentation``."""
 Shape = list[np.ndarray] | np.ndarray
 """Polygons, (P, 2) x and y each; or run lengths (R,)."""
 
@@ -65,7 +65,8 @@ def segments_mask(segments: Sequence[Segment], of_class: np.ndarray, size: tuple
 
     Raises ValueError as ``segment_shapes`` does.
     """
-    kinds = [of_class[kind] for _, kind, _ in segments]
+    table = np.concatenate([of_class, np.where(of_class == NOTHING, NOTHING, IGNORED)])
+    kinds = [table[kind] for _, kind, _ in segments]
     shapes = zip(kinds, segment_shapes(segments, size), strict=True)
     parts = [(kind, *shape_pixels(shape, size)) for kind, shape in shapes if kind != NOTHING]
     found = np.full(size, NOTHING, np.int16)

@@ -142,5 +142,14 @@ def processing_of(source: DataSource) -> str:
     return " ".join(filter(None, parts))
 
 
+def spread_indices(count: int, most: int | None = None) -> list[int]:
+    """`most` of `count` indices, spread evenly from the first to the last; all where None or fewer."""
+    return np.linspace(0, count - 1, count if most is None else min(count, most)).round().astype(int).tolist()
+
+
 def _index(source: DataSource, question: Question) -> int:
-    return next(index for index in range(len(source)) if source.image_id(index) == question.image_id)
+    """The first record about the picture of a question; an index by pictures is kept in the source."""
+    if (first := vars(source).get("_first_records")) is None:
+        first = {source.image_id(index): index for index in reversed(range(len(source)))}
+        vars(source)["_first_records"] = first
+    return first[question.image_id]

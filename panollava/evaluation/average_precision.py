@@ -92,10 +92,20 @@ class _Part(NamedTuple):
 
 
 def class_overlap(found: PictureBoxes, truth: PictureBoxes) -> np.ndarray:
-    """IoU ``(D, N)`` of detections and true boxes of a picture; 0 for those of different classes."""
-    rows, columns = np.nonzero(found.classes[:, None] == truth.classes)
-    overlap = np.zeros((len(found.boxes), len(truth.boxes)))
-    overlap[rows, columns] = iou(found.boxes[rows], truth.boxes[columns])
+    """IoU ``(D, N + M)`` of detections with the true boxes of a picture, then with those that are ignored.
+
+    With an ignored region it is the share of the detection that lies within it, as COCO defines it for a crowd. 0 for
+    boxes of different classes.
+    """
+    boxes, classes = truth.annotated()
+    rows, columns = np.nonzero(found.classes[:, None] == classes)
+    overlap = np.zeros((len(found.boxes), len(boxes)))
+    overlap[rows, columns] = shared = iou(found.boxes[rows], boxes[columns])
+    if truth.ignored is not None and truth.ignored.are_regions:
+        is_region = columns >= len(truth.boxes)
+        rows, columns, shared = rows[is_region], columns[is_region], shared[is_region]
+        both = shared / (1 + shared) * (box_area(found.boxes[rows]) + box_area(boxes[columns]))
+        overlap[rows, columns] = both / box_area(found.boxes[rows])
     return overlap
 
 
@@ -119,10 +129,10 @@ def rankings(
     for picture, (true, got, overlap) in enumerate(zip(truth, found, overlaps, strict=True)):
         scores = np.zeros(len(got.boxes)) if equal_scores or got.scores is None else got.scores
         for number in np.union1d(true.classes, got.classes).tolist():
-            own, chosen = np.flatnonzero(true.classes == number), np.flatnonzero(got.classes == number)
+            own, chosen = (np.flatnonzero(one == number) for one in (true.annotated()[1], got.classes))
             if len(chosen) > MOST:
                 chosen = chosen[scores[chosen] >= np.sort(scores[chosen])[-MOST]]
-            areas = box_area(got.boxes[chosen]), box_area(true.boxes[own])
+            areas = box_area(got.boxes[chosen]), box_area(true.boxes[own[own < len(true.boxes)]])
             for size, (low, high) in SIZES.items():
                 fits_found, fits_true = ((area >= low) & (area < high) for area in areas)
                 is_matched, is_hit = matches(overlap[np.ix_(chosen, own)], scores[chosen], fits_true)
@@ -135,10 +145,10 @@ def matches(overlap: np.ndarray, scores: np.ndarray, fits: np.ndarray) -> tuple[
     """Matches detections ``(D)`` to the true boxes of one picture, at each threshold.
 
     Detections choose by descending score, those of equal score by descending IoU. Each takes the free box with the
-    highest IoU that reaches the threshold; boxes of the size in question come first.
+    highest IoU that reaches the threshold; boxes of the size in question come first, and ignored ones stay free.
 
     Args:
-        overlap: IoU ``(D, boxes)``.
+        overlap: IoU ``(D, boxes)``, and with as many boxes as `overlap` has more columns, which are ignored.
         scores: ``(D,)``.
         fits: ``(boxes,)``, whether each true box has the size in question.
 
@@ -146,13 +156,14 @@ def matches(overlap: np.ndarray, scores: np.ndarray, fits: np.ndarray) -> tuple[
         Whether a detection is matched, and whether it is matched to a box of that size: (T, D) bool.
     """
     is_matched, is_hit = np.zeros((2, len(THRESHOLDS), len(scores)), bool)
+    true, fits = len(fits), np.append(fits, np.zeros(overlap.shape[1] - len(fits), bool))
     is_taken = np.zeros((len(THRESHOLDS), len(fits)), bool)
     ones, others = np.nonzero(overlap >= THRESHOLDS[0] - ROUNDING)
     for at in np.lexsort((-overlap[ones, others], ~fits[others], -scores[ones])):
         one, other = ones[at], others[at]
         free = ~is_matched[:, one] & ~is_taken[:, other] & (overlap[one, other] >= THRESHOLDS - ROUNDING)
         is_matched[:, one] |= free
-        is_taken[:, other] |= free
+        is_taken[:, other] |= free & (other < true)
         is_hit[:, one] |= free & fits[other]
     return is_matched, is_hit
 

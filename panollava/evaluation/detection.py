@@ -80,7 +80,8 @@ def score_boxes(
     """Scores of detections in pictures.
 
     Args:
-        truth: true boxes of each picture, also of pictures without any.
+        truth: true boxes of each picture, also of pictures without any. A detection that matches none of them, but an
+            ignored box, counts for nothing.
         found: detections of pictures, with scores; a picture that is missing has none.
         names: of the classes, ``(C,)``; boxes name a class by its position.
         least_score: detections below it count for AP and AR alone.
@@ -95,7 +96,8 @@ def score_boxes(
     none = PictureBoxes(np.zeros((0, 5)), np.zeros(0, int), np.zeros(0))
     true, got = [truth[name] for name in pictures], [found.get(name, none) for name in pictures]
     for name, boxes in [*zip(pictures, true, strict=True), *zip(pictures, got, strict=True)]:
-        if len(boxes.classes) and not 0 <= boxes.classes.min() <= boxes.classes.max() < len(names):
+        classes = boxes.annotated()[1]
+        if len(classes) and not 0 <= classes.min() <= classes.max() < len(names):
             raise ValueError(
                 f"{name}: a box has a class outside of 0 to {len(names) - 1}, the classes that have names."
             )
@@ -342,6 +344,8 @@ def _found_counts(
     """Of a picture: hits, sums of IoU and of angles between centres of hits, error of counts, true and found boxes."""
     kept = np.ones(len(got.boxes), bool) if got.scores is None else got.scores >= least_score
     hits, shared, angle = 0, 0.0, 0.0
+    # A detection of an ignored box counts if it is a hit, and else not at all.
+    counts = kept & (overlap[:, len(true.boxes) :] < MATCH - ROUNDING).all(axis=1)
     found_centres, true_centres = box_frames(got.boxes)[:, 2], box_frames(true.boxes)[:, 2]
     for number in np.intersect1d(true.classes, got.classes[kept]):
         rows, columns = np.flatnonzero(kept & (got.classes == number)), np.flatnonzero(true.classes == number)
@@ -349,11 +353,11 @@ def _found_counts(
             one, other = rows[row], columns[column]
             shared += overlap[one, other]
             if overlap[one, other] >= MATCH - ROUNDING:
-                hits += 1
+                hits, counts[one] = hits + 1, True
                 chord = float(np.linalg.norm(found_centres[one] - true_centres[other]))
                 angle += math.degrees(2 * math.asin(min(1.0, chord / 2)))
-    numbers = [np.bincount(one, minlength=classes) for one in (true.classes, got.classes[kept])]
-    return hits, shared, angle, int(np.abs(numbers[0] - numbers[1]).sum()), len(true.boxes), int(kept.sum())
+    numbers = [np.bincount(one, minlength=classes) for one in (true.classes, got.classes[counts])]
+    return hits, shared, angle, int(np.abs(numbers[0] - numbers[1]).sum()), len(true.boxes), int(counts.sum())
 
 
 def _ratio_interval(part: np.ndarray, whole: np.ndarray, groups: Sequence[str], top: float = 1.0) -> Interval | None:

@@ -6,17 +6,21 @@ questions, ``G`` groups (pictures or scenes), ``R`` ways to swap two models' ans
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from panollava.logs import LOG, counted
+
 LEVEL = 0.05  # risk that an interval misses the truth, or that a comparison sees a difference where there is none
 FEWEST = 5  # groups below which there is no interval
 SWAPS = 10_000  # number of random swaps where there are more; p-values are then multiples of its inverse
-_BLOCK = 2_000  # swaps per batch: all of them would not fit into memory for a large test set
+_BLOCK = 4_000_000  # signs, or differences of pairs, at once: all of them would not fit into memory
+_SILENT_S = 10.0  # seconds after which the progress of tests is logged
 _ROUNDING = 1e-9  # share of a score's range below which a difference is one of rounding
 _DOUBT = 2  # weight, in groups, of the assumption that all answers of a group are alike
 _EDGE = 1e-3  # share of a score's range from its ends within which the variance over groups is not used
@@ -179,14 +183,25 @@ def compare_each(
         swaps: random swaps of each test; None for enough that a quarter of the smallest level can be reached.
     """
     tests, swaps = [], SWAPS * math.ceil(len(pairs) / 50) if swaps is None else swaps
+    numbers: dict[int, np.ndarray] = {}  # of the groups of each question; most pairs have the same ones
     for first, second, groups in pairs:
         if len(first) != len(second):
             raise ValueError(f"Two models are compared on the same questions, not on {len(first)} and {len(second)}.")
         differences = np.asarray(second, dtype=np.float64) - np.asarray(first)
-        tests.append(_Test(differences, groups, top, swaps, seed))
-    p_values = [1.0 if one.p_value is None else one.p_value for one in tests]
-    adjusted, levels = holm(p_values)
-    return [one.at(level, p) for one, level, p in zip(tests, levels, adjusted, strict=True)]
+        if id(groups) not in numbers:
+            numbers[id(groups)] = np.unique(np.asarray(groups), return_inverse=True)[1]
+        tests.append(_Test(differences, numbers[id(groups)], top, swaps))
+    # Which of the largest swaps an interval needs is known after all p-values: so they are drawn twice, and not kept.
+    for own, means in _swapped_means([one for one in tests if one.differs], seed, "p-values"):
+        for one, reached in zip(own, (means >= [one.bound for one in own]).sum(axis=0).tolist(), strict=True):
+            one.reached += reached
+    adjusted, levels = holm([1.0 if one.p_value is None else one.p_value for one in tests])
+    for one, level in zip(tests, levels, strict=True):
+        one.level = level
+    for own, means in _swapped_means([one for one in tests if one.has_interval], seed, "intervals"):
+        for one, its in zip(own, means.T, strict=True):
+            one.keep_largest(its)
+    return [one.comparison(p) for one, p in zip(tests, adjusted, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -207,25 +222,44 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 class _Test:
-    """The permutation test of one pair of models, with its p-value and its interval at any level."""
+    """The permutation test of one pair of models: its p-value, and its interval at the level at which it is tested."""
 
-    def __init__(
-        self, differences: np.ndarray, groups: Sequence[str] | np.ndarray, top: float, swaps: int, seed: int
-    ) -> None:
+    def __init__(self, differences: np.ndarray, groups: np.ndarray, top: float, swaps: int) -> None:
         sums = _by_group(differences[:, None], groups)[:, 0]
         self._top, self._size = top, len(sums)
         self._value = float(sums.sum() / len(differences))
         # Mean square of the groups' contributions to the difference, and its largest possible value.
         self._square = float(self._size * (sums**2).sum() / len(differences) ** 2)
         self._most = max(top**2, self._square)
-        self.p_value: float | None = None
-        if np.abs(sums).max() > _ROUNDING * top:
-            self._swapped = np.sort(np.abs(_swapped_sums(sums, swaps, seed)) / len(differences))[::-1]
-            self.p_value = float((self._swapped >= abs(self._value) - _ROUNDING * top).mean())
+        self.parts = sums / len(differences)  # (G,), whose sum is the difference
+        self.differs = bool(np.abs(sums).max() > _ROUNDING * top)
+        self.ways = min(2 ** (self._size - 1), swaps)  # R
+        self.bound = abs(self._value) - _ROUNDING * top
+        self.reached = 0  # ways with a difference of `bound` or more
+        self.level = LEVEL
+        self._largest = np.zeros(0)  # differences of all ways, ascending: those up to the critical one
 
-    def at(self, level: float, adjusted: float) -> Comparison:
-        """The comparison, with the interval of a test at `level`."""
-        share = self._share(self._value)
+    @property
+    def p_value(self) -> float | None:
+        """None where no group differs."""
+        return self.reached / self.ways if self.differs else None
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is an interval at this level."""
+        return self.differs and self._share(self._value) != 0 and self._size >= least_groups(self.level)
+
+    def keep_largest(self, means: np.ndarray) -> None:
+        """Takes the differences of some ways ``(R,)``."""
+        most = math.ceil(self.level * self.ways - _ROUNDING)
+        if len(self._largest) == most:
+            means = means[means > self._largest[0]]
+        if len(means):
+            self._largest = np.sort(np.concatenate([self._largest, means]))[-most:]
+
+    def comparison(self, adjusted: float) -> Comparison:
+        """The comparison, with its interval."""
+        level, share = self.level, self._share(self._value)
         spread = math.sqrt(share * (self._most - self._value**2) / max(1, self._size - 1))
         found = Comparison(
             Interval(self._value, None, None, self._top),
@@ -235,19 +269,19 @@ class _Test:
             groups=self._size,
             least_groups=least_groups(level),
         )
-        if self.p_value is None or share == 0 or self._size < found.least_groups:
+        if not self.has_interval:
             return found
-        low, high = self._ends(level, adjusted < LEVEL)
+        low, high = self._ends(adjusted < LEVEL)
         return replace(found, difference=Interval(self._value, low, high, self._top))
 
-    def _ends(self, level: float, is_rejected: bool) -> tuple[float, float]:
+    def _ends(self, is_rejected: bool) -> tuple[float, float]:
         """The differences that the test does not reject, with the variance of a bounded score as in ``interval_of``.
 
         The critical value is the quantile of the swaps, or Student's where it is larger (where few groups differ, the
         swaps have few distinct values), unless Student's alone would not reject a difference of 0.
         """
-        critical = self._statistic(float(self._swapped[math.ceil(level * len(self._swapped) - _ROUNDING) - 1]))
-        student_critical = student(level, self._size - 1) ** 2
+        critical = self._statistic(float(self._largest[0]))
+        student_critical = student(self.level, self._size - 1) ** 2
         if not is_rejected or student_critical < self._statistic(self._value):
             critical = max(critical, student_critical)
         scale = critical * self._share(self._value) / (self._size - 1)
@@ -369,17 +403,38 @@ def _by_group(counts: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndar
     return sums
 
 
-def _swapped_sums(sums: np.ndarray, swaps: int, seed: int) -> np.ndarray:
-    """Sums over groups with random or all possible signs; the observed sum comes first."""
-    if 2 ** (len(sums) - 1) <= swaps:
-        found = sums[:1]
-        for one in sums[1:]:
-            found = np.concatenate([found + one, found - one])
-        return found
+def _swapped_means(tests: Sequence[_Test], seed: int, what: str) -> Iterator[tuple[list[_Test], np.ndarray]]:
+    """Tests with as many groups, and absolute mean differences ``(r, tests)`` of some ways to swap, until all are done.
+
+    All tests with as many groups are swapped in the same ways: one product of matrices is much faster than one each.
+    """
+    last = time.monotonic()
+    of_size: dict[int, list[_Test]] = {}
+    for one in tests:
+        of_size.setdefault(len(one.parts), []).append(one)
+    for size, own in of_size.items():
+        parts, done = np.stack([one.parts for one in own], axis=1), 0
+        for signs in _signs(size, own[0].ways, seed, max(1, _BLOCK // max(size, len(own)))):
+            yield own, np.abs(signs @ parts)
+            done += len(signs)
+            if time.monotonic() - last > _SILENT_S:
+                last = time.monotonic()
+                LOG.info("%s of %s: %d %% of the swaps.", what, counted(len(own), "pair"), 100 * done // own[0].ways)
+
+
+def _signs(size: int, ways: int, seed: int, step: int) -> Iterator[np.ndarray]:
+    """Signs ``(r, size)`` of `ways` ways to swap, at most `step` at once: all there are, or random ones.
+
+    The first swaps nothing. The random ones do not depend on `step`.
+    """
+    if ways == 2 ** (size - 1):  # the last group is never swapped: swapping all changes the sign alone
+        for start in range(0, ways, step):
+            yield 1.0 - 2.0 * (np.arange(start, min(start + step, ways))[:, None] >> np.arange(size) & 1)
+        return
+    yield np.ones((1, size))
     generator = np.random.default_rng(seed)
-    sizes = [min(_BLOCK, swaps - 1 - start) for start in range(0, swaps - 1, _BLOCK)]
-    drawn = [(generator.integers(0, 2, (size, len(sums))) * 2 - 1) @ sums for size in sizes]
-    return np.concatenate([sums.sum(keepdims=True), *drawn])
+    for start in range(1, ways, step):
+        yield 2.0 * generator.integers(0, 2, (min(step, ways - start), size)) - 1.0
 
 
 def finite(value: Any) -> Any:

@@ -19,6 +19,7 @@ from panollava.checkpoint import BEST, LAST, STANDS_ON, TRAINED, checkpoints, fo
 from panollava.component import outside_packages, outside_types
 from panollava.crop.strategies import choosing_class
 from panollava.data.source import DataSource, PlacesSource, processing_of
+from panollava.data.world import WorldSource
 from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
 from panollava.model.backbones import Backbones
@@ -203,15 +204,16 @@ def places_digest(source: DataSource) -> str:
     for index in _told(source):
         places = source.places(index)
         found.update(places.boxes.boxes.tobytes() + places.boxes.classes.tobytes())
+        if (ignored := places.boxes.ignored) is not None:
+            found.update(ignored.boxes.tobytes() + ignored.classes.tobytes())
         if places.pixels is not None:
             found.update(np.ascontiguousarray(places.pixels).data)  # not copied: it is as large as the picture
     return found.hexdigest()[:16]
 
 
 def _told(source: DataSource) -> range:
-    """Records whose texts and boxes are digested; of drawn scenes a few, which are enough to notice other code."""
-    is_drawn = len(source) > 0 and isinstance(source.picture(0), str)
-    return range(min(len(source), _DRAWN_TEXTS) if is_drawn else len(source))
+    """Records whose texts and boxes are digested; of the built-in world a few, enough to notice other code."""
+    return range(min(len(source), _DRAWN_TEXTS) if type(source) is WorldSource else len(source))
 
 
 def answer_conditions(

@@ -19,7 +19,7 @@ from panollava.batch import Batch
 from panollava.checkpoint import find_checkpoint
 from panollava.crop.boxes import IGNORED, NOTHING, PictureBoxes, Places
 from panollava.data.box_files import read_coco, write_coco
-from panollava.data.boxes import BoxAnnotations, Conventions
+from panollava.data.boxes import BoxAnnotations, Conventions, renumbered
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import flush, read_document, rename_free, temporary_folder
 from panollava.evaluation.detection import BoxScores, MaskScores, score_boxes, score_masks
@@ -143,7 +143,7 @@ def evaluate_places(
         name = source.image_id(index)
         if nothing is not None:
             blanks[name] = nothing.boxes
-        truth[name] = PictureBoxes(places.boxes.boxes, number[places.boxes.classes])
+        truth[name] = renumbered(places.boxes, number)
         found[name] = one
         if places.pixels is not None:
             true_masks[name] = number[resized(places.pixels, one.mask.shape)]
@@ -239,7 +239,7 @@ def _picture(source: DataSource, found: Mapping[str, Detections], run: Restored)
         boxes = PictureBoxes(one.boxes.boxes[kept], one.boxes.classes[kept], one.boxes.scores[kept])
         number = as_learnt(source.class_names, one.names)
         pixels = None if true.pixels is None else number[true.pixels]
-        truth = Places(PictureBoxes(true.boxes.boxes, number[true.boxes.classes]), pixels)
+        truth = Places(renumbered(true.boxes, number), pixels)
         panels.append((f"{name}: true", panorama, truth))
         panels.append((f"{name}: found", panorama, Places(boxes, one.mask if one.mask.size else None)))
     names = next(iter(found.values())).names

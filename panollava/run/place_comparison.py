@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from panollava.crop.boxes import PictureBoxes
+from panollava.data.boxes import renumbered
 from panollava.data.source import DataSource, PlacesSource
 from panollava.disk import csv_text, read_document, write_file
 from panollava.evaluation.comparison import difference_text, ends_of
@@ -154,7 +155,7 @@ def _truth(
         if picture not in found.boxes:
             continue
         places = source.places(index)
-        boxes[picture] = PictureBoxes(places.boxes.boxes, number[places.boxes.classes])
+        boxes[picture] = renumbered(places.boxes, number)
         if places.pixels is not None and picture in found.masks:
             masks[picture] = number[resized(places.pixels, found.masks[picture].shape)]
     return boxes, masks

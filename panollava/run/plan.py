@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from panollava.data.loader import EpochSampler
+from panollava.data.source import spread_indices
 from panollava.logs import LOG, in_words
 from panollava.model.backbones import Backbones
 from panollava.run.build_stage import build_stage, is_left_out
@@ -292,8 +293,8 @@ def _text_tokens(run: Run, name: str, options: StageOptions) -> int:
     if targets is None:
         return 0
     encoder = run.data.text(targets, options)
-    places = range(0, len(train), max(1, len(train) // EXAMINED))[:EXAMINED]
-    lengths = [len(encoder.record(train.record(index, 0)).ids) - encoder.image_tokens for index in places]
+    chosen = spread_indices(len(train), EXAMINED)
+    lengths = [len(encoder.record(train.record(index, 0)).ids) - encoder.image_tokens for index in chosen]
     return round(sum(lengths) / len(lengths))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from panollava.crop.boxes import PictureBoxes
 from panollava.data.dataset import TextEncoder, control_texts, count_cut
 from panollava.data.files import ListedSource
-from panollava.data.source import DataSource, PlacesSource
+from panollava.data.source import DataSource, PlacesSource, spread_indices
 from panollava.disk import check_writable, write_file
 from panollava.evaluation.clip import clip_config
 from panollava.evaluation.drawing import encode_png
@@ -27,7 +27,7 @@ from panollava.training.parallel import check_compiler
 
 VIEWS = "views.png"
 EXAMINED = 200
-"""Training pictures whose boxes are examined before training."""
+"""Training records whose boxes and texts are examined before training."""
 
 
 def preflight(run: Run) -> None:
@@ -102,10 +102,10 @@ def _check_places(run: Run, name: str, stage: type[Stage]) -> None:
 
 
 def _examined(train: DataSource) -> tuple[Sequence[str], list[PictureBoxes]]:
-    """Names of the classes of a split, and the boxes of its first pictures; none where it has no boxes."""
+    """Names of the classes of a split, and the boxes of some pictures; none where it has no boxes."""
     if not isinstance(train, PlacesSource):
         return (), []
-    return train.class_names, [train.boxes(index) for index in range(min(len(train), EXAMINED))]
+    return train.class_names, [train.boxes(index) for index in spread_indices(len(train), EXAMINED)]
 
 
 def describe_features(run: Run) -> str | None:
@@ -120,7 +120,7 @@ def describe_features(run: Run) -> str | None:
 def _check_texts(run: Run, name: str, encoder: TextEncoder, language: Limits) -> None:
     """Checks that a stage's texts fit the language model, and that their limit leaves something to learn."""
     longest, image = run.stage_options(name).max_text_length, encoder.image_tokens
-    cut = count_cut(run.data.train, encoder.record, at_most=200)
+    cut = count_cut(run.data.train, encoder.record, at_most=EXAMINED)
     if cut.silent_samples == cut.samples:
         raise ValueError(
             f"stage.{name}.max_text_length={longest} cuts every examined text before its first answer, so there is "

@@ -149,7 +149,7 @@ class _Evaluation:
             with tools.compute.autocast():
                 before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
             count, share = rotation_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
-            LOG.info("Of %s with a direction, %.1f %% follow the rotation.", counted(count, "answer"), 100 * share)
+            LOG.info("%s", followed(count, share))
         LOG.info("Predictions and metrics: %s", result.files.folder)
 
     def find(self, run: Restored) -> None:
@@ -173,6 +173,13 @@ class _Evaluation:
         settings = {**run.subject(tools.known), "split": split, "data": data}
         path = write_measures(Path(self.options.results_dir), run.settings["experiment_name"], found, settings)
         LOG.info("Measures: %s", path)
+
+
+def followed(count: int, share: float) -> str:
+    """What ``rotation_consistency`` found, in words."""
+    if not count:
+        return "No right answer names a direction, so there is none that could follow the rotation."
+    return f"Of {counted(count, 'answer')} with a direction, {100 * share:.1f} % follow the rotation."
 
 
 def turned(answer: str, turn_deg: float) -> str | None:

@@ -50,31 +50,35 @@ from contextlib import ExitStack
 from pathlib import Path
 from panollava.config.job import _claim_slot
 held = ExitStack()
-print(_claim_slot(Path(sys.argv[1]), held), flush=True)
+print(_claim_slot([Path(one) for one in sys.argv[1:]], held), flush=True)
 time.sleep(100)
 """
 
 
 def test_jobs_that_run_at_once_have_slots_of_their_own(tmp_path: Path) -> None:
     first, second, third = ExitStack(), ExitStack(), ExitStack()
-    assert [_claim_slot(tmp_path, one) for one in (first, second)] == [0, 1]
+    folders = [tmp_path / str(number) for number in range(4)]
+    assert [_claim_slot(folders, one) for one in (first, second)] == [0, 1]
     first.close()  # a job has ended while the other runs
-    assert _claim_slot(tmp_path, third) == 0
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+    assert _claim_slot(folders, third) == 0
+    with subprocess.Popen([sys.executable, "-c", HOLD, *folders], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "2\n"
-        assert _claim_slot(tmp_path, first) == 3
+        assert _claim_slot(folders, first) == 3
         other.send_signal(signal.SIGKILL)
-    assert _claim_slot(tmp_path, first) == 2  # the slot of a process that was killed
+    assert _claim_slot(folders, first) == 2  # the slot of a process that was killed
+    assert [_claim_slot(folders, first) for _ in range(5)] == [0, 1, 2, 3, 0]  # as many jobs on each
     for one in (first, second, third):
         one.close()
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}  # a name that a sweep may leave
 
 
 def test_a_worker_takes_a_gpu_by_its_slot_and_not_by_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hydra = SimpleNamespace(mode=RunMode.MULTIRUN, sweep=SimpleNamespace(dir=str(tmp_path)))
+    hydra = SimpleNamespace(mode=RunMode.MULTIRUN, sweep=SimpleNamespace(dir=str(tmp_path / "sweep")))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -85,6 +89,10 @@ def test_a_worker_takes_a_gpu_by_its_slot_and_not_by_its_number(
             monkeypatch.setattr(current_process(), "name", f"LokyProcess-{number}")
             found.append(gpu_beside_others(jobs))
         assert found == [0, 1, 0]
+        hydra.sweep.dir = str(tmp_path / "other")  # another sweep on the same machine
+        assert [gpu_beside_others(jobs), gpu_beside_others(jobs)] == [1, 0]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")  # of which the first has no job yet
+        assert [gpu_beside_others(jobs), gpu_beside_others(jobs)] == [0, 0]
 
 
 def ends_with(error: BaseException, cause: Exception | None = None) -> Callable[[object], None]:

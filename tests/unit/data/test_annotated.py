@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from panollava.data.boxes import PRESETS, BoxAnnotations, Conventions, box_text,
 from panollava.data.csv import BadEntries
 from panollava.data.source import DataSource, PlacesSource, Question
 from panollava.data.world import WorldSource
+from panollava.run.conditions import places_digest
 
 CROP = Crop(ResizeCrop(), view_size=(32, 32))
 NAMES = ("chair", "lamp", "plant")
@@ -89,6 +91,28 @@ def test_a_conversation_is_made_of_the_boxes(folder: Path) -> None:
     three = source(folder / "x.json", classes=["plant", "chair"])
     assert three.class_names == ("plant", "chair")
     assert three.record(1, 0).turns == (("which things are here?", "chair"),)
+
+
+def test_a_crowd_is_no_target(folder: Path) -> None:
+    """Its class is there, but not at one place; its pixels do not count, unless its class is left out."""
+    path = changed(folder, "annotations", 0, iscrowd=1, segmentation=[[10, 10, 20, 10, 20, 20, 10, 20]])
+    path = changed(folder, "annotations", 1, segmentation=[[12, 12, 14, 12, 14, 14, 12, 14]])
+    data = source(path, masks="segmentation")
+    places = data.places(0)
+    assert places.boxes.classes.tolist() == [1, 2, 2, 1]
+    assert places.boxes.ignored is not None
+    assert places.boxes.ignored.boxes == pytest.approx(BOXES[:1])
+    assert data.record(0, 0).turns == (("which things are here?", "chair, lamp, plant"),)
+    assert places.pixels is not None
+    assert [places.pixels[at, at] for at in (11, 13, 25)] == [IGNORED, 1, NOTHING]
+    others = source(path, masks="segmentation", classes=["plant", "lamp"]).places(0)
+    assert others.boxes.ignored is not None
+    assert len(others.boxes.ignored.boxes) == 0
+    assert others.pixels is not None
+    assert [others.pixels[at, at] for at in (11, 13)] == [NOTHING, 1]
+    digests = {places_digest(source(changed(folder, "annotations", 0, iscrowd=mark))) for mark in (0, 1)}
+    write_coco(path, replace(SAMPLE, pictures=SAMPLE.pictures | {"a.png": places.boxes}), Conventions())
+    assert len(digests | {places_digest(source(path))}) == 3
 
 
 def test_questions_have_no_history(folder: Path) -> None:

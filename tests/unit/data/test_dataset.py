@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from support.chat_templates import QWEN2, byte_level
 from support.toy_data import PlainCrop, PlainSource, encode, encode_question
@@ -11,8 +12,8 @@ from panollava.crop.crop import Crop
 from panollava.crop.strategies import AnyresE2pCrop
 from panollava.data.dataset import CutCount, PanoDataset, QuestionDataset, TextEncoder, count_cut
 from panollava.data.loader import Collate
-from panollava.data.source import Question, Record
-from panollava.prompt import ChatPrompt
+from panollava.data.source import DataSource, Question, Record
+from panollava.prompt import ChatPrompt, Encoded
 
 
 def test_a_sample_is_views_cameras_and_the_record_of_its_epoch() -> None:
@@ -94,6 +95,50 @@ def test_what_a_text_limit_cuts_is_counted_without_pictures() -> None:
     assert count_cut(source, encoder.record) == CutCount(6, 2, 2, 0)
     encoder = TextEncoder(prompt, image_tokens=2, max_text_length=5)
     assert count_cut(source, encoder.record, at_most=4) == CutCount(
-        4, 4, sum(len(unlimited.record(source.record(index, 0)).ids) - 7 for index in range(4)), 4
+        4, 4, sum(len(unlimited.record(source.record(index, 0)).ids) - 7 for index in (0, 2, 3, 5)), 4
     )
     assert source.read == []
+
+
+def test_long_texts_at_the_end_of_a_file_are_counted() -> None:
+    """A file may be sorted by length, or by language."""
+
+    class Sorted(PlainSource):
+        def record(self, index: int, epoch: int) -> Record:
+            return Record("", (("what?", "grey" if index < 300 else "very long grey"),))
+
+    def cut_to_two(record: Record) -> Encoded:
+        ids = list(range(len(record.turns[0][1].split())))
+        return Encoded(ids[:2], [True] * len(ids[:2]), cut=max(0, len(ids) - 2))
+
+    assert count_cut(Sorted(3000), cut_to_two, at_most=200) == CutCount(200, 180, 180, 0)
+
+
+def test_a_question_s_picture_is_found_without_a_search() -> None:
+    """The least source there is, whose ids of pictures are asked once a record."""
+
+    class Least(DataSource):
+        name, asked = "least", 0
+
+        def __len__(self) -> int:
+            return 300
+
+        def record(self, index: int, epoch: int) -> Record:
+            return Record(str(index), (("what?", "grey"),))
+
+        def panorama(self, index: int) -> np.ndarray:
+            return np.full((8, 16, 3), index // 2 % 256, np.uint8)
+
+        def picture(self, index: int) -> str:
+            return f"picture {index // 2}"
+
+        def image_id(self, index: int) -> str:
+            self.asked += 1
+            return str(index // 2)
+
+    source = Least()
+    dataset = QuestionDataset(source, PlainCrop(), encode_question)
+    views = [dataset[at].views for at in range(300)]
+    assert [int(one.max()) for one in views if one is not None] == [at // 2 for at in range(300)]
+    assert source.question_picture(dataset.questions[299]) == "picture 149"
+    assert source.asked <= 2 * 300

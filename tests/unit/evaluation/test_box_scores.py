@@ -90,6 +90,48 @@ def test_given_and_equal_scores_differ_where_scores_tell_right_from_wrong(truth:
     assert report.scores.precision.value == 1
 
 
+def test_a_detection_in_a_crowd_or_of_a_difficult_thing_counts_for_nothing(tmp_path: Path) -> None:
+    """Four detections within a crowd are no wrong ones, and one beside it is; a part of a difficult thing is one."""
+    box, crowd = [0, 0, 20, 20], [90, 0, 60, 40]
+    keys = ("image_id", "category_id", "bbox", "iscrowd")
+    rows = [dict(zip(keys, (at, 1, *one), strict=True)) for at in range(8) for one in ((box, 0), (crowd, 1))]
+    images = [{"id": at, "file_name": f"{at}.jpg"} for at in range(8)]
+    document = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    inside = [[yaw, pitch, 8, 8] for yaw in (80, 100) for pitch in (-8, 8)]
+    found = [
+        {"image_id": at, "category_id": 1, "bbox": one, "score": score}
+        for at in range(8)
+        for one, score in [(box, 0.6), *((one, 0.9) for one in inside)]
+    ]
+    plain = Conventions()
+    scores = score_box_files(written(tmp_path, found), tmp_path / "truth.json", plain, plain, None).scores
+    for both in (scores.with_scores, scores.with_equal_scores):
+        assert both.ap.value == pytest.approx(1)
+    assert scores.precision is not None
+    assert (scores.precision.value, scores.count_error.value, scores.found_boxes) == (1, 0, 8)
+
+    beside = [row | {"bbox": [-90, *row["bbox"][1:]]} if row["score"] > 0.6 else row for row in found]
+    scores = score_box_files(written(tmp_path, beside), tmp_path / "truth.json", plain, plain, None).scores
+    assert scores.with_scores.ap.value < 0.3
+    assert scores.count_error.value == 4
+
+    write_voc(tmp_path / "voc", replace(TRUTH, pictures={"0.jpg": TRUTH.pictures["0.jpg"]}), plain)
+    text = (tmp_path / "voc/0.xml").read_text()
+    (tmp_path / "voc/0.xml").write_text(text.replace("<name>lamp", "<difficult>1</difficult><name>lamp"))
+    rows = [[0, 5, 30, 20, 10], [-179, 60, 8, 8, 0], [-179, 60, 2, 2, 0]]
+    got = {"0.jpg": PictureBoxes(as_boxes(rows), np.array([0, 1, 1]))}
+    write_voc(tmp_path / "found", replace(TRUTH, pictures=got), plain)
+    scores = score_box_files(tmp_path / "found", tmp_path / "voc", plain, plain, None).scores
+    assert (scores.true_boxes, scores.found_boxes) == (1, 2)
+    assert scores.with_equal_scores.ap_by_class["lamp"] is None
+
+    rows = [{**document["annotations"][0], "iscrowd": 2}]
+    (tmp_path / "truth.json").write_text(json.dumps(document | {"annotations": rows}))
+    with pytest.raises(ValueError, match=r"annotation 1 \(id missing\): iscrowd is 2: allowed are 0 and 1"):
+        score_box_files(tmp_path / "found.json", tmp_path / "truth.json", plain, plain, None)
+
+
 def test_other_forms_of_detections(truth: Path, tmp_path: Path) -> None:
     write_voc(tmp_path / "voc", TRUTH, Conventions())
     write_yolo(tmp_path / "yolo", TRUTH, Conventions())

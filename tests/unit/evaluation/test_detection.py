@@ -10,7 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from panollava.crop.boxes import NOTHING, PictureBoxes, as_boxes, box_area, iou, iou_matrix, rotated
+from panollava.crop.boxes import (
+    NOTHING,
+    IgnoredBoxes,
+    PictureBoxes,
+    as_boxes,
+    box_area,
+    contains,
+    iou,
+    iou_matrix,
+    rotated,
+)
 from panollava.evaluation.average_precision import SIZES, THRESHOLDS, class_overlap, matches, rankings
 from panollava.evaluation.detection import (
     MOST_GROUPS,
@@ -48,6 +58,24 @@ def some_pictures(count: int, seed: int = 0, jitter: float = 4.0) -> tuple[Pictu
     return truth, found
 
 
+def with_ignored(truth: Pictures, *, are_regions: bool, seed: int = 0) -> Pictures:
+    """The same, some of the boxes ignored, and enlarged where they are regions."""
+    rng, marked = np.random.default_rng(seed), {}
+    for name, one in truth.items():
+        is_marked = rng.random(len(one.boxes)) < 0.4
+        others = one.boxes[is_marked] * ([1, 1, 2, 1.5, 1] if are_regions else 1)
+        ignored = IgnoredBoxes(others, one.classes[is_marked], are_regions)
+        marked[name] = PictureBoxes(one.boxes[~is_marked], one.classes[~is_marked], ignored=ignored)
+    return marked
+
+
+def share_within(box: np.ndarray, region: np.ndarray) -> float:
+    """Share of a box's solid angle that lies within a region."""
+    ratio = float(box_area(region[None])[0] / box_area(box[None])[0])
+    shared = float(iou(box[None], region[None])[0])
+    return shared * (1 + ratio) / (1 + shared)
+
+
 def oracle(truth: Mapping[str, PictureBoxes], seed: int = 0) -> Pictures:
     rng = np.random.default_rng(seed)
     return {name: replace(boxes, scores=rng.random(len(boxes.boxes))) for name, boxes in truth.items()}
@@ -63,6 +91,11 @@ def plain_ap(
         boxes = [box for box, kind in zip(true.boxes, true.classes, strict=True) if kind == number]
         fits = [size[0] <= box_area(box[None])[0] < size[1] for box in boxes]
         positives += sum(fits)
+        certain = len(boxes)  # those after them are ignored, and may be found more than once
+        if true.ignored is not None:
+            boxes += [box for box, kind in zip(true.ignored.boxes, true.ignored.classes, strict=True) if kind == number]
+            fits += [False] * (len(boxes) - certain)
+        regions = certain if true.ignored is not None and true.ignored.are_regions else len(boxes)
         got = found[name]
         order = [at for at in np.argsort(-got.scores) if got.classes[at] == number]
         taken: set[int] = set()
@@ -70,7 +103,10 @@ def plain_ap(
             best, best_key = None, (False, 0.0)
             for other, box in enumerate(boxes):
                 overlap = float(iou(got.boxes[at, None], box[None])[0])
-                if other not in taken and overlap >= threshold and (fits[other], overlap) > best_key:
+                if other >= regions:
+                    overlap = share_within(got.boxes[at], box)
+                is_free = other not in taken or other >= certain
+                if is_free and overlap >= threshold and (fits[other], overlap) > best_key:
                     best, best_key = other, (fits[other], overlap)
             if best is not None:
                 taken.add(best)
@@ -93,8 +129,11 @@ def value(one: object) -> float:
     return one.value  # type: ignore[attr-defined]
 
 
-def test_agrees_with_a_plain_reference_in_each_size_and_class() -> None:
+@pytest.mark.parametrize("ignored", ["none", "things", "regions"])
+def test_agrees_with_a_plain_reference_in_each_size_and_class(ignored: str) -> None:
     truth, found = some_pictures(25)
+    if ignored != "none":
+        truth = with_ignored(truth, are_regions=ignored == "regions")
     plain = {
         size: [[plain_ap(truth, found, number, t, bounds) for t in THRESHOLDS] for number in range(3)]
         for size, bounds in SIZES.items()
@@ -110,6 +149,20 @@ def test_agrees_with_a_plain_reference_in_each_size_and_class() -> None:
     for size in ("small", "medium", "large"):
         assert got.ap_by_size[size] == pytest.approx(np.nanmean(precision[size]), abs=1e-12)
     assert 0.1 < value(got.ap) < value(got.ap50) < 0.9
+
+
+def test_an_overlap_with_a_region_is_a_share_of_the_detection() -> None:
+    """Against directions within the detection; a true box beside the region has an IoU."""
+    rng = np.random.default_rng(0)
+    box, region = as_boxes([[10, 20, 30, 20, 15], [22, 24, 40, 30, -10]])
+    truth = PictureBoxes(box[None], np.zeros(1, int), ignored=IgnoredBoxes(region[None], np.zeros(1, int), True))
+    overlap = class_overlap(PictureBoxes(box[None], np.zeros(1, int)), truth)
+    directions = rng.normal(size=(200_000, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    inside = contains(np.stack([box, region]), directions)
+    assert overlap[0, 0] == pytest.approx(1)
+    assert overlap[0, 1] == pytest.approx((inside[0] & inside[1]).sum() / inside[0].sum(), abs=0.03)
+    assert 0.2 < overlap[0, 1] < 0.8
 
 
 def test_with_equal_scores_a_curve_has_one_point() -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panollava.evaluation.statistics import Comparison, compare_pairs, holm, mean_interval, rounded, student
+from panollava.evaluation import statistics
+from panollava.evaluation.statistics import (
+    Comparison,
+    compare_each,
+    compare_pairs,
+    holm,
+    mean_interval,
+    rounded,
+    student,
+)
 
 GENERATOR = np.random.default_rng(5)
 
@@ -98,6 +109,70 @@ def test_the_interval_covers_the_truth_in_nineteen_of_twenty_cases():
         found = mean_interval(scores, [str(number // 5) for number in range(300)])
         covered += found.low <= 4 / 6 <= found.high
     assert 180 <= covered <= 199
+
+
+def each_swap(differences: np.ndarray, swaps: int) -> np.ndarray:
+    """Absolute mean differences of every swap, those of one pair, drawn row by row, in descending order."""
+    size = len(differences)
+    if 2 ** (size - 1) <= swaps:
+        signs = np.array(list(itertools.product((1, -1), repeat=size - 1)))
+        signs = np.concatenate([signs, np.ones((len(signs), 1))], axis=1)
+    else:
+        generator = np.random.default_rng(0)
+        signs = np.stack([np.ones(size), *(generator.integers(0, 2, size) * 2 - 1 for _ in range(swaps - 1))])
+    return np.sort(np.abs((signs * differences).mean(axis=1)))[::-1]
+
+
+def test_many_pairs_have_the_p_values_and_critical_values_of_single_tests(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some with all swaps and some with random ones, in several blocks."""
+    rng, pairs = np.random.default_rng(0), []
+    for size in (9, 40):
+        groups = [f"{at:02}" for at in range(size)]
+        for shift in (0.0, 0.1, 0.2, 0.4, 0.8):
+            first, second = rng.random((2, size))
+            pairs.append((first, second + shift, groups))
+    tests: list[Any] = []
+
+    class Kept(statistics._Test):
+        def __init__(self, *values: Any) -> None:
+            super().__init__(*values)
+            tests.append(self)
+
+    monkeypatch.setattr(statistics, "_Test", Kept)
+    monkeypatch.setattr(statistics, "_BLOCK", 5000)
+    monkeypatch.setattr(statistics, "_SILENT_S", 0.0)
+    with caplog.at_level("INFO"):
+        found = compare_each(pairs, top=2.0, swaps=1000)
+    assert "p-values of 5 pairs: 100 % of the swaps." in caplog.text
+    assert "intervals of" in caplog.text
+    every = [each_swap(second - first, 1000) for first, second, _ in pairs]
+    expected = [
+        float((swapped >= abs((second - first).mean()) - 1e-9).mean())
+        for swapped, (first, second, _) in zip(every, pairs, strict=True)
+    ]
+    assert [one.p_value for one in found] == expected
+    assert [one.adjusted_p for one in found] == holm(expected)[0]
+    assert 0 < sum(one.is_distinguishable for one in found) < len(found)
+    with_interval = 0
+    for test, level, swapped in zip(tests, holm(expected)[1], every, strict=True):
+        if test.has_interval:
+            with_interval += 1
+            assert test._largest[0] == pytest.approx(swapped[math.ceil(level * len(swapped) - 1e-9) - 1], abs=1e-14)
+    assert with_interval >= 8
+
+
+def test_what_is_kept_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All swaps of 500 pairs would be 80 MB."""
+    monkeypatch.setattr(statistics, "_BLOCK", 200_000)
+    rng, groups = np.random.default_rng(0), [str(at) for at in range(30)]
+    pairs = [(first, second, groups) for first, second in rng.random((500, 2, 30))]
+    tracemalloc.start()
+    compare_each(pairs, swaps=20_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
 
 
 def test_p_value_is_that_of_all_swaps():

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from panollava.evaluation.exact_match import rotation_consistency
+from panollava.run.reevaluation import followed
 
 TURN = {"front": "right", "right": "back", "back": "left", "left": "front"}
 
@@ -31,6 +32,8 @@ def test_only_answers_to_direction_questions_count(answer) -> None:
 
 def test_without_directions_there_is_nothing_to_turn(answer) -> None:
     count, share = rotation_consistency([answer("red", "red")], [], TURN.get)
+    assert "No right answer names a direction" in followed(count, share)
+    assert followed(1, 0.5) == "Of 1 answer with a direction, 50.0 % follow the rotation."
     assert count == 0
     assert math.isnan(share)
 

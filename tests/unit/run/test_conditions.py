@@ -17,6 +17,7 @@ from panollava.checkpoint import FORMAT_VERSION
 from panollava.component import outside_types
 from panollava.crop.boxes import PictureBoxes, Places
 from panollava.data.files import FilesSource
+from panollava.data.source import Record
 from panollava.data.world import WorldSource
 from panollava.run import conditions as conditions_module
 from panollava.run.conditions import (
@@ -92,6 +93,22 @@ def test_the_world_is_known_by_what_it_shows(monkeypatch: pytest.MonkeyPatch) ->
     painted = WorldSource.panorama
     monkeypatch.setattr(WorldSource, "panorama", lambda self, index: 255 - painted(self, index))
     assert list(differences(train, training_record(WorldSource(split="train", scenes=2), known))) == ["pictures"]
+
+
+def test_each_text_of_an_outside_source_is_digested() -> None:
+    """Also where its pictures are texts, as those of records of one file are."""
+
+    class Plain(PlainSource):
+        corrected = -1
+
+        def record(self, index: int, epoch: int) -> Record:
+            return Record(f"plain-{index}", (("what?", "red" if index == self.corrected else "grey"),))
+
+    before, after = Plain(200), Plain(200)
+    after.corrected = 100
+    known = FileIdentity(None)
+    found = [training_record(source, known) for source in (before, after)]
+    assert list(differences(*found)) == ["texts"]
 
 
 def test_what_one_does_not_know_is_not_compared() -> None:
