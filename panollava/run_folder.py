@@ -425,7 +425,8 @@ def recorded_metadata(folder: Path) -> dict[str, Any]:
 def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A copy of a run's settings in which relative paths are resolved, for a command started in any folder.
 
-    See ``found_path``; the last place is the folder that the run was started in.
+    See ``found_path``; the last place is the folder that the run was started in. A backbone's absolute folder that is
+    gone is looked for by its name alone, and one that stands in for a model of the hub has no revision.
     """
     result = copy.deepcopy(settings)
     for section, keys in _PATHS.items():
@@ -437,6 +438,13 @@ def with_paths_found(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             if isinstance(value, str) and not Path(value).expanduser().exists():
                 found = found_path(value, folder, settings.get("workplace"))
                 values[key] = str(found) if found.exists() else value  # a hub name is no path
+    for section in (result.get("model", {}).get(part, {}) for part in ("vision", "language")):
+        name = Path(section.get("name") or "").expanduser()
+        if name.is_absolute() and not name.exists():
+            found = found_path(name.name, folder, settings.get("workplace"))
+            section["name"] = str(found) if (found / "config.json").is_file() else section["name"]
+        if Path(section.get("name") or "").is_dir() and section.get("revision"):
+            section["revision"] = None
     return result
 
 

@@ -7,11 +7,9 @@ another one without them. Legend: ``V`` views, ``Q`` tokens of a view, ``(H, W)`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from panollava.model.api import PanoLlava
 from panollava.model.detector import Detections, PanoDetector
 from panollava.model.fusion import fuse
 from panollava.model.vision import PanoVision
+from panollava.model.vlm import plain_attention
 
 COMPONENTS = 3  # principal components, shown as red, green and blue
 WHOLE = (1, 1)  # grid of views whose tokens have no grid
@@ -330,17 +329,6 @@ def whole_length(attention: Tensor, length: int) -> Tensor:
     """
     mean = attention[0].float().mean(dim=0).cpu()
     return functional.pad(mean, (length - mean.shape[-1], 0))
-
-
-@contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """Switches a transformers model to the eager attention kernel, which returns weights, and back."""
-    own = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)
 
 
 def _seen_tokens(pano: PanoLlava) -> Tensor:

@@ -178,7 +178,8 @@ class PanoLlava:
                 "stage=resampler or stage=finetune from it first."
             )
         backbones, model, _ = open_checkpoint(checkpoint, settings, device=device, dtype=dtype)
-        return cls(model, backbones.prompt, backbones.crop, settings, recorded_generation(settings), checkpoint)
+        used = {**settings, "model": backbones.model}
+        return cls(model, backbones.prompt, backbones.crop, used, recorded_generation(settings), checkpoint)
 
     @classmethod
     def _from_export(cls, path: Path, device: str | torch.device, dtype: torch.dtype) -> PanoLlava:

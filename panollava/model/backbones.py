@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,23 @@ class Backbones:
 VISION = "vision."  # prefix of the names of encoder and resampler, in the checkpoints of every stage
 
 
+def usable(model: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
+    """A run's ``model`` section without what this machine lacks, which is logged: flash attention, four bits."""
+    result, flash = {**model}, "flash_attention_2"
+    for part in ("vision", "language"):
+        has_flash = torch.device(device).type == "cuda" and find_spec("flash_attn") is not None
+        if result[part].get("attn_implementation") == flash and not has_flash:
+            logger.info("The run's %s computes with %s, which does not run here: sdpa is used.", part, flash)
+            result[part] = {**result[part], "attn_implementation": "sdpa"}
+    if result["language"].get("load_in_4bit") and find_spec("bitsandbytes") is None:
+        logger.warning(
+            "The run's language model is in four bits, for which bitsandbytes is not installed here (pip install "
+            '".[4bit]" in the repository): it is opened in full, needs more memory and answers slightly differently.'
+        )
+        result["language"] = {**result["language"], "load_in_4bit": False}
+    return result
+
+
 def open_checkpoint(
     checkpoint: Path,
     settings: Mapping[str, Any],
@@ -192,19 +210,28 @@ def open_checkpoint(
 
     Gives the backbones, the model in evaluation mode (a ``PanoVision`` of a stage that reads pictures alone), and the
     tensors that only the stage has, such as the head of stage 1.
+
+    Raises ValueError for a model that is too large for the device.
     """
     is_whole, today = recorded_stage(settings).answers, prompt_date(settings)
     options: dict[str, Any] = {"dtype": dtype, "today": today, "recorded_size": recorded_size(settings)}
-    backbones = Backbones(settings["model"], settings["crop"], **options)
+    backbones = Backbones(usable(settings["model"], device), settings["crop"], **options)
     backbones.warn_of_changes(settings.get("inputs"))
     if is_whole and today is None and (named := backbones.prompt.format.date) is not None:
         logger.warning(
             f"{checkpoint}: the chat template writes the date, and with which one this was trained is not recorded. "
             f"Prompts name {named} now."
         )
-    model: Any = backbones.composite() if is_whole else backbones.vision()
-    own = load_checkpoint(model, checkpoint, settings["model"])
-    return backbones, model.to(device).eval(), own
+    try:
+        model: Any = backbones.composite() if is_whole else backbones.vision()
+        own = load_checkpoint(model, checkpoint, settings["model"])
+        return backbones, model.to(device).eval(), own
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{checkpoint}: the whole model does not fit into the free memory of {device}. Open it with device=cpu. "
+            "Where training ends with this, as it may after trainer.parallel=fsdp, use evaluation.enabled=false, and "
+            "afterwards python -m panollava.eval <run> device=cpu."
+        ) from error
 
 
 def load_checkpoint(model: Any, checkpoint: Path, section: Mapping[str, Any]) -> dict[str, Tensor]:

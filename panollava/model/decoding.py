@@ -129,6 +129,7 @@ class AnswerText:
     Args:
         on_text: gets each piece.
         stop: texts at which the answer ends; they are no part of it.
+        sent: characters of it that were passed on before, and are not again.
 
     Attributes:
         ids: of all its tokens.
@@ -136,10 +137,9 @@ class AnswerText:
 
     _UNFINISHED = "\ufffd"  # what decoding gives for a character of which some bytes are missing
 
-    def __init__(self, tokenizer: Any, on_text: OnText, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._on_text, self._stop = tokenizer, on_text, tuple(stop)
+    def __init__(self, tokenizer: Any, on_text: OnText, stop: Sequence[str] = (), sent: int = 0) -> None:
+        self._tokenizer, self._on_text, self._stop, self.sent = tokenizer, on_text, tuple(stop), sent
         self.ids: list[int] = []
-        self._sent = ""
 
     def add(self, ids: Sequence[int]) -> None:
         """Takes further tokens."""
@@ -169,8 +169,8 @@ class AnswerText:
         return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
 
     def _send(self, text: str) -> None:
-        if len(text) > len(self._sent):
-            new, self._sent = text[len(self._sent) :], text
+        if len(text) > self.sent:
+            new, self.sent = text[self.sent :], len(text)
             self._on_text(new)
 
 

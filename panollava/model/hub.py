@@ -111,6 +111,7 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
         )
     from transformers import AutoConfig
 
+    beside = Path(name).name if Path(name).is_absolute() else name
     try:
         return AutoConfig.from_pretrained(name, **hub_place(name, revision), trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -119,7 +120,8 @@ def read_config(name: str, key: str, revision: str | None = None) -> PreTrainedC
         raise FileNotFoundError(
             f"{key}={name!r} could not be opened. Tried: a local folder {str(Path(name).absolute())!r} and the "
             f"{hub} ({_first_line(error)}). Check the spelling, the network and, for a gated model, `hf auth "
-            f"login`; or download it elsewhere and give the folder: {key}=/path/to/folder."
+            f"login`; or download it elsewhere and give the folder: in training {key}=/path/to/folder; a trained run "
+            f"finds a folder or link {beside!r} in the working directory or beside the run."
         ) from error
 
 

@@ -36,6 +36,17 @@ from panollava.prompt import Limits
 from panollava.run_folder import FORM, upgraded
 
 
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Switches a transformers model to the eager kernel, which returns weights and runs on any device, and back."""
+    own = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+
+
 class PanoLlavaConfig(PreTrainedConfig):
     """Configuration of ``PanoLlavaForConditionalGeneration``."""
 
@@ -141,7 +152,7 @@ class PanoLlavaPreTrainedModel(PreTrainedModel):
             ValueError: LoRA is attached or in the folder, or weights are in four bits: a file keeps them without their
                 scales.
         """
-        if any(weight.dtype is torch.uint8 for weight in self.parameters()):
+        if self.is_4bit:
             raise ValueError(
                 "The language model is in four bits, which a plain Hugging Face folder cannot hold. Open the run with "
                 "PanoLlava.from_pretrained(run, in_4bit=False), and save that."
@@ -360,6 +371,11 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         decoder = self.language_model.get_decoder()
         return decoder(**self._language_inputs(**inputs), use_cache=False).last_hidden_state[:, positions]
 
+    @property
+    def is_4bit(self) -> bool:
+        """Whether the language model is in four bits."""
+        return any(weight.dtype is torch.uint8 for weight in self.language_model.parameters())
+
     @torch.no_grad()
     def is_head_linear(self) -> bool:
         """Whether logits are what the head makes of the states; some families scale them or bound them by a tanh.
@@ -374,8 +390,9 @@ class PanoLlavaForConditionalGeneration(PanoLlavaPreTrainedModel, GenerationMixi
         embedding = language.get_input_embeddings().weight
         ramp = torch.linspace(-1, 1, embedding.shape[1], dtype=embedding.dtype, device=embedding.device)
         inputs = {"inputs_embeds": ramp[None, None]}  # no token's embedding: that of padding may be 0
-        states = language.get_decoder()(**inputs, use_cache=False).last_hidden_state
-        logits = language(**inputs, use_cache=False).logits
+        with plain_attention(language):  # the model may still be on the CPU, where flash attention does not run
+            states = language.get_decoder()(**inputs, use_cache=False).last_hidden_state
+            logits = language(**inputs, use_cache=False).logits
         language.train(was_training)
         return torch.equal(language.get_output_embeddings()(states).float(), logits.float())
 

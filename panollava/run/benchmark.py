@@ -18,7 +18,7 @@ from panollava.evaluation.predictions import PREDICTIONS, Prediction
 from panollava.evaluation.results import BENCHMARK, ResultFiles, latency_summary, write_results
 from panollava.logs import counted
 from panollava.model.api import PanoLlava
-from panollava.run.conditions import answer_conditions
+from panollava.run.conditions import answer_conditions, model_conditions
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import DIGEST_LENGTH, check_questions
 from panollava.run.evaluate import PICTURE, answer_logs, answer_twice, draw_answers, track_samples
@@ -107,7 +107,7 @@ def answer_benchmark(
     benchmark, source = asked.benchmark, BenchmarkSource(asked.benchmark, asked.items, pano.crop.read)
     identity, known = {"name": benchmark.name, "files": asked.digest(tools.known)}, tools.known
     tools.tracker.inputs([_described(asked, identity["files"])])
-    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": tools.compute.name}
+    of_model = model_conditions(pano, tools.compute)
     conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model) | of_model
     conditions[BENCHMARK] = identity
     new_tokens = pano.generation.max_new_tokens

@@ -30,7 +30,7 @@ from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
 from panollava.model.fusion import crop_misfits
 from panollava.run.changed import ModelSubject, directions_of, scene_of
-from panollava.run.conditions import FAIR, TEST_SET, answer_conditions, fingerprint
+from panollava.run.conditions import FAIR, TEST_SET, answer_conditions, fingerprint, model_conditions
 from panollava.run.data import data_name, data_overrides, describe_split, evaluation_options
 from panollava.run.options import AskOptions
 from panollava.run.restore import Restored, changed_crop, restore
@@ -138,7 +138,7 @@ def _prepare(
     directions = {one.sample_id: of(one) for one in questions}
     cameras = () if pano.crop.is_adaptive else pano.crop.cameras
     shown = Shown(questions, directions, cameras, scene, (), options.tilt_deg)
-    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": tools.compute.name}
+    of_model = model_conditions(pano, tools.compute)
     conditions = answer_conditions(run.checkpoint, run.settings, source, tools.known, **of_model)
     subject = ModelSubject(
         pano,

@@ -22,6 +22,7 @@ from panollava.data.source import DataSource, PlacesSource, processing_of
 from panollava.data.world import WorldSource
 from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
+from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
 from panollava.run.config_check import EvaluationOptions
 from panollava.run_folder import (
@@ -35,6 +36,7 @@ from panollava.run_folder import (
 )
 from panollava.stages.registry import stages_of
 from panollava.store.identity import FileIdentity, class_digest, package_digest
+from panollava.training.precision import Compute
 
 Record = Mapping[str, Any]
 TEST_SET = ("questions", "references", "pictures")
@@ -224,6 +226,7 @@ def answer_conditions(
     *,
     prompt: Mapping[str, Any] | None = None,
     precision: str | None = None,
+    in_4bit: bool | None = None,
 ) -> dict[str, Any]:
     """All that the answers of a checkpoint depend on.
 
@@ -232,6 +235,8 @@ def answer_conditions(
         source: the split with the questions.
         prompt: ``ChatFormat.record()`` of the model; None opens the tokenizer for it.
         precision: number format of the backbones; None leaves it to the machine.
+        in_4bit: whether the language model is in four bits, for which a machine may lack the package; None: as in
+            training.
     """
     backbones = Backbones(settings["model"], settings["crop"], today=prompt_date(settings))
     if prompt is None:
@@ -244,6 +249,7 @@ def answer_conditions(
         "prompt": prompt,
         "generation": settings["generation"],
         "precision": precision,
+        "in_4bit": bool(settings["model"]["language"].get("load_in_4bit") if in_4bit is None else in_4bit),
         **{part: _part_digest(backbones, part, settings, known) for part in ("vision", "language")},
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
@@ -277,6 +283,15 @@ def _packages(config: Mapping[str, Any]) -> dict[str, str]:
         if code:
             found[name] = f"{installed}, code {code}"
     return found
+
+
+def model_conditions(pano: PanoLlava, compute: Compute) -> dict[str, Any]:
+    """Those of an open model, as keywords of ``answer_conditions``."""
+    return {
+        "prompt": pano.prompt.format.record(),
+        "precision": compute.name,
+        "in_4bit": pano.model.is_4bit,
+    }
 
 
 def place_conditions(

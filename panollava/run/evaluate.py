@@ -44,7 +44,7 @@ from panollava.logs import LOG, counted
 from panollava.model.api import PanoLlava
 from panollava.model.lora import LORA
 from panollava.model.vision import device_kind
-from panollava.run.conditions import answer_conditions, describe, differences, mismatch, scoring
+from panollava.run.conditions import answer_conditions, describe, differences, mismatch, model_conditions, scoring
 from panollava.run.config_check import EvaluationOptions
 from panollava.run.data import GREY, check_questions, describe_split, pictures_of, question_batches, split_measure
 from panollava.run.evaluate_places import recorded_ap
@@ -186,7 +186,7 @@ def answer_split(
         ValueError: questions with too many or unknown tokens for the model.
     """
     experiment, known = run.settings["experiment_name"], tools.known
-    of_model: dict[str, Any] = {"prompt": pano.prompt.format.record(), "precision": tools.compute.name}
+    of_model = model_conditions(pano, tools.compute)
     if source is None:
         source = open_source(dict(data), split, pano.crop)
         tools.tracker.inputs([describe_split(data, split, source)])

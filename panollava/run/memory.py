@@ -52,6 +52,22 @@ def forecast(run: Run, name: str, stage: Stage, options: StageOptions) -> None:
         )
 
 
+def check_whole(run: Run) -> None:
+    """Warns where a model that trains in shards is too large for the one GPU on which it is evaluated."""
+    device = run.compute.device
+    if not run.is_sharded or device.type != "cuda":
+        return
+    parts: tuple[nn.Module, ...] = (run.backbones.tower.model, run.backbones.language)
+    whole = sum(weight.numel() for part in parts for weight in part.parameters()) * run.compute.dtype.itemsize
+    there, size = torch.cuda.get_device_properties(device).total_memory, partial(in_words, base=1000)
+    if whole > there:
+        LOG.warning(
+            "The evaluation after training opens the whole model on one GPU: its weights take %s of %s. Use "
+            "evaluation.enabled=false, and afterwards python -m panollava.eval <run> device=cpu.",
+            size(whole), size(there),
+        )  # fmt: skip
+
+
 def estimate(run: Run, stage: Stage, options: StageOptions) -> Memory:
     """Memory of a stage by part (see ``panollava.run.cost``), for the longest texts."""
     return memory(stage, MicroBatch.of(run, stage, options, options.max_text_length), Setting.of(run))
@@ -69,8 +85,9 @@ def _taken(device: torch.device) -> int:
 
 
 def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what the allocator holds of earlier stages is used again
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return int(psutil.virtual_memory().available)
 
 

@@ -20,6 +20,7 @@ from panollava.prompt import Limits
 from panollava.run.build_stage import check_start
 from panollava.run.data import check_questions, check_records
 from panollava.run.features import forecast
+from panollava.run.memory import check_whole
 from panollava.run.run import BACKBONES, Run, plain, plans_only
 from panollava.run.sources import without_boxes
 from panollava.stages.protocol import Stage
@@ -84,6 +85,7 @@ def preflight(run: Run) -> None:
         if targets is not None and language is not None:
             _check_texts(run, name, run.data.text(targets, run.stage_options(name)), language)
     if language and test is not None:
+        check_whole(run)
         if run.cfg.evaluation.clip is not None:
             clip_config(run.cfg.evaluation.clip, "evaluation.clip")
         run.measure  # noqa: B018  chosen for its own errors and its line in the log

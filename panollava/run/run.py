@@ -316,6 +316,7 @@ def open_run(cfg: DictConfig, procs: DistributedContext, data: RunData | None = 
             backbones = Backbones(model, plain(cfg.crop), **options, weights=not plans_only(cfg))
             data = open_data(plain(cfg.data), backbones, evaluate=cfg.evaluation.enabled)
         run = Run(cfg, experiment, procs, compute, number_format, data.backbones, data, pending, resources)
+        _read_pictures(run)
         if problem := procs.texts(_changed_stage(run) if procs.is_main else "")[0]:
             raise ValueError(problem)
         run.evaluation_due = procs.is_main and evaluation_due(run)
@@ -489,6 +490,16 @@ def _by_digest(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs of a stage with each digest of a split by itself: other versions record more or fewer of them."""
     backbones = {part: record for part, record in inputs.items() if part in BACKBONES}
     return backbones | flatten({key: record for key, record in inputs.items() if key not in BACKBONES})
+
+
+def _read_pictures(run: Run) -> None:
+    """Reads new pictures in all processes: the first one alone may take longer than the others wait for it."""
+    if run.procs.world_size == 1 or run.cfg.dry_run:
+        return
+    pictures = (one.picture(place) for one in run.data.splits.values() for place in range(len(one)))
+    LOG.info("Each process identifies its share of the pictures; new ones are read whole.")
+    files, procs = (one for one in pictures if isinstance(one, Path)), run.procs
+    run.known.identify_together(files, procs.rank, procs.world_size, procs.texts)
 
 
 def _changed_stage(run: Run) -> str:

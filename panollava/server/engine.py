@@ -59,6 +59,7 @@ class Ask:
         on_text: gets the pieces of the answer, from the engine's thread.
         answer: gets the answer, or the error.
         is_cancelled: set by the client that does not want it any more.
+        sent: characters of the answer that ``on_text`` has; a batch that is divided begins the answer again.
     """
 
     picture: str
@@ -69,6 +70,7 @@ class Ask:
     on_text: OnText | None = None
     answer: Future[Answer] = field(default_factory=Future)
     is_cancelled: bool = False
+    sent: int = 0
 
     @property
     def is_unwanted(self) -> bool:
@@ -253,7 +255,7 @@ class BatchProgress(BaseStreamer, StoppingCriteria):
     def __init__(self, pano: PanoLlava, asks: Sequence[Ask], is_closed: Callable[[], bool]) -> None:
         self._asks, self._is_closed = asks, is_closed
         self._stop_ids = set(pano.stop_ids)
-        self._texts = [AnswerText(pano.prompt.tokenizer, ask.on_text or _ignored, ask.stop) for ask in asks]
+        self._texts = [AnswerText(pano.prompt.tokenizer, ask.on_text or _ignored, ask.stop, ask.sent) for ask in asks]
         self._ended = [False] * len(asks)
         self._has_prompt = False
 
@@ -281,6 +283,7 @@ class BatchProgress(BaseStreamer, StoppingCriteria):
     def _take(self, row: int, token: int) -> None:
         ask, text = self._asks[row], self._texts[row]
         text.add([token])
+        ask.sent = text.sent
         if ask.is_unwanted or token in self._stop_ids or text.is_stopped:
             self._finish(row, "stop")
         elif len(text.ids) >= ask.options.max_new_tokens:

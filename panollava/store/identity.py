@@ -69,6 +69,19 @@ class FileIdentity:
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
             return dict(zip(distinct, pool.map(self.identify, distinct), strict=True))
 
+    def identify_together(
+        self, sources: Iterable[Path | str], rank: int, count: int, gather: Callable[[str], list[str]]
+    ) -> None:
+        """Identifies sources in several processes, each of which reads its share, and knows them all afterwards.
+
+        Args:
+            rank, count: of this process, and how many there are.
+            gather: gives the texts of all processes, by rank.
+        """
+        self.identify_all(sorted(set(sources), key=str)[rank::count])
+        for text in gather(json.dumps(self._known)):
+            self._known.update((path, (state, digest)) for path, (state, digest) in json.loads(text).items())
+
     def _read(self, path: str) -> tuple[list[int], str]:
         while True:
             state = file_state(path)

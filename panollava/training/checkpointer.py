@@ -22,8 +22,8 @@ OPTIMIZER, RANDOM, FINAL = "optimizer.safetensors", "random.safetensors", "model
 
 _COUNTS = ("epoch", "step_in_epoch", "global_step", "validations_since_best")
 _MEASURES = ("seconds", "samples", "step_seconds", "peak_memory_gb")
-_CURVE = "curve"
-"""Older checkpoints have neither measures nor curve."""
+_CURVE, _DUE = "curve", "validation_due"
+"""Older checkpoints have no measures, nor these."""
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Progress:
         global_step: optimiser steps taken.
         best_loss: lowest validation loss so far.
         validations_since_best: for early stopping.
+        validation_due: whether the last step is to be followed by a validation that has not been made.
         seconds: wall-clock time with validations, added up over interruptions.
         samples, step_seconds: training samples, and the time spent in training steps.
         peak_memory_gb: most memory used.
@@ -46,6 +47,7 @@ class Progress:
     global_step: int = 0
     best_loss: float = math.inf
     validations_since_best: int = 0
+    validation_due: bool = False
     seconds: float = field(default=0.0, compare=False)
     samples: float = field(default=0.0, compare=False)
     step_seconds: float = field(default=0.0, compare=False)
@@ -71,9 +73,11 @@ def read_progress(state: Mapping[str, Any], source: Path) -> Progress:
     """
     found = state.get("progress")
     values = dict(found) if isinstance(found, dict) else {}
-    wrong = ({*values} - {*_MEASURES, _CURVE}) ^ {*_COUNTS, "best_loss"}
+    wrong = ({*values} - {*_MEASURES, _CURVE, _DUE}) ^ {*_COUNTS, "best_loss"}
     wrong |= {key for key in _COUNTS if type(values.get(key)) is not int or values[key] < 0}
     wrong |= {key for key in _MEASURES if not (_is_number(values.get(key, 0)) and values.get(key, 0) >= 0)}
+    if not isinstance(values.get(_DUE, False), bool):
+        wrong.add(_DUE)
     best = values.get("best_loss")  # JSON has no infinity: null before the first validation
     if best is not None and not _is_number(best):
         wrong.add("best_loss")

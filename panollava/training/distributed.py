@@ -176,7 +176,7 @@ def catch_signals(world_size: int = 1) -> Iterator[list[int]]:
         if not received:
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             again = " Press again to stop at once." if world_size == 1 and number == signal.SIGINT else ""
-            LOG.warning("%s: finishing this step, or this validation, then saving.%s", name, again)
+            LOG.warning("%s: finishing this step, or this batch of the validation, then saving.%s", name, again)
         received.append(number)
 
     queues = _submitit_signal()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -156,19 +156,35 @@ def fit(
         LOG.info("trainer.compile: numbers agree with those of an uninterrupted run within rounding, not bit for bit.")
     monitor = TrainingMonitor(stage)
     step = OptimiserStep(stage, module, optimizer, scaler, compute, procs, trainer.clip_norm)
-    steps = data.steps_per_epoch
+    steps, save_every = data.steps_per_epoch, trainer.save_every_steps
     total, limit = options.epochs * steps, trainer.max_steps or math.inf
-    count = trainer.validations_per_epoch  # evenly over the epoch, and always after its last step
-    validate_at = {max(1, round(steps * (i + 1) / count)) for i in range(count)} | {steps}
+    validate_at = _validation_steps(steps, trainer.validations_per_epoch)
     compute.reset_peak_memory()
     record = _Recorder(stage, trainer, compute, checkpointer, procs, tracker, progress)
     metrics: dict[str, float] = {}
-    interrupted, quiet = False, None if procs.is_main else True  # None draws the bar on a terminal only
+
+    def is_over() -> bool:
+        return progress.epoch >= options.epochs or progress.global_step >= limit or record.stops_early()
+
+    def check() -> bool:
+        """Makes the validation that is due; returns whether a signal ends the stage, the same in all processes."""
+        if progress.validation_due and not procs.any(bool(signals)):
+            found = validate(stage, module, data, compute, procs, signals=signals)
+            if found:
+                metrics.update(found)
+                progress.validation_due = False
+                record.validation(metrics)
+                monitor.validation(metrics)
+                stage.train()
+        return procs.any(bool(signals))
+
+    quiet = None if procs.is_main else True  # None draws the bar on a terminal only
     bar = tqdm(total=min(total, limit), initial=progress.global_step, desc=stage.name, unit="step", disable=quiet)
     with bar, catch_signals(procs.world_size) as signals, procs.detect_lost(), parallel.compile_errors(signals):
-        while progress.epoch < options.epochs and progress.global_step < limit and not record.stops_early():
+        interrupted = check()  # the validation in which a signal stopped the run that is resumed
+        while not interrupted and not is_over():
             stage.train()
-            epoch, stop = progress.epoch, False
+            epoch = progress.epoch
             record.tick = time.perf_counter()
             for window in data.windows(epoch, progress.step_in_epoch):
                 lr = optim.learning_rate(options.lr, progress.global_step, total)
@@ -179,29 +195,25 @@ def fit(
                 progress.step_in_epoch += 1
                 bar.update()
                 record.step(report, lr, sum(map(len, window)) * procs.world_size, bar)
-                last = progress.global_step >= limit
-                if progress.step_in_epoch in validate_at or last:
-                    if progress.step_in_epoch == steps:
-                        progress.epoch, progress.step_in_epoch = epoch + 1, 0
-                    metrics = validate(stage, module, data, compute, procs)
-                    record.validation(metrics)
-                    monitor.validation(metrics)
-                    stop = record.stops_early()
-                    stage.train()
-                    record.tick = time.perf_counter()
-                elif trainer.save_every_steps and progress.global_step % trainer.save_every_steps == 0:
+                progress.validation_due = progress.step_in_epoch in validate_at or progress.global_step >= limit
+                if progress.step_in_epoch == steps:
+                    progress.epoch, progress.step_in_epoch = epoch + 1, 0
+                elif not progress.validation_due and save_every and progress.global_step % save_every == 0:
                     record.save()
-                interrupted = procs.any(bool(signals))  # all stop after the same step, even if one got the signal
-                if interrupted or stop or last:
+                interrupted = check()
+                if interrupted or is_over():
                     break
-            if interrupted:
-                record.save()
-                break
-            if stop:
-                LOG.info("%s: no better loss in %d validations, stopped early.", stage.name, trainer.patience)
-                break
+        if interrupted:
+            record.save()
+        elif record.stops_early():
+            LOG.info("%s: no better loss in %d validations, stopped early.", stage.name, trainer.patience)
     record.measure()
     return FitResult(progress, metrics, monitor.concerns, interrupted)
+
+
+def _validation_steps(steps: int, count: int) -> set[int]:
+    """Steps of an epoch after which a validation follows: evenly over the epoch, and always the last one."""
+    return {max(1, round(steps * (i + 1) / count)) for i in range(count)} | {steps}
 
 
 @torch.no_grad()
@@ -213,11 +225,13 @@ def validate(
     procs: DistributedContext,
     *,
     batches: Iterator[Batch] | None = None,
+    signals: Sequence[int] = (),
 ) -> dict[str, float]:
     """Loss and metrics over the whole validation split, each divided by its own total.
 
     Args:
         batches: this process's part of the split in another form, in place of ``data.validation()``.
+        signals: received so far; one in any process ends the validation after a batch, and nothing is returned.
 
     Raises:
         ValueError: the validation split has no batch, or nothing in it counts.
@@ -228,8 +242,10 @@ def validate(
     counts: dict[str, float] = {}
     batches = iter(data.validation() if batches is None else batches)
     lockstep = parallel.is_sharded(stage)  # the forward pass of a sharded stage is a collective
-    pairs = parallel.lockstep_batches(batches, procs) if lockstep else ((batch, True) for batch in batches)
+    pairs = parallel.lockstep_batches(batches, procs, signals) if lockstep else ((batch, True) for batch in batches)
     for batch, is_counted in pairs:
+        if signals and not lockstep:
+            break
         on_device = batch.to(compute.device, non_blocking=True)
         with compute.autocast():
             output = inner(on_device)
@@ -239,6 +255,8 @@ def validate(
             counts[name] = counts.get(name, 0.0) + count
         for name, value in {**output.losses, **output.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
+    if procs.any(bool(signals)):
+        return {}
     totals = procs.sum(counts)
     result = summarise(procs.sum(sums), totals)
     if not result:
@@ -427,6 +445,7 @@ class _Recorder:
             self.tracker.metrics({**values, f"{name}/epoch": progress.epoch}, step=progress.global_step)
             self.tracker.metrics({f"{name}/val_loss_by_samples": loss}, step=round(progress.samples))
         self.save(loss, is_best=is_best)
+        self.tick = time.perf_counter()
 
     def save(self, loss: float | None = None, *, is_best: bool = False) -> None:
         if self.procs.is_main:

@@ -82,15 +82,18 @@ def wrap_ddp(stage: nn.Module, *, compiled: bool, device: torch.device, procs: D
     return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
 
 
-def lockstep_batches(batches: Iterator[Batch], procs: DistributedContext) -> Iterator[tuple[Batch, bool]]:
+def lockstep_batches(
+    batches: Iterator[Batch], procs: DistributedContext, signals: Sequence[int] = ()
+) -> Iterator[tuple[Batch, bool]]:
     """Batches for a sharded stage, the same number in all processes, and whether each counts.
 
-    A process that has no more repeats its last one, which does not count, while others continue.
+    A process that has no more repeats its last one, which does not count, while others continue. All end once one of
+    them has received a signal.
     """
     batch = next(batches, None)
     assert batch is not None, "each process has a part of every split"
     following: Batch | None = batch
-    while procs.any(following is not None):
+    while procs.max(2.0 if signals else float(following is not None)) == 1.0:
         batch = batch if following is None else following
         yield batch, following is not None
         following = next(batches, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,18 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from support.picture_files import by_pillow, gradient, noise
-from support.runs import QUICK, UNTRACKED, command, opened, run_train, stage_folder
+from support.runs import QUICK, UNTRACKED, assert_same_bits, command, opened, run_train, stage_folder
+from support.toy_training import CPU
 
 from panollava import chat, explain, predict
 from panollava.checkpoint import LAST, STATE
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava, VisionPart
+from panollava.run.conditions import answer_conditions, model_conditions
 from panollava.run.restore import restore
+from panollava.run.sources import open_source
 from panollava.run_folder import CONFIG, FORM, METADATA, read_metadata
+from panollava.store.identity import FileIdentity
 from panollava.training.distributed import DistributedContext
 
 Files = list[str]
@@ -327,3 +332,51 @@ def test_a_run_begun_under_an_earlier_default_keeps_it(caplog: pytest.LogCapture
     OmegaConf.save(recorded, path)
     with pytest.raises(ValueError, match=r"language\.attn_implementation"):
         run_train(*ARGUMENTS)
+
+
+def recorded_as(**changes: dict[str, Any]) -> None:
+    """Changes what the metadata of the only run say of its backbones; the config file is not there."""
+    folder = stage_folder("run", "resampler")
+    settings = read_metadata(folder)
+    for part, values in changes.items():
+        settings["model"][part] |= values
+    (folder / METADATA).write_text(json.dumps(settings))
+    (folder / CONFIG).unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_is_opened_where_flash_attention_and_four_bits_are_missing(caplog: pytest.LogCaptureFixture) -> None:
+    before = PanoLlava.from_pretrained("runs/run")
+    flash = {"attn_implementation": "flash_attention_2"}
+    recorded_as(vision=flash, language={**flash, "load_in_4bit": True})
+    with caplog.at_level(logging.INFO):
+        pano = PanoLlava.from_pretrained("runs/run")
+    for told in ("vision computes with flash_attention_2", "language computes with flash_attention_2", "four bits"):
+        assert told in caplog.text
+    assert pano.generate("d/a.png", "what?") == before.generate("d/a.png", "what?")
+    assert pano.model.language_model.config._attn_implementation == "sdpa"
+    assert_same_bits(dict(pano.model.state_dict()), dict(before.model.state_dict()))
+    assert pano.metadata["model"]["language"]["load_in_4bit"] is False
+    run, source = restore("runs/run"), open_source(dict(pano.metadata["data"]), "test", pano.crop)
+    trained = answer_conditions(run.checkpoint, run.settings, source, FileIdentity(None))
+    used = answer_conditions(run.checkpoint, run.settings, source, FileIdentity(None), **model_conditions(pano, CPU))
+    assert (trained["in_4bit"], used["in_4bit"]) == (True, False)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("name", "revision", "beside"), [("/scratch/models/qwen", None, "qwen"), ("panollava-test/qwen", "abc", None)]
+)
+def test_a_backbone_that_is_elsewhere_now_is_found_where_the_message_says(
+    name: str, revision: str | None, beside: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("panollava.model.hub._hub_answers", lambda: False)
+    recorded_as(language={"name": name, "revision": revision})
+    with pytest.raises(FileNotFoundError, match=f"a folder or link '{beside or name}' in the working directory"):
+        PanoLlava.from_pretrained("runs/run")
+    link = Path(beside or name)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(Path("models/lm").absolute())
+    pano = PanoLlava.from_pretrained("runs/run")
+    assert Path(pano.metadata["model"]["language"]["name"]).samefile("models/lm")
+    assert isinstance(pano.generate("d/a.png", "what?", max_new_tokens=4), str)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 import torch
 from support.processes import Ended, run_ranks, succeed
 
+from panollava.store.identity import SETTLED_NS, FileIdentity
 from panollava.training.distributed import DistributedContext, init_distributed
 
 
@@ -59,6 +63,41 @@ def test_a_process_by_itself_answers_itself(monkeypatch: pytest.MonkeyPatch) -> 
         assert (procs.max(3.0), procs.any(True), procs.any(False)) == (3.0, True, False)
         assert procs.texts("x") == ["x"]
         procs.barrier()
+
+
+SLOW_S = 0.25
+"""To read a file of a slow disk, which reads one at a time."""
+
+
+def identified(folder: Path) -> tuple[int, list[str]]:
+    """How many files this process reads of a slow disk, and the digests that the first one has then."""
+    read, disk, reading = FileIdentity._read, threading.Lock(), []
+
+    def slowly(self: FileIdentity, path: str) -> tuple[list[int], str]:
+        with disk:
+            time.sleep(SLOW_S)
+            reading.append(path)
+        return read(self, path)
+
+    FileIdentity._read = slowly  # type: ignore[method-assign]  # a process of the test's own
+    files, known = sorted(folder.glob("*.png")), FileIdentity(None)
+    with init_distributed(timeout_s=len(files) * SLOW_S * 0.75) as procs:
+        known.identify_together(files, procs.rank, procs.world_size, procs.texts)
+        digests = list(known.identify_all(files).values()) if procs.is_main else []
+        procs.barrier()
+        return len(reading), digests
+
+
+def test_pictures_of_a_slow_disk_are_read_while_no_process_waits(tmp_path: Path) -> None:
+    contents = [str(number).encode() for number in range(12)]
+    for number, content in enumerate(contents):
+        path = tmp_path / f"{number:02d}.png"
+        path.write_bytes(content)
+        os.utime(path, (1e9, 1e9))
+    time.sleep(SETTLED_NS / 1e9)
+    first, second = succeed(partial(identified, tmp_path), tmp_path / "ranks")
+    assert (first[0], second[0]) == (6, 6)
+    assert first[1] == [hashlib.sha256(content).hexdigest() for content in contents]
 
 
 def test_processes_that_do_not_find_each_other_say_why(monkeypatch: pytest.MonkeyPatch) -> None:

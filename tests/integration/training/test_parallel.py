@@ -85,13 +85,18 @@ def data(procs: Any) -> ToyData:
 def train(
     folder: Path, parallel: str, *, cut_at: int = 0, how: Callable[[], None] = power_cut, only: int | None = None
 ) -> dict[str, Any]:
-    """Trains from where the folder stands; something happens before one step, to all processes or to one."""
+    """Trains from where the folder stands; something happens before one step, to all processes or to one.
+
+    ``cut_at=-1``: in every batch of a validation.
+    """
     with init_distributed(timeout_s=20.0) as procs:
         run = toy(folder, procs, parallel)
         assert is_sharded(run.stage) is (parallel == "fsdp")
         last = follow(folder / LAST)
         progress = run.checkpointer.restore(last) if last else Progress()
-        if cut_at and only in (None, procs.rank):
+        if cut_at == -1 and only in (None, procs.rank):
+            run.stage.register_forward_pre_hook(lambda stage, _: None if stage.training else how())
+        elif cut_at and only in (None, procs.rank):
             OptimiserStep.__call__ = before_step(cut_at, how)  # type: ignore[method-assign]  # a process of the test's own
         result = run.fit(data(procs), progress, epochs=EPOCHS, save_every_steps=1, lr=0.01)
         weights = {name: full_tensor(value.detach()).clone() for name, value in run.stage.trained().items()}
@@ -160,15 +165,20 @@ def test_what_happens_to_one_ends_all_and_is_gone_on_from(
 
 
 @pytest.mark.parametrize(
-    ("parallel", "number"), [("ddp", signal.SIGINT), ("ddp", signal.SIGTERM), ("fsdp", signal.SIGINT)]
+    ("parallel", "number", "cut_at"),
+    [("ddp", signal.SIGINT, 6), ("ddp", signal.SIGTERM, -1), ("fsdp", signal.SIGINT, 6), ("fsdp", signal.SIGTERM, -1)],
 )
-def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path, parallel: str, number: signal.Signals) -> None:
+def test_a_signal_to_one_stops_all_after_the_same_step(
+    tmp_path: Path, parallel: str, number: signal.Signals, cut_at: int
+) -> None:
+    step = STEPS if cut_at == -1 else cut_at
     folder = tmp_path / "run"
     how = partial(_signal_me, number)
-    results = succeed(partial(train, folder, parallel, cut_at=6, how=how, only=1), tmp_path / "a")
+    results = succeed(partial(train, folder, parallel, cut_at=cut_at, how=how, only=1), tmp_path / "a")
     assert [one["interrupted"] for one in results] == [True, True]
-    assert [one["progress"].global_step for one in results] == [6, 6]
-    assert read_state(folder / LAST)["progress"]["global_step"] == 6
+    assert [one["progress"].global_step for one in results] == [step, step]
+    assert read_state(folder / LAST)["progress"]["global_step"] == step
+    assert read_state(folder / LAST)["progress"]["validation_due"] is (cut_at == -1)
     succeed(partial(train, folder, parallel), tmp_path / "b")
     succeed(partial(train, tmp_path / "whole", parallel), tmp_path / "c")
     assert_same(tmp_path / "whole", folder)

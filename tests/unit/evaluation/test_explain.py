@@ -17,7 +17,6 @@ from panollava.evaluation.explain import (
     answer_attention,
     chosen_layers,
     last_answer,
-    plain_attention,
     principal_colours,
     see,
     similarity,
@@ -26,6 +25,7 @@ from panollava.evaluation.explain import (
 )
 from panollava.model.api import PanoLlava
 from panollava.model.lora import add_lora
+from panollava.model.vlm import plain_attention
 
 Backbone = Callable[[str], Path]
 HISTORY = [("what is there?", "a cube")]

@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import composite
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, GraniteConfig
 
 from panollava.batch import IGNORE_INDEX
 from panollava.crop.crop import Crop
 from panollava.model.hub import load_language_model
 from panollava.model.vision import PanoVision, VisionTower
 from panollava.model.vlm import PanoLlavaForConditionalGeneration
+from panollava.stages.language import InstructStage
+from panollava.stages.protocol import StageSetup
 
 Backbone = Callable[[str], Path]
 MLP = {"type": "mlp", "depth": 2, "width": 24}
@@ -198,6 +200,21 @@ def test_states_under_the_head_give_the_logits_of_most_families(backbone: Backbo
         Gemma2Config(**TINY, head_dim=8, final_logit_softcapping=None)
     )
     assert model.is_head_linear()
+
+
+def test_a_stage_is_built_on_the_cpu_whatever_the_kernel(backbone: Backbone) -> None:
+    def only_on_a_gpu(module: Any, query: Tensor, *_: Any, **options: Any) -> Any:
+        raise RuntimeError(f"FlashAttention only supports CUDA tensors, not {query.device}")
+
+    AttentionInterface.register("only_on_a_gpu", only_on_a_gpu)
+    model = small(backbone)
+    batch = inputs(model)
+    model.language_model.set_attn_implementation("only_on_a_gpu")
+    stage = InstructStage(model, StageSetup("finetune"))
+    assert stage.parts_logits
+    assert model.language_model.config._attn_implementation == "only_on_a_gpu"
+    with pytest.raises(RuntimeError, match="only supports CUDA"):
+        model(**batch)
 
 
 def test_a_wrong_number_of_placeholders_names_both(backbone: Backbone) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from support.runs import QUICK, UNTRACKED, backbones, opened
 
+from panollava.logs import configure_console
 from panollava.run.build_stage import build_stage
-from panollava.run.memory import estimate, forecast, longest
+from panollava.run.memory import _free, check_whole, estimate, forecast, longest
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,30 @@ def test_what_is_told(
         monkeypatch.setattr("panollava.run.memory._free", lambda device: 1000)
         forecast(run, "finetune", module, run.stage_options("finetune"))
         assert "may not fit: use a smaller stage.finetune.batch_size" in capsys.readouterr().err
+
+
+def test_what_earlier_stages_have_left_to_the_allocator_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("mem_get_info", (30, 140)), ("memory_reserved", 100), ("memory_allocated", 40)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert _free(torch.device("cuda", 0)) == 90
+
+
+@pytest.mark.parametrize(("total", "is_sharded", "warns"), [(899, True, True), (900, True, False), (1, False, False)])
+def test_a_model_in_shards_that_no_gpu_can_evaluate_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    total: int,
+    is_sharded: bool,
+    warns: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total))
+    parts = {"tower": SimpleNamespace(model=torch.nn.Linear(20, 10)), "language": torch.nn.Linear(23, 10)}
+    run: Any = SimpleNamespace(
+        is_sharded=is_sharded,
+        backbones=SimpleNamespace(**parts),
+        compute=SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16),
+    )
+    configure_console()
+    check_whole(run)
+    told = capsys.readouterr().err
+    assert ("evaluation.enabled=false, and afterwards python -m panollava.eval <run> device=cpu" in told) is warns

@@ -8,11 +8,13 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 from support.chat_templates import LLAMA32
 from support.runs import QUICK, UNTRACKED, backbones, opened
 
-from panollava.model.backbones import open_checkpoint
+from panollava.model.backbones import Backbones, open_checkpoint
 from panollava.run import run as assembled
+from panollava.run.evaluate import _opened
 from panollava.run.restore import _with_overrides
 from panollava.run.stage import stage_metadata
 from panollava.run_folder import METADATA, prompt_date, read_metadata, write_metadata
@@ -89,3 +91,22 @@ def test_a_run_of_an_earlier_version_keeps_views_of_broken_patches(
     recorded = read_metadata(folder)
     recorded["crop"]["view_size"] = 44  # as an evaluation asks for another size
     assert open_checkpoint(folder, recorded)[1].tower.image_size == (40, 40)
+
+
+def test_a_model_that_is_too_large_for_its_device_names_the_way_out(
+    backbone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a run in shards is, which is evaluated whole."""
+    monkeypatch.chdir(tmp_path)
+
+    def too_large(self: Backbones) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with opened(*backbones(backbone), *QUICK, UNTRACKED, "experiment_name=x") as run:
+        folder = run.experiment.stage_folder("finetune")
+        write_metadata(folder, stage_metadata(run, "finetune", Progress(), None), "")
+        (folder / "last.ckpt").mkdir()
+        monkeypatch.setattr(Backbones, "composite", too_large)
+        way_out = r"does not fit .* device=cpu\..* evaluation\.enabled=false, and afterwards .*eval <run> device=cpu"
+        with pytest.raises(ValueError, match=way_out):
+            _opened(run, "finetune", device=run.compute.device, dtype=run.compute.dtype)

@@ -139,6 +139,34 @@ def test_a_batch_that_is_too_large_is_divided(engine: Engine, watched: Watched) 
     assert [len(batch) for batch in watched.batches] == [4, 2, 1, 1, 2, 1, 1]
 
 
+def test_what_a_divided_batch_has_sent_already_is_not_sent_again(engine: Engine, watched: Watched) -> None:
+    """Memory runs out in mid-answer, as the cache grows."""
+    pieces: list[list[str]] = [[], []]
+
+    def until(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        if len(ids) > 1 and all(map(len, pieces)):
+            raise torch.OutOfMemoryError("too large")
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    original = PanoLlava.new_tokens
+
+    def new_tokens(batch: Batch, *args: Any, criteria: Any, **options: Any) -> torch.Tensor:
+        watched.batches.append(batch)
+        return original(watched, batch, *args, criteria=[*criteria, until], **options)
+
+    watched.new_tokens = new_tokens  # type: ignore[method-assign]
+    options = GenerationOptions(max_new_tokens=12)
+    release = held(engine)
+    asks = [question(watched, f"what is {number}?", options=options) for number in range(2)]
+    for ask, kept in zip(asks, pieces, strict=True):
+        ask.on_text = kept.append
+        engine.submit(ask)
+    release.set()
+    texts = answered(asks)
+    assert [len(batch) for batch in watched.batches] == [2, 1, 1]
+    assert ["".join(kept) for kept in pieces] == texts
+
+
 def test_an_error_reaches_its_clients_and_the_next_question_is_answered(engine: Engine, watched: Watched) -> None:
     def fail(batch: Batch) -> None:
         raise ValueError("broken")

@@ -6,7 +6,9 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -219,6 +221,69 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.
     assert last is not None
     assert again.checkpointer.restore(last) == result.progress
     assert torch.equal(again.weight(), toy.weight())
+
+
+class NoisyStage(ToyStage):
+    """Draws random numbers in training; a signal comes in the validation batch of that number, from 1."""
+
+    def __init__(self, signal_at: int = 0) -> None:
+        super().__init__()
+        self.signal_at, self.validated = signal_at, 0
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """As its parent."""
+        if self.training:
+            batch.pixel_values = batch.pixel_values + torch.rand(1)
+        else:
+            self.validated += 1
+            if self.validated == self.signal_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(batch)
+
+
+class Rows(NullTracker):
+    """Keeps the losses that are tracked."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, int]] = []
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """See ``Tracker``."""
+        self.rows += [(key, value, step) for key, value in values.items() if "loss" in key]
+
+
+def checkpoint_bits(folder: Path) -> dict[str, bytes]:
+    """Content of all files of tensors in a stage's folder, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("in_batch", [1, 2, 3, 5, 6])
+def test_a_signal_in_a_validation_saves_the_step_and_the_validation_is_made_when_it_resumes(
+    tmp_path: Path, in_batch: int
+) -> None:
+    """Two validations an epoch, of two batches: the first falls into the epoch, the second ends it."""
+    data = ToyData(steps(3)._windows, [batch(1.0), batch(2.0)])
+    options: dict[str, Any] = {"epochs": 2, "validations_per_epoch": 2, "patience": 9, "log_every_steps": 1}
+    whole, wholly = Toy(tmp_path / "whole", NoisyStage()), Rows()
+    torch.manual_seed(3)
+    expected = whole.fit(data, tracker=wholly, **options)
+    cut, rows = Toy(tmp_path / "cut", NoisyStage(in_batch)), Rows()
+    torch.manual_seed(3)
+    result = cut.fit(data, tracker=rows, **options)
+    step = {1: 2, 2: 2, 3: 3, 5: 5, 6: 5}[in_batch]
+    assert result.interrupted
+    assert result.progress.global_step == step
+    assert cut.stage.validated == in_batch  # it ended with this batch
+    last = follow(tmp_path / "cut" / LAST)
+    assert last is not None
+    assert read_state(last)["progress"]["global_step"] == step
+    again = Toy(tmp_path / "cut", NoisyStage())
+    resumed = again.fit(data, again.checkpointer.restore(last), tracker=rows, **options)
+    assert not resumed.interrupted
+    assert resumed.progress == expected.progress
+    assert resumed.metrics == expected.metrics
+    assert rows.rows == wholly.rows
+    assert checkpoint_bits(tmp_path / "cut") == checkpoint_bits(tmp_path / "whole")
 
 
 def queue_again(number: int, _frame: object) -> None:

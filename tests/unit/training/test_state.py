@@ -82,7 +82,9 @@ def test_the_random_state_of_a_gpu_comes_back(kind: str, monkeypatch: pytest.Mon
 def test_progress_survives_as_json(tmp_path: Path, best: float) -> None:
     toy = Toy(tmp_path, has_lora=False)
     toy.fit(steps(1))
-    before = Progress(epoch=1, step_in_epoch=3, global_step=9, best_loss=best, validations_since_best=2)
+    before = Progress(
+        epoch=1, step_in_epoch=3, global_step=9, best_loss=best, validations_since_best=2, validation_due=True
+    )
     saved = toy.checkpointer.save(before, None, is_best=False)
     state = json.loads((saved / "state.json").read_text(), parse_constant=pytest.fail)
     assert (state["stage"], state["has_lora"]) == ("toy", False)
