@@ -3,7 +3,6 @@
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import configure_console
 
 
 @entrypoint("certify", positional=("checkpoint",), loose=("crop",))
@@ -12,7 +11,6 @@ def main(cfg: DictConfig) -> None:
     from panollava.run.certify import CertifyOptions, certify  # here, so that --help needs no PyTorch
     from panollava.run.sections import read_config
 
-    configure_console()
     options, sections = read_config(cfg, CertifyOptions)
     certify(options, sections)
 

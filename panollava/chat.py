@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import LOG, configure_console, say
+from panollava.logs import LOG, say
 
 if TYPE_CHECKING:
     from panollava.data.fetch import FetchOptions
@@ -45,7 +45,6 @@ def main(cfg: DictConfig) -> None:
     from panollava.run.image_commands import command_compute
     from panollava.run.sections import RUN_EXAMPLE, read_config
 
-    configure_console()
     options, sections = read_config(cfg, ChatOptions, required=["checkpoint"], example=RUN_EXAMPLE)
     compute = command_compute(options.checkpoint, options.device, options.precision)
     pano = PanoLlava.from_pretrained(
@@ -67,10 +66,8 @@ class Chat:
         conversation: about it.
     """
 
-    def __init__(self, pano: PanoLlava, *, fetch: FetchOptions | None = None) -> None:
-        from panollava.data.fetch import FetchOptions
-
-        self._pano, self._fetch = pano, fetch or FetchOptions()
+    def __init__(self, pano: PanoLlava, *, fetch: FetchOptions) -> None:
+        self._pano, self._fetch = pano, fetch
         self.image: Path | None = None
         self.conversation: Conversation | None = None
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Interval, MinLen
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from panollava.config.check import check_section, refuse
+from panollava.config.check import check_section
 from panollava.config.entrypoint import entrypoint
 from panollava.crop.gpano import has_gpano_tags
 from panollava.crop.image_file import PanoramaFile, check_panorama
@@ -25,8 +25,9 @@ from panollava.data.annotated import AnnotatedSource
 from panollava.data.csv import BadEntries, Problem, bad_numbers
 from panollava.data.files import ListedSource
 from panollava.data.source import DataSource, PlacesSource, spread_indices
-from panollava.logs import LOG, configure_console, counted, say
+from panollava.logs import LOG, counted, say
 from panollava.prompt import ChatPrompt
+from panollava.run.sections import read_config
 from panollava.run.sources import (
     Decoded,
     build_source,
@@ -69,9 +70,9 @@ class PictureOptions:
 @entrypoint("check")
 def main(cfg: DictConfig) -> None:
     """Checks one data set."""
-    configure_console()
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    options, covered = _checked(values)
+    options, values = read_config(cfg, CheckOptions, check=_problems)
+    fov = values["crop"].get("panorama_fov_deg")
+    covered = None if fov is None else (fov[0], fov[1])
     data, names = values["data"], list(dict.fromkeys(options.splits))
     out = _picture(options.out, data)
     splits = [read_split(data, name, covered) for name in names]
@@ -100,13 +101,9 @@ def main(cfg: DictConfig) -> None:
     _conclude(splits, data.get("on_error"))
 
 
-def _checked(values: dict[str, Any]) -> tuple[CheckOptions, Covered | None]:
-    sections = ("crop", "data", "model", "stage")
-    plain = {key: value for key, value in values.items() if key not in sections}
-    covered = values["crop"].get("panorama_fov_deg")
-    problems = check_section(plain, CheckOptions, "") + check_data(values["data"])
-    refuse(problems + check_section({"panorama_fov_deg": covered}, PictureOptions, "crop"))
-    return CheckOptions(**plain), None if covered is None else (covered[0], covered[1])
+def _problems(values: dict[str, Any]) -> list[str]:
+    covered = {"panorama_fov_deg": values["crop"].get("panorama_fov_deg")}
+    return check_data(values["data"]) + check_section(covered, PictureOptions, "crop")
 
 
 def _picture(out: str | None, data: Mapping[str, Any]) -> Path | None:

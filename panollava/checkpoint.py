@@ -19,7 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panollava.disk import TEMPORARY, check_own, flush, read_document, rename, replace_file, temporary_folder, writing
+from panollava.disk import (
+    TEMPORARY,
+    check_own,
+    flush,
+    link,
+    read_versioned,
+    rename,
+    replace_file,
+    temporary_folder,
+    writing,
+)
 
 FORMAT_VERSION = 1
 TRAINED = "trained.safetensors"
@@ -139,10 +149,7 @@ def keep_base(base: Path, folder: Path) -> None:
 
     def fill(target: Path) -> None:
         for name in (TRAINED, STATE):
-            try:
-                os.link(base / name, target / name)
-            except OSError:  # another disk, or one without hard links
-                shutil.copyfile(base / name, target / name)
+            link(str(base / name), str(target / name))
 
     if base.resolve() != (folder / BASE).resolve():
         replace_folder(folder / BASE, fill)
@@ -187,15 +194,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / STATE
     if not path.is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint: it has no {STATE}.")
-    try:
-        state = read_document(path)
-    except ValueError as error:
-        raise ValueError(f"{error} Choose another checkpoint of the run.") from error
-    if state.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {state.get('format_version')!r}; this panollava reads {FORMAT_VERSION}. Use "
-            "the panollava that wrote it, or choose another checkpoint."
-        )
+    state = read_versioned(path, FORMAT_VERSION, "Choose another checkpoint of the run.")
     if not isinstance(state.get("stage"), str):
         raise ValueError(f"{path} names no stage, so it is not a checkpoint's. Choose another one of the run.")
     return state

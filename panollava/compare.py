@@ -3,7 +3,6 @@
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import configure_console
 from panollava.run.options import CompareOptions
 
 
@@ -12,7 +11,6 @@ def main(cfg: DictConfig) -> None:
     """Compares runs."""
     from panollava.run.sections import read_config  # here, so that --help needs no PyTorch
 
-    configure_console()
     options, sections = read_config(cfg, CompareOptions)
 
     from panollava.run.comparison import compare_runs

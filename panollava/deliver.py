@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Interval
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG
 from panollava.tracking.outbox import deliver
 
 
@@ -24,10 +23,9 @@ class DeliverOptions:
 @entrypoint("deliver", positional=("folder",))
 def main(cfg: DictConfig) -> None:
     """Sends the records that wait in or below ``folder``."""
-    configure_console()
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    refuse(check_section(values, DeliverOptions, ""))
-    options = DeliverOptions(**values)
+    from panollava.run.sections import read_config  # here, so that --help needs no PyTorch
+
+    options, _ = read_config(cfg, DeliverOptions)
     folder = Path(options.folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"folder={folder} does not exist. Name a run, or a folder of runs.")

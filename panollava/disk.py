@@ -78,10 +78,10 @@ def write_json(path: Path, document: Any) -> None:
     write_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a small file atomically: readers see the old content or the new. Raises a DiskError."""
+def write_file(path: Path, content: str | bytes, *, sync: bool = True) -> None:
+    """``replace_file`` for a small file: readers see the old content or the new."""
     data = content.encode() if isinstance(content, str) else content
-    replace_file(path, lambda temporary: temporary.write_bytes(data))
+    replace_file(path, lambda temporary: temporary.write_bytes(data), sync=sync)
 
 
 def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) -> None:
@@ -105,6 +105,14 @@ def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) 
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def link(source: str, target: str) -> None:
+    """Makes a file's second name, or a copy of it where the disk has no links; ``target`` must not exist."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextlib.contextmanager
@@ -182,6 +190,20 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({str(error)[:200]}).") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} is not a JSON object but a {type(document).__name__}.")
+    return document
+
+
+def read_versioned(path: Path, version: int, way_out: str) -> dict[str, Any]:
+    """``read_document`` of a file with this ``format_version``; a ValueError, which ends in a way out, for another."""
+    try:
+        document = read_document(path)
+        if (found := document.get("format_version")) != version:
+            raise ValueError(
+                f"{path} is of format {found!r}, which the panollava that wrote it reads; this one reads format "
+                f"{version}."
+            )
+    except ValueError as error:
+        raise ValueError(f"{error} {way_out}") from error
     return document
 
 

@@ -7,7 +7,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from panollava.config.command_line import CONF
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import configure_console
 from panollava.run.options import OF_CAPTIONS, BenchmarkFolder, EvalOptions
 
 OF_QUESTIONS = (
@@ -22,7 +21,6 @@ def main(cfg: DictConfig) -> None:
     """Evaluates one run."""
     from panollava.run.sections import read_config  # here, so that --help needs no PyTorch
 
-    configure_console()
     options, sections = read_config(cfg, EvalOptions, check=_problems)
 
     from panollava.run.reevaluation import evaluate_again

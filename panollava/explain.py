@@ -10,7 +10,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,20 +40,20 @@ def main(cfg: DictConfig) -> None:
     """Draws one picture."""
     from panollava.run.sections import RUN_EXAMPLE, read_config  # here, so that --help needs no PyTorch
 
-    configure_console()
     options, sections = read_config(cfg, ExplainOptions, required=["checkpoint"], example=RUN_EXAMPLE)
 
     from panollava.data.fetch import FetchOptions
     from panollava.data.scenes.questions import CAPTION_REQUEST
+    from panollava.data.world import WorldSource
     from panollava.evaluation.drawing import encode_png
     from panollava.evaluation.explain import explain_picture
     from panollava.model.api import VisionPart
     from panollava.run.image_commands import (
+        PANORAMA_SIZE,
         checked_out,
         command_compute,
         named_panorama,
         read_twice,
-        world_scene,
         write_out,
     )
     from panollava.run.tracker import open_tracker
@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> None:
         question = CAPTION_REQUEST
         panorama, seen = read_twice(image, part.crop)
     else:
-        scene = world_scene("test")
+        scene = WorldSource(split="test", scenes=1, height=PANORAMA_SIZE[0])
         question = next(one.question for one in scene.questions() if not one.history)
         panorama = seen = scene.panorama(0)
     with compute.autocast():

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG
 
 if TYPE_CHECKING:
     import torch
 
     from panollava.model.api import PanoLlava
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""PyTorch's names of the precisions."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,6 @@ def main(cfg: DictConfig) -> None:
     """Exports one model."""
     from panollava.run.sections import read_config  # here, so that --help needs no PyTorch
 
-    configure_console()
     example = "export such as checkpoint=runs/demo out=export"
     options, sections = read_config(
         cfg, ExportOptions, required=["checkpoint", "out"], example=example, check=_problems
@@ -51,9 +47,10 @@ def main(cfg: DictConfig) -> None:
     from panollava.checkpoint import replace_folder
     from panollava.model.api import PanoLlava
     from panollava.model.lora import LORA, has_lora
+    from panollava.training.precision import FORMATS
 
     out = _checked_out(Path(options.out).expanduser(), options.overwrite)
-    dtype = getattr(torch, DTYPES[options.precision])
+    dtype = FORMATS[options.precision]
     opened_as = torch.float32 if options.layout == "llava" else dtype  # it is checked before the cast
     pano = PanoLlava.from_pretrained(options.checkpoint, dtype=opened_as, in_4bit=False, allow=options.allow)
     pano.generation = pano.generation.changed(sections["generation"])

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import LOG, configure_console, in_words, say
+from panollava.logs import LOG, in_words, say
 
 if TYPE_CHECKING:
     from panollava.crop.crop import Crop
@@ -42,7 +42,6 @@ def main(cfg: DictConfig) -> None:
     """Lists, fills or clears."""
     from panollava.store.catalogue import clear_stores  # here, so that --help needs no PyTorch
 
-    configure_console()
     options, store, sections = _checked(cfg)
     if options.action == "list":
         say("\n".join(_lines(store, _chosen(store, options))))

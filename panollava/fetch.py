@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from panollava.config.check import check_section, refuse
 from panollava.config.entrypoint import entrypoint
 from panollava.data import conversations, csv
 from panollava.data.csv import Entry, is_address
-from panollava.data.fetch import Fetched, Fetcher, FetchOptions, check_hosts
+from panollava.data.fetch import Fetched, Fetcher, FetchOptions
 from panollava.data.files import Pictures, read_listing
 from panollava.disk import write_file
-from panollava.logs import configure_console, counted, say
+from panollava.logs import counted, say
+from panollava.run.sections import read_config
 from panollava.run.sources import check_data, file_key, source_arguments
 
 
@@ -64,18 +64,11 @@ class DataFile:
 @entrypoint("fetch")
 def main(cfg: DictConfig) -> None:
     """Fetches the pictures of one data set."""
-    configure_console()
     if cfg.data.type != "files":
         raise ValueError(f"data={cfg.data.name} has no data files. Choose csv, json or quic360.")
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    data, section = values.pop("data"), values.pop("fetch")
-    problems = check_section(values, Options, "") + check_data(data)
-    problems += check_section(section, FetchOptions, "fetch") + check_hosts(section["hosts"])
-    if section["folder"] != values["out"]:
-        problems.append(f"fetch.folder={section['folder']}: the folder of this command is given with out=.")
-    refuse(problems)
-    out = Path(values["out"]).expanduser()
-    files = {split: _opened(data, split) for split in dict.fromkeys(values["splits"])}
+    options, sections = read_config(cfg, Options, check=_problems)
+    data, out = sections["data"], Path(options.out).expanduser()
+    files: dict[str, DataFile | None] = {split: _opened(data, split) for split in dict.fromkeys(options.splits)}
     found = {split: file for split, file in files.items() if file is not None}
     if not found:
         missing = ", ".join(f"data.{file_key(data, split)}={data[file_key(data, split)]}" for split in files)
@@ -83,7 +76,8 @@ def main(cfg: DictConfig) -> None:
     if not any(file.addresses for file in found.values()):
         say(f"Nothing to fetch: {', '.join(str(file.path) for file in found.values())} name no addresses.")
         return
-    fetched = Fetcher(FetchOptions(**section)).fetch([each for file in found.values() for each in file.addresses])
+    fetcher = Fetcher(FetchOptions(**sections["fetch"]))
+    fetched = fetcher.fetch([each for file in found.values() for each in file.addresses])
     for file in found.values():
         for entry in file.entries:
             if entry.image in fetched.failed:
@@ -95,6 +89,13 @@ def main(cfg: DictConfig) -> None:
             "above. The same command tries them again; data.on_error=skip writes the data files without their rows."
         )
     say(f"Read them with {_written(found, fetched, out, data)}")
+
+
+def _problems(values: dict[str, Any]) -> list[str]:
+    problems, folder = check_data(values["data"]), values["fetch"]["folder"]
+    if folder != values["out"]:
+        problems.append(f"fetch.folder={folder}: the folder of this command is given with out=.")
+    return problems
 
 
 def _opened(data: dict[str, Any], split: str) -> DataFile | None:

@@ -8,7 +8,7 @@ from annotated_types import Interval
 from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,6 @@ def main(cfg: DictConfig) -> None:
     from panollava.run.image_commands import checked_out, named_panorama, read_twice, write_out
     from panollava.run.sections import read_config
 
-    configure_console()
     options, sections = read_config(cfg, GalleryOptions, check=_problems)
     spec = sections["crop"]
     image = None if options.image is None else named_panorama(options.image, FetchOptions(**sections["fetch"]))

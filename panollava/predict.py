@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
 from panollava.disk import csv_text
-from panollava.logs import LOG, configure_console, say
+from panollava.logs import LOG, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,6 @@ def main(cfg: DictConfig) -> None:
     """Asks one question."""
     from panollava.run.sections import read_config  # here, so that --help needs no PyTorch
 
-    configure_console()
     example = 'ask such as checkpoint=runs/demo image=panorama.jpg question="what is behind me?"'
     options, sections = read_config(cfg, PredictOptions, required=["checkpoint"], example=example)
     if options.question is not None and not options.question.strip():
@@ -144,8 +143,7 @@ class _Table:
     def _write(self, path: Path) -> None:
         from panollava.run.image_commands import write_out
 
-        if self._out is not None:
-            write_out(path, csv_text([self._header, *(self.rows[number] for number in sorted(self.rows))]))
+        write_out(path, csv_text([self._header, *(self.rows[number] for number in sorted(self.rows))]))
 
 
 def _answer_file(options: PredictOptions, path: Path, compute: Compute, generation: Mapping[str, Any]) -> None:

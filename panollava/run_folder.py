@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from panollava.checkpoint import BEST, FORMAT_VERSION, LAST, find_checkpoint, follow, read_state, tidy
 from panollava.component import check_packages
-from panollava.disk import DiskError, missing_folders, read_document, take_away, write_file, write_json, writing
+from panollava.disk import DiskError, missing_folders, read_versioned, take_away, write_file, write_json, writing
 from panollava.stages.registry import STAGES as STAGE_NAMES
 from panollava.stages.registry import StageRecord, last_first, recorded_stage
 
@@ -177,16 +177,9 @@ class Experiment:
         if not path.exists():
             return {}
         way_out = "Remove the file to resume from the stages' checkpoints; or start anew with overwrite=true."
-        try:
-            document = read_document(path)
-        except ValueError as error:
-            raise ValueError(f"{error} {way_out}") from error
-        stages = document.get("stages")
-        if document.get("format_version") != FORMAT_VERSION or not isinstance(stages, dict):
-            raise ValueError(
-                f"{path} is of format {document.get('format_version')!r}, and this panollava reads {FORMAT_VERSION}. "
-                f"Use the panollava that wrote it. {way_out}"
-            )
+        stages = read_versioned(path, FORMAT_VERSION, way_out).get("stages")
+        if not isinstance(stages, dict):
+            raise ValueError(f"{path} has no stages. {way_out}")
         if wrong := [key for key, entry in stages.items() if not isinstance(entry, dict)]:
             raise ValueError(f"{path} has no valid entry for {wrong[0]}. {way_out}")
         return stages
@@ -402,12 +395,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"{path} does not exist, so {folder} is not a stage's run folder. "
             f"Expected runs/<experiment>/<stage>/<crop>_<resampler>.{_nearby(folder)}"
         )
-    document = read_document(path)
-    if document.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is metadata of format {document.get('format_version')!r}; this panollava reads format "
-            f"{FORMAT_VERSION}. Open it with the panollava that wrote it."
-        )
+    document = read_versioned(path, FORMAT_VERSION, "Choose another run.")
     if lacking := [key for key, kind in _NEEDED.items() if not isinstance(document.get(key), kind)]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}, without which the checkpoints cannot be opened.")
     check_packages(document.get("packages", {}))

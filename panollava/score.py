@@ -12,7 +12,7 @@ from panollava.config.check import error_lines
 from panollava.config.command_line import CONF
 from panollava.config.entrypoint import entrypoint
 from panollava.disk import read_document, write_json
-from panollava.logs import LOG, configure_console, counted
+from panollava.logs import LOG, counted
 from panollava.run.options import OF_CAPTIONS, BenchmarkName
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ def main(cfg: DictConfig) -> None:
     """Scores one file."""
     from panollava.run.sections import read_config
 
-    configure_console()
     example = "name a CSV file, such as python -m panollava.score predictions.csv"
     options, _ = read_config(cfg, ScoreOptions, required=["predictions"], example=example, check=_problems)
     path = Path(options.predictions).expanduser()

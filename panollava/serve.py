@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from panollava.config.entrypoint import entrypoint
 from panollava.config.job import INTERRUPTED
-from panollava.logs import LOG, configure_console
+from panollava.logs import LOG
 
 if TYPE_CHECKING:
     from panollava.server.app import Served
@@ -46,7 +46,6 @@ def main(cfg: DictConfig) -> None:
     """Serves one model, or two side by side."""
     from panollava.run.sections import RUN_EXAMPLE, read_config  # here, so that --help needs no PyTorch
 
-    configure_console()
     options, sections = read_config(cfg, ServeOptions, required=["checkpoint"], example=RUN_EXAMPLE)
     listener = _listen(options.host, options.port)
     key = _key(os.environ.get("PANOLLAVA_API_KEY", ""))

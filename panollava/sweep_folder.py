@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from panollava.disk import read_document, write_json
+from panollava.disk import read_versioned, write_json
 
 FORMAT_VERSION = 1
 SWEEP, JOB = "sweep.json", "job.json"
@@ -82,7 +82,6 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    values = read_document(path)
-    if values.pop("format_version", None) != FORMAT_VERSION:
-        raise ValueError(f"{path} is not a record of format {FORMAT_VERSION}. Remove the file to continue.")
+    values = read_versioned(path, FORMAT_VERSION, "Remove the file to continue.")
+    del values["format_version"]
     return values

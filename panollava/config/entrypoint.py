@@ -20,6 +20,7 @@ from panollava.config.job import INTERRUPTED, MENDABLE, Function, Load, in_sweep
 from panollava.config.outside import add_options
 from panollava.config.sweep import Announce, Report, SweepParent
 from panollava.config.sweep_arguments import as_sweep, check_plugins, register_resolvers
+from panollava.logs import configure_console
 from panollava.tracking.location import refuse_secret
 
 _log = logging.getLogger("panollava")
@@ -140,6 +141,7 @@ def _check_folder(line: command_line.CommandLine) -> None:
 def _guarded(function: Function, load: Load | None) -> Function:
     @functools.wraps(function)
     def guarded(cfg: DictConfig) -> float | None:
+        configure_console()  # not earlier: Hydra's configuration of logging closes handlers
         try:
             return run_job(function, cfg, load) if in_sweep() else function(cfg)
         except MENDABLE as error:

@@ -67,13 +67,6 @@ PRESETS = {
 """Conventions of public data sets: PANDORA, 360-Indoor, the unified RBFoV files, and ERA (ICPR 2018)."""
 
 
-def conventions_of(preset: str) -> Conventions:
-    """The conventions of a data set by name; raises ValueError for a name that ``PRESETS`` lacks."""
-    if preset not in PRESETS:
-        raise ValueError(f"{preset} is not a preset of boxes: use {', '.join(PRESETS)}, or state each convention.")
-    return PRESETS[preset]
-
-
 @dataclass(frozen=True, eq=False)
 class BoxAnnotations:
     """The boxes of many pictures, and what is wrong with others."""

@@ -78,16 +78,7 @@ def read_jsonl(path: Path, score_by: Sequence[str] = ()) -> Listing:
 
 
 def read_json(path: Path, score_by: Sequence[str] = ()) -> Listing:
-    """The entries of a JSON list.
-
-    Args:
-        path: the file.
-        score_by: keys of the metadata by which scores are reported.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8 text, no JSON, no list, or an empty one, or no entry has a key of `score_by`.
-    """
+    """As ``read_jsonl``, the entries of a JSON list; a file that is no JSON or no list is a ValueError too."""
     listing = _Collector("entry", score_by)
     for number, (line, value) in enumerate(_items(path, utf8_text(found_file(path))), start=1):
         listing.add(number, f"entry {number} (line {line})", value)

@@ -1,7 +1,6 @@
 """The data sets: records and questions with the views of their panoramas, one sample at a time."""
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from panollava.data.source import DataSource, PlacesSource, Question, Record, pr
 from panollava.prompt import ChatPrompt, Encoded
 from panollava.store.features import FeatureStore
 
-_REMEMBERED_PANORAMAS = 4
 _KEPT_BYTES = 2**29
 """Memory for the masks of a data set, in each process that reads it."""
 
@@ -182,7 +180,7 @@ class QuestionDataset(Dataset[Sample]):
             if question.sample_id not in skip:
                 by_image.setdefault(question.image_id, []).append(question)
         self.questions = [question for group in by_image.values() for question in group]
-        self._cuts: OrderedDict[str, Cut] = OrderedDict()
+        self._last: tuple[str, Cut] | None = None  # the panorama of the question before
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -217,13 +215,9 @@ class QuestionDataset(Dataset[Sample]):
         return Sample(question.sample_id, None, self.crop.camera_rows, self.encode(question))
 
     def _remembered(self, question: Question) -> Cut:
-        cut = self._cuts.pop(question.image_id, None)
-        if cut is None:
-            cut = self._cut(question) if self.blank is None else self._blanked(question)
-        self._cuts[question.image_id] = cut
-        if len(self._cuts) > _REMEMBERED_PANORAMAS:
-            self._cuts.popitem(last=False)
-        return cut
+        if self._last is None or self._last[0] != question.image_id:
+            self._last = question.image_id, self._cut(question) if self.blank is None else self._blanked(question)
+        return self._last[1]
 
     def _cut(self, question: Question) -> Cut:
         return self.crop.cut(self.source.question_panorama(question))

@@ -238,23 +238,19 @@ def eval_loader(
     collate: Collate,
     *,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
     num_workers: int = 0,
     complete: Callable[[PartBatch], Batch] | None = None,
 ) -> Iterator[tuple[list[Question], Batch]]:
-    """Questions with their batches, in the order of the data set; ranks take batches in turn.
+    """Questions with their batches, in the order of the data set.
 
     Those about one panorama are neighbours, and share what is computed of it.
 
     Args:
         dataset: the questions.
         collate: must pad on the left, for generation.
-        batch_size, rank, world_size, num_workers, complete: see `StageLoader`.
+        batch_size, num_workers, complete: see `StageLoader`.
     """
-    if collate.padding_side != "left":
-        raise ValueError("Generation needs padding_side='left': a model continues the right end of each row.")
-    plan = _chunks(list(range(len(dataset))), batch_size)[rank::world_size]
+    plan = _chunks(list(range(len(dataset))), batch_size)
     batches = _Batches(dataset, collate, num_workers, False, complete, share=True).run(plan)
     for places, batch in zip(plan, batches, strict=True):
         yield [dataset.questions[place] for place in places], batch
@@ -291,8 +287,8 @@ class _Batches:
         Finalize(self, setattr, (ending, "value", True), exitpriority=100)
         self._loader: DataLoader[Any] = DataLoader(
             _Guarded(dataset, collate, share),
-            batch_sampler=self._plan,
-            collate_fn=_as_is,
+            sampler=self._plan,  # of the keys of whole batches, which `_Guarded` makes
+            batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
@@ -324,7 +320,7 @@ class _Guarded(Dataset[Any]):
     collate: Callable[[Sequence[Sample]], Batch | PartBatch]
     share: bool
 
-    def __getitems__(self, keys: Sequence[Any]) -> Batch | PartBatch | Exception:
+    def __getitem__(self, keys: Sequence[Any]) -> Batch | PartBatch | Exception:
         try:
             return self.collate(self.dataset.shared(keys) if self.share else [self.dataset[key] for key in keys])
         except (ValueError, OSError) as error:
@@ -354,10 +350,6 @@ def _together(order: Sequence[int], pictures: Sequence[str]) -> list[int]:
 
 def _chunks(items: list[_Item], size: int) -> list[list[_Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _as_is(batch: Any) -> Any:  # what `_Guarded` made is a batch already
-    return batch
 
 
 def _begin(worker: int, *, ending: ctypes.c_bool) -> None:  # noqa: ARG001

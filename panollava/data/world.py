@@ -102,11 +102,11 @@ class WorldSource:
         scene = self.scene(index).turned(yaw_deg)
         asked = self._ask(scene, index, self.questions_per_record, [_TRAINING, epoch])
         turns = [turn for question in asked for turn in question.turns]
-        return Record(self._scene_id(index), (*turns, (CAPTION_REQUEST, caption(scene))))
+        return Record(self.image_id(index), (*turns, (CAPTION_REQUEST, caption(scene))))
 
     def image_id(self, index: int) -> str:
         """Name of scene `index`."""
-        return self._scene_id(index)
+        return f"{self.name}-{self.seed}-{index:06d}"
 
     def panorama(self, index: int) -> np.ndarray:
         """Panorama of scene `index`, (H, W, 3) uint8 RGB."""
@@ -131,7 +131,7 @@ class WorldSource:
         """The evaluation questions of all scenes, scene by scene."""
         questions = []
         for index in range(self.scenes):
-            scene_id = self._scene_id(index)
+            scene_id = self.image_id(index)
             asked = self._ask(self.scene(index), index, self.questions_per_scene, [_EVALUATION])
             questions += [
                 Question(
@@ -156,9 +156,6 @@ class WorldSource:
 
     def _scene_of(self, question: Question) -> int:
         return int(question.image_id.rsplit("-", 1)[1])
-
-    def _scene_id(self, index: int) -> str:
-        return f"{self.name}-{self.seed}-{index:06d}"
 
     def _ask(self, scene: Scene, index: int, count: int, purpose: list[int]) -> list[Asked]:
         """Questions of `count` kinds in random order; what is drawn depends on (seed, purpose, index) alone."""

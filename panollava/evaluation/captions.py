@@ -217,18 +217,13 @@ class Meteor(WordMetric):
 
     def scores(self, answers: AnswerSet) -> dict[str, Interval]:
         scorer = MeteorScorer()
-        value, segments = scorer.compute_score(*_texts(answers))
+        references = {at: list(one.references) for at, one in enumerate(answers.split)}
+        said = {at: [one.prediction] for at, one in enumerate(answers.split)}
+        value, segments = scorer.compute_score(references, said)
         for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):
             pipe.close()
         counts = np.array([(segment, 1.0) for segment in segments])
         return {self.name: interval_of(counts, answers.images, lambda sums: sums[:, 0] / sums[:, 1], value=value)}
-
-
-def _texts(answers: AnswerSet) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    split = answers.split
-    return {i: list(one.references) for i, one in enumerate(split)}, {
-        i: [one.prediction] for i, one in enumerate(split)
-    }
 
 
 class ClipScore(Metric):

@@ -243,12 +243,9 @@ def certificates_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _asked_on(document: Mapping[str, Any]) -> str:
     """The data and the split of the questions, which need not be those of a comparison that shows the table."""
-    settings = document.get("settings", {})
-    data, split = settings.get("data", {}), settings.get("split")
-    if not data:
-        return "data that are not recorded"
+    data, split = document["settings"]["data"], document["settings"]["split"]
     details = [f"{key}={data[key]}" for key in ("level", "seed", f"{split}_scenes", f"{split}_csv") if key in data]
-    return ", ".join([f"{data.get('name')}-{split}", *details])
+    return ", ".join([f"{data['name']}-{split}", *details])
 
 
 def _cell(one: Mapping[str, Any] | None) -> str:

@@ -181,7 +181,7 @@ def compare_masks(
     _check_same(truth, first, second)
     counts = np.array(
         [
-            _mask_counts(*_counted(true, side[name]), _steradians(true.shape), classes)
+            _mask_counts(*_counted(true, side[name]), steradians(true.shape), classes)
             for side in (first, second)
             for name, true in truth.items()
         ]
@@ -234,33 +234,12 @@ def _compared(
 def best_matching(overlap: np.ndarray) -> list[tuple[int, int]]:
     """Pairs (row, column) of a one-to-one matching with the greatest sum of IoU ``(N, M)``; pairs of 0 are left out.
 
-    Source: Kuhn 1955, The Hungarian method for the assignment problem; here with shortest augmenting paths.
+    Source: Kuhn 1955, The Hungarian method for the assignment problem.
     """
-    if overlap.shape[0] > overlap.shape[1]:
-        return sorted((row, column) for column, row in best_matching(overlap.T))
-    count, width = overlap.shape
-    row_price, column_price = np.zeros(count), np.zeros(width)
-    owner = np.full(width, -1)
-    for row in range(count):
-        distance, previous, is_done = np.full(width, np.inf), np.full(width, -1), np.zeros(width, bool)
-        at, column, so_far = row, -1, 0.0
-        while at >= 0:
-            reach = so_far - overlap[at] - row_price[at] - column_price
-            shorter = ~is_done & (reach < distance)
-            distance[shorter], previous[shorter] = reach[shorter], column
-            column = int(np.argmin(np.where(is_done, np.inf, distance)))
-            so_far, is_done[column], at = float(distance[column]), True, int(owner[column])
-        for done in np.flatnonzero(is_done):
-            if owner[done] >= 0:
-                row_price[owner[done]] += so_far - distance[done]
-            column_price[done] -= so_far - distance[done]
-        row_price[row] += so_far
-        while column >= 0:  # the path, from its end to the new row
-            before = int(previous[column])
-            owner[column] = owner[before] if before >= 0 else row
-            column = before
-    pairs = ((int(row), column) for column, row in enumerate(owner) if row >= 0)
-    return sorted(pair for pair in pairs if overlap[pair] > 0)
+    from scipy.optimize import linear_sum_assignment  # here, as it takes long to import
+
+    rows, columns = linear_sum_assignment(overlap, maximize=True)
+    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if overlap[row, column] > 0]
 
 
 def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], names: Sequence[str]) -> MaskScores:
@@ -286,7 +265,7 @@ def score_masks(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
         if not NOTHING <= lowest <= highest < len(names):
             raise ValueError(f"{name}: classes from {lowest} to {highest}; allowed are -1 to {len(names) - 1}.")
         pixels = np.ones(true.shape)
-        rows.append([_mask_counts(true, got, weight, len(names)) for weight in (_steradians(true.shape), pixels)])
+        rows.append([_mask_counts(true, got, weight, len(names)) for weight in (steradians(true.shape), pixels)])
     counts = np.array(rows)  # (P, 2, 2C): intersections and unions
     if not counts.any():
         raise ValueError("There are no masks, neither true nor found ones. Check the names of the pictures.")
@@ -372,7 +351,7 @@ def _ratio_interval(part: np.ndarray, whole: np.ndarray, groups: Sequence[str], 
     return interval_of(np.stack([part, whole], axis=1), groups, ratio, top=top)
 
 
-def _steradians(size: tuple[int, ...]) -> np.ndarray:
+def steradians(size: tuple[int, ...]) -> np.ndarray:
     """Solid angle of each pixel ``(H, W)``, integrated between the edges of its row."""
     height, width = size
     edges = np.sin((0.5 - np.arange(height + 1) / height) * math.pi)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from panollava.crop.cameras import Column, locate, view_directions
 from panollava.crop.crop import Crop, Cut
 from panollava.crop.sphere import angles_to_direction, direction_to_angles, pixel_to_direction
+from panollava.evaluation.detection import steradians
 from panollava.evaluation.drawing import HEAT, LIKENESS, PANEL, Panel, colours, fitted, heat, marked, page
 from panollava.evaluation.gallery import with_boxes, with_masks
 from panollava.model.api import PanoLlava
@@ -386,10 +387,7 @@ class TokenMap:
         directions = pixel_to_direction(columns, rows, size).flatten(0, 1)
         self._showing = showing_tokens(self.cameras, grid, directions)  # (V, H·W)
         self.nearest = nearest_tokens(self.cameras, grid, directions, self._showing).view(size)
-        latitude = (0.5 - (rows + 0.5) / size[0]) * math.pi
-        # Integrated between a row's edges, so that all pixels add up to the whole sphere exactly.
-        strip = 2 * torch.cos(latitude) * math.sin(math.pi / size[0] / 2)
-        self.steradians = strip * (2 * math.pi / size[1])
+        self.steradians = torch.from_numpy(steradians(size).copy())
 
     @property
     def is_painted(self) -> Tensor:

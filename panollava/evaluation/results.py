@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -120,15 +120,6 @@ def _progress(name: str, done: int, expected: int | None, seconds: float) -> str
     return f"{name}: {done}{of_all} answers, {rate:.1f}/s{left}"
 
 
-@dataclass(frozen=True)
-class ResultFiles:
-    """Where an evaluation was written."""
-
-    folder: Path
-    predictions: Path
-    metrics: Path
-
-
 def write_results(
     root: Path,
     experiment: str,
@@ -144,7 +135,7 @@ def write_results(
     now: datetime | None = None,
     key: str = "",
     resumed: bool = False,
-) -> ResultFiles:
+) -> Path:
     """Writes `<root>/eval_results/<experiment>/predictions_<timestamp>/{predictions.csv, metrics.json}`.
 
     The folder is complete or does not exist.
@@ -196,10 +187,8 @@ def write_results(
         if resumed and (before := _written_before(temporary, parent)):
             shutil.rmtree(temporary)
             tidy(before)
-            folder = before
-        else:
-            folder = rename_free(temporary, target)
-    return ResultFiles(folder, folder / PREDICTIONS, folder / METRICS)
+            return before
+        return rename_free(temporary, target)
 
 
 def write_measures(root: Path, experiment: str, measures: Mapping[str, float], settings: Mapping[str, object]) -> Path:

@@ -5,13 +5,14 @@ A setting is what models have in common that differ by the seed of their trainin
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from panollava.evaluation.statistics import LEVEL, Interval, holm, normal, student, student_p
+from panollava.evaluation.statistics import LEVEL, Interval, holm, student, student_p
 
 POWER = 0.8  # probability with which a difference is to be found
 MOST_SEEDS = 1_000_000  # up to which the number that a difference needs is told
@@ -131,15 +132,8 @@ def visible(seeds: int, spread: float, level: float = LEVEL) -> float:
 
 def seeds_needed(spread: float, difference: float, level: float = LEVEL) -> int:
     """Seeds of each setting for which ``visible`` is no larger than a difference, at most ``MOST_SEEDS``."""
-    ratio = (normal(level) + normal(2 - 2 * POWER)) * spread / max(abs(difference), spread / MOST_SEEDS)
-    below, step = max(1, min(MOST_SEEDS, math.floor(2 * ratio**2)) - 1), 1
-    while below + step < MOST_SEEDS and visible(below + step, spread, level) > abs(difference):
-        below, step = below + step, 2 * step
-    above = min(below + step, MOST_SEEDS)
-    while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (middle, above) if visible(middle, spread, level) > abs(difference) else (below, middle)
-    return above
+    counts = range(1, MOST_SEEDS)
+    return 1 + bisect_left(counts, True, key=lambda seeds: visible(seeds, spread, level) <= abs(difference))
 
 
 @lru_cache(maxsize=4096)
@@ -150,6 +144,8 @@ def _effect(seeds: int, level: float) -> float:
     share of the sum of both variances has a beta distribution, here that of the squared sine of an angle, and is
     independent of the sum, which has a chi-squared one.
     """
+    from scipy.special import ndtr  # as in `student`
+
     freedom = seeds - 1
     angles = (np.arange(_ANGLES) + 0.5) / _ANGLES * math.pi / 4  # the other half is the same, with the settings swapped
     own = np.sin(angles) ** 2
@@ -160,12 +156,11 @@ def _effect(seeds: int, level: float) -> float:
     density = np.exp(log_density - log_density.max())
     log_weights = (freedom - 1) * np.log(np.sin(2 * angles))
     weights = np.exp(log_weights - log_weights.max())
-    weights = np.outer(weights / weights.sum(), density / density.sum()).ravel().tolist()
-    bounds = np.outer(critical, roots).ravel().tolist()
-    cdf = statistics.NormalDist().cdf
+    weights = np.outer(weights / weights.sum(), density / density.sum())
+    bounds = np.outer(critical, roots)
 
     def power(effect: float) -> float:
-        return sum(weight * cdf(effect - bound) for weight, bound in zip(weights, bounds, strict=True))
+        return float((weights * ndtr(effect - bounds)).sum())
 
     low, high = 0.0, 4.0
     while power(high) < POWER:

@@ -316,17 +316,11 @@ def sign_detectable(found: Comparison, questions: int) -> float:
     picture is taken to differ in one question, with a probability for which ``least_groups`` of them differ in 80 % of
     all sets. 1 where there are fewer pictures than that.
     """
-    low, high = 0.0, 1.0
+    from scipy.special import bdtri  # as in `student`
+
     if found.groups < found.least_groups:
         return 1.0
-    for _ in range(30):
-        chance = (low + high) / 2
-        terms = (
-            math.comb(found.groups, number) * chance**number * (1 - chance) ** (found.groups - number)
-            for number in range(found.least_groups)
-        )
-        low, high = (low, chance) if sum(terms) <= 0.2 else (chance, high)
-    return high * found.groups / questions
+    return float(bdtri(found.least_groups - 1, found.groups, 0.2)) * found.groups / questions
 
 
 def normal(level: float) -> float:
@@ -337,51 +331,16 @@ def normal(level: float) -> float:
 @lru_cache(maxsize=4096)
 def student(level: float, freedom: float) -> float:
     """Two-sided quantile of Student's distribution, for any number of degrees of freedom above 0."""
-    # The logarithm of the p-value is a concave function of that of t, so Newton's method converges from the right.
-    t = normal(level)
-    for _ in range(100):
-        p = student_p(t, freedom)
-        step = math.log(p / level) * p / (2 * t * _student_density(t, freedom))
-        t *= math.exp(step)
-        if abs(step) < 1e-13:
-            break
-    return t
+    from scipy.special import stdtrit  # here, as it is not needed for --help and the check of a config
+
+    return -float(stdtrit(freedom, level / 2))
 
 
 def student_p(t: float, freedom: float) -> float:
-    """Two-sided p-value of Student's t, for any number of degrees of freedom above 0.
+    """Two-sided p-value of Student's t, for any number of degrees of freedom above 0."""
+    from scipy.special import stdtr  # as above
 
-    Source: DLMF, 8.17.22 (the continued fraction of the incomplete beta function), and 8.17.4 (its reflection).
-    """
-    a, b, x = freedom / 2, 0.5, freedom / (freedom + t * t)
-    if x >= 1:
-        return 1.0
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    front = math.exp(a * math.log(x) + b * math.log(t * t / (freedom + t * t)) - log_beta)
-    if x < (a + 1) / (a + b + 2):
-        return front / a * _beta_fraction(a, b, x)
-    return 1 - front / b * _beta_fraction(b, a, t * t / (freedom + t * t))
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction by the method of Lentz, for x below (a + 1) / (a + b + 2)."""
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    value = d
-    for m in range(1, 1000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        before = value
-        for term in (even, odd):
-            d, c = 1 / (1 + term * d), 1 + term / c
-            value *= c * d
-        if abs(value - before) < 1e-15 * abs(value):
-            break
-    return value
-
-
-def _student_density(t: float, freedom: float) -> float:
-    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
-    return math.exp(log_scale - (freedom + 1) / 2 * math.log1p(t * t / freedom))
+    return 2 * float(stdtr(freedom, -t))
 
 
 def rounded(value: float, digits: int, limit: float = 0.0, sign: str = "") -> str:

@@ -59,33 +59,25 @@ def retrieval_accuracy(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tens
 
 
 @torch.no_grad()
-def dead_share(tokens: Tensor, *, threshold: float = 0.01) -> Tensor:
+def dead_share(tokens: Tensor) -> Tensor:
     """Share of the dimensions of tokens ``(..., D)`` that hardly vary, a scalar; 1 for a collapse onto one point.
 
-    A dimension is dead if its standard deviation is at most ``threshold`` times the root mean square of all entries.
+    A dimension is dead if its standard deviation is at most 1 % of the root mean square of all entries.
     """
     rows = _rows(tokens)
-    return (rows.std(dim=0, correction=0) <= threshold * rows.square().mean().sqrt()).float().mean()
-
-
-@torch.no_grad()
-def is_collapsed(tokens: Tensor, *, min_rank: float = 2.0, max_dead: float = 0.5) -> Tensor:
-    """Whether tokens ``(..., D)`` vary so little that their agreement means nothing, a bool scalar.
-
-    The rank is ignored if the tokens are too few or too narrow to reach twice ``min_rank``.
-    """
-    rows = _rows(tokens)
-    is_flat = effective_rank(rows) < min_rank if min(len(rows) - 1, rows.shape[1]) >= 2 * min_rank else False
-    return (dead_share(rows) > max_dead) | is_flat
+    return (rows.std(dim=0, correction=0) <= 0.01 * rows.square().mean().sqrt()).float().mean()
 
 
 def collapse_metrics(tokens: Tensor) -> dict[str, Tensor]:
-    """What distinguishes agreement from collapse, for tokens ``(..., D)``: name -> float32 scalar."""
-    return {
-        "effective_rank": effective_rank(tokens),
-        "dead_share": dead_share(tokens),
-        "collapsed": is_collapsed(tokens).float(),
-    }
+    """What distinguishes agreement from collapse, for tokens ``(..., D)``: name -> float32 scalar.
+
+    ``collapsed`` is 1 where tokens vary so little that their agreement means nothing: more than half of their
+    dimensions are dead, or their rank is below 2, where they are enough and wide enough to reach twice that.
+    """
+    rows = _rows(tokens)
+    rank, dead = effective_rank(rows), dead_share(rows)
+    is_flat = min(len(rows) - 1, rows.shape[1]) >= 4 and rank < 2
+    return {"effective_rank": rank, "dead_share": dead, "collapsed": ((dead > 0.5) | is_flat).float()}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from panollava.evaluation.benchmarks.report import BenchmarkReport, score_benchm
 from panollava.evaluation.benchmarks.source import BenchmarkSource
 from panollava.evaluation.exact_match import score_answers
 from panollava.evaluation.predictions import PREDICTIONS, Prediction
-from panollava.evaluation.results import BENCHMARK, ResultFiles, latency_summary, write_results
+from panollava.evaluation.results import BENCHMARK, latency_summary, write_results
 from panollava.logs import counted
 from panollava.model.api import PanoLlava
 from panollava.run.conditions import answer_conditions, model_conditions
@@ -80,7 +80,7 @@ class BenchmarkResult:
     report: BenchmarkReport
     blank: BenchmarkReport | None  # of the answers to blank pictures
     count: int  # items of the set, of which the first may have been asked alone
-    files: ResultFiles
+    folder: Path  # of its files
 
     def summary(self, path: Path) -> str:
         """The tables of a terminal; ``path`` is that of the set."""
@@ -130,7 +130,7 @@ def answer_benchmark(
     scores: dict[str, Any] = {"predictions": PREDICTIONS, **places, "words": benchmark.words}
     scores |= {"max_new_tokens": new_tokens, "items_of_set": len(asked.items), **report.record()}
     scores["blank"] = None if blank is None else blank.record()
-    files = write_results(
+    folder = write_results(
         Path(options.results_dir),
         experiment,
         answers,
@@ -140,8 +140,8 @@ def answer_benchmark(
         key=logs[0].key,
         resumed=logs[0].resumed,
     )
-    draw_answers(source, answers, files.folder / PICTURE)
-    result = BenchmarkResult(report, blank, len(asked.items), files)
+    draw_answers(source, answers, folder / PICTURE)
+    result = BenchmarkResult(report, blank, len(asked.items), folder)
     _track(result, answers, tools.tracker)
     for log in logs:
         log.discard()
@@ -173,7 +173,7 @@ def _track(result: BenchmarkResult, answers: list[Prediction], tracker: Tracker)
     values[f"{name}/latency_mean_s"] = latency_summary(answers)["mean_s"]
     tracker.metrics(values, step=0)
     tracker.tags({"panollava.benchmark": name})
-    tracker.folder(result.files.folder, "evaluation")
+    tracker.folder(result.folder, "evaluation")
     tracker.text(result.report.table(), "evaluation/benchmark.md")
     track_samples(answers, tracker)
     tracker.flush()

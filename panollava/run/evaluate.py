@@ -31,7 +31,6 @@ from panollava.evaluation.predictions import (
 )
 from panollava.evaluation.results import (
     BENCHMARK,
-    ResultFiles,
     evaluate,
     latency_summary,
     of_benchmark,
@@ -87,7 +86,7 @@ class Evaluation(Answers):
     groups: Groups  # scores by the columns of ``data.score_by``
     words: Words  # how texts were split for them
     boxes: BoxAnswers | None  # answers that are to be boxes in words; None without such questions
-    files: ResultFiles
+    folder: Path  # of its files
 
     def summary(self, title: str) -> str:
         """The table of exact match, for free text and another measure the other scores, and the scores by group."""
@@ -143,10 +142,10 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
         conditions=conditions,
         source=test,
         measure=run.measure,
-        written=lambda files: run.experiment.record(last, evaluated=str(files.folder)),
+        written=lambda folder: run.experiment.record(last, evaluated=str(folder)),
     )
     LOG.info("%s", result.summary("Test split"))
-    LOG.info("Predictions and metrics: %s", result.files.folder)
+    LOG.info("Predictions and metrics: %s", result.folder)
 
 
 def _opened(run: Run, stage: str, *, in_4bit: bool = True, **device: Any) -> PanoLlava:
@@ -172,7 +171,7 @@ def answer_split(
     conditions: Mapping[str, Any] | None = None,
     source: DataSource | None = None,
     measure: Measure | None = None,
-    written: Callable[[ResultFiles], None] | None = None,
+    written: Callable[[Path], None] | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint on a split, and records the result on disk and in the tracker.
 
@@ -222,7 +221,7 @@ def answer_split(
         "conditions": conditions,
         "scores": scoring(options, data),
     }
-    files = write_results(
+    folder = write_results(
         Path(options.results_dir),
         experiment,
         predictions,
@@ -235,13 +234,13 @@ def answer_split(
         key=logs[0].key,
         resumed=logs[0].resumed,
     )
-    draw_answers(source, predictions, files.folder / PICTURE)
-    found = (report, captions, ranking.name, groups, words, boxes, files)
+    draw_answers(source, predictions, folder / PICTURE)
+    found = (report, captions, ranking.name, groups, words, boxes, folder)
     result = Evaluation(predictions, pano.image_tokens, conditions, timing, *found)
     _track(result, tools.tracker)
     tools.tracker.flush()  # an evaluation on record is not made again
     if written is not None:
-        written(files)
+        written(folder)
     for log in logs:  # last, so that an evaluation that is stopped before continues from them
         log.discard()
     return result
@@ -337,7 +336,7 @@ def _track(result: Evaluation, tracker: Tracker) -> None:
             values |= {f"{metric}/{column}/{value or 'empty'}": score for metric, score in scores.items()}
     tracker.metrics({f"test/{name}": value for name, value in values.items()}, step=0)
     tracker.tags({MEASURE_TAG: result.measure})
-    tracker.folder(result.files.folder, "evaluation")
+    tracker.folder(result.folder, "evaluation")
     tracker.text(markdown_table(result.report), "evaluation/table.md")
     track_samples(predictions, tracker)
 

@@ -1,6 +1,5 @@
 """Opens a feature store for an encoder and a crop, and estimates its size."""
 
-import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from panollava.component import snake
 from panollava.crop.crop import Crop
 from panollava.crop.maps import is_strip
+from panollava.data.csv import log_once
 from panollava.data.source import DataSource
 from panollava.logs import LOG, in_words
 from panollava.model.hub import SHIPPED
@@ -56,14 +56,8 @@ def open_features(
         LOG.warning("Features are not kept: store.dir=%s cannot be used (%s).", options.dir, error)
         return None
     if announce:
-        _announce(store.folder, store.count())
+        log_once(f"Features are kept in {store.folder}, which holds {store.count()} panoramas.")
     return FeatureMaker(store, encoding, tower.mean.device)
-
-
-@functools.cache
-def _announce(folder: Path, count: int) -> None:
-    """Logs once where features are kept, and again when there are more."""
-    LOG.info("Features are kept in %s, which holds %d panoramas.", folder, count)
 
 
 def forecast(options: StoreOptions, tower: VisionTower, crop: Crop, sources: Iterable[DataSource]) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from panollava.crop.render import render_views
 from panollava.crop.strategies import global_camera
 from panollava.data.csv import is_address
 from panollava.data.fetch import FetchOptions, fetch_panorama
-from panollava.data.world import WorldSource
 from panollava.disk import write_file
 from panollava.logs import LOG
 from panollava.run_folder import find_trained, is_run, recorded_metadata
@@ -76,11 +74,6 @@ def read_twice(image: Path, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
     """A panorama file at the resolution of a picture, and at the one that the crop needs for its views."""
     whole = [global_camera("resize", PANORAMA_SIZE)]
     return read_panorama(image, whole, PANORAMA_SIZE, crop.panorama_fov_deg), crop.read(image)
-
-
-def world_scene(split: Literal["train", "test"]) -> WorldSource:
-    """One scene of the built-in world, at the resolution of a picture."""
-    return WorldSource(split=split, scenes=1, height=PANORAMA_SIZE[0])
 
 
 def write_out(out: Path, content: str | bytes) -> None:
@@ -158,23 +151,13 @@ def _is_picture(path: Path) -> bool:
         return True
 
 
-def look(
-    path: Path,
-    yaw_deg: float,
-    pitch_deg: float,
-    *,
-    covered: Covered | None = None,
-    fov_deg: float = 90.0,
-    side: int = 512,
-) -> np.ndarray:
-    """A perspective view of a panorama file, (side, side, 3) uint8 RGB.
+def look(path: Path, yaw_deg: float, pitch_deg: float, *, covered: Covered | None = None) -> np.ndarray:
+    """A perspective view of 90 x 90 degrees of a panorama file, (512, 512, 3) uint8 RGB.
 
     Args:
         yaw_deg: degrees to the right of the panorama's centre.
         pitch_deg: degrees up.
         covered: degrees that the picture covers, horizontally and vertically; None for the whole sphere.
-        fov_deg: extent of the view, each way.
-        side: pixels, each way.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -184,6 +167,6 @@ def look(
         raise ValueError(
             f"yaw {yaw_deg:g}, pitch {pitch_deg:g} is no direction: pitch goes from -90 (down) to 90 (up) degrees."
         )
-    extent = math.radians(fov_deg)
-    camera = Camera(PERSPECTIVE, math.radians(yaw_deg), math.radians(pitch_deg), 0.0, extent, extent)
-    return render_views(read_panorama(path, [camera], (side, side), covered), [camera], (side, side))[0]
+    size = (512, 512)
+    camera = Camera(PERSPECTIVE, math.radians(yaw_deg), math.radians(pitch_deg), 0.0, math.pi / 2, math.pi / 2)
+    return render_views(read_panorama(path, [camera], size, covered), [camera], size)[0]

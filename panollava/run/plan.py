@@ -5,6 +5,7 @@ It comes from shapes and the data's records: no weights and no pictures are open
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -277,14 +278,7 @@ def _batch(run: Run, stage: Stage, text: int) -> MicroBatch:
 
 def _largest(needed: Callable[[int], int], device: Device) -> int:
     """The largest micro-batch whose bytes fit on a device, up to ``LARGEST_BATCH``; 0 for none."""
-    room = FILLED * device.memory - device.taken
-    low, high = 0, 1
-    while high <= LARGEST_BATCH and needed(high) <= room:
-        low, high = high, 2 * high
-    while high - low > 1 and low < LARGEST_BATCH:
-        middle = (low + high) // 2
-        low, high = (middle, high) if needed(middle) <= room else (low, middle)
-    return low
+    return bisect_right(range(1, LARGEST_BATCH + 1), FILLED * device.memory - device.taken, key=needed)
 
 
 def _text_tokens(run: Run, name: str, options: StageOptions) -> int:

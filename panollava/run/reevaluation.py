@@ -103,7 +103,7 @@ def _evaluate_benchmark(run: Restored, options: EvalOptions, sections: dict[str,
         pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
         result = answer_benchmark(run, asked, evaluation, tools, pano=pano)
     LOG.info("%s", result.summary(asked.path))
-    LOG.info("Predictions and scores: %s", result.files.folder)
+    LOG.info("Predictions and scores: %s", result.folder)
 
 
 def _benchmark_files(options: EvalOptions, dir: str | None, words: Words) -> BenchmarkFiles:
@@ -150,7 +150,7 @@ class _Evaluation:
                 before = answer_questions(pano, upright, evaluation, num_workers=workers, features=features)
             count, share = rotation_consistency(before, result.predictions, partial(turned, turn_deg=options.turn_deg))
             LOG.info("%s", followed(count, share))
-        LOG.info("Predictions and metrics: %s", result.files.folder)
+        LOG.info("Predictions and metrics: %s", result.folder)
 
     def find(self, run: Restored) -> None:
         """Finds boxes and masks in a split, scores and records them."""

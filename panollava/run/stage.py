@@ -238,7 +238,9 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, learning: Learn
         step=progress.global_step,
     )
     if learning is not None:
-        _track_learning(run, name, learning, progress.global_step)
+        run.tracker.tags({f"panollava.learning.{name}": learning.verdict})
+        learnt = {f"{name}/{key}": value for key, value in learning.measures.items()}
+        run.tracker.metrics(learnt, step=progress.global_step)
     run.tracker.flush()  # a finished stage is not looked at again
     run.experiment.record(
         name,
@@ -261,11 +263,6 @@ def finish(run: Run, name: str, folder: Path, result: FitResult, learning: Learn
         LOG.warning("Stage %s ended with a concern: %s", name, concern)
     if learning is not None:
         LOG.info("Stage %s: still learning at its end: %s (%s).", name, learning.verdict, learning.why)
-
-
-def _track_learning(run: Run, name: str, learning: Learning, step: int) -> None:
-    run.tracker.tags({f"panollava.learning.{name}": learning.verdict})
-    run.tracker.metrics({f"{name}/{key}": value for key, value in learning.measures.items()}, step=step)
 
 
 def stage_metadata(run: Run, name: str, progress: Progress, loss: float | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from panollava.generation import GenerationOptions
 from panollava.model.api import VisionPart
 from panollava.model.detector import Detections
 from panollava.server import openai
-from panollava.server.engine import Answer, Ask, BusyError, Engine
+from panollava.server.engine import Answer, Ask, Engine
 from panollava.server.guard import Guard, RefusedError, has_key, read_body
 from panollava.server.overlays import Overlay, Overlays, boxes_document, mask_png, views_document
 from panollava.server.pictures import Panorama, Pictures
@@ -166,7 +167,7 @@ def create_app(
     async def ask(request: Request) -> Response:
         asked = openai.parse_body(PageQuestion, await read_body(request, MAX_TEXT, LONG))
         model = _model(served, asked.model)
-        _check_room(model.engine)
+        model.engine.check_room()
 
         def prepare() -> Ask:
             options = model.options.changed({"max_new_tokens": asked.max_tokens})
@@ -233,7 +234,7 @@ def _add_openai(app: FastAPI, served: Mapping[str, Served], pictures: Pictures, 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
         for model in answering.values():  # all of one process: a client that is refused need not know of which
-            _check_room(model.engine)
+            model.engine.check_room()
         body = await read_body(request, upload_bytes * 4 // 3 + MAX_TEXT)  # base64 takes four bytes for three
 
         def prepare() -> tuple[openai.Asked, Ask]:
@@ -247,7 +248,7 @@ def _add_openai(app: FastAPI, served: Mapping[str, Served], pictures: Pictures, 
             return asked, model.ask(panorama, asked.question, asked.history, asked.options, asked.stop)
 
         asked, item = await run_in_threadpool(_as_refused(prepare))
-        engine, name = answering[asked.model].engine, openai.new_id()
+        engine, name = answering[asked.model].engine, f"chatcmpl-{uuid.uuid4().hex}"
         pieces = _pieces(item, _submitted(engine, item), request)
         if asked.stream:
             events = _openai_events(pieces, name, asked)
@@ -307,26 +308,12 @@ async def _detections(model: Served, panorama: Panorama, request: Request) -> De
 
 async def _called(engine: Engine, function: Callable[[], Any], request: Request) -> Any:
     """The result of a function that uses the model; it is not called any more where the client leaves."""
-    try:
-        result = asyncio.wrap_future(engine.call(_as_refused(function)))
-    except BusyError as error:
-        raise _busy(error) from error
+    result = asyncio.wrap_future(engine.call(_as_refused(function)))
     while not (await asyncio.wait([result], timeout=LOOK_S))[0]:
         if await request.is_disconnected():
             result.cancel()
             raise RefusedError(499, "The client has left.")
     return result.result()
-
-
-def _check_room(engine: Engine) -> None:
-    try:
-        engine.check_room()
-    except BusyError as error:
-        raise _busy(error) from error
-
-
-def _busy(error: BusyError) -> RefusedError:
-    return RefusedError(429, f"{error} Try again in a moment.")
 
 
 def _submitted(engine: Engine, item: Ask) -> asyncio.Queue[Any]:
@@ -343,10 +330,7 @@ def _submitted(engine: Engine, item: Ask) -> asyncio.Queue[Any]:
 
     item.on_text = pass_on
     item.answer.add_done_callback(lambda _: pass_on(_END))
-    try:
-        engine.submit(item)
-    except BusyError as error:
-        raise _busy(error) from error
+    engine.submit(item)
     return pieces
 
 

@@ -23,6 +23,7 @@ from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.decoding import AnswerText, OnText
 from panollava.prompt import Encoded
+from panollava.server.guard import RefusedError
 from panollava.training.precision import Compute
 
 GATHER_S = 0.005
@@ -30,10 +31,6 @@ GATHER_S = 0.005
 FEATURE_BYTES = 512 * 2**20
 """Memory for the features of panoramas that may be asked about again."""
 Result = TypeVar("Result")
-
-
-class BusyError(Exception):
-    """The queue is full."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, ask: Ask) -> Future[Answer]:
-        """Puts a question into the queue. Raises BusyError where it is full, RuntimeError after ``close``."""
+        """Puts a question into the queue. Raises RefusedError where it is full, RuntimeError after ``close``."""
         self._put(ask)
         return ask.answer
 
@@ -144,10 +141,12 @@ class Engine:
         self._thread.join(timeout=5)
 
     def check_room(self) -> None:
-        """Raises BusyError where the queue is full, before work is done for a question."""
+        """Raises RefusedError where the queue is full, before work is done for a question."""
         if len(self._waiting) >= self.queue_limit:
-            raise BusyError(
-                f"{len(self._waiting)} questions wait already, the most that queue={self.queue_limit} allows."
+            raise RefusedError(
+                429,
+                f"{len(self._waiting)} questions wait already, the most that queue={self.queue_limit} allows. Try "
+                "again in a moment.",
             )
 
     def _put(self, item: Ask | _Call) -> None:

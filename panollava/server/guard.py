@@ -6,7 +6,7 @@ import hmac
 import ipaddress
 import json
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -94,7 +94,7 @@ class Guard:
             way_out = f"Ask it by its address, or start it with hosts=[{_name(host)}]."
             raise RefusedError(403, f"Host {host!r} is no name of this server. {way_out}")
         origin, is_page = headers.get("origin"), not path.startswith(("/v1/", "/api/"))
-        if origin is not None and _netloc(origin) != host.lower():
+        if origin is not None and _parts(origin).netloc.lower() != host.lower():
             raise RefusedError(403, f"Requests from pages of {origin} are not answered. {_OWN_PAGE}")
         if not is_page and headers.get("sec-fetch-site") in ("cross-site", "same-site"):  # as a picture of another page
             raise RefusedError(403, f"Requests from pages of other sites are not answered. {_OWN_PAGE}")
@@ -120,20 +120,17 @@ def has_key(key: str | None, headers: Headers) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())
 
 
-def _netloc(origin: str) -> str:
-    """Host and port of an origin; empty where it has none, as that of a file."""
+def _parts(address: str) -> SplitResult:
+    """An address taken apart; empty parts of what is none."""
     try:
-        return urlsplit(origin).netloc.lower()
+        return urlsplit(address)
     except ValueError:
-        return ""
+        return urlsplit("")
 
 
 def _name(host: str) -> str:
     """The host without its port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    return _parts(f"//{host}").hostname or ""
 
 
 PICTURES = "Send a smaller picture, or raise upload_mb=."

@@ -10,7 +10,6 @@ import base64
 import binascii
 import json
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -229,11 +228,6 @@ def decode_picture(url: str) -> bytes:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RefusedError(400, f"image_url: its data are no base64 ({error}).") from error
-
-
-def new_id() -> str:
-    """The id of an answer."""
-    return f"chatcmpl-{uuid.uuid4().hex}"
 
 
 def completion(name: str, model: str, answer: Answer) -> dict[str, Any]:

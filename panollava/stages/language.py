@@ -126,30 +126,7 @@ def _part(head: nn.Module, states: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 
 def logit_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``head_losses``, of logits ``(..., vocabulary)``."""
+    """As ``head_losses``, of logits ``(..., vocabulary)`` of any floating type."""
     right = (logits.detach().argmax(dim=-1) == labels) & (labels != IGNORE_INDEX)
-    return token_nll_sum(logits, labels)[0], right.sum()
-
-
-def token_nll_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood of the labels, in float32.
-
-    Nothing is shifted here: ``logits[i]`` predict ``labels[i]``. For a whole sequence pass ``logits[:, :-1]`` and
-    ``labels[:, 1:]``.
-
-    Args:
-        logits: ``(..., vocabulary)`` in any floating type.
-        labels: ``(...)`` int64, ``IGNORE_INDEX`` where a position is no target.
-
-    Returns:
-        The sum (float32) and the number of targets (int64); 0 and 0 where there is no target.
-    """
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"Logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match: each label needs its row of "
-            "logits."
-        )
-    total = functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
-    return total, (labels != IGNORE_INDEX).sum()
+    flat = logits.flatten(0, -2).float()
+    return functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"), right.sum()

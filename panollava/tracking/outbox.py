@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
+from panollava.disk import link, write_file
 from panollava.tracking import store
 from panollava.tracking.location import SQLITE, absolute_uri, database_file
 from panollava.tracking.operations import Operation, new_rows, perform
@@ -123,7 +124,7 @@ class Outbox:
                 self._stream.truncate(0)
                 end = 0
             self._sent = end
-            replace_text(self.folder / SENT, str(end))
+            write_file(self.folder / SENT, str(end), sync=False)
         if "path" in operation:
             shutil.rmtree((self.folder / operation["path"]).parent)
 
@@ -143,7 +144,7 @@ class Outbox:
     def update_header(self, **values: Any) -> None:
         """Records values about the run."""
         self.header.update(values)
-        replace_text(self.folder / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False))
+        write_file(self.folder / HEADER, json.dumps(self.header, indent=2, ensure_ascii=False), sync=False)
 
     @property
     def refused(self) -> int:
@@ -196,24 +197,9 @@ class Outbox:
         return target.relative_to(self.folder).as_posix()
 
 
-def link(source: str, target: str) -> None:
-    """Makes a file's second name, or a copy of it where the system has no links; ``target`` must not exist."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _parsed(line: bytes) -> Operation | None:
     """An operation, or None where the line is incomplete so far."""
     return json.loads(line) if line.endswith(b"\n") else None
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a whole text or nothing."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class Delivery:

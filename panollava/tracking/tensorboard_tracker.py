@@ -82,11 +82,6 @@ class TensorBoardTracker(Tracker):
         else:
             self._leave_out(path)
 
-    def folder(self, path: Path, name: str | None = None) -> None:
-        for file in sorted(one for one in path.rglob("*") if one.is_file()):
-            below = [name, *file.parent.relative_to(path).parts]
-            self.file(file, "/".join(filter(None, below)) or None)
-
     def image(self, picture: np.ndarray | Path, name: str) -> None:
         self._writer.add_image(name, _read(picture) if isinstance(picture, Path) else picture, dataformats="HWC")
 

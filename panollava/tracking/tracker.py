@@ -62,7 +62,10 @@ class Tracker:
         """Keeps a copy of a file, in `folder` of the run's artifacts."""
 
     def folder(self, path: Path, name: str | None = None) -> None:
-        """Keeps a copy of everything in a folder, in `name` of the run's artifacts."""
+        """Keeps a copy of everything in a folder, in `name` of the run's artifacts; each by ``file``."""
+        for file in sorted(one for one in path.rglob("*") if one.is_file()):
+            below = [name, *file.parent.relative_to(path).parts]
+            self.file(file, "/".join(filter(None, below)) or None)
 
     def image(self, picture: np.ndarray | Path, name: str) -> None:
         """Keeps an image, (H, W, 3) uint8 RGB or a file, as the file `name`."""

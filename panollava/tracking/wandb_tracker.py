@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from panollava.disk import link, write_file
 from panollava.tracking.additional import RecordedRun
 from panollava.tracking.operations import metric_name, new_rows
-from panollava.tracking.outbox import link, replace_text
 from panollava.tracking.tracker import Dataset, ModelLoss, Status, Tracker
 
 logger = logging.getLogger(__name__)
@@ -97,11 +97,6 @@ class WandbTracker(Tracker):
         target = self._target("/".join(filter(None, (folder, path.name))))
         link(str(path), str(target))
         self._save(target)
-
-    def folder(self, path: Path, name: str | None = None) -> None:
-        for file in sorted(one for one in path.rglob("*") if one.is_file()):
-            below = [name, *file.parent.relative_to(path).parts]
-            self.file(file, "/".join(filter(None, below)) or None)
 
     def image(self, picture: np.ndarray | Path, name: str) -> None:
         import wandb
@@ -206,9 +201,8 @@ class WandbTracker(Tracker):
 
     def _write_record(self) -> None:
         if self._recorded.job == "train":
-            self._folder.mkdir(exist_ok=True)
             record = {"id": self._run.id, "project": self._project, "steps": self._steps}
-            replace_text(self._folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False))
+            write_file(self._folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False), sync=False)
 
 
 def _check_answers(url: str) -> None:

@@ -76,15 +76,6 @@ def paint_with_ids(scene: Scene, height: int = 256) -> tuple[np.ndarray, np.ndar
     return canvas.astype(np.uint8), ids
 
 
-def thing_masks(scene: Scene, height: int = 256) -> np.ndarray:
-    """Masks on the sphere of ``scene.things``: (things, H, W) bool, true where the thing covers the pixel."""
-    masks = np.zeros((len(scene.things), height, 2 * height), bool)
-    for mask, thing in zip(masks, scene.things, strict=True):
-        rows, columns, alpha, _ = _stamp(thing, height)
-        mask[np.ix_(rows, columns)] = alpha > 0.5
-    return masks
-
-
 def _draw(
     canvas: np.ndarray, thing: Solid | Disc | Decoy, paint: tuple[float, float, float], height: int, brightness: float
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

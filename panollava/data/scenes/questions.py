@@ -15,7 +15,6 @@ import numpy as np
 from panollava.data.boxes import box_text
 from panollava.data.scenes.boxes import thing_box
 from panollava.data.scenes.scene import COLOURS, SECTOR_DEG, SECTORS, SHAPES, Disc, Scene, Solid, wrap_deg
-from panollava.data.source import Question
 
 Kind = Literal["what", "where", "colour", "shape", "height", "pole", "count", "relation", "turns", "box"]
 BOX: Kind = "box"
@@ -87,16 +86,6 @@ def turn_words(text: str, turn_deg: float) -> str:
 def names_direction(text: str) -> bool:
     """Whether a text names one of the eight directions; a box, whose yaw is a number, does not."""
     return _DIRECTION.search(text) is not None
-
-
-def turn_answer(question: Question, answer: str, turn_deg: float) -> str:
-    """The answer after the panorama is rotated to the right by a multiple of 45°.
-
-    Directions in the question must be rotated as well (as ``WorldSource`` does), so that it is about the same things.
-    """
-    if question.question_type == "caption":
-        raise ValueError("captions list things clockwise from straight ahead: turn the scene, not the words")
-    return turn_words(answer, turn_deg)
 
 
 def _made_order(scene: Scene) -> list[Solid]:

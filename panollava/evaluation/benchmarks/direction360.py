@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from panollava.crop.boxes import box_problem, contains
-from panollava.evaluation.benchmarks.angles import Convention, angle_between, unit
+from panollava.evaluation.benchmarks.angles import angle_between, as_box, unit
 from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_direction
 from panollava.evaluation.benchmarks.protocol import Benchmark, Box, Item, Mark
 
 EAGLE, HSTAR = "eagle360", "hstar"
 """``method`` of the items."""
-CONVENTION = Convention(centre_deg=0.0, least_deg=0.0)
 ANNOTATION = "annotation.json"
 _SOME_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -101,7 +100,7 @@ def corrected_hit(yaw: float, pitch: float, item: Item) -> bool:
     centre_yaw, centre_pitch, width, height = _box(item)
     x, y, z = unit(yaw, pitch)
     if item.method == EAGLE:
-        return bool(contains(CONVENTION.ours(_box(item))[None], unit(*CONVENTION.ours((yaw, pitch, 1, 1))[:2])[None]))
+        return bool(contains(as_box(_box(item))[None], unit(yaw, pitch)[None]))
     ring = math.hypot(x, z)
     real_yaw, real_pitch = math.degrees(math.atan2(x, z)), math.degrees(math.atan2(y, ring))
     is_pole = math.degrees(ring) < _EDGE
@@ -122,7 +121,7 @@ def _eagle_item(path: Path, place: str, row: dict[str, Any], id: str, folder: Pa
     keys = ("azimuth_degrees", "elevation_degrees", "bbox_width_degrees", "bbox_height_degrees")
     yaw, pitch, width, height = (float(field(path, place, metadata, key, (int, float))) for key in keys)
     box = yaw, pitch, width, height
-    if problem := box_problem(CONVENTION.ours(box)):
+    if problem := box_problem(as_box(box)):
         raise ValueError(f"{path}, {place}, key metadata: {problem}")
     prompt = f"{question}\nAnswer with azimuth and elevation in degrees, such as azimuth 10, elevation -5."
     picture = picture_file(folder, image)

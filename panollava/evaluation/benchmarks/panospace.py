@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from panollava.crop.boxes import box_problem, iou
-from panollava.evaluation.benchmarks.angles import Convention
+from panollava.evaluation.benchmarks.angles import as_box
 from panollava.evaluation.benchmarks.files import field, picture_file, read_objects
 from panollava.evaluation.benchmarks.parsing import find_letter, find_numbers
 from panollava.evaluation.benchmarks.protocol import Benchmark, Box, Item, Mark
 
 CHOICE, BOX = "4_way_multiple_choice", "bfov_regression"
-CONVENTION = Convention(centre_deg=0.0, least_deg=-180.0)
 THRESHOLDS = (0.1, 0.25, 0.5)
 """IoU from which a box counts as found."""
 _SOME_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -92,7 +91,7 @@ def planar_iou(first: Box, second: Box) -> float:
 
 def spherical_iou(first: Box, second: Box) -> float:
     """Exact IoU of two boxes of the set by solid angle, right at the seam and at the poles."""
-    return float(iou(CONVENTION.ours(first)[None], CONVENTION.ours(second)[None])[0])
+    return float(iou(as_box(first)[None], as_box(second)[None])[0])
 
 
 def _choice_mark(said: str | None, item: Item) -> Mark:

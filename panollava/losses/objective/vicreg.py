@@ -72,11 +72,6 @@ def _vicreg(
     covariance: float = 1.0,
 ) -> VicregTerms:
     """VICReg of each pair. With ``reduce`` there is one pair in each process, and together they are a batch."""
-    if a.dim() != 3 or a.shape != b.shape:
-        raise ValueError(
-            f"VICReg matches tokens one to one: it takes two tensors (pairs, tokens, width) of one shape, "
-            f"not {tuple(a.shape)} and {tuple(b.shape)}."
-        )
     mask = a.new_ones(a.shape[:2], dtype=torch.bool) if mask is None else mask
     with torch.autocast(a.device.type, enabled=False):
         is_token = mask[..., None].float()

@@ -16,6 +16,7 @@ from support.runs import command
 
 from panollava import chat
 from panollava.chat import Chat
+from panollava.data.fetch import FetchOptions
 from panollava.data.world import WorldSource
 from panollava.generation import GenerationOptions
 from panollava.model.api import PanoLlava
@@ -129,7 +130,7 @@ def test_ctrl_c_stops_the_answer_only(talk: Talk, monkeypatch: pytest.MonkeyPatc
     talk("")  # for its folder
     pano = PanoLlava.from_pretrained("runs/recorded")
     pano.generation = GenerationOptions(max_new_tokens=TOKENS)
-    session = Chat(pano)
+    session = Chat(pano, fetch=FetchOptions())
     session.open("one.jpg")
     assert session.conversation is not None
     spoken: list[str] = []

@@ -254,12 +254,3 @@ def test_evaluation_pairs_questions_with_their_batches(workers: int) -> None:
     assert [question for questions, _ in pairs for question in questions] == dataset.questions
     for questions, batch in pairs:
         assert batch.sample_ids == [question.sample_id for question in questions]
-
-
-def test_evaluation_is_shared_by_ranks_and_needs_left_padding() -> None:
-    dataset = QuestionDataset(PlainSource(5), PlainCrop(), encode_question)
-    left = Collate(padding_side="left")
-    ranks = [list(eval_loader(dataset, left, batch_size=4, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert [[len(questions) for questions, _ in rank] for rank in ranks] == [[4, 2], [4]]
-    with pytest.raises(ValueError, match="padding_side='left'"):
-        next(eval_loader(dataset, Collate(), batch_size=4))

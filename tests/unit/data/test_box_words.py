@@ -11,7 +11,7 @@ from support.runs import config
 from panollava.config.check import check_section
 from panollava.data.boxes import box_text, parse_box
 from panollava.data.scenes.boxes import thing_box
-from panollava.data.scenes.questions import ALL_KINDS, BOX, KINDS, ask, names_direction, turn_answer, turn_words
+from panollava.data.scenes.questions import ALL_KINDS, BOX, KINDS, ask, names_direction, turn_words
 from panollava.data.scenes.scene import scene_at
 from panollava.data.world import WorldSource
 from panollava.run.config_check import checked
@@ -77,7 +77,7 @@ def test_boxes_turn_with_the_world(turn_deg: float, level: int) -> None:
     sources = [WorldSource(split="test", scenes=25, level=level, kinds=[BOX], turn_deg=turn) for turn in (0, turn_deg)]
     for one, other in zip(*(source.questions() for source in sources), strict=True):
         assert other.question == one.question
-        assert other.references[0] == turn_answer(one, one.references[0], turn_deg) != one.references[0]
+        assert other.references[0] == turn_words(one.references[0], turn_deg) != one.references[0]
     for index in range(5):
         turned = [turn_words(text, turn_deg) for _, text in sources[0].record(index, 0).turns[:-1]]
         assert turned == [text for _, text in sources[1].record(index, 0).turns[:-1]]

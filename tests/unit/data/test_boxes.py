@@ -23,7 +23,6 @@ from panollava.data.boxes import (
     BoxAnnotations,
     Conventions,
     box_text,
-    conventions_of,
     parse_box,
     read_box,
     same_names,
@@ -88,7 +87,7 @@ def test_any_box_round_trips(yaw: float, pitch: float, wide: float, high: float,
     ],
 )
 def test_presets(preset: str, values: list[float], expected: list[float]) -> None:
-    box, problem = read_box(values, conventions_of(preset))
+    box, problem = read_box(values, PRESETS[preset])
     assert problem == ""
     assert box == pytest.approx(expected, abs=1e-9)
 
@@ -309,8 +308,6 @@ def test_the_picture_of_a_yolo_file(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_unknown_conventions_and_classes() -> None:
     with pytest.raises(ValueError, match=r"angles=grad is not a convention of boxes: use deg, rad, mixed"):
         Conventions(angles="grad")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"coco is not a preset of boxes: use pandora, indoor360"):
-        conventions_of("coco")
     other = same_names(SAMPLE, ["lamp", "bed", "chair", "potted plant"])
     assert other.pictures["a.jpg"].classes.tolist() == [2, 0, 3, 2, 0, 3, 2]
     with pytest.raises(ValueError, match="the class potted plant is none of chair, lamp"):

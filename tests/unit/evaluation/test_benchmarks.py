@@ -11,9 +11,10 @@ import pytest
 from support.benchmark_files import SETS, Fixture, different
 
 from panollava.crop.boxes import iou
+from panollava.evaluation.benchmarks.angles import as_box
 from panollava.evaluation.benchmarks.bench360 import released_letter
 from panollava.evaluation.benchmarks.direction360 import corrected_hit, released_hit
-from panollava.evaluation.benchmarks.panospace import CONVENTION, planar_iou, released_choice
+from panollava.evaluation.benchmarks.panospace import planar_iou, released_choice
 from panollava.evaluation.benchmarks.parsing import find_direction, find_letter
 from panollava.evaluation.benchmarks.protocol import Answered, FormScores
 
@@ -232,7 +233,7 @@ def test_boxes_overlap_across_the_seam_on_the_sphere_alone() -> None:
     pair = (175.0, 0.0, 20.0, 20.0), (-175.0, 0.0, 20.0, 20.0)
     assert planar_iou(*pair) == 0
     shifted = (0.0, 0.0, 20.0, 20.0), (10.0, 0.0, 20.0, 20.0)
-    there, here = ([CONVENTION.ours(one)[None] for one in boxes] for boxes in (pair, shifted))
+    there, here = ([as_box(one)[None] for one in boxes] for boxes in (pair, shifted))
     assert float(iou(*there)[0]) == pytest.approx(float(iou(*here)[0]), abs=1e-9)
 
 

@@ -299,14 +299,10 @@ def test_sentences_and_files(readers: dict[str, list[Certificate]]) -> None:
     drawn = picture(found, "a run")
     assert drawn["png"].startswith(b"\x89PNG")
     assert b"seam: fires" in drawn["svg"]
-    table = certificates_table(
-        {"one": {"certificates": [seam.record()]}, "two": {"certificates": [one.record() for one in found]}}
-    )
-    assert len(table.splitlines()) == 4 + len(NAMES)
-    assert table.startswith(
-        "Certificates (points of exact match after less before), each run's newest, of data that are "
-    )
     own = {"certificates": [seam.record()], "settings": {"split": "test", "data": {"name": "csv", "test_csv": "x.csv"}}}
+    table = certificates_table({"one": own, "two": {**own, "certificates": [one.record() for one in found]}})
+    assert len(table.splitlines()) == 4 + len(NAMES)
+    assert table.startswith("Certificates (points of exact match after less before), each run's newest, of csv-test")
     assert "of csv-test, test_csv=x.csv:\n" in certificates_table({"one": own})
     world = {**own, "settings": {"split": "val", "data": {"name": "world", "level": 2, "val_scenes": 8}}}
     assert ", of csv-test, test_csv=x.csv (a, b); world-val, level=2, val_scenes=8 (c):\n" in certificates_table(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panollava.evaluation.exact_match import score_answers
-from panollava.evaluation.predictions import Prediction
+from panollava.evaluation.predictions import METRICS, PREDICTIONS, Prediction
 from panollava.evaluation.results import latency_summary, write_results
 from panollava.score import _conditions
 
@@ -31,7 +31,7 @@ def test_files_columns_and_contents(tmp_path, answer) -> None:
         answer("", "nan"),
         answer("The red.", "red", history=(("Was?", '"빨강"'),)),
     ]
-    files = write_results(
+    folder = write_results(
         tmp_path,
         "demo",
         predictions,
@@ -39,10 +39,10 @@ def test_files_columns_and_contents(tmp_path, answer) -> None:
         settings={"seed": 7, "path": tmp_path},
         now=NOW,
     )
-    assert files.folder == tmp_path / "eval_results" / "demo" / "predictions_20260102_030405"
-    assert {path.name for path in files.folder.iterdir()} == {"predictions.csv", "metrics.json"}
-    assert files.predictions.read_bytes().startswith(b"\xef\xbb\xbfsample_id,")
-    rows = _read(files.predictions)
+    assert folder == tmp_path / "eval_results" / "demo" / "predictions_20260102_030405"
+    assert {path.name for path in folder.iterdir()} == {"predictions.csv", "metrics.json"}
+    assert (folder / PREDICTIONS).read_bytes().startswith(b"\xef\xbb\xbfsample_id,")
+    rows = _read(folder / PREDICTIONS)
     names = "sample_id,image_id,kind,turn,history,question,prediction,references,reference,correct,latency_s"
     assert ",".join(rows[0]) == names
     assert [row["prediction"] for row in rows] == ['빨강,\n\'"red"', "", "The red."]
@@ -50,9 +50,9 @@ def test_files_columns_and_contents(tmp_path, answer) -> None:
     assert [row["reference"] for row in rows] == ["빨강", "nan", "red"]
     assert [(row["turn"], row["history"]) for row in rows[1:]] == [("1", ""), ("2", '[["Was?", "\\"빨강\\""]]')]
     assert [row["correct"] for row in rows] == ["false", "false", "true"]
-    assert pd.read_csv(files.predictions)["correct"].tolist() == [False, False, True]
+    assert pd.read_csv(folder / PREDICTIONS)["correct"].tolist() == [False, False, True]
 
-    metrics = json.loads(files.metrics.read_text(encoding="utf-8"))
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     assert metrics["experiment_name"] == "demo"
     assert metrics["exact_match"] == pytest.approx(1 / 3)
     assert metrics["kinds"]["색"]["count"] == 1
@@ -64,7 +64,7 @@ def test_files_columns_and_contents(tmp_path, answer) -> None:
 def test_evaluations_of_the_same_second_do_not_overwrite_each_other(tmp_path, answer) -> None:
     predictions = [answer("red", "red")]
     report = score_answers(predictions)
-    folders = [write_results(tmp_path, "sweep/job", predictions, report, now=NOW).folder for _ in range(3)]
+    folders = [write_results(tmp_path, "sweep/job", predictions, report, now=NOW) for _ in range(3)]
     assert [folder.name for folder in folders] == [
         "predictions_20260102_030405",
         "predictions_20260102_030405_2",
@@ -77,16 +77,16 @@ def test_an_evaluation_that_was_stopped_takes_over_what_it_had_written(tmp_path,
     report = score_answers(predictions)
     first = write_results(tmp_path, "demo", predictions, report, now=NOW, key="mine", settings={"seed": 1})
     for name in (".writing_mine_abc", ".writing_other_abc"):  # the second may be at work
-        (first.folder.parent / name).mkdir()
-    (first.folder / ".tmp-answers.png-abc").write_text("half a picture")
+        (first.parent / name).mkdir()
+    (first / ".tmp-answers.png-abc").write_text("half a picture")
     again = write_results(tmp_path, "demo", predictions, report, key="mine", resumed=True, settings={"seed": 1})
     assert again == first
-    assert sorted(path.name for path in first.folder.parent.iterdir()) == [".writing_other_abc", first.folder.name]
-    assert sorted(path.name for path in first.folder.iterdir()) == ["metrics.json", "predictions.csv"]
+    assert sorted(path.name for path in first.parent.iterdir()) == [".writing_other_abc", first.name]
+    assert sorted(path.name for path in first.iterdir()) == ["metrics.json", "predictions.csv"]
     slower = [answer("red", "red", latency_s=0.5)]
     for answers, seed in ((slower, 1), (predictions, 2)):  # another evaluation, and the same scored in another way
         other = write_results(tmp_path, "demo", answers, report, key="mine", resumed=True, settings={"seed": seed})
-        assert other.folder != first.folder
+        assert other != first
 
 
 def test_a_failure_leaves_no_folder_behind(tmp_path, answer, monkeypatch) -> None:
@@ -112,16 +112,16 @@ def test_an_experiment_stays_below_the_results(tmp_path, answer, name) -> None:
 def test_any_text_survives(tmp_path_factory, text) -> None:
     folder = tmp_path_factory.getbasetemp()
     predictions = [Prediction("s", "i", "k", text, text, (text,), 0.1)]
-    files = write_results(folder, "any", predictions, score_answers(predictions))
+    folder = write_results(folder, "any", predictions, score_answers(predictions))
     expected = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    assert _read(files.predictions)[0]["prediction"] == expected
-    json.loads(files.metrics.read_text(encoding="utf-8"))
+    assert _read(folder / PREDICTIONS)[0]["prediction"] == expected
+    json.loads((folder / METRICS).read_text(encoding="utf-8"))
 
 
 def test_settings_that_json_cannot_hold_are_written_as_text(tmp_path, answer) -> None:
     predictions = [answer("red", "red")]
-    files = write_results(tmp_path, "demo", predictions, score_answers(predictions), settings={"loss": float("nan")})
-    assert json.loads(files.metrics.read_text())["settings"] == {"loss": "NaN"}
+    folder = write_results(tmp_path, "demo", predictions, score_answers(predictions), settings={"loss": float("nan")})
+    assert json.loads((folder / METRICS).read_text())["settings"] == {"loss": "NaN"}
 
 
 def test_latency_percentiles(answer) -> None:
@@ -133,16 +133,16 @@ def test_a_scored_file_has_the_conditions_of_its_own_answers(tmp_path, answer, c
     """Not those of another file in the folder, nor of answers that were changed."""
     predictions = [answer("red", "red"), answer("blue", "red")]
     settings = {"conditions": {"weights": "abc"}}
-    files = write_results(tmp_path, "demo", predictions, score_answers(predictions), settings=settings)
-    assert _conditions(files.predictions) == {"weights": "abc"}
-    other = files.folder / "other.csv"
-    text = files.predictions.read_bytes()
+    folder = write_results(tmp_path, "demo", predictions, score_answers(predictions), settings=settings)
+    assert _conditions(folder / PREDICTIONS) == {"weights": "abc"}
+    other = folder / "other.csv"
+    text = (folder / PREDICTIONS).read_bytes()
     other.write_bytes(text)
     assert _conditions(other) is None
-    files.predictions.write_bytes(text.replace(b"blue", b"red"))
-    assert _conditions(files.predictions) is None
-    files.predictions.write_bytes(text)
-    files.metrics.write_text("[]")
-    assert _conditions(files.predictions) is None
-    files.metrics.unlink()
-    assert _conditions(files.predictions) is None
+    (folder / PREDICTIONS).write_bytes(text.replace(b"blue", b"red"))
+    assert _conditions(folder / PREDICTIONS) is None
+    (folder / PREDICTIONS).write_bytes(text)
+    (folder / METRICS).write_text("[]")
+    assert _conditions(folder / PREDICTIONS) is None
+    (folder / METRICS).unlink()
+    assert _conditions(folder / PREDICTIONS) is None

@@ -16,7 +16,7 @@ from support import ROOT
 
 from panollava.evaluation.exact_match import score_answers
 from panollava.evaluation.metrics import AnswerSet, find_metrics, score
-from panollava.evaluation.predictions import Prediction, as_scored, read_answers, read_predictions
+from panollava.evaluation.predictions import METRICS, PREDICTIONS, Prediction, as_scored, read_answers, read_predictions
 from panollava.evaluation.results import write_results
 from panollava.run.data import data_name, data_overrides
 
@@ -74,7 +74,7 @@ def test_turns_that_ask_the_same_words_keep_their_own_references(tmp_path: Path,
     """In the same conversation, and in the same turn of two; a file without the columns is grouped as before."""
     told = [(), (("Sure?", "yes"),), (("What?", "a ring"),), (("What?", "a ball"),)]
     given = [answer(text, text, question="Sure?", history=history) for text, history in zip("abcd", told, strict=True)]
-    path = write_results(tmp_path, "demo", given, score_answers(given)).predictions  # type: ignore[arg-type]
+    path = write_results(tmp_path, "demo", given, score_answers(given)) / PREDICTIONS  # type: ignore[arg-type]
     rows = read_predictions(path, "grouped")
     assert [row.references for row in rows] == [("a",), ("b",), ("c",), ("d",)]
     assert rows == as_scored(read_answers(path.parent, {})) == as_scored(given)  # type: ignore[arg-type]
@@ -166,8 +166,8 @@ def test_answers_of_ours_that_were_changed_are_refused(
     tmp_path: Path, answer: Callable[..., object], old: str, new: str, message: str
 ) -> None:
     given = [answer("a", "a", history=(("What?", "a ring"),), latency_s=0.5)]
-    files = write_results(tmp_path, "demo", given, score_answers(given))  # type: ignore[arg-type]
-    path, metrics = files.predictions, json.loads(files.metrics.read_text())
+    folder = write_results(tmp_path, "demo", given, score_answers(given))  # type: ignore[arg-type]
+    path, metrics = folder / PREDICTIONS, json.loads((folder / METRICS).read_text())
     assert read_answers(path.parent, metrics) == given
     text = path.read_text("utf-8-sig")
     assert old in text
@@ -230,8 +230,8 @@ def test_commands_share_their_defaults_and_name_what_was_asked() -> None:
 def test_log_probabilities_of_answers_are_read_again(tmp_path: Path, answer: Callable[..., Prediction]) -> None:
     """Boxes in words are ranked by them, also where answers on disk are used again."""
     given = [answer("a", "a", log_probability=-0.1 / 3), answer("b", "a")]
-    files = write_results(tmp_path, "demo", given, score_answers(given))
-    assert read_answers(files.folder, {}) == given
+    folder = write_results(tmp_path, "demo", given, score_answers(given))
+    assert read_answers(folder, {}) == given
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from panollava.losses.diagnostics import (
     collapse_metrics,
     dead_share,
     effective_rank,
-    is_collapsed,
     neighbour_cosine,
     retrieval_accuracy,
     view_retrieval,
@@ -79,15 +78,15 @@ def test_dead_share():
 
 
 def test_collapse_is_flagged():
-    assert is_collapsed(torch.ones(20, 8) + 1e-5 * torch.randn(20, 8))
-    assert is_collapsed(torch.randn(20, 1) * torch.randn(8))
-    assert not is_collapsed(torch.randn(200, 8))
+    assert collapse_metrics(torch.ones(20, 8) + 1e-5 * torch.randn(20, 8))["collapsed"]
+    assert collapse_metrics(torch.randn(20, 1) * torch.randn(8))["collapsed"]
+    assert not collapse_metrics(torch.randn(200, 8))["collapsed"]
 
 
 def test_few_or_narrow_tokens_are_not_judged_by_their_rank():
-    assert not is_collapsed(torch.randn(2, 64))  # two points are a line, whatever they are
-    assert not is_collapsed(torch.randn(50, 1))
-    assert is_collapsed(torch.ones(2, 64))
+    assert not collapse_metrics(torch.randn(2, 64))["collapsed"]  # two points are a line, whatever they are
+    assert not collapse_metrics(torch.randn(50, 1))["collapsed"]
+    assert collapse_metrics(torch.ones(2, 64))["collapsed"]
     assert collapse_metrics(torch.ones(30, 8)) == {"effective_rank": 0, "dead_share": 1, "collapsed": 1}
 
 
@@ -109,7 +108,6 @@ def test_nothing_is_kept_for_a_backward_pass():
         neighbour_cosine(a, a),
         retrieval_accuracy(a, a),
         dead_share(a),
-        is_collapsed(a),
         view_retrieval(a[0], torch.eye(6) > 0),
         *collapse_metrics(a).values(),
     ]

@@ -19,7 +19,8 @@ def document(**settings: Any) -> dict[str, Any]:
     """A ``certificates.json`` of one certificate."""
     one = {"name": "yaw", "verdict": "passes", "difference": 0.0, "low": None, "high": None}
     conditions = {"questions": settings.pop("questions", "q")}
-    values = {"fingerprint": "w", "conditions": conditions, "tilt_deg": 5.0, "least_effect": 0.05, **settings}
+    values = {"fingerprint": "w", "split": "test", "data": {"name": "world"}, "conditions": conditions}
+    values |= {"tilt_deg": 5.0, "least_effect": 0.05, **settings}
     return {"experiment_name": "demo", "created": "2026-01-01T00:00:00", "certificates": [one], "settings": values}
 
 

@@ -16,7 +16,8 @@ from support.served import CPU, panorama, talkative
 from panollava.batch import Batch
 from panollava.generation import GenerationOptions
 from panollava.model.api import PanoLlava
-from panollava.server.engine import Ask, BusyError, Engine
+from panollava.server.engine import Ask, Engine
+from panollava.server.guard import RefusedError
 from panollava.server.weights import MappedWeights
 
 Backbone = Callable[[str], Path]
@@ -107,7 +108,7 @@ def test_a_full_queue(engine: Engine, watched: Watched) -> None:
     release = held(engine)
     for _ in range(16):
         engine.submit(question(watched, "what?"))
-    with pytest.raises(BusyError, match="queue=16"):
+    with pytest.raises(RefusedError, match="queue=16"):
         engine.submit(question(watched, "what?"))
     release.set()
 

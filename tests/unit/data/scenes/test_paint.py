@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.rays import directions
 
-from panollava.data.scenes.paint import BACKGROUND_ID, PAINTS, paint, paint_with_ids, thing_masks
+from panollava.data.scenes.paint import BACKGROUND_ID, PAINTS, _stamp, paint, paint_with_ids
 from panollava.data.scenes.scene import Disc, Scene, Solid, scene_at
 
 HEIGHT = 128
@@ -17,6 +17,15 @@ HEIGHT = 128
 def axis(thing: Solid | Disc) -> np.ndarray:
     yaw, pitch = np.radians([thing.yaw_deg, thing.pitch_deg])
     return np.array([np.cos(pitch) * np.sin(yaw), np.sin(pitch), np.cos(pitch) * np.cos(yaw)])
+
+
+def thing_masks(scene: Scene, height: int) -> np.ndarray:
+    """Masks on the sphere of ``scene.things``: (things, H, W) bool, true where the thing covers the pixel."""
+    masks = np.zeros((len(scene.things), height, 2 * height), bool)
+    for mask, thing in zip(masks, scene.things, strict=True):
+        rows, columns, alpha, _ = _stamp(thing, height)
+        mask[np.ix_(rows, columns)] = alpha > 0.5
+    return masks
 
 
 @pytest.mark.parametrize("index", range(6))
