@@ -108,7 +108,7 @@ def answer_benchmark(
     identity, known = {"name": benchmark.name, "files": asked.digest(tools.known)}, tools.known
     tools.tracker.inputs([_described(asked, identity["files"])])
     of_model = model_conditions(pano, tools.compute)
-    conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model) | of_model
+    conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
     conditions[BENCHMARK] = identity
     new_tokens = pano.generation.max_new_tokens
     check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)

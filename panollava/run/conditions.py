@@ -235,8 +235,8 @@ def answer_conditions(
         source: the split with the questions.
         prompt: ``ChatFormat.record()`` of the model; None opens the tokenizer for it.
         precision: number format of the backbones; None leaves it to the machine.
-        in_4bit: whether the language model is in four bits, for which a machine may lack the package; None: as in
-            training.
+        in_4bit: whether the language model that was in four bits in training still is, for which a machine may lack the
+            package; None: it is.
     """
     backbones = Backbones(settings["model"], settings["crop"], today=prompt_date(settings))
     if prompt is None:
@@ -249,11 +249,11 @@ def answer_conditions(
         "prompt": prompt,
         "generation": settings["generation"],
         "precision": precision,
-        "in_4bit": bool(settings["model"]["language"].get("load_in_4bit") if in_4bit is None else in_4bit),
         **{part: _part_digest(backbones, part, settings, known) for part in ("vision", "language")},
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
+        **({"in_4bit": in_4bit is not False} if settings["model"]["language"].get("load_in_4bit") else {}),
         **_newer_parts(settings, source),
     }
 

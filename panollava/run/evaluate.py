@@ -120,9 +120,9 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
     settings = {key: run.plain[key] for key in ("crop", "generation")}
     settings |= {"stage": last, "model": run.backbones.model, "inputs": run.inputs(last)}
     subject = Restored(find_checkpoint(folder), {**settings, "experiment_name": run.experiment.name})
-    prompt, precision = run.backbones.prompt.format.record(), run.compute.name
-    conditions = answer_conditions(subject.checkpoint, settings, test, run.known, prompt=prompt, precision=precision)
     if is_done:
+        of_model: dict[str, Any] = {"prompt": run.backbones.prompt.format.record(), "precision": run.compute.name}
+        conditions = answer_conditions(subject.checkpoint, settings, test, run.known, **of_model)
         for log in answer_logs(options, run.experiment.name, conditions):
             log.discard()  # of a process that died just after its result was on record
         return
@@ -139,7 +139,6 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
         options,
         run.tools,
         pano=pano,
-        conditions=conditions,
         source=test,
         measure=run.measure,
         written=lambda folder: run.experiment.record(last, evaluated=str(folder)),
@@ -168,7 +167,6 @@ def answer_split(
     tools: Tools,
     *,
     pano: PanoLlava,
-    conditions: Mapping[str, Any] | None = None,
     source: DataSource | None = None,
     measure: Measure | None = None,
     written: Callable[[Path], None] | None = None,
@@ -176,7 +174,6 @@ def answer_split(
     """Evaluates a checkpoint on a split, and records the result on disk and in the tracker.
 
     Args:
-        conditions: of ``answer_conditions``, where they were computed before.
         source: the split, where it is open and known to the tracker.
         measure: of the split, where it was chosen before.
         written: called when all files are on disk, before the answer logs are removed.
@@ -189,8 +186,7 @@ def answer_split(
     if source is None:
         source = open_source(dict(data), split, pano.crop)
         tools.tracker.inputs([describe_split(data, split, source)])
-    conditions = conditions or answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
-    conditions = {**conditions, **of_model}
+    conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
     new_tokens = pano.generation.max_new_tokens
     check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
     metrics = find_metrics(options.metrics, "evaluation.metrics")

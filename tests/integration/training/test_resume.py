@@ -26,6 +26,7 @@ from support.runs import (
 )
 from support.toy_training import before_step, power_cut
 
+import panollava.run.stage  # noqa: F401  which would keep a replaced ``validate`` if a test imported it first
 from panollava import train
 from panollava.checkpoint import BEST, LAST, follow
 from panollava.run.build_stage import build_stage, start_from
@@ -127,7 +128,7 @@ def test_resuming_by_path_and_from_another_stage(arguments: list[str]) -> None:
 def test_best_weights_go_on_to_the_next_stage(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The last epoch's validation loss is the worse one: what is handed on is the first epoch's."""
     losses = iter([1.0, 2.0])
-    monkeypatch.setattr("panollava.training.loop.validate", lambda *args: {"loss": next(losses)})
+    monkeypatch.setattr("panollava.training.loop.validate", lambda *args, **_: {"loss": next(losses)})
     run_train(*arguments, "stage=vision", "experiment_name=x", "stage.vision.epochs=2")
     folder = stage_folder("x", "vision")
     best, last = follow(folder / BEST), follow(folder / LAST)
