@@ -177,7 +177,7 @@ def _answers(
     compute = recorded_compute(options.device, run.settings["precision"])
     pano = PanoLlava.from_checkpoint(run.checkpoint, run.settings, device=compute.device, dtype=compute.dtype)
     tools = Tools(compute, store, known, num_workers=options.num_workers)
-    return answer_split(run, data, options.split, evaluation, tools, pano=pano)
+    return answer_split(run, data, options.split, evaluation, tools, pano=pano, conditions=conditions)
 
 
 def _learning(runs: Mapping[str, Restored]) -> dict[str, Learning]:

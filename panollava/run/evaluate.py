@@ -167,6 +167,7 @@ def answer_split(
     tools: Tools,
     *,
     pano: PanoLlava,
+    conditions: Mapping[str, Any] | None = None,
     source: DataSource | None = None,
     measure: Measure | None = None,
     written: Callable[[Path], None] | None = None,
@@ -174,6 +175,7 @@ def answer_split(
     """Evaluates a checkpoint on a split, and records the result on disk and in the tracker.
 
     Args:
+        conditions: of ``answer_conditions``, where they were computed before the model was open.
         source: the split, where it is open and known to the tracker.
         measure: of the split, where it was chosen before.
         written: called when all files are on disk, before the answer logs are removed.
@@ -186,7 +188,8 @@ def answer_split(
     if source is None:
         source = open_source(dict(data), split, pano.crop)
         tools.tracker.inputs([describe_split(data, split, source)])
-    conditions = answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
+    conditions = conditions or answer_conditions(run.checkpoint, run.settings, source, known, **of_model)
+    conditions = {key: of_model.get(key, value) for key, value in conditions.items()}
     new_tokens = pano.generation.max_new_tokens
     check_questions(source, pano.prompt, pano.limits, image_tokens=pano.image_tokens, new_tokens=new_tokens)
     metrics = find_metrics(options.metrics, "evaluation.metrics")
