@@ -157,7 +157,7 @@ def swept_values() -> dict[str, str]:
 def gpu_beside_others(claims: contextlib.ExitStack) -> int:
     """Index of this process's GPU: the jobs that launchers run at once take this machine's GPUs in turn.
 
-    A job claims a slot of the first GPU with the fewest jobs, also of other sweeps of this user, until ``claims`` is
+    A job claims the lowest slot that is free on any GPU, also beside other sweeps of this user, until ``claims`` is
     closed or its process ends. The numbers of a launcher's workers do not tell: a worker that ends leaves its successor
     a higher one.
     """

@@ -213,16 +213,18 @@ def nms(
     is_kept = np.ones(len(boxes), bool)
     for name in np.unique(classes):
         own = order[classes[order] == name]
-        touching = np.triu(_may_touch(boxes[own], boxes[own]), k=1)
         kept = 0
         for place, at in enumerate(own):
+            if not is_kept[at]:
+                continue
             if kept == count:  # what follows is not among the best of all classes either
                 is_kept[own[place:]] = False
                 break
-            kept += int(is_kept[at])
-            others = own[np.flatnonzero(touching[place])]
+            kept += 1
+            others = own[place + 1 :]
             others = others[is_kept[others]]
-            if is_kept[at] and len(others):
+            others = others[_may_touch(boxes[at, None], boxes[others])[0]]
+            if len(others):
                 overlap = iou(np.broadcast_to(boxes[at], (len(others), len(FIELDS))), boxes[others])
                 is_kept[others[overlap > most]] = False
     return order[is_kept[order]][:count]

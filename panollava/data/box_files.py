@@ -16,7 +16,7 @@ import numpy as np
 from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
 from panollava.data.csv import Problem, found_file, log_once, spelling, utf8_text
 from panollava.disk import MAX_DOCUMENT_BYTES, write_json
-from panollava.logs import counted
+from panollava.logs import LOG, counted
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Pictures that a YOLO file of the same name is searched among."""
@@ -109,10 +109,14 @@ class _Collector:
             raise ValueError(f"{self.source}: {error}") from None
         centres = np.array(self.centres, dtype=np.float64).reshape(-1, 2)
         if ignored := sum(map(len, self.ignored.values())):
-            log_once(
+            line = (
                 f"{self.source}: {self.mark} is 1 for {ignored:,} of {self.count:,} boxes: they are no targets, and a "
                 "detection of one is neither right nor wrong."
             )
+            if ignored > self.count / 2:
+                LOG.warning("%s Are they really no single, clear things? Some programs mark all masks so.", line)
+            else:
+                log_once(line)
         problems, bad, repeated = tuple(self.problems), tuple(self.bad), tuple(self.repeated)
         return BoxAnnotations(
             tuple(names), pictures, self.sizes, problems, str(self.source), self.count, bad, repeated, centres
@@ -462,6 +466,8 @@ def _number(value: Any) -> float | None:
 
 def _is_marked(value: Any) -> bool | None:
     """Whether a mark is 1 and not 0, as number or text, or missing; None for anything else."""
+    if isinstance(value, str):
+        value = {"true": 1, "false": 0, "unspecified": 0}.get(value.strip().lower(), value)
     number = 0 if value in (None, "") else _number(int(value) if isinstance(value, bool) else value)
     return bool(number) if number in (0, 1) else None
 

@@ -116,7 +116,12 @@ class Backbones:
         known = FileIdentity(place if place.is_dir() else None)
         for part in ("vision", "language"):
             old, new = inputs.get(part), self.record(part, known.identify)
-            if old and new and old != new:
+            if old and new and ("files" in old) != ("files" in new):
+                logger.info(
+                    f"{part}.name={self.model[part]['name']} is a folder in place of the hub's model, or the other way "
+                    "round: whether it is what the run was trained on cannot be told."
+                )
+            elif old and new and old != new:
                 one, other = (found.get("files", found) for found in (old, new))
                 changed = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
                 logger.warning(
@@ -182,15 +187,19 @@ class Backbones:
 VISION = "vision."  # prefix of the names of encoder and resampler, in the checkpoints of every stage
 
 
-def usable(model: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
-    """A run's ``model`` section without what this machine lacks, which is logged: flash attention, four bits."""
+def usable(model: Mapping[str, Any], device: str | torch.device, *, is_whole: bool) -> dict[str, Any]:
+    """A run's ``model`` section without what this machine lacks, which is logged: flash attention, four bits.
+
+    Without ``is_whole`` the language model is not opened.
+    """
     result, flash = {**model}, "flash_attention_2"
-    for part in ("vision", "language"):
-        has_flash = torch.device(device).type == "cuda" and find_spec("flash_attn") is not None
+    # The package kernels brings flash attention too, without which transformers takes that of flash_attn.
+    has_flash = torch.device(device).type == "cuda" and any(map(find_spec, ("flash_attn", "kernels")))
+    for part in ("vision", "language") if is_whole else ("vision",):
         if result[part].get("attn_implementation") == flash and not has_flash:
             logger.info("The run's %s computes with %s, which does not run here: sdpa is used.", part, flash)
             result[part] = {**result[part], "attn_implementation": "sdpa"}
-    if result["language"].get("load_in_4bit") and find_spec("bitsandbytes") is None:
+    if is_whole and result["language"].get("load_in_4bit") and find_spec("bitsandbytes") is None:
         logger.warning(
             "The run's language model is in four bits, for which bitsandbytes is not installed here (pip install "
             '".[4bit]" in the repository): it is opened in full, needs more memory and answers slightly differently.'
@@ -215,7 +224,7 @@ def open_checkpoint(
     """
     is_whole, today = recorded_stage(settings).answers, prompt_date(settings)
     options: dict[str, Any] = {"dtype": dtype, "today": today, "recorded_size": recorded_size(settings)}
-    backbones = Backbones(usable(settings["model"], device), settings["crop"], **options)
+    backbones = Backbones(usable(settings["model"], device, is_whole=is_whole), settings["crop"], **options)
     backbones.warn_of_changes(settings.get("inputs"))
     if is_whole and today is None and (named := backbones.prompt.format.date) is not None:
         logger.warning(

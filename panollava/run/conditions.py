@@ -24,6 +24,7 @@ from panollava.evaluation.measure import AUTO
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava
 from panollava.model.backbones import Backbones
+from panollava.model.places import found_boxes, token_frames
 from panollava.run.config_check import EvaluationOptions
 from panollava.run_folder import (
     CONFIG,
@@ -35,13 +36,14 @@ from panollava.run_folder import (
     recorded_metadata,
 )
 from panollava.stages.registry import stages_of
-from panollava.store.identity import FileIdentity, class_digest, package_digest
+from panollava.store.identity import FileIdentity, class_digest, code_digest, package_digest
 from panollava.training.precision import Compute
 
 Record = Mapping[str, Any]
 TEST_SET = ("questions", "references", "pictures")
 """Keys of the test set; the others are of the model and its decoding."""
-_DIGESTS = (*TEST_SET, "names", "places", "base", "vision", "language", "weights", "choice", "prompt.template")
+_OF_MODEL = ("base", "vision", "language", "weights", "choice", "code", "prompt.template")
+_DIGESTS = (*TEST_SET, "names", "places", "processing", *_OF_MODEL)
 _DRAWN_TEXTS = 64
 FAIR = ("generation", "precision")
 """Conditions that make runs hard to compare where they differ."""
@@ -186,7 +188,13 @@ def training_record(source: DataSource, known: FileIdentity) -> dict[str, str]:
     return {
         "texts": _digest((source.record(place, 0).turns, source.directions(place)) for place in _told(source)),
         "pictures": pictures_digest(source, known),
+        **_processing(source),
     }
+
+
+def _processing(source: DataSource) -> dict[str, str]:
+    """What makes the panoramas of a source of another package out of its pictures; empty for the others."""
+    return {"processing": processing} if (processing := processing_of(source)) else {}
 
 
 def pictures_digest(source: DataSource, known: FileIdentity) -> str:
@@ -236,7 +244,7 @@ def answer_conditions(
         prompt: ``ChatFormat.record()`` of the model; None opens the tokenizer for it.
         precision: number format of the backbones; None leaves it to the machine.
         in_4bit: whether the language model that was in four bits in training still is, for which a machine may lack the
-            package; None: it is.
+            package; None leaves it to the machine.
     """
     backbones = Backbones(settings["model"], settings["crop"], today=prompt_date(settings))
     if prompt is None:
@@ -253,7 +261,7 @@ def answer_conditions(
         "weights": fingerprint(checkpoint, known),
         "crop": settings["crop"],
         "join": settings["model"].get("join"),
-        **({"in_4bit": in_4bit is not False} if settings["model"]["language"].get("load_in_4bit") else {}),
+        **({"in_4bit": in_4bit} if settings["model"]["language"].get("load_in_4bit") else {}),
         **_newer_parts(settings, source),
     }
 
@@ -269,7 +277,8 @@ def _newer_parts(settings: Mapping[str, Any], source: DataSource) -> dict[str, A
     if (kind := choosing_class(settings["crop"]["type"])) is not None:
         found["choice"] = class_digest(kind, "choose", "finest")
     parts = {"model": settings["model"], "crop": settings["crop"]}
-    if processing_of(source):
+    found |= _processing(source)
+    if "processing" in found:
         parts["data"] = {"type": f"{type(source).__module__}:{type(source).__name__}"}
     return {**found, "packages": packages} if (packages := _packages(parts)) else found
 
@@ -318,6 +327,7 @@ def place_conditions(
         "weights": fingerprint(checkpoint, known),
         "base": (read_state(checkpoint).get(STANDS_ON) or {}).get("digest"),
         "crop": dict(settings["crop"]),
+        "code": code_digest(found_boxes, token_frames),
         **_newer_parts(settings, source),
     }
 
@@ -340,8 +350,13 @@ def unusable_places(settings: Record, now: Record, max_samples: int | None) -> s
 
 
 def _part_digest(backbones: Backbones, part: str, settings: Mapping[str, Any], known: FileIdentity) -> str | None:
-    """Digest of the files of ``vision`` or ``language``, or of what the run recorded of them; None if unknown."""
-    found = backbones.record(part, known.identify) or settings.get("inputs", {}).get(part)
+    """Digest of the files of ``vision`` or ``language``, or of what the run recorded of them; None if unknown.
+
+    What was recorded counts too where a folder stands in for a model of the hub, whose record is a commit.
+    """
+    found, recorded = backbones.record(part, known.identify), settings.get("inputs", {}).get(part)
+    if not found or (recorded and ("files" in found) != ("files" in recorded)):
+        found = recorded
     return None if found is None else _digest([found])
 
 
@@ -390,11 +405,12 @@ def describe(found: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def unequal(records: Mapping[str, Record]) -> list[str]:
-    """A sentence for each of ``FAIR``'s conditions that differs between several answers, given by name."""
-    flat = {name: flatten({key: record.get(key) for key in FAIR}) for name, record in records.items()}
+    """A sentence for each condition of ``FAIR``, and four bits, in which several answers differ, given by name."""
+    flat = {name: flatten({key: record.get(key) for key in (*FAIR, "in_4bit")}) for name, record in records.items()}
     lines = []
     for key in sorted({key for each in flat.values() for key in each}):
-        values = {name: each.get(key) for name, each in flat.items()}
+        # Only of models in four bits is it recorded whether they were in the answers.
+        values = {name: each.get(key) for name, each in flat.items() if (key, each.get(key)) != ("in_4bit", None)}
         if len({json.dumps(value) for value in values.values()}) > 1:
             shown = ", ".join(f"{as_written(value)} ({name})" for name, value in values.items())
             lines.append(f"{key} is not the same for all: {shown}")
@@ -426,7 +442,6 @@ def _pictures(source: DataSource, pictures: list[Path | str], known: FileIdentit
     """Digest of pictures in order: of the content of files, or of the scenes that are drawn and of one drawing."""
     files = known.identify_all(one for one in pictures if isinstance(one, Path))
     names = [one.partition(": ")[2] or one if isinstance(one, str) else files[one] for one in pictures]
-    names += [processing] if (processing := processing_of(source)) else []
     if any(isinstance(one, str) for one in pictures):
         names.append(hashlib.sha256(source.panorama(0).tobytes()).hexdigest())
     return _digest(names)

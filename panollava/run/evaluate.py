@@ -121,7 +121,8 @@ def evaluate_run(run: Run, trained: Stage | None) -> None:
     settings |= {"stage": last, "model": run.backbones.model, "inputs": run.inputs(last)}
     subject = Restored(find_checkpoint(folder), {**settings, "experiment_name": run.experiment.name})
     if is_done:
-        of_model: dict[str, Any] = {"prompt": run.backbones.prompt.format.record(), "precision": run.compute.name}
+        prompt = run.backbones.prompt.format.record()
+        of_model: dict[str, Any] = {"prompt": prompt, "precision": run.compute.name, "in_4bit": True}
         conditions = answer_conditions(subject.checkpoint, settings, test, run.known, **of_model)
         for log in answer_logs(options, run.experiment.name, conditions):
             log.discard()  # of a process that died just after its result was on record

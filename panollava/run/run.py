@@ -247,7 +247,7 @@ class Run:
             return {}
         stage, found = self.stages[name], {part: self._inputs[part] for part in self.stages[name].backbones}
         for split in ("train", "val"):
-            read = self._inputs[split] if stage.answers else {"pictures": self._inputs[split]["pictures"]}
+            read = {key: one for key, one in self._inputs[split].items() if stage.answers or key != "texts"}
             found[split] = read | ({"places": self._places[split]} if stage.finds else {})
         if not stage.answers and self.data.augment.turns:
             found["train"] = found["train"] | {"directions": conditions.directions_digest(self.data.train)}
@@ -477,7 +477,13 @@ def changed_inputs(run: Run, name: str, folder: Path, way_out: str) -> str:
     if not recorded:
         LOG.info("%s: the content of its data and backbones is not recorded, so changes go unnoticed.", folder)
     old, now = (_by_digest(inputs) for inputs in (recorded, run.inputs(name)))
-    changed = dict.fromkeys(_named(run, key) for key in conditions.differences(old, now))
+    keys = conditions.differences(old, now)
+    if processed := [key for key in keys if key.endswith(".processing")]:
+        LOG.warning(
+            "%s: the code or options with which another package makes the panoramas of %s have changed since.",
+            folder, " and ".join(key.partition(".")[0] for key in processed),
+        )  # fmt: skip
+    changed = dict.fromkeys(_named(run, key) for key in keys if key not in processed)
     if not changed:
         return ""
     return (

@@ -228,9 +228,11 @@ def without_boxes(source: DataSource, max_samples: int | None = None) -> str:
         return ""
     of_all = f"the first {count} of {len(source)} pictures (max_samples={max_samples})"
     which = of_all if count < len(source) else counted(count, "picture")
+    marked = any(source.boxes(index).ignored is not None for index in range(count))
+    but = " but for those marked iscrowd or difficult, which do not count" if marked else ""
     return (
-        f"{source.name} ({getattr(source, 'path', 'drawn')}): {which} without a single box, so that stage detect can "
-        "neither learn nor be scored there. Give pictures with boxes."
+        f"{source.name} ({getattr(source, 'path', 'drawn')}): {which} without a single box{but}, so that stage detect "
+        "can neither learn nor be scored there. Give pictures with boxes."
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,8 +29,10 @@ WANTED = 0.02
 """The difference, of a share, for which the number of seeds is told."""
 SPREADS = {EXACT: (0.0057, "experiments/resamplers, a study on level 1 of the built-in world")}
 """Standard deviation between the seeds of a setting and its source, by measure, for a folder without earlier sweeps."""
-ALIKE = ("data.type", "data.dir", "data.level", "data.train_scenes", "model.vision.name", "model.language.name")
+ALIKE = ("data.name", "data.type", "data.dir", "data.level", "model.vision.name", "model.language.name")
 """Keys beside the epochs that an earlier sweep has as this one, if both have them."""
+SPLITS = ("train_", "val_", "test_")
+"""Keys of ``data`` that begin with these are among them."""
 ALIKE_OR_NULL = ("data.kinds", "trainer.max_steps")
 """More of them, of which null is a value."""
 
@@ -176,10 +179,10 @@ def known_spread(
         questions: of the test set, None where unknown; scores on other numbers of them are left out.
     """
     groups: list[list[float]] = []
-    names = []
+    names, now = [], config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
     for path in sorted(folder.glob(f"*/{NUMBERS}")):
-        own = _seed_scores(path, measure.replace(" ", "_"), questions)
-        if own and _is_alike(path.with_name(RECORD), config):
+        own = _seed_scores(path, measure.replace(" ", "_"), questions, now)
+        if own and _is_alike(path.with_name(RECORD), now):
             groups += own
             names.append(str(path.parent))
     if (value := spread_of(groups)) is not None:
@@ -190,8 +193,11 @@ def known_spread(
     return Spread(value, f"as in {source}")
 
 
-def _seed_scores(path: Path, column: str, questions: int | None) -> list[list[float]]:
-    """Scores of the seeds of each setting that has several, in the ``sweep.csv`` of a sweep."""
+def _seed_scores(path: Path, column: str, questions: int | None, now: DictConfig) -> list[list[float]]:
+    """Scores of the seeds of each setting that has several, in the ``sweep.csv`` of a sweep.
+
+    Jobs are left out whose value of a swept key is not that of ``now``, though it should be.
+    """
     asked = None if questions is None else str(questions)
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -200,22 +206,29 @@ def _seed_scores(path: Path, column: str, questions: int | None) -> list[list[fl
     header = list(rows[0])
     keys = [key for key in header[1 : header.index("status")] if key != "seed"]
     settings: dict[tuple[str, ...], list[float]] = {}
+    fixed = {key: OmegaConf.select(now, key) for key in {*_alike_keys(now)}.intersection(keys)}
     for row in rows:
+        if any(yaml.safe_load(row[key]) != value for key, value in fixed.items()):
+            continue
         if row["status"] == "finished" and row[column] and (asked is None or row.get("questions", asked) == asked):
             settings.setdefault(tuple(row[key] for key in keys), []).append(float(row[column]))
     return [scores for scores in settings.values() if len(scores) > 1]
 
 
-def _is_alike(record: Path, config: Mapping[str, Any]) -> bool:
+def _alike_keys(now: DictConfig) -> list[str]:
+    """Keys in which an earlier sweep is as this one: of its data, its backbones, its epochs and its steps."""
+    epochs = [f"stage.{stage}.epochs" for stage in OmegaConf.select(now, "stage.run") or ()]
+    files = [f"data.{key}" for key in OmegaConf.select(now, "data") or () if key.startswith(SPLITS)]
+    return list(dict.fromkeys(["stage.run", *epochs, *files, *ALIKE, *ALIKE_OR_NULL]))
+
+
+def _is_alike(record: Path, now: DictConfig) -> bool:
     """Whether the sweep of a record has the same data set, backbones, epochs and steps."""
     if not record.is_file():
         return False
     recorded = OmegaConf.load(record)
-    now = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
-    stages = OmegaConf.select(now, "stage.run") or ()
-    keys = ("stage.run", *(f"stage.{stage}.epochs" for stage in stages), *ALIKE, *ALIKE_OR_NULL)
     try:
-        pairs = {key: [OmegaConf.select(each, key) for each in (recorded, now)] for key in keys}
+        pairs = {key: [OmegaConf.select(each, key) for each in (recorded, now)] for key in _alike_keys(now)}
     except OmegaConfBaseException:  # of a version that had other resolvers
         return False
     return all(old == new or (None in (old, new) and key not in ALIKE_OR_NULL) for key, (old, new) in pairs.items())

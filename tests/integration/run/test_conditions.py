@@ -21,7 +21,7 @@ from panollava import chat, explain, predict
 from panollava.checkpoint import LAST, STATE
 from panollava.logs import LOG
 from panollava.model.api import PanoLlava, VisionPart
-from panollava.run.conditions import answer_conditions, model_conditions
+from panollava.run.conditions import _digest, answer_conditions, differences, model_conditions, unequal
 from panollava.run.restore import restore
 from panollava.run.sources import open_source
 from panollava.run_folder import CONFIG, FORM, METADATA, read_metadata
@@ -360,7 +360,10 @@ def test_a_run_is_opened_where_flash_attention_and_four_bits_are_missing(caplog:
     run, source = restore("runs/run"), open_source(dict(pano.metadata["data"]), "test", pano.crop)
     trained = answer_conditions(run.checkpoint, run.settings, source, FileIdentity(None))
     used = answer_conditions(run.checkpoint, run.settings, source, FileIdentity(None), **model_conditions(pano, CPU))
-    assert (trained["in_4bit"], used["in_4bit"]) == (True, False)
+    assert (trained["in_4bit"], used["in_4bit"]) == (None, False)
+    assert differences(used, trained) == {}  # the answers that were given here are not asked for again
+    several = {"here": used, "there": {**used, "in_4bit": True}, "full": {}}
+    assert "in_4bit is not the same for all: false (here), true (there)" in unequal(several)
 
 
 @pytest.mark.usefixtures("place")
@@ -368,10 +371,17 @@ def test_a_run_is_opened_where_flash_attention_and_four_bits_are_missing(caplog:
     ("name", "revision", "beside"), [("/scratch/models/qwen", None, "qwen"), ("panollava-test/qwen", "abc", None)]
 )
 def test_a_backbone_that_is_elsewhere_now_is_found_where_the_message_says(
-    name: str, revision: str | None, beside: str | None, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    revision: str | None,
+    beside: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr("panollava.model.hub._hub_answers", lambda: False)
     recorded_as(language={"name": name, "revision": revision})
+    folder = stage_folder("run", "resampler")
+    (folder / METADATA).write_text(json.dumps(read_metadata(folder) | {"inputs": {"language": {"commit": "abc"}}}))
     with pytest.raises(FileNotFoundError, match=f"a folder or link '{beside or name}' in the working directory"):
         PanoLlava.from_pretrained("runs/run")
     link = Path(beside or name)
@@ -380,3 +390,8 @@ def test_a_backbone_that_is_elsewhere_now_is_found_where_the_message_says(
     pano = PanoLlava.from_pretrained("runs/run")
     assert Path(pano.metadata["model"]["language"]["name"]).samefile("models/lm")
     assert isinstance(pano.generate("d/a.png", "what?", max_new_tokens=4), str)
+    assert "cannot be told" in caplog.text
+    assert "no longer what the run was trained on" not in caplog.text
+    run, source = restore("runs/run"), open_source(dict(pano.metadata["data"]), "test", pano.crop)
+    found = answer_conditions(run.checkpoint, run.settings, source, FileIdentity(None))
+    assert found["language"] == _digest([{"commit": "abc"}])  # so that answers of the hub's model are read

@@ -25,6 +25,7 @@ from panollava.data.csv import BadEntries
 from panollava.data.source import DataSource, PlacesSource, Question
 from panollava.data.world import WorldSource
 from panollava.run.conditions import places_digest
+from panollava.run.sources import without_boxes
 
 CROP = Crop(ResizeCrop(), view_size=(32, 32))
 NAMES = ("chair", "lamp", "plant")
@@ -113,6 +114,18 @@ def test_a_crowd_is_no_target(folder: Path) -> None:
     digests = {places_digest(source(changed(folder, "annotations", 0, iscrowd=mark))) for mark in (0, 1)}
     write_coco(path, replace(SAMPLE, pictures=SAMPLE.pictures | {"a.png": places.boxes}), Conventions())
     assert len(digests | {places_digest(source(path))}) == 3
+
+
+def test_a_file_of_crowds_alone_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some programs mark all masks so."""
+    path = folder / "x.json"
+    document = json.loads(path.read_text())
+    document["annotations"] = [row | {"iscrowd": 1} for row in document["annotations"]]
+    path.write_text(json.dumps(document))
+    data = source(path)
+    assert "they are no targets" in caplog.text
+    assert "Are they really no single, clear things?" in caplog.text
+    assert "without a single box but for those marked iscrowd or difficult" in without_boxes(data)
 
 
 def test_questions_have_no_history(folder: Path) -> None:

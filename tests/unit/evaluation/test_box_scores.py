@@ -117,8 +117,10 @@ def test_a_detection_in_a_crowd_or_of_a_difficult_thing_counts_for_nothing(tmp_p
     assert scores.count_error.value == 4
 
     write_voc(tmp_path / "voc", replace(TRUTH, pictures={"0.jpg": TRUTH.pictures["0.jpg"]}), plain)
-    text = (tmp_path / "voc/0.xml").read_text()
-    (tmp_path / "voc/0.xml").write_text(text.replace("<name>lamp", "<difficult>1</difficult><name>lamp"))
+    text = (tmp_path / "voc/0.xml").read_text().replace("<name>", "<difficult>Unspecified</difficult><name>")
+    marked = text.replace("<difficult>Unspecified</difficult><name>lamp", "<difficult>1</difficult><name>lamp")
+    assert text.count("Unspecified") == marked.count("Unspecified") + 1 == 2
+    (tmp_path / "voc/0.xml").write_text(marked)
     rows = [[0, 5, 30, 20, 10], [-179, 60, 8, 8, 0], [-179, 60, 2, 2, 0]]
     got = {"0.jpg": PictureBoxes(as_boxes(rows), np.array([0, 1, 1]))}
     write_voc(tmp_path / "found", replace(TRUTH, pictures=got), plain)

@@ -61,7 +61,7 @@ def test_the_spread_of_earlier_sweeps_on_the_same_data_comes_first(tmp_path: Pat
 
 
 FULL = """
-data: {type: world, level: 2, train_scenes: 1600}
+data: {type: world, level: 2, train_scenes: 1600, test_csv: a.csv}
 model: {vision: {name: siglip}, size: tiny}
 stage: {run: [finetune], finetune: {epochs: '${for_size:{tiny: 16, full: 3}}'}, vision: {epochs: 1}}
 trainer: {max_steps: null}
@@ -76,6 +76,7 @@ trainer: {max_steps: null}
         (("[finetune]", "[resampler, finetune]"), "892"),
         (("name: siglip", "name: clip"), "892"),
         (("train_scenes: 1600", "train_scenes: 16"), "892"),
+        (("test_csv: a.csv", "test_csv: b.csv"), "892"),
         (("for_size", "a_resolver_that_is_gone"), "892"),
         (("", ""), "12"),
     ],
@@ -88,6 +89,12 @@ def test_a_pilot_says_nothing_of_the_spread(before: tuple[str, str], questions: 
     assert known_spread(tmp_path, config, questions=892) == built_in
     whole = FULL.replace("vision: {epochs: 1}", "vision: {epochs: 2}")  # a stage that is not run
     sweep(tmp_path / "whole", {("mlp", 0): 0.9, ("mlp", 1): 0.91}, whole, "892")
+    steps = tmp_path / "steps"  # swept themselves
+    sweep(steps, {("2", 0): 0.1, ("2", 1): 0.6}, FULL, "892")
+    table = (steps / "sweep.csv").read_text()
+    (steps / "sweep.csv").write_text(
+        table.replace("job,resampler", "job,trainer.max_steps").replace("mlp-9,mlp", "9,2")
+    )
     found = known_spread(tmp_path, config, questions=892)
     assert found is not None
     assert found.source == f"as in {tmp_path / 'whole'}"
