@@ -18,6 +18,7 @@ WIDEST_DEG = 180.0
 
 _BLOCK = 2048  # pairs at once: their polygons fit into a processor's cache
 _ON_SIDE = 1e-13  # distance to a side below which a point lies on it; rounding errors are below 1e-15
+_TOUCHING = 1e-9  # distance to a side within which rounding errors are looked for
 _NO_LENGTH = 1e-300  # below the length of any point; avoids dividing by 0
 _CENTRE = 1e-9  # weight of the box's centre in the point from which triangles are measured
 
@@ -293,11 +294,13 @@ def _clip(starts: np.ndarray, ends: np.ndarray, axis: int, cos: np.ndarray, sin:
         start_in, end_in = before >= -within, behind >= -within
         leaves, enters = start_in & ~end_in, end_in & ~start_in
         # A convex border crosses a plane once each way. More often it does where it runs along the plane at just this
-        # distance, by rounding errors.
+        # distance, by rounding errors, or touches it in opposite points, as half of the other half of the sphere does:
+        # then what lies on it is outside.
         is_torn = leaves.sum(axis=0) > 1
         if not is_torn.any():
             break
-        within[is_torn] *= 2
+        wider = 2 * within[is_torn]
+        within[is_torn] = np.where(wider > _TOUCHING, -_ON_SIDE, wider)
     # A chord's points are directions of the arc above it, so the place where it crosses the plane is linear.
     share = np.divide(before, before - behind, out=np.zeros_like(before), where=leaves | enters)
     np.clip(share, 0.0, 1.0, out=share)
