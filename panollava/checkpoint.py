@@ -149,7 +149,7 @@ def keep_base(base: Path, folder: Path) -> None:
 
     def fill(target: Path) -> None:
         for name in (TRAINED, STATE):
-            link(str(base / name), str(target / name))
+            link(base / name, target / name)
 
     if base.resolve() != (folder / BASE).resolve():
         replace_folder(folder / BASE, fill)

@@ -107,7 +107,7 @@ def replace_file(path: Path, fill: Callable[[Path], Any], *, sync: bool = True) 
             raise
 
 
-def link(source: str, target: str) -> None:
+def link(source: str | Path, target: str | Path) -> None:
     """Makes a file's second name, or a copy of it where the disk has no links; ``target`` must not exist."""
     try:
         os.link(os.path.realpath(source), target)

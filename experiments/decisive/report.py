@@ -87,8 +87,9 @@ def judge(study: Study, results: Sequence[Result]) -> list[Judged]:
     for one, ready in zip(study.contrasts, is_ready, strict=True):
         first, second = own[one.first], own[one.second]
         by_seed.append((_scores(first), _scores(second)) if ready else open_by_seed)
-        by_picture.append((_by_question(first), _by_question(second)) if ready else open_by_picture)
-    found = zip(compare_seeds(by_seed), compare_pairs(by_picture, groups), strict=True)
+        of_pictures = (_by_question(first), _by_question(second)) if ready else open_by_picture
+        by_picture.append((*of_pictures, groups))
+    found = zip(compare_seeds(by_seed), compare_pairs(by_picture), strict=True)
     return [
         Judged(
             contrast=one,

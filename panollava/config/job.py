@@ -1,7 +1,6 @@
 """One job of a sweep: it runs in a process of its own where needed, and its outcome is recorded."""
 
 import contextlib
-import itertools
 import os
 import re
 import signal
@@ -179,13 +178,14 @@ def _claim_slot(folders: Sequence[Path], claims: contextlib.ExitStack) -> int:
 
     Each has one free slot before one has a second.
     """
-    for number in itertools.count():
+    number = 0
+    while True:
         for place, folder in enumerate(folders):
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(Timeout):
                 claims.enter_context(FileLock(folder / f"{number}.lock").acquire(timeout=0))
                 return place
-    raise AssertionError
+        number += 1
 
 
 def _in_pool() -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
 from panollava.data.csv import Problem, found_file, log_once, spelling, utf8_text
 from panollava.disk import MAX_DOCUMENT_BYTES, write_json
-from panollava.logs import LOG, counted
+from panollava.logs import counted
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Pictures that a YOLO file of the same name is searched among."""
@@ -114,7 +114,8 @@ class _Collector:
                 "detection of one is neither right nor wrong."
             )
             if ignored > self.count / 2:
-                LOG.warning("%s Are they really no single, clear things? Some programs mark all masks so.", line)
+                doubt = "Are they really no single, clear things? Some programs mark all masks so."
+                log_once(f"{line} {doubt}", is_warning=True)
             else:
                 log_once(line)
         problems, bad, repeated = tuple(self.problems), tuple(self.bad), tuple(self.repeated)

@@ -584,6 +584,6 @@ def _example(columns: Mapping[str, Column]) -> str:
 
 
 @cache
-def log_once(line: str) -> None:
+def log_once(line: str, *, is_warning: bool = False) -> None:
     """Logs a line once in a process: several sources may be opened of one file."""
-    LOG.info("%s", line)
+    (LOG.warning if is_warning else LOG.info)("%s", line)

@@ -128,8 +128,9 @@ def rankings(
     parts: dict[str, list[list[_Part]]] = {size: [[] for _ in range(classes)] for size in SIZES}
     for picture, (true, got, overlap) in enumerate(zip(truth, found, overlaps, strict=True)):
         scores = np.zeros(len(got.boxes)) if equal_scores or got.scores is None else got.scores
+        _, annotated = true.annotated()
         for number in np.union1d(true.classes, got.classes).tolist():
-            own, chosen = (np.flatnonzero(one == number) for one in (true.annotated()[1], got.classes))
+            own, chosen = np.flatnonzero(annotated == number), np.flatnonzero(got.classes == number)
             if len(chosen) > MOST:
                 chosen = chosen[scores[chosen] >= np.sort(scores[chosen])[-MOST]]
             areas = box_area(got.boxes[chosen]), box_area(true.boxes[own[own < len(true.boxes)]])

@@ -12,7 +12,7 @@ from panollava.evaluation.certificates import MEANT, NAMES, Name, Plan, Planned
 from panollava.evaluation.changes import Change
 from panollava.evaluation.comparison import INK, PAPER, drawn, markdown_lines
 from panollava.evaluation.exact_match import is_correct
-from panollava.evaluation.statistics import Comparison, compare_each, sign_detectable
+from panollava.evaluation.statistics import Comparison, compare_pairs, sign_detectable
 from panollava.evaluation.words import normalise
 
 Verdict = Literal["passes", "fires", "cannot tell", "not applicable"]
@@ -125,7 +125,7 @@ def judge_scores(
     scores = [tuple(mixture.of(right, len(one.asked)) for mixture in (one.before, one.after)) for one in applicable]
     groups = [np.array([question.image_id for question in one.asked]) for one in applicable]
     triples = [(before, after, group) for (before, after), group in zip(scores, groups, strict=True)]
-    tests = iter(zip(compare_each(triples, swaps=swaps), scores, strict=True))
+    tests = iter(zip(compare_pairs(triples, swaps=swaps), scores, strict=True))
     result = []
     for one in plan.certificates:
         if not one.asked:

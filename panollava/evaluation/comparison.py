@@ -194,9 +194,8 @@ def verdicts(contenders: Sequence[Contender], words: Words, measure: str = EXACT
     of_all = {label: np.stack([scores[one.name] for one in own]) for label, own in members.items()}  # (seeds, Q)
     pairs = list(itertools.combinations(members, 2))
     by_question = {label: own.mean(axis=0) for label, own in of_all.items()}
-    found = compare_pairs(
-        [(by_question[first], by_question[second]) for first, second in pairs], images, top=metric.top
-    )
+    tested = [(by_question[first], by_question[second], images) for first, second in pairs]
+    found = compare_pairs(tested, top=metric.top)
     over_seeds: Sequence[SeedComparison | None] = [None] * len(pairs)
     if is_of_settings:
         by_seed = {label: own.mean(axis=1).tolist() for label, own in of_all.items()}

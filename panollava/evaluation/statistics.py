@@ -148,39 +148,29 @@ def interval_of(
 
 
 def compare_pairs(
-    pairs: Sequence[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]],
-    groups: Sequence[str],
+    pairs: Sequence[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray, Sequence[str] | np.ndarray]],
     *,
     top: float = 1.0,
-    seed: int = 0,
+    swaps: int | None = None,
 ) -> list[Comparison]:
     """Second models against first ones, question by question, with Holm's correction for the number of pairs.
 
     A permutation test that swaps the two models' answers to all questions about a picture: every permutation where
-    there are at most ``SWAPS``, so that the p-value is exact, else ``SWAPS`` random ones. The interval holds the
+    there are at most `swaps`, so that the p-value is exact, else so many random ones. The interval holds the
     differences that the test does not reject, at the level at which Holm's procedure tested this pair.
 
-    Each pair holds scores ``(Q,)`` of one model, and of the other on the same questions in the same order; `groups`
-    ``(Q,)`` says which picture each belongs to. Raises ValueError where there are no scores, or they differ in length.
+    Args:
+        pairs: scores ``(Q,)`` of one model, those of the other on the same questions in the same order, and which
+            picture each question belongs to.
+        top: largest score.
+        swaps: random swaps of each test; None for enough that a quarter of the smallest level can be reached.
+
+    Raises:
+        ValueError: there are no scores, or those of a pair differ in length.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure; Efron and Tibshirani 1993, An
         Introduction to the Bootstrap, section 15.2; Phipson and Smyth 2010, Permutation p-values should never be zero
         (the observed difference counts as one of the random swaps).
-    """
-    return compare_each([(first, second, groups) for first, second in pairs], top=top, seed=seed)
-
-
-def compare_each(
-    pairs: Sequence[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray, Sequence[str] | np.ndarray]],
-    *,
-    top: float = 1.0,
-    seed: int = 0,
-    swaps: int | None = None,
-) -> list[Comparison]:
-    """As ``compare_pairs``, for pairs ``(first, second, groups)`` on questions of their own.
-
-    Args:
-        swaps: random swaps of each test; None for enough that a quarter of the smallest level can be reached.
     """
     tests, swaps = [], SWAPS * math.ceil(len(pairs) / 50) if swaps is None else swaps
     numbers: dict[int, np.ndarray] = {}  # of the groups of each question; most pairs have the same ones
@@ -192,13 +182,13 @@ def compare_each(
             numbers[id(groups)] = np.unique(np.asarray(groups), return_inverse=True)[1]
         tests.append(_Test(differences, numbers[id(groups)], top, swaps))
     # Which of the largest swaps an interval needs is known after all p-values: so they are drawn twice, and not kept.
-    for own, means in _swapped_means([one for one in tests if one.differs], seed, "p-values"):
+    for own, means in _swapped_means([one for one in tests if one.differs], "p-values"):
         for one, reached in zip(own, (means >= [one.bound for one in own]).sum(axis=0).tolist(), strict=True):
             one.reached += reached
     adjusted, levels = holm([1.0 if one.p_value is None else one.p_value for one in tests])
     for one, level in zip(tests, levels, strict=True):
         one.level = level
-    for own, means in _swapped_means([one for one in tests if one.has_interval], seed, "intervals"):
+    for own, means in _swapped_means([one for one in tests if one.has_interval], "intervals"):
         for one, its in zip(own, means.T, strict=True):
             one.keep_largest(its)
     return [one.comparison(p) for one, p in zip(tests, adjusted, strict=True)]
@@ -362,7 +352,7 @@ def _by_group(counts: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndar
     return sums
 
 
-def _swapped_means(tests: Sequence[_Test], seed: int, what: str) -> Iterator[tuple[list[_Test], np.ndarray]]:
+def _swapped_means(tests: Sequence[_Test], what: str) -> Iterator[tuple[list[_Test], np.ndarray]]:
     """Tests with as many groups, and absolute mean differences ``(r, tests)`` of some ways to swap, until all are done.
 
     All tests with as many groups are swapped in the same ways: one product of matrices is much faster than one each.
@@ -373,7 +363,7 @@ def _swapped_means(tests: Sequence[_Test], seed: int, what: str) -> Iterator[tup
         of_size.setdefault(len(one.parts), []).append(one)
     for size, own in of_size.items():
         parts, done = np.stack([one.parts for one in own], axis=1), 0
-        for signs in _signs(size, own[0].ways, seed, max(1, _BLOCK // max(size, len(own)))):
+        for signs in _signs(size, own[0].ways, max(1, _BLOCK // max(size, len(own)))):
             yield own, np.abs(signs @ parts)
             done += len(signs)
             if time.monotonic() - last > _SILENT_S:
@@ -381,7 +371,7 @@ def _swapped_means(tests: Sequence[_Test], seed: int, what: str) -> Iterator[tup
                 LOG.info("%s of %s: %d %% of the swaps.", what, counted(len(own), "pair"), 100 * done // own[0].ways)
 
 
-def _signs(size: int, ways: int, seed: int, step: int) -> Iterator[np.ndarray]:
+def _signs(size: int, ways: int, step: int) -> Iterator[np.ndarray]:
     """Signs ``(r, size)`` of `ways` ways to swap, at most `step` at once: all there are, or random ones.
 
     The first swaps nothing. The random ones do not depend on `step`.
@@ -391,7 +381,7 @@ def _signs(size: int, ways: int, seed: int, step: int) -> Iterator[np.ndarray]:
             yield 1.0 - 2.0 * (np.arange(start, min(start + step, ways))[:, None] >> np.arange(size) & 1)
         return
     yield np.ones((1, size))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)  # the same ways for all tests, and each time
     for start in range(1, ways, step):
         yield 2.0 * generator.integers(0, 2, (min(step, ways - start), size)) - 1.0
 

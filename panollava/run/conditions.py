@@ -370,7 +370,7 @@ def differences(recorded: Record, now: Record) -> dict[str, tuple[Any, Any]]:
     shared = [key for key in now if now[key] is not None and recorded.get(key) is not None]
     old, new = (flatten({key: each[key] for key in shared}) for each in (recorded, now))
     pairs = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new})}
-    return {key: (one, other) for key, (one, other) in pairs.items() if _plain(one) != _plain(other)}
+    return {key: (one, other) for key, (one, other) in pairs.items() if as_json(one) != as_json(other)}
 
 
 def mismatch(settings: Record, now: Record, max_samples: int | None) -> dict[str, tuple[Any, Any]] | None:
@@ -454,6 +454,6 @@ def _digest(values: Iterable[object]) -> str:
     return found.hexdigest()[:16]
 
 
-def _plain(value: Any) -> str:
+def as_json(value: Any) -> str:
     """A value as JSON keeps it, so that a record that was read equals the one that was written."""
     return json.dumps(value, sort_keys=True, default=str)

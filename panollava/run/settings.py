@@ -1,6 +1,5 @@
 """Which of several runs are of one setting, so that they differ by the seed of their training alone."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from panollava.checkpoint import BEST, follow, read_state
-from panollava.run.conditions import unlike
+from panollava.run.conditions import as_json, unlike
 from panollava.run_folder import MAY_DIFFER, flatten, recorded_metadata, upgraded
 
 OF_NO_SETTING = {*MAY_DIFFER, "seed", "trainer.compile", "trainer.device"} - {
@@ -38,7 +37,7 @@ def settings_of(configs: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> 
     """
     flat = [{"stage": stage} | _relevant(config) for config, stage in zip(configs, stages, strict=True)]
     keys = list(dict.fromkeys(key for one in flat for key in one))
-    differing = [key for key in keys if len({_plain(one[key]) for one in flat if key in one}) > 1]
+    differing = [key for key in keys if len({as_json(one[key]) for one in flat if key in one}) > 1]
     order = sorted(differing, key=lambda key: (key != "stage", not key.endswith(".type"), key.count("."), key))
     whole = _groups(flat, order)
     chosen: list[str] = []
@@ -90,13 +89,13 @@ def unlike_training(
         settings: of each run.
     """
     of_data = [
-        _plain({key: own for key, own in _relevant(one).items() if key.startswith("data.") and "test" not in key})
+        as_json({key: own for key, own in _relevant(one).items() if key.startswith("data.") and "test" not in key})
         for one in configs
     ]
     parts: list[str] = []
     for key in dict.fromkeys(key for record in records.values() for key in record):
         groups: dict[str, dict[str, Any]] = {}
-        alike = of_data if key.partition(".")[0] in _SPLITS else map(_plain, settings)
+        alike = of_data if key.partition(".")[0] in _SPLITS else map(as_json, settings)
         for group, (name, record) in zip(alike, records.items(), strict=True):
             if key in record:
                 groups.setdefault(group, {})[name] = record[key]
@@ -118,19 +117,15 @@ def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _groups(flat: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[int]:
     """Number of each run's group, of those that have the same values of some keys, in the order of the runs."""
-    values = [tuple(_plain(one[key]) if key in one else None for key in keys) for one in flat]
+    values = [tuple(as_json(one[key]) if key in one else None for key in keys) for one in flat]
     numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     return [numbers[value] for value in values]
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _written(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_written, value))}]"
-    return value if isinstance(value, str) else _plain(value)
+    return value if isinstance(value, str) else as_json(value)
 
 
 def _short(key: str) -> str:

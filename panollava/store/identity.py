@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from panollava.disk import replace_file
+from panollava.disk import write_file
 
 SETTLED_NS = 2_000_000_000  # age from which a file's times distinguish it from a later version: their clocks tick
 _READERS = 8  # threads that read new files
@@ -95,8 +95,7 @@ class FileIdentity:
             return [-1], digest  # a later version might have the same state: read it again next time
         if (record := self._record(path)) is not None:
             with contextlib.suppress(OSError):  # on a full disk it is read again next time
-                content = json.dumps({"path": path, "state": state, "sha256": digest}).encode()
-                replace_file(record, lambda temporary: temporary.write_bytes(content), sync=False)
+                write_file(record, json.dumps({"path": path, "state": state, "sha256": digest}), sync=False)
         return state, digest
 
     def _recorded(self, path: str) -> tuple[list[int], str] | None:

@@ -193,7 +193,7 @@ class Outbox:
         folder = self.folder / "files" / uuid.uuid4().hex[:12]
         folder.mkdir(parents=True)
         target = folder / source.name
-        shutil.copytree(source, target, copy_function=link) if source.is_dir() else link(str(source), str(target))
+        shutil.copytree(source, target, copy_function=link) if source.is_dir() else link(source, target)
         return target.relative_to(self.folder).as_posix()
 
 

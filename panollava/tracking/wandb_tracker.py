@@ -95,7 +95,7 @@ class WandbTracker(Tracker):
 
     def file(self, path: Path, folder: str | None = None) -> None:
         target = self._target("/".join(filter(None, (folder, path.name))))
-        link(str(path), str(target))
+        link(path, target)
         self._save(target)
 
     def image(self, picture: np.ndarray | Path, name: str) -> None:

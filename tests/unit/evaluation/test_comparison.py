@@ -85,7 +85,7 @@ def test_the_verdict_is_that_of_a_calculation_by_hand() -> None:
     assert found.found.is_distinguishable
     assert f"b is better than a: {100 * difference:+.1f} points" in str(found)
     images = [one.image_id for one in first.predictions]
-    (pair,) = compare_pairs([(np.float64(right[0]), np.float64(right[1]))], images)
+    (pair,) = compare_pairs([(np.float64(right[0]), np.float64(right[1]), images)])
     assert found.found.adjusted_p == pair.p_value
     assert "a is worse than b" in str(verdicts([second, first], "unicode")[0])
 

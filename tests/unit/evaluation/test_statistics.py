@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from panollava.evaluation import statistics
 from panollava.evaluation.statistics import (
     Comparison,
-    compare_each,
     compare_pairs,
     holm,
     mean_interval,
@@ -28,7 +27,7 @@ GENERATOR = np.random.default_rng(5)
 
 def compare(first, second, groups, **options) -> Comparison:
     """One pair."""
-    return compare_pairs([(first, second)], groups, **options)[0]
+    return compare_pairs([(first, second, groups)], **options)[0]
 
 
 def test_interval_of_independent_questions_is_that_of_the_normal_approximation():
@@ -144,7 +143,7 @@ def test_many_pairs_have_the_p_values_and_critical_values_of_single_tests(
     monkeypatch.setattr(statistics, "_BLOCK", 5000)
     monkeypatch.setattr(statistics, "_SILENT_S", 0.0)
     with caplog.at_level("INFO"):
-        found = compare_each(pairs, top=2.0, swaps=1000)
+        found = compare_pairs(pairs, top=2.0, swaps=1000)
     assert "p-values of 5 pairs: 100 % of the swaps." in caplog.text
     assert "intervals of" in caplog.text
     every = [each_swap(second - first, 1000) for first, second, _ in pairs]
@@ -169,7 +168,7 @@ def test_what_is_kept_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPat
     rng, groups = np.random.default_rng(0), [str(at) for at in range(30)]
     pairs = [(first, second, groups) for first, second in rng.random((500, 2, 30))]
     tracemalloc.start()
-    compare_each(pairs, swaps=20_000)
+    compare_pairs(pairs, swaps=20_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20e6
@@ -237,7 +236,7 @@ def test_an_interval_never_contradicts_its_verdict(data, top, pictures, models):
     if kind == "same":
         scores = scores[own.integers(0, 2, models)]
     pairs = list(itertools.combinations(scores, 2))
-    found = compare_pairs(pairs, groups, top=top)
+    found = compare_pairs([(*pair, groups) for pair in pairs], top=top)
     for one, (first, second) in zip(found, pairs, strict=True):
         assert one.difference.value == pytest.approx(np.mean(second - first))
         assert one.difference.low is not None or not one.is_distinguishable or len(set(second - first)) < 3
@@ -269,7 +268,7 @@ def test_the_interval_of_a_difference_covers_it():
 def test_few_pictures_cannot_show_any_difference(pictures, pairs, least):
     """All answers of one model right and all of the other wrong is the largest difference there is."""
     groups = [str(number) for number in range(pictures)]
-    found = compare_pairs([(np.zeros(pictures), np.ones(pictures))] * pairs, groups)
+    found = compare_pairs([(np.zeros(pictures), np.ones(pictures), groups)] * pairs)
     assert {one.is_distinguishable for one in found} == {pictures >= least}
     assert found[0].least_groups == least
     assert found[0].groups_needed >= (least if pictures >= least else max(least, pictures + 1))
