@@ -232,7 +232,7 @@ def picture(study: Study, results: Sequence[Result], judged: Sequence[Judged]) -
     """As ``drawn`` gives it: each arm's seeds and mean, and the difference of each contrast with its interval."""
     arms = [arm for arm in study.arms if any(one.arm == arm for one in results)]
     tested = [one for one in judged if one.seeds is not None]
-    height = 1.2 + 0.3 * max(len(arms), len(judged))
+    height = 1.4 + 0.3 * max(len(arms), len(judged))
     figure = Figure(figsize=(13, height), dpi=120, facecolor=PAPER, layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, arm in enumerate(reversed(arms)):
@@ -242,7 +242,7 @@ def picture(study: Study, results: Sequence[Result], judged: Sequence[Judged]) -
             left.plot(100 * one.exact_match, place, "o", color="0.6", markerfacecolor=face, markersize=5)
         left.plot(100 * fmean(one.exact_match for one in own), place, "|", color=INK, markersize=14, markeredgewidth=2)
     left.set_yticks(range(len(arms)), list(reversed(arms)))
-    left.set_xlabel("exact match, %: seeds (hollow: still learning, or unknown) and mean")
+    left.set_xlabel("exact match, %: seeds and mean\n(hollow: still learning, or unknown)")
     for place, contrast in enumerate(reversed(tested)):
         assert contrast.seeds is not None
         found = contrast.seeds.difference
@@ -255,7 +255,9 @@ def picture(study: Study, results: Sequence[Result], judged: Sequence[Judged]) -
         range(len(tested)), [f"{one.contrast.second} less {one.contrast.first}" for one in reversed(tested)]
     )
     right.axvline(0, color="0.3", linewidth=0.8)
-    right.set_xlabel("points, with the interval of the corrected test (dark: the arms differ)")
+    right.set_xlabel(
+        "points, with the interval of the corrected test\n(dark: the arms differ; hollow: with jobs still learning)"
+    )
     return drawn(figure, left, right)
 
 
