@@ -1,5 +1,6 @@
 """Small files: atomic writes, checked reads, and errors of the disk that name the file, the reason and what to do."""
 
+import codecs
 import contextlib
 import csv
 import errno
@@ -176,6 +177,31 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def utf8_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without byte order mark; ValueError for another encoding."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+
+
+def not_utf8(path: Path) -> ValueError:
+    """The error for a file in another encoding, with the line that shows it."""
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return ValueError(f"{path}: not UTF-8 text but UTF-16, by its first two bytes. Save it as UTF-8.")
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return ValueError(
+                    f"{path}, line {number}: not UTF-8 text (byte 0x{line[error.start]:02X}). Save it as UTF-8, such "
+                    "as the CSV UTF-8 of a spreadsheet."
+                )
+    return ValueError(f"{path}: not UTF-8 text. Save it as UTF-8.")
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -76,6 +77,12 @@ def in_words(count: float, base: int = 1024) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun, with an s unless the number is 1."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+@cache
+def log_once(line: str, *, is_warning: bool = False) -> None:
+    """Logs a line once in a process: several sources may be opened of one file."""
+    (LOG.warning if is_warning else LOG.info)("%s", line)
 
 
 def say(text: str, end: str = "\n") -> None:

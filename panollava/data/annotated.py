@@ -26,11 +26,11 @@ from panollava.data.boxes import (
     box_text,
     with_classes,
 )
-from panollava.data.csv import Entry, Listing, Problem, log_once, wrong_text
+from panollava.data.csv import Entry, Listing, Problem, wrong_text
 from panollava.data.files import ListedSource, Pictures
 from panollava.data.masks import read_index_mask, segment_shapes, segments_mask
 from panollava.data.source import Question, Record
-from panollava.logs import LOG
+from panollava.logs import LOG, log_once
 
 SEGMENTATION = "segmentation"
 """Value of ``masks`` for those of the COCO file."""

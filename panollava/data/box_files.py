@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from panollava.data.boxes import BoxAnnotations, Conventions, collected, read_box, written_box
-from panollava.data.csv import Problem, found_file, log_once, spelling, utf8_text
-from panollava.disk import MAX_DOCUMENT_BYTES, write_json
-from panollava.logs import counted
+from panollava.data.csv import Problem, found_file, spelling
+from panollava.disk import MAX_DOCUMENT_BYTES, utf8_text, write_json
+from panollava.logs import counted, log_once
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Pictures that a YOLO file of the same name is searched among."""

@@ -27,14 +27,13 @@ from panollava.data.csv import (
     drop_placeholders,
     found_file,
     no_column,
-    not_utf8,
     said_directions,
     spelling,
     too_many_pictures,
-    utf8_text,
     wrong_text,
 )
 from panollava.data.source import FREE_TEXT, Directions
+from panollava.disk import not_utf8, utf8_text
 
 IMAGE_KEYS = ("image_path", "image", "url")
 """Accepted names of the picture's key."""

@@ -4,20 +4,18 @@
 question about it and one answer. A malformed row is reported with its place.
 """
 
-import codecs
 import csv
 import posixpath
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from panollava.data.source import FREE_TEXT, Directions
-from panollava.disk import csv_text
-from panollava.logs import LOG
+from panollava.disk import csv_text, not_utf8
+from panollava.logs import log_once
 
 DIRECTIONS_KEY = "names_directions"
 """Column, or key of the metadata, that states how the texts of an entry name directions."""
@@ -118,31 +116,6 @@ def shown(problems: Sequence[Problem]) -> list[str]:
     if len(problems) > LISTED_PROBLEMS:
         lines.append(f"  and {len(problems) - LISTED_PROBLEMS} more; python -m panollava.check names them all")
     return lines
-
-
-def utf8_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without byte order mark; ValueError for another encoding."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
-
-
-def not_utf8(path: Path) -> ValueError:
-    """The error for a file in another encoding, with the line that shows it."""
-    with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return ValueError(f"{path}: not UTF-8 text but UTF-16, by its first two bytes. Save it as UTF-8.")
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return ValueError(
-                    f"{path}, line {number}: not UTF-8 text (byte 0x{line[error.start]:02X}). Save it as UTF-8, such "
-                    "as the CSV UTF-8 of a spreadsheet."
-                )
-    return ValueError(f"{path}: not UTF-8 text. Save it as UTF-8.")
 
 
 def wrong_text(text: str) -> str:
@@ -581,9 +554,3 @@ def plain_name(name: str) -> str:
 
 def _example(columns: Mapping[str, Column]) -> str:
     return ",".join(column.names[0] for column in columns.values() if column.is_needed)
-
-
-@cache
-def log_once(line: str, *, is_warning: bool = False) -> None:
-    """Logs a line once in a process: several sources may be opened of one file."""
-    (LOG.warning if is_warning else LOG.info)("%s", line)

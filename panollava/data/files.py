@@ -24,14 +24,13 @@ from panollava.data.csv import (
     bad_numbers,
     in_places,
     is_address,
-    log_once,
     read_csv,
     shown,
     summary,
 )
 from panollava.data.scenes.questions import turn_words
 from panollava.data.source import Directions, Question, Record
-from panollava.logs import LOG
+from panollava.logs import LOG, log_once
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """Start of an address; a Windows drive has a single letter."""

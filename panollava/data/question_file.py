@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from panollava.crop.image_file import existing_file
-from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, is_address, plain_name, utf8_text, wrong_text
+from panollava.data.csv import ALIASES, LISTED_PROBLEMS, Column, Table, is_address, plain_name, wrong_text
+from panollava.disk import utf8_text
 from panollava.logs import LOG
 
 KEY, ANSWER = "questions", "prediction"

@@ -10,9 +10,8 @@ import torch
 from panollava.component import snake
 from panollava.crop.crop import Crop
 from panollava.crop.maps import is_strip
-from panollava.data.csv import log_once
 from panollava.data.source import DataSource
-from panollava.logs import LOG, in_words
+from panollava.logs import LOG, in_words, log_once
 from panollava.model.hub import SHIPPED
 from panollava.model.vision import Encoding, VisionTower, device_kind
 from panollava.run_folder import short_name

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from panollava.data.csv import utf8_text
+from panollava.disk import utf8_text
 from panollava.evaluation.benchmarks.files import picture_file
 from panollava.evaluation.benchmarks.parsing import find_letter
 from panollava.evaluation.benchmarks.protocol import (

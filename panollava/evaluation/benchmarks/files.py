@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from panollava.data.csv import is_address, utf8_text
+from panollava.data.csv import is_address
+from panollava.disk import utf8_text
 
 
 def chosen_file(path: Path, patterns: Sequence[str], key: str) -> Path:

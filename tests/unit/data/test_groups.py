@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from panollava.data.csv import log_once
 from panollava.data.files import MOST_GROUPS, FilesSource
-from panollava.logs import LOG
+from panollava.logs import LOG, log_once
 from panollava.run.sources import open_splits
 
 
